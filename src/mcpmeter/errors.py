@@ -1,0 +1,257 @@
+"""Every error that mcpmeter can tell a person about, drawn as one tree.
+
+MeterError
+├── CallerError                        the caller can mend it
+│   ├── InvalidRequest           400   validation_error
+│   │   ├── BodyTooLarge         413
+│   │   ├── RouteNotFound        404
+│   │   └── MethodNotAllowed     405
+│   ├── NotAuthenticated         401   auth_error
+│   ├── NotAllowed               403   auth_error
+│   ├── RateLimited              429   rate_limited
+│   ├── BudgetExhausted          402   budget_exceeded
+│   └── CallerGone               499   client_disconnected
+├── UpstreamFault                502   upstream_error
+│   ├── UpstreamRefusedAccount   502
+│   ├── UpstreamAnsweredGarbage  502
+│   ├── UpstreamAnswerTooLarge   502
+│   ├── UpstreamBroke            502
+│   ├── UpstreamUnreachable      502   upstream_unreachable
+│   ├── UpstreamTimedOut         504   upstream_timeout
+│   └── UpstreamRateLimited      429   upstream_rate_limited
+├── ServiceFault                 500   internal_error
+│   ├── Draining                 503
+│   └── LedgerUnavailable        503
+└── SetupError                         exit code 1, one line, no traceback
+    ├── ConfigInvalid
+    ├── PortTaken
+    ├── LedgerNotUsable
+    └── PartMissing
+
+`id` is stable: programs may match on it, runbooks are named after it. `message` says what happened, `hint` what to do.
+No message ever carries a body, a prompt or a key.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Final, Literal
+
+Side = Literal["client", "server", "upstream"]
+
+ERROR_TYPES: Final = (
+    "validation_error",
+    "auth_error",
+    "rate_limited",
+    "budget_exceeded",
+    "upstream_error",
+    "upstream_timeout",
+    "upstream_rate_limited",
+    "upstream_unreachable",
+    "client_disconnected",
+    "internal_error",
+    "tool_error",
+    "protocol_error",
+)
+
+
+class MeterError(Exception):
+    """The root: what happened (`message`), what to do (`hint`), and how it is counted and answered."""
+
+    id: ClassVar[str] = "internal_error"
+    error_type: ClassVar[str] = "internal_error"
+    side: ClassVar[Side] = "server"
+    http_status: ClassVar[int] = 500
+    jsonrpc_code: ClassVar[int] = -32603
+
+    def __init__(self, message: str, *, hint: str = "", retry_after: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+        self.retry_after = retry_after
+
+    def __str__(self) -> str:
+        return f"{self.message} {self.hint}".rstrip()
+
+
+class CallerError(MeterError):
+    """Something only the caller can mend; it never pages anyone."""
+
+    id = "validation_error"
+    error_type = "validation_error"
+    side = "client"
+    http_status = 400
+    jsonrpc_code = -32600
+
+
+class InvalidRequest(CallerError):
+    """The request cannot be understood or misses something."""
+
+    id = "invalid_request"
+    jsonrpc_code = -32602
+
+
+class BodyTooLarge(InvalidRequest):
+    """The body passes the configured limit."""
+
+    id = "body_too_large"
+    http_status = 413
+
+
+class RouteNotFound(InvalidRequest):
+    """No route has this path."""
+
+    id = "route_not_found"
+    http_status = 404
+    jsonrpc_code = -32601
+
+
+class MethodNotAllowed(InvalidRequest):
+    """The route exists, for other verbs."""
+
+    id = "method_not_allowed"
+    http_status = 405
+    jsonrpc_code = -32601
+
+
+class NotAuthenticated(CallerError):
+    """No key, or one that is unknown, revoked or expired."""
+
+    id = "not_authenticated"
+    error_type = "auth_error"
+    http_status = 401
+
+
+class NotAllowed(CallerError):
+    """Known, but not for this: a foreign Host or Origin, a model outside the key's list."""
+
+    id = "not_allowed"
+    error_type = "auth_error"
+    http_status = 403
+
+
+class RateLimited(CallerError):
+    """Our own limit for this key or team."""
+
+    id = "rate_limited"
+    error_type = "rate_limited"
+    http_status = 429
+
+
+class BudgetExhausted(CallerError):
+    """The team's budget is spent or reserved."""
+
+    id = "budget_exhausted"
+    error_type = "budget_exceeded"
+    http_status = 402
+
+
+class CallerGone(CallerError):
+    """The client closed the connection before the answer was out (499 is nginx's number for it; nobody reads it)."""
+
+    id = "caller_gone"
+    error_type = "client_disconnected"
+    http_status = 499
+
+
+class UpstreamFault(MeterError):
+    """The provider answered an error, or something that is no answer."""
+
+    id = "upstream_fault"
+    error_type = "upstream_error"
+    side = "upstream"
+    http_status = 502
+
+
+class UpstreamRefusedAccount(UpstreamFault):
+    """401, 402 or 403 to the relay's own credential: the operator's to mend, never the client's."""
+
+    id = "upstream_refused_account"
+
+
+class UpstreamAnsweredGarbage(UpstreamFault):
+    """A success status with a body that is not what the dialect promises."""
+
+    id = "upstream_answered_garbage"
+
+
+class UpstreamAnswerTooLarge(UpstreamFault):
+    """The answer passes the configured limit."""
+
+    id = "upstream_answer_too_large"
+
+
+class UpstreamBroke(UpstreamFault):
+    """The connection ended before the answer did."""
+
+    id = "upstream_broke"
+
+
+class UpstreamUnreachable(UpstreamFault):
+    """No connection: name not resolved, refused, TLS failed."""
+
+    id = "upstream_unreachable"
+    error_type = "upstream_unreachable"
+
+
+class UpstreamTimedOut(UpstreamFault):
+    """Connected, then nothing for too long."""
+
+    id = "upstream_timed_out"
+    error_type = "upstream_timeout"
+    http_status = 504
+
+
+class UpstreamRateLimited(UpstreamFault):
+    """The provider's 429; its Retry-After is handed on."""
+
+    id = "upstream_rate_limited"
+    error_type = "upstream_rate_limited"
+    http_status = 429
+
+
+class ServiceFault(MeterError):
+    """Our own fault."""
+
+
+class Draining(ServiceFault):
+    """The service takes no new work because it is stopping."""
+
+    id = "draining"
+    http_status = 503
+
+
+class LedgerUnavailable(ServiceFault):
+    """The call could not be written down, so it is not made: nothing passes unmetered."""
+
+    id = "ledger_unavailable"
+    http_status = 503
+
+
+class SetupError(MeterError):
+    """Found at start or by a command; printed as one line, exit code 1."""
+
+    id = "setup_error"
+
+
+class ConfigInvalid(SetupError):
+    """A configuration that cannot be run; names the file and line."""
+
+    id = "config_invalid"
+
+
+class PortTaken(SetupError):
+    """Somebody listens there already, or we may not."""
+
+    id = "port_taken"
+
+
+class LedgerNotUsable(SetupError):
+    """The ledger's folder or file cannot be written, is in use, or is damaged."""
+
+    id = "ledger_not_usable"
+
+
+class PartMissing(SetupError):
+    """An optional part is not installed; the hint is the command that installs it."""
+
+    id = "part_missing"

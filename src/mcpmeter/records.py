@@ -1,0 +1,176 @@
+"""What flows: one call is opened once and settled once, and every view is fed from these records.
+
+All of them are frozen and hold no behaviour. Durations are monotonic nanoseconds, instants are Unix nanoseconds (UTC),
+money is integer nano-dollars (1e-9 USD).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+TokenSource = Literal["reported", "estimated", "partial", "missing"]
+"""Where token counts came from: the provider's own usage; our estimate of a whole answer; our estimate of what was
+delivered before the answer broke off; or nobody knows."""
+
+CostSource = Literal["reported", "listed", "unpriced"]
+"""Where a cost came from: the provider said it; a dated price list; or there is no price and the call is counted so."""
+
+Outcome = Literal["ok", "error", "partial", "recovered"]
+"""`partial`: the client left or the service stopped in the middle, what was delivered is charged.
+`recovered`: found open after a crash."""
+
+Transport = Literal["http", "stdio", "memory"]
+
+
+class Usage(msgspec.Struct, frozen=True, gc=False, kw_only=True):
+    """Tokens of one call. The four details are parts of the totals, never added to them."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_read_tokens: int = 0
+    cache_write_tokens: int = 0
+    reasoning_tokens: int = 0
+    audio_tokens: int = 0
+    source: TokenSource = "missing"
+
+
+class Charge(msgspec.Struct, frozen=True, gc=False, kw_only=True):
+    """Cost of one call. `nanousd` is 0 when `source` is `unpriced`, and such a call is counted, never shown as free."""
+
+    nanousd: int = 0
+    source: CostSource = "unpriced"
+    price_list: str = ""
+    """Which list the price is from and its date, for example `holysheep 2026-11-01`."""
+    reported_nanousd: int | None = None
+    """What the provider said it cost, beside what we computed."""
+
+
+class LlmTarget(msgspec.Struct, frozen=True, gc=False, kw_only=True):
+    """The model call that a call makes."""
+
+    provider: str
+    model: str
+    """As the client named it (cleaned of surrogates and NUL); becomes a label only if announced."""
+    operation: str = "chat"
+    """OpenTelemetry's `gen_ai.operation.name`: chat, embeddings, …"""
+    stream: bool = False
+    prompt_tokens_estimate: int = 0
+
+
+class McpTarget(msgspec.Struct, frozen=True, gc=False, kw_only=True):
+    """The MCP message that a call carries."""
+
+    method: str
+    tool: str = ""
+    transport: Transport = "http"
+    protocol_version: str = ""
+    server: str = ""
+    notification: bool = False
+
+
+class Call(msgspec.Struct, frozen=True, gc=False, kw_only=True):
+    """What is known when a call is opened."""
+
+    id: str
+    started_at_ns: int
+    """Unix time in nanoseconds, UTC."""
+    endpoint: str
+    """The route's template (`/v1/chat/completions`), never the raw path."""
+    method: str
+    """The HTTP verb, or the JSON-RPC method of an MCP message."""
+    team: str = ""
+    key_id: str = ""
+    parent_id: str = ""
+    """Id of the MCP message in which this model call is made; such a call is not a request of its own."""
+    trace_id: str = ""
+    """From `traceparent` (W3C Trace Context), 32 hex digits, or empty."""
+    llm: LlmTarget | None = None
+    mcp: McpTarget | None = None
+
+
+class Settlement(msgspec.Struct, frozen=True, gc=False, kw_only=True):
+    """How a call ended. Made exactly once for each `Call`; the ledger, the counters and every page are fed from it."""
+
+    call: Call
+    ended_at_ns: int
+    duration_ns: int
+    status: str
+    """The HTTP status code as text, or for an MCP message `ok` or its outcome."""
+    outcome: Outcome = "ok"
+    error_type: str = ""
+    """One of `errors.ERROR_TYPES`, or empty on success."""
+    error_side: str = ""
+    error_id: str = ""
+    otel_error_type: str = ""
+    """`error_type` as the standards' family names it: empty, `tool_error`, a JSON-RPC code, `timeout`, …"""
+    usage: Usage | None = None
+    """None for calls that reach no model."""
+    charge: Charge | None = None
+    response_model: str = ""
+    finish_reason: str = ""
+    upstream_status: int = 0
+    upstream_request_id: str = ""
+    time_to_first_chunk_ns: int = 0
+    chunks: int = 0
+    """Output chunks delivered by a stream."""
+    missing_reason: str = ""
+    """Why usage was not reported, where it was not: `no_usage`, `client_gone`, `upstream_broke`, `crash`, …"""
+
+
+class Key(msgspec.Struct, frozen=True, kw_only=True):
+    """A caller's key as it is kept: never the key itself."""
+
+    id: str
+    """Public name, `key_` and 12 hex digits; in logs and the ledger."""
+    name: str
+    team: str
+    prefix: str
+    """The first characters, to recognise it by."""
+    sha256: str
+    """Hex SHA-256 of the whole key (at least 256 random bits, so a plain hash is enough)."""
+    created_at_ns: int
+    revoked_at_ns: int | None = None
+
+
+class LedgerRow(msgspec.Struct, frozen=True, kw_only=True):
+    """A row of the ledger, as reports and `recover` read it."""
+
+    id: str
+    state: Literal["open", "settled"]
+    started_at_ns: int
+    ended_at_ns: int | None
+    endpoint: str
+    method: str
+    team: str
+    key_id: str
+    parent_id: str
+    trace_id: str
+    provider: str
+    model: str
+    response_model: str
+    operation: str
+    stream: bool
+    prompt_tokens_estimate: int
+    status: str
+    outcome: str
+    error_type: str
+    error_id: str
+    prompt_tokens: int
+    completion_tokens: int
+    cached_read_tokens: int
+    cache_write_tokens: int
+    reasoning_tokens: int
+    audio_tokens: int
+    token_source: str
+    cost_nanousd: int
+    cost_source: str
+    price_list: str
+    reported_cost_nanousd: int | None
+    duration_ns: int
+    time_to_first_chunk_ns: int
+    chunks: int
+    finish_reason: str
+    upstream_status: int
+    upstream_request_id: str
