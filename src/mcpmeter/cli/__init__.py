@@ -1,0 +1,18 @@
+"""The command line. A file beside this one that holds `command` is a command of the same name; adding one is one file."""
+
+from __future__ import annotations
+
+import sys
+
+
+def main() -> None:
+    """Entry point of the console script. Exit codes: 0 fine, 1 found a problem, 2 wrong usage."""
+    try:
+        from mcpmeter.cli._group import run
+    except ModuleNotFoundError as missing:
+        sys.stderr.write(
+            f"mcpmeter: the command line needs the package '{missing.name}', which is not installed. "
+            "Run: pip install 'mcpmeter[server]'\n"
+        )
+        raise SystemExit(1) from None
+    raise SystemExit(run(sys.argv[1:]))
