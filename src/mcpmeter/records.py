@@ -21,7 +21,8 @@ Outcome = Literal["ok", "error", "partial", "recovered"]
 """`partial`: the client left or the service stopped in the middle, what was delivered is charged.
 `recovered`: found open after a crash."""
 
-Transport = Literal["http", "stdio", "memory"]
+Transport = Literal["tcp", "pipe", "inproc"]
+"""OpenTelemetry's `network.transport`: HTTP is tcp, stdio is pipe, a client in the same process is inproc."""
 
 
 class Usage(msgspec.Struct, frozen=True, gc=False, kw_only=True):
@@ -57,6 +58,8 @@ class LlmTarget(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """OpenTelemetry's `gen_ai.operation.name`: chat, embeddings, …"""
     stream: bool = False
     prompt_tokens_estimate: int = 0
+    otel_provider: str = ""
+    """OpenTelemetry's well-known name of the provider (`gcp.gemini`) where it differs from ours."""
 
 
 class McpTarget(msgspec.Struct, frozen=True, gc=False, kw_only=True):
@@ -64,10 +67,10 @@ class McpTarget(msgspec.Struct, frozen=True, gc=False, kw_only=True):
 
     method: str
     tool: str = ""
-    transport: Transport = "http"
+    transport: Transport = "tcp"
     protocol_version: str = ""
     server: str = ""
-    notification: bool = False
+    role: Literal["server", "client"] = "server"
 
 
 class Call(msgspec.Struct, frozen=True, gc=False, kw_only=True):

@@ -15,7 +15,7 @@ from mcpmeter.errors import MeterError, PartMissing
 class CommandsInThisFolder(click.Group):
     """A group whose commands are the modules of `mcpmeter.cli`, imported only when they are asked for."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 (click's signature)
+    def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted(m.name for m in pkgutil.iter_modules(cli.__path__) if not m.name.startswith("_"))
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:

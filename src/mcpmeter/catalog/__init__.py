@@ -1,0 +1,12 @@
+"""Every metric as one data row. No metric lives outside these files."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from mcpmeter.catalog import llm, mcp, money, service
+from mcpmeter.catalog.spec import OTHER, Label, Metric
+
+ALL: Final[tuple[Metric, ...]] = (*mcp.ROWS, *llm.ROWS, *money.ROWS, *service.ROWS)
+
+__all__ = ["ALL", "OTHER", "Label", "Metric"]

@@ -1,0 +1,107 @@
+"""Requests, errors and MCP operations.
+
+The first family carries the published guide's names; the second follows OpenTelemetry's MCP conventions
+(semantic-conventions-genai, "Development"), whose duration buckets are kept.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from mcpmeter.catalog import labels
+from mcpmeter.catalog.spec import NANO, Label, Metric
+
+GUIDE_SECONDS: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
+"""The guide's buckets end at 10 s; model answers do not."""
+
+OTEL_MCP_SECONDS: Final = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
+
+REQUESTS: Final = Metric(
+    "mcp_requests_total",
+    "counter",
+    "Requests answered. HTTP routes by verb and status code; MCP messages by JSON-RPC method and outcome.",
+    (labels.ENDPOINT, labels.METHOD, labels.STATUS),
+)
+REQUEST_DURATION: Final = Metric(
+    "mcp_request_duration_seconds",
+    "histogram",
+    "From the first byte of a request to the last byte of its answer.",
+    (labels.ENDPOINT, labels.METHOD),
+    unit="seconds",
+    buckets=GUIDE_SECONDS,
+    scale=NANO,
+)
+ACTIVE_REQUESTS: Final = Metric("mcp_active_requests", "gauge", "Requests being answered now.")
+ERRORS: Final = Metric(
+    "mcp_errors_total",
+    "counter",
+    "Requests that failed, by what went wrong and whose side it is on.",
+    (labels.ERROR_TYPE, labels.SIDE),
+)
+SERVER_OPERATION_DURATION: Final = Metric(
+    "mcp_server_operation_duration_seconds",
+    "histogram",
+    "Duration of MCP requests and notifications as the server sees them (mcp.server.operation.duration).",
+    (
+        labels.MCP_METHOD_NAME,
+        labels.TOOL,
+        labels.OTEL_ERROR_TYPE,
+        labels.NETWORK_TRANSPORT,
+        labels.PROTOCOL_VERSION,
+        labels.SERVER,
+    ),
+    unit="seconds",
+    buckets=OTEL_MCP_SECONDS,
+    scale=NANO,
+)
+CLIENT_OPERATION_DURATION: Final = Metric(
+    "mcp_client_operation_duration_seconds",
+    "histogram",
+    "Duration of MCP requests and notifications as a client or proxy sees them (mcp.client.operation.duration).",
+    SERVER_OPERATION_DURATION.labels,
+    unit="seconds",
+    buckets=OTEL_MCP_SECONDS,
+    scale=NANO,
+)
+SERVER_SESSION_DURATION: Final = Metric(
+    "mcp_server_session_duration_seconds",
+    "histogram",
+    "Duration of MCP sessions as the server sees them (mcp.server.session.duration).",
+    (labels.OTEL_ERROR_TYPE, labels.NETWORK_TRANSPORT, labels.PROTOCOL_VERSION, labels.SERVER),
+    unit="seconds",
+    buckets=OTEL_MCP_SECONDS,
+    scale=NANO,
+)
+TRANSPORT_REJECTIONS: Final = Metric(
+    "mcp_transport_rejections_total",
+    "counter",
+    "HTTP requests for MCP that were refused before any handler saw a message.",
+    (
+        Label(
+            "reason",
+            (
+                "bad_session",
+                "bad_header",
+                "bad_host",
+                "bad_origin",
+                "parse_error",
+                "too_large",
+                "not_acceptable",
+                "too_many_sessions",
+                "unauthorized",
+                "bad_request",
+            ),
+        ),
+    ),
+)
+
+ROWS: Final = (
+    REQUESTS,
+    REQUEST_DURATION,
+    ACTIVE_REQUESTS,
+    ERRORS,
+    SERVER_OPERATION_DURATION,
+    CLIENT_OPERATION_DURATION,
+    SERVER_SESSION_DURATION,
+    TRANSPORT_REJECTIONS,
+)

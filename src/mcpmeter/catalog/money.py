@@ -1,0 +1,33 @@
+"""What model calls cost, and where a cost is not known."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from mcpmeter.catalog import labels
+from mcpmeter.catalog.spec import NANO, Label, Metric
+
+COST: Final = Metric(
+    "mcp_cost_usd_total",
+    "counter",
+    "Cost of model calls in US dollars; source says whether the provider reported it or a dated price list gave it.",
+    (labels.MODEL, labels.TEAM, labels.PROVIDER, labels.COST_SOURCE),
+    unit="usd",
+    scale=NANO,
+)
+UNPRICED: Final = Metric(
+    "mcp_unpriced_requests_total",
+    "counter",
+    "Model calls that no price was known for. They are not free: their cost is missing from mcp_cost_usd_total.",
+    (labels.PROVIDER, Label("reason", ("unknown_model", "usage_missing"))),
+)
+PROVIDER_REPORTED_COST: Final = Metric(
+    "mcp_provider_reported_cost_usd_total",
+    "counter",
+    "Cost that the provider itself reported with its answers, for example in an X-Cost-USD header.",
+    (labels.PROVIDER,),
+    unit="usd",
+    scale=NANO,
+)
+
+ROWS: Final = (COST, UNPRICED, PROVIDER_REPORTED_COST)

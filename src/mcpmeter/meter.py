@@ -1,0 +1,238 @@
+"""The heart: a call is opened once and settled exactly once, and that one record feeds every view.
+
+With a recorder only it is the library's meter; with a store and prices it is the relay's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from mcpmeter.catalog import service
+from mcpmeter.errors import LedgerUnavailable, MeterError, ServiceFault
+from mcpmeter.ledger.store import Store
+from mcpmeter.metrics.recorder import Recorder
+from mcpmeter.records import Call, Charge, LedgerRow, LlmTarget, McpTarget, Outcome, Settlement, Usage
+
+PriceCall = Callable[[LlmTarget, str, Usage, int, int | None], Charge]
+"""(target, response model, usage, Unix ns, nano-dollars the provider reported) -> what the call costs."""
+
+
+class SettledTwice(ServiceFault):
+    """A path tried to settle a call again: a fault of ours, found by tests, never hidden."""
+
+    id = "settled_twice"
+
+
+def new_call_id() -> str:
+    """An id that sorts by time (so that the ledger appends) and cannot be guessed: `call_` and 32 hex digits."""
+    return f"call_{time.time_ns() // 1_000_000:012x}{secrets.token_hex(10)}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ending:
+    """How a call ended, as the path that ended it knows it; `Meter` makes the settlement of it."""
+
+    status: str
+    outcome: Outcome = "ok"
+    error: MeterError | None = None
+    error_type: str = ""
+    error_side: str = ""
+    otel_error_type: str = ""
+    usage: Usage | None = None
+    missing_reason: str = ""
+    response_model: str = ""
+    finish_reason: str = ""
+    reported_nanousd: int | None = None
+    upstream_status: int = 0
+    upstream_request_id: str = ""
+    time_to_first_chunk_ns: int = 0
+    chunks: int = 0
+
+
+class OpenCall:
+    """A call between its opening and its one settlement."""
+
+    __slots__ = ("_meter", "_written", "call", "settlement", "started_ns")
+
+    def __init__(self, meter: Meter, call: Call, started_ns: int) -> None:
+        self.call = call
+        self.started_ns = started_ns
+        self.settlement: Settlement | None = None
+        self._meter = meter
+        self._written = False
+
+    async def write_down(self, call: Call) -> None:
+        """Make the open row durable, with what is now known of the call. Awaited before anything goes upstream.
+
+        Raises LedgerUnavailable: then the call must not be made.
+        """
+        self.call = call
+        if self._meter.store is not None:
+            await self._meter.store.open(call)
+            self._written = True
+
+    async def settle(self, ending: Ending) -> Settlement:
+        """Settle: durable first, then counted. Awaited before the last byte goes out.
+
+        Raises LedgerUnavailable when the row could not be settled; the row stays open and is recovered at the next
+        start, and the call is counted as our failure, without tokens or cost.
+        """
+        settlement = self._settlement(ending)
+        store = self._meter.store
+        if store is not None and self._written:
+            try:
+                await store.settle(settlement)
+            except asyncio.CancelledError:
+                # Our waiting was cancelled, not the write: the row is in the writer's queue and will be settled.
+                self._meter.recorder.settle(settlement)
+                raise
+            except MeterError as fault:
+                error = LedgerUnavailable(fault.message, hint=fault.hint)
+                self._meter.recorder.settle(_unsettled(settlement, error))
+                raise error from fault
+        self._meter.recorder.settle(settlement)
+        return settlement
+
+    def count(self, ending: Ending) -> Settlement:
+        """Settle a call that reaches no model, and so has no row in the ledger."""
+        if self._written:
+            raise ServiceFault("A call with a row in the ledger has to be settled, not only counted.")
+        settlement = self._settlement(ending)
+        self._meter.recorder.settle(settlement)
+        return settlement
+
+    def _settlement(self, ending: Ending) -> Settlement:
+        if self.settlement is not None:
+            raise SettledTwice(f"Call {self.call.id} was settled before.")
+        duration_ns = time.monotonic_ns() - self.started_ns
+        self.settlement = settlement = self._meter.make_settlement(self.call, ending, duration_ns)
+        return settlement
+
+
+class Meter:
+    """Opens calls and settles them. `store` and `price` are the relay's; the library needs neither."""
+
+    def __init__(self, recorder: Recorder, *, store: Store | None = None, price: PriceCall | None = None) -> None:
+        self.recorder = recorder
+        self.store = store
+        self.price = price
+
+    def open(
+        self,
+        endpoint: str,
+        method: str,
+        *,
+        trace_id: str = "",
+        parent_id: str = "",
+        team: str = "",
+        key_id: str = "",
+        mcp: McpTarget | None = None,
+    ) -> OpenCall:
+        """Open a call. Nothing is durable until `OpenCall.write_down`."""
+        call = Call(
+            id=new_call_id(),
+            started_at_ns=time.time_ns(),
+            endpoint=endpoint,
+            method=method,
+            trace_id=trace_id,
+            parent_id=parent_id,
+            team=team,
+            key_id=key_id,
+            mcp=mcp,
+        )
+        return OpenCall(self, call, time.monotonic_ns())
+
+    def make_settlement(self, call: Call, ending: Ending, duration_ns: int) -> Settlement:
+        """The one record of how a call ended, priced."""
+        error = ending.error
+        error_type = ending.error_type or (error.error_type if error else "")
+        return Settlement(
+            call=call,
+            ended_at_ns=call.started_at_ns + duration_ns,
+            duration_ns=duration_ns,
+            status=ending.status,
+            outcome=ending.outcome,
+            error_type=error_type,
+            error_side=ending.error_side or (error.side if error else ""),
+            error_id=error.id if error else "",
+            otel_error_type=ending.otel_error_type or error_type,
+            usage=ending.usage,
+            charge=self._charge(call, ending),
+            response_model=ending.response_model,
+            finish_reason=ending.finish_reason,
+            upstream_status=ending.upstream_status,
+            upstream_request_id=ending.upstream_request_id,
+            time_to_first_chunk_ns=ending.time_to_first_chunk_ns,
+            chunks=ending.chunks,
+            missing_reason=ending.missing_reason,
+        )
+
+    def _charge(self, call: Call, ending: Ending) -> Charge | None:
+        if call.llm is None or ending.usage is None:
+            return None
+        if self.price is None:
+            return Charge(reported_nanousd=ending.reported_nanousd)
+        return self.price(call.llm, ending.response_model, ending.usage, call.started_at_ns, ending.reported_nanousd)
+
+    async def recover(self) -> int:
+        """Settle what an earlier life left open; returns how many.
+
+        Nobody knows what the provider answered, so the prompt is charged as estimated, and the row says so.
+        """
+        if self.store is None:
+            return 0
+        rows = await self.store.left_open()
+        for row in rows:
+            settlement = self.make_settlement(_call_of(row), _recovered(row), 0)
+            await self.store.settle(settlement)
+            self.recorder.settle(settlement)
+            self.recorder.add(service.LEDGER_RECOVERED)
+        return len(rows)
+
+
+def _recovered(row: LedgerRow) -> Ending:
+    return Ending(
+        status="500",
+        outcome="recovered",
+        error=ServiceFault("The service stopped before this call ended."),
+        usage=Usage(prompt_tokens=row.prompt_tokens_estimate, source="estimated"),
+        missing_reason="crash",
+    )
+
+
+def _call_of(row: LedgerRow) -> Call:
+    return Call(
+        id=row.id,
+        started_at_ns=row.started_at_ns,
+        endpoint=row.endpoint,
+        method=row.method,
+        team=row.team,
+        key_id=row.key_id,
+        parent_id=row.parent_id,
+        trace_id=row.trace_id,
+        llm=LlmTarget(
+            provider=row.provider,
+            model=row.model,
+            operation=row.operation,
+            stream=row.stream,
+            prompt_tokens_estimate=row.prompt_tokens_estimate,
+        ),
+    )
+
+
+def _unsettled(settlement: Settlement, error: MeterError) -> Settlement:
+    return Settlement(
+        call=settlement.call,
+        ended_at_ns=settlement.ended_at_ns,
+        duration_ns=settlement.duration_ns,
+        status=str(error.http_status),
+        outcome="error",
+        error_type=error.error_type,
+        error_side=error.side,
+        error_id=error.id,
+        otel_error_type=error.error_type,
+    )

@@ -1,0 +1,1 @@
+"""From settlements to a scrape: recorder (hot path), vocabulary (closed label sets), collector (rendering)."""

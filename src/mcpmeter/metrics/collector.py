@@ -1,0 +1,101 @@
+"""Accumulators as prometheus_client families, so that the library does the rendering and the negotiation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from itertools import accumulate
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.metrics_core import Metric as PrometheusFamily
+from prometheus_client.registry import Collector
+from prometheus_client.samples import Exemplar
+
+from mcpmeter.metrics.recorder import FamilySnapshot, Recorder
+
+
+class MeterCollector(Collector):
+    """Hands a recorder's families to any prometheus_client registry."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        self._recorder = recorder
+
+    def collect(self) -> Iterable[PrometheusFamily]:
+        """All families, from a copy taken now."""
+        return map(to_family, self._recorder.snapshot())
+
+    def describe(self) -> Iterable[PrometheusFamily]:
+        """The families without samples, so that a registry can refuse a second meter's clash by name."""
+        return [to_family(FamilySnapshot(f.metric, [], [])) for f in self._recorder.families.values()]
+
+
+def to_family(snapshot: FamilySnapshot) -> PrometheusFamily:
+    """One family as prometheus_client renders it, in the units of its name."""
+    metric = snapshot.metric
+    if metric.type == "histogram":
+        return _histogram(snapshot)
+    if metric.type == "counter":
+        counter = CounterMetricFamily(metric.name, metric.help, labels=metric.label_names)
+        for labels, value, created in snapshot.values:
+            counter.add_metric(labels, _shown(value, metric.scale), created=created)
+        return counter
+    gauge = GaugeMetricFamily(metric.name, metric.help, labels=metric.label_names)
+    for labels, value, _ in snapshot.values:
+        gauge.add_metric(labels, _shown(value, metric.scale))
+    return gauge
+
+
+def _histogram(snapshot: FamilySnapshot) -> PrometheusFamily:
+    metric = snapshot.metric
+    family = HistogramMetricFamily(metric.name, metric.help, labels=metric.label_names)
+    bounds = [*(str(bound) for bound in metric.buckets), "+Inf"]
+    for labels, counts, total, exemplars in snapshot.histograms:
+        buckets = [
+            (bound, count, _exemplar(exemplars.get(index), metric.scale))
+            for index, (bound, count) in enumerate(zip(bounds, accumulate(counts), strict=True))
+        ]
+        family.add_metric(labels, buckets, sum_value=_shown(total, metric.scale))  # type: ignore[arg-type]
+    return family
+
+
+def _exemplar(kept: tuple[str, int, float] | None, scale: int) -> Exemplar | None:
+    if kept is None:
+        return None
+    trace_id, value, timestamp = kept
+    return Exemplar({"trace_id": trace_id}, _shown(value, scale), timestamp)
+
+
+def _shown(kept: int, scale: int) -> float:
+    return kept / scale if scale != 1 else kept
+
+
+class Exposition:
+    """Renders scrapes: the copy is taken by the caller's thread, the text is made wherever `render` is called."""
+
+    def __init__(self, recorder: Recorder, others: CollectorRegistry | None = None) -> None:
+        self._recorder = recorder
+        self._others = others
+
+    def prepare(self, accept: str) -> Callable[[], tuple[bytes, str]]:
+        """Copy the accumulators now; the returned function renders them to (body, content type) in any thread."""
+        snapshot = self._recorder.snapshot()
+        encode, content_type = choose_encoder(accept)
+
+        def render() -> tuple[bytes, str]:
+            return encode(_Families(snapshot, self._others)), content_type
+
+        return render
+
+
+class _Families(Collector):
+    """What an encoder asks of a registry, for a copy that was already taken."""
+
+    def __init__(self, snapshot: list[FamilySnapshot], others: CollectorRegistry | None) -> None:
+        self._snapshot = snapshot
+        self._others = others
+
+    def collect(self) -> Iterator[PrometheusFamily]:
+        yield from map(to_family, self._snapshot)
+        if self._others is not None:
+            yield from self._others.collect()
