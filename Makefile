@@ -1,0 +1,87 @@
+# Everything a newcomer types. `make` alone lists it.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+ARGS ?=
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+# Each stamp stands for one finished installation and is renewed when the pins or the requirements change.
+VENV_STAMP := $(VENV)/.made
+SERVER_STAMP := $(VENV)/.installed-server
+DEV_STAMP := $(VENV)/.installed-dev
+PINS := pyproject.toml constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help install run test test-fast check bench size trials constraints clean
+.DELETE_ON_ERROR:
+
+help: ## list these commands
+	@echo "mcpmeter: make COMMAND [ARGS=\"…\"]"
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(firstword $(MAKEFILE_LIST)) | while IFS='|' read -r name text; do printf '  %-12s %s\n' "$$name" "$$text"; done
+
+install: $(SERVER_STAMP) ## make .venv and put the product into it, as .venv/bin/mcpmeter
+
+run: install ## watch it work: mcpmeter demo; needs no key and no network (ARGS="--port 9000")
+	@$(BIN)/mcpmeter demo $(ARGS)
+
+test: $(DEV_STAMP) ## all tests; installs what they need, Debian's prometheus too (ARGS="-k ledger")
+	@scripts/need.sh prometheus=prometheus
+	@echo "mcpmeter: running all tests"
+	@PATH="$$PATH:/usr/sbin" $(BIN)/python -m pytest $(ARGS)
+
+test-fast: $(DEV_STAMP) ## the tests without e2e and trials, up to the first failure
+	@echo "mcpmeter: running the quick tests"
+	@$(BIN)/python -m pytest -q -x -m "not trial" --ignore=tests/e2e $(ARGS)
+
+check: $(DEV_STAMP) ## style, format, strict types, import layers
+	@echo "mcpmeter: ruff check"
+	@$(BIN)/ruff check --quiet .
+	@echo "mcpmeter: ruff format --check"
+	@$(BIN)/ruff format --quiet --check . || { echo "Not formatted. Run: $(BIN)/ruff format ." >&2; exit 1; }
+	@echo "mcpmeter: mypy, strict"
+	@$(BIN)/mypy --no-error-summary
+	@echo "mcpmeter: import layers"
+	@$(BIN)/lint-imports --no-logo >$(VENV)/lint-imports.log || { cat $(VENV)/lint-imports.log; exit 1; }
+	@echo "mcpmeter: all checks passed"
+
+bench: $(DEV_STAMP) ## the relay against nginx and against the guide's way; writes docs/performance.md
+	@scripts/need.sh nginx=nginx-light wrk=wrk
+	@echo "mcpmeter: measuring, one server at a time on one core (about 5 minutes)"
+	@PATH="$$PATH:/usr/sbin" $(BIN)/python -m benchmarks.run $(ARGS)
+
+size: $(VENV_STAMP) ## what an installation costs in seconds and megabytes, the product and the library alone
+	@$(BIN)/python scripts/install_size.py $(ARGS)
+
+trials: $(DEV_STAMP) ## the long trials in full; writes docs/reliability.md
+	@scripts/need.sh prometheus=prometheus
+	@echo "mcpmeter: running the trials in full (this takes a while)"
+	@PATH="$$PATH:/usr/sbin" MCPMETER_TRIALS=full MCPMETER_TRIALS_REPORT=docs/reliability.md \
+	  $(BIN)/python -m pytest -m trial -o timeout=3600 $(ARGS)
+
+constraints: $(VENV_STAMP) ## write constraints.txt anew: the newest versions that fit pyproject.toml
+	@echo "mcpmeter: resolving every extra in a fresh environment (about a minute)"
+	@scratch=$$(mktemp -d) && trap 'rm -rf "$$scratch"' EXIT && $(BIN)/python -m venv "$$scratch" \
+	  && "$$scratch/bin/pip" install --quiet --disable-pip-version-check hatchling '.[dev,bench,postgres,otel]' \
+	  && "$$scratch/bin/pip" freeze --exclude mcpmeter >"$$scratch/pins" && cp "$$scratch/pins" constraints.txt
+	@echo "mcpmeter: constraints.txt written; run make test before you commit it"
+
+clean: ## remove .venv, caches and everything built
+	@echo "mcpmeter: removing .venv, caches and build products"
+	@rm -rf $(VENV) .bench dist build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	@find src tests benchmarks scripts -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV_STAMP):
+	@scripts/make_venv.sh "$(PYTHON)" "$(VENV)"
+	@touch $@
+
+$(SERVER_STAMP): $(VENV_STAMP) $(PINS)
+	@echo "mcpmeter: installing the product into $(VENV) (about 20 s)"
+	@$(PIP) -e '.[server]' -c constraints.txt
+	@touch $@
+	@echo "mcpmeter: installed as $(BIN)/mcpmeter"
+
+# After the product and never beside it: two pips in one environment, as under make -j, break each other.
+$(DEV_STAMP): $(SERVER_STAMP)
+	@echo "mcpmeter: installing the tools of tests, checks and benchmarks into $(VENV) (about 20 s)"
+	@$(PIP) -e '.[dev,bench]' -c constraints.txt
+	@touch $@
