@@ -1,0 +1,109 @@
+"""Servers as processes of their own: pinned to a core, awaited, measured through /proc, ended by their id."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
+PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+
+
+class BenchError(Exception):
+    """The run cannot give honest figures; the message says why."""
+
+
+class Server:
+    """A running server and all processes below it."""
+
+    def __init__(self, process: subprocess.Popen[bytes], name: str, port: int, log: Path) -> None:
+        self._process = process
+        self.name = name
+        self.port = port
+        self._log = log
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def cpu_seconds(self) -> float:
+        """User and system time since the start, all processes and threads."""
+        fields = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in self._tree()]
+        return sum(int(f[11]) + int(f[12]) for f in fields) / TICKS_PER_SECOND
+
+    def rss_bytes(self) -> int:
+        """Resident memory, all processes (pages that two of them share are counted twice)."""
+        return sum(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE_BYTES for pid in self._tree())
+
+    def wait_until_listening(self, seconds: float = 30.0) -> None:
+        """Return when the port takes a connection. Raises BenchError with the end of the server's output."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline and self._process.poll() is None:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=1):
+                return
+            time.sleep(0.02)
+        raise BenchError(f"{self.name} did not start: {self._log.read_text(errors='replace')[-800:].strip()}")
+
+    def wait_until_idle(self, seconds: float = 60.0) -> None:
+        """Return when calls that a stopped load left behind are worked off."""
+        deadline = time.monotonic() + seconds
+        before = self.cpu_seconds()
+        while time.monotonic() < deadline:
+            time.sleep(0.3)
+            now = self.cpu_seconds()
+            if now - before < 0.02:
+                return
+            before = now
+        raise BenchError(f"{self.name} is still busy {seconds:.0f} s after the load has ended")
+
+    def stop(self) -> None:
+        """SIGTERM, and after ten seconds SIGKILL, to this process only."""
+        self._process.send_signal(signal.SIGTERM)
+        try:
+            self._process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def _tree(self) -> list[int]:
+        pids = [self._process.pid]
+        for pid in pids:  # grows while it is read: children of children
+            for children in Path(f"/proc/{pid}/task").glob("*/children"):
+                pids.extend(int(child) for child in children.read_text().split())
+        return pids
+
+
+@contextlib.contextmanager
+def running(
+    name: str, argv: Sequence[str], *, port: int, core: int, folder: Path, env: Mapping[str, str] | None = None
+) -> Iterator[Server]:
+    """Run a server on one core until the block ends. Raises BenchError when it does not start."""
+    log = folder / f"{name}.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            ["taskset", "--cpu-list", str(core), *argv],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **(env or {})},
+        )
+    server = Server(process, name, port, log)
+    try:
+        server.wait_until_listening()
+        yield server
+    finally:
+        server.stop()
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
