@@ -1,6 +1,7 @@
 """The guide's way to meter model calls: FastAPI, prometheus_client, a new client per call.
 
-Written from its description. It is a peer of the benchmark and nothing else: it bills by one price, does not stream and keeps no ledger.
+Written from its description. It is a peer of the benchmark and nothing else: it bills by one price, does not stream
+and keeps no ledger.
 """
 
 from __future__ import annotations
