@@ -1,0 +1,35 @@
+"""The one strict settings tree: read from a YAML file or from the environment, every fault named with its line."""
+
+from mcpmeter.config.loading import find_file, load
+from mcpmeter.config.rules import is_loopback, refuse_open_bind
+from mcpmeter.config.settings import (
+    CurrencySettings,
+    KeySettings,
+    LedgerSettings,
+    MetricsSettings,
+    PricingSettings,
+    ProviderSettings,
+    RelaySettings,
+    ServerSettings,
+    Settings,
+    TeamSettings,
+    TimeoutSettings,
+)
+
+__all__ = [
+    "CurrencySettings",
+    "KeySettings",
+    "LedgerSettings",
+    "MetricsSettings",
+    "PricingSettings",
+    "ProviderSettings",
+    "RelaySettings",
+    "ServerSettings",
+    "Settings",
+    "TeamSettings",
+    "TimeoutSettings",
+    "find_file",
+    "is_loopback",
+    "load",
+    "refuse_open_bind",
+]

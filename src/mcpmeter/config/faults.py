@@ -1,0 +1,131 @@
+"""A fault of a configuration: where it is, what is wrong, and what to do, in one line that repeats no value."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any, Final, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from mcpmeter.errors import ConfigInvalid
+
+Where = tuple[str | int, ...]
+"""The way from the root to a value: ("providers", 0, "base_url")."""
+
+SENTENCES: Final[Mapping[str, str]] = {
+    "string_type": "must be text; put it in quotes",
+    "string_unicode": "holds a character that is no valid Unicode",
+    "path_type": "must be text; put it in quotes",
+    "model_type": "must be a mapping of keys, one 'key: value' a line below it",
+    "model_attributes_type": "must be a mapping of keys, one 'key: value' a line below it",
+    "tuple_type": "must be a list, one '- item' a line below it",
+    "greater_than": "must be more than {gt}",
+    "greater_than_equal": "must be at least {ge}",
+    "less_than": "must be less than {lt}",
+    "less_than_equal": "must be at most {le}",
+    "finite_number": "must be a finite number",
+    "string_too_short": "must not be empty",
+    "too_long": "has too many items: at most {max_length}",
+}
+SHOWN_CHARACTERS: Final = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One fault. `line` is found from `where` unless the reader of the text knew better."""
+
+    where: Where
+    sentence: str
+    line: int | None = None
+
+
+def dotted(where: Where) -> str:
+    """`providers[0].base_url`; "" for the root."""
+    return "".join(f"[{step}]" if isinstance(step, int) else f".{shown(step)}" for step in where).lstrip(".")
+
+
+def shown(text: str) -> str:
+    """A key's name as it may be printed: one line, printable, not long."""
+    cut = text if len(text) <= SHOWN_CHARACTERS else text[:SHOWN_CHARACTERS] + "…"
+    return cut if cut.isprintable() else cut.encode("unicode_escape").decode("ascii")
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`; did you mean 'port'?`, or what there is to choose from."""
+    choices = list(known)
+    near = get_close_matches(name[:SHOWN_CHARACTERS], choices, n=1)
+    return f"; did you mean '{near[0]}'?" if near else f"; known are: {', '.join(choices)}"
+
+
+def from_validation(error: ValidationError, root: type[BaseModel]) -> list[Fault]:
+    """The faults that pydantic found, in our words."""
+    details = error.errors(include_url=False, include_context=True, include_input=True)
+    return [Fault(_place(detail), _sentence(detail, root)) for detail in details]
+
+
+def raise_for(faults: Sequence[Fault], source: str, lines: Mapping[Where, int]) -> None:
+    """Raises ConfigInvalid with one line a fault, in the order of the file; returns if there are none."""
+    if not faults:
+        return
+    placed = sorted({(fault.line or _line(fault.where, lines), fault.sentence) for fault in faults})
+    raise ConfigInvalid("\n".join(f"{source}:{line}: {sentence}" for line, sentence in placed))
+
+
+def _line(where: Where, lines: Mapping[Where, int]) -> int:
+    while where and where not in lines:
+        where = where[:-1]
+    return lines.get(where, 1)
+
+
+def _place(detail: ErrorDetails) -> Where:
+    return tuple(detail["loc"])
+
+
+def _sentence(detail: ErrorDetails, root: type[BaseModel]) -> str:
+    where, kind = _place(detail), detail["type"]
+    if kind == "extra_forbidden":
+        return _unknown_key(where, root)
+    if kind == "missing":
+        return f"'{where[-1]}' is missing in '{dotted(where[:-1])}'; add it"
+    name = f"'{dotted(where)}'" if where else "the file"
+    if detail["input"] is None:
+        return f"{name} has no value; give it one or take the line out"
+    known = SENTENCES.get(kind)
+    words = known.format(**detail.get("ctx", {})) if known else detail["msg"].replace("Input should", "must")
+    return f"{name} {words}"
+
+
+def _unknown_key(where: Where, root: type[BaseModel]) -> str:
+    key, parent = str(where[-1]), where[:-1]
+    model = _model_at(root, parent)
+    known = list(model.model_fields) if model else []
+    place = f"in '{dotted(parent)}'" if parent else "at the top level"
+    elsewhere = [f"{name}.{key}" for name, section in _sections(root) if key in section.model_fields]
+    advice = f"; did you mean '{elsewhere[0]}'?" if not parent and elsewhere else nearest(key, known)
+    return f"unknown key '{shown(key)}' {place}{advice}"
+
+
+def _sections(root: type[BaseModel]) -> list[tuple[str, type[BaseModel]]]:
+    return [
+        (name, info.annotation)
+        for name, info in root.model_fields.items()
+        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel)
+    ]
+
+
+def _model_at(root: type[BaseModel], where: Where) -> type[BaseModel] | None:
+    model: type[BaseModel] | None = root
+    for step in where:
+        if isinstance(step, str):
+            model = model_in(model.model_fields[step].annotation) if model and step in model.model_fields else None
+    return model
+
+
+def model_in(annotation: Any) -> type[BaseModel] | None:
+    """The settings model inside `tuple[Model, ...]`, `Model | None` or `Model`; None if there is none."""
+    if isinstance(annotation, type) and get_origin(annotation) is None:
+        return annotation if issubclass(annotation, BaseModel) else None
+    return next((model for inner in get_args(annotation) if (model := model_in(inner)) is not None), None)

@@ -1,0 +1,119 @@
+"""From a file, or from the environment alone, to settings that can be run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from pydantic import SecretStr, ValidationError
+
+from mcpmeter.config.document import MAX_BYTES, Document, Value, read_document
+from mcpmeter.config.faults import Fault, Where, from_validation, raise_for
+from mcpmeter.config.rules import broken_rules
+from mcpmeter.config.settings import ProviderSettings, Settings, sendable
+from mcpmeter.errors import ConfigInvalid
+from mcpmeter.relay.providers import Provider, load_providers
+
+DEFAULT_FILE: Final = "mcpmeter.yaml"
+FILE_VARIABLE: Final = "MCPMETER_CONFIG"
+
+
+def find_file(option: Path | None, environ: Mapping[str, str]) -> Path | None:
+    """The file to read: `--config`, else $MCPMETER_CONFIG, else ./mcpmeter.yaml where there is one, else none."""
+    if option is not None:
+        return option
+    if environ.get(FILE_VARIABLE):
+        return Path(environ[FILE_VARIABLE])
+    return Path(DEFAULT_FILE) if Path(DEFAULT_FILE).is_file() else None
+
+
+def load(path: Path | None, environ: Mapping[str, str], builtin: Mapping[str, Provider] | None = None) -> Settings:
+    """Settings from a YAML file, or without one from the environment alone.
+
+    Raises ConfigInvalid with one line for each fault, naming the file and line.
+    """
+    known = load_providers() if builtin is None else builtin
+    settings = Settings() if path is None else _from_file(path, environ, known)
+    if not settings.providers:
+        settings = settings.model_copy(update={"providers": _providers_in(environ, known)})
+    settings._source = "environment" if path is None else str(path)
+    return settings
+
+
+def _from_file(path: Path, environ: Mapping[str, str], known: Mapping[str, Provider]) -> Settings:
+    document = read_document(_content(path), environ)
+    settings, faults = _validated(document, path.parent)
+    settings = settings.model_copy(
+        update={"providers": tuple(_with_usual_key(entry, environ, known) for entry in settings.providers)}
+    )
+    raise_for([*faults, *broken_rules(settings, known)], str(path), document.lines)
+    return settings
+
+
+def _content(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(MAX_BYTES + 1)
+    except (OSError, ValueError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or "no such path"
+        raise ConfigInvalid(f"{path}: cannot be read: {reason}.", hint="Mend the path given by --config.") from None
+
+
+def _validated(document: Document, folder: Path) -> tuple[Settings, list[Fault]]:
+    """The settings that a document holds, without the sections that have faults, and the faults."""
+    if document.data is None and document.faults:
+        return Settings(), document.faults
+    context = {"folder": folder}
+    try:
+        settings, found = Settings.model_validate(document.data, context=context), []
+    except ValidationError as error:
+        found = from_validation(error, Settings)
+        settings = Settings.model_validate(_without_sections(document.data, found), context=context)
+    # Where the text already had a fault the value is missing, and a second complaint would only confuse.
+    spoiled = [fault.where for fault in document.faults]
+    return settings, [*document.faults, *(fault for fault in found if not _within(fault.where, spoiled))]
+
+
+def _without_sections(data: Value, faults: list[Fault]) -> dict[str, Value]:
+    """What is left without the sections at fault, so that the rules between the others are checked at once too."""
+    bad = {fault.where[0] for fault in faults if fault.where}
+    if "server" in bad:
+        bad.add("metrics")  # the ports of the two are compared
+    return {name: value for name, value in data.items() if name not in bad} if isinstance(data, dict) else {}
+
+
+def _within(where: Where, spoiled: list[Where]) -> bool:
+    return any(place and where[: len(place)] == place for place in spoiled)
+
+
+def _with_usual_key(
+    entry: ProviderSettings, environ: Mapping[str, str], known: Mapping[str, Provider]
+) -> ProviderSettings:
+    """The key of the usual variable, for the built-in address only: no other host is sent a key nobody meant for it."""
+    base = known.get(entry.type or entry.name)
+    if entry.api_key is not None or base is None or entry.base_url not in (None, base.base_url):
+        return entry
+    key = _key_in(environ, base)
+    return entry.model_copy(update={"api_key": SecretStr(key)}) if key else entry
+
+
+def _providers_in(environ: Mapping[str, str], known: Mapping[str, Provider]) -> tuple[ProviderSettings, ...]:
+    keys = {provider.name: _key_in(environ, provider) for provider in known.values()}
+    if not any(keys.values()):
+        variables = ", ".join(provider.key_env for provider in known.values() if provider.key_env)
+        raise ConfigInvalid(
+            f"No provider is configured, and none of {variables} is set.",
+            hint="Set one, for example: export OPENAI_API_KEY=...; or run: mcpmeter demo, which needs no key.",
+        )
+    return tuple(ProviderSettings(name=name, api_key=SecretStr(key)) for name, key in keys.items() if key)
+
+
+def _key_in(environ: Mapping[str, str], provider: Provider) -> str:
+    key = environ.get(provider.key_env, "").strip() if provider.key_env else ""
+    if key and not sendable(key):
+        raise ConfigInvalid(
+            f"{provider.key_env} holds characters that no key has (blanks, control characters or beyond ASCII).",
+            hint="Set it again.",
+        )
+    return key

@@ -1,0 +1,137 @@
+"""Providers: one TOML file in this folder each. Adding one is adding a file; code is for what behaves differently."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from difflib import get_close_matches
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from types import MappingProxyType
+from typing import Annotated, Any, Final
+from urllib.parse import urlsplit
+
+import msgspec
+
+from mcpmeter.errors import ConfigInvalid
+
+GENERIC: Final = "generic"
+"""The provider to start from for an upstream that has no file of its own; it has neither address nor key variable."""
+
+Name = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+HeaderName = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9-]+$")]
+Text = Annotated[str, msgspec.Meta(min_length=1)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Auth:
+    """How the key is sent: the header's name, and the scheme that goes before the key ("" for none)."""
+
+    header: HeaderName = "authorization"
+    scheme: str = "Bearer"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Provider:
+    """What there is to know of a provider, as its file says it. Holds no key."""
+
+    name: Name
+    order: int = 100
+    """Rank among the providers that the environment switches on; lower comes first."""
+    base_url: str = ""
+    key_env: str = ""
+    """The environment variable that holds the key."""
+    otel_name: str = ""
+    """OpenTelemetry's well-known value of `gen_ai.provider.name`; the name itself where it knows none."""
+    genai_prices_id: str = ""
+    """The id under which genai-prices lists the provider; "" for none."""
+    price_list: str = ""
+    """The price list that goes before genai-prices; "" for none."""
+    models: tuple[Text, ...] = ()
+    """Names served, as globs (`gpt-*`)."""
+    paths: Mapping[str, Text] = field(default_factory=dict)
+    """Dialect to path below `base_url`: `chat` to `/chat/completions`."""
+    auth: Auth = Auth()
+    cost_header: str = ""
+    """The answer's header that says what the call cost in USD, lower case; "" for none."""
+
+    def url(self, dialect: str) -> str:
+        """The address of a dialect's endpoint. KeyError: the provider does not speak the dialect."""
+        return self.base_url + self.paths[dialect]
+
+    def auth_headers(self, api_key: str) -> dict[str, str]:
+        """The header that authenticates with this key; none without a key."""
+        return {self.auth.header: f"{self.auth.scheme} {api_key}".strip()} if api_key else {}
+
+    def renamed(self, name: str, *, base_url: str | None = None, price_list: str | None = None) -> Provider:
+        """This provider under the name, address and price list that configuration gives it."""
+        moved = self if base_url is None else replace(self, base_url=base_url.rstrip("/"))
+        priced = moved if price_list is None else replace(moved, price_list=price_list)
+        return replace(priced, name=name, otel_name=self.otel_name or name)
+
+
+def load_providers(folder: Traversable | None = None) -> Mapping[str, Provider]:
+    """All providers of a folder (the built-in one unless given) by name, in their order.
+
+    Raises ConfigInvalid naming the file where one is not strict TOML of `Provider`'s fields.
+    """
+    where = files(__name__) if folder is None else folder
+    found = [load_provider(file) for file in where.iterdir() if file.name.endswith(".toml")]
+    return MappingProxyType({provider.name: provider for provider in sorted(found, key=lambda p: (p.order, p.name))})
+
+
+def load_provider(file: Traversable) -> Provider:
+    """One provider from its file, whose name is the provider's. Raises ConfigInvalid."""
+    try:
+        raw = tomllib.loads(file.read_text(encoding="utf-8"))
+        _refuse_unknown_keys(raw, Provider)
+        _refuse_unknown_keys(raw.get("auth", {}), Auth)
+        provider = msgspec.convert(raw, Provider)
+        _refuse_contradictions(provider, file.name)
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, msgspec.ValidationError) as fault:
+        raise ConfigInvalid(f"{file.name}: {fault}.", hint="Compare it with the other files of the folder.") from None
+    return provider
+
+
+def base_url_fault(url: str) -> str:
+    """What is wrong with an upstream's address, as the end of a sentence that never repeats it; "" if nothing is."""
+    try:
+        parts = urlsplit(url)
+        host, _port = parts.hostname, parts.port
+    except ValueError:
+        return "is not an address"
+    if parts.scheme not in ("http", "https") or not host:
+        return "must begin with http:// or https:// and name a host"
+    if parts.username is not None or parts.password is not None:
+        return "must hold no user name or password; give the key as 'api_key'"
+    if "?" in url or "#" in url:
+        return "must have no query or fragment"
+    if any(not char.isprintable() or char.isspace() for char in url):
+        return "must hold no blanks or control characters"
+    return ""
+
+
+def _refuse_unknown_keys(table: object, kind: type[Any]) -> None:
+    known = [entry.name for entry in fields(kind)]
+    for key in table if isinstance(table, dict) else ():
+        if key not in known:
+            near = get_close_matches(key, known, n=1)
+            raise msgspec.ValidationError(f"unknown key '{key}'" + (f"; did you mean '{near[0]}'?" if near else ""))
+
+
+def _refuse_contradictions(provider: Provider, filename: str) -> None:
+    if filename != f"{provider.name}.toml":
+        raise msgspec.ValidationError(
+            f"the provider's name is '{provider.name}', so the file must be '{provider.name}.toml'"
+        )
+    if not provider.paths or not all(path.startswith("/") for path in provider.paths.values()):
+        raise msgspec.ValidationError("'paths' needs at least one dialect, and each path begins with '/'")
+    if provider.name == GENERIC:
+        return
+    if fault := base_url_fault(provider.base_url):
+        raise msgspec.ValidationError(f"'base_url' {fault}")
+    if provider.base_url.endswith("/"):
+        raise msgspec.ValidationError("'base_url' must not end with '/'")
+    if not provider.key_env.isidentifier() or not provider.otel_name:
+        raise msgspec.ValidationError("'key_env' (a variable's name) and 'otel_name' are needed")
