@@ -1,0 +1,94 @@
+"""`mcpmeter models`: what can be called, at which price."""
+
+from __future__ import annotations
+
+import json
+from decimal import Decimal
+from typing import TYPE_CHECKING
+
+import click
+
+from mcpmeter.errors import SetupError
+
+if TYPE_CHECKING:
+    from mcpmeter.pricing import ModelPrice, PriceBook
+
+DEFAULT_PROVIDER = "holysheep"
+
+
+def price_book(provider: str) -> PriceBook:
+    """The prices of one built-in provider. Raises SetupError naming those there are."""
+    from mcpmeter.pricing import PriceBook, PriceSource, bundled_price_lists
+    from mcpmeter.relay.providers import load_providers
+
+    priced = {
+        found.name: PriceSource(found.price_list or None, found.genai_prices_id or None)
+        for found in load_providers().values()
+        if found.price_list or found.genai_prices_id
+    }
+    if provider not in priced:
+        raise SetupError(f"No prices for a provider '{provider}'.", hint=f"There is: {', '.join(priced)}.")
+    return PriceBook(bundled_price_lists(), sources={provider: priced[provider]})
+
+
+@click.command("models")
+@click.option("--provider", default=DEFAULT_PROVIDER, show_default=True, help="Whose models and prices.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON; prices are strings, so that nothing rounds them.")
+def command(provider: str, as_json: bool) -> None:
+    """List the models that have a price, in US dollars per million tokens.
+
+    \b
+    Example:
+      mcpmeter models
+      mcpmeter models --provider anthropic --json
+    """
+    prices = price_book(provider).models(provider)
+    if as_json:
+        click.echo(json.dumps({"provider": provider, "models": [_as_json(price) for price in prices]}, indent=2))
+    else:
+        _print_table(provider, prices)
+
+
+def _as_json(price: ModelPrice) -> dict[str, object]:
+    amounts = {
+        "prompt": price.prompt_usd_per_mtok,
+        "completion": price.completion_usd_per_mtok,
+        "blended": price.blended_usd_per_mtok,
+    }
+    return {
+        "id": price.id,
+        "pricing_per_1m_tokens": {side: None if usd is None else f"{usd:f}" for side, usd in amounts.items()},
+        "recommended_for": price.recommended_for,
+        "tiered": price.tiered,
+        "price_list": price.list_name,
+    }
+
+
+def _print_table(provider: str, prices: list[ModelPrice]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    lists = ", ".join(sorted({price.list_name for price in prices}))
+    table = Table(box=box.SIMPLE, title=f"{provider}: US dollars per 1M tokens ({lists})", title_justify="left")
+    table.add_column("model", overflow="fold")
+    for side in ("prompt", "completion", "blended"):
+        table.add_column(side, justify="right", no_wrap=True)
+    table.add_column("recommended for")
+    for price in prices:
+        mark = "+" if price.tiered else ""
+        table.add_row(
+            price.id,
+            _cell(price.prompt_usd_per_mtok, mark),
+            _cell(price.completion_usd_per_mtok, mark),
+            _cell(price.blended_usd_per_mtok, ""),
+            price.recommended_for,
+        )
+    console = Console(highlight=False)
+    console.print(table)
+    if any(price.tiered for price in prices):
+        console.print("+ long prompts cost more; `mcpmeter cost estimate` takes their length into account")
+
+
+def _cell(usd: Decimal | None, mark: str) -> str:
+    return "-" if usd is None else f"{usd:f}{mark}"

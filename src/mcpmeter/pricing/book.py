@@ -1,0 +1,186 @@
+"""The price book: what a provider charges for a model at an instant, and what a call costs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, date, datetime
+from decimal import Decimal
+from difflib import get_close_matches
+from functools import lru_cache
+from typing import Final
+
+import msgspec
+
+from mcpmeter.errors import ConfigInvalid
+from mcpmeter.pricing import names
+from mcpmeter.pricing.genai import GenaiPrices, genai_prices
+from mcpmeter.pricing.money import MAX_NANOUSD
+from mcpmeter.pricing.price_list import GENERAL_PURPOSE, PriceList
+from mcpmeter.pricing.rates import Rates, Timeline, unix_ns, usd_per_mtok
+from mcpmeter.records import Charge, Usage
+
+CACHED_MODELS: Final = 4096
+
+
+class PriceSource(msgspec.Struct, frozen=True):
+    """Where one provider's prices come from; the list goes first."""
+
+    list: str | None = None
+    """The name of a price list of the book."""
+    genai_id: str | None = None
+    """The provider's id in genai-prices."""
+
+
+class ModelPrice(msgspec.Struct, frozen=True, kw_only=True):
+    """A model's prices as a person reads them, in US dollars per million tokens. None: the list has no such price."""
+
+    id: str
+    prompt_usd_per_mtok: Decimal | None
+    completion_usd_per_mtok: Decimal | None
+    blended_usd_per_mtok: Decimal | None = None
+    recommended_for: str = GENERAL_PURPOSE
+    tiered: bool = False
+    """Longer prompts cost more than these."""
+    list_name: str = ""
+
+
+class PriceBook:
+    """All prices of a service: pure after construction, but for bounded caches. Safe to share between threads.
+
+    Raises ConfigInvalid where a source names a list or a genai-prices provider that there is not, or two lists have
+    one name; PartMissing where genai-prices is needed and not installed.
+    """
+
+    def __init__(self, lists: Sequence[PriceList] = (), *, sources: Mapping[str, PriceSource] | None = None) -> None:
+        self._lists = {price_list.name: _ListedPrices(price_list) for price_list in lists}
+        self._sources = dict(sources or {})
+        if len(self._lists) != len(lists):
+            raise ConfigInvalid(
+                "Two price lists have the same name.", hint='Rename one: name = "…" at the top of its file.'
+            )
+        ids = {source.genai_id for source in self._sources.values() if source.genai_id is not None}
+        self._genai = genai_prices(ids) if ids else {}
+        for provider, source in self._sources.items():
+            _refuse_unknown("price list", provider, source.list, self._lists)
+            _refuse_unknown("genai-prices provider", provider, source.genai_id, self._genai)
+        # The least recently used name goes first: a flood of invented ones neither grows it nor drives out used ones.
+        self._timeline = lru_cache(maxsize=CACHED_MODELS)(self._find)
+
+    def rates(self, provider: str, model: str, at: datetime) -> Rates | None:
+        """The rates at an instant (aware, else ValueError), or None where there is no price."""
+        timeline = self._resolve(provider, model)
+        return timeline.at(unix_ns(at)) if timeline else None
+
+    def charge(
+        self, provider: str, model: str, usage: Usage, at_ns: int, reported_nanousd: int | None = None
+    ) -> Charge:
+        """What a call costs: as the provider reported it, else by the list valid at `at_ns` (Unix ns), else unpriced.
+
+        Never raises for what a client or provider can send; a reported cost outside 0…MAX_NANOUSD is as none.
+        """
+        if reported_nanousd is not None and 0 <= reported_nanousd <= MAX_NANOUSD:
+            return Charge(nanousd=reported_nanousd, source="reported", reported_nanousd=reported_nanousd)
+        timeline = self._resolve(provider, model)
+        rates = timeline.at(at_ns) if timeline else None
+        if rates is None or _nothing_known(usage):
+            return Charge()
+        nanousd = rates.cost_nanousd(usage)
+        if nanousd is None or nanousd > MAX_NANOUSD:
+            return Charge()
+        return Charge(nanousd=nanousd, source="listed", price_list=rates.list_name)
+
+    def models(self, provider: str, at: datetime | None = None) -> list[ModelPrice]:
+        """The models that have a price at an instant (now): the list's in its order, then genai-prices'."""
+        instant = at or datetime.now(UTC)
+        source = self._sources.get(provider, PriceSource())
+        listed = self._lists[source.list].model_prices(instant) if source.list else []
+        named = set(self._lists[source.list].names) if source.list else set()
+        found = _model_prices(self._genai[source.genai_id], unix_ns(instant)) if source.genai_id else ()
+        return [*listed, *(price for price in found if price.id.lower() not in named)]
+
+    def canonical(self, provider: str, model: str) -> str | None:
+        """The id under which the provider's list knows a name such as `gpt-4.1-2025-04-14`; None for unknown names."""
+        timeline = self._resolve(provider, model)
+        return timeline.model if timeline else None
+
+    def nearest(self, provider: str, model: str, count: int = 3) -> list[str]:
+        """Names that have a price and look like this one; for messages to people."""
+        source = self._sources.get(provider, PriceSource())
+        known = set(self._lists[source.list].names) if source.list else set()
+        known |= set(self._genai[source.genai_id].printed_names()) if source.genai_id else set()
+        return get_close_matches(model[: names.MAX_MODEL_CHARS].lower(), sorted(known), n=count, cutoff=0.4)
+
+    def _resolve(self, provider: str, model: str) -> Timeline | None:
+        # Checked before the cache, which would keep even an absurdly long name.
+        return None if len(model) > names.MAX_MODEL_CHARS else self._timeline(provider, model)
+
+    def _find(self, provider: str, model: str) -> Timeline | None:
+        source, name = self._sources.get(provider), names.normal(model)
+        if source is None or name is None:
+            return None
+        if source.list is not None and (listed := self._lists[source.list].timeline(name)):
+            return listed
+        if source.genai_id is None:
+            return None
+        prices = self._genai[source.genai_id]
+        found = prices.model(name)
+        return prices.timeline(found) if found else None
+
+
+class _ListedPrices:
+    """A price list made ready for lookups."""
+
+    def __init__(self, price_list: PriceList) -> None:
+        self.names = price_list.known_names()
+        self._price_list = price_list
+        self._timelines = price_list.timelines()
+
+    def timeline(self, name: str) -> Timeline | None:
+        model = self.names.get(name) or self.names.get(names.dated_base(name) or "")
+        return self._timelines[model] if model else None
+
+    def model_prices(self, at: datetime) -> list[ModelPrice]:
+        on, at_ns = at.astimezone(UTC).date(), unix_ns(at)
+        found = (self._model_price(model, timeline.at(at_ns), on) for model, timeline in self._timelines.items())
+        return [price for price in found if price]
+
+    def _model_price(self, model: str, rates: Rates | None, on: date) -> ModelPrice | None:
+        entry = self._price_list.entry(model, on)
+        if rates is None or entry is None:
+            return None
+        return msgspec.structs.replace(
+            _model_price(model, rates),
+            blended_usd_per_mtok=Decimal(entry.blended) if entry.blended else None,
+            recommended_for=entry.recommended_for,
+        )
+
+
+def _model_prices(prices: GenaiPrices, at_ns: int) -> Iterable[ModelPrice]:
+    for model in prices.models():
+        rates = prices.timeline(model).at(at_ns)
+        if rates is not None and (rates.bands[0].prompt is not None or rates.bands[0].completion is not None):
+            yield _model_price(model.id, rates)
+
+
+def _model_price(model: str, rates: Rates) -> ModelPrice:
+    base = rates.bands[0]
+    return ModelPrice(
+        id=model,
+        prompt_usd_per_mtok=None if base.prompt is None else usd_per_mtok(base.prompt),
+        completion_usd_per_mtok=None if base.completion is None else usd_per_mtok(base.completion),
+        tiered=len(rates.bands) > 1,
+        list_name=rates.list_name,
+    )
+
+
+def _nothing_known(usage: Usage) -> bool:
+    """Whether zero tokens mean that nobody counted, so that zero dollars would be a guess."""
+    return usage.source == "missing" and not usage.prompt_tokens and not usage.completion_tokens
+
+
+def _refuse_unknown(kind: str, provider: str, wanted: str | None, known: Iterable[str]) -> None:
+    if wanted is None or wanted in (have := list(known)):
+        return
+    near = get_close_matches(wanted, have, n=1) or sorted(have)
+    hint = f"There is: {', '.join(near)}." if near else "Give none, or add it."
+    raise ConfigInvalid(f"Provider '{provider}' names the {kind} '{wanted}', which there is not.", hint=hint)
