@@ -65,6 +65,22 @@ class OpenCall:
         self._meter = meter
         self._written = False
 
+    @property
+    def is_settled(self) -> bool:
+        """Whether the one settlement was made."""
+        return self.settlement is not None
+
+    @property
+    def settled(self) -> Settlement:
+        """The settlement. Raises ServiceFault before there is one."""
+        if self.settlement is None:
+            raise ServiceFault(f"Call {self.call.id} is not settled yet.")
+        return self.settlement
+
+    def elapsed_ns(self) -> int:
+        """Monotonic nanoseconds since the call was opened."""
+        return time.monotonic_ns() - self.started_ns
+
     async def write_down(self, call: Call) -> None:
         """Make the open row durable, with what is now known of the call. Awaited before anything goes upstream.
 
@@ -108,7 +124,7 @@ class OpenCall:
     def _settlement(self, ending: Ending) -> Settlement:
         if self.settlement is not None:
             raise SettledTwice(f"Call {self.call.id} was settled before.")
-        duration_ns = time.monotonic_ns() - self.started_ns
+        duration_ns = self.elapsed_ns()
         self.settlement = settlement = self._meter.make_settlement(self.call, ending, duration_ns)
         return settlement
 

@@ -1,0 +1,94 @@
+"""What the pipeline asks of a dialect."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from mcpmeter.errors import MeterError
+from mcpmeter.records import Usage
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a request asks for, of which only what the meter needs is read."""
+
+    model: str
+    """Empty when the request names none."""
+    stream: bool = False
+    usage_asked: bool = False
+    """Whether the client itself asked for usage in the stream."""
+    prompt_tokens_estimate: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """What an answer says of itself."""
+
+    usage: Usage | None = None
+    bad_usage: bool = False
+    """There was usage, and it cannot be: negative, fractional, text, …"""
+    model: str = ""
+    finish_reason: str = ""
+    answer_id: str = ""
+    is_error: bool = False
+    """A success status whose body is the dialect's error object."""
+
+
+def merge(before: Read, now: Read) -> Read:
+    """What a stream says in several events: the last usage counts, as providers send it cumulated."""
+    return Read(
+        usage=now.usage or before.usage,
+        bad_usage=now.bad_usage or (before.bad_usage and now.usage is None),
+        model=now.model or before.model,
+        finish_reason=now.finish_reason or before.finish_reason,
+        answer_id=now.answer_id or before.answer_id,
+        is_error=now.is_error or before.is_error,
+    )
+
+
+class NotAnAnswer(ValueError):
+    """The bytes are not what the dialect promises."""
+
+
+class Dialect(Protocol):
+    """One provider API. Functions of bytes only, so that every recorded body can be a test."""
+
+    name: str
+    """Key of the provider files' `paths`."""
+    operation: str
+    """OpenTelemetry's `gen_ai.operation.name`."""
+
+    def read_request(self, body: bytes) -> Asked:
+        """Raises InvalidRequest."""
+
+    def forwarded(self, body: bytes, asked: Asked, model: str) -> bytes:
+        """The body as it goes upstream: unchanged, but for the model's name and for usage in streams."""
+
+    def read_answer(self, body: bytes) -> Read:
+        """Raises NotAnAnswer."""
+
+    def read_events(self, block: bytes) -> Read | None:
+        """What a block of whole SSE events says; None when it says nothing that is metered. Cheap for most blocks."""
+
+    def only_usage(self, event: bytes) -> bool:
+        """Whether an event holds nothing but the usage that we asked for."""
+
+    def is_end(self, event: bytes) -> bool:
+        """Whether this is the stream's own last event."""
+
+    def prompt_tokens(self, body: bytes) -> int:
+        """Estimate of the prompt's tokens, for answers without usage."""
+
+    def completion_tokens(self, answer: bytes) -> int:
+        """Estimate of a whole answer's completion tokens."""
+
+    def delivered_tokens(self, blocks: Sequence[bytes]) -> int:
+        """Estimate of the completion tokens in the events that were delivered."""
+
+    def error_body(self, error: MeterError, call_id: str) -> bytes:
+        """The error in the dialect's own shape."""
+
+    def error_event(self, error: MeterError, call_id: str) -> bytes:
+        """The same inside a stream that has begun."""

@@ -1,0 +1,180 @@
+"""One request and its answer, as the pipeline sees them: over ASGI, or from inside for the MCP tools."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from types import TracebackType
+from typing import Any, Final, Protocol
+
+from mcpmeter.errors import BodyTooLarge, CallerGone, InvalidRequest, MeterError
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Header = tuple[bytes, bytes]
+
+SECONDS_FOR_THE_BODY: Final = 60.0
+_TRACEPARENT: Final = re.compile(rb"^[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
+
+
+class Exchange(Protocol):
+    """What the pipeline asks of whoever makes a call."""
+
+    endpoint: str
+    method: str
+    trace_id: str
+    parent_id: str
+    secret: str | None
+    started: bool
+    """Whether the head of the answer is out, so that no other status can be sent."""
+
+    async def read_body(self, limit_bytes: int) -> bytes:
+        """Raises BodyTooLarge, InvalidRequest, CallerGone."""
+
+    def listening(self) -> Listening:
+        """While inside, the caller's leaving is raised as CallerGone."""
+
+    async def start(self, status: int, headers: Iterable[Header]) -> None:
+        """Send the head of the answer."""
+
+    async def send(self, data: bytes) -> None:
+        """Send a part of the body."""
+
+    async def end(self, data: bytes = b"") -> None:
+        """Send the last part."""
+
+
+class Listening:
+    """Runs a block and cancels it when the caller leaves, or when the service cuts it off.
+
+    Starlette's middleware hides disconnects, so this watches the raw `receive`: tokens stop burning at once.
+    """
+
+    __slots__ = ("_cut", "_task", "_wait_until_gone", "_watcher")
+
+    def __init__(self, wait_until_gone: Callable[[], Awaitable[None]]) -> None:
+        self._wait_until_gone = wait_until_gone
+        self._cut: MeterError | None = None
+        self._watcher: asyncio.Task[None] | None = None
+        self._task: asyncio.Task[Any] | None = None
+
+    async def __aenter__(self) -> Listening:
+        self._task = asyncio.current_task()
+        self._watcher = asyncio.get_running_loop().create_task(self._watch())
+        return self
+
+    async def _watch(self) -> None:
+        await self._wait_until_gone()
+        self.cut(CallerGone("The client closed the connection before the answer was complete."))
+
+    def cut(self, error: MeterError) -> None:
+        """End the block with `error`."""
+        if self._cut is None and self._task is not None:
+            self._cut = error
+            self._task.cancel()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        task, self._task = self._task, None
+        if self._watcher is not None:
+            self._watcher.cancel()
+        if self._cut is not None and task is not None and task.uncancel() == 0 and kind is not None:
+            raise self._cut from None
+
+
+class HttpExchange:
+    """An exchange over ASGI 3."""
+
+    __slots__ = ("_receive", "_send", "endpoint", "headers", "method", "parent_id", "secret", "started", "trace_id")
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send, *, endpoint: str) -> None:
+        self.endpoint = endpoint
+        self.method: str = scope["method"]
+        self.headers: dict[bytes, bytes] = dict(scope["headers"])
+        self.parent_id = ""
+        self.trace_id = trace_id_of(self.headers)
+        self.secret = secret_of(self.headers)
+        self.started = False
+        self._receive = receive
+        self._send = send
+
+    async def read_body(self, limit_bytes: int) -> bytes:
+        """The whole body. Raises BodyTooLarge, InvalidRequest, CallerGone."""
+        declared = self.headers.get(b"content-length", b"")
+        if declared.isdigit() and int(declared) > limit_bytes:
+            raise _too_large(limit_bytes)
+        message = await self._receive()
+        if message["type"] == "http.request" and not message.get("more_body"):
+            body: bytes = message.get("body", b"")
+            if len(body) > limit_bytes:
+                raise _too_large(limit_bytes)
+            return body
+        try:
+            async with asyncio.timeout(SECONDS_FOR_THE_BODY):
+                return await self._read_parts(message, limit_bytes)
+        except TimeoutError:
+            raise InvalidRequest("The body did not arrive in time.", hint="Send it in one go.") from None
+
+    async def _read_parts(self, message: Message, limit_bytes: int) -> bytes:
+        parts: list[bytes] = []
+        size = 0
+        while True:
+            if message["type"] == "http.disconnect":
+                raise CallerGone("The client closed the connection while sending its request.")
+            parts.append(message.get("body", b""))
+            size += len(parts[-1])
+            if size > limit_bytes:
+                raise _too_large(limit_bytes)
+            if not message.get("more_body"):
+                return b"".join(parts)
+            message = await self._receive()
+
+    def listening(self) -> Listening:
+        """While inside, the client's leaving is raised as CallerGone."""
+        return Listening(self._wait_until_gone)
+
+    async def _wait_until_gone(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+
+    async def start(self, status: int, headers: Iterable[Header]) -> None:
+        """Send the head."""
+        self.started = True
+        await self._send({"type": "http.response.start", "status": status, "headers": list(headers)})
+
+    async def send(self, data: bytes) -> None:
+        """Send a part; waits while the client does not read."""
+        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+
+    async def end(self, data: bytes = b"") -> None:
+        """Send the last part."""
+        await self._send({"type": "http.response.body", "body": data})
+
+
+def trace_id_of(headers: dict[bytes, bytes]) -> str:
+    """The trace id of a `traceparent` header (W3C Trace Context), or empty."""
+    header = headers.get(b"traceparent")
+    found = _TRACEPARENT.match(header) if header else None
+    return found[1].decode() if found else ""
+
+
+def secret_of(headers: dict[bytes, bytes]) -> str | None:
+    """The caller's key, from wherever the dialects' SDKs put it."""
+    authorization = headers.get(b"authorization")
+    if authorization is not None:
+        scheme, _, value = authorization.decode("latin-1").partition(" ")
+        return value.strip() if scheme.lower() == "bearer" else ""
+    for name in (b"x-api-key", b"api-key", b"x-goog-api-key"):
+        if name in headers:
+            return headers[name].decode("latin-1").strip()
+    return None
+
+
+def _too_large(limit_bytes: int) -> BodyTooLarge:
+    return BodyTooLarge(
+        f"The body is larger than {limit_bytes} bytes.", hint="Send less, or raise server.max_body_bytes."
+    )

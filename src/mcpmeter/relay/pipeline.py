@@ -1,0 +1,475 @@
+"""A relayed call, top to bottom: authenticate, validate, write down, send, tee, read usage, settle, last byte.
+
+There is one way out and it always settles.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+import msgspec
+
+from mcpmeter.access.keys import KeyRing
+from mcpmeter.errors import (
+    CallerGone,
+    Draining,
+    InvalidRequest,
+    MeterError,
+    ServiceFault,
+    UpstreamAnsweredGarbage,
+    UpstreamFault,
+    UpstreamRateLimited,
+    UpstreamRefusedAccount,
+    UpstreamTimedOut,
+    UpstreamUnreachable,
+)
+from mcpmeter.meter import Ending, Meter, OpenCall
+from mcpmeter.pricing import nanousd_to_usd, usd_to_nanousd
+from mcpmeter.records import LlmTarget, Outcome, Settlement, Usage
+from mcpmeter.relay.dialects.base import Asked, Dialect, NotAnAnswer, Read
+from mcpmeter.relay.exchange import Exchange, Header, Listening
+from mcpmeter.relay.routing import Route, Upstream, route
+from mcpmeter.relay.stream import StreamTee
+from mcpmeter.relay.upstream import Answer, UpstreamClient
+
+ESTIMATE_IN_A_THREAD_BYTES: Final = 256 * 1024
+# fmt: off
+NOT_HANDED_ON: Final = frozenset((
+    # Hop-by-hop (RFC 9110, 7.6.1)
+    "connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "proxy-connection", "te", "trailer",
+    "transfer-encoding", "upgrade",
+    # made anew here
+    "content-length", "content-encoding", "server", "date",
+    # would let a provider set state at the client
+    "set-cookie", "alt-svc", "strict-transport-security",
+))
+# fmt: on
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RelayOptions:
+    """The relay's limits."""
+
+    max_body_bytes: int = 10 * 1024 * 1024
+    max_answer_bytes: int = 64 * 1024 * 1024
+    default_team: str = "default"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wiring:
+    """Everything of the relay that a reload replaces. A call keeps the wiring it began with."""
+
+    options: RelayOptions
+    upstreams: Sequence[Upstream]
+    default_provider: str | None
+    client: UpstreamClient
+    keys: KeyRing
+    in_flight: set[Flight] = field(default_factory=set)
+
+    def identify(self, secret: str | None) -> tuple[str, str]:
+        """(team, key id) of a caller. Until a key exists everybody is the default team. Raises NotAuthenticated."""
+        if self.keys.empty:
+            return self.options.default_team, ""
+        key = self.keys.identify(secret)
+        return key.team, key.id
+
+    def route(self, model: str) -> Route:
+        """Where a model is served."""
+        return route(model, self.upstreams, self.default_provider)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Service:
+    """How an endpoint uses the pipeline."""
+
+    dialect: Dialect
+    default_model: str = ""
+    """For requests that name none; empty: they are refused."""
+    maps_upstream_faults: bool = False
+    """The guide's endpoint answers 502 to any fault of a provider; the dialects' own endpoints hand on what it said."""
+
+
+class Pipeline:
+    """Runs calls. `wiring` may be replaced at any time."""
+
+    def __init__(self, meter: Meter, wiring: Wiring) -> None:
+        self.meter = meter
+        self.wiring = wiring
+        self.draining = False
+
+    async def run(self, exchange: Exchange, service: Service) -> Settlement:
+        """One call, to its last byte. Whatever happens, it is settled once and the caller is told."""
+        opened = self.meter.open(
+            exchange.endpoint, exchange.method, trace_id=exchange.trace_id, parent_id=exchange.parent_id
+        )
+        wiring = self.wiring
+        try:
+            flight = await self._admit(opened, exchange, service, wiring)
+        except MeterError as error:
+            return await refuse(exchange, opened, error, service.dialect)
+        wiring.in_flight.add(flight)
+        try:
+            return await flight.run()
+        finally:
+            wiring.in_flight.discard(flight)
+
+    async def _admit(self, opened: OpenCall, exchange: Exchange, service: Service, wiring: Wiring) -> Flight:
+        if self.draining:
+            raise Draining("The service is stopping and takes no new calls.", hint="Retry; another replica may answer.")
+        team, key_id = wiring.identify(exchange.secret)
+        body = await exchange.read_body(wiring.options.max_body_bytes)
+        asked = service.dialect.read_request(body)
+        model = asked.model or service.default_model
+        if not model:
+            raise InvalidRequest("'model' is missing.", hint="Name a model of GET /v1/models.")
+        routed = wiring.route(model)
+        provider = routed.upstream.provider
+        if service.dialect.name not in provider.paths:
+            raise InvalidRequest(f"{provider.name} has no endpoint for this dialect.", hint="Name another model.")
+        target = LlmTarget(
+            provider=provider.name,
+            model=routed.model,
+            operation=service.dialect.operation,
+            stream=asked.stream,
+            prompt_tokens_estimate=asked.prompt_tokens_estimate,
+            otel_provider=provider.otel_name,
+        )
+        call = msgspec.structs.replace(opened.call, team=team, key_id=key_id, llm=target)
+        await opened.write_down(call)
+        return Flight(
+            opened=opened, exchange=exchange, service=service, wiring=wiring, routed=routed, asked=asked, body=body
+        )
+
+
+async def refuse(exchange: Exchange, opened: OpenCall, error: MeterError, dialect: Dialect) -> Settlement:
+    """Settle and answer a request that reaches no model."""
+    outcome: Outcome = "partial" if isinstance(error, CallerGone) else "error"
+    settlement = opened.count(Ending(status=str(error.http_status), outcome=outcome, error=error))
+    await answer_error(exchange, error, dialect.error_body(error, opened.call.id), opened.call.id)
+    return settlement
+
+
+async def answer_error(exchange: Exchange, error: MeterError, body: bytes, call_id: str) -> None:
+    """Send an error of ours as the whole answer."""
+    headers = [*_own_headers(call_id), (b"content-type", b"application/json"), _length(body)]
+    if error.retry_after is not None:
+        headers.append((b"retry-after", error.retry_after.encode("latin-1", "replace")))
+    await exchange.start(error.http_status, headers)
+    await exchange.end(body)
+
+
+class Flight:
+    """A call that has its row in the ledger and is on its way."""
+
+    def __init__(
+        self,
+        *,
+        opened: OpenCall,
+        exchange: Exchange,
+        service: Service,
+        wiring: Wiring,
+        routed: Route,
+        asked: Asked,
+        body: bytes,
+    ) -> None:
+        self._opened = opened
+        self._exchange = exchange
+        self._dialect = service.dialect
+        self._service = service
+        self._wiring = wiring
+        self._provider = routed.upstream.provider
+        self._api_key = routed.upstream.api_key
+        self._model = routed.model
+        self._asked = asked
+        self._body = body
+        self._answer: Answer | None = None
+        self._tee: StreamTee | None = None
+        self._first_chunk_ns = 0
+        self._listening: Listening | None = None
+
+    def cut(self, error: MeterError) -> None:
+        """End the call now, for a reason of the service's own."""
+        if self._listening is not None:
+            self._listening.cut(error)
+
+    async def run(self) -> Settlement:
+        """Send, hand the answer on, settle, send the last byte."""
+        try:
+            return await self._relay()
+        except MeterError as error:
+            return await self._fail(error)
+        except BaseException:
+            await self._settle_after_fault()
+            raise
+        finally:
+            if self._answer is not None:
+                self._answer.abort()
+
+    async def _relay(self) -> Settlement:
+        async with self._exchange.listening() as self._listening:
+            answer = self._answer = await self._send()
+            content_type = answer.headers.get("content-type", "").partition(";")[0].strip().lower()
+            if answer.status >= 300:
+                body = await answer.read(self._wiring.options.max_answer_bytes)
+            elif content_type == "text/event-stream":
+                self._tee = await self._pass_stream(answer)
+            else:
+                body = await answer.read(self._wiring.options.max_answer_bytes)
+        if self._tee is not None:
+            return await self._end_stream(answer, self._tee)
+        if answer.status >= 300:
+            return await self._hand_on_error(answer, body)
+        return await self._hand_on_answer(answer, body)
+
+    async def _send(self) -> Answer:
+        headers = {
+            "content-type": "application/json",
+            "accept": "text/event-stream" if self._asked.stream else "application/json",
+            "accept-encoding": "identity",
+            "user-agent": "mcpmeter",
+            **self._provider.auth_headers(self._api_key),
+        }
+        body = self._dialect.forwarded(self._body, self._asked, self._model)
+        return await self._wiring.client.post(
+            self._provider.name, self._provider.url(self._dialect.name), headers, body
+        )
+
+    async def _pass_stream(self, answer: Answer) -> StreamTee:
+        """Hand a stream on, all but its end."""
+        # Kept from the first byte on, so that what was delivered is known however the stream ends.
+        tee = self._tee = StreamTee(self._dialect, withhold_usage=self._asked.stream and not self._asked.usage_asked)
+        await self._exchange.start(answer.status, self._headers(answer))
+        async for data in answer.chunks(self._wiring.options.max_answer_bytes):
+            if not self._first_chunk_ns:
+                self._first_chunk_ns = self._opened.elapsed_ns()
+            if part := tee.feed(data):
+                await self._exchange.send(part)
+            if tee.end:
+                return tee
+        if part := tee.finish():
+            await self._exchange.send(part)
+        return tee
+
+    async def _end_stream(self, answer: Answer, tee: StreamTee) -> Settlement:
+        answer.finish()
+        settlement = await self._settle(self._ending(str(answer.status), await self._usage_of_stream(tee), tee.read))
+        await self._exchange.end(tee.end)
+        return settlement
+
+    async def _hand_on_answer(self, answer: Answer, body: bytes) -> Settlement:
+        try:
+            read = self._dialect.read_answer(body)
+        except NotAnAnswer:
+            kind = "an empty body" if not body.strip() else "a body that is not a JSON answer"
+            raise UpstreamAnsweredGarbage(
+                f"{self._provider.name} answered {answer.status} with {kind}.", hint="Check its base_url, or retry."
+            ) from None
+        answer.finish()
+        ending = self._ending(str(answer.status), await self._usage_of_answer(body, read), read)
+        settlement = await self._settle(ending)
+        await self._exchange.start(answer.status, [*self._headers(answer), *_cost_headers(settlement), _length(body)])
+        await self._exchange.end(body)
+        return settlement
+
+    async def _hand_on_error(self, answer: Answer, body: bytes) -> Settlement:
+        """What a provider refused goes on as it came, unless it is about our account or the endpoint maps faults."""
+        error = self._error_of(answer)
+        if self._must_map(answer.status):
+            raise error
+        answer.finish()
+        settlement = await self._settle(
+            Ending(
+                status=str(answer.status),
+                outcome="error",
+                error=error,
+                upstream_status=answer.status,
+                upstream_request_id=_request_id(answer),
+            )
+        )
+        await self._exchange.start(answer.status, [*self._headers(answer), _length(body)])
+        await self._exchange.end(body)
+        return settlement
+
+    def _must_map(self, status: int) -> bool:
+        return status < 400 or status in (401, 402, 403) or (self._service.maps_upstream_faults and status >= 500)
+
+    def _error_of(self, answer: Answer) -> MeterError:
+        name, status = self._provider.name, answer.status
+        if status < 400:
+            return UpstreamAnsweredGarbage(
+                f"{name} answered {status}, a redirect, which is never followed.", hint="Correct its base_url."
+            )
+        if status in (401, 402, 403):
+            return UpstreamRefusedAccount(
+                f"{name} refused the relay's own account (HTTP {status}).",
+                hint="The operator has to check its key and credit; the caller's key was not sent.",
+            )
+        if status == 429:
+            return UpstreamRateLimited(f"{name} is rate limiting.", retry_after=answer.headers.get("retry-after"))
+        if status in (408, 504):
+            return UpstreamTimedOut(f"{name} answered {status}.", hint="Retry.")
+        if status < 500:
+            return InvalidRequest(f"{name} refused the request (HTTP {status}).")
+        return UpstreamFault(f"{name} answered {status}.", hint="Retry.")
+
+    async def _fail(self, error: MeterError) -> Settlement:
+        """The call ended badly: settle what was delivered, then say so in the way that is still open."""
+        if not self._opened.is_settled:
+            try:
+                await self._settle(await self._broken_ending(error))
+            except MeterError as fault:
+                error = fault
+        exchange, call_id, settlement = self._exchange, self._opened.call.id, self._opened.settled
+        if isinstance(error, CallerGone):
+            return settlement
+        if exchange.started:
+            await exchange.end(self._dialect.error_event(error, call_id))
+        else:
+            await answer_error(exchange, error, self._dialect.error_body(error, call_id), call_id)
+        return settlement
+
+    async def _broken_ending(self, error: MeterError) -> Ending:
+        answer, tee = self._answer, self._tee
+        status = error.http_status
+        if self._exchange.started and answer is not None and not isinstance(error, CallerGone):
+            status = answer.status
+        reason = _why_missing(error)
+        usage: Usage | None = None
+        if tee is not None and tee.read.usage is not None:
+            usage, reason = tee.read.usage, ""
+        elif reason:
+            usage = await self._usage_delivered(tee)
+        partial = isinstance(error, CallerGone | Draining) or self._exchange.started
+        return self._ending(
+            str(status),
+            (usage, reason if usage is not None else ""),
+            tee.read if tee is not None else Read(),
+            outcome_is_partial=partial,
+            error=error,
+        )
+
+    async def _settle_after_fault(self) -> None:
+        """A fault of our own or the loop's end: the call still gets its one settlement."""
+        if self._opened.is_settled:
+            return
+        error = ServiceFault("The service failed while relaying.", hint="Retry; the call's id is in the log.")
+        ending = await self._broken_ending(error)
+        await asyncio.shield(self._opened.settle(ending))
+        if not self._exchange.started:
+            await answer_error(
+                self._exchange,
+                error,
+                self._dialect.error_body(error, self._opened.call.id),
+                self._opened.call.id,
+            )
+
+    async def _settle(self, ending: Ending) -> Settlement:
+        return await self._opened.settle(ending)
+
+    def _ending(
+        self,
+        status: str,
+        usage: tuple[Usage | None, str],
+        read: Read,
+        *,
+        outcome_is_partial: bool = False,
+        error: MeterError | None = None,
+    ) -> Ending:
+        answer, tee = self._answer, self._tee
+        if error is None and read.is_error:
+            error = UpstreamFault(f"{self._provider.name} answered an error with a success status.")
+        return Ending(
+            status=status,
+            outcome="partial" if outcome_is_partial else "error" if error else "ok",
+            error=error,
+            usage=usage[0],
+            missing_reason=usage[1],
+            response_model=read.model,
+            finish_reason=read.finish_reason,
+            reported_nanousd=self._reported_cost(answer.headers) if answer else None,
+            upstream_status=answer.status if answer else 0,
+            upstream_request_id=_request_id(answer) if answer else "",
+            time_to_first_chunk_ns=self._first_chunk_ns,
+            chunks=tee.chunks if tee else 0,
+        )
+
+    def _reported_cost(self, headers: Mapping[str, str]) -> int | None:
+        told = headers.get(self._provider.cost_header) if self._provider.cost_header else None
+        return usd_to_nanousd(told) if told else None
+
+    async def _usage_of_answer(self, body: bytes, read: Read) -> tuple[Usage | None, str]:
+        if read.usage is not None:
+            return read.usage, ""
+        if read.is_error:
+            return None, ""
+        prompt = await self._estimate(self._dialect.prompt_tokens, self._body)
+        completion = await self._estimate(self._dialect.completion_tokens, body)
+        return _estimated(prompt, completion), "bad_usage" if read.bad_usage else "no_usage"
+
+    async def _usage_of_stream(self, tee: StreamTee) -> tuple[Usage | None, str]:
+        if tee.read.usage is not None:
+            return tee.read.usage, ""
+        prompt = await self._estimate(self._dialect.prompt_tokens, self._body)
+        return _estimated(prompt, tee.delivered_tokens()), "bad_usage" if tee.read.bad_usage else "no_usage"
+
+    async def _usage_delivered(self, tee: StreamTee | None) -> Usage:
+        prompt = await self._estimate(self._dialect.prompt_tokens, self._body)
+        completion = tee.delivered_tokens() if tee is not None else 0
+        return Usage(prompt_tokens=prompt, completion_tokens=completion, source="partial")
+
+    @staticmethod
+    async def _estimate(count: Callable[[bytes], int], data: bytes) -> int:
+        if len(data) > ESTIMATE_IN_A_THREAD_BYTES:
+            return await asyncio.to_thread(count, data)
+        return count(data)
+
+    def _headers(self, answer: Answer) -> list[Header]:
+        return [*_own_headers(self._opened.call.id, self._provider.name), *_handed_on(answer.headers)]
+
+
+def _why_missing(error: MeterError) -> str:
+    """Why a broken call has no usage; empty where the provider cannot have worked for it."""
+    if isinstance(error, CallerGone):
+        return "client_gone"
+    if isinstance(error, Draining | ServiceFault):
+        return "service_stopped"
+    if isinstance(error, UpstreamUnreachable | UpstreamRefusedAccount | UpstreamRateLimited):
+        return ""
+    return "upstream_broke"
+
+
+def _estimated(prompt: int, completion: int) -> Usage:
+    return Usage(prompt_tokens=prompt, completion_tokens=completion, source="estimated")
+
+
+def _request_id(answer: Answer) -> str:
+    return answer.headers.get("x-request-id", "")[:128]
+
+
+def _own_headers(call_id: str, provider: str = "") -> list[Header]:
+    headers = [(b"x-mcpmeter-call-id", call_id.encode())]
+    return [*headers, (b"x-mcpmeter-provider", provider.encode())] if provider else headers
+
+
+def _cost_headers(settlement: Settlement) -> list[Header]:
+    charge = settlement.charge
+    if charge is None or charge.source == "unpriced":
+        return [(b"x-mcpmeter-cost-source", b"unpriced")]
+    return [
+        (b"x-mcpmeter-cost-usd", f"{nanousd_to_usd(charge.nanousd):f}".encode()),
+        (b"x-mcpmeter-cost-source", charge.source.encode()),
+    ]
+
+
+def _handed_on(headers: Mapping[str, str]) -> Iterator[Header]:
+    named = {name.strip().lower() for name in headers.get("connection", "").split(",")}
+    for name, value in headers.items():
+        if name not in NOT_HANDED_ON and name not in named and not name.startswith("x-mcpmeter-"):
+            yield name.encode("latin-1"), value.encode("latin-1", "replace")
+
+
+def _length(body: bytes) -> Header:
+    return b"content-length", str(len(body)).encode()

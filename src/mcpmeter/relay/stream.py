@@ -1,0 +1,109 @@
+"""The tee on a stream: bytes go on as they come, what they cost is read on the way.
+
+Only two things are held back: an event that is not whole yet (when it may be the usage chunk that only we asked for),
+and the stream's own end, until the call is settled.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from mcpmeter.relay.dialects.base import Dialect, Read, merge
+
+LONGEST_EVENT_BYTES: Final = 8 * 1024 * 1024
+"""An event longer than this is passed on unread, so that one endless line cannot fill the memory."""
+
+KEPT_FOR_ESTIMATES_BYTES: Final = 1024 * 1024
+"""How much of a stream is kept to estimate from; beyond it the estimate is scaled by bytes."""
+
+
+class StreamTee:
+    """Feed it what upstream sends; it returns what goes to the client."""
+
+    def __init__(self, dialect: Dialect, *, withhold_usage: bool) -> None:
+        self._dialect = dialect
+        self._withhold = withhold_usage
+        self._held = b""
+        self._passing_long_event = False
+        self._kept: list[bytes] = []
+        self._kept_bytes = 0
+        self.total_bytes = 0
+        self.chunks = 0
+        self.read = Read()
+        self.end = b""
+        """The stream's own last event, to be sent after the settlement."""
+
+    def feed(self, data: bytes) -> bytes:
+        """Take what came; return what may go on now. After `end` is set nothing more is taken."""
+        self.total_bytes += len(data)
+        if self._held:
+            data = self._held + data
+        cut = _end_of_last_event(data)
+        block, self._held = (data, b"") if cut == len(data) else (data[:cut], data[cut:])
+        if len(self._held) > LONGEST_EVENT_BYTES:
+            block, self._held, self._passing_long_event = block + self._held, b"", True
+        return self._take(block) if block else b""
+
+    def finish(self) -> bytes:
+        """Upstream has ended: what is held goes on, read if it can be."""
+        rest, self._held = self._held, b""
+        return self._take(rest) if rest else b""
+
+    def _take(self, block: bytes) -> bytes:
+        if self._passing_long_event:
+            self._passing_long_event = False
+            return block
+        read = self._dialect.read_events(block)
+        if read is not None:
+            self.read = merge(self.read, read)
+            if self._withhold and read.usage is not None:
+                block = self._without_usage_event(block)
+        if b"[DONE]" in block:
+            block = self._hold_back_end(block)
+        self.chunks += block.startswith(b"data:") + block.count(b"\ndata:")
+        self._keep(block)
+        return block
+
+    def _keep(self, block: bytes) -> None:
+        if self._kept_bytes < KEPT_FOR_ESTIMATES_BYTES:
+            self._kept.append(block)
+            self._kept_bytes += len(block)
+
+    def _without_usage_event(self, block: bytes) -> bytes:
+        return b"".join(event for event in whole_events(block) if not self._dialect.only_usage(event))
+
+    def _hold_back_end(self, block: bytes) -> bytes:
+        events = whole_events(block)
+        for index, event in enumerate(events):
+            if self._dialect.is_end(event):
+                self.end = event
+                return b"".join(events[:index])
+        return block
+
+    def delivered_tokens(self) -> int:
+        """Estimate of the completion tokens that went to the client."""
+        estimate = self._dialect.delivered_tokens(self._kept)
+        if self._kept_bytes and self.total_bytes > 2 * KEPT_FOR_ESTIMATES_BYTES:
+            return estimate * self.total_bytes // self._kept_bytes
+        return estimate
+
+
+def _end_of_last_event(data: bytes) -> int:
+    """Index after the last blank line, which ends an event; 0 when there is none."""
+    if data.endswith(b"\n\n"):
+        return len(data)
+    ends = (data.rfind(b"\n\n") + 2, data.rfind(b"\r\n\r\n") + 4, data.rfind(b"\r\r") + 2)
+    found = [end for end, width in zip(ends, (2, 4, 2), strict=True) if end >= width]
+    return max(found, default=0)
+
+
+def whole_events(block: bytes) -> list[bytes]:
+    """Split a block after each blank line, losing no byte."""
+    events: list[bytes] = []
+    event = b""
+    for line in block.splitlines(keepends=True):
+        event += line
+        if not line.strip(b"\r\n"):
+            events.append(event)
+            event = b""
+    return [*events, event] if event else events
