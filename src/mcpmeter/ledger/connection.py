@@ -1,0 +1,224 @@
+"""Opening a ledger's file: the checks before, the settings after, and one line for each thing that can be wrong."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Final
+
+import apsw
+
+from mcpmeter.errors import LedgerNotUsable
+from mcpmeter.ledger.migrations import migrate, require_current
+
+OLDEST_SQLITE: Final = (3, 51, 3)
+"""Versions before it can lose committed rows when two connections reset the WAL at once (fixed in 3.51.3)."""
+
+BUSY_TIMEOUT_MS: Final = 5_000
+CHECK_LIMIT_S: Final = 2.0
+WAL_LIMIT_BYTES: Final = 64 * 2**20
+
+_ANOTHER_FILE: Final = "set MCPMETER_LEDGER or the setting `ledger.path` to another file"
+_HEADER: Final = b"SQLite format 3\x00"
+
+
+def default_ledger_path() -> Path:
+    """`$MCPMETER_LEDGER`, or `mcpmeter/ledger.db` in `$XDG_STATE_HOME` or `~/.local/state`."""
+    if named := os.environ.get("MCPMETER_LEDGER"):
+        return Path(named).expanduser()
+    state = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
+    return Path(state).expanduser() / "mcpmeter" / "ledger.db"
+
+
+def open_for_writing(path: Path) -> apsw.Connection:
+    """Open or make the ledger, check it and bring its tables up to date. Raises `LedgerNotUsable`."""
+    _require_sqlite(apsw.sqlite_lib_version())
+    _make_file(path)
+    _require_header(path)
+    return _connect(path, apsw.SQLITE_OPEN_READWRITE, _prepare)
+
+
+def open_for_reading(path: Path) -> apsw.Connection:
+    """Open a ledger that may be in use by a service, without the right to change it. Raises `LedgerNotUsable`."""
+    if not path.exists():
+        raise LedgerNotUsable(
+            f"There is no ledger at {path}.", hint="Start `mcpmeter serve`, or name the ledger with --ledger."
+        )
+    _require_header(path)
+    return _connect(path, apsw.SQLITE_OPEN_READONLY, require_current)
+
+
+@contextlib.contextmanager
+def explain(path: Path) -> Iterator[None]:
+    """Turns whatever SQLite says inside into `LedgerNotUsable`."""
+    try:
+        yield
+    except apsw.Error as error:
+        raise _not_usable(path, error) from error
+
+
+class FileLock:
+    """An exclusive lock of the operating system on `<path>.lock`, gone with the process however it ends."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path.with_name(path.name + ".lock")
+        self._ledger = path
+        self._fd: int | None = None
+
+    def take(self) -> None:
+        """Raises `LedgerNotUsable` naming the process that holds it."""
+        _make_folder(self._path.parent)
+        try:
+            fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise _not_writable(self._path, error) from error
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            holder = os.pread(fd, 32, 0).decode("ascii", "replace").strip() or "unknown"
+            os.close(fd)
+            raise LedgerNotUsable(
+                f"The ledger {self._ledger} is in use by process {holder}.",
+                hint=f"Stop that process (kill {holder}), or {_ANOTHER_FILE}.",
+            ) from error
+        self._fd = fd
+        try:
+            os.truncate(fd, 0)
+            os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+        except OSError as error:
+            self.release()
+            raise _not_writable(self._path, error) from error
+
+    def release(self) -> None:
+        """Let go. The file stays: removing it would let two processes lock two files of one name."""
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+
+
+def _prepare(db: apsw.Connection, path: Path) -> None:
+    mode = db.pragma("journal_mode", "wal")
+    if mode != "wal":
+        raise LedgerNotUsable(
+            f"The folder of {path} cannot hold a write-ahead log (a network file system?).",
+            hint=f"Please {_ANOTHER_FILE}.",
+        )
+    db.pragma("synchronous", "full")
+    db.pragma("foreign_keys", "on")
+    db.pragma("journal_size_limit", WAL_LIMIT_BYTES)
+    _quick_check(db, path)
+    migrate(db, path)
+
+
+def _connect(path: Path, flags: int, prepare: Callable[[apsw.Connection, Path], None]) -> apsw.Connection:
+    with explain(path):
+        db = apsw.Connection(str(path), flags=flags)
+        try:
+            db.set_busy_timeout(BUSY_TIMEOUT_MS)
+            db.pragma("trusted_schema", "off")
+            prepare(db, path)
+        except BaseException:
+            db.close()
+            raise
+    return db
+
+
+def _quick_check(db: apsw.Connection, path: Path) -> None:
+    # Bounded, because a ledger of years takes minutes: what two seconds do not find, the write that meets it will.
+    deadline = time.monotonic() + CHECK_LIMIT_S
+    db.set_progress_handler(lambda: time.monotonic() > deadline, 20_000)
+    try:
+        verdict = db.execute("PRAGMA quick_check(1)").fetchone()
+    except apsw.InterruptError:
+        return
+    finally:
+        db.set_progress_handler(None)
+    if verdict != ("ok",):
+        raise _damaged(path)
+
+
+def _require_sqlite(version: str) -> None:
+    if tuple(int(part) for part in version.split(".")[:3]) < OLDEST_SQLITE:
+        raise LedgerNotUsable(
+            f"The SQLite in use is {version}; before 3.51.3 it can lose committed rows.",
+            hint="Run: pip install --upgrade --force-reinstall --only-binary apsw 'apsw>=3.51.3'",
+        )
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise LedgerNotUsable(
+            f"The ledger's folder {folder} cannot be made: {error.strerror}.",
+            hint=f"Run: mkdir -p {folder} && chown $(id -un) {folder} (as an administrator), or {_ANOTHER_FILE}.",
+        ) from error
+
+
+def _make_file(path: Path) -> None:
+    # Made here and not by SQLite: its mode must be 0600 from the first moment, and the log files take theirs from it.
+    _make_folder(path.parent)
+    if path.is_dir():
+        raise LedgerNotUsable(
+            f"The ledger {path} is a folder.", hint=f"Name a file in it: MCPMETER_LEDGER={path}/ledger.db"
+        )
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    except OSError as error:
+        raise _not_writable(path, error) from error
+    # A file of somebody else that we may write keeps the mode its owner gave it.
+    with contextlib.suppress(PermissionError):
+        path.chmod(0o600)
+
+
+def _require_header(path: Path) -> None:
+    try:
+        with path.open("rb") as file:
+            start = file.read(len(_HEADER))
+    except OSError as error:
+        raise LedgerNotUsable(
+            f"The ledger {path} cannot be read: {error.strerror}.", hint=f"Run: ls -l {path}, or {_ANOTHER_FILE}."
+        ) from error
+    if start not in (b"", _HEADER):
+        raise LedgerNotUsable(
+            f"{path} is not a ledger (not an SQLite database).",
+            hint=f"Run: mv {path} {path}.other, or {_ANOTHER_FILE}.",
+        )
+
+
+def _not_writable(path: Path, error: OSError) -> LedgerNotUsable:
+    return LedgerNotUsable(
+        f"{path} cannot be written: {error.strerror}.",
+        hint=f"Run: chown $(id -un) {path.parent} {path} (as an administrator), or {_ANOTHER_FILE}.",
+    )
+
+
+def _damaged(path: Path) -> LedgerNotUsable:
+    return LedgerNotUsable(
+        f"The ledger {path} is damaged.",
+        hint=f"Run: mv {path} {path}.damaged && sqlite3 {path}.damaged .recover | sqlite3 {path}, "
+        "or restore it from a backup.",
+    )
+
+
+def _not_usable(path: Path, error: apsw.Error) -> LedgerNotUsable:
+    if isinstance(error, (apsw.CorruptError, apsw.NotADBError)):
+        return _damaged(path)
+    if isinstance(error, apsw.BusyError):
+        return LedgerNotUsable(
+            f"The ledger {path} is held by another program.", hint=f"Run: fuser -v {path}, stop it and try again."
+        )
+    if isinstance(error, apsw.FullError):
+        return LedgerNotUsable(f"The disk of {path} is full.", hint=f"Make room (df -h {path.parent}) and try again.")
+    if isinstance(error, (apsw.ReadOnlyError, apsw.PermissionsError, apsw.CantOpenError)):
+        return LedgerNotUsable(
+            f"The ledger {path} cannot be written: {error}.",
+            hint=f"Run: ls -ld {path.parent} {path}* and give this user the right to write, or {_ANOTHER_FILE}.",
+        )
+    return LedgerNotUsable(
+        f"The ledger {path} cannot be used: {error}.", hint=f"Check the disk (dmesg | tail), or {_ANOTHER_FILE}."
+    )

@@ -1,0 +1,161 @@
+"""The ledger's tables as named steps. Steps are appended, never edited: a ledger in the field has run them.
+
+The checks are the last line against a wrong number: STRICT tables alone accept -5, and a NaN arrives as NULL.
+`error_type` is left open here, because a new one must not need every row to be written anew.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import apsw
+
+from mcpmeter.errors import LedgerNotUsable
+
+
+class Migration(NamedTuple):
+    """One step: a name that never changes and its SQL."""
+
+    name: str
+    sql: str
+
+
+MIGRATIONS: Final = (
+    Migration(
+        "0001_calls_and_keys",
+        """
+        CREATE TABLE calls (
+          id TEXT NOT NULL PRIMARY KEY CHECK (id <> ''),
+          state TEXT NOT NULL DEFAULT 'open' CHECK (state IN ('open', 'settled')),
+          started_at_ns INTEGER NOT NULL CHECK (started_at_ns >= 0),
+          ended_at_ns INTEGER CHECK (ended_at_ns >= 0),
+          endpoint TEXT NOT NULL,
+          method TEXT NOT NULL,
+          team TEXT NOT NULL,
+          key_id TEXT NOT NULL,
+          parent_id TEXT NOT NULL,
+          trace_id TEXT NOT NULL,
+          provider TEXT NOT NULL,
+          model TEXT NOT NULL,
+          response_model TEXT NOT NULL DEFAULT '',
+          operation TEXT NOT NULL,
+          stream INTEGER NOT NULL CHECK (stream IN (0, 1)),
+          prompt_tokens_estimate INTEGER NOT NULL CHECK (prompt_tokens_estimate >= 0),
+          status TEXT NOT NULL DEFAULT '',
+          outcome TEXT NOT NULL DEFAULT '' CHECK (outcome IN ('', 'ok', 'error', 'partial', 'recovered')),
+          error_type TEXT NOT NULL DEFAULT '',
+          error_id TEXT NOT NULL DEFAULT '',
+          prompt_tokens INTEGER NOT NULL DEFAULT 0 CHECK (prompt_tokens >= 0),
+          completion_tokens INTEGER NOT NULL DEFAULT 0 CHECK (completion_tokens >= 0),
+          cached_read_tokens INTEGER NOT NULL DEFAULT 0 CHECK (cached_read_tokens >= 0),
+          cache_write_tokens INTEGER NOT NULL DEFAULT 0 CHECK (cache_write_tokens >= 0),
+          reasoning_tokens INTEGER NOT NULL DEFAULT 0 CHECK (reasoning_tokens >= 0),
+          audio_tokens INTEGER NOT NULL DEFAULT 0 CHECK (audio_tokens >= 0),
+          token_source TEXT NOT NULL DEFAULT ''
+            CHECK (token_source IN ('', 'reported', 'estimated', 'partial', 'missing')),
+          cost_nanousd INTEGER NOT NULL DEFAULT 0 CHECK (cost_nanousd >= 0),
+          cost_source TEXT NOT NULL DEFAULT '' CHECK (cost_source IN ('', 'reported', 'listed', 'unpriced')),
+          price_list TEXT NOT NULL DEFAULT '',
+          reported_cost_nanousd INTEGER CHECK (reported_cost_nanousd >= 0),
+          duration_ns INTEGER NOT NULL DEFAULT 0 CHECK (duration_ns >= 0),
+          time_to_first_chunk_ns INTEGER NOT NULL DEFAULT 0 CHECK (time_to_first_chunk_ns >= 0),
+          chunks INTEGER NOT NULL DEFAULT 0 CHECK (chunks >= 0),
+          finish_reason TEXT NOT NULL DEFAULT '',
+          upstream_status INTEGER NOT NULL DEFAULT 0 CHECK (upstream_status >= 0),
+          upstream_request_id TEXT NOT NULL DEFAULT '',
+          CHECK ((state = 'open') = (ended_at_ns IS NULL)),
+          CHECK ((state = 'open') = (outcome = '')),
+          CHECK (cost_source <> 'unpriced' OR cost_nanousd = 0)
+        ) STRICT, WITHOUT ROWID;
+
+        CREATE INDEX calls_by_start ON calls (started_at_ns);
+        CREATE INDEX calls_open ON calls (id) WHERE state = 'open';
+
+        CREATE TABLE keys (
+          id TEXT NOT NULL PRIMARY KEY CHECK (id <> ''),
+          name TEXT NOT NULL CHECK (name <> ''),
+          team TEXT NOT NULL CHECK (team <> ''),
+          prefix TEXT NOT NULL,
+          sha256 TEXT NOT NULL UNIQUE CHECK (length(sha256) = 64),
+          created_at_ns INTEGER NOT NULL CHECK (created_at_ns >= 0),
+          revoked_at_ns INTEGER CHECK (revoked_at_ns >= 0)
+        ) STRICT;
+
+        CREATE TABLE probe (
+          id INTEGER NOT NULL PRIMARY KEY CHECK (id = 1),
+          probed_at_ns INTEGER NOT NULL
+        ) STRICT;
+        """,
+    ),
+)
+
+APPLICATION_ID: Final = 0x6D63706D
+"""`mcpm`, kept in the file's header, so that another program's database is never taken for a ledger."""
+
+_MIGRATIONS_SQL: Final = (
+    "CREATE TABLE migrations (name TEXT NOT NULL PRIMARY KEY, applied_at_ns INTEGER NOT NULL) STRICT"
+)
+
+
+def migrate(db: apsw.Connection, path: Path) -> None:
+    """Run the steps that this ledger lacks, each in a transaction of its own.
+
+    Raises `LedgerNotUsable` for a ledger of a newer program and for a database that is no ledger.
+    """
+    with transaction(db):
+        if not _has_tables(db, path):
+            db.pragma("application_id", APPLICATION_ID)
+            db.execute(_MIGRATIONS_SQL)
+    for migration in MIGRATIONS:
+        with transaction(db):
+            if migration.name not in _applied(db, path):
+                db.execute(migration.sql)
+                db.execute("INSERT INTO migrations VALUES (?, ?)", (migration.name, time.time_ns()))
+
+
+def require_current(db: apsw.Connection, path: Path) -> None:
+    """For readers, who cannot migrate. Raises `LedgerNotUsable` unless every step, and no other, has run."""
+    if not _has_tables(db, path) or len(_applied(db, path)) < len(MIGRATIONS):
+        raise LedgerNotUsable(
+            f"The ledger {path} is empty or of an older mcpmeter.",
+            hint="Start `mcpmeter serve` on it once: that brings it up to date.",
+        )
+
+
+@contextlib.contextmanager
+def transaction(db: apsw.Connection) -> Iterator[None]:
+    """A transaction that takes the write lock at once: a deferred one may fail when it first writes."""
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        db.execute("COMMIT")
+    finally:
+        if db.in_transaction:
+            db.execute("ROLLBACK")
+
+
+def _applied(db: apsw.Connection, path: Path) -> set[str]:
+    names = {str(name) for (name,) in db.execute("SELECT name FROM migrations")}
+    unknown = sorted(names - {migration.name for migration in MIGRATIONS})
+    if unknown:
+        raise LedgerNotUsable(
+            f"The ledger {path} was written by a newer mcpmeter (it has the migration {unknown[-1]}).",
+            hint="Run: pip install --upgrade mcpmeter",
+        )
+    return names
+
+
+def _has_tables(db: apsw.Connection, path: Path) -> bool:
+    # The tables are looked at before the id: both are written in one commit, which may happen between two reads.
+    if not db.execute("SELECT 1 FROM sqlite_schema LIMIT 1").fetchone():
+        return False
+    if db.pragma("application_id") != APPLICATION_ID:
+        raise LedgerNotUsable(
+            f"{path} is a database of another program.",
+            hint="Name another file: set MCPMETER_LEDGER or the setting `ledger.path`.",
+        )
+    return True

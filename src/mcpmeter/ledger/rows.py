@@ -1,0 +1,160 @@
+"""Records to rows and back: the only place that knows the order of the columns."""
+
+from __future__ import annotations
+
+from typing import Any, Final, TypeVar
+
+import apsw
+import msgspec
+
+from mcpmeter.ledger.store import SettlementConflict
+from mcpmeter.records import Call, Charge, Key, LedgerRow, LlmTarget, Settlement, Usage
+
+_Record = TypeVar("_Record", bound=msgspec.Struct)
+
+OPEN_COLUMNS: Final = (
+    "id",
+    "started_at_ns",
+    "endpoint",
+    "method",
+    "team",
+    "key_id",
+    "parent_id",
+    "trace_id",
+    "provider",
+    "model",
+    "operation",
+    "stream",
+    "prompt_tokens_estimate",
+)
+SETTLED_COLUMNS: Final = (
+    "ended_at_ns",
+    "duration_ns",
+    "status",
+    "outcome",
+    "error_type",
+    "error_id",
+    "prompt_tokens",
+    "completion_tokens",
+    "cached_read_tokens",
+    "cache_write_tokens",
+    "reasoning_tokens",
+    "audio_tokens",
+    "token_source",
+    "cost_nanousd",
+    "cost_source",
+    "price_list",
+    "reported_cost_nanousd",
+    "response_model",
+    "finish_reason",
+    "upstream_status",
+    "upstream_request_id",
+    "time_to_first_chunk_ns",
+    "chunks",
+)
+ROW_COLUMNS: Final = LedgerRow.__struct_fields__
+KEY_COLUMNS: Final = Key.__struct_fields__
+
+# Only the constants above are ever joined into SQL; every value is a parameter.
+OPEN_SQL: Final = f"INSERT INTO calls ({', '.join(OPEN_COLUMNS)}) VALUES ({', '.join('?' * len(OPEN_COLUMNS))})"  # noqa: S608
+SETTLE_SQL: Final = (
+    "UPDATE calls SET state = 'settled', "  # noqa: S608
+    + ", ".join(f"{column} = ?{place}" for place, column in enumerate(SETTLED_COLUMNS, start=2))
+    + " WHERE id = ?1 AND state = 'open'"
+)
+_SETTLED_ALREADY_SQL: Final = (
+    "SELECT state = 'settled' AND "  # noqa: S608
+    + " AND ".join(f"{column} IS ?{place}" for place, column in enumerate(SETTLED_COLUMNS, start=2))
+    + " FROM calls WHERE id = ?1"
+)
+SELECT_ROWS_SQL: Final = f"SELECT {', '.join(ROW_COLUMNS)} FROM calls"  # noqa: S608
+SELECT_KEYS_SQL: Final = f"SELECT {', '.join(KEY_COLUMNS)} FROM keys ORDER BY created_at_ns, id"  # noqa: S608
+INSERT_KEY_SQL: Final = f"INSERT INTO keys ({', '.join(KEY_COLUMNS)}) VALUES ({', '.join('?' * len(KEY_COLUMNS))})"  # noqa: S608
+
+_NO_MODEL: Final = LlmTarget(provider="", model="", operation="")
+_NO_USAGE: Final = Usage()
+_NO_CHARGE: Final = Charge()
+
+
+def open_values(call: Call) -> tuple[Any, ...]:
+    """A call as `OPEN_SQL` wants it."""
+    llm = call.llm or _NO_MODEL
+    return (
+        call.id,
+        call.started_at_ns,
+        call.endpoint,
+        call.method,
+        call.team,
+        call.key_id,
+        call.parent_id,
+        call.trace_id,
+        llm.provider,
+        llm.model,
+        llm.operation,
+        llm.stream,
+        llm.prompt_tokens_estimate,
+    )
+
+
+def settled_values(settlement: Settlement) -> tuple[Any, ...]:
+    """A settlement as `SETTLE_SQL` wants it. A call that reached no model has empty sources."""
+    usage = settlement.usage or _NO_USAGE
+    charge = settlement.charge or _NO_CHARGE
+    return (
+        settlement.call.id,
+        settlement.ended_at_ns,
+        settlement.duration_ns,
+        settlement.status,
+        settlement.outcome,
+        settlement.error_type,
+        settlement.error_id,
+        usage.prompt_tokens,
+        usage.completion_tokens,
+        usage.cached_read_tokens,
+        usage.cache_write_tokens,
+        usage.reasoning_tokens,
+        usage.audio_tokens,
+        usage.source if settlement.usage else "",
+        charge.nanousd,
+        charge.source if settlement.charge else "",
+        charge.price_list,
+        charge.reported_nanousd,
+        settlement.response_model,
+        settlement.finish_reason,
+        settlement.upstream_status,
+        settlement.upstream_request_id,
+        settlement.time_to_first_chunk_ns,
+        settlement.chunks,
+    )
+
+
+def settle_one(db: apsw.Connection, values: tuple[Any, ...]) -> None:
+    """Settle one row. A replay of the same settlement is fine; raises `SettlementConflict` for anything else."""
+    db.execute(SETTLE_SQL, values)
+    if db.changes():
+        return
+    same = db.execute(_SETTLED_ALREADY_SQL, values).fetchone()
+    if same is None:
+        raise SettlementConflict("No call with this id was opened.", hint="Open the call before settling it.")
+    if not same[0]:
+        raise SettlementConflict("This call was settled already, with other figures.", hint="The first ones stay.")
+
+
+def read_rows(db: apsw.Connection, where: str, parameters: tuple[Any, ...] = ()) -> list[LedgerRow]:
+    """Rows of the ledger that meet a condition (constant SQL with `?` in it), oldest first."""
+    found = db.execute(f"{SELECT_ROWS_SQL} WHERE {where} ORDER BY started_at_ns, id", parameters)
+    return [_as(LedgerRow, ROW_COLUMNS, row) for row in found]
+
+
+def read_keys(db: apsw.Connection) -> list[Key]:
+    """All keys, oldest first."""
+    return [_as(Key, KEY_COLUMNS, row) for row in db.execute(SELECT_KEYS_SQL)]
+
+
+def insert_key(db: apsw.Connection, key: Key) -> None:
+    """Keep one key."""
+    db.execute(INSERT_KEY_SQL, msgspec.structs.astuple(key))
+
+
+def _as(record: type[_Record], columns: tuple[str, ...], row: tuple[Any, ...]) -> _Record:
+    return msgspec.convert(dict(zip(columns, row, strict=True)), record, strict=False)

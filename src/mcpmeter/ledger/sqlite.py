@@ -1,0 +1,135 @@
+"""The ledger on SQLite: WAL, `synchronous=FULL`, one writer thread, group commit.
+
+It needs SQLite 3.51.3 or newer, which apsw brings along: in older ones two connections that reset the write-ahead log
+at the same moment can lose committed rows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import apsw
+
+from mcpmeter.errors import LedgerUnavailable
+from mcpmeter.ledger.connection import default_ledger_path
+from mcpmeter.ledger.migrations import transaction
+from mcpmeter.ledger.rows import insert_key, read_keys, read_rows
+from mcpmeter.ledger.store import OnCommit
+from mcpmeter.ledger.writer import Answers, Errand, Opening, Settling, Writer, fail, resolve
+from mcpmeter.records import Call, Key, LedgerRow, Settlement
+
+__all__ = ["SqliteStore", "default_ledger_path"]
+
+_Result = TypeVar("_Result")
+
+
+class SqliteStore:
+    """`store.Store` on one SQLite file, for one service and one event loop. Lives once: started, used, closed."""
+
+    def __init__(self, path: Path, *, on_commit: OnCommit | None = None) -> None:
+        self._path = path.absolute()
+        self._on_commit = on_commit
+        self._writer: Writer | None = None
+        self._closing: asyncio.Future[None] | None = None
+        self._keys_version = -1
+
+    async def start(self) -> None:
+        """Take the lock, check the file, bring its tables up to date. Raises `LedgerNotUsable`, one line."""
+        loop = asyncio.get_running_loop()
+        writer = Writer(self._path, loop, self._answer)
+        try:
+            await writer.start()
+        except asyncio.CancelledError:
+            writer.queue.put(Errand(None, loop.create_future()))
+            raise
+        self._writer = writer
+
+    async def close(self) -> None:
+        """Commit what is queued, fold the log into the file, release the lock. From then on every call fails."""
+        if self._writer is None:
+            return
+        if self._closing is None:
+            self._closing = self._writer.loop.create_future()
+            self._writer.queue.put(Errand(None, self._closing))
+        await asyncio.shield(self._closing)
+
+    def open(self, call: Call) -> asyncio.Future[None]:
+        """Write the open row; resolves when it is on disk. Fails with `RowRefused` or `LedgerUnavailable`."""
+        writer = self._accepting()
+        future: asyncio.Future[None] = writer.loop.create_future()
+        writer.queue.put(Opening(call, future))
+        return future
+
+    def settle(self, settlement: Settlement) -> asyncio.Future[None]:
+        """Settle the row of the same id; also fails with `SettlementConflict`. Cancelling the wait cancels no write."""
+        writer = self._accepting()
+        future: asyncio.Future[None] = writer.loop.create_future()
+        writer.queue.put(Settling(settlement, future))
+        return future
+
+    async def left_open(self) -> Sequence[LedgerRow]:
+        """Rows that an earlier life opened and never settled, oldest first. `settle` settles them like any other."""
+        rows = await self._run(lambda db: read_rows(db, "state = 'open'"))
+        mine = self._accepting().open_ids
+        return [row for row in rows if row.id not in mine]
+
+    async def keys(self) -> Sequence[Key]:
+        """All keys, revoked ones too, oldest first."""
+        self._keys_version, keys = await self._run(lambda db: (db.pragma("data_version"), read_keys(db)))
+        return keys
+
+    async def keys_changed(self) -> bool:
+        """Whether another process wrote to the ledger since `keys` was last read: a key created, a key revoked."""
+        version = await self._run(lambda db: int(db.pragma("data_version")))
+        return version != self._keys_version
+
+    async def add_key(self, key: Key) -> None:
+        """Keep a new key. Raises `RowRefused` if its id or hash is kept already."""
+
+        def write(db: apsw.Connection) -> None:
+            with transaction(db):
+                insert_key(db, key)
+
+        await self._run(write, writes=True)
+
+    async def probe(self) -> None:
+        """Try a tiny durable write: `healthy` says afterwards how it went. Raises `LedgerUnavailable`."""
+
+        def write(db: apsw.Connection) -> None:
+            with transaction(db):
+                db.execute("INSERT OR REPLACE INTO probe VALUES (1, ?)", (time.time_ns(),))
+
+        await self._run(write, writes=True)
+
+    @property
+    def open_rows(self) -> int:
+        """Rows opened in this life and not settled."""
+        return len(self._writer.open_ids) if self._writer else 0
+
+    @property
+    def healthy(self) -> bool:
+        """Whether the last write succeeded (or none was tried)."""
+        return self._writer is None or self._writer.healthy
+
+    def _accepting(self) -> Writer:
+        if self._writer is None or self._closing is not None:
+            raise LedgerUnavailable("The ledger is not open.", hint="The service is starting or stopping; try again.")
+        return self._writer
+
+    async def _run(self, work: Callable[[apsw.Connection], _Result], *, writes: bool = False) -> _Result:
+        writer = self._accepting()
+        future: asyncio.Future[_Result] = writer.loop.create_future()
+        writer.queue.put(Errand(work, future, writes))
+        return await future
+
+    def _answer(self, answers: Answers) -> None:
+        for row in answers.kept:
+            resolve(row.future, None)
+        for row, error in answers.failed:
+            fail(row.future, error)
+        if self._on_commit is not None and answers.kept:
+            self._on_commit(len(answers.kept), answers.commit_s)
