@@ -1,0 +1,26 @@
+"""An OpenAI-compatible upstream that costs nothing: exact known usage, faults on demand, its own books."""
+
+from __future__ import annotations
+
+from mcpmeter.simulator.app import Price, Simulator
+from mcpmeter.simulator.books import Books, CallRecord, Totals
+from mcpmeter.simulator.faults import Fault
+from mcpmeter.simulator.latency import Latency, Spread
+from mcpmeter.simulator.plan import Plan
+from mcpmeter.simulator.quota import Quota
+from mcpmeter.simulator.thread import SimulatorThread, run_in_thread
+
+__all__ = [
+    "Books",
+    "CallRecord",
+    "Fault",
+    "Latency",
+    "Plan",
+    "Price",
+    "Quota",
+    "Simulator",
+    "SimulatorThread",
+    "Spread",
+    "Totals",
+    "run_in_thread",
+]

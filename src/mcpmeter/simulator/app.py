@@ -1,0 +1,344 @@
+"""The simulator itself: an OpenAI-compatible provider on a port of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import os
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from decimal import Decimal
+from functools import partial
+from random import Random
+from typing import Any, NamedTuple, Self
+
+import msgspec
+from aiohttp import web
+
+from mcpmeter.errors import (
+    BodyTooLarge,
+    ConfigInvalid,
+    InvalidRequest,
+    MeterError,
+    MethodNotAllowed,
+    NotAuthenticated,
+    PortTaken,
+    RouteNotFound,
+)
+from mcpmeter.simulator import refusals
+from mcpmeter.simulator.answers import (
+    CREATED_UNIX_SECONDS,
+    Tally,
+    answering_model,
+    draw_answer,
+    json_body,
+    stream_events,
+)
+from mcpmeter.simulator.asks import (
+    ChatAsk,
+    EmbeddingsAsk,
+    embeddings_tokens,
+    read_chat,
+    read_embeddings,
+    wished_fault,
+)
+from mcpmeter.simulator.books import Books, OpenCall
+from mcpmeter.simulator.draws import Draws
+from mcpmeter.simulator.embeddings import Embedder
+from mcpmeter.simulator.exchange import Exchange, Pace, respond
+from mcpmeter.simulator.faults import NO_FAULT, Fault, applies, choose
+from mcpmeter.simulator.latency import Latency, Spread
+from mcpmeter.simulator.plan import Plan, PlanText
+from mcpmeter.simulator.quota import Quota
+
+MAX_BODY_BYTES = 64 * 1024 * 1024
+MAX_LISTED_CALLS = 10_000
+SHUTDOWN_SECONDS = 0.1
+TOKENS_PER_PRICE = 1_000_000
+MODELS = (
+    "gpt-4.1",
+    "claude-sonnet-4.5",
+    "gemini-2.5-flash",
+    "deepseek-v3.2",
+    "text-embedding-3-small",
+    "text-embedding-3-large",
+)
+
+Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+
+
+class Price(NamedTuple):
+    """USD per 1 million tokens."""
+
+    prompt: Decimal
+    completion: Decimal
+
+
+class Simulator:
+    """An upstream that costs nothing, with exact usage, faults on demand and its own books.
+
+    `async with Simulator(seed=1) as sim:` listens on a free port of the running loop; give `sim.base_url` to an SDK.
+    Raises `ConfigInvalid` for options that make no sense and `PortTaken` at start.
+    """
+
+    def __init__(
+        self,
+        *,
+        seed: int = 0,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        faults: Sequence[Fault] = (),
+        first_byte: Latency = Latency(),  # noqa: B008 (frozen)
+        between_chunks: Latency = Latency(),  # noqa: B008 (frozen)
+        completion_tokens: Spread = Spread.lognormal(60, 0.6),  # noqa: B008 (frozen)
+        tool_calls: bool = False,
+        dated_models: bool = False,
+        key: str | None = None,
+        prices: Mapping[str, Price] | None = None,
+        quota: Quota | None = None,
+        keep_calls: int = 1_000_000,
+    ) -> None:
+        self.plan = Plan(
+            faults=tuple(faults),
+            first_byte=first_byte,
+            between_chunks=between_chunks,
+            completion_tokens=completion_tokens,
+            tool_calls=tool_calls,
+            dated_models=dated_models,
+        )
+        self.books = Books(seed=seed, keep_calls=keep_calls)
+        self._host = host
+        self._port = port
+        self._bearer = None if key is None else f"Bearer {key}".encode()
+        self._prices = dict(prices or {})
+        self._quota = quota or Quota()
+        self._draws = Draws(seed)
+        self._embedder = Embedder(seed)
+        self._runner: web.ServerRunner | None = None
+        self._closing = False
+        self._routes: dict[str, dict[str, Handler]] = {
+            "/v1/chat/completions": {"POST": self._chat},
+            "/v1/embeddings": {"POST": self._embeddings},
+            "/v1/models": {"GET": self._list_models},
+            "/simulator/books": {"GET": self._show_books, "DELETE": self._clear_books},
+            "/simulator/plan": {"GET": self._show_plan, "PUT": self._change_plan},
+        }
+
+    @property
+    def url(self) -> str:
+        """`http://host:port` of the running simulator."""
+        if self._runner is None or not self._runner.addresses:
+            raise ConfigInvalid(
+                "The simulator does not run.", hint="Use it inside 'async with Simulator(...) as sim:'."
+            )
+        host, port = self._runner.addresses[0][:2]
+        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+    @property
+    def base_url(self) -> str:
+        """What an SDK takes as its base URL."""
+        return f"{self.url}/v1"
+
+    async def start(self) -> None:
+        """Listen. Raises `PortTaken`."""
+        self._closing = False
+        loop = asyncio.get_running_loop()
+        server = web.Server(
+            self._handle,
+            request_factory=partial(_request, loop=loop),
+            handler_cancellation=True,
+            access_log=None,
+        )
+        runner = web.ServerRunner(server, shutdown_timeout=SHUTDOWN_SECONDS)
+        await runner.setup()
+        try:
+            await web.TCPSite(runner, self._host, self._port, backlog=1024).start()
+        except OSError as fault:
+            await runner.cleanup()
+            reason = os.strerror(fault.errno) if fault.errno and fault.errno > 0 else "the name cannot be resolved"
+            raise PortTaken(
+                f"Cannot listen on {self._host}:{self._port} ({reason}).",
+                hint="Stop what listens there, or choose another port with --port (0 takes any free one).",
+            ) from None
+        self._runner = runner
+
+    async def close(self) -> None:
+        """Stop listening; answers under way are broken off."""
+        self._closing = True
+        if self._runner is not None:
+            await self._runner.cleanup()
+            self._runner = None
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.close()
+
+    async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        try:
+            handler = self._find_handler(request)
+            self._authenticate(request)
+            return await handler(request)
+        except MeterError as error:
+            self.books.refused += 1
+            return respond(refusals.from_error(error), self._quota.headers())
+
+    def _find_handler(self, request: web.BaseRequest) -> Handler:
+        verbs = self._routes.get(request.path)
+        if verbs is None and request.path.startswith("/v1/models/"):
+            verbs = {"GET": self._show_model}
+        if verbs is None:
+            raise RouteNotFound("Unknown request URL.", hint="The routes are listed in docs/simulator.md.")
+        handler = verbs.get(request.method)
+        if handler is None:
+            raise MethodNotAllowed("Not allowed on this URL.", hint=f"Allowed: {', '.join(verbs)}.")
+        return handler
+
+    def _authenticate(self, request: web.BaseRequest) -> None:
+        if self._bearer is None:
+            return
+        given = request.headers.get("Authorization", "").encode("utf-8", "surrogateescape")
+        if not hmac.compare_digest(given, self._bearer):
+            raise NotAuthenticated("Incorrect API key provided.", hint="Send 'Authorization: Bearer KEY'.")
+
+    async def _chat(self, request: web.BaseRequest) -> web.StreamResponse:
+        body = await _read_body(request)
+        ask = read_chat(body)
+        random, nth = self._draws.of(body)
+        fault = self._fault(ask, random, nth)
+        answer = draw_answer(ask, fault, self.plan, random, nth)
+        call = self.books.open(ask.model, stream=bool(ask.stream), fault=fault.name)
+        cost = self._cost(ask.model, answer.tally)
+        events = partial(stream_events, answer, include_usage=ask.include_usage, fault=fault, cost=cost)
+        exchange = Exchange(
+            request=request,
+            call=call,
+            fault=self._enforce_quota(fault),
+            pace=self._pace(fault, random, gaps=bool(ask.stream)),
+            tally=answer.tally,
+            headers=self._headers(call, answer.tally, None if ask.stream else cost),
+            body=partial(json_body, answer, fault=fault),
+            events=events if ask.stream else None,
+            is_closing=lambda: self._closing,
+        )
+        return await exchange.run()
+
+    async def _embeddings(self, request: web.BaseRequest) -> web.StreamResponse:
+        body = await _read_body(request)
+        ask = read_embeddings(body)
+        tally = Tally(embeddings_tokens(ask), 0)
+        random, nth = self._draws.of(body)
+        fault = self._fault(ask, random, nth)
+        call = self.books.open(ask.model, stream=False, fault=fault.name)
+        model = answering_model(ask.model, fault, self.plan)
+        exchange = Exchange(
+            request=request,
+            call=call,
+            fault=self._enforce_quota(fault),
+            pace=self._pace(fault, random, gaps=False),
+            tally=tally,
+            headers=self._headers(call, tally, self._cost(ask.model, tally)),
+            body=partial(self._embedder.body, ask, model=model, prompt_tokens=tally.prompt, fault=fault),
+            is_closing=lambda: self._closing,
+        )
+        return await exchange.run()
+
+    def _fault(self, ask: ChatAsk | EmbeddingsAsk, random: Random, nth: int) -> Fault:
+        planned = choose(self.plan.faults, random, nth)
+        wished = wished_fault(ask)
+        if wished is None:
+            return planned
+        if wished.probability < 1 and random.random() >= wished.probability:
+            return NO_FAULT
+        return wished if applies(wished, nth) else NO_FAULT
+
+    def _enforce_quota(self, fault: Fault) -> Fault:
+        if self._quota.admit():
+            return fault
+        return Fault(status=429, retry_after=max(1, round(self._quota.reset_seconds)))
+
+    def _pace(self, fault: Fault, random: Random, *, gaps: bool) -> Pace:
+        first_byte = self.plan.first_byte if fault.latency_ms is None else Latency.parse(fault.latency_ms)
+        first_byte_ns = first_byte.sample_ns(random)
+        if not gaps:
+            return Pace(first_byte_ns, None)
+        between = self.plan.between_chunks
+        if fault.chunks_per_second is not None:
+            between = Latency.from_rate(fault.chunks_per_second)
+        return Pace(first_byte_ns, None if between.is_zero else partial(between.sample_ns, random))
+
+    def _cost(self, model: str, tally: Tally) -> str | None:
+        """Exact USD, in full digits, of the model's price if one was given."""
+        price = self._prices.get(model)
+        if price is None:
+            return None
+        usd = (price.prompt * tally.prompt + price.completion * tally.completion) / TOKENS_PER_PRICE
+        return f"{usd.normalize():f}"
+
+    def _headers(self, call: OpenCall, tally: Tally, cost: str | None) -> dict[str, str]:
+        self._quota.spend(tally.prompt + tally.completion)
+        headers = self._quota.headers()
+        headers["x-request-id"] = call.request_id
+        if cost is not None:
+            headers["X-Cost-USD"] = cost
+        return headers
+
+    async def _list_models(self, request: web.BaseRequest) -> web.StreamResponse:
+        return _json({"object": "list", "data": [_model(name) for name in MODELS]})
+
+    async def _show_model(self, request: web.BaseRequest) -> web.StreamResponse:
+        return _json(_model(request.path.removeprefix("/v1/models/")))
+
+    async def _show_books(self, request: web.BaseRequest) -> web.StreamResponse:
+        wanted = request.query.get("calls", "0")
+        if not (wanted.isascii() and wanted.isdigit() and int(wanted[:9]) <= MAX_LISTED_CALLS):
+            raise InvalidRequest(f"'calls' is the number of calls to list, up to {MAX_LISTED_CALLS}.")
+        books = self.books
+        return _json(
+            {
+                "open_calls": books.open_calls,
+                "refused": books.refused,
+                "totals": books.totals,
+                "by_model": books.totals_by_model,
+                "calls": books.latest(int(wanted)),
+            }
+        )
+
+    async def _clear_books(self, request: web.BaseRequest) -> web.StreamResponse:
+        self.books.clear()
+        return web.Response(status=204)
+
+    async def _show_plan(self, request: web.BaseRequest) -> web.StreamResponse:
+        return _json(PlanText.of(self.plan))
+
+    async def _change_plan(self, request: web.BaseRequest) -> web.StreamResponse:
+        body = await _read_body(request)
+        try:
+            self.plan = PlanText.decode(body).plan()
+        except ConfigInvalid as wrong:
+            raise InvalidRequest(wrong.message, hint=wrong.hint) from None
+        return _json(PlanText.of(self.plan))
+
+
+def _request(
+    message: Any, payload: Any, protocol: Any, writer: Any, task: Any, *, loop: asyncio.AbstractEventLoop
+) -> web.BaseRequest:
+    return web.BaseRequest(message, payload, protocol, writer, task, loop, client_max_size=MAX_BODY_BYTES)
+
+
+async def _read_body(request: web.BaseRequest) -> bytes:
+    if request.headers.get("Expect", "").lower() == "100-continue" and request.transport is not None:
+        request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+    try:
+        return await request.read()
+    except web.HTTPRequestEntityTooLarge:
+        raise BodyTooLarge("The body is over 64 MiB.", hint="Send less.") from None
+
+
+def _json(value: Any) -> web.Response:
+    return respond(refusals.Refusal(200, refusals.JSON, msgspec.json.encode(value)), {})
+
+
+def _model(name: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": CREATED_UNIX_SECONDS, "owned_by": "simulator"}

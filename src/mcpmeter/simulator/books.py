@@ -1,0 +1,214 @@
+"""The simulator's own books: what each call was billed and how it ended, to compare a meter's numbers with."""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import Literal
+
+import msgspec
+
+from mcpmeter.simulator.answers import Tally
+from mcpmeter.simulator.faults import FAULT_NAMES
+
+CallOutcome = Literal["complete", "cancelled", "fault"]
+_OUTCOMES: tuple[CallOutcome, ...] = ("complete", "cancelled", "fault")
+_ROW = struct.Struct("<QqIIIIIHBBB")
+_MAX_MODELS = 1000
+OTHER_MODEL = "other"
+
+
+class CallRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """One call as the provider saw it. Tokens are those *billed*; cached and reasoning ones are parts of the totals."""
+
+    ordinal: int
+    request_id: str
+    """As in the answer's `x-request-id`."""
+    model: str
+    stream: bool
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+    reasoning_tokens: int
+    delivered_tokens: int
+    """Visible completion tokens handed to the connection."""
+    outcome: CallOutcome
+    """`cancelled`: the client left. `fault`: the simulator broke the answer or refused it, as it was told to."""
+    fault: str
+    """What was asked to go wrong (one of `faults.FAULT_NAMES`), even if the client got a whole answer."""
+    cancelled_at_ns: int | None
+    """Monotonic time at which the client's leaving was seen."""
+
+
+class Totals(msgspec.Struct, frozen=True, kw_only=True):
+    """Sums over calls."""
+
+    calls: int = 0
+    complete: int = 0
+    cancelled: int = 0
+    fault: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+    reasoning_tokens: int = 0
+    delivered_tokens: int = 0
+
+
+@dataclass(slots=True)
+class _Sums:
+    outcomes: list[int] = field(default_factory=lambda: [0, 0, 0])
+    tokens: list[int] = field(default_factory=lambda: [0, 0, 0, 0, 0])
+
+    def totals(self) -> Totals:
+        complete, cancelled, fault = self.outcomes
+        prompt, completion, cached, reasoning, delivered = self.tokens
+        return Totals(
+            calls=sum(self.outcomes), complete=complete, cancelled=cancelled, fault=fault, prompt_tokens=prompt,
+            completion_tokens=completion, cached_tokens=cached, reasoning_tokens=reasoning, delivered_tokens=delivered,
+        )  # fmt: skip
+
+
+class Books:
+    """Records of the last `keep_calls` calls (42 bytes each) and totals of all of them; 0 keeps totals only.
+
+    A call is booked before its last byte is handed to the connection: whoever has read an answer finds it here.
+    """
+
+    def __init__(self, *, seed: int = 0, keep_calls: int = 1_000_000) -> None:
+        self._id_prefix = f"req_{blake2b(str(seed).encode(), digest_size=8).hexdigest()}"
+        self._keep_calls = keep_calls
+        self._next_ordinal = 0
+        self._open = 0
+        self.refused = 0
+        """Requests that were no call: not understood, no or a wrong key."""
+        self._waiters: set[asyncio.Event] = set()
+        self._models: list[str] = [OTHER_MODEL]
+        self._model_index: dict[str, int] = {OTHER_MODEL: 0}
+        self._sums: list[_Sums] = [_Sums()]
+        self._rows = bytearray()
+        self._booked = 0
+
+    def open(self, model: str, *, stream: bool, fault: str) -> OpenCall:
+        """Begin a call; it ends by `OpenCall.book`."""
+        self._open += 1
+        ordinal = self._next_ordinal
+        self._next_ordinal += 1
+        return OpenCall(self, ordinal, self._index_of(model), stream, FAULT_NAMES.index(fault))
+
+    def request_id(self, ordinal: int) -> str:
+        """The id that the answer to this call carries."""
+        return f"{self._id_prefix}{ordinal:016x}"
+
+    @property
+    def open_calls(self) -> int:
+        """Calls that have begun and not ended."""
+        return self._open
+
+    @property
+    def totals(self) -> Totals:
+        """Sums over all calls that have ended."""
+        every = _Sums()
+        for sums in self._sums:
+            every.outcomes = [a + b for a, b in zip(every.outcomes, sums.outcomes, strict=True)]
+            every.tokens = [a + b for a, b in zip(every.tokens, sums.tokens, strict=True)]
+        return every.totals()
+
+    @property
+    def totals_by_model(self) -> dict[str, Totals]:
+        """Sums by the model as the client named it; names beyond the first thousand are `other`."""
+        by_model = {model: sums.totals() for model, sums in zip(self._models, self._sums, strict=True)}
+        return {model: totals for model, totals in by_model.items() if totals.calls}
+
+    def calls(self) -> Iterator[CallRecord]:
+        """The kept records, the oldest first."""
+        return iter(self.latest(len(self._rows) // _ROW.size))
+
+    def latest(self, count: int) -> list[CallRecord]:
+        """The last `count` of the kept records, the oldest of them first."""
+        rows = bytes(self._rows)
+        kept = len(rows) // _ROW.size
+        return [self._record(rows, number % kept) for number in range(self._booked - min(count, kept), self._booked)]
+
+    def clear(self) -> None:
+        """Forget all calls that have ended; ids go on counting, calls still open are booked later as ever."""
+        self._sums = [_Sums() for _ in self._models]
+        self._rows = bytearray()
+        self._booked = 0
+        self.refused = 0
+
+    async def wait_until(self, holds: Callable[[Books], bool], *, timeout_seconds: float = 10.0) -> None:
+        """Wait until the books show what is expected; checked at each booking. Raises `TimeoutError`."""
+        changed = asyncio.Event()
+        self._waiters.add(changed)
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                while not holds(self):
+                    changed.clear()
+                    await changed.wait()
+        finally:
+            self._waiters.discard(changed)
+
+    def _index_of(self, model: str) -> int:
+        index = self._model_index.get(model)
+        if index is None:
+            if len(self._models) >= _MAX_MODELS:
+                return 0
+            index = self._model_index[model] = len(self._models)
+            self._models.append(model)
+            self._sums.append(_Sums())
+        return index
+
+    def _book(self, call: OpenCall, outcome: CallOutcome, tally: Tally, delivered: int, at_ns: int) -> None:
+        self._open -= 1
+        code = _OUTCOMES.index(outcome)
+        sums = self._sums[call.model_index]
+        sums.outcomes[code] += 1
+        for position, tokens in enumerate((*tally, delivered)):
+            sums.tokens[position] += tokens
+        if self._keep_calls:
+            row = _ROW.pack(
+                call.ordinal, at_ns, *tally, delivered, call.model_index, code, call.stream, call.fault_index
+            )
+            place = self._booked % self._keep_calls * _ROW.size
+            self._rows[place : place + _ROW.size] = row
+            self._booked += 1
+        for waiter in self._waiters:
+            waiter.set()
+
+    def _record(self, rows: bytes, number: int) -> CallRecord:
+        values = _ROW.unpack_from(rows, number * _ROW.size)
+        ordinal, at_ns, prompt, completion, cached, reasoning, delivered, model, outcome, stream, fault = values
+        return CallRecord(
+            ordinal=ordinal, request_id=self.request_id(ordinal), model=self._models[model], stream=bool(stream),
+            prompt_tokens=prompt, completion_tokens=completion, cached_tokens=cached, reasoning_tokens=reasoning,
+            delivered_tokens=delivered, outcome=_OUTCOMES[outcome], fault=FAULT_NAMES[fault],
+            cancelled_at_ns=at_ns or None,
+        )  # fmt: skip
+
+
+class OpenCall:
+    """A call that has begun. The first `book` counts, later ones do nothing."""
+
+    __slots__ = ("_booked", "_books", "fault_index", "model_index", "ordinal", "stream")
+
+    def __init__(self, books: Books, ordinal: int, model_index: int, stream: bool, fault_index: int) -> None:
+        self._books = books
+        self._booked = False
+        self.ordinal = ordinal
+        self.model_index = model_index
+        self.stream = stream
+        self.fault_index = fault_index
+
+    @property
+    def request_id(self) -> str:
+        """As in `CallRecord.request_id`."""
+        return self._books.request_id(self.ordinal)
+
+    def book(self, outcome: CallOutcome, tally: Tally, *, delivered: int, cancelled_at_ns: int = 0) -> None:
+        """End the call with what is billed for it."""
+        if not self._booked:
+            self._booked = True
+            self._books._book(self, outcome, tally, delivered, cancelled_at_ns)

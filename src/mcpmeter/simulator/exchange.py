@@ -1,0 +1,218 @@
+"""One call, from the wait for its first byte to its entry in the books."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from aiohttp import web
+
+from mcpmeter.simulator import refusals
+from mcpmeter.simulator.answers import DONE, Event, Tally
+from mcpmeter.simulator.books import CallOutcome, OpenCall
+from mcpmeter.simulator.faults import Fault
+from mcpmeter.simulator.wire import Wire, reset_connection, until_client_leaves
+
+EVENT_STREAM = "text/event-stream; charset=utf-8"
+EVENTS_PER_TURN = 64
+NS_PER_S = 1_000_000_000
+NOTHING_BILLED = Tally(0, 0)
+BROKEN_JSON_EVENT = b'data: {"id":"chatcmpl-broken","choices":[{"index":0,"delta":{"content":\n\n'
+BROKEN_SSE = b'\xff\xfe no field at all\r\rdata {"no":"colon"}\n\n\n\nevent\n: a comment\ndata\n\n'
+
+
+class Pace(NamedTuple):
+    """When bytes may go out."""
+
+    first_byte_ns: int
+    gap_ns: Callable[[], int] | None
+    """Draws the wait before the next chunk of a stream; None waits for nothing."""
+
+
+@dataclass(slots=True)
+class Exchange:
+    """Sends one answer, well or as badly as asked, and books it exactly once."""
+
+    request: web.BaseRequest
+    call: OpenCall
+    fault: Fault
+    pace: Pace
+    tally: Tally
+    headers: Mapping[str, str]
+    body: Callable[[], bytes]
+    events: Callable[[], Iterator[Event]] | None = None
+    """The events, if a stream was asked for."""
+    is_closing: Callable[[], bool] = lambda: False
+    started: bool = False
+    delivered: int = 0
+
+    async def run(self) -> web.StreamResponse:
+        """Answer. Cancelled by the closing of the connection, which is then booked as such."""
+        try:
+            return await self._answer()
+        except (asyncio.CancelledError, ConnectionResetError):
+            outcome: CallOutcome = "fault" if self.is_closing() else "cancelled"
+            self.call.book(
+                outcome, self._billed_so_far(), delivered=self.delivered, cancelled_at_ns=time.monotonic_ns()
+            )
+            raise
+
+    async def _answer(self) -> web.StreamResponse:
+        fault = self.fault
+        if self.pace.first_byte_ns:
+            await asyncio.sleep(self.pace.first_byte_ns / NS_PER_S)
+        if fault.stall == "headers":
+            await self._stall()
+        if fault.reset == "headers":
+            self._book("fault", NOTHING_BILLED)
+            await reset_connection(self.request)
+        if fault.status is not None:
+            return self._refuse(fault.status)
+        if fault.body in ("empty", "html") or (fault.body == "error" and self.events is None):
+            return self._answer_something_else()
+        if self.events is not None and fault.content_length is None:
+            return await self._send_stream(self.events())
+        return await self._send_whole()
+
+    def _refuse(self, status: int) -> web.Response:
+        self._book("fault", NOTHING_BILLED)
+        headers = dict(self.headers)
+        if self.fault.retry_after is not None:
+            headers["Retry-After"] = f"{self.fault.retry_after:g}"
+        if 300 <= status < 400 and status != 304:
+            headers["Location"] = "/v1/moved"
+        return respond(refusals.typical(status), headers)
+
+    def _answer_something_else(self) -> web.Response:
+        self._book("fault", NOTHING_BILLED)
+        match self.fault.body:
+            case "html":
+                instead = refusals.Refusal(200, refusals.HTML, refusals.page("Down for maintenance"))
+            case "error":
+                instead = refusals.typical(500)._replace(status=200)
+            case _:
+                instead = refusals.Refusal(200, refusals.JSON if self.events is None else EVENT_STREAM, b"")
+        return respond(instead, self.headers)
+
+    async def _send_whole(self) -> web.StreamResponse:
+        body, content_type = self._whole_body()
+        outcome: CallOutcome = "fault" if self.fault.body is not None else "complete"
+        if self.fault.spoils_transfer:
+            return await self._send_spoiled(body, content_type, outcome)
+        self.delivered = self._visible
+        self._book(outcome, self.tally)
+        return respond(refusals.Refusal(200, content_type, body), self.headers)
+
+    def _whole_body(self) -> tuple[bytes, str]:
+        if self.events is not None:
+            return b"".join(event.data for event in self.events()), EVENT_STREAM
+        body = self.body()
+        match self.fault.body:
+            case "malformed_json":
+                return body[: len(body) // 2], refusals.JSON
+            case "malformed_sse":
+                return b"data: " + body + b"\n\n", refusals.JSON
+            case _:
+                return body, refusals.JSON
+
+    async def _send_spoiled(self, body: bytes, content_type: str, outcome: CallOutcome) -> web.StreamResponse:
+        fault, half = self.fault, len(body) // 2
+        announced = {"short": half, "long": len(body) + 64}.get(fault.content_length or "", len(body))
+        wire = Wire(self.request, fault)
+        await wire.start(content_type, self.headers, content_length=None if fault.reset == "chunk" else announced)
+        self.started = True
+        await wire.send(body[:half])
+        await self._interrupt(wire)
+        if fault.content_length == "short":
+            self._book("fault", self.tally)
+            wire.send_unannounced(body[half:])
+            return await wire.end(close=True)
+        await wire.send(body[half:-1])
+        self.delivered = self._visible
+        self._book("fault" if fault.content_length else outcome, self.tally)
+        await wire.send(body[-1:])
+        return await wire.end(close=fault.content_length is not None)
+
+    async def _send_stream(self, events: Iterator[Event]) -> web.StreamResponse:
+        wire = Wire(self.request, self.fault)
+        await wire.start(EVENT_STREAM, {**self.headers, "Cache-Control": "no-cache"})
+        self.started = True
+        interrupt_at = min(self.fault.after_tokens, self._visible)
+        outcome: CallOutcome = "complete"
+        due_ns = time.monotonic_ns()
+        interrupted = False
+        for number, event in enumerate(events):
+            due_ns = await self._keep_pace(due_ns, event, number)
+            if not interrupted and self.delivered >= interrupt_at:
+                interrupted = True
+                await self._interrupt(wire)
+                if self.fault.body is not None:
+                    outcome = "fault"
+                    await self._garble(wire)
+                if self.fault.body == "error":
+                    break
+            self.delivered += event.tokens
+            if event.data is DONE:
+                self._book(outcome, self._billed_so_far())
+            await wire.send(event.data)
+        self._book(outcome, self._billed_so_far())
+        return await wire.end()
+
+    async def _keep_pace(self, due_ns: int, event: Event, number: int) -> int:
+        """Wait until the event is due; deadlines, not waits, are added up, so that the rate holds."""
+        if self.pace.gap_ns is None:
+            if number % EVENTS_PER_TURN == EVENTS_PER_TURN - 1:
+                await asyncio.sleep(0)
+            return due_ns
+        if event.tokens:
+            due_ns += self.pace.gap_ns()
+            await asyncio.sleep(max(0, due_ns - time.monotonic_ns()) / NS_PER_S)
+        return due_ns
+
+    async def _interrupt(self, wire: Wire) -> None:
+        if self.fault.stall == "body":
+            await self._stall()
+        if self.fault.reset in ("body", "chunk"):
+            self._book("fault", self._billed_so_far())
+            await wire.reset(inside_chunk=self.fault.reset == "chunk")
+
+    async def _garble(self, wire: Wire) -> None:
+        match self.fault.body:
+            case "malformed_json":
+                await wire.send(BROKEN_JSON_EVENT)
+            case "malformed_sse":
+                await wire.send(BROKEN_SSE)
+            case "error":
+                self._book("fault", self._billed_so_far())
+                await wire.send(b"data: " + refusals.typical(500).body + b"\n\n")
+
+    async def _stall(self) -> None:
+        if self.fault.stall_seconds is None:
+            await until_client_leaves()
+        else:
+            await asyncio.sleep(self.fault.stall_seconds)
+
+    @property
+    def _visible(self) -> int:
+        return self.tally.completion - self.tally.reasoning
+
+    def _billed_so_far(self) -> Tally:
+        """A whole answer is made before it is sent; a stream only as far as it was delivered."""
+        if not self.started:
+            return NOTHING_BILLED
+        if self.events is None or self.fault.content_length is not None:
+            return self.tally
+        return self.tally._replace(completion=self.tally.reasoning + self.delivered)
+
+    def _book(self, outcome: CallOutcome, billed: Tally) -> None:
+        self.call.book(outcome, billed, delivered=self.delivered)
+
+
+def respond(answer: refusals.Refusal, headers: Mapping[str, str]) -> web.Response:
+    """A plain response."""
+    return web.Response(
+        status=answer.status, body=answer.body, headers={**headers, "Content-Type": answer.content_type}
+    )
