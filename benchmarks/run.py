@@ -71,7 +71,8 @@ class Bench:
         calls = 1 + press(server, peer.path, connections=32, seconds=1, core=self.load_core).calls
         for connections, seconds in [*((c, self.seconds) for c in CONNECTIONS), (1, 2)]:
             server.wait_until_idle()
-            load = press(server, peer.path, connections=connections, seconds=seconds, core=self.load_core)
+            length = seconds * peer.patience
+            load = press(server, peer.path, connections=connections, seconds=length, core=self.load_core)
             print(
                 f"  {peer.name:<7}{connections:>4} connections {load.calls_per_second:>10,.1f} calls/s"
                 f" {load.cpu_us_per_call:>10,.1f} µs CPU/call   p50 {load.p50_us:,} µs   p99 {load.p99_us:,} µs",
