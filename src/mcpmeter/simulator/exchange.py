@@ -53,12 +53,19 @@ class Exchange:
         """Answer. Cancelled by the closing of the connection, which is then booked as such."""
         try:
             return await self._answer()
-        except (asyncio.CancelledError, ConnectionResetError):
-            outcome: CallOutcome = "fault" if self.is_closing() else "cancelled"
-            self.call.book(
-                outcome, self._billed_so_far(), delivered=self.delivered, cancelled_at_ns=time.monotonic_ns()
-            )
+        except asyncio.CancelledError:
+            self._book_broken_off()
             raise
+        except ConnectionResetError:
+            self._book_broken_off()
+            return web.Response()  # nobody will get it; a raise would be logged as our fault
+
+    def _book_broken_off(self) -> None:
+        if self.is_closing():
+            self._book("fault", self._billed_so_far())
+        else:
+            seen_at_ns = time.monotonic_ns()
+            self.call.book("cancelled", self._billed_so_far(), delivered=self.delivered, cancelled_at_ns=seen_at_ns)
 
     async def _answer(self) -> web.StreamResponse:
         fault = self.fault

@@ -1,0 +1,155 @@
+"""A little steady traffic against a relay, of the kind that real teams make: for demos and long trials."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from random import Random
+from typing import Any, NamedTuple
+
+import aiohttp
+import msgspec
+
+MAX_IN_FLIGHT = 32
+REQUEST_TIMEOUT = aiohttp.ClientTimeout(total=60)
+BYTES_BEFORE_LEAVING = 2000
+TOPICS = ("the tides", "a birthday", "unit tests", "sourdough", "the moon", "a bug report", "old maps", "tea")
+
+
+class Kind(NamedTuple):
+    """One kind of request in the mix."""
+
+    name: str
+    weight: int
+    stream: bool = False
+    simulate: str = ""
+    leaves: bool = False
+    broken: bool = False
+
+
+MIX = (
+    Kind("json", 40),
+    Kind("stream", 30, stream=True, simulate="chunks_per_second=lognormal:60,0.3"),
+    Kind("slow", 6, simulate="latency_ms=uniform:1500-4000"),
+    Kind("leaves", 5, stream=True, simulate="completion_tokens=400,chunks_per_second=40", leaves=True),
+    Kind("bad", 6, broken=True),
+    Kind("unavailable", 5, simulate="status=503"),
+    Kind("limited", 5, simulate="status=429,retry_after=1"),
+    Kind("cut", 3, stream=True, simulate="reset=body,after_tokens=10"),
+)
+
+
+class TrafficCounts(msgspec.Struct, kw_only=True):
+    """What the clients saw. `left` are clients that went away on purpose, `broken` answers that ended too early."""
+
+    sent: int = 0
+    ok: int = 0
+    refused: int = 0
+    """Answers of 400 to 499."""
+    failed: int = 0
+    """Answers of 500 and more."""
+    left: int = 0
+    broken: int = 0
+    unreachable: int = 0
+    """No connection, or no answer within a minute."""
+    by_kind: dict[str, int] = {}
+    by_team: dict[str, int] = {}
+
+
+async def steady(
+    base_url: str,
+    keys: Mapping[str, str | None],
+    *,
+    models: Sequence[str],
+    per_second: float = 4.0,
+    stop: asyncio.Event,
+    seed: int = 0,
+) -> TrafficCounts:
+    """Send mixed requests to `/v1/chat/completions` and `/mcp/chat` below `base_url` until `stop` is set.
+
+    `keys` maps each team to its secret; None sends no Authorization. At most 32 requests are under way, requests beyond
+    are left out. Whatever the target does is counted, never raised; requests under way at the end are broken off.
+    """
+    random = Random(seed)  # noqa: S311 (a repeatable mix)
+    counts = TrafficCounts()
+    running: set[asyncio.Task[None]] = set()
+    async with aiohttp.ClientSession(timeout=REQUEST_TIMEOUT, connector=aiohttp.TCPConnector(limit=0)) as session:
+        while not await _stopped_within(stop, random.expovariate(per_second)):
+            if len(running) < MAX_IN_FLIGHT:
+                client = _Client(session, base_url.rstrip("/"), counts)
+                team = random.choice(list(keys))
+                task = asyncio.create_task(
+                    client.send(team, keys[team], random.choice(models), _pick(random), random.random())
+                )
+                running.add(task)
+                task.add_done_callback(running.discard)
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+    return counts
+
+
+class _Client(NamedTuple):
+    session: aiohttp.ClientSession
+    base_url: str
+    counts: TrafficCounts
+
+    async def send(self, team: str, secret: str | None, model: str, kind: Kind, chance: float) -> None:
+        counts = self.counts
+        counts.sent += 1
+        counts.by_kind[kind.name] = counts.by_kind.get(kind.name, 0) + 1
+        counts.by_team[team] = counts.by_team.get(team, 0) + 1
+        url = self.base_url + ("/mcp/chat" if chance < 1 / 4 else "/v1/chat/completions")
+        headers = {} if secret is None else {"Authorization": f"Bearer {secret}"}
+        with self._counting_failures():
+            async with self.session.post(url, json=_body(kind, model, chance), headers=headers) as response:
+                await self._read(response, kind)
+
+    async def _read(self, response: aiohttp.ClientResponse, kind: Kind) -> None:
+        if response.status >= 400:
+            await response.read()
+            self.counts.failed += response.status >= 500
+            self.counts.refused += response.status < 500
+            return
+        got = 0
+        async for data in response.content.iter_any():
+            got += len(data)
+            if kind.leaves and got >= BYTES_BEFORE_LEAVING:
+                response.close()
+                self.counts.left += 1
+                return
+        self.counts.ok += 1
+
+    @contextmanager
+    def _counting_failures(self) -> Iterator[None]:
+        try:
+            yield
+        except (aiohttp.ClientConnectorError, TimeoutError):
+            self.counts.unreachable += 1
+        except (aiohttp.ClientError, OSError, ValueError):
+            self.counts.broken += 1
+
+
+def _pick(random: Random) -> Kind:
+    return random.choices(MIX, weights=[kind.weight for kind in MIX])[0]
+
+
+def _body(kind: Kind, model: str, chance: float) -> dict[str, Any]:
+    topic = TOPICS[int(chance * 997) % len(TOPICS)]
+    body: dict[str, Any] = {"model": model, "messages": [{"role": "user", "content": f"Tell me about {topic}."}]}
+    if kind.broken:
+        body["messages"] = []
+    if kind.stream:
+        body["stream"] = True
+    if kind.simulate:
+        body["metadata"] = {"simulate": kind.simulate}
+    return body
+
+
+async def _stopped_within(stop: asyncio.Event, seconds: float) -> bool:
+    try:
+        async with asyncio.timeout(seconds):
+            return await stop.wait()
+    except TimeoutError:
+        return False
