@@ -17,7 +17,6 @@ Where = tuple[str | int, ...]
 
 SENTENCES: Final[Mapping[str, str]] = {
     "string_type": "must be text; put it in quotes",
-    "string_unicode": "holds a character that is no valid Unicode",
     "path_type": "must be text; put it in quotes",
     "model_type": "must be a mapping of keys, one 'key: value' a line below it",
     "model_attributes_type": "must be a mapping of keys, one 'key: value' a line below it",
@@ -56,7 +55,8 @@ def shown(text: str) -> str:
 def nearest(name: str, known: Iterable[str]) -> str:
     """`; did you mean 'port'?`, or what there is to choose from."""
     choices = list(known)
-    near = get_close_matches(name[:SHOWN_CHARACTERS], choices, n=1)
+    longer = [choice for choice in choices if name and choice.startswith(name)]
+    near = longer or get_close_matches(name[:SHOWN_CHARACTERS], choices, n=1)
     return f"; did you mean '{near[0]}'?" if near else f"; known are: {', '.join(choices)}"
 
 

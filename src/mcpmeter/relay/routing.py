@@ -38,6 +38,10 @@ class Upstream:
         """The provider's configured name."""
         return self.provider.name
 
+    def serves(self, model: str) -> bool:
+        """Whether this upstream names the model, exactly or by a pattern."""
+        return model in self.exact_names or any(fnmatchcase(model, glob) for glob in self.patterns)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Route:
@@ -75,10 +79,7 @@ def _by_exact_name(model: str, upstreams: Sequence[Upstream]) -> tuple[Upstream,
 
 
 def _by_pattern(model: str, upstreams: Sequence[Upstream]) -> tuple[Upstream, str] | None:
-    return next(
-        ((upstream, model) for upstream in upstreams if any(fnmatchcase(model, glob) for glob in upstream.patterns)),
-        None,
-    )
+    return next(((upstream, model) for upstream in upstreams if upstream.serves(model)), None)
 
 
 def _default(upstreams: Sequence[Upstream], name: str | None) -> Upstream:

@@ -1,0 +1,202 @@
+"""`mcpmeter check`: validate the configuration and print what would run."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
+
+import click
+
+from mcpmeter.errors import ConfigInvalid, LedgerNotUsable
+
+if TYPE_CHECKING:
+    from mcpmeter.config import Settings
+    from mcpmeter.relay.routing import Upstream
+
+COLUMN: Final = 14
+
+
+@click.command()
+@click.option(
+    "--config",
+    "config_path",
+    type=click.Path(path_type=Path),
+    help="The file; else $MCPMETER_CONFIG or ./mcpmeter.yaml.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def command(config_path: Path | None, as_json: bool) -> int:
+    """Validate the configuration and print what would run; no key is ever printed.
+
+    \b
+    Exit code 0: it would run; 1: it would not.
+    Example:
+      mcpmeter check --config mcpmeter.yaml
+      mcpmeter check --json | jq .problems
+    """
+    from mcpmeter.config import find_file, load
+
+    try:
+        settings = load(find_file(config_path, os.environ), os.environ)
+        plan = _plan(settings)
+    except ConfigInvalid as fault:
+        plan = {"ok": False, "problems": str(fault).splitlines()}
+    if as_json:
+        click.echo(json.dumps(plan, indent=2, ensure_ascii=True))
+    else:
+        _print_plan(plan)
+    return 0 if plan["ok"] else 1
+
+
+def _plan(settings: Settings) -> dict[str, Any]:
+    from mcpmeter.config import price_book
+    from mcpmeter.ledger.connection import default_ledger_path
+
+    price_book(settings)
+    upstreams = settings.upstreams()
+    ledger = settings.ledger.path or default_ledger_path()
+    keys, unreadable = _keys(settings, ledger)
+    problems = [*unreadable, *_not_writable(ledger), *_open_binds(settings, bool(keys))]
+    return {
+        "ok": not problems,
+        "source": settings.source,
+        "listens": _address(settings.server.host, settings.server.port),
+        "metrics": _metrics_address(settings),
+        "providers": [_provider(upstream) for upstream in upstreams],
+        "default_provider": settings.relay.default_provider or upstreams[0].name,
+        "default_model": settings.relay.default_model,
+        "teams": [team.name for team in settings.teams],
+        "keys": keys,
+        "ledger": {"path": str(ledger), "exists": ledger.exists(), "writable": not list(_not_writable(ledger))},
+        "price_lists": _price_lists(settings),
+        "warnings": list(_warnings(settings, upstreams)),
+        "problems": problems,
+    }
+
+
+def _provider(upstream: Upstream) -> dict[str, Any]:
+    return {
+        "name": upstream.name,
+        "base_url": upstream.provider.base_url,
+        "key": "present" if upstream.api_key else "none",
+        "models": [*upstream.models, *upstream.provider.models],
+        "prices": _priced_by(upstream),
+    }
+
+
+def _priced_by(upstream: Upstream) -> list[str]:
+    ids = upstream.provider.genai_prices_id
+    return [name for name in (upstream.provider.price_list, f"genai-prices: {ids}" if ids else "") if name]
+
+
+def _price_lists(settings: Settings) -> list[str]:
+    from mcpmeter.pricing import bundled_price_lists
+
+    return [*(bundled.name for bundled in bundled_price_lists()), *(str(path) for path in settings.pricing.files)]
+
+
+def _address(host: str, port: int) -> str:
+    name = f"[{host}]" if ":" in host and not host.startswith("[") else host
+    return f"http://{name}:{port or '<a free port>'}"
+
+
+def _metrics_address(settings: Settings) -> str:
+    own = settings.metrics
+    if own.port is None:
+        return f"{_address(settings.server.host, settings.server.port)}/metrics"
+    return f"{_address(own.host or '127.0.0.1', own.port)}/metrics"
+
+
+def _keys(settings: Settings, ledger: Path) -> tuple[list[dict[str, str]], list[str]]:
+    """Keys of the configuration and of the ledger, by name; and what is wrong with the ledger, if it cannot be read."""
+    keys = [{"name": key.name, "team": key.team, "from": "configuration"} for key in settings.keys]
+    if not ledger.is_file() or not ledger.stat().st_size:
+        return keys, []
+    from mcpmeter.ledger.connection import open_for_reading
+    from mcpmeter.ledger.rows import read_keys
+
+    try:
+        db = open_for_reading(ledger)
+    except LedgerNotUsable as fault:
+        return keys, [str(fault)]
+    try:
+        kept = [key for key in read_keys(db) if key.revoked_at_ns is None]
+    finally:
+        db.close()
+    return [*keys, *({"name": key.name, "team": key.team, "from": "ledger"} for key in kept)], []
+
+
+def _not_writable(ledger: Path) -> Iterator[str]:
+    """Looks without touching: `check` must leave no file behind."""
+    hint = "Give this user the right to write there, or name another file: 'ledger.path'."
+    if ledger.is_dir():
+        yield f"The ledger {ledger} is a folder. Name a file in it: 'ledger.path'."
+    elif ledger.exists() and not os.access(ledger, os.R_OK | os.W_OK):
+        yield f"The ledger {ledger} cannot be written. {hint}"
+    else:
+        folder = next(parent for parent in ledger.absolute().parents if parent.exists())
+        if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+            yield f"The ledger's folder {ledger.parent} cannot be written. {hint}"
+
+
+def _open_binds(settings: Settings, have_keys: bool) -> Iterator[str]:
+    from mcpmeter.config import refuse_open_bind
+
+    try:
+        refuse_open_bind(settings, have_keys)
+    except ConfigInvalid as fault:
+        yield str(fault)
+
+
+def _warnings(settings: Settings, upstreams: tuple[Upstream, ...]) -> Iterator[str]:
+    from mcpmeter.config import is_loopback
+    from mcpmeter.relay.routing import route
+
+    model = settings.relay.default_model
+    taken = route(model, upstreams, settings.relay.default_provider)
+    if taken.model == model and not taken.upstream.serves(model):
+        asked = taken.upstream.name
+        yield f"No provider names the default model '{model}'; '{asked}' would be asked. Set relay.default_model."
+    for upstream in upstreams:
+        address = urlsplit(upstream.provider.base_url)
+        if address.scheme == "http" and upstream.api_key and not is_loopback(address.hostname or ""):
+            yield f"The key of '{upstream.name}' would cross the network in clear text. Use an https:// base_url."
+        if not _priced_by(upstream):
+            yield f"'{upstream.name}' has no prices, so its calls count as unpriced. Give it a price_list."
+
+
+def _print_plan(plan: dict[str, Any]) -> None:
+    if "source" in plan:
+        _print_parts(plan)
+    for warning in plan.get("warnings", ()):
+        click.echo(f"warning: {warning}", err=True)
+    for problem in plan["problems"]:
+        click.echo(f"mcpmeter: {problem}", err=True)
+    if plan["ok"]:
+        click.echo("It would run. Start it: mcpmeter serve")
+
+
+def _print_parts(plan: dict[str, Any]) -> None:
+    _line("Configuration", plan["source"])
+    _line("Listens on", plan["listens"])
+    _line("Metrics", plan["metrics"])
+    for index, provider in enumerate(plan["providers"]):
+        _line(
+            "" if index else "Providers",
+            f"{index + 1}. {provider['name']}  {provider['base_url']}  key: {provider['key']}",
+        )
+        _line("", f"   models: {', '.join(provider['models']) or 'those that no other serves'}")
+        _line("", f"   prices: {', '.join(provider['prices']) or 'none'}")
+    _line("Default", f"model {plan['default_model']}, provider {plan['default_provider']}")
+    _line("Teams", ", ".join(plan["teams"]) or "any")
+    keys = ", ".join(f"{key['name']} ({key['team']}, {key['from']})" for key in plan["keys"])
+    _line("Keys", keys or "none: whoever reaches it may call")
+    _line("Ledger", f"{plan['ledger']['path']} ({'writable' if plan['ledger']['writable'] else 'NOT writable'})")
+    _line("Price lists", ", ".join(plan["price_lists"]))
+
+
+def _line(name: str, text: str) -> None:
+    click.echo(f"{name:<{COLUMN}} {text}")

@@ -1,0 +1,155 @@
+"""`mcpmeter check`, run as a person runs it: by the command line's own entry."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from mcpmeter.cli._group import run
+from mcpmeter.ledger.sqlite import SqliteStore
+from mcpmeter.records import Key
+
+SECRET = "sk-very-secret-0123456789"
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(os.environ):
+        if name.endswith("_API_KEY") or name.startswith("MCPMETER_"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("MCPMETER_LEDGER", str(tmp_path / "state" / "ledger.db"))
+    monkeypatch.chdir(tmp_path)
+
+
+def write(folder: Path, text: str) -> str:
+    (folder / "c.yaml").write_text(text)
+    return str(folder / "c.yaml")
+
+
+def test_it_prints_what_would_run_and_no_key(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = f"""\
+server: {{port: 8123}}
+providers:
+  - {{name: openai, api_key: {SECRET}}}
+  - {{name: local, type: generic, base_url: "http://127.0.0.1:11434/v1", models: [qwen3]}}
+teams: [search]
+keys: [{{name: backend, team: search, secret: {SECRET}-2}}]
+"""
+    assert run(["check", "--config", write(tmp_path, text)]) == 0
+    out, err = capsys.readouterr()
+    for expected in (
+        "http://127.0.0.1:8123/metrics",
+        "1. openai  https://api.openai.com/v1  key: present",
+        "2. local  http://127.0.0.1:11434/v1  key: none",
+        "gpt-*",
+        "genai-prices: openai",
+        "backend (search, configuration)",
+        f"{tmp_path}/state/ledger.db (writable)",
+        "It would run.",
+    ):
+        assert expected in out
+    assert "'local' has no prices" in err
+    assert "deepseek-v3.2" in err
+    assert SECRET not in out + err
+
+
+def test_it_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "k")
+    assert run(["check"]) == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_json_is_one_object_that_says_whether_it_would_run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HOLYSHEEP_API_KEY", SECRET)
+    assert run(["check", "--json"]) == 0
+    out = capsys.readouterr().out
+    plan = json.loads(out)
+    assert plan["ok"] is True
+    assert plan["source"] == "environment"
+    assert plan["listens"] == "http://127.0.0.1:8000"
+    assert [(entry["name"], entry["key"]) for entry in plan["providers"]] == [("holysheep", "present")]
+    assert plan["problems"] == plan["warnings"] == []
+    assert SECRET not in out
+
+
+def test_every_fault_of_the_file_is_a_line_and_the_exit_code_is_1(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(tmp_path, "server: {prot: 1}\nproviders: [{name: openia}]\n")
+    assert run(["check", "--config", path]) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == f"mcpmeter: {path}:1: unknown key 'prot' in 'server'; did you mean 'port'?"
+    assert lines[1].startswith(f"mcpmeter: {path}:2: 'providers[0]': no provider is built in as 'openia'")
+    assert run(["check", "--config", path, "--json"]) == 1
+    assert len(json.loads(capsys.readouterr().out)["problems"]) == 2
+
+
+def test_without_a_key_anywhere_one_line_says_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["check"]) == 1
+    err = capsys.readouterr().err
+    assert len(err.splitlines()) == 1
+    assert "mcpmeter demo" in err
+
+
+def test_an_open_listener_without_a_key_would_not_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = "server: {host: 0.0.0.0}\nproviders: [{name: openai, api_key: k}]"
+    assert run(["check", "--config", write(tmp_path, text)]) == 1
+    assert "mcpmeter keys create" in capsys.readouterr().err
+
+
+async def test_a_key_in_the_ledger_is_enough_for_an_open_listener(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = SqliteStore(tmp_path / "ledger.db")
+    await store.start()
+    await store.add_key(
+        Key(id="key_000000000001", name="laptop", team="search", prefix="mm_", sha256="0" * 64, created_at_ns=1)
+    )
+    await store.close()
+    text = "server: {host: 0.0.0.0}\nledger: {path: ledger.db}\nproviders: [{name: openai, api_key: k}]"
+    assert run(["check", "--config", write(tmp_path, text)]) == 0
+    assert "laptop (search, ledger)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("path", ["file/ledger.db", "file/deep/er/ledger.db", "."])
+def test_a_ledger_that_cannot_be_written_is_found(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], path: str
+) -> None:
+    (tmp_path / "file").write_text("")
+    text = f"ledger: {{path: {path}}}\nproviders: [{{name: openai, api_key: k}}]"
+    assert run(["check", "--config", write(tmp_path, text)]) == 1
+    out, err = capsys.readouterr()
+    assert "NOT writable" in out
+    assert "ledger" in err
+
+
+def test_a_ledger_that_is_something_else_is_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "ledger.db").write_text("not a database")
+    text = "ledger: {path: ledger.db}\nproviders: [{name: openai, api_key: k}]"
+    assert run(["check", "--config", write(tmp_path, text)]) == 1
+    assert "not a ledger" in capsys.readouterr().err
+
+
+def test_a_price_list_at_fault_is_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "ours.toml").write_text('name = "ours"\nsurprise = 1\n')
+    text = "pricing: {files: [ours.toml]}\nproviders: [{name: openai, api_key: k}]"
+    assert run(["check", "--config", write(tmp_path, text)]) == 1
+    assert "surprise" in capsys.readouterr().err
+
+
+def test_a_key_sent_in_clear_text_over_the_network_is_warned_of(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = "providers: [{name: far, type: openai, base_url: 'http://llm.example/v1', api_key: k}]"
+    assert run(["check", "--config", write(tmp_path, text)]) == 0
+    assert "'far' would cross the network in clear text" in capsys.readouterr().err
+
+
+def test_help_shows_an_example(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["check", "--help"]) == 0
+    assert "mcpmeter check --config mcpmeter.yaml" in capsys.readouterr().out

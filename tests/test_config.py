@@ -1,0 +1,457 @@
+"""Strict configuration: what is refused, in which words; what is taken; and that no secret ever shows."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+from collections.abc import Mapping
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given
+from hypothesis import settings as budget
+from hypothesis import strategies as st
+from pydantic import BaseModel, SecretStr, ValidationError
+
+from mcpmeter.config import (
+    KeySettings,
+    MetricsSettings,
+    ProviderSettings,
+    ServerSettings,
+    Settings,
+    find_file,
+    is_loopback,
+    load,
+    price_book,
+    refuse_open_bind,
+)
+from mcpmeter.config.document import MAX_BYTES, read_document
+from mcpmeter.config.faults import model_in
+from mcpmeter.config.reference import reference
+from mcpmeter.errors import ConfigInvalid
+from mcpmeter.relay.providers import load_providers
+from mcpmeter.relay.routing import route
+
+unhurried = budget(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a busy machine is no fault
+
+ROOT = Path(__file__).parents[1]
+FAULTS = sorted((Path(__file__).parent / "config_faults").glob("*.yaml"))
+ENVIRON = {"OPENAI_API_KEY": "sk-openai-0001"}
+SECRET = "sk-very-secret-0123456789"
+
+
+def write(folder: Path, text: str | bytes) -> Path:
+    path = folder / "mcpmeter.yaml"
+    path.write_bytes(text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text)
+    return path
+
+
+def loaded(folder: Path, text: str, environ: Mapping[str, str] = ENVIRON) -> Settings:
+    return load(write(folder, text), environ)
+
+
+def refusal(folder: Path, text: str | bytes, environ: Mapping[str, str] = ENVIRON) -> str:
+    with pytest.raises(ConfigInvalid) as caught:
+        load(write(folder, text), environ)
+    return str(caught.value)
+
+
+# Refused
+
+
+@pytest.mark.parametrize("file", FAULTS, ids=lambda file: file.stem)
+def test_a_file_with_one_fault_is_refused_with_the_line_and_the_remedy_in_its_header(file: Path) -> None:
+    expected = file.read_bytes().splitlines()[0].decode().removeprefix("# ")
+    with pytest.raises(ConfigInvalid) as caught:
+        load(file, ENVIRON)
+    assert str(caught.value) == f"{file}{expected}"
+    assert "hunter2secret" not in str(caught.value)
+    assert caught.value.__cause__ is None
+    assert caught.value.__suppress_context__ or caught.value.__context__ is None
+
+
+def test_all_faults_of_a_file_are_told_at_once_in_the_order_of_its_lines(tmp_path: Path) -> None:
+    text = """\
+server: {prot: 1, host: 5}
+providers:
+  - {name: openia}
+relay: {default_model: "${NOWHERE}"}
+teams: [search]
+teams: [search]
+keys:
+  - {name: a, team: serch, secret: 0123456789abcdefghij}
+"""
+    told = [line.removeprefix(f"{tmp_path}/mcpmeter.yaml:") for line in refusal(tmp_path, text).splitlines()]
+    assert [line.partition(" ")[0] for line in told] == ["1:", "1:", "3:", "4:", "6:", "8:"]
+    assert "did you mean 'openai'" in told[2]
+    assert "'NOWHERE'" in told[3]
+    assert "did you mean 'search'" in told[5]
+
+
+def test_a_value_that_is_missing_already_is_not_complained_of_twice(tmp_path: Path) -> None:
+    assert len(refusal(tmp_path, "relay: {default_model: '${NOWHERE}'}").splitlines()) == 1
+
+
+def test_a_fault_in_the_servers_port_brings_no_false_word_about_the_metrics_port(tmp_path: Path) -> None:
+    assert "metrics" not in refusal(tmp_path, "server: {port: 99999}\nmetrics: {port: 8000}")
+
+
+def test_an_empty_file_is_refused(tmp_path: Path) -> None:
+    assert "mcpmeter.yaml:1: the file is empty" in refusal(tmp_path, "")
+
+
+def test_a_huge_file_is_refused_unread(tmp_path: Path) -> None:
+    assert f"larger than {MAX_BYTES} bytes" in refusal(tmp_path, b"#" * (MAX_BYTES + 1))
+
+
+@pytest.mark.parametrize("name", ["nowhere.yaml", "", "a\0b"])
+def test_a_file_that_cannot_be_read_is_one_line_with_a_reason(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ConfigInvalid, match=r"cannot be read: .*--config") as caught:
+        load(tmp_path / name, ENVIRON)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_numbers_too_long_for_any_use_are_refused_and_not_computed(tmp_path: Path) -> None:
+    assert "plain decimal" in refusal(tmp_path, "server: {port: " + "9" * 100_000 + "}")
+    assert "plain decimal" in refusal(tmp_path, "server: {port: 1" + ":59" * 50_000 + "}")
+
+
+def test_a_secret_written_where_a_name_belongs_is_not_repeated(tmp_path: Path) -> None:
+    for text in (
+        f"keys: [{{name: a, team: b, secret: [{SECRET}]}}]",
+        f"metrics: {{bearer_token: {{x: {SECRET}}}}}",
+        f"providers: [{{name: '{SECRET} !'}}]",
+        f"server: {{host: 'http://{SECRET}/'}}",
+        f"ledger: {{path: *{SECRET}}}",
+        f"keys: &{SECRET} [*{SECRET}]",
+        f"ledger: {{path: '${{{SECRET}}}'}}",
+    ):
+        assert SECRET not in refusal(tmp_path, text)
+
+
+# Hypothesis: whatever a file holds, the answer is Settings or ConfigInvalid
+
+KEYS = sorted(
+    {name for model in [Settings] for name in model.model_fields}
+    | {
+        name
+        for info in Settings.model_fields.values()
+        for name in getattr(model_in(info.annotation), "model_fields", {})
+    }
+)
+SCALARS = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=20)
+    | st.sampled_from(
+        ["127.0.0.1", "openai", "${OPENAI_API_KEY}", "${X", "$${", "https://a.example/v1", "~nobody/x", "\0"]
+    )
+)
+TREES = st.recursive(
+    SCALARS,
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(KEYS) | st.text(max_size=5), inner, max_size=5)
+    ),
+    max_leaves=25,
+)
+YAML_PIECES = st.lists(
+    st.sampled_from(
+        [
+            *KEYS,
+            *"\n:-[]{}&*!|>'\"%@`#?,~=<\t ",
+            "\n  ",
+            ": ",
+            "\n- ",
+            "<<",
+            "!!",
+            "---\n",
+            "\\U",
+            "${",
+            "\ud800",
+            "\x85",
+            "0x",
+            "1:2",
+            "𝄞",
+        ]
+    )
+    | st.text(max_size=4),
+    max_size=60,
+).map("".join)
+
+
+def settings_or_invalid(content: bytes, folder: Path) -> None:
+    try:
+        told = ""
+        assert load(write(folder, content), ENVIRON).upstreams()
+    except ConfigInvalid as invalid:
+        told = str(invalid)
+        told.encode("utf-8")
+    assert all(line.isprintable() and line.strip() for line in told.split("\n") if told)
+
+
+@unhurried
+@given(tree=st.dictionaries(st.sampled_from(KEYS), TREES, max_size=6))
+def test_any_tree_is_settings_or_config_invalid(tmp_path_factory: pytest.TempPathFactory, tree: dict[str, Any]) -> None:
+    text = yaml.safe_dump(tree, allow_unicode=True)
+    settings_or_invalid(text.encode("utf-8", "surrogatepass"), tmp_path_factory.getbasetemp())
+
+
+@unhurried
+@given(text=YAML_PIECES)
+def test_any_text_is_settings_or_config_invalid(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
+    settings_or_invalid(text.encode("utf-8", "surrogatepass"), tmp_path_factory.getbasetemp())
+
+
+@unhurried
+@given(content=st.binary(max_size=200))
+def test_any_bytes_are_settings_or_config_invalid(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
+    settings_or_invalid(content, tmp_path_factory.getbasetemp())
+
+
+# Taken
+
+
+def test_the_example_loads_and_routes() -> None:
+    environ = {**ENVIRON, "HOLYSHEEP_API_KEY": "hs-1", "SEARCH_KEY": "0123456789abcdefghij"}
+    settings = load(ROOT / "examples" / "mcpmeter.yaml", environ)
+    assert settings.server.port == 8000
+    assert settings.source.endswith("mcpmeter.yaml")
+    assert settings.pricing.currency is not None
+    assert settings.pricing.currency.rate == Decimal("7.2")
+    upstreams = settings.upstreams()
+    assert [upstream.name for upstream in upstreams] == ["holysheep", "openai", "local"]
+    assert route("llama-3", upstreams).upstream.provider.url("chat") == "http://127.0.0.1:11434/v1/chat/completions"
+
+
+def test_references_are_filled_in_and_can_be_escaped(tmp_path: Path) -> None:
+    text = "server: {port: '${PORT}', host: '${HOST:-localhost}'}\nledger: {path: '$${x}/${EMPTY:-d}/${A}${A}'}"
+    settings = loaded(tmp_path, text, {**ENVIRON, "PORT": "9001", "EMPTY": "", "A": "a"})
+    assert (settings.server.port, settings.server.host) == (9001, "localhost")
+    assert settings.ledger.path == tmp_path / "${x}" / "d" / "aa"
+
+
+def test_a_reference_in_the_environment_is_not_followed(tmp_path: Path) -> None:
+    settings = loaded(tmp_path, "ledger: {path: '${A}'}", {**ENVIRON, "A": "${B}", "B": "b"})
+    assert settings.ledger.path == tmp_path / "${B}"
+
+
+def test_a_key_of_digits_stays_text_when_the_environment_gives_it(tmp_path: Path) -> None:
+    settings = loaded(tmp_path, "providers:\n  - name: openai\n    api_key: ${K}", {"K": "0123"})
+    assert settings.upstreams()[0].api_key == "0123"
+
+
+def test_anchors_may_be_used(tmp_path: Path) -> None:
+    assert (
+        loaded(tmp_path, "teams: [&t search]\nkeys: [{name: a, team: *t, secret: 0123456789abcdefghij}]").keys[0].team
+        == "search"
+    )
+
+
+def test_paths_are_taken_from_the_files_folder(tmp_path: Path) -> None:
+    (tmp_path / "ours.toml").write_text('name = "ours"\n')
+    settings = loaded(tmp_path, "ledger: {path: l.db}\npricing: {files: [ours.toml]}")
+    assert settings.ledger.path == tmp_path / "l.db"
+    assert settings.pricing.files == (tmp_path / "ours.toml",)
+
+
+def test_a_date_or_a_dotted_word_stays_text(tmp_path: Path) -> None:
+    settings = loaded(tmp_path, "relay: {default_model: 2026-11-01}")
+    assert settings.relay.default_model == "2026-11-01"
+
+
+def test_teams_are_names_or_mappings(tmp_path: Path) -> None:
+    settings = loaded(tmp_path, "teams: [search, {name: support}]")
+    assert [team.name for team in settings.teams] == ["search", "support"]
+
+
+def test_a_key_is_known_by_its_digest_whether_given_whole_or_hashed() -> None:
+    whole = KeySettings(name="a", team="t", secret=SecretStr(SECRET))
+    hashed = KeySettings(name="a", team="t", sha256=hashlib.sha256(SECRET.encode()).hexdigest())
+    assert whole.digest == hashed.digest
+
+
+# Without a file
+
+
+def test_without_a_file_every_provider_with_a_key_is_on_in_the_contracts_order() -> None:
+    names = ["HOLYSHEEP", "OPENAI", "ANTHROPIC", "GEMINI", "DEEPSEEK"]
+    settings = load(None, {f"{name}_API_KEY": f"key-{name}" for name in reversed(names)})
+    assert [upstream.name.upper() for upstream in settings.upstreams()] == names
+    assert settings.upstreams()[0].api_key == "key-HOLYSHEEP"
+    assert settings.source == "environment"
+
+
+def test_a_file_without_providers_takes_them_from_the_environment(tmp_path: Path) -> None:
+    settings = loaded(tmp_path, "relay: {default_provider: openai}")
+    assert [entry.name for entry in settings.providers] == ["openai"]
+
+
+def test_an_empty_variable_switches_nothing_on() -> None:
+    settings = load(None, {"OPENAI_API_KEY": " ", "DEEPSEEK_API_KEY": "k\n"})
+    assert [(upstream.name, upstream.api_key) for upstream in settings.upstreams()] == [("deepseek", "k")]
+
+
+def test_without_any_key_the_error_names_the_variables_and_the_demo() -> None:
+    with pytest.raises(ConfigInvalid, match=r"HOLYSHEEP_API_KEY, OPENAI_API_KEY.*mcpmeter demo") as caught:
+        load(None, {})
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_key_that_no_header_can_hold_is_refused_by_the_variables_name() -> None:
+    with pytest.raises(ConfigInvalid, match="OPENAI_API_KEY holds characters") as caught:
+        load(None, {"OPENAI_API_KEY": "sk-a\r\nb"})
+    assert "sk-a" not in str(caught.value)
+
+
+def test_a_key_of_the_environment_is_sent_to_its_own_provider_only(tmp_path: Path) -> None:
+    text = "providers:\n  - {name: openai, base_url: 'http://127.0.0.1:1/v1/'}\n  - {name: second, type: openai}"
+    first, second = loaded(tmp_path, text).upstreams()
+    assert (first.api_key, first.provider.base_url) == ("", "http://127.0.0.1:1/v1")
+    assert second.api_key == "sk-openai-0001"
+
+
+def test_the_file_is_the_option_else_the_variable_else_the_one_in_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert find_file(None, {}) is None
+    write(tmp_path, "server: {}")
+    assert find_file(None, {}) == Path("mcpmeter.yaml")
+    assert find_file(None, {"MCPMETER_CONFIG": "b.yaml"}) == Path("b.yaml")
+    assert find_file(Path("a.yaml"), {"MCPMETER_CONFIG": "b.yaml"}) == Path("a.yaml")
+
+
+# Open listeners
+
+
+@pytest.mark.parametrize(
+    ("host", "loopback"),
+    [("127.0.0.1", True), ("127.9.9.9", True), ("::1", True), ("[::1]", True), ("localhost", True), ("LocalHost", True)]
+    + [
+        (host, False)
+        for host in ("0.0.0.0", "::", "", "10.0.0.1", "localhost.example.com", "127.0.0.1.example.com", "0")
+    ],
+)
+def test_only_loopback_is_loopback(host: str, loopback: bool) -> None:
+    assert is_loopback(host) is loopback
+
+
+def test_a_listener_that_the_network_reaches_is_refused_without_a_key() -> None:
+    settings = Settings(server=ServerSettings(host="0.0.0.0"))
+    with pytest.raises(ConfigInvalid, match="mcpmeter keys create"):
+        refuse_open_bind(settings, have_keys=False)
+    refuse_open_bind(settings, have_keys=True)
+    refuse_open_bind(Settings(), have_keys=False)
+
+
+def test_a_metrics_listener_that_the_network_reaches_needs_a_token_or_a_key() -> None:
+    open_metrics = MetricsSettings(host="0.0.0.0", port=9464)
+    with pytest.raises(ConfigInvalid, match=r"metrics\.bearer_token"):
+        refuse_open_bind(Settings(metrics=open_metrics), have_keys=False)
+    refuse_open_bind(Settings(metrics=open_metrics), have_keys=True)
+    with_token = MetricsSettings(host="0.0.0.0", port=9464, bearer_token=SecretStr(SECRET))
+    refuse_open_bind(Settings(metrics=with_token), have_keys=False)
+
+
+# Secrets
+
+
+def test_no_secret_shows_in_repr_str_json_or_upstreams(tmp_path: Path) -> None:
+    text = f"""\
+metrics: {{bearer_token: {SECRET}-1}}
+providers: [{{name: openai, api_key: {SECRET}-2}}]
+keys: [{{name: a, team: t, secret: {SECRET}-3}}]
+"""
+    settings = loaded(tmp_path, text)
+    for shown in (
+        repr(settings),
+        str(settings),
+        settings.model_dump_json(),
+        str(settings.model_dump()),
+        repr(settings.upstreams()),
+        json.dumps(settings.model_dump(), default=str),
+    ):
+        assert SECRET not in shown
+    assert settings.upstreams()[0].api_key == f"{SECRET}-2"
+    assert settings.metrics.bearer_token is not None
+    assert settings.metrics.bearer_token.get_secret_value() == f"{SECRET}-1"
+
+
+def test_settings_made_in_code_repeat_no_input_in_their_errors() -> None:
+    with pytest.raises(ValidationError) as caught:
+        KeySettings(name="a", team="t", secret=SecretStr(SECRET), sha256=SECRET)
+    assert SECRET not in str(caught.value)
+
+
+def test_settings_do_not_change() -> None:
+    with pytest.raises(ValidationError):
+        Settings().server.port = 1  # type: ignore[misc]
+
+
+def test_settings_equal_themselves_after_a_reload(tmp_path: Path) -> None:
+    text = "teams: [search]"
+    first, second = loaded(tmp_path, text), loaded(tmp_path, text)
+    assert first == second
+    assert pickle.loads(pickle.dumps(first)) == first
+    assert first != loaded(tmp_path, "teams: [support]")
+
+
+# Prices
+
+
+def test_each_provider_is_priced_by_its_own_list(tmp_path: Path) -> None:
+    text = "providers: [{name: sheep, type: holysheep, api_key: k}, {name: openai}, {name: x, type: generic, base_url: 'http://x'}]"
+    book = price_book(loaded(tmp_path, text))
+    assert book.models("sheep")[0].id == "gpt-4.1"
+    assert "gpt-4o" in {price.id for price in book.models("openai")}
+    assert book.models("x") == []
+
+
+def test_a_price_list_that_there_is_not_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigInvalid, match="'holyshep'"):
+        price_book(loaded(tmp_path, "providers: [{name: openai, price_list: holyshep}]"))
+
+
+# The reference
+
+
+def models_of(model: type[BaseModel]) -> list[type[BaseModel]]:
+    inner = [found for info in model.model_fields.values() if (found := model_in(info.annotation)) is not None]
+    return [model, *(deeper for each in inner for deeper in models_of(each))]
+
+
+def test_the_reference_is_the_settings_tree() -> None:
+    assert (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8") == reference()
+
+
+@pytest.mark.parametrize("model", models_of(Settings), ids=lambda model: model.__name__)
+def test_every_setting_has_a_description_and_an_example_that_is_taken(model: type[BaseModel]) -> None:
+    for name, info in model.model_fields.items():
+        assert info.description, name
+        assert info.examples, name
+        assert f"`{name}`" in reference()
+    examples = {name: (info.examples or [None])[0] for name, info in model.model_fields.items()}
+    if model is KeySettings:
+        del examples["sha256"]
+    if model is Settings:
+        examples["keys"], examples["metrics"] = [], {}
+    variables = {"METRICS_TOKEN": SECRET, "SEARCH_KEY": SECRET, "OPENAI_API_KEY": SECRET}
+    filled = read_document(json.dumps(examples, default=str).encode(), variables)
+    assert not filled.faults
+    assert model.model_validate(filled.data)
+
+
+def test_every_built_in_provider_is_in_the_reference() -> None:
+    for name in load_providers():
+        assert f"| `{name}` |" in reference()
+
+
+def test_a_provider_of_no_known_type_is_refused_by_name_when_made_in_code() -> None:
+    with pytest.raises(ConfigInvalid, match="'nobody'"):
+        Settings(providers=(ProviderSettings(name="nobody"),)).upstreams()
