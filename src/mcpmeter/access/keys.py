@@ -1,0 +1,168 @@
+"""Keys: made, read from configuration, recognised. Pure: nothing here reads or writes a file.
+
+A key is looked up by the SHA-256 of the whole of it, never by a part, and compared in constant time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+import secrets
+from collections.abc import Iterable
+from typing import Final
+
+from mcpmeter.errors import ConfigInvalid, NotAuthenticated
+from mcpmeter.records import Key
+
+SECRET_PREFIX: Final = "mk_"  # noqa: S105 (no secret: what every secret begins with)
+SECRET_BYTES: Final = 36
+"""288 random bits: the shown prefix gives 36 of them away, which leaves the 256 that a plain hash asks for."""
+
+SHOWN_CHARACTERS: Final = len(SECRET_PREFIX) + 6
+SHORTEST_SECRET: Final = 32
+FEWEST_DIFFERENT_CHARACTERS: Final = 10
+
+_TELLTALES: Final = frozenset(
+    {
+        "changeme",
+        "change-me",
+        "change_me",
+        "placeholder",
+        "yourkey",
+        "your-key",
+        "your_key",
+        "your-api",
+        "your_api",
+        "your-secret",
+        "your_secret",
+        "example",
+        "password",
+        "passw0rd",
+        "insert-",
+        "replace-me",
+        "replaceme",
+        "defaultkey",
+        "default-key",
+        "default_key",
+        "mastersecret",
+        "master-key",
+        "0123456789",
+        "1234567890",
+        "abcdefghij",
+        "qwertyuiop",
+        "dontusethis",
+        "do-not-use",
+        "sk-1234",
+        "letmein",
+        "deadbeef",
+    }
+)
+"""Parts of keys that are printed in documentation or typed by hand; a random key practically never holds one."""
+
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._@+/:-]{0,63}")
+_SHA256: Final = re.compile(r"[0-9a-f]{64}")
+
+
+def new_key(name: str, team: str, now_ns: int) -> tuple[str, Key]:
+    """A new secret, to be shown once, and the record that is kept. Raises `ConfigInvalid` for an unusable name."""
+    _require_names(name, team)
+    secret = SECRET_PREFIX + secrets.token_urlsafe(SECRET_BYTES)
+    return secret, Key(
+        id=f"key_{secrets.token_hex(6)}",
+        name=name,
+        team=team,
+        prefix=secret[:SHOWN_CHARACTERS],
+        sha256=_hash(secret),
+        created_at_ns=now_ns,
+    )
+
+
+def key_from_config(*, name: str, team: str, secret: str | None = None, sha256: str | None = None) -> Key:
+    """A key that configuration names by itself or by its hex SHA-256. Its id stays the same when its secret is changed.
+
+    Raises `ConfigInvalid`, which never quotes the secret, for a weak or well-known one.
+    """
+    _require_names(name, team)
+    if (secret is None) == (sha256 is None):
+        raise ConfigInvalid(f"The key '{name}' needs either a secret or its SHA-256.", hint="Give exactly one of them.")
+    if secret is not None:
+        _require_strong(name, secret)
+    hashed = _hash(secret) if secret is not None else (sha256 or "").lower()
+    if not _SHA256.fullmatch(hashed):
+        raise ConfigInvalid(
+            f"The SHA-256 of the key '{name}' is not 64 hex digits.", hint="Run: printf %s KEY | sha256sum"
+        )
+    return Key(
+        # Made of the names and not of the secret, so that the public id tells nothing about it.
+        id=f"key_{_hash(f'configured key of mcpmeter|{team}|{name}')[:12]}",
+        name=name,
+        team=team,
+        prefix=secret[:SHOWN_CHARACTERS] if secret is not None else "",
+        sha256=hashed,
+        created_at_ns=0,
+    )
+
+
+class KeyRing:
+    """All keys at one moment; never changed, a reload makes another. Raises `ConfigInvalid` for two keys that clash."""
+
+    __slots__ = ("_by_hash", "empty")
+
+    def __init__(self, keys: Iterable[Key]) -> None:
+        self._by_hash: dict[str, Key] = {}
+        ids: dict[str, Key] = {}
+        for key in keys:
+            clash = self._by_hash.get(key.sha256) or ids.get(key.id)
+            if clash is not None and clash != key:
+                raise ConfigInvalid(
+                    f"The keys '{clash.name}' (team {clash.team}) and '{key.name}' (team {key.team}) are the same.",
+                    hint="Give each its own secret and its own name: mcpmeter keys create --name N --team T",
+                )
+            self._by_hash[key.sha256] = ids[key.id] = key
+        self.empty = not self._by_hash
+        """True when there is no key at all. Revoked ones count: revoking the last key must not open the door."""
+
+    def identify(self, secret: str | None) -> Key:
+        """Whose key this is. Raises `NotAuthenticated` for none, an unknown one and a revoked one."""
+        if not secret:
+            raise NotAuthenticated("No API key was sent.", hint="Send it as 'Authorization: Bearer mk_…'.")
+        hashed = _hash(secret)
+        key = self._by_hash.get(hashed)
+        if key is None or not hmac.compare_digest(key.sha256, hashed):
+            raise NotAuthenticated("This API key is not known here.", hint="Ask the operator: mcpmeter keys create.")
+        if key.revoked_at_ns is not None:
+            raise NotAuthenticated("This API key was revoked.", hint="Ask the operator: mcpmeter keys create.")
+        return key
+
+
+def _hash(secret: str) -> str:
+    # A header may hold anything; a lone surrogate is no error, only a key that nobody has.
+    return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _require_names(name: str, team: str) -> None:
+    for what, text in (("name of a key", name), ("team", team)):
+        if not _NAME.fullmatch(text):
+            raise ConfigInvalid(
+                f"{text[:64]!a} cannot be the {what}.",
+                hint="Use 1 to 64 of: letters, digits, space and . _ @ + / : -, beginning with a letter or digit.",
+            )
+
+
+def _require_strong(name: str, secret: str) -> None:
+    lowered = secret.lower()
+    if len(secret) < SHORTEST_SECRET:
+        fault = f"is shorter than {SHORTEST_SECRET} characters"
+    elif any(telltale in lowered for telltale in _TELLTALES):
+        fault = "looks like one from an example"
+    elif len(set(secret)) < FEWEST_DIFFERENT_CHARACTERS:
+        fault = "has too few different characters"
+    elif not (secret.isascii() and secret.isprintable()) or " " in secret:
+        fault = "holds characters that a header cannot carry"
+    else:
+        return
+    raise ConfigInvalid(
+        f"The secret of the key '{name}' {fault}.",
+        hint="""Make one: python3 -c "import secrets; print('mk_' + secrets.token_urlsafe(36))\"""",
+    )
