@@ -13,7 +13,7 @@ import msgspec
 
 from mcpmeter.errors import ConfigInvalid
 from mcpmeter.pricing import names
-from mcpmeter.pricing.genai import GenaiPrices, genai_prices
+from mcpmeter.pricing.genai import GenaiPrices, genai_providers
 from mcpmeter.pricing.money import MAX_NANOUSD
 from mcpmeter.pricing.price_list import GENERAL_PURPOSE, PriceList
 from mcpmeter.pricing.rates import Rates, Timeline, unix_ns, usd_per_mtok
@@ -59,10 +59,11 @@ class PriceBook:
                 "Two price lists have the same name.", hint='Rename one: name = "…" at the top of its file.'
             )
         ids = {source.genai_id for source in self._sources.values() if source.genai_id is not None}
-        self._genai = genai_prices(ids) if ids else {}
+        providers = genai_providers() if ids else {}
         for provider, source in self._sources.items():
             _refuse_unknown("price list", provider, source.list, self._lists)
-            _refuse_unknown("genai-prices provider", provider, source.genai_id, self._genai)
+            _refuse_unknown("genai-prices provider", provider, source.genai_id, providers)
+        self._genai = {genai_id: GenaiPrices(providers[genai_id]) for genai_id in ids}
         # The least recently used name goes first: a flood of invented ones neither grows it nor drives out used ones.
         self._timeline = lru_cache(maxsize=CACHED_MODELS)(self._find)
 
@@ -108,7 +109,7 @@ class PriceBook:
         source = self._sources.get(provider, PriceSource())
         known = set(self._lists[source.list].names) if source.list else set()
         known |= set(self._genai[source.genai_id].printed_names()) if source.genai_id else set()
-        return get_close_matches(model[: names.MAX_MODEL_CHARS].lower(), sorted(known), n=count, cutoff=0.4)
+        return get_close_matches(model[: names.MAX_MODEL_CHARS].lower(), sorted(known), n=count)
 
     def _resolve(self, provider: str, model: str) -> Timeline | None:
         # Checked before the cache, which would keep even an absurdly long name.

@@ -99,8 +99,8 @@ class GenaiPrices:
         return Rates(list_name=self._list_name, bands=bands, request=request)
 
 
-def genai_prices(ids: set[str]) -> dict[str, GenaiPrices]:
-    """The lists of these genai-prices providers; ids that it does not have are missing. Raises PartMissing.
+def genai_providers() -> dict[str, Provider]:
+    """All providers of genai-prices by id. Raises PartMissing.
 
     Imported here because the library's own imports take a quarter of a second.
     """
@@ -111,7 +111,7 @@ def genai_prices(ids: set[str]) -> dict[str, GenaiPrices]:
             f"Prices need the package '{missing.name}', which is not installed.",
             hint="Run: pip install 'mcpmeter[server]'",
         ) from None
-    return {provider.id: GenaiPrices(provider) for provider in providers if provider.id in ids}
+    return {provider.id: provider for provider in providers}
 
 
 def _printed_names(match: MatchLogic) -> Iterator[str]:

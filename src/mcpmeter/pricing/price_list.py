@@ -25,7 +25,7 @@ GENERAL_PURPOSE: Final = "General purpose"
 
 _PRICE: Final = r"^[0-9]{1,9}(\.[0-9]{1,18})?$"
 _ENTRY_HEADER: Final = re.compile(r"\s*\[\[\s*price\s*\]\]")
-_IN_ENTRY: Final = re.compile(r"\$\.price\[(?P<index>[0-9]+)\](?:\.(?P<key>[a-z_]+))?")
+_PLACE: Final = re.compile(r" - at `\$\.(?:price\[(?P<index>[0-9]+)\]\.?)?(?P<key>[a-z_]+)?")
 _UNKNOWN_KEY: Final = re.compile(r"unknown field `(?P<key>[^`]*)`")
 _PRICE_HINT: Final = 'Write prices in quotes, in US dollars per million tokens: prompt = "2.50".'
 _FORMAT_HINT: Final = "The format is described in the README.md beside the built-in lists."
@@ -146,25 +146,25 @@ def _refuse_ambiguity(prices: PriceList, text: str, origin: str) -> None:
 
 
 def _refusal(fault: str, text: str, origin: str) -> ConfigInvalid:
-    place = _IN_ENTRY.search(fault)
-    index = int(place["index"]) if place else None
+    place = _PLACE.search(fault)
+    index = int(place["index"]) if place and place["index"] else None
     unknown = _UNKNOWN_KEY.search(fault)
     key = unknown["key"] if unknown else (place["key"] if place else None)
     line = _line_of(text, index, key)
     entry = f", entry {index + 1}" if index is not None else ""
     what, hint = (_unknown_key(unknown["key"], index), _FORMAT_HINT) if unknown else (_plainly(fault, key), _hint(key))
-    return ConfigInvalid(f"{origin}, line {line}{entry}: {what}.", hint=hint)
+    return ConfigInvalid(f"{origin}, line {line}{entry}: {what}", hint=hint)
 
 
 def _unknown_key(key: str, index: int | None) -> str:
     struct = PriceList if index is None else PriceEntry
     near = get_close_matches(key, struct.__struct_encode_fields__, n=1)
-    return f"unknown key '{key}'" + (f", did you mean '{near[0]}'?" if near else "")
+    return f"unknown key '{key}'" + (f", did you mean '{near[0]}'?" if near else ".")
 
 
 def _plainly(fault: str, key: str | None) -> str:
     said = fault.partition(" - at `")[0].replace("Object missing required field", "missing key").replace("`", "'")
-    return f"'{key}': {said[0].lower()}{said[1:]}" if key else said[0].lower() + said[1:]
+    return (f"'{key}': " if key else "") + f"{said[0].lower()}{said[1:]}."
 
 
 def _hint(key: str | None) -> str:

@@ -1,0 +1,198 @@
+"""The price book: which source wins, what is refused, and what stays bounded."""
+
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta, timezone
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mcpmeter.errors import ConfigInvalid
+from mcpmeter.pricing import MAX_NANOUSD, PriceBook, PriceSource, bundled_price_lists, parse_price_list
+from mcpmeter.pricing.book import CACHED_MODELS
+from mcpmeter.records import Charge, Usage
+
+NOW = datetime(2026, 11, 22, tzinfo=UTC)
+NOW_NS = int(NOW.timestamp()) * 10**9
+USAGE = Usage(prompt_tokens=1_000, completion_tokens=100, source="reported")
+CONTRACT = {
+    "gpt-4.1": ("2.50", "10.00", "8.00", "Complex reasoning, code generation"),
+    "claude-sonnet-4.5": ("3.00", "15.00", "15.00", "Long context analysis, creative writing"),
+    "gemini-2.5-flash": ("0.10", "0.40", "2.50", "High-volume, latency-sensitive tasks"),
+    "deepseek-v3.2": ("0.27", "1.10", "0.42", "Cost optimization, standard tasks"),
+}
+TINY = """
+name = "tiny"
+currency = "USD"
+[[price]]
+model = "m"
+from = 2026-01-01
+prompt = "0.0005"
+completion = "0.0005"
+"""
+
+
+def built() -> PriceBook:
+    sources = {
+        "holysheep": PriceSource("holysheep"),
+        "mixed": PriceSource("holysheep", "openai"),
+        "openai": PriceSource(genai_id="openai"),
+        "unpriced": PriceSource(),
+    }
+    return PriceBook(bundled_price_lists(), sources=sources)
+
+
+BOOK = built()
+
+
+def test_the_contracts_prices_are_the_holysheep_list_to_the_cent() -> None:
+    listed = {
+        price.id: (
+            str(price.prompt_usd_per_mtok),
+            str(price.completion_usd_per_mtok),
+            str(price.blended_usd_per_mtok),
+            price.recommended_for,
+        )
+        for price in BOOK.models("holysheep", NOW)
+    }
+    assert listed == CONTRACT
+
+
+@pytest.mark.parametrize("model", CONTRACT)
+def test_a_call_costs_prompt_and_completion_prices_never_the_blended_one(model: str) -> None:
+    usage = Usage(prompt_tokens=10**6, completion_tokens=10**6, source="reported")
+    prompt, completion = (int(price.replace(".", "")) for price in CONTRACT[model][:2])
+    charge = BOOK.charge("holysheep", model, usage, NOW_NS)
+    assert charge == Charge(nanousd=(prompt + completion) * 10**7, source="listed", price_list="holysheep 2026-11-01")
+
+
+def test_the_list_wins_and_genai_prices_knows_the_rest() -> None:
+    assert BOOK.charge("mixed", "gpt-4.1", USAGE, NOW_NS).price_list == "holysheep 2026-11-01"
+    assert BOOK.charge("mixed", "gpt-4.1-2025-04-14", USAGE, NOW_NS).price_list == "holysheep 2026-11-01"
+    assert BOOK.charge("mixed", "gpt-4o", USAGE, NOW_NS).price_list.startswith("genai-prices ")
+    ids = [price.id for price in BOOK.models("mixed", NOW)]
+    assert ids[:4] == list(CONTRACT)
+    assert ids.count("gpt-4.1") == 1
+    assert "gpt-4o" in ids
+
+
+def test_a_model_that_the_list_names_is_not_looked_up_elsewhere_before_its_first_day() -> None:
+    october = int(datetime(2026, 10, 31, tzinfo=UTC).timestamp()) * 10**9
+    assert BOOK.charge("mixed", "gpt-4.1", USAGE, october).source == "unpriced"
+    assert "gpt-4.1" not in [price.id for price in BOOK.models("mixed", datetime(2026, 10, 31, tzinfo=UTC))]
+
+
+def test_a_price_that_costs_less_than_a_nanodollar_is_rounded_once_half_to_even() -> None:
+    book = PriceBook([parse_price_list(TINY, "tiny.toml")], sources={"p": PriceSource("tiny")})
+    costs = [
+        book.charge("p", "m", Usage(prompt_tokens=prompt, completion_tokens=1, source="reported"), NOW_NS).nanousd
+        for prompt in range(6)
+    ]
+    assert costs == [0, 1, 2, 2, 2, 3]
+
+
+def test_what_the_provider_reports_is_what_is_charged() -> None:
+    assert BOOK.charge("holysheep", "gpt-4.1", USAGE, NOW_NS, 123) == Charge(
+        nanousd=123, source="reported", reported_nanousd=123
+    )
+    assert BOOK.charge("nobody", "nothing", Usage(), NOW_NS, 0).source == "reported"
+
+
+@pytest.mark.parametrize("reported", [-1, MAX_NANOUSD + 1])
+def test_a_reported_cost_out_of_range_is_as_none(reported: int) -> None:
+    assert BOOK.charge("holysheep", "gpt-4.1", USAGE, NOW_NS, reported) == BOOK.charge(
+        "holysheep", "gpt-4.1", USAGE, NOW_NS
+    )
+
+
+def test_usage_that_nobody_counted_is_unpriced_not_free() -> None:
+    assert BOOK.charge("holysheep", "gpt-4.1", Usage(source="missing"), NOW_NS).source == "unpriced"
+    assert BOOK.charge("holysheep", "gpt-4.1", Usage(source="reported"), NOW_NS) == Charge(
+        nanousd=0, source="listed", price_list="holysheep 2026-11-01"
+    )
+
+
+@pytest.mark.parametrize(
+    "counts",
+    [
+        {"prompt_tokens": -1},
+        {"completion_tokens": -1},
+        {"prompt_tokens": 5, "cached_read_tokens": -1},
+        {"prompt_tokens": 5, "cached_read_tokens": 6},
+        {"prompt_tokens": 5, "cached_read_tokens": 3, "cache_write_tokens": 3},
+        {"completion_tokens": 5, "reasoning_tokens": 6},
+        {"prompt_tokens": 5, "audio_tokens": 6},
+        {"prompt_tokens": 10**40},
+    ],
+)
+def test_counts_that_cannot_be_true_are_unpriced(counts: dict[str, int]) -> None:
+    assert BOOK.charge("holysheep", "gpt-4.1", Usage(source="reported", **counts), NOW_NS) == Charge()
+
+
+COUNTS = st.integers() | st.integers(-(10**60), 10**60)
+
+
+@given(st.lists(COUNTS, min_size=6, max_size=6), st.integers(), st.none() | st.integers(), st.text())
+def test_no_usage_instant_or_name_makes_a_charge_raise_or_leave_its_range(
+    counts: list[int], at_ns: int, reported: int | None, name: str
+) -> None:
+    fields = ("prompt", "completion", "cached_read", "cache_write", "reasoning", "audio")
+    usage = Usage(source="reported", **{f"{field}_tokens": count for field, count in zip(fields, counts, strict=True)})
+    for provider, model in (("holysheep", "gpt-4.1"), ("openai", "gpt-audio"), ("openai", name), (name, name)):
+        charge = BOOK.charge(provider, model, usage, at_ns, reported)
+        assert 0 <= charge.nanousd <= MAX_NANOUSD
+        assert charge.source != "unpriced" or charge.nanousd == 0
+
+
+def test_a_naive_instant_is_refused() -> None:
+    with pytest.raises(ValueError, match="time zone"):
+        BOOK.rates("holysheep", "gpt-4.1", datetime(2026, 11, 22))
+
+
+def test_rates_are_the_same_through_an_instant_in_another_zone() -> None:
+    first_day_in_china = datetime(2026, 11, 1, 7, 59, tzinfo=timezone(timedelta(hours=8)))
+    assert BOOK.rates("holysheep", "gpt-4.1", first_day_in_china) is None
+    assert BOOK.rates("holysheep", "gpt-4.1", first_day_in_china + timedelta(minutes=1)) is not None
+
+
+def test_a_flood_of_names_does_not_grow_the_cache_and_long_ones_are_not_kept() -> None:
+    book = built()
+    for number in range(CACHED_MODELS + 500):
+        book.charge("holysheep", f"gpt-4.1-{20250101 + number}", USAGE, NOW_NS)
+        book.canonical("openai", f"invented-{number}")
+    assert book._timeline.cache_info().currsize == CACHED_MODELS
+    book = built()
+    assert book.canonical("holysheep", "g" * 10_000) is None
+    assert book._timeline.cache_info().currsize == 0
+    assert book.charge("holysheep", "gpt-4.1", USAGE, NOW_NS).nanousd == 3_500_000
+
+
+def test_threads_share_a_book() -> None:
+    book = built()
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            names = [f"gpt-4.1-2025{month:02d}{day:02d}" for month in range(1, 13) for day in range(1, 29)] * 4
+            costs = set(pool.map(lambda name: book.charge("holysheep", name, USAGE, NOW_NS).nanousd, names))
+    finally:
+        sys.setswitchinterval(interval)
+    assert costs == {3_500_000}
+
+
+def test_a_person_is_told_the_nearest_names() -> None:
+    assert BOOK.nearest("holysheep", "gpt4.1")[0] == "gpt-4.1"
+    assert "gpt-4.1-mini" in BOOK.nearest("openai", "gpt-4.1-minni")
+    assert BOOK.nearest("nobody", "gpt-4.1") == []
+    assert BOOK.nearest("holysheep", "x" * 10_000) == []
+
+
+def test_providers_without_a_source_have_no_models() -> None:
+    assert BOOK.models("unpriced") == []
+    assert BOOK.models("nobody") == []
+
+
+def test_two_lists_of_one_name_are_refused() -> None:
+    with pytest.raises(ConfigInvalid, match="same name"):
+        PriceBook([*bundled_price_lists(), *bundled_price_lists()])

@@ -1,0 +1,295 @@
+"""Prices from genai-prices: equal to what the library itself computes, and found by exact names only."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from decimal import ROUND_HALF_EVEN, Decimal, localcontext
+from importlib.metadata import version
+
+import genai_prices
+import pytest
+from genai_prices.data import providers
+from genai_prices.types import ModelInfo, ModelPrice, Provider, TieredPrices
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mcpmeter.errors import ConfigInvalid
+from mcpmeter.pricing import PriceBook, PriceSource
+from mcpmeter.pricing.rates import unix_ns
+from mcpmeter.records import Usage
+
+IDS = [provider.id for provider in providers]
+BOOK = PriceBook(sources={provider_id: PriceSource(genai_id=provider_id) for provider_id in IDS})
+NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
+# Units whose tokens a call's usage counts, or whose use is no part of its tokens.
+SEEN = {
+    "input_mtok", "output_mtok", "cache_read_mtok", "cache_write_mtok", "cache_write_1h_mtok", "output_reasoning_mtok",
+    "input_audio_mtok", "output_audio_mtok", "cache_audio_read_mtok", "requests_kcount", "web_searches_kcount",
+    "storage_searches_kcount", "social_searches_kcount", "rerank_searches_kcount",
+}  # fmt: skip
+
+
+def found_by_id() -> Iterator[tuple[Provider, ModelInfo]]:
+    for provider in providers:
+        for model in provider.models:
+            if BOOK.canonical(provider.id, model.id) == model.id:
+                yield provider, model
+
+
+MODELS = list(found_by_id())
+TIERED = [
+    (provider, model)
+    for provider, model in MODELS
+    if isinstance(model.prices, ModelPrice) and any(isinstance(p, TieredPrices) for p in vars(model.prices).values())
+]
+
+
+@st.composite
+def usages(draw: st.DrawFn) -> Usage:
+    size = st.one_of(
+        st.integers(0, 2000), st.integers(0, 3_000_000), st.sampled_from([0, 199_999, 200_000, 200_001, 10**12])
+    )
+    prompt, completion = draw(size), draw(size)
+    read = draw(st.integers(0, prompt))
+    return Usage(
+        prompt_tokens=prompt,
+        completion_tokens=completion,
+        cached_read_tokens=read,
+        cache_write_tokens=draw(st.integers(0, prompt - read)),
+        reasoning_tokens=draw(st.integers(0, completion)),
+        source="reported",
+    )
+
+
+def prices_at(model: ModelInfo, at: datetime) -> dict[str, Decimal | TieredPrices]:
+    return {key: price for key, price in vars(model.get_prices(at)).items() if price is not None}
+
+
+def library_nanousd(provider: Provider, model: str, usage: Usage, at: datetime, **audio: int) -> int:
+    counts = genai_prices.Usage(
+        input_tokens=usage.prompt_tokens,
+        output_tokens=usage.completion_tokens,
+        cache_read_tokens=usage.cached_read_tokens,
+        cache_write_tokens=usage.cache_write_tokens,
+        output_reasoning_tokens=usage.reasoning_tokens,
+        **audio,
+    )
+    with localcontext(prec=80):
+        total = genai_prices.calc_price(counts, model, provider_id=provider.id, genai_request_timestamp=at).total_price
+        return int((total * 10**9).quantize(Decimal(1), rounding=ROUND_HALF_EVEN))
+
+
+def assert_equal_or_rightly_unpriced(provider: Provider, model: ModelInfo, usage: Usage, at: datetime) -> None:
+    charge = BOOK.charge(provider.id, model.id, usage, unix_ns(at))
+    prices = prices_at(model, at)
+    if charge.source == "listed":
+        assert charge.nanousd == library_nanousd(provider, model.id, usage, at)
+        assert charge.price_list == f"genai-prices {version('genai-prices')}"
+        return
+    unpriced_side = (usage.prompt_tokens and "input_mtok" not in prices) or (
+        usage.completion_tokens and "output_mtok" not in prices
+    )
+    assert charge.nanousd == 0
+    assert unpriced_side or not prices or prices.keys() - SEEN
+
+
+@pytest.mark.parametrize("at", [NOW, datetime(2024, 1, 1, 3, tzinfo=UTC)], ids=["now", "night of an earlier year"])
+def test_every_model_of_the_library_costs_what_the_library_says(at: datetime) -> None:
+    plain = Usage(prompt_tokens=1_234, completion_tokens=567, source="reported")
+    detailed = Usage(
+        prompt_tokens=300_001,
+        completion_tokens=10_007,
+        cached_read_tokens=100_003,
+        cache_write_tokens=50_021,
+        reasoning_tokens=3_001,
+        source="reported",
+    )
+    assert len(MODELS) > 1_500
+    for provider, model in MODELS:
+        for usage in (plain, detailed):
+            assert_equal_or_rightly_unpriced(provider, model, usage, at)
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    st.sampled_from(MODELS) | st.sampled_from(TIERED),
+    usages(),
+    st.datetimes(datetime(2023, 1, 1), datetime(2027, 12, 31), timezones=st.just(UTC)),
+)
+def test_any_usage_at_any_time_costs_what_the_library_says(
+    which: tuple[Provider, ModelInfo], usage: Usage, at: datetime
+) -> None:
+    assert_equal_or_rightly_unpriced(*which, usage, at)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(1, 10**7), st.integers(0, 10**7), st.data())
+def test_audio_that_can_only_have_gone_in_is_priced_as_the_library_does(
+    prompt: int, completion: int, data: st.DataObject
+) -> None:
+    audio = data.draw(st.integers(0, prompt))
+    usage = Usage(prompt_tokens=prompt, completion_tokens=completion, audio_tokens=audio, source="reported")
+    google = next(provider for provider in providers if provider.id == "google")
+    charge = BOOK.charge("google", "gemini-2.5-flash", usage, unix_ns(NOW))
+    assert charge.nanousd == library_nanousd(google, "gemini-2.5-flash", usage, NOW, input_audio_tokens=audio)
+
+
+def test_audio_is_unpriced_where_usage_does_not_say_which_way_it_went_or_what_of_it_was_cached() -> None:
+    def source(model: str, **counts: int) -> str:
+        provider = "google" if model.startswith("gemini") else "openai"
+        return BOOK.charge(provider, model, Usage(source="reported", **counts), unix_ns(NOW)).source
+
+    assert source("gpt-audio", prompt_tokens=9, completion_tokens=9, audio_tokens=1) == "unpriced"
+    assert source("gpt-audio", prompt_tokens=9, completion_tokens=9) == "listed"
+    assert source("gpt-audio", prompt_tokens=9, audio_tokens=1) == "listed"
+    assert source("gpt-audio", completion_tokens=9, audio_tokens=9) == "listed"
+    assert source("gemini-2.5-flash", prompt_tokens=9, audio_tokens=4, cached_read_tokens=4) == "unpriced"
+    assert source("gemini-2.5-flash", prompt_tokens=9, completion_tokens=9, audio_tokens=10) == "unpriced"
+    assert source("gpt-4.1", prompt_tokens=9, completion_tokens=9, audio_tokens=10) == "listed"
+
+
+def test_a_long_prompt_puts_all_tokens_into_the_higher_tier() -> None:
+    def cost(prompt: int) -> int:
+        usage = Usage(prompt_tokens=prompt, completion_tokens=1_000, source="reported")
+        return BOOK.charge("anthropic", "claude-sonnet-4-5", usage, unix_ns(NOW)).nanousd
+
+    assert cost(200_000) == 200_000 * 3_000 + 1_000 * 15_000
+    assert cost(200_001) == 200_001 * 6_000 + 1_000 * 22_500
+
+
+def test_prices_that_depend_on_the_hour_follow_the_clock() -> None:
+    usage = Usage(prompt_tokens=10**6, source="reported")
+    midnight = datetime(2025, 3, 1, tzinfo=UTC)
+    by_minute = {
+        minute: BOOK.charge("deepseek", "deepseek-chat", usage, unix_ns(midnight + timedelta(minutes=minute))).nanousd
+        for minute in (0, 29, 30, 16 * 60 + 29, 16 * 60 + 30, 24 * 60 - 1)
+    }
+    assert list(by_minute.values()) == [135_000_000, 135_000_000, 270_000_000, 270_000_000, 135_000_000, 135_000_000]
+
+
+@pytest.mark.parametrize(
+    ("provider", "name", "model"),
+    [
+        ("openai", "gpt-4.1-2025-04-14", "gpt-4.1"),
+        ("openai", "gpt-4.1-20250414", "gpt-4.1"),
+        ("openai", "gpt-4o-2024-05-13", "gpt-4o-2024-05-13"),
+        ("openai", "gpt-4-0613", "gpt-4"),
+        ("anthropic", "claude-sonnet-4-5-20250929", "claude-sonnet-4-5"),
+        ("anthropic", "claude-sonnet-4-20250514", "claude-sonnet-4-0"),
+        ("anthropic", "claude-3-5-haiku-20241022", "claude-3-5-haiku-latest"),
+        ("google", "gemini-2.5-pro-preview-05-06", "gemini-2.5-pro"),
+        ("google", "gemini-2.0-flash-001", "gemini-2.0-flash"),
+        ("google", "models/gemini-2.5-flash", "gemini-2.5-flash"),
+    ],
+)
+def test_names_that_providers_really_use_are_known(provider: str, name: str, model: str) -> None:
+    assert BOOK.canonical(provider, name) == model
+
+
+@pytest.mark.parametrize(
+    ("provider", "name"),
+    [
+        ("openai", "gpt-4.1-but-not-really"),
+        ("openai", "my-finetune-gpt-4o"),
+        ("openai", "gpt-4o-2031-01-01"),
+        ("openai", "gpt-5-nano-turbo"),
+        ("openai", "my-moderation-model"),
+        ("openai", "ft:gpt-4o-2024-08-06:acme::abc123"),
+        ("openai", "ft:gpt-4o-2024-"),
+        ("anthropic", "claude-sonnet-4-5-cheaper"),
+        ("anthropic", "claude-sonnet-4-2025"),
+        ("anthropic", "claude-sonnet-4-5-20259999"),
+        ("google", "gemini-1.5-flash-8b"),
+        ("google", "my-gemini-1.5-flash"),
+        ("google", "gemini-2.0-flash-0"),
+        ("google", "gemini-2.5-pro-nonsense"),
+        ("deepseek", "deepseek-chat-distilled-at-home"),
+        ("azure", "claude-opus-4-1"),
+        ("openai", "models/gpt-4.1"),
+        ("openai", "gpt-4.1\x00"),
+        ("openai", "gpt-4.1\n"),
+        ("openai", "\ud800"),
+        ("openai", ""),
+        ("nobody", "gpt-4.1"),
+    ],
+)
+def test_names_that_merely_look_like_a_model_are_unpriced(provider: str, name: str) -> None:
+    usage = Usage(prompt_tokens=1_000, source="reported")
+    assert BOOK.canonical(provider, name) is None
+    assert BOOK.rates(provider, name, NOW) is None
+    assert BOOK.charge(provider, name, usage, unix_ns(NOW)).source == "unpriced"
+
+
+@settings(max_examples=500, deadline=None)
+@given(
+    st.sampled_from(MODELS),
+    st.sampled_from(
+        ["-turbo", "-mini", "-8b", "-v2", ":free", "x", "-1", "-20250101", "@2025-01-01", "-latest", "-001"]
+    )
+    | st.text(min_size=1, max_size=12),
+    st.booleans(),
+)
+def test_a_name_with_anything_added_is_priced_only_if_printed_or_a_snapshot_of_the_librarys_own_match(
+    which: tuple[Provider, ModelInfo], added: str, before: bool
+) -> None:
+    provider, model = which
+    name = added + model.id if before else model.id + added
+    known = BOOK.canonical(provider.id, name)
+    if known is not None:
+        matched = provider.find_model(name.lower())
+        assert matched is not None
+        assert matched.id == known
+        printed = f"'{name.lower()}'" in repr(matched.match) or name.lower() == matched.id.lower()
+        assert printed or (not before and added in {"-20250101", "@2025-01-01", "-latest", "-001"})
+
+
+@pytest.mark.parametrize(
+    ("provider", "model", "counts"),
+    [
+        ("openai", "whisper-1", {"prompt_tokens": 5}),
+        ("openai", "whisper-1", {}),
+        ("google", "gemini-2.5-flash-image", {"prompt_tokens": 5, "completion_tokens": 1_290}),
+        ("openai", "gpt-image-1", {"prompt_tokens": 5, "completion_tokens": 5}),
+        ("perplexity", "sonar-deep-research", {"prompt_tokens": 5, "completion_tokens": 5}),
+        ("openai", "text-embedding-3-small", {"prompt_tokens": 5, "completion_tokens": 5}),
+        ("github-copilot", "gpt-4.1", {"prompt_tokens": 5, "completion_tokens": 5}),
+    ],
+)
+def test_what_tokens_alone_do_not_determine_is_unpriced(provider: str, model: str, counts: dict[str, int]) -> None:
+    charge = BOOK.charge(provider, model, Usage(source="reported", **counts), unix_ns(NOW))
+    assert (charge.source, charge.nanousd, charge.price_list) == ("unpriced", 0, "")
+
+
+def test_a_fee_for_each_request_is_charged_once() -> None:
+    perplexity = next(provider for provider in providers if provider.id == "perplexity")
+    usage = Usage(prompt_tokens=10, completion_tokens=10, source="reported")
+    assert BOOK.charge("perplexity", "sonar", usage, unix_ns(NOW)).nanousd == library_nanousd(
+        perplexity, "sonar", usage, NOW
+    )
+    assert BOOK.charge("perplexity", "sonar", usage, unix_ns(NOW)).nanousd > 12_000_000 - 1
+
+
+def test_sources_that_do_not_exist_are_refused_with_the_nearest_name() -> None:
+    with pytest.raises(ConfigInvalid, match=r"'opena'.*There is: openai"):
+        PriceBook(sources={"x": PriceSource(genai_id="opena")})
+    with pytest.raises(ConfigInvalid, match="price list 'nope'"):
+        PriceBook(sources={"x": PriceSource("nope")})
+
+
+def test_importing_the_prices_does_not_import_the_library() -> None:
+    code = (
+        "import sys, mcpmeter.pricing as p; p.PriceBook(p.bundled_price_lists()); print('genai_prices' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+def test_nothing_opens_a_socket(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a price lookup went to the network")
+
+    monkeypatch.setattr("socket.socket.connect", refuse)
+    monkeypatch.setattr("socket.getaddrinfo", refuse)
+    book = PriceBook(sources={"openai": PriceSource(genai_id="openai")})
+    assert book.charge("openai", "gpt-4.1", Usage(prompt_tokens=1, source="reported"), unix_ns(NOW)).nanousd == 2_000
