@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from datetime import UTC, date, datetime, time
 from decimal import Decimal
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Final
 
 from mcpmeter.errors import PartMissing
@@ -46,8 +45,10 @@ class GenaiPrices:
     """The price list of one genai-prices provider. Lookups keep nothing: the caller may cache."""
 
     def __init__(self, provider: Provider) -> None:
+        from genai_prices import __version__  # noqa: PLC0415 (see genai_providers)
+
         self._provider = provider
-        self._list_name = f"genai-prices {version('genai-prices')}"
+        self._list_name = f"genai-prices {__version__}"
         self._prefix = _RESOURCE_PREFIX.get(provider.id, "")
         self._printed: dict[str, list[ModelInfo]] = {}
         for model in provider.models:
