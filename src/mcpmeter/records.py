@@ -17,6 +17,9 @@ delivered before the answer broke off; or nobody knows."""
 CostSource = Literal["reported", "listed", "unpriced"]
 """Where a cost came from: the provider said it; a dated price list; or there is no price and the call is counted so."""
 
+UnpricedReason = Literal["", "unknown_model", "usage_missing", "not_determined"]
+"""Why a call has no cost: no list names the model, nobody counted its tokens, or the list's price does not cover them."""
+
 Outcome = Literal["ok", "error", "partial", "recovered"]
 """`partial`: the client left or the service stopped in the middle, what was delivered is charged.
 `recovered`: found open after a crash."""
@@ -46,6 +49,9 @@ class Charge(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """Which list the price is from and its date, for example `holysheep 2026-11-01`."""
     reported_nanousd: int | None = None
     """What the provider said it cost, beside what we computed."""
+    listed_nanousd: int | None = None
+    """What the price list says it costs, beside what the provider reported."""
+    unpriced_reason: UnpricedReason = ""
 
 
 class LlmTarget(msgspec.Struct, frozen=True, gc=False, kw_only=True):

@@ -123,6 +123,11 @@ class KeyRing:
         self.empty = not self._by_hash
         """True when there is no key at all. Revoked ones count: revoking the last key must not open the door."""
 
+    @property
+    def teams(self) -> frozenset[str]:
+        """The teams that have a key, revoked ones too."""
+        return frozenset(key.team for key in self._by_hash.values())
+
     def identify(self, secret: str | None) -> Key:
         """Whose key this is. Raises `NotAuthenticated` for none, an unknown one and a revoked one."""
         if not secret:

@@ -19,7 +19,7 @@ UNPRICED: Final = Metric(
     "mcp_unpriced_requests_total",
     "counter",
     "Model calls that no price was known for. They are not free: their cost is missing from mcp_cost_usd_total.",
-    (labels.PROVIDER, Label("reason", ("unknown_model", "usage_missing"))),
+    (labels.PROVIDER, Label("reason", ("unknown_model", "usage_missing", "not_determined"))),
 )
 PROVIDER_REPORTED_COST: Final = Metric(
     "mcp_provider_reported_cost_usd_total",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import product
 
@@ -95,6 +95,8 @@ class Recorder:
 
     def __init__(self, vocabulary: Vocabulary | None = None, rows: Sequence[Metric] = ALL) -> None:
         self.vocabulary = vocabulary or Vocabulary()
+        self.known_as: Callable[[str, str], str | None] = lambda provider, model: None
+        """(provider, model) -> the announced name of a dated or aliased model, or None."""
         self.families = {row.name: Family(row) for row in rows}
         label_names = {label.name for row in rows for label in row.labels}
         self.vocabulary.announce("label", label_names)
@@ -184,7 +186,7 @@ class Recorder:
 
     def _count_llm(self, settlement: Settlement, target: LlmTarget) -> None:
         provider = self.closed(llm.TOKENS.labels[3], target.provider)
-        model = self.closed(llm.TOKENS.labels[0], target.model)
+        model = self._model(target.provider, target.model)
         team = self.closed(llm.TOKENS.labels[2], settlement.call.team)
         self._count_duration(settlement, target, model)
         if settlement.usage is not None:
@@ -193,6 +195,11 @@ class Recorder:
                 self.add(llm.USAGE_MISSING, (provider, settlement.missing_reason))
         if settlement.charge is not None:
             self._count_cost(settlement, settlement.charge, model, team, provider)
+
+    def _model(self, provider: str, model: str) -> str:
+        if model in self.vocabulary.of("model"):
+            return model
+        return self.closed(llm.TOKENS.labels[0], self.known_as(provider, model) or model)
 
     def _count_tokens(self, usage: Usage, model: str, team: str, provider: str) -> None:
         if usage.source == "missing":
@@ -212,8 +219,7 @@ class Recorder:
 
     def _count_cost(self, settlement: Settlement, charge: Charge, model: str, team: str, provider: str) -> None:
         if charge.source == "unpriced":
-            missing = settlement.usage is None or settlement.usage.source == "missing"
-            self.families[money.UNPRICED.name].add((provider, "usage_missing" if missing else "unknown_model"))
+            self.families[money.UNPRICED.name].add((provider, charge.unpriced_reason or "unknown_model"))
         else:
             self.families[money.COST.name].add((model, team, provider, charge.source), charge.nanousd)
         if charge.reported_nanousd is not None:
@@ -223,7 +229,7 @@ class Recorder:
         provider = self.closed(llm.OPERATION_DURATION.labels[1], target.otel_provider or target.provider)
         operation = self.closed(llm.OPERATION_DURATION.labels[0], target.operation)
         answered_by = settlement.response_model
-        response_model = self.closed(llm.OPERATION_DURATION.labels[3], answered_by) if answered_by else model
+        response_model = self._model(target.provider, answered_by) if answered_by else model
         error_type = self.closed(llm.OPERATION_DURATION.labels[4], settlement.otel_error_type)
         names = (operation, provider, model, response_model)
         trace_id = settlement.call.trace_id

@@ -79,16 +79,28 @@ class PriceBook:
 
         Never raises for what a client or provider can send; a reported cost outside 0…MAX_NANOUSD is as none.
         """
-        if reported_nanousd is not None and 0 <= reported_nanousd <= MAX_NANOUSD:
-            return Charge(nanousd=reported_nanousd, source="reported", reported_nanousd=reported_nanousd)
+        listed = self._listed(provider, model, usage, at_ns)
+        if reported_nanousd is None or not 0 <= reported_nanousd <= MAX_NANOUSD:
+            return listed
+        return Charge(
+            nanousd=reported_nanousd,
+            source="reported",
+            price_list=listed.price_list,
+            reported_nanousd=reported_nanousd,
+            listed_nanousd=listed.listed_nanousd,
+        )
+
+    def _listed(self, provider: str, model: str, usage: Usage, at_ns: int) -> Charge:
         timeline = self._resolve(provider, model)
         rates = timeline.at(at_ns) if timeline else None
-        if rates is None or _nothing_known(usage):
-            return Charge()
+        if rates is None:
+            return Charge(unpriced_reason="unknown_model")
+        if _nothing_known(usage):
+            return Charge(unpriced_reason="usage_missing")
         nanousd = rates.cost_nanousd(usage)
         if nanousd is None or nanousd > MAX_NANOUSD:
-            return Charge()
-        return Charge(nanousd=nanousd, source="listed", price_list=rates.list_name)
+            return Charge(unpriced_reason="not_determined")
+        return Charge(nanousd=nanousd, source="listed", price_list=rates.list_name, listed_nanousd=nanousd)
 
     def models(self, provider: str, at: datetime | None = None) -> list[ModelPrice]:
         """The models that have a price at an instant (now): the list's in its order, then genai-prices'."""

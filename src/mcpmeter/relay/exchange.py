@@ -89,13 +89,25 @@ class Listening:
 class HttpExchange:
     """An exchange over ASGI 3."""
 
-    __slots__ = ("_receive", "_send", "endpoint", "headers", "method", "parent_id", "secret", "started", "trace_id")
+    __slots__ = (
+        "_receive",
+        "_send",
+        "endpoint",
+        "headers",
+        "method",
+        "parent_id",
+        "peer",
+        "secret",
+        "started",
+        "trace_id",
+    )
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, *, endpoint: str) -> None:
         self.endpoint = endpoint
         self.method: str = scope["method"]
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
         self.parent_id = ""
+        self.peer: str = (scope.get("client") or ("",))[0]
         self.trace_id = trace_id_of(self.headers)
         self.secret = secret_of(self.headers)
         self.started = False

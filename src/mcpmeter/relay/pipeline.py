@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final
 
 import msgspec
@@ -67,7 +67,6 @@ class Wiring:
     default_provider: str | None
     client: UpstreamClient
     keys: KeyRing
-    in_flight: set[Flight] = field(default_factory=set)
 
     def identify(self, secret: str | None) -> tuple[str, str]:
         """(team, key id) of a caller. Until a key exists everybody is the default team. Raises NotAuthenticated."""
@@ -99,6 +98,8 @@ class Pipeline:
         self.meter = meter
         self.wiring = wiring
         self.draining = False
+        self.in_flight: set[Flight] = set()
+        self._waiting_for_an_end: list[asyncio.Future[None]] = []
 
     async def run(self, exchange: Exchange, service: Service) -> Settlement:
         """One call, to its last byte. Whatever happens, it is settled once and the caller is told."""
@@ -110,11 +111,22 @@ class Pipeline:
             flight = await self._admit(opened, exchange, service, wiring)
         except MeterError as error:
             return await refuse(exchange, opened, error, service.dialect)
-        wiring.in_flight.add(flight)
+        self.in_flight.add(flight)
         try:
             return await flight.run()
         finally:
-            wiring.in_flight.discard(flight)
+            self.in_flight.discard(flight)
+            while self._waiting_for_an_end:
+                waiting = self._waiting_for_an_end.pop()
+                if not waiting.done():
+                    waiting.set_result(None)
+
+    async def until_no_flight(self, matches: Callable[[Flight], bool] = lambda flight: True) -> None:
+        """Wait until no call in flight matches."""
+        while any(map(matches, self.in_flight)):
+            waiting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiting_for_an_end.append(waiting)
+            await waiting
 
     async def _admit(self, opened: OpenCall, exchange: Exchange, service: Service, wiring: Wiring) -> Flight:
         if self.draining:
@@ -179,7 +191,7 @@ class Flight:
         self._exchange = exchange
         self._dialect = service.dialect
         self._service = service
-        self._wiring = wiring
+        self.wiring = wiring
         self._provider = routed.upstream.provider
         self._api_key = routed.upstream.api_key
         self._model = routed.model
@@ -213,11 +225,11 @@ class Flight:
             answer = self._answer = await self._send()
             content_type = answer.headers.get("content-type", "").partition(";")[0].strip().lower()
             if answer.status >= 300:
-                body = await answer.read(self._wiring.options.max_answer_bytes)
+                body = await answer.read(self.wiring.options.max_answer_bytes)
             elif content_type == "text/event-stream":
                 self._tee = await self._pass_stream(answer)
             else:
-                body = await answer.read(self._wiring.options.max_answer_bytes)
+                body = await answer.read(self.wiring.options.max_answer_bytes)
         if self._tee is not None:
             return await self._end_stream(answer, self._tee)
         if answer.status >= 300:
@@ -233,16 +245,14 @@ class Flight:
             **self._provider.auth_headers(self._api_key),
         }
         body = self._dialect.forwarded(self._body, self._asked, self._model)
-        return await self._wiring.client.post(
-            self._provider.name, self._provider.url(self._dialect.name), headers, body
-        )
+        return await self.wiring.client.post(self._provider.name, self._provider.url(self._dialect.name), headers, body)
 
     async def _pass_stream(self, answer: Answer) -> StreamTee:
         """Hand a stream on, all but its end."""
         # Kept from the first byte on, so that what was delivered is known however the stream ends.
         tee = self._tee = StreamTee(self._dialect, withhold_usage=self._asked.stream and not self._asked.usage_asked)
         await self._exchange.start(answer.status, self._headers(answer))
-        async for data in answer.chunks(self._wiring.options.max_answer_bytes):
+        async for data in answer.chunks(self.wiring.options.max_answer_bytes):
             if not self._first_chunk_ns:
                 self._first_chunk_ns = self._opened.elapsed_ns()
             if part := tee.feed(data):

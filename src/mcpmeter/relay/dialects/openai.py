@@ -41,9 +41,14 @@ class _Usage(msgspec.Struct, frozen=True, gc=False):
 _usage_decoder = msgspec.json.Decoder(_Usage)
 
 
-def read_usage(raw: msgspec.Raw | None) -> tuple[Usage | None, bool]:
+def is_told(raw: msgspec.Raw) -> bool:
+    """Whether a field is there and not null."""
+    return bytes(raw) not in (b"", b"null")
+
+
+def read_usage(raw: msgspec.Raw) -> tuple[Usage | None, bool]:
     """(usage, whether it was there and cannot be). An explicit zero is kept: it is what the provider says."""
-    if raw is None or bytes(raw) in (b"null", b"{}"):
+    if not is_told(raw) or bytes(raw) == b"{}":
         return None, False
     try:
         told = _usage_decoder.decode(raw)

@@ -15,6 +15,9 @@ BYTES_PER_PROMPT_TOKEN: Final = 4
 """For the estimate at opening, where speed counts: JSON and English both come to about four bytes a token."""
 
 
+_ABSENT: Final = msgspec.Raw()
+
+
 class _Message(msgspec.Struct, frozen=True, gc=False):
     role: str
     content: str | list[msgspec.Raw] | None = None
@@ -39,8 +42,8 @@ class _Answer(msgspec.Struct, frozen=True, gc=False):
     id: str | None = None
     model: str | None = None
     choices: list[_Choice] | None = None
-    usage: msgspec.Raw | None = None
-    error: msgspec.Raw | None = None
+    usage: msgspec.Raw = _ABSENT
+    error: msgspec.Raw = _ABSENT
 
 
 _request_decoder = msgspec.json.Decoder(_Request)
@@ -117,7 +120,7 @@ class OpenAiChat:
             answers = [_answer_decoder.decode(payload) for payload in openai.events_of(event)]
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return False
-        return bool(answers) and all(a.choices == [] and a.usage is not None for a in answers)
+        return bool(answers) and all(a.choices == [] and openai.is_told(a.usage) for a in answers)
 
     def is_end(self, event: bytes) -> bool:
         """`data: [DONE]`."""
@@ -180,7 +183,7 @@ def _read(answer: _Answer) -> Read:
         model=answer.model or "",
         finish_reason=reasons[-1] if reasons else "",
         answer_id=answer.id or "",
-        is_error=answer.choices is None and answer.error is not None,
+        is_error=answer.choices is None and openai.is_told(answer.error),
     )
 
 

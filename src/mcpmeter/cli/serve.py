@@ -1,0 +1,79 @@
+"""`mcpmeter serve`: the metered relay."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from mcpmeter.config import Settings
+    from mcpmeter.service import Service
+
+
+@click.command()
+@click.option(
+    "--config",
+    "config_path",
+    type=click.Path(path_type=Path),
+    help="The file; else $MCPMETER_CONFIG or ./mcpmeter.yaml, else the environment alone.",
+)
+@click.option("--host", help="Address to listen on, instead of server.host.")
+@click.option("--port", type=click.IntRange(0, 65535), help="Port, instead of server.port; 0 takes a free one.")
+@click.option("--ledger", type=click.Path(path_type=Path), help="The ledger's file, instead of ledger.path.")
+def command(config_path: Path | None, host: str | None, port: int | None, ledger: Path | None) -> None:
+    """Run the metered relay: OpenAI's API at /v1, an MCP server at /mcp, numbers at /metrics.
+
+    Without a configuration every provider whose key is in the environment is switched on.
+
+    \b
+    Example:
+      OPENAI_API_KEY=… mcpmeter serve
+      mcpmeter serve --config mcpmeter.yaml --port 9000
+    """
+    from mcpmeter.config import find_file, load
+    from mcpmeter.service import Service, bind, run, serve
+
+    log_to_stderr()
+    path = find_file(config_path, os.environ)
+
+    def settings() -> Settings:
+        return with_options(load(path, os.environ), host=host, port=port, ledger=ledger)
+
+    service = Service(settings)
+    listener = bind(service.settings.server.host, service.settings.server.port)
+    run(serve(service, listener, _say_where))
+
+
+def with_options(settings: Settings, *, host: str | None, port: int | None, ledger: Path | None) -> Settings:
+    """Settings with what the command line overrides."""
+    server = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
+    update: dict[str, object] = {"server": settings.server.model_copy(update=server)}
+    if ledger is not None:
+        update["ledger"] = settings.ledger.model_copy(update={"path": ledger})
+    return settings.model_copy(update=update)
+
+
+def log_to_stderr() -> None:
+    """One line a message, no times: whoever runs a service adds them."""
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(name)s: %(message)s")
+    logging.getLogger("mcpmeter").setLevel(logging.INFO)
+    # uvicorn warns of every malformed request, which would let a stranger fill the disk.
+    logging.getLogger("uvicorn").setLevel(logging.ERROR)
+
+
+def _say_where(service: Service, address: str) -> None:
+    providers = ", ".join(upstream.name for upstream in service.settings.upstreams())
+    click.echo(f"mcpmeter {service.version} relays to {providers}; settings from {service.settings.source}.")
+    click.echo(f"  OpenAI SDKs  {address}/v1")
+    click.echo(f"  MCP clients  {address}/mcp")
+    if service.settings.metrics.port is None:
+        click.echo(f"  Prometheus   {address}/metrics")
+    else:
+        metrics = service.settings.metrics
+        click.echo(f"  Prometheus   http://{metrics.host or '127.0.0.1'}:{metrics.port}/metrics")
+    click.echo(f"  Ledger       {service.ledger_path}")

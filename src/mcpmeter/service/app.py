@@ -1,0 +1,185 @@
+"""The ASGI application: who may come in, which route it is, and one count for each request."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+from urllib.parse import urlsplit
+
+from mcpmeter.catalog import OTHER
+from mcpmeter.errors import MeterError, MethodNotAllowed, NotAllowed, RouteNotFound, ServiceFault
+from mcpmeter.meter import Ending, Meter
+from mcpmeter.relay.dialects import openai
+from mcpmeter.relay.exchange import Header, HttpExchange, Message, Receive, Scope, Send
+from mcpmeter.relay.pipeline import Pipeline, answer_error
+from mcpmeter.relay.pipeline import Service as RelayedService
+
+log = logging.getLogger("mcpmeter")
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A whole answer that is not relayed."""
+
+    body: bytes
+    content_type: str = "application/json"
+    status: int = 200
+    headers: tuple[Header, ...] = ()
+
+
+class Endpoint(Protocol):
+    """What answers a route. It counts the request itself, once."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer."""
+
+
+class PageEndpoint:
+    """An endpoint that makes a page from the request's head."""
+
+    def __init__(self, meter: Meter, endpoint: str, make: Callable[[HttpExchange], Awaitable[Page]]) -> None:
+        self._meter = meter
+        self._endpoint = endpoint
+        self._make = make
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        exchange = HttpExchange(scope, receive, send, endpoint=self._endpoint)
+        opened = self._meter.open(self._endpoint, exchange.method, trace_id=exchange.trace_id)
+        try:
+            page = await self._make(exchange)
+        except MeterError as error:
+            opened.count(Ending(status=str(error.http_status), outcome="error", error=error))
+            await answer_error(exchange, error, openai.error_body(error, opened.call.id), opened.call.id)
+            return
+        opened.count(Ending(status=str(page.status)))
+        length = (b"content-length", str(len(page.body)).encode())
+        content_type = (b"content-type", page.content_type.encode())
+        await exchange.start(page.status, (content_type, length, *page.headers))
+        await exchange.end(b"" if exchange.method == "HEAD" else page.body)
+
+
+class RelayEndpoint:
+    """An endpoint whose answer comes from a provider."""
+
+    def __init__(self, pipeline: Pipeline, endpoint: str, service: RelayedService) -> None:
+        self._pipeline = pipeline
+        self._endpoint = endpoint
+        self._service = service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._pipeline.run(HttpExchange(scope, receive, send, endpoint=self._endpoint), self._service)
+
+
+Routes = Mapping[str, Mapping[str, Endpoint]]
+"""Path to verb to endpoint. `*` stands for every verb."""
+
+
+class HostGuard:
+    """Refuses requests whose Host or Origin is foreign: what a page in a browser sends after DNS rebinding.
+
+    `allowed` None accepts every host: a listener beyond loopback, which asks for keys.
+    """
+
+    def __init__(self, allowed: Iterable[str] | None) -> None:
+        self._hosts = None if allowed is None else frozenset(host.strip("[]").lower() for host in allowed)
+        self._seen: set[bytes] = set()
+
+    def check(self, headers: Mapping[bytes, bytes]) -> None:
+        """Raises NotAllowed."""
+        if self._hosts is None:
+            return
+        host = headers.get(b"host", b"")
+        if host not in self._seen:
+            self._check_host(host)
+        origin = headers.get(b"origin")
+        if origin is not None and (urlsplit(origin.decode("latin-1")).hostname or "") not in self._hosts:
+            raise NotAllowed("Pages of other origins may not call this.", hint="Call it from a program.")
+
+    def _check_host(self, host: bytes) -> None:
+        try:
+            name = urlsplit("//" + host.decode("latin-1")).hostname or ""
+        except ValueError:
+            name = ""
+        if self._hosts is not None and name not in self._hosts:
+            raise NotAllowed(
+                "The Host header names a host that this listener does not serve.",
+                hint="Add the name to server.allowed_hosts.",
+            )
+        if len(self._seen) < 1024:
+            self._seen.add(host)
+
+
+class App:
+    """Dispatches by the raw path. Nothing leaves it uncounted, and no fault of ours leaves it as a traceback."""
+
+    def __init__(self, meter: Meter, routes: Routes, guard: HostGuard) -> None:
+        self._meter = meter
+        self._routes = routes
+        self._guard = guard
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One ASGI connection."""
+        if scope["type"] != "http":
+            return
+        recorder = self._meter.recorder
+        recorder.begin_request()
+        try:
+            await self._answer(scope, receive, send)
+        finally:
+            recorder.end_request()
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = Started(send)
+        try:
+            endpoint = self._find(scope)
+            await endpoint(scope, receive, started)
+        except MeterError as error:
+            await self._refuse(scope, receive, started, error)
+        except Exception as fault:
+            log.error("fault while answering %s: %s", scope["path"][:200], _where(fault))
+            if not started.yes:
+                ours = ServiceFault("The service failed.", hint="It is our fault; the service's log says where.")
+                await self._refuse(scope, receive, started, ours)
+
+    def _find(self, scope: Scope) -> Endpoint:
+        self._guard.check(dict(scope["headers"]))
+        verbs = self._routes.get(scope["path"])
+        if verbs is None:
+            raise RouteNotFound("There is nothing at this path.", hint="GET / lists what there is.")
+        endpoint = verbs.get(scope["method"]) or verbs.get("*")
+        if endpoint is None:
+            allowed = ", ".join(sorted(verbs))
+            raise MethodNotAllowed(f"{scope['path']} takes {allowed} only.", hint="Use that verb.")
+        return endpoint
+
+    async def _refuse(self, scope: Scope, receive: Receive, send: Send, error: MeterError) -> None:
+        path = scope["path"] if scope["path"] in self._routes else OTHER
+        exchange = HttpExchange(scope, receive, send, endpoint=path)
+        opened = self._meter.open(path, exchange.method, trace_id=exchange.trace_id)
+        opened.count(Ending(status=str(error.http_status), outcome="error", error=error))
+        await answer_error(exchange, error, openai.error_body(error, opened.call.id), opened.call.id)
+
+
+class Started:
+    """Remembers whether an answer has begun."""
+
+    __slots__ = ("_send", "yes")
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self.yes = False
+
+    async def __call__(self, message: Message) -> None:
+        self.yes = True
+        await self._send(message)
+
+
+def _where(fault: Exception) -> str:
+    """The kind of a fault and its place in the code; never its text, which may hold what a caller sent."""
+    trace = fault.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    place = f"{trace.tb_frame.f_code.co_qualname}:{trace.tb_lineno}" if trace is not None else "unknown"
+    return f"{type(fault).__name__} in {place}"

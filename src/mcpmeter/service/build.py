@@ -1,0 +1,366 @@
+"""Builds the service from settings and rebuilds what a reload changes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import platform
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import replace
+from importlib.metadata import version as installed_version
+from typing import Final
+
+from prometheus_client import CollectorRegistry, ProcessCollector
+
+from mcpmeter.access.keys import KeyRing, key_from_config
+from mcpmeter.catalog import labels, llm, mcp, money
+from mcpmeter.catalog import service as service_rows
+from mcpmeter.catalog.spec import NANO
+from mcpmeter.config import Settings, is_loopback, price_book, refuse_open_bind
+from mcpmeter.errors import Draining, MeterError
+from mcpmeter.ledger.sqlite import SqliteStore, default_ledger_path
+from mcpmeter.meter import Meter
+from mcpmeter.metrics.collector import Exposition
+from mcpmeter.metrics.recorder import Recorder
+from mcpmeter.pricing import ModelPrice
+from mcpmeter.records import Charge, LlmTarget, Usage
+from mcpmeter.relay.dialects.openai_chat import OpenAiChat
+from mcpmeter.relay.exchange import HttpExchange
+from mcpmeter.relay.pipeline import Pipeline, RelayOptions, Wiring
+from mcpmeter.relay.pipeline import Service as RelayedService
+from mcpmeter.relay.routing import Upstream
+from mcpmeter.relay.upstream import AiohttpClient, Timeouts
+from mcpmeter.service import pages
+from mcpmeter.service.app import App, Endpoint, HostGuard, PageEndpoint, RelayEndpoint
+
+log = logging.getLogger("mcpmeter")
+
+DEFAULT_TEAM: Final = "default"
+SECONDS_BETWEEN_KEY_LOOKS: Final = 1.0
+SECONDS_TO_SETTLE_WHAT_WAS_CUT: Final = 5.0
+MODELS_AT_ZERO: Final = 32
+"""A provider with more models than this gets their series as they are used; the others have them at 0 at once."""
+
+RELAY_STATUSES: Final = ("200", "400", "401", "413", "429", "499", "502", "503", "504")
+ERROR_PAIRS: Final = (
+    ("validation_error", "client"),
+    ("auth_error", "client"),
+    ("rate_limited", "client"),
+    ("budget_exceeded", "client"),
+    ("client_disconnected", "client"),
+    ("protocol_error", "client"),
+    ("tool_error", "server"),
+    ("internal_error", "server"),
+    ("upstream_error", "upstream"),
+    ("upstream_timeout", "upstream"),
+    ("upstream_rate_limited", "upstream"),
+    ("upstream_unreachable", "upstream"),
+)
+LINKS: Final = [
+    ("/metrics", "for Prometheus"),
+    ("/mcp/models", "models and their prices"),
+    ("/v1/models", "the same in OpenAI's shape"),
+    ("/health", "liveness"),
+    ("/-/ready", "readiness"),
+]
+
+
+class Service:
+    """The running whole. `async with service.running()`; `app` is the ASGI application inside."""
+
+    app: App
+    metrics_app: App | None
+    pipeline: Pipeline
+    meter: Meter
+
+    def __init__(self, load: Callable[[], Settings]) -> None:
+        self._load = load
+        self.settings = load()
+        self.ledger_path = self.settings.ledger.path or default_ledger_path()
+        self.version = installed_version("mcpmeter")
+        self.recorder = Recorder()
+        self._store = SqliteStore(self.ledger_path, on_commit=self._on_commit)
+        self._book = price_book(self.settings)
+        self._upstreams = self.settings.upstreams()
+        self.recovered = 0
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[Service]:
+        """Start everything but the listeners; on the way out cut what still runs, settle it and close the ledger.
+
+        Raises SetupError with one line that says what to do.
+        """
+        async with AsyncExitStack() as stack:
+            await self._store.start()
+            stack.push_async_callback(self._store.close)
+            keys = await self._keys()
+            refuse_open_bind(self.settings, not keys.empty)
+            client = self._client(self.settings)
+            self.meter = Meter(self.recorder, store=self._store, price=self._price)
+            self.pipeline = Pipeline(self.meter, self._wiring(self.settings, keys, client))
+            stack.push_async_callback(self._close_client)
+            self._announce(self.settings, keys)
+            self.recovered = await self.meter.recover()
+            if self.recovered:
+                log.warning("%d calls that an earlier run left open were settled as recovered", self.recovered)
+            self._build_apps()
+            self._set_config_loaded(successful=True)
+            watcher = asyncio.get_running_loop().create_task(self._watch_keys_and_ledger())
+            stack.push_async_callback(_cancelled, watcher)
+            try:
+                yield self
+            finally:
+                await self.stop()
+
+    async def drain(self) -> None:
+        """Take no new calls; let running ones end, up to `server.drain_seconds`."""
+        self.pipeline.draining = True
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self.pipeline.until_no_flight(), self.settings.server.drain_seconds)
+
+    async def stop(self) -> None:
+        """Cut what still runs and wait until it is settled. Called while clients can still be told."""
+        self.pipeline.draining = True
+        error = Draining("The service is stopping; this answer was cut off.", hint="Retry.")
+        for flight in list(self.pipeline.in_flight):
+            flight.cut(error)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self.pipeline.until_no_flight(), SECONDS_TO_SETTLE_WHAT_WAS_CUT)
+
+    async def reload(self) -> None:
+        """Read the configuration again and swap what it says; streams go on with what they began with.
+
+        Raises ConfigInvalid; then everything stays as it was.
+        """
+        try:
+            settings = self._load()
+            book, upstreams = price_book(settings), settings.upstreams()
+            keys = await self._keys(settings)
+            refuse_open_bind(settings, not keys.empty)
+        except MeterError as fault:
+            self._set_config_loaded(successful=False)
+            log.error("not reloaded, the old configuration stays: %s", fault)
+            raise
+        for name in _needs_restart(self.settings, settings):
+            log.warning("%s has changed; that takes effect at the next start", name)
+        self.settings, self._book, self._upstreams = settings, book, upstreams
+        old = self.pipeline.wiring
+        self.pipeline.wiring = self._wiring(settings, keys, self._client(settings))
+        self._announce(settings, keys)
+        self._set_config_loaded(successful=True)
+        self._closing = asyncio.get_running_loop().create_task(self._close_when_unused(old))
+        log.info("configuration reloaded from %s", settings.source)
+
+    async def _close_when_unused(self, wiring: Wiring) -> None:
+        await self.pipeline.until_no_flight(lambda flight: flight.wiring is wiring)
+        await wiring.client.close()
+
+    async def _close_client(self) -> None:
+        await self.pipeline.wiring.client.close()
+
+    @staticmethod
+    def _client(settings: Settings) -> AiohttpClient:
+        times = settings.relay.timeouts
+        return AiohttpClient(
+            Timeouts(
+                connect_seconds=times.connect_seconds,
+                first_byte_seconds=times.first_byte_seconds,
+                idle_seconds=times.idle_seconds,
+                total_seconds=times.total_seconds,
+            ),
+            max_connections=times.max_connections,
+        )
+
+    def _wiring(self, settings: Settings, keys: KeyRing, client: AiohttpClient) -> Wiring:
+        return Wiring(
+            options=RelayOptions(
+                max_body_bytes=settings.server.max_body_bytes,
+                max_answer_bytes=settings.relay.max_answer_bytes,
+                default_team=DEFAULT_TEAM,
+            ),
+            upstreams=self._upstreams,
+            default_provider=settings.relay.default_provider,
+            client=client,
+            keys=keys,
+        )
+
+    # Keys ------------------------------------------------------------------------------------------------------------
+
+    async def _keys(self, settings: Settings | None = None) -> KeyRing:
+        configured = [
+            key_from_config(name=key.name, team=key.team, sha256=key.digest) for key in (settings or self.settings).keys
+        ]
+        return KeyRing([*configured, *await self._store.keys()])
+
+    async def _watch_keys_and_ledger(self) -> None:
+        """A key that another process creates or revokes counts within a second; a mended ledger is noticed as soon."""
+        while True:
+            await asyncio.sleep(SECONDS_BETWEEN_KEY_LOOKS)
+            try:
+                if not self._store.healthy:
+                    await self._store.probe()
+                if await self._store.keys_changed():
+                    keys = await self._keys()
+                    self._announce_teams(keys.teams)
+                    self.pipeline.wiring = replace(self.pipeline.wiring, keys=keys)
+            except MeterError as fault:
+                log.debug("the ledger cannot be looked at: %s", fault.message)
+
+    # Prices and models -----------------------------------------------------------------------------------------------
+
+    def _price(
+        self, target: LlmTarget, response_model: str, usage: Usage, at_ns: int, reported_nanousd: int | None
+    ) -> Charge:
+        """By the model that was asked for; where that has no price (a router's name), by the one that answered."""
+        charge = self._book.charge(target.provider, target.model, usage, at_ns, reported_nanousd)
+        if charge.source == "unpriced" and response_model and response_model != target.model:
+            return self._book.charge(target.provider, response_model, usage, at_ns, reported_nanousd)
+        return charge
+
+    def models(self) -> list[tuple[str, ModelPrice]]:
+        """(provider, model) of everything on offer: what configuration lists, else what the provider's prices name."""
+        offered: dict[str, tuple[str, ModelPrice]] = {}
+        for upstream in self._upstreams:
+            priced = {price.id: price for price in self._book.models(upstream.name)}
+            names = sorted(upstream.exact_names) or list(priced)
+            for name in names:
+                offered.setdefault(name, (upstream.name, priced.get(name) or _unpriced(name)))
+        return list(offered.values())
+
+    # Labels ----------------------------------------------------------------------------------------------------------
+
+    def _announce(self, settings: Settings, keys: KeyRing) -> None:
+        vocabulary = self.recorder.vocabulary
+        providers = [upstream.provider for upstream in self._upstreams]
+        vocabulary.announce("provider", [name for p in providers for name in (p.name, p.otel_name or p.name)])
+        vocabulary.announce("model", [price.id for _, price in self.models()])
+        vocabulary.announce("build", (self.version, platform.python_version()))
+        self.recorder.known_as = self._known_as
+        self.recorder.set(service_rows.BUILD_INFO, (self.version, platform.python_version()), 1)
+        self._announce_teams(keys.teams | {team.name for team in settings.teams})
+
+    def _known_as(self, provider: str, model: str) -> str | None:
+        return self._book.canonical(provider, model)
+
+    def _announce_teams(self, teams: frozenset[str]) -> None:
+        self.recorder.vocabulary.announce("team", {*teams, DEFAULT_TEAM})
+        for upstream in self._upstreams:
+            self._announce_children(upstream, sorted(teams) or [DEFAULT_TEAM])
+
+    def _announce_children(self, upstream: Upstream, teams: Sequence[str]) -> None:
+        """Series whose labels are known exist at 0 from the start: one that first appears at 12 has no increase."""
+        recorder, provider = self.recorder, (upstream.name,)
+        for row in (llm.USAGE_MISSING, money.UNPRICED):
+            recorder.announce_children(row, (provider, row.labels[1].values or ()))
+        recorder.announce_children(money.PROVIDER_REPORTED_COST, (provider,))
+        models = [price.id for name, price in self.models() if name == upstream.name]
+        if len(models) <= MODELS_AT_ZERO:
+            sources = labels.TOKEN_SOURCE.values or ()
+            kinds = labels.TOKEN_TYPE.values or ()
+            recorder.announce_children(llm.TOKENS, (models, kinds, teams, provider, sources))
+            recorder.announce_children(money.COST, (models, teams, provider, labels.COST_SOURCE.values or ()))
+
+    def _announce_routes(self, routes: dict[str, dict[str, Endpoint]]) -> None:
+        recorder = self.recorder
+        recorder.vocabulary.announce("endpoint", routes)
+        for path, verbs in routes.items():
+            for verb, endpoint in verbs.items():
+                if verb == "*":
+                    continue
+                statuses = RELAY_STATUSES if isinstance(endpoint, RelayEndpoint) else ("200",)
+                recorder.announce_children(mcp.REQUESTS, ([path], [verb], statuses))
+                recorder.announce_children(mcp.REQUEST_DURATION, ([path], [verb]))
+        for pair in ERROR_PAIRS:
+            recorder.families[mcp.ERRORS.name].ensure(pair)
+        recorder.announce_children(mcp.TRANSPORT_REJECTIONS, (mcp.TRANSPORT_REJECTIONS.labels[0].values or (),))
+
+    # Apps ------------------------------------------------------------------------------------------------------------
+
+    def _build_apps(self) -> None:
+        registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        token = self.settings.metrics.bearer_token
+        metrics = pages.MetricsPage(
+            self.recorder,
+            Exposition(self.recorder, registry),
+            self._store,
+            token.get_secret_value() if token else None,
+        )
+        routes = self._routes()
+        metrics_route = {"GET": PageEndpoint(self.meter, "/metrics", metrics)}
+        own_listener = self.settings.metrics.port is not None
+        if not own_listener:
+            routes["/metrics"] = dict(metrics_route)
+        self._announce_routes({**routes, "/metrics": dict(metrics_route)})
+        self.app = App(self.meter, routes, HostGuard(self._allowed_hosts(self.settings.server.host)))
+        self.metrics_app = None
+        if own_listener:
+            guard = HostGuard(self._allowed_hosts(self.settings.metrics.host or "127.0.0.1"))
+            self.metrics_app = App(self.meter, {"/metrics": metrics_route}, guard)
+
+    def _allowed_hosts(self, listening_on: str) -> Sequence[str] | None:
+        named = self.settings.server.allowed_hosts
+        if is_loopback(listening_on):
+            return ("localhost", "127.0.0.1", "::1", listening_on, *named)
+        return named or None
+
+    def _routes(self) -> dict[str, dict[str, Endpoint]]:
+        chat = OpenAiChat()
+        model_pages = pages.ModelPages(self.pipeline, self.models)
+        guide = RelayedService(dialect=chat, default_model=self.settings.relay.default_model, maps_upstream_faults=True)
+        routes: dict[str, dict[str, Endpoint]] = {
+            "/v1/chat/completions": {
+                "POST": RelayEndpoint(self.pipeline, "/v1/chat/completions", RelayedService(dialect=chat))
+            },
+            "/mcp/chat": {"POST": RelayEndpoint(self.pipeline, "/mcp/chat", guide)},
+        }
+        for path, make in (
+            ("/v1/models", model_pages.openai),
+            ("/mcp/models", model_pages.guide),
+            ("/health", pages.health),
+            ("/-/healthy", pages.healthy),
+            ("/-/ready", pages.ReadyPage(self._store, self.pipeline)),
+            ("/", pages.IndexPage(self.version, LINKS)),
+        ):
+            page = PageEndpoint(self.meter, path, make)
+            routes[path] = {"GET": page, "HEAD": page}
+        reload = pages.ReloadPage(self.reload, _is_local)
+        routes["/-/reload"] = {"POST": PageEndpoint(self.meter, "/-/reload", reload)}
+        return routes
+
+    # Own numbers -----------------------------------------------------------------------------------------------------
+
+    def _on_commit(self, rows: int, seconds: float) -> None:
+        self.recorder.observe(service_rows.LEDGER_COMMIT, (), round(seconds * NANO))
+
+    def _set_config_loaded(self, *, successful: bool) -> None:
+        self.recorder.set(service_rows.CONFIG_RELOAD_SUCCESSFUL, (), int(successful))
+        if successful:
+            self.recorder.set(service_rows.CONFIG_RELOAD_TIMESTAMP, (), int(time.time()))
+
+
+def _unpriced(name: str) -> ModelPrice:
+    return ModelPrice(id=name, prompt_usd_per_mtok=None, completion_usd_per_mtok=None)
+
+
+def _is_local(exchange: HttpExchange) -> bool:
+    return is_loopback(exchange.peer) if exchange.peer else False
+
+
+def _needs_restart(old: Settings, new: Settings) -> list[str]:
+    pairs = {
+        "server.host": (old.server.host, new.server.host),
+        "server.port": (old.server.port, new.server.port),
+        "server.allowed_hosts": (old.server.allowed_hosts, new.server.allowed_hosts),
+        "metrics": (old.metrics, new.metrics),
+        "ledger.path": (old.ledger.path, new.ledger.path),
+    }
+    return [name for name, (before, after) in pairs.items() if before != after]
+
+
+async def _cancelled(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task

@@ -1,0 +1,160 @@
+"""What the service answers by itself: health, readiness, metrics, models and the page with the links."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import hmac
+import html
+import time
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final
+
+import msgspec
+
+from mcpmeter.catalog import service as rows
+from mcpmeter.errors import ConfigInvalid, NotAllowed, NotAuthenticated
+from mcpmeter.ledger.store import Store
+from mcpmeter.metrics.collector import Exposition
+from mcpmeter.metrics.recorder import Recorder
+from mcpmeter.pricing import ModelPrice
+from mcpmeter.relay.exchange import HttpExchange
+from mcpmeter.relay.pipeline import Pipeline
+from mcpmeter.service.app import Page
+
+SMALLEST_WORTH_PACKING_BYTES: Final = 2048
+_numbers = msgspec.json.Encoder(decimal_format="number")
+
+
+class MetricsPage:
+    """`/metrics`: the copy is taken here, the text is made in a thread, so that a scrape never holds up a stream."""
+
+    def __init__(self, recorder: Recorder, exposition: Exposition, store: Store, token: str | None) -> None:
+        self._recorder = recorder
+        self._exposition = exposition
+        self._store = store
+        self._token = token
+        self._threads = ThreadPoolExecutor(1, thread_name_prefix="mcpmeter-metrics")
+
+    async def __call__(self, exchange: HttpExchange) -> Page:
+        if self._token is not None and not hmac.compare_digest((exchange.secret or "").encode(), self._token.encode()):
+            raise NotAuthenticated("/metrics asks for its bearer token.", hint="Send metrics.bearer_token.")
+        self._recorder.set(rows.LEDGER_OPEN_ROWS, (), self._store.open_rows)
+        render = self._exposition.prepare(exchange.headers.get(b"accept", b"").decode("latin-1"))
+        packed = b"gzip" in exchange.headers.get(b"accept-encoding", b"")
+        body, content_type, was_packed = await asyncio.get_running_loop().run_in_executor(
+            self._threads, _rendered, render, packed
+        )
+        headers = ((b"content-encoding", b"gzip"),) if was_packed else ()
+        return Page(body, content_type, headers=(*headers, (b"vary", b"accept, accept-encoding")))
+
+
+def _rendered(render: Callable[[], tuple[bytes, str]], packed: bool) -> tuple[bytes, str, bool]:
+    body, content_type = render()
+    if packed and len(body) >= SMALLEST_WORTH_PACKING_BYTES:
+        return gzip.compress(body, 1), content_type, True
+    return body, content_type, False
+
+
+async def health(exchange: HttpExchange) -> Page:
+    """The guide's liveness answer."""
+    return Page(msgspec.json.encode({"status": "healthy", "timestamp": time.time()}))
+
+
+async def healthy(exchange: HttpExchange) -> Page:
+    """The Prometheus family's liveness answer."""
+    return Page(b"mcpmeter is healthy.\n", "text/plain; charset=utf-8")
+
+
+class ReadyPage:
+    """`/-/ready`: false while the ledger cannot be written or the service drains."""
+
+    def __init__(self, store: Store, pipeline: Pipeline) -> None:
+        self._store = store
+        self._pipeline = pipeline
+
+    async def __call__(self, exchange: HttpExchange) -> Page:
+        if self._pipeline.draining:
+            return _not_ready("it is stopping")
+        if not self._store.healthy:
+            return _not_ready("the ledger cannot be written")
+        return Page(b"mcpmeter is ready.\n", "text/plain; charset=utf-8")
+
+
+def _not_ready(reason: str) -> Page:
+    return Page(f"mcpmeter is not ready: {reason}.\n".encode(), "text/plain; charset=utf-8", 503)
+
+
+class ReloadPage:
+    """`POST /-/reload`, for this machine only: it rereads local configuration and takes nothing from outside."""
+
+    def __init__(self, reload: Callable[[], Awaitable[None]], is_local: Callable[[HttpExchange], bool]) -> None:
+        self._reload = reload
+        self._is_local = is_local
+
+    async def __call__(self, exchange: HttpExchange) -> Page:
+        if not self._is_local(exchange):
+            raise NotAllowed("Only this machine may reload the service.", hint="Send SIGHUP, or call it locally.")
+        try:
+            await self._reload()
+        except ConfigInvalid as fault:
+            return Page(f"Not reloaded, the old configuration stays: {fault}\n".encode(), "text/plain", 400)
+        return Page(b"Reloaded.\n", "text/plain; charset=utf-8")
+
+
+class ModelPages:
+    """The models on offer, in OpenAI's shape and in the guide's."""
+
+    def __init__(self, pipeline: Pipeline, models: Callable[[], list[tuple[str, ModelPrice]]]) -> None:
+        self._pipeline = pipeline
+        self._models = models
+
+    async def openai(self, exchange: HttpExchange) -> Page:
+        """`GET /v1/models`."""
+        self._pipeline.wiring.identify(exchange.secret)
+        data = [
+            {"id": price.id, "object": "model", "created": 0, "owned_by": provider}
+            for provider, price in self._models()
+        ]
+        return Page(msgspec.json.encode({"object": "list", "data": data}))
+
+    async def guide(self, exchange: HttpExchange) -> Page:
+        """`GET /mcp/models`."""
+        self._pipeline.wiring.identify(exchange.secret)
+        models = [
+            {
+                "id": price.id,
+                "provider": provider,
+                "pricing_per_1m_tokens": {
+                    "prompt": price.prompt_usd_per_mtok,
+                    "completion": price.completion_usd_per_mtok,
+                    "blended": price.blended_usd_per_mtok,
+                },
+                "recommended_for": price.recommended_for,
+            }
+            for provider, price in self._models()
+        ]
+        return Page(_numbers.encode({"models": models}))
+
+
+class IndexPage:
+    """`GET /`: one plain page with the links, until there is a dashboard."""
+
+    def __init__(self, version: str, links: list[tuple[str, str]]) -> None:
+        rows_ = "".join(
+            f'<li><a href="{html.escape(path)}"><code>{html.escape(path)}</code></a> {html.escape(what)}</li>'
+            for path, what in links
+        )
+        self._body = (
+            "<!doctype html><html lang=en><meta charset=utf-8><title>mcpmeter</title>"
+            f"<h1>mcpmeter {html.escape(version)}</h1>"
+            "<p>The meter on MCP servers and on the LLM calls behind them. This service is running.</p>"
+            f"<ul>{rows_}</ul>"
+            "<p>Point an OpenAI SDK at <code>/v1</code> of this address, an MCP client at <code>/mcp</code>, "
+            "and Prometheus at <code>/metrics</code>.</p></html>"
+        ).encode()
+
+    async def __call__(self, exchange: HttpExchange) -> Page:
+        policy = (b"content-security-policy", b"default-src 'none'; base-uri 'none'; form-action 'none'")
+        return Page(self._body, "text/html; charset=utf-8", headers=(policy, (b"x-content-type-options", b"nosniff")))

@@ -1,0 +1,156 @@
+"""Listens, and stops as asked: SIGTERM drains, SIGHUP reloads, a second Ctrl-C does not wait."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import signal
+import socket
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+
+import uvicorn
+import uvloop
+
+from mcpmeter.errors import MeterError, PortTaken
+from mcpmeter.service.app import App
+from mcpmeter.service.build import Service
+
+log = logging.getLogger("mcpmeter")
+
+Started = Callable[[Service, str], None]
+"""Told once, with the address, when the service answers."""
+
+
+class Listener(uvicorn.Server):
+    """uvicorn without its own signal handling."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Signals are this module's."""
+        yield
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening socket. Raises PortTaken with the reason in words."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+    except (OSError, UnicodeError) as fault:
+        raise PortTaken(f"{host} is no address of this machine ({fault}).", hint="Choose another: --host.") from None
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(2048)
+    except OSError as fault:
+        listener.close()
+        raise _port_fault(host, port, fault) from None
+    listener.setblocking(False)
+    return listener
+
+
+def _port_fault(host: str, port: int, fault: OSError) -> PortTaken:
+    if fault.errno == errno.EADDRINUSE:
+        return PortTaken(
+            f"Port {port} on {host} is taken.",
+            hint=f"Stop what listens there (ss -ltnp 'sport = :{port}'), or choose another: --port {port + 1}.",
+        )
+    if fault.errno == errno.EACCES:
+        return PortTaken(f"Port {port} is not allowed to this user.", hint="Choose one above 1023: --port 8000.")
+    if fault.errno == errno.EADDRNOTAVAIL:
+        return PortTaken(f"{host} is no address of this machine.", hint="Choose another: --host 127.0.0.1.")
+    return PortTaken(f"Cannot listen on {host}:{port} ({fault.strerror}).", hint="Choose another: --host, --port.")
+
+
+def address_of(listener: socket.socket) -> str:
+    """The URL under which a socket is reached."""
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+@asynccontextmanager
+async def listening(app: App, listener: socket.socket) -> AsyncIterator[Listener]:
+    """Answer on a socket until the block ends."""
+    server = Listener(
+        uvicorn.Config(
+            app,
+            loop="none",
+            http="httptools",
+            ws="none",
+            lifespan="off",
+            access_log=False,
+            log_config=None,
+            server_header=False,
+            proxy_headers=False,
+            timeout_graceful_shutdown=2,
+            timeout_keep_alive=75,
+        )
+    )
+    task = asyncio.get_running_loop().create_task(server.serve(sockets=[listener]))
+    while not server.started and not task.done():  # noqa: ASYNC110 (uvicorn has no event for it)
+        await asyncio.sleep(0.005)
+    try:
+        yield server
+    finally:
+        server.should_exit = True
+        await task
+
+
+@asynccontextmanager
+async def running(service: Service, listener: socket.socket) -> AsyncIterator[str]:
+    """The service, answering on a socket; yields its address. For programs that embed it, the demo and tests."""
+    metrics = service.settings.metrics
+    # Bound first, so that a taken port is told before anything is opened.
+    metrics_listener = bind(metrics.host or "127.0.0.1", metrics.port) if metrics.port is not None else None
+    async with service.running(), AsyncExitStack() as stack:
+        await stack.enter_async_context(listening(service.app, listener))
+        if metrics_listener is not None and service.metrics_app is not None:
+            await stack.enter_async_context(listening(service.metrics_app, metrics_listener))
+        try:
+            yield address_of(listener)
+        finally:
+            await service.stop()
+
+
+async def serve(service: Service, listener: socket.socket, started: Started) -> None:
+    """Run until SIGTERM or SIGINT, then drain."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    reloads: set[asyncio.Task[None]] = set()
+
+    def on_reload() -> None:
+        task = loop.create_task(_reloaded(service))
+        reloads.add(task)
+        task.add_done_callback(reloads.discard)
+
+    async with running(service, listener) as address:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop.set)
+        loop.add_signal_handler(signal.SIGHUP, on_reload)
+        started(service, address)
+        await stop.wait()
+        hurry = asyncio.Event()
+        loop.add_signal_handler(signal.SIGINT, hurry.set)
+        await _first_of(service.drain(), hurry.wait())
+
+
+async def _reloaded(service: Service) -> None:
+    with contextlib.suppress(MeterError):  # said in the log and in the metric
+        await service.reload()
+
+
+async def _first_of(*awaitables: Coroutine[None, None, object]) -> None:
+    tasks = [asyncio.ensure_future(awaitable) for awaitable in awaitables]
+    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in tasks:
+        task.cancel()
+
+
+def run(main: Coroutine[None, None, None]) -> None:
+    """Run a coroutine on uvloop."""
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(main)
