@@ -8,14 +8,14 @@ import pickle
 from collections.abc import Mapping
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 import pytest
-import yaml
 from hypothesis import HealthCheck, given
 from hypothesis import settings as budget
 from hypothesis import strategies as st
 from pydantic import BaseModel, SecretStr, ValidationError
+from pydantic.fields import FieldInfo
 
 from mcpmeter.config import (
     KeySettings,
@@ -100,8 +100,17 @@ def test_a_fault_in_the_servers_port_brings_no_false_word_about_the_metrics_port
     assert "metrics" not in refusal(tmp_path, "server: {port: 99999}\nmetrics: {port: 8000}")
 
 
+def test_a_server_on_every_address_takes_the_metrics_port_as_well(tmp_path: Path) -> None:
+    assert "'metrics.port'" in refusal(tmp_path, "server: {host: 0.0.0.0}\nmetrics: {port: 8000}")
+
+
 def test_an_empty_file_is_refused(tmp_path: Path) -> None:
     assert "mcpmeter.yaml:1: the file is empty" in refusal(tmp_path, "")
+
+
+def test_a_file_nested_a_hundred_thousand_deep_is_refused_and_does_not_exhaust_the_stack(tmp_path: Path) -> None:
+    assert "nested more than 16 deep" in refusal(tmp_path, "teams: " + "[" * 100_000)
+    assert "nested more than 16 deep" in refusal(tmp_path, "teams: " + "{a: " * 50_000)
 
 
 def test_a_huge_file_is_refused_unread(tmp_path: Path) -> None:
@@ -153,34 +162,25 @@ SCALARS = (
         ["127.0.0.1", "openai", "${OPENAI_API_KEY}", "${X", "$${", "https://a.example/v1", "~nobody/x", "\0"]
     )
 )
-TREES = st.recursive(
-    SCALARS,
-    lambda inner: (
-        st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(KEYS) | st.text(max_size=5), inner, max_size=5)
-    ),
-    max_leaves=25,
-)
+
+
+def shaped(model: type[BaseModel]) -> st.SearchStrategy[Any]:
+    """Trees of the right keys, their values mostly the examples, so that some get past every check."""
+    return st.fixed_dictionaries({}, optional={name: values(info) for name, info in model.model_fields.items()})
+
+
+def values(info: FieldInfo) -> st.SearchStrategy[Any]:
+    inner, example = model_in(info.annotation), st.just((info.examples or [None])[0])
+    if inner is None:
+        return st.one_of(example, example, SCALARS, st.lists(SCALARS, max_size=2))
+    whole = shaped(inner)
+    return st.lists(whole | example.map(str), max_size=3) if get_origin(info.annotation) is tuple else whole
+
+
+MARKS = ["\n", "\n  ", "\n- ", ": ", "---\n", "<<", "!!", "\\U", "${", "\ud800", "𝄞", "0x1", "1:2", "8"]
 YAML_PIECES = st.lists(
-    st.sampled_from(
-        [
-            *KEYS,
-            *"\n:-[]{}&*!|>'\"%@`#?,~=<\t ",
-            "\n  ",
-            ": ",
-            "\n- ",
-            "<<",
-            "!!",
-            "---\n",
-            "\\U",
-            "${",
-            "\ud800",
-            "\x85",
-            "0x",
-            "1:2",
-            "𝄞",
-        ]
-    )
-    | st.text(max_size=4),
+    st.sampled_from([*KEYS, *MARKS, *"\n:-[]{}&*!|>'\"%@`#?,~=<\t "])
+    | st.text(st.characters(min_codepoint=32, max_codepoint=0x2FF), max_size=4),
     max_size=60,
 ).map("".join)
 
@@ -196,10 +196,9 @@ def settings_or_invalid(content: bytes, folder: Path) -> None:
 
 
 @unhurried
-@given(tree=st.dictionaries(st.sampled_from(KEYS), TREES, max_size=6))
+@given(tree=shaped(Settings))
 def test_any_tree_is_settings_or_config_invalid(tmp_path_factory: pytest.TempPathFactory, tree: dict[str, Any]) -> None:
-    text = yaml.safe_dump(tree, allow_unicode=True)
-    settings_or_invalid(text.encode("utf-8", "surrogatepass"), tmp_path_factory.getbasetemp())
+    settings_or_invalid(json.dumps(tree, default=str).encode(), tmp_path_factory.getbasetemp())
 
 
 @unhurried

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from ipaddress import ip_address
+from typing import Final
 
 from mcpmeter.config.faults import Fault, Where, nearest
 from mcpmeter.config.settings import ProviderSettings, Settings
 from mcpmeter.errors import ConfigInvalid
 from mcpmeter.relay.providers import GENERIC, Provider
+
+EVERY_ADDRESS: Final = frozenset({"0.0.0.0", "::", "[::]"})  # noqa: S104 (compared, not bound)
 
 
 def is_loopback(host: str) -> bool:
@@ -105,7 +108,8 @@ def _metrics_faults(settings: Settings) -> Iterator[Fault]:
     metrics, server = settings.metrics, settings.server
     if metrics.host is not None and metrics.port is None:
         yield Fault(("metrics", "host"), "'metrics.host' needs 'metrics.port'; add the port, or take the host out")
-    if metrics.port and metrics.port == server.port and (metrics.host or "127.0.0.1") == server.host:
+    hosts = {metrics.host or "127.0.0.1", server.host}
+    if metrics.port and metrics.port == server.port and (len(hosts) == 1 or hosts & EVERY_ADDRESS):
         yield Fault(("metrics", "port"), "'metrics.port' is 'server.port'; take it out, or choose another")
 
 
