@@ -64,7 +64,8 @@ def test_a_call_costs_prompt_and_completion_prices_never_the_blended_one(model: 
     usage = Usage(prompt_tokens=10**6, completion_tokens=10**6, source="reported")
     prompt, completion = (int(price.replace(".", "")) for price in CONTRACT[model][:2])
     charge = BOOK.charge("holysheep", model, usage, NOW_NS)
-    assert charge == Charge(nanousd=(prompt + completion) * 10**7, source="listed", price_list="holysheep 2026-11-01")
+    nanousd = (prompt + completion) * 10**7
+    assert charge == Charge(nanousd=nanousd, source="listed", price_list="holysheep 2026-11-01", listed_nanousd=nanousd)
 
 
 def test_the_list_wins_and_genai_prices_knows_the_rest() -> None:
@@ -92,9 +93,14 @@ def test_a_price_that_costs_less_than_a_nanodollar_is_rounded_once_half_to_even(
     assert costs == [0, 1, 2, 2, 2, 3]
 
 
-def test_what_the_provider_reports_is_what_is_charged() -> None:
+def test_what_the_provider_reports_is_charged_beside_what_the_list_says() -> None:
+    listed = BOOK.charge("holysheep", "gpt-4.1", USAGE, NOW_NS)
     assert BOOK.charge("holysheep", "gpt-4.1", USAGE, NOW_NS, 123) == Charge(
-        nanousd=123, source="reported", reported_nanousd=123
+        nanousd=123,
+        source="reported",
+        price_list=listed.price_list,
+        reported_nanousd=123,
+        listed_nanousd=listed.nanousd,
     )
     assert BOOK.charge("nobody", "nothing", Usage(), NOW_NS, 0).source == "reported"
 
@@ -107,9 +113,10 @@ def test_a_reported_cost_out_of_range_is_as_none(reported: int) -> None:
 
 
 def test_usage_that_nobody_counted_is_unpriced_not_free() -> None:
-    assert BOOK.charge("holysheep", "gpt-4.1", Usage(source="missing"), NOW_NS).source == "unpriced"
+    nobody_counted = BOOK.charge("holysheep", "gpt-4.1", Usage(source="missing"), NOW_NS)
+    assert nobody_counted == Charge(unpriced_reason="usage_missing")
     assert BOOK.charge("holysheep", "gpt-4.1", Usage(source="reported"), NOW_NS) == Charge(
-        nanousd=0, source="listed", price_list="holysheep 2026-11-01"
+        nanousd=0, source="listed", price_list="holysheep 2026-11-01", listed_nanousd=0
     )
 
 
@@ -127,7 +134,9 @@ def test_usage_that_nobody_counted_is_unpriced_not_free() -> None:
     ],
 )
 def test_counts_that_cannot_be_true_are_unpriced(counts: dict[str, int]) -> None:
-    assert BOOK.charge("holysheep", "gpt-4.1", Usage(source="reported", **counts), NOW_NS) == Charge()
+    assert BOOK.charge("holysheep", "gpt-4.1", Usage(source="reported", **counts), NOW_NS) == Charge(
+        unpriced_reason="not_determined"
+    )
 
 
 COUNTS = st.integers() | st.integers(-(10**60), 10**60)

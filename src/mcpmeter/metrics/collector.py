@@ -30,7 +30,7 @@ class MeterCollector(Collector):
         return [to_family(FamilySnapshot(f.metric, [], [])) for f in self._recorder.families.values()]
 
 
-def to_family(snapshot: FamilySnapshot) -> PrometheusFamily:
+def to_family(snapshot: FamilySnapshot, *, with_created: bool = True) -> PrometheusFamily:
     """One family as prometheus_client renders it, in the units of its name."""
     metric = snapshot.metric
     if metric.type == "histogram":
@@ -38,7 +38,7 @@ def to_family(snapshot: FamilySnapshot) -> PrometheusFamily:
     if metric.type == "counter":
         counter = CounterMetricFamily(metric.name, metric.help, labels=metric.label_names)
         for labels, value, created in snapshot.values:
-            counter.add_metric(labels, _shown(value, metric.scale), created=created)
+            counter.add_metric(labels, _shown(value, metric.scale), created=created if with_created else None)
         return counter
     gauge = GaugeMetricFamily(metric.name, metric.help, labels=metric.label_names)
     for labels, value, _ in snapshot.values:
@@ -81,9 +81,11 @@ class Exposition:
         """Copy the accumulators now; the returned function renders them to (body, content type) in any thread."""
         snapshot = self._recorder.snapshot()
         encode, content_type = choose_encoder(accept)
+        # The older text format would show each creation time as a family of its own, and double the scrape.
+        families = _Families(snapshot, self._others, with_created="openmetrics" in content_type)
 
         def render() -> tuple[bytes, str]:
-            return encode(_Families(snapshot, self._others)), content_type
+            return encode(families), content_type
 
         return render
 
@@ -91,11 +93,13 @@ class Exposition:
 class _Families(Collector):
     """What an encoder asks of a registry, for a copy that was already taken."""
 
-    def __init__(self, snapshot: list[FamilySnapshot], others: CollectorRegistry | None) -> None:
+    def __init__(self, snapshot: list[FamilySnapshot], others: CollectorRegistry | None, *, with_created: bool) -> None:
         self._snapshot = snapshot
         self._others = others
+        self._with_created = with_created
 
     def collect(self) -> Iterator[PrometheusFamily]:
-        yield from map(to_family, self._snapshot)
+        for family in self._snapshot:
+            yield to_family(family, with_created=self._with_created)
         if self._others is not None:
             yield from self._others.collect()

@@ -75,8 +75,9 @@ class Service:
     pipeline: Pipeline
     meter: Meter
 
-    def __init__(self, load: Callable[[], Settings]) -> None:
+    def __init__(self, load: Callable[[], Settings], *, keys_optional: bool = False) -> None:
         self._load = load
+        self._keys_optional = keys_optional
         self.settings = load()
         self.ledger_path = self.settings.ledger.path or default_ledger_path()
         self.version = installed_version("mcpmeter")
@@ -179,6 +180,7 @@ class Service:
                 max_body_bytes=settings.server.max_body_bytes,
                 max_answer_bytes=settings.relay.max_answer_bytes,
                 default_team=DEFAULT_TEAM,
+                keys_optional=self._keys_optional,
             ),
             upstreams=self._upstreams,
             default_provider=settings.relay.default_provider,
@@ -267,7 +269,7 @@ class Service:
         recorder.vocabulary.announce("endpoint", routes)
         for path, verbs in routes.items():
             for verb, endpoint in verbs.items():
-                if verb == "*":
+                if verb in ("*", "HEAD"):
                     continue
                 statuses = RELAY_STATUSES if isinstance(endpoint, RelayEndpoint) else ("200",)
                 recorder.announce_children(mcp.REQUESTS, ([path], [verb], statuses))

@@ -64,8 +64,8 @@ def read_usage(raw: msgspec.Raw) -> tuple[Usage | None, bool]:
         prompt_tokens=told.prompt_tokens,
         completion_tokens=completion,
         # Details are parts of the totals; a provider that says otherwise is held to its totals, which it bills.
-        cached_read_tokens=min(cached, told.prompt_tokens),
-        cache_write_tokens=min((details.cache_write_tokens if details else None) or 0, told.prompt_tokens),
+        cached_read_tokens=(cached := min(cached, told.prompt_tokens)),
+        cache_write_tokens=min((details.cache_write_tokens if details else None) or 0, told.prompt_tokens - cached),
         reasoning_tokens=min((written.reasoning_tokens if written else None) or 0, completion),
         audio_tokens=min(audio, told.prompt_tokens + completion),
         source="reported",

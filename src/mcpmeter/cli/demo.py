@@ -1,0 +1,69 @@
+"""`mcpmeter demo`: see it work, with no key, no network and nothing else installed."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from mcpmeter.service.demo import DemoStarted
+
+
+@click.command()
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="0 takes a free one.")
+@click.option("--stack", is_flag=True, help="Start a real Prometheus beside it (it has to be on the PATH).")
+@click.option(
+    "--calls-per-second",
+    default=4.0,
+    show_default=True,
+    type=click.FloatRange(0.1, 50),
+    help="How much traffic the demo makes.",
+)
+@click.option("--seed", default=1, show_default=True, help="The same seed gives the same traffic.")
+@click.option(
+    "--folder",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Keep the ledger here instead of throwing it away.",
+)
+def command(*, host: str, port: int, stack: bool, calls_per_second: float, seed: int, folder: Path | None) -> None:
+    """Run the service on a built-in provider that costs nothing, with a little traffic of three teams.
+
+    \b
+    Example:
+      mcpmeter demo
+      mcpmeter demo --stack --port 9000
+    """
+    import uvloop
+
+    from mcpmeter.cli.serve import log_to_stderr
+    from mcpmeter.service.demo import DemoOptions, run_demo
+
+    log_to_stderr()
+    with tempfile.TemporaryDirectory(prefix="mcpmeter-demo-") as temporary:
+        options = DemoOptions(host, port, folder or Path(temporary), stack, calls_per_second, seed)
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            counts = runner.run(run_demo(options, _say))
+    click.echo(f"\nStopped. {counts.sent} calls were made, {counts.ok} of them answered in full.")
+
+
+def _say(demo: DemoStarted) -> None:
+    key = f" -H 'Authorization: Bearer {demo.key}'" if demo.key_needed else ""
+    click.echo("mcpmeter demo: a metered relay on a simulated provider, with traffic of three teams.\n")
+    click.echo(f"  Metrics      {demo.address}/metrics")
+    click.echo(f"  Start page   {demo.address}/")
+    click.echo(f"  OpenAI SDKs  base_url={demo.address}/v1")
+    click.echo(f"  MCP clients  {demo.address}/mcp")
+    if demo.prometheus:
+        click.echo(f"  Prometheus   {demo.prometheus}/graph?g0.expr=sum%20by%20(team)%20(mcp_cost_usd_total)")
+    click.echo(f"  Ledger       mcpmeter report --ledger {demo.ledger} --by team --by model")
+    click.echo(
+        f"\nTry it:\n  curl {demo.address}/v1/chat/completions{key} \\\n"
+        """    -d '{"model": "gpt-4.1", "messages": [{"role": "user", "content": "Hello"}]}'\n"""
+        f"""  curl -s {demo.address}/metrics | grep '^mcp_cost_usd_total'\n"""
+    )
+    click.echo("Ctrl-C ends it.")

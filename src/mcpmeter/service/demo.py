@@ -1,0 +1,100 @@
+"""The demo: the service on the built-in simulator, with a little steady traffic of several teams."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import signal
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from pydantic import SecretStr
+
+from mcpmeter.config import (
+    KeySettings,
+    LedgerSettings,
+    ProviderSettings,
+    ServerSettings,
+    Settings,
+    is_loopback,
+)
+from mcpmeter.service.build import Service
+from mcpmeter.service.run import bind, running
+from mcpmeter.service.stack import find_prometheus, prometheus
+from mcpmeter.simulator import Latency, Simulator
+from mcpmeter.simulator.traffic import TrafficCounts, steady
+
+TEAMS: Final = ("search", "support", "research")
+MODELS: Final = ("gpt-4.1", "claude-sonnet-4.5", "gemini-2.5-flash", "deepseek-v3.2")
+DRAIN_SECONDS: Final = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class DemoOptions:
+    """What the command line of the demo says."""
+
+    host: str
+    port: int
+    folder: Path
+    """For the ledger and Prometheus's data."""
+    with_prometheus: bool
+    calls_per_second: float
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class DemoStarted:
+    """What to tell whoever watches."""
+
+    address: str
+    prometheus: str | None
+    ledger: Path
+    key: str
+    """A key of team `search`, made for this run."""
+    key_needed: bool
+
+
+async def run_demo(options: DemoOptions, started: Callable[[DemoStarted], None]) -> TrafficCounts:
+    """Run until SIGINT or SIGTERM; returns what the traffic did. Raises SetupError as `serve` does."""
+    if options.with_prometheus:
+        find_prometheus()
+    listener = bind(options.host, options.port)
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    keys = {team: f"mk_{secrets.token_urlsafe(36)}" for team in TEAMS}
+    async with AsyncExitStack() as stack:
+        upstream = await stack.enter_async_context(
+            Simulator(
+                seed=options.seed,
+                first_byte=Latency.parse("lognormal:180,0.6"),
+                between_chunks=Latency.from_rate("lognormal:60,0.4"),
+            )
+        )
+        settings = demo_settings(options, upstream.base_url, keys)
+        service = Service(lambda: settings, keys_optional=is_loopback(options.host))
+        address = await stack.enter_async_context(running(service, listener))
+        scraper = None
+        if options.with_prometheus:
+            scraper = await stack.enter_async_context(prometheus(address, options.folder / "prometheus"))
+        local = address.replace("0.0.0.0", "127.0.0.1")  # noqa: S104 (an address to call, not to listen on)
+        started(DemoStarted(address, scraper, service.ledger_path, keys["search"], not is_loopback(options.host)))
+        return await steady(
+            local, dict(keys), models=MODELS, per_second=options.calls_per_second, stop=stop, seed=options.seed
+        )
+
+
+def demo_settings(options: DemoOptions, upstream: str, keys: dict[str, str]) -> Settings:
+    """The settings of the demo: the guide's provider, served by the simulator."""
+    settings = Settings(
+        server=ServerSettings(host=options.host, port=options.port, drain_seconds=DRAIN_SECONDS),
+        ledger=LedgerSettings(path=options.folder / "ledger.db"),
+        providers=(ProviderSettings(name="holysheep", base_url=upstream, api_key=SecretStr("simulated")),),
+        keys=tuple(KeySettings(name=f"{team}-demo", team=team, secret=SecretStr(key)) for team, key in keys.items()),
+    )
+    settings._source = "the demo"
+    return settings
