@@ -15,7 +15,7 @@ import click
 from mcpmeter.errors import SetupError
 from mcpmeter.records import Key
 
-_RELOAD = "A running service takes this up when it reloads: kill -HUP its process, or POST /-/reload."
+_TAKEN_UP = "A service that runs on this ledger takes it up within seconds."
 
 
 def _ledger_option(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -61,7 +61,7 @@ def create(name: str, team: str, ledger: Path | None, as_json: bool) -> None:
         click.echo(json.dumps({"key": secret, **_shown(key)}))
         return
     click.echo(secret)
-    click.echo(f"Created {key.id} for team {team}. It is shown only now. {_RELOAD}", err=True)
+    click.echo(f"Created {key.id} for team {team}. It is shown only now. {_TAKEN_UP}", err=True)
 
 
 @command.command("list")
@@ -108,7 +108,7 @@ def revoke(key_id: str, ledger: Path | None, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(_shown(key)))
     else:
-        click.echo(f"Revoked {key.id} ({key.name}, team {key.team}). {_RELOAD}")
+        click.echo(f"Revoked {key.id} ({key.name}, team {key.team}). {_TAKEN_UP}")
 
 
 def _path(option: Path | None) -> Path:

@@ -148,7 +148,7 @@ def _printable(value: str) -> str:
 def _unix_ns(instant: datetime | None) -> int | None:
     if instant is None:
         return None
-    return min(int(instant.replace(tzinfo=UTC).timestamp()) * 10**9, _LARGEST_NS)
+    return max(0, min(int(instant.replace(tzinfo=UTC).timestamp()) * 10**9, _LARGEST_NS))
 
 
 def _utc(instant: datetime | None) -> str | None:

@@ -10,7 +10,7 @@ from typing import Final, Literal, get_args
 import msgspec
 
 from mcpmeter.ledger.connection import explain, open_for_reading
-from mcpmeter.ledger.rows import read_rows
+from mcpmeter.ledger.rows import read_row
 from mcpmeter.records import LedgerRow
 
 Grouping = Literal["team", "model", "provider", "key", "day", "outcome"]
@@ -91,21 +91,24 @@ def totals(
     unknown = set(by) - set(GROUPINGS)
     if unknown:
         raise ValueError(f"no grouping {sorted(unknown)}; there are {', '.join(GROUPINGS)}")
-    groups = [_GROUP_SQL[name] for name in by]
-    places = ", ".join(str(place) for place in range(1, len(groups) + 1))
-    sql = (
-        f"SELECT {', '.join([*groups, _SUMS_SQL])} FROM calls "  # noqa: S608 (constants only)
-        "WHERE started_at_ns >= coalesce(?1, 0) AND (?2 IS NULL OR started_at_ns < ?2)"
-        + (f" GROUP BY {places} ORDER BY {places}" if groups else " HAVING count(*) > 0")
-    )
     with contextlib.closing(open_for_reading(path)) as db, explain(path):
-        return [_total(tuple(row), len(groups)) for row in db.execute(sql, (since_ns, until_ns))]
+        return [_total(tuple(row), len(by)) for row in db.execute(_totals_sql(by), (since_ns, until_ns))]
 
 
 def find_call(path: Path, call_id: str) -> LedgerRow | None:
     """The row of one call, or None. Raises `LedgerNotUsable`."""
     with contextlib.closing(open_for_reading(path)) as db, explain(path):
-        return next(iter(read_rows(db, "id = ?", (call_id,))), None)
+        return read_row(db, call_id)
+
+
+def _totals_sql(by: Sequence[Grouping]) -> str:
+    groups = [_GROUP_SQL[name] for name in by]
+    places = ", ".join(str(place) for place in range(1, len(groups) + 1))
+    return (
+        f"SELECT {', '.join([*groups, _SUMS_SQL])} FROM calls "  # noqa: S608 (constants only)
+        "WHERE started_at_ns >= coalesce(?1, 0) AND (?2 IS NULL OR started_at_ns < ?2)"
+        + (f" GROUP BY {places} ORDER BY {places}" if groups else " HAVING count(*) > 0")
+    )
 
 
 def _total(row: tuple[str | int | None, ...], groups: int) -> Total:

@@ -68,6 +68,8 @@ _SETTLED_ALREADY_SQL: Final = (
     + " FROM calls WHERE id = ?1"
 )
 SELECT_ROWS_SQL: Final = f"SELECT {', '.join(ROW_COLUMNS)} FROM calls"  # noqa: S608
+# Named, because SQLite would rather walk through all rows than sort the few that are open.
+OPEN_ROWS_SQL: Final = f"{SELECT_ROWS_SQL} INDEXED BY calls_open WHERE state = 'open'"
 SELECT_KEYS_SQL: Final = f"SELECT {', '.join(KEY_COLUMNS)} FROM keys ORDER BY created_at_ns, id"  # noqa: S608
 INSERT_KEY_SQL: Final = f"INSERT INTO keys ({', '.join(KEY_COLUMNS)}) VALUES ({', '.join('?' * len(KEY_COLUMNS))})"  # noqa: S608
 
@@ -140,10 +142,16 @@ def settle_one(db: apsw.Connection, values: tuple[Any, ...]) -> None:
         raise SettlementConflict("This call was settled already, with other figures.", hint="The first ones stay.")
 
 
-def read_rows(db: apsw.Connection, where: str, parameters: tuple[Any, ...] = ()) -> list[LedgerRow]:
-    """Rows of the ledger that meet a condition (constant SQL with `?` in it), oldest first."""
-    found = db.execute(f"{SELECT_ROWS_SQL} WHERE {where} ORDER BY started_at_ns, id", parameters)
-    return [_as(LedgerRow, ROW_COLUMNS, row) for row in found]
+def read_open_rows(db: apsw.Connection) -> list[LedgerRow]:
+    """Rows that are not settled, oldest first."""
+    rows = [_as(LedgerRow, ROW_COLUMNS, row) for row in db.execute(OPEN_ROWS_SQL)]
+    return sorted(rows, key=lambda row: (row.started_at_ns, row.id))
+
+
+def read_row(db: apsw.Connection, call_id: str) -> LedgerRow | None:
+    """The row of one call."""
+    row = db.execute(f"{SELECT_ROWS_SQL} WHERE id = ?", (call_id,)).fetchone()
+    return None if row is None else _as(LedgerRow, ROW_COLUMNS, row)
 
 
 def read_keys(db: apsw.Connection) -> list[Key]:

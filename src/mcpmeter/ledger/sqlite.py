@@ -17,7 +17,7 @@ import apsw
 from mcpmeter.errors import LedgerUnavailable
 from mcpmeter.ledger.connection import default_ledger_path
 from mcpmeter.ledger.migrations import transaction
-from mcpmeter.ledger.rows import insert_key, read_keys, read_rows
+from mcpmeter.ledger.rows import insert_key, read_keys, read_open_rows
 from mcpmeter.ledger.store import OnCommit
 from mcpmeter.ledger.writer import Answers, Errand, Opening, Settling, Writer, fail, resolve
 from mcpmeter.records import Call, Key, LedgerRow, Settlement
@@ -73,7 +73,7 @@ class SqliteStore:
 
     async def left_open(self) -> Sequence[LedgerRow]:
         """Rows that an earlier life opened and never settled, oldest first. `settle` settles them like any other."""
-        rows = await self._run(lambda db: read_rows(db, "state = 'open'"))
+        rows = await self._run(read_open_rows)
         mine = self._accepting().open_ids
         return [row for row in rows if row.id not in mine]
 

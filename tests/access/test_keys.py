@@ -1,0 +1,134 @@
+"""A key opens the door only as a whole, only while it stands, and is never seen again."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mcpmeter.access.keys import KeyRing, key_from_config, new_key
+from mcpmeter.errors import ConfigInvalid, NotAuthenticated
+
+STRONG = "pk-7Rq2vX9bLw4TnZ8mKs1HdJ6yCf3Ga5Ue"
+
+
+def test_a_new_key_has_256_random_bits_beyond_what_is_shown_of_it():
+    secret, key = new_key("notebook", "research", 5)
+    assert secret.startswith("mk_")
+    hidden = secret[len(key.prefix) :]
+    assert len(hidden) * 6 >= 250
+    assert len(base64.urlsafe_b64decode(secret[3:])) * 8 >= 256
+    assert key.prefix == secret[:9]
+    assert (key.name, key.team, key.created_at_ns, key.revoked_at_ns) == ("notebook", "research", 5, None)
+    assert key.sha256 == hashlib.sha256(secret.encode()).hexdigest()
+    assert secret[9:] not in repr(key)
+
+
+def test_no_two_keys_are_alike():
+    made = [new_key("n", "t", 1) for _ in range(200)]
+    assert len({secret for secret, _ in made}) == len({key.id for _, key in made}) == 200
+
+
+def test_each_secret_identifies_its_own_key():
+    made = [new_key(f"n{place}", "t", 1) for place in range(20)]
+    ring = KeyRing(key for _, key in made)
+    assert [ring.identify(secret) for secret, _ in made] == [key for _, key in made]
+    assert ring.teams == {"t"}
+    assert not ring.empty
+
+
+@pytest.mark.parametrize("secret", [None, ""])
+def test_no_key_is_told_from_a_wrong_one(secret):
+    with pytest.raises(NotAuthenticated, match="No API key was sent"):
+        KeyRing([new_key("n", "t", 1)[1]]).identify(secret)
+
+
+@given(st.text(st.characters(), max_size=60))
+def test_whatever_is_sent_is_refused_and_never_quoted(sent):
+    secret, key = new_key("n", "t", 1)
+    ring = KeyRing([key])
+    for wrong in (sent, secret[:-1], secret + sent + "x", secret[:20], key.sha256, key.id, secret.upper(), "\ud800"):
+        with pytest.raises(NotAuthenticated) as refused:
+            ring.identify(wrong)
+        assert len(wrong) < 8 or wrong not in str(refused.value)
+
+
+def test_a_revoked_key_is_refused():
+    secret, key = new_key("n", "t", 1)
+    with pytest.raises(NotAuthenticated, match="revoked"):
+        KeyRing([msgspec.structs.replace(key, revoked_at_ns=2)]).identify(secret)
+
+
+def test_revoking_the_last_key_does_not_open_the_door():
+    assert KeyRing([]).empty
+    assert not KeyRing([msgspec.structs.replace(new_key("n", "t", 1)[1], revoked_at_ns=2)]).empty
+
+
+def test_keys_that_clash_are_refused():
+    first = key_from_config(name="a", team="t", secret=STRONG)
+    with pytest.raises(ConfigInvalid, match=r"'a' .*'b'"):
+        KeyRing([first, key_from_config(name="b", team="t", secret=STRONG)])
+    with pytest.raises(ConfigInvalid, match="'a'"):
+        KeyRing([first, key_from_config(name="a", team="t", secret=STRONG[::-1])])
+    assert KeyRing([first, first]).identify(STRONG) == first
+
+
+def test_a_configured_key_is_the_same_by_secret_and_by_hash():
+    by_secret = key_from_config(name="a", team="t", secret=STRONG)
+    by_hash = key_from_config(name="a", team="t", sha256=hashlib.sha256(STRONG.encode()).hexdigest().upper())
+    assert by_hash == msgspec.structs.replace(by_secret, prefix="")
+    assert KeyRing([by_hash]).identify(STRONG).team == "t"
+
+
+def test_a_configured_key_keeps_its_id_when_its_secret_changes():
+    first = key_from_config(name="a", team="t", secret=STRONG)
+    assert key_from_config(name="a", team="t", secret=STRONG[::-1]).id == first.id
+    assert key_from_config(name="a", team="u", secret=STRONG).id != first.id
+
+
+def test_what_keys_create_makes_is_strong_enough_for_configuration():
+    for _ in range(500):
+        secret, key = new_key("n", "t", 1)
+        assert key_from_config(name="n", team="t", secret=secret).sha256 == key.sha256
+
+
+@pytest.mark.parametrize(
+    ("secret", "why"),
+    [
+        ("", "shorter than 32"),
+        ("sk-1234", "shorter than 32"),
+        (STRONG[:31], "shorter than 32"),
+        ("changeme-changeme-changeme-changeme", "example"),
+        ("sk-1234567890abcdefghijklmnopqrstuvwx", "example"),
+        ("Your-API-key-goes-here-0a9b8c7d6e5f4", "example"),
+        ("a" * 64, "too few different"),
+        ("ab12" * 16, "too few different"),
+        ("7Rq2vX9bLw4TnZ8mKs1HdJ6yCf3Ga5Ue\n", "header cannot carry"),
+        ("7Rq2vX9bLw4TnZ8m Ks1HdJ6yCf3Ga5Ue", "header cannot carry"),
+        ("7Rq2vX9bLw4TnZ8mKs1HdJ6yCf3Ga5Ué", "header cannot carry"),
+    ],
+)
+def test_weak_and_well_known_secrets_are_refused_without_being_quoted(secret, why):
+    with pytest.raises(ConfigInvalid, match=why) as refused:
+        key_from_config(name="backend", team="t", secret=secret)
+    assert "'backend'" in str(refused.value)
+    assert not secret or secret not in str(refused.value)
+
+
+@pytest.mark.parametrize("given_", [{}, {"secret": STRONG, "sha256": "0" * 64}, {"sha256": "abc"}, {"sha256": ""}])
+def test_a_configured_key_needs_one_usable_secret_or_hash(given_):
+    with pytest.raises(ConfigInvalid):
+        key_from_config(name="a", team="t", **given_)
+
+
+@pytest.mark.parametrize("name", ["", " ", "-a", "a\n", "\ud800", "x" * 65, "a\x1b[31m", "équipe"])
+def test_names_that_would_break_a_label_or_a_terminal_are_refused(name):
+    for arguments in ((name, "t"), ("n", name)):
+        with pytest.raises(ConfigInvalid) as refused:
+            new_key(*arguments, 1)
+        assert str(refused.value).isascii()
+        assert str(refused.value).isprintable()

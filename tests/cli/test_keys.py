@@ -1,0 +1,137 @@
+"""`mcpmeter keys`: shown once, listed without the secret, revoked while a service runs."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+
+import pytest
+
+from mcpmeter.access.keys import KeyRing
+from mcpmeter.cli._group import run
+from mcpmeter.errors import NotAuthenticated
+from mcpmeter.ledger.connection import open_for_writing
+from mcpmeter.ledger.sqlite import SqliteStore
+
+
+@pytest.fixture(autouse=True)
+def ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    path = tmp_path / "state" / "ledger.db"
+    monkeypatch.setenv("MCPMETER_LEDGER", str(path))
+    return path
+
+
+@pytest.fixture
+def create(capsys):
+    def create(*arguments: str) -> dict[str, str]:
+        assert run(["keys", "create", "--name", "notebook", "--team", "research", "--json", *arguments]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    return create
+
+
+def test_the_key_alone_goes_to_standard_output_and_is_kept_only_as_a_hash(capsys, ledger):
+    assert run(["keys", "create", "--name", "notebook", "--team", "research"]) == 0
+    out, err = capsys.readouterr()
+    secret = out.removesuffix("\n")
+    assert secret.startswith("mk_")
+    assert "\n" not in secret
+    assert secret not in err
+    assert "shown only now" in err
+    files = b"".join(file.read_bytes() for file in ledger.parent.iterdir())
+    assert secret.encode() not in files
+
+
+def test_list_shows_every_key_without_its_secret(capsys, create):
+    first, second = create(), create()
+    assert run(["keys", "revoke", first["id"]]) == 0
+    assert f"Revoked {first['id']} (notebook, team research)" in capsys.readouterr().out
+    assert run(["keys", "list", "--json"]) == 0
+    text = capsys.readouterr().out
+    listed = {key["id"]: key for key in json.loads(text)}
+    assert set(listed) == {first["id"], second["id"]}
+    assert listed[first["id"]]["revoked_at"] is not None
+    assert listed[second["id"]]["revoked_at"] is None
+    assert first["key"] not in text
+
+    assert run(["keys", "list"]) == 0
+    table = capsys.readouterr().out
+    assert first["id"] in table
+    assert second["prefix"] in table
+    assert second["key"] not in table
+
+
+def test_revoking_twice_keeps_the_first_time(capsys, create):
+    key = create()
+    answers = []
+    for _ in range(2):
+        assert run(["keys", "revoke", key["id"], "--json"]) == 0
+        answers.append(json.loads(capsys.readouterr().out))
+    assert answers[0] == answers[1]
+    assert answers[0]["revoked_at"]
+
+
+def test_an_unknown_id_and_a_missing_ledger_are_one_line_each_and_make_nothing(capsys, create, ledger):
+    for arguments in (["keys", "list"], ["keys", "revoke", "key_000000000000"]):
+        assert run(arguments) == 1
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert err.count("\n") == 1
+        assert "There is no ledger at" in err
+    assert not ledger.parent.exists()
+    create()
+    assert run(["keys", "revoke", "key_\x1b[31m"]) == 1
+    err = capsys.readouterr().err
+    assert "has no key with the ID" in err
+    assert "mcpmeter keys list" in err
+    assert "\x1b" not in err
+
+
+def test_an_unusable_name_is_refused_in_one_line(capsys):
+    assert run(["keys", "create", "--name", "n", "--team", "a\nb"]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("mcpmeter: 'a\\nb' cannot be the team.")
+    assert err.count("\n") == 1
+
+
+def test_the_option_names_another_ledger(capsys, tmp_path, create):
+    create("--ledger", str(tmp_path / "other.db"))
+    assert run(["keys", "list", "--json", "--ledger", str(tmp_path / "other.db")]) == 0
+    assert len(json.loads(capsys.readouterr().out)) == 1
+
+
+def test_an_empty_list_says_how_to_make_a_key(capsys, ledger):
+    open_for_writing(ledger).close()
+    assert run(["keys", "list"]) == 0
+    assert "mcpmeter keys create --name" in capsys.readouterr().err
+    assert run(["keys", "list", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == []
+
+
+async def test_keys_are_created_and_revoked_under_a_running_service(ledger, create, make_ring):
+    store = SqliteStore(ledger)
+    await store.start()
+    assert (await make_ring(store)).empty
+    created = await asyncio.to_thread(create)
+    assert await store.keys_changed()
+    assert (await make_ring(store)).identify(created["key"]).team == "research"
+    assert await asyncio.to_thread(run, ["keys", "revoke", created["id"]]) == 0
+    assert await store.keys_changed()
+    with pytest.raises(NotAuthenticated):
+        (await make_ring(store)).identify(created["key"])
+    await store.close()
+
+
+@pytest.fixture
+def make_ring():
+    async def make(store: SqliteStore) -> KeyRing:
+        return KeyRing(await store.keys())
+
+    return make
+
+
+@pytest.mark.parametrize("command", ["create", "list", "revoke"])
+def test_help_shows_an_example(capsys, command):
+    assert run(["keys", command, "--help"]) == 0
+    assert f"mcpmeter keys {command}" in capsys.readouterr().out.split("Example:")[1]

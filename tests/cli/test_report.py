@@ -1,0 +1,160 @@
+"""`mcpmeter report`: exact dollars from integers, for people, programs and spreadsheets."""
+
+from __future__ import annotations
+
+import asyncio
+import csv
+import io
+import json
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mcpmeter.cli._group import run
+from mcpmeter.cli.report import usd
+from mcpmeter.ledger.sqlite import SqliteStore
+from mcpmeter.records import Call, Charge, LlmTarget, Settlement, Usage
+
+NOON_NS = int(datetime(2026, 11, 2, 12, tzinfo=UTC).timestamp()) * 10**9
+DAY_NS = 86_400 * 10**9
+
+
+@pytest.fixture(autouse=True)
+def ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    path = tmp_path / "ledger.db"
+    monkeypatch.setenv("MCPMETER_LEDGER", str(path))
+    return path
+
+
+@pytest.fixture
+def write(ledger: Path) -> Callable[..., None]:
+    """Settled calls, each (team, model, day after 2026-11-02, nano-dollars or None)."""
+
+    async def write_all(calls: tuple[tuple[str, str, int, int | None], ...]) -> None:
+        store = SqliteStore(ledger)
+        await store.start()
+        for place, (team, model, day, nanousd) in enumerate(calls):
+            call = Call(
+                id=f"call_{place}",
+                started_at_ns=NOON_NS + day * DAY_NS,
+                endpoint="/v1/chat/completions",
+                method="POST",
+                team=team,
+                llm=LlmTarget(provider="holysheep", model=model),
+            )
+            await store.open(call)
+            charge = Charge() if nanousd is None else Charge(nanousd=nanousd, source="listed")
+            usage = Usage(prompt_tokens=10, completion_tokens=20, source="reported")
+            await store.settle(
+                Settlement(call=call, ended_at_ns=1, duration_ns=1, status="200", usage=usage, charge=charge)
+            )
+        await store.close()
+
+    return lambda *calls: asyncio.run(write_all(calls))
+
+
+def test_sums_are_exact_to_the_nano_dollar(write, capsys):
+    write(("a", "m", 0, 1), ("a", "m", 0, 1_000_000_000), ("b", "m", 0, 270), ("b", "n", 0, None))
+    assert run(["report", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["by"] == ["team", "model"]
+    assert [(row["team"], row["model"], row["calls"], row["cost_usd"]) for row in report["rows"]] == [
+        ("a", "m", 2, "1.000000001"),
+        ("b", "m", 1, "0.00000027"),
+        ("b", "n", 1, "0.00"),
+    ]
+    assert [row["unpriced_calls"] for row in report["rows"]] == [0, 0, 1]
+    assert report["rows"][0]["cost_nanousd"] == 1_000_000_001
+    assert report["rows"][0]["prompt_tokens"] == 20
+
+
+def test_a_period_takes_its_first_day_and_not_its_last(write, capsys):
+    write(*(("a", "m", day, 10**9) for day in range(4)))
+    assert run(["report", "--by", "day", "--since", "2026-11-03", "--until", "2026-11-05", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert [row["day"] for row in report["rows"]] == ["2026-11-03", "2026-11-04"]
+    assert (report["since"], report["until"]) == ("2026-11-03T00:00:00Z", "2026-11-05T00:00:00Z")
+
+
+def test_the_table_has_every_group_and_a_footer_with_the_sum(write, capsys):
+    write(("a", "gpt-4.1", 0, 10**9), ("b", "deepseek-v3.2", 0, 5 * 10**8), ("b", "deepseek-v3.2", 0, 1))
+    assert run(["report"]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines[0][:3] == ["team", "model", "calls"]
+    assert [lines[1][:3], lines[1][-1]] == [["a", "gpt-4.1", "1"], "1.00"]
+    assert [lines[2][:3], lines[2][-1]] == [["b", "deepseek-v3.2", "2"], "0.500000001"]
+    assert [lines[3][:2], lines[3][-1]] == [["total", "3"], "1.500000001"]
+
+
+def test_names_that_callers_choose_reach_neither_the_terminal_nor_a_spreadsheet_as_commands(write, capsys):
+    write(("a", "=HYPERLINK(1)", 0, 1), ("a", "\x1b[31m[red]x[/red]", 0, 1))
+    assert run(["report", "--by", "model"]) == 0
+    table = capsys.readouterr().out
+    assert "\x1b" not in table
+    assert "[red]x[/red]" in table
+    assert run(["report", "--by", "model", "--csv"]) == 0
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert "'=HYPERLINK(1)" in {row["model"] for row in rows}
+
+
+def test_csv_has_a_heading_and_the_same_sums(write, capsys):
+    write(("a", "m", 0, 12_345_678_901), ("b", "m", 0, 1))
+    assert run(["report", "--by", "team", "--csv"]) == 0
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert [(row["team"], row["calls"], row["cost_usd"]) for row in rows] == [
+        ("a", "1", "12.345678901"),
+        ("b", "1", "0.000000001"),
+    ]
+
+
+def test_a_period_without_calls_says_so_and_gives_programs_an_empty_answer(write, capsys):
+    write()
+    assert run(["report"]) == 0
+    out, err = capsys.readouterr()
+    assert (out, err) == ("", "The ledger has no calls in this period.\n")
+    assert run(["report", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["rows"] == []
+
+
+def test_a_missing_ledger_is_one_line_with_what_to_do(capsys):
+    assert run(["report"]) == 1
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert "There is no ledger at" in err
+    assert "mcpmeter serve" in err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--by", "colour"],
+        ["--since", "yesterday"],
+        ["--since", "2026-11-02", "--until", "2026-11-01"],
+        ["--json", "--csv"],
+    ],
+)
+def test_wrong_usage_ends_with_2(capsys, arguments):
+    assert run(["report", *arguments]) == 2
+    assert "Error" in capsys.readouterr().err
+
+
+def test_dates_beyond_what_a_ledger_can_hold_are_no_fault(write, capsys):
+    write(("a", "m", 0, 1))
+    assert run(["report", "--since", "1600-01-01", "--until", "9999-12-31", "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["rows"]) == 1
+
+
+def test_help_shows_an_example(capsys):
+    assert run(["report", "--help"]) == 0
+    assert "mcpmeter report --by team --by model" in capsys.readouterr().out
+
+
+@given(st.integers(0, 2**80))
+def test_dollars_are_written_without_loss(nanousd):
+    whole, _, decimals = usd(nanousd).partition(".")
+    assert int(whole) * 10**9 + int(decimals.ljust(9, "0")) == nanousd
+    assert len(decimals) >= 2

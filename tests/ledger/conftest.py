@@ -1,0 +1,69 @@
+"""Calls and settlements to write down, and a ledger to write them into."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mcpmeter.ledger.sqlite import SqliteStore
+from mcpmeter.records import Call, Charge, LlmTarget, Settlement, Usage
+
+STARTED_AT_NS = 1_793_534_400_000_000_000  # 2026-11-01T12:00:00Z
+
+
+@pytest.fixture(scope="session")
+def make_call() -> Callable[..., Call]:
+    numbers = itertools.count()
+
+    def make(**changes: Any) -> Call:
+        llm = {
+            "provider": "holysheep",
+            "model": "deepseek-v3.2",
+            "stream": True,
+            "prompt_tokens_estimate": 11,
+            **{name: changes.pop(name) for name in ("provider", "model", "operation") if name in changes},
+        }
+        defaults = {
+            "id": f"call_{next(numbers):012x}",
+            "started_at_ns": STARTED_AT_NS,
+            "endpoint": "/v1/chat/completions",
+            "method": "POST",
+            "team": "research",
+            "key_id": "key_0123456789ab",
+            "llm": LlmTarget(**llm),
+        }
+        return Call(**{**defaults, **changes})
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_settlement() -> Callable[..., Settlement]:
+    def make(call: Call, *, tokens: int = 7, nanousd: int = 1_890, **changes: Any) -> Settlement:
+        defaults = {
+            "ended_at_ns": STARTED_AT_NS + 5,
+            "duration_ns": 5,
+            "status": "200",
+            "usage": Usage(prompt_tokens=tokens, completion_tokens=2 * tokens, source="reported"),
+            "charge": Charge(nanousd=nanousd, source="listed", price_list="holysheep 2026-11-01"),
+        }
+        return Settlement(call=call, **{**defaults, **changes})
+
+    return make
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "state" / "ledger.db"
+
+
+@pytest.fixture
+async def store(path: Path) -> AsyncIterator[SqliteStore]:
+    store = SqliteStore(path)
+    await store.start()
+    yield store
+    await store.close()

@@ -1,0 +1,109 @@
+"""Whatever a settlement holds, every waiter gets an answer and the writer lives on."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mcpmeter.errors import ServiceFault
+from mcpmeter.ledger.reports import find_call, totals
+from mcpmeter.ledger.sqlite import SqliteStore
+from mcpmeter.records import Call, Charge, LlmTarget, Settlement, Usage
+
+NUMBERS = st.one_of(
+    st.integers(0, 10**6),
+    st.integers(-(2**70), 2**70),
+    st.sampled_from([2**63 - 1, 2**63, -(2**63), -1]),
+    st.floats(),
+    st.booleans(),
+    st.none(),
+    st.text(max_size=5),
+)
+TEXTS = st.one_of(
+    st.text(st.characters(), max_size=20),
+    st.sampled_from(["\ud800", "a\x00b", "", "ok", "open", "'; DROP TABLE calls; --"]),
+    st.binary(max_size=4),
+    st.integers(),
+    st.none(),
+)
+USAGES = st.none() | st.builds(
+    Usage, **dict.fromkeys(("prompt_tokens", "completion_tokens", "reasoning_tokens"), NUMBERS), source=TEXTS
+)
+CHARGES = st.none() | st.builds(Charge, nanousd=NUMBERS, source=TEXTS, price_list=TEXTS, reported_nanousd=NUMBERS)
+TARGETS = st.none() | st.builds(LlmTarget, provider=TEXTS, model=TEXTS, stream=NUMBERS, prompt_tokens_estimate=NUMBERS)
+CALLS = st.builds(
+    Call, id=TEXTS, started_at_ns=NUMBERS, endpoint=TEXTS, method=TEXTS, team=TEXTS, key_id=TEXTS, llm=TARGETS
+)
+SETTLED = {
+    "ended_at_ns": NUMBERS,
+    "duration_ns": NUMBERS,
+    "status": TEXTS,
+    "outcome": st.sampled_from(["ok", "error", "partial", "recovered", "great", "", None]),
+    "error_type": TEXTS,
+    "usage": USAGES,
+    "charge": CHARGES,
+    "response_model": TEXTS,
+    "upstream_status": NUMBERS,
+    "chunks": NUMBERS,
+}
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]:
+    path = tmp_path_factory.mktemp("hostile") / "ledger.db"
+    with asyncio.Runner() as runner:
+        store = SqliteStore(path)
+        runner.run(store.start())
+        yield SimpleNamespace(run=runner.run, store=store, path=path)
+        runner.run(store.close())
+
+
+@settings(deadline=None, max_examples=150)
+@given(hostile=st.lists(st.tuples(CALLS, st.fixed_dictionaries(SETTLED)), min_size=1, max_size=6))
+def test_every_future_ends_and_good_rows_are_kept_beside_hostile_ones(service, make_call, make_settlement, hostile):
+    good = make_call()
+
+    async def serve() -> list[object]:
+        store = service.store
+        futures = [store.open(good)]
+        for call, settled in hostile:
+            futures += [store.open(call), store.settle(Settlement(call=call, **settled))]
+        futures.append(store.settle(make_settlement(good)))
+        first, *answers, last = await asyncio.wait_for(asyncio.gather(*futures, return_exceptions=True), 20)
+        assert first is None
+        assert last is None
+        return answers
+
+    answers = service.run(serve())
+    assert all(answer is None or isinstance(answer, ServiceFault) for answer in answers)
+    assert find_call(service.path, good.id).state == "settled"
+    assert service.store.healthy
+
+
+@settings(deadline=None, max_examples=60)
+@given(changed=st.fixed_dictionaries({}, optional=SETTLED))
+def test_a_settlement_that_was_kept_can_be_replayed_and_one_that_was_refused_leaves_the_row_open(
+    service, make_call, make_settlement, changed
+):
+    call = make_call()
+    settlement = make_settlement(call, **changed)
+
+    async def serve() -> None:
+        await service.store.open(call)
+        try:
+            await service.store.settle(settlement)
+        except ServiceFault:
+            assert find_call(service.path, call.id).state == "open"
+        else:
+            assert find_call(service.path, call.id).state == "settled"
+            await service.store.settle(settlement)
+
+    service.run(serve())
+    # Whatever was kept, reports can still be made of it.
+    for by in ("team", "model", "provider", "key", "day", "outcome"):
+        assert totals(service.path, by=[by])

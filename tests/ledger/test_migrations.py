@@ -1,0 +1,111 @@
+"""Tables come by named steps, once each; a ledger of a newer program is not touched."""
+
+from __future__ import annotations
+
+import apsw
+import pytest
+
+from mcpmeter.errors import LedgerNotUsable
+from mcpmeter.ledger import migrations
+from mcpmeter.ledger.connection import open_for_reading, open_for_writing
+from mcpmeter.ledger.migrations import MIGRATIONS, Migration
+from mcpmeter.ledger.rows import OPEN_COLUMNS, SETTLED_COLUMNS
+from mcpmeter.records import Key, LedgerRow
+
+
+def columns(db: apsw.Connection, table: str) -> tuple[str, ...]:
+    return tuple(row[0] for row in db.execute("SELECT name FROM pragma_table_info(?)", (table,)))
+
+
+def test_the_tables_hold_exactly_what_the_records_hold(tmp_path):
+    db = open_for_writing(tmp_path / "ledger.db")
+    assert columns(db, "calls") == LedgerRow.__struct_fields__
+    assert columns(db, "keys") == Key.__struct_fields__
+    db.close()
+
+
+def test_every_column_is_written_by_opening_or_by_settling_and_by_one_of_them_only():
+    assert sorted([*OPEN_COLUMNS, *SETTLED_COLUMNS, "state"]) == sorted(LedgerRow.__struct_fields__)
+
+
+def test_every_table_is_strict(tmp_path):
+    db = open_for_writing(tmp_path / "ledger.db")
+    tables = dict(
+        db.execute("SELECT name, strict FROM pragma_table_list WHERE schema = 'main' AND name NOT LIKE 'sqlite_%'")
+    )
+    assert tables == {"calls": 1, "keys": 1, "migrations": 1, "probe": 1}
+    db.close()
+
+
+@pytest.mark.parametrize(
+    "name", [n for n in LedgerRow.__struct_fields__ if n.endswith(("_ns", "tokens", "nanousd", "chunks"))]
+)
+def test_no_figure_may_be_negative(tmp_path, name):
+    db = open_for_writing(tmp_path / "ledger.db")
+    settled = {"state": "settled", "outcome": "ok", "ended_at_ns": 1}
+    row = {
+        column: 0 if column in ("started_at_ns", "stream", "prompt_tokens_estimate") else "x" for column in OPEN_COLUMNS
+    }
+
+    def insert(values: dict[str, object]) -> None:
+        places = ", ".join(f":{column}" for column in values)
+        db.execute(f"INSERT OR REPLACE INTO calls ({', '.join(values)}) VALUES ({places})", values)
+
+    insert({**row, **settled, name: 2**63 - 1})
+    with pytest.raises(apsw.ConstraintError, match=f"{name} >= 0"):
+        insert({**row, **settled, name: -1})
+    db.close()
+
+
+def test_steps_run_once_and_are_kept_with_their_time(tmp_path):
+    path = tmp_path / "ledger.db"
+    open_for_writing(path).close()
+    db = open_for_writing(path)
+    [(name, applied_at_ns)] = list(db.execute("SELECT name, applied_at_ns FROM migrations"))
+    assert name == MIGRATIONS[0].name
+    assert applied_at_ns > 1_700_000_000_000_000_000
+    db.close()
+
+
+def test_a_new_step_runs_on_an_old_ledger_and_readers_ask_for_it_first(tmp_path, monkeypatch):
+    path = tmp_path / "ledger.db"
+    open_for_writing(path).close()
+    monkeypatch.setattr(
+        migrations, "MIGRATIONS", (*MIGRATIONS, Migration("0002_test", "CREATE TABLE more (x INTEGER) STRICT"))
+    )
+    with pytest.raises(LedgerNotUsable, match="older mcpmeter"):
+        open_for_reading(path)
+    db = open_for_writing(path)
+    assert columns(db, "more") == ("x",)
+    db.close()
+    open_for_reading(path).close()
+
+
+def test_a_step_that_fails_leaves_nothing_of_itself(tmp_path, monkeypatch):
+    path = tmp_path / "ledger.db"
+    broken = Migration("0002_test", "CREATE TABLE more (x INTEGER) STRICT; INSERT INTO nowhere VALUES (1)")
+    monkeypatch.setattr(migrations, "MIGRATIONS", (*MIGRATIONS, broken))
+    with pytest.raises(LedgerNotUsable, match="nowhere"):
+        open_for_writing(path)
+    monkeypatch.undo()
+    db = open_for_writing(path)
+    assert columns(db, "more") == ()
+    db.close()
+
+
+@pytest.mark.parametrize("opening", [open_for_writing, open_for_reading])
+def test_a_ledger_of_a_newer_program_is_refused(tmp_path, opening):
+    path = tmp_path / "ledger.db"
+    db = open_for_writing(path)
+    db.execute("INSERT INTO migrations VALUES ('0999_from_the_future', 1)")
+    db.close()
+    with pytest.raises(
+        LedgerNotUsable, match=r"newer mcpmeter .*0999_from_the_future.* pip install --upgrade mcpmeter"
+    ):
+        opening(path)
+
+
+def test_names_are_numbered_in_order_and_unique():
+    names = [step.name for step in MIGRATIONS]
+    assert names == sorted(set(names))
+    assert [int(name[:4]) for name in names] == list(range(1, len(names) + 1))
