@@ -27,7 +27,9 @@ def run(folder: Path, *command: str) -> str:
 def test_examples_that_are_tests_pass_under_pytest(tmp_path):
     for number, example in enumerate(TESTS):
         (tmp_path / f"test_example_{number}.py").write_text(example)
-    (tmp_path / "pytest.ini").write_text("[pytest]\nfilterwarnings = error\n")
+    (tmp_path / "pytest.ini").write_text(
+        "[pytest]\nfilterwarnings = error\nasyncio_default_fixture_loop_scope = function\n"
+    )
     shown = run(tmp_path, "-m", "pytest", "-q", "-p", "no:cacheprovider")
     assert "3 passed" in shown
 

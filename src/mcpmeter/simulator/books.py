@@ -72,7 +72,7 @@ class _Sums:
 
 
 class Books:
-    """Records of the last `keep_calls` calls (42 bytes each) and totals of all of them; 0 keeps totals only.
+    """Records of the last `keep_calls` calls (41 bytes each) and totals of all of them; 0 keeps totals only.
 
     A call is booked before its last byte is handed to the connection: whoever has read an answer finds it here.
     """
@@ -96,6 +96,7 @@ class Books:
         self._open += 1
         ordinal = self._next_ordinal
         self._next_ordinal += 1
+        self._wake()
         return OpenCall(self, ordinal, self._index_of(model), stream, FAULT_NAMES.index(fault))
 
     def request_id(self, ordinal: int) -> str:
@@ -140,7 +141,7 @@ class Books:
         self.refused = 0
 
     async def wait_until(self, holds: Callable[[Books], bool], *, timeout_seconds: float = 10.0) -> None:
-        """Wait until the books show what is expected; checked at each booking. Raises `TimeoutError`."""
+        """Wait until the books show what is expected; checked whenever a call begins or ends. Raises `TimeoutError`."""
         changed = asyncio.Event()
         self._waiters.add(changed)
         try:
@@ -175,6 +176,9 @@ class Books:
             place = self._booked % self._keep_calls * _ROW.size
             self._rows[place : place + _ROW.size] = row
             self._booked += 1
+        self._wake()
+
+    def _wake(self) -> None:
         for waiter in self._waiters:
             waiter.set()
 

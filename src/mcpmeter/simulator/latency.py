@@ -11,6 +11,8 @@ import msgspec
 from mcpmeter.errors import ConfigInvalid
 
 NS_PER_MS = 1_000_000
+LARGEST = 1e9
+MAX_SIGMA = 5
 _FORMS = "Write a number, uniform:LOW-HIGH or lognormal:MEDIAN,SIGMA."
 
 
@@ -24,8 +26,10 @@ class Spread(msgspec.Struct, frozen=True):
     """Nothing, the upper end, or sigma (the standard deviation of the logarithm)."""
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.a) and math.isfinite(self.b) and self.a >= 0 and self.b >= 0):
-            raise ConfigInvalid("A distribution needs finite numbers that are not negative.", hint=_FORMS)
+        if not (0 <= self.a <= LARGEST and 0 <= self.b <= (LARGEST if self.kind == "uniform" else MAX_SIGMA)):
+            raise ConfigInvalid(
+                f"A distribution needs numbers from 0 to {LARGEST:.0f} and a sigma of {MAX_SIGMA} at most.", hint=_FORMS
+            )
         if self.kind == "uniform" and self.b < self.a:
             raise ConfigInvalid("The upper end of a uniform distribution is below its lower end.", hint=_FORMS)
 
@@ -70,7 +74,7 @@ class Spread(msgspec.Struct, frozen=True):
             case "uniform":
                 return random.uniform(self.a, self.b)
             case "lognormal":
-                return self.a * math.exp(self.b * random.gauss(0.0, 1.0))
+                return min(LARGEST, self.a * math.exp(self.b * random.gauss(0.0, 1.0)))
 
     def __str__(self) -> str:
         match self.kind:

@@ -1,0 +1,96 @@
+import asyncio
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mcpmeter.simulator.answers import Tally
+from mcpmeter.simulator.books import Books
+
+
+def book(books, model="m", outcome="complete", tally=Tally(3, 5, 1, 2), delivered=3, fault="", at_ns=0):  # noqa: B008
+    call = books.open(model, stream=True, fault=fault)
+    call.book(outcome, tally, delivered=delivered, cancelled_at_ns=at_ns)
+    return call
+
+
+def test_a_record_holds_what_was_booked():
+    books = Books(seed=9)
+    call = book(books, outcome="cancelled", fault="stall", at_ns=17)
+    (record,) = books.calls()
+    assert record.request_id == call.request_id
+    assert (record.model, record.stream, record.outcome, record.fault) == ("m", True, "cancelled", "stall")
+    assert (record.prompt_tokens, record.completion_tokens) == (3, 5)
+    assert (record.cached_tokens, record.reasoning_tokens, record.delivered_tokens) == (1, 2, 3)
+    assert record.cancelled_at_ns == 17
+
+
+def test_a_call_is_booked_once():
+    books = Books()
+    call = book(books)
+    call.book("cancelled", Tally(100, 100), delivered=0)
+    assert books.totals.calls == books.totals.complete == 1
+    assert books.open_calls == 0
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from("abc"), st.sampled_from(["complete", "cancelled", "fault"]), st.integers(0, 99))
+    ),
+    st.integers(0, 5),
+)
+def test_totals_are_right_however_few_records_are_kept(calls, keep):
+    books = Books(keep_calls=keep)
+    for model, outcome, tokens in calls:
+        book(books, model, outcome, Tally(tokens, tokens))
+    assert books.totals.calls == len(calls)
+    assert books.totals.prompt_tokens == sum(tokens for _, _, tokens in calls)
+    for model, totals in books.totals_by_model.items():
+        assert totals.completion_tokens == sum(tokens for name, _, tokens in calls if name == model)
+    kept = list(books.calls())
+    assert [record.ordinal for record in kept] == list(range(len(calls)))[len(calls) - min(keep, len(calls)) :]
+    assert [record.model for record in kept] == [model for model, _, _ in calls][len(calls) - len(kept) :]
+
+
+def test_model_names_beyond_a_thousand_become_other():
+    books = Books(keep_calls=10)
+    for number in range(1100):
+        book(books, f"model-{number}")
+    assert len(books.totals_by_model) == 1000
+    assert books.totals_by_model["other"].calls == 101
+
+
+def test_clearing_forgets_ended_calls_and_keeps_ids_unique():
+    books = Books()
+    before = book(books).request_id
+    still_open = books.open("m", stream=False, fault="")
+    books.clear()
+    assert books.totals.calls == 0
+    assert list(books.calls()) == []
+    still_open.book("complete", Tally(1, 1), delivered=1)
+    assert books.totals.calls == 1
+    assert before != still_open.request_id
+
+
+async def test_waiting_ends_with_the_booking_that_was_waited_for():
+    books = Books()
+    waiting = asyncio.create_task(books.wait_until(lambda b: b.totals.calls == 2))
+    await asyncio.sleep(0)
+    book(books)
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    book(books)
+    await waiting
+
+
+async def test_waiting_in_vain_times_out():
+    with pytest.raises(TimeoutError):
+        await Books().wait_until(lambda b: False, timeout_seconds=0.01)
+
+
+def test_memory_of_records_does_not_grow_beyond_those_kept():
+    books = Books(keep_calls=1000)
+    for _ in range(3000):
+        book(books)
+    assert sys.getsizeof(books._rows) < 100_000

@@ -1,0 +1,23 @@
+from mcpmeter.simulator.draws import Draws
+
+
+def drawn(draws, body):
+    random, nth = draws.of(body)
+    return random.random(), nth
+
+
+def test_draws_depend_on_seed_body_and_count_never_on_order():
+    one, two = Draws(1), Draws(1)
+    first = {(body, n): drawn(one, body) for n in range(3) for body in (b"a", b"b")}
+    second = {(body, n): drawn(two, body) for body in (b"b", b"a") for n in range(3)}
+    assert first == second
+    assert len({value for value, _ in first.values()}) == 6
+    assert drawn(Draws(2), b"a") != first[b"a", 0]
+
+
+def test_memory_of_bodies_is_bounded_and_the_oldest_are_forgotten():
+    draws = Draws(1, bodies_kept=2)
+    for body in (b"a", b"b", b"c"):
+        draws.of(body)
+    assert draws.of(b"c")[1] == 1
+    assert draws.of(b"a")[1] == 0

@@ -1,0 +1,45 @@
+import pytest
+
+from mcpmeter.simulator import Quota
+from mcpmeter.simulator.quota import go_duration
+
+
+class Clock:
+    now_ns = 5_000_000_000
+
+    def __call__(self):
+        return self.now_ns
+
+
+def test_headers_count_down_and_start_anew_with_the_window():
+    clock = Clock()
+    quota = Quota(requests=3, tokens=100, window_seconds=60, clock_ns=clock)
+    quota.admit()
+    quota.spend(30)
+    clock.now_ns += 20_500_000_000
+    headers = quota.headers()
+    assert headers["x-ratelimit-limit-requests"] == "3"
+    assert headers["x-ratelimit-remaining-requests"] == "2"
+    assert headers["x-ratelimit-limit-tokens"] == "100"
+    assert headers["x-ratelimit-remaining-tokens"] == "70"
+    assert headers["x-ratelimit-reset-requests"] == headers["x-ratelimit-reset-tokens"] == "39.5s"
+    clock.now_ns += 60_000_000_000 * 7
+    assert quota.headers()["x-ratelimit-remaining-requests"] == "3"
+    assert quota.headers()["x-ratelimit-reset-requests"] == "39.5s"
+
+
+def test_only_an_enforced_quota_refuses_and_only_until_the_window_ends():
+    clock = Clock()
+    polite = Quota(requests=1, clock_ns=clock)
+    strict = Quota(requests=1, enforce=True, clock_ns=clock)
+    assert [polite.admit(), polite.admit()] == [True, True]
+    assert [strict.admit(), strict.admit()] == [True, False]
+    clock.now_ns += 60_000_000_000
+    assert strict.admit()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0, "0ms"), (0.017, "17ms"), (8.64, "8.64s"), (60, "1m0s"), (3723, "1h2m3s"), (-1, "0ms")]
+)
+def test_durations_are_written_as_openai_writes_them(seconds, text):
+    assert go_duration(seconds) == text

@@ -1,0 +1,44 @@
+import socket
+import threading
+
+import pytest
+from openai import OpenAI
+
+from mcpmeter.errors import PortTaken
+from mcpmeter.simulator import Fault, Simulator, SimulatorThread, run_in_thread
+
+ASK = {"model": "gpt-4.1", "messages": [{"role": "user", "content": "Hello"}]}
+
+
+def test_a_program_without_a_loop_talks_to_it_and_reads_its_books():
+    with run_in_thread(seed=1) as sim, OpenAI(base_url=sim.base_url, api_key="none") as client:
+        answer = client.chat.completions.create(**ASK)
+        sim.wait_until(lambda books: books.totals.complete == 1)
+        assert sim.books.totals.completion_tokens == answer.usage.completion_tokens
+    assert "mcpmeter-simulator" not in [thread.name for thread in threading.enumerate()]
+
+
+def test_a_cancelled_call_can_be_waited_for():
+    with (
+        SimulatorThread(Simulator(faults=[Fault(stall="body")])) as sim,
+        OpenAI(base_url=sim.base_url, api_key="none") as client,
+    ):
+        stream = client.chat.completions.create(**ASK, stream=True)
+        next(iter(stream))
+        stream.close()
+        sim.wait_until(lambda books: books.totals.cancelled == 1)
+
+
+def test_what_start_raises_is_raised_to_the_caller():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        with pytest.raises(PortTaken):
+            run_in_thread(port=taken.getsockname()[1]).__enter__()
+    assert "mcpmeter-simulator" not in [thread.name for thread in threading.enumerate()]
+
+
+def test_two_simulators_do_not_touch():
+    with run_in_thread(seed=1) as one, run_in_thread(seed=2) as two:
+        assert one.url != two.url
+        with OpenAI(base_url=one.base_url, api_key="none") as client:
+            client.chat.completions.create(**ASK)
+        assert (one.books.totals.calls, two.books.totals.calls) == (1, 0)

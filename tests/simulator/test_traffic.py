@@ -1,0 +1,77 @@
+"""The traffic is tried against the simulator itself, which takes the place of a relay."""
+
+import asyncio
+
+from aiohttp import web
+
+from mcpmeter.simulator import Simulator
+from mcpmeter.simulator.traffic import MIX, steady
+
+
+async def run_until(books, holds, base_url, **options):
+    stop = asyncio.Event()
+    keys = {"search": "sk-search", "docs": None}
+    traffic = asyncio.create_task(
+        steady(base_url, keys, models=["gpt-4.1", "deepseek-v3.2"], stop=stop, seed=1, **options)
+    )
+    await books.wait_until(holds)
+    stop.set()
+    return await traffic
+
+
+async def test_the_mix_has_every_kind_and_both_teams_and_its_counts_add_up():
+    async with Simulator(seed=1) as sim:
+        counts = await run_until(
+            sim.books, lambda books: books.totals.calls >= 150 and books.totals.cancelled, sim.url, per_second=200
+        )
+        totals = sim.books.totals
+    assert set(counts.by_kind) == {kind.name for kind in MIX}
+    assert set(counts.by_team) == {"search", "docs"}
+    assert sum(counts.by_kind.values()) == counts.sent
+    ended = counts.ok + counts.refused + counts.failed + counts.left + counts.broken + counts.unreachable
+    assert 0 <= counts.sent - ended <= 32
+    assert min(counts.ok, counts.refused, counts.failed, counts.broken) > 0
+    assert totals.cancelled >= counts.left > 0
+
+
+async def test_a_key_is_sent_for_the_team_that_has_one_and_none_for_the_other():
+    seen = set()
+    enough = asyncio.Event()
+
+    async def answer(request: web.BaseRequest) -> web.Response:
+        seen.add((request.path, request.headers.get("Authorization")))
+        if len(seen) == 4:
+            enough.set()
+        return web.Response(text="{}")
+
+    runner = web.ServerRunner(web.Server(answer))
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    host, port = runner.addresses[0]
+    traffic = asyncio.create_task(
+        steady(f"http://{host}:{port}", {"a": "sk-a", "b": None}, models=["m"], per_second=500, stop=enough, seed=3)
+    )
+    await traffic
+    await runner.cleanup()
+    paths = ("/v1/chat/completions", "/mcp/chat")
+    assert seen == {(path, key) for path in paths for key in ("Bearer sk-a", None)}
+
+
+async def test_a_target_that_is_not_there_is_counted_and_not_raised():
+    async with Simulator() as sim:
+        url = sim.url
+    stop = asyncio.Event()
+    traffic = asyncio.create_task(steady(url, {"a": None}, models=["m"], per_second=500, stop=stop))
+    asyncio.get_running_loop().call_later(0.1, stop.set)
+    counts = await traffic
+    assert counts.unreachable > 0
+    assert counts.ok == 0
+
+
+async def test_stopping_breaks_off_what_is_under_way():
+    async with Simulator() as sim:
+        sim.plan = type(sim.plan)(first_byte=type(sim.plan.first_byte).fixed(60_000))
+        counts = await run_until(sim.books, lambda books: books.open_calls >= 5, sim.url, per_second=500)
+        await sim.books.wait_until(lambda books: books.open_calls == 0)
+    assert counts.sent >= 5
