@@ -20,8 +20,9 @@ help: ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(firstword $(MAKEFILE_LIST)) | while IFS='|' read -r name text; do printf '  %-12s %s\n' "$$name" "$$text"; done
 
 install: $(SERVER_STAMP) ## make .venv and put the product into it, as .venv/bin/mcpmeter
+	@echo "mcpmeter: $(BIN)/mcpmeter is ready"
 
-run: install ## watch it work: mcpmeter demo; needs no key and no network (ARGS="--port 9000")
+run: $(SERVER_STAMP) ## watch it work: mcpmeter demo; needs no key and no network (ARGS="--port 9000")
 	@$(BIN)/mcpmeter demo $(ARGS)
 
 test: $(DEV_STAMP) ## all tests; installs what they need, Debian's prometheus too (ARGS="-k ledger")
@@ -78,7 +79,6 @@ $(SERVER_STAMP): $(VENV_STAMP) $(PINS)
 	@echo "mcpmeter: installing the product into $(VENV) (about 20 s)"
 	@$(PIP) -e '.[server]' -c constraints.txt
 	@touch $@
-	@echo "mcpmeter: installed as $(BIN)/mcpmeter"
 
 # After the product and never beside it: two pips in one environment, as under make -j, break each other.
 $(DEV_STAMP): $(SERVER_STAMP)

@@ -30,7 +30,7 @@ def machine() -> str:
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
     return (
         f"{today}, {os.cpu_count()} cores ({platform.machine()}), Linux {platform.release().partition('-')[0]}, "
-        f"Python {platform.python_version()}, nginx {nginx}"
+        f"Python {platform.python_version()}, nginx {nginx}, load average before the run {os.getloadavg()[0]:.1f}"
     )
 
 
@@ -136,13 +136,15 @@ def _kept_by_hand(path: Path) -> str:
 
 
 METHOD = (
-    "`make bench` starts one server at a time on a core of its own. `wrk` and the upstream share another core; the upstream",
-    "is nginx with a fixed chat answer of 700 bytes, and the row *direct* shows what those two can do together. Each call is",
-    "a POST of a chat request of 570 bytes over a kept connection. A round is: start, one call whose answer must equal the",
-    "upstream's, a second of warm-up, a burst at 32 and one at 128 connections, and two seconds over one connection for the",
-    "latency; the guide's bursts are three times as long, or most of its 128 connections would not see an answer. A single",
-    "answer that is not a 2xx, or one broken connection, and the run is void. After each round the relay must show on",
-    "`/metrics`, and settled in its ledger, every call that `wrk` saw answered. CPU is user and system time of the server's",
-    "processes from `/proc`. The relay meters, prices and writes each call to the ledger, with an open and a settled row that",
-    "are both on disk (`synchronous=FULL`) before the client has its whole answer; nginx and the guide's way write nothing.",
+    "`make bench` starts one server at a time on a core of its own. `wrk` and the upstream share another core; the",
+    "upstream is nginx with a fixed chat answer of 700 bytes, and the row *direct* shows what those two can do",
+    "together. Each call is a POST of a chat request of 570 bytes over a kept connection. A round is: start, one",
+    "call whose answer must equal the upstream's, a second of warm-up, a burst at 32 and one at 128 connections,",
+    "and two seconds over one connection for the latency; for the guide's way all of them are three times as long,",
+    "or most of its 128 connections would not see an answer. A single answer that is not a 2xx, or one broken",
+    "connection, and the run is void. After each round the relay must show on `/metrics`, and settled in its",
+    "ledger, every call that `wrk` saw answered. CPU is user and system time of the server's processes from",
+    "`/proc`. The relay meters, prices and writes each call to the ledger, with an open and a settled row that are",
+    "both on disk (`synchronous=FULL`) before the client has its whole answer; nginx and the guide's way write",
+    "nothing.",
 )

@@ -68,7 +68,7 @@ class Bench:
 
     def _measure(self, server: Server, peer: Peer, results: Results) -> int:
         ask_once(server, peer.path)
-        calls = 1 + press(server, peer.path, connections=32, seconds=1, core=self.load_core).calls
+        calls = 1 + press(server, peer.path, connections=32, seconds=peer.patience, core=self.load_core).calls
         for connections, seconds in [*((c, self.seconds) for c in CONNECTIONS), (1, 2)]:
             server.wait_until_idle()
             length = seconds * peer.patience
@@ -87,12 +87,12 @@ class Bench:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print, and write docs/performance.md when every peer took part. Exit code 1: no honest figures."""
     options = _options(arguments)
+    machine = report.machine()
     try:
         results = measure([PEERS[name] for name in options.peers], rounds=options.rounds, seconds=options.seconds)
     except BenchError as error:
         print(f"mcpmeter: {error}", file=sys.stderr)
         return 1
-    machine = report.machine()
     print("\n" + "\n".join([machine, "", *report.table(results), "", *report.ratios(results)]))
     report.keep_raw(ROOT / ".bench" / "results.json", results)
     if set(options.peers) == set(PEERS):
