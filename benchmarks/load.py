@@ -24,6 +24,8 @@ class Load:
     cpu_seconds: float
     p50_us: int
     p99_us: int
+    foreign_cores: float = 0.0
+    """How much of the two cores processes took meanwhile that are no part of the run."""
 
     @property
     def calls_per_second(self) -> float:

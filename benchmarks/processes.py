@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
@@ -99,6 +99,13 @@ def running(
         yield server
     finally:
         server.stop()
+
+
+def busy_seconds(cores: Collection[int]) -> float:
+    """Time that these cores have spent on processes since the machine started, interrupts left out."""
+    lines = (line.split() for line in Path("/proc/stat").read_text().splitlines())
+    wanted = {f"cpu{core}" for core in cores}
+    return sum(int(ticks) for name, *fields in lines if name in wanted for ticks in fields[:3]) / TICKS_PER_SECOND
 
 
 def free_port() -> int:

@@ -21,6 +21,9 @@ BY_HAND = ("<!-- kept by hand: where the time goes -->", "<!-- end of what is ke
 AIMS = ((32, "nginx", 1 / 20), (128, "nginx", 1 / 20), (32, "guide", 100.0), (128, "guide", 100.0))
 """(connections, peer, how many times the peer's calls a second the relay must at least carry)."""
 
+QUIET_CORES = 0.15
+"""What a desktop's own services take at most; more than that bends the figures."""
+
 
 def machine() -> str:
     """The versions that the figures depend on, in a line that names no host."""
@@ -30,7 +33,7 @@ def machine() -> str:
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
     return (
         f"{today}, {os.cpu_count()} cores ({platform.machine()}), Linux {platform.release().partition('-')[0]}, "
-        f"Python {platform.python_version()}, nginx {nginx}, load average before the run {os.getloadavg()[0]:.1f}"
+        f"Python {platform.python_version()}, nginx {nginx}"
     )
 
 
@@ -51,7 +54,7 @@ def table(results: Sequence[Results]) -> list[str]:
 
 def _row(result: Results) -> list[str]:
     latency = [median(getattr(load, name) for load in result.loads[1]) / 1000 for name in ("p50_us", "p99_us")]
-    cpu = [median(load.cpu_us_per_call for load in result.loads[connections]) for connections in (32, 128)]
+    cpu = [_median_cpu(result, connections) for connections in (32, 128)]
     return [
         f"**{result.peer.name}**: {result.peer.title}",
         _calls_per_second(result, 32),
@@ -74,16 +77,29 @@ def ratios(results: Sequence[Results]) -> list[str]:
     for connections, other, aim in AIMS:
         if "relay" in by_name and other in by_name:
             ratio = _median_rate(by_name["relay"], connections) / _median_rate(by_name[other], connections)
+            cpu = _median_cpu(by_name["relay"], connections) / _median_cpu(by_name[other], connections)
             verdict = "held" if ratio >= aim else "MISSED"
             lines.append(
                 f"- {connections} connections: the relay carries {_times(ratio)} {other}'s calls a second"
-                f" (aim: at least {_times(aim)}; {verdict})"
+                f" (aim: at least {_times(aim)}; {verdict}), for {_times(cpu)} its CPU a call"
             )
     return lines
 
 
+def disturbance(results: Sequence[Results]) -> str:
+    """How quiet the machine was: what processes that are no part of the run took of the two cores."""
+    foreign = [load.foreign_cores for result in results for loads in result.loads.values() for load in loads]
+    worst, usual = max(foreign), median(foreign)
+    advice = "; too much to trust these figures, run it again on a quiet machine" if worst > QUIET_CORES else ""
+    return f"Other processes took {usual:.2f} of a core in the median burst and {worst:.2f} in the worst{advice}."
+
+
 def _median_rate(result: Results, connections: int) -> float:
     return median(load.calls_per_second for load in result.loads[connections])
+
+
+def _median_cpu(result: Results, connections: int) -> float:
+    return median(load.cpu_us_per_call for load in result.loads[connections])
 
 
 def _times(ratio: float) -> str:
@@ -112,6 +128,8 @@ def write(path: Path, results: Sequence[Results], machine_line: str, *, rounds: 
                 *table(results),
                 "",
                 *ratios(results),
+                "",
+                disturbance(results),
                 "",
                 "## How it is measured",
                 "",

@@ -12,13 +12,13 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from benchmarks import report
 from benchmarks.load import Load, ask_once, press
 from benchmarks.peers import PEERS, Peer, upstream
-from benchmarks.processes import BenchError, Server, free_port, running
+from benchmarks.processes import BenchError, Server, busy_seconds, free_port, running
 
 ROOT = Path(__file__).parent.parent
 CONNECTIONS = (32, 128)
@@ -68,11 +68,10 @@ class Bench:
 
     def _measure(self, server: Server, peer: Peer, results: Results) -> int:
         ask_once(server, peer.path)
-        calls = 1 + press(server, peer.path, connections=32, seconds=peer.patience, core=self.load_core).calls
+        calls = 1 + self._burst(server, peer, 32, 1).calls
         for connections, seconds in [*((c, self.seconds) for c in CONNECTIONS), (1, 2)]:
             server.wait_until_idle()
-            length = seconds * peer.patience
-            load = press(server, peer.path, connections=connections, seconds=length, core=self.load_core)
+            load = self._burst(server, peer, connections, seconds)
             print(
                 f"  {peer.name:<7}{connections:>4} connections {load.calls_per_second:>10,.1f} calls/s"
                 f" {load.cpu_us_per_call:>10,.1f} µs CPU/call   p50 {load.p50_us:,} µs   p99 {load.p99_us:,} µs",
@@ -82,6 +81,18 @@ class Bench:
             calls += load.calls
         results.rss_bytes.append(server.rss_bytes())
         return calls
+
+    def _burst(self, server: Server, peer: Peer, connections: int, seconds: int) -> Load:
+        before = self._foreign_seconds(server)
+        load = press(server, peer.path, connections=connections, seconds=seconds * peer.patience, core=self.load_core)
+        foreign_cores = max(0.0, self._foreign_seconds(server) - before) / load.seconds
+        return replace(load, foreign_cores=foreign_cores)
+
+    def _foreign_seconds(self, server: Server) -> float:
+        harness = os.times()
+        wrk_and_we = harness.user + harness.system + harness.children_user + harness.children_system
+        servers = sum(part.cpu_seconds() for part in {server, self.upstream})
+        return busy_seconds((self.server_core, self.load_core)) - servers - wrk_and_we
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -93,7 +104,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BenchError as error:
         print(f"mcpmeter: {error}", file=sys.stderr)
         return 1
-    print("\n" + "\n".join([machine, "", *report.table(results), "", *report.ratios(results)]))
+    print(
+        "\n"
+        + "\n".join([machine, "", *report.table(results), "", *report.ratios(results), "", report.disturbance(results)])
+    )
     report.keep_raw(ROOT / ".bench" / "results.json", results)
     if set(options.peers) == set(PEERS):
         report.write(ROOT / "docs" / "performance.md", results, machine, rounds=options.rounds, seconds=options.seconds)
