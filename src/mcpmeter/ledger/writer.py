@@ -26,7 +26,7 @@ MOST_ROWS: Final = 2_000
 
 GATHER_S: Final = 0.001
 """How long a commit waits for company when many calls are on their way: a commit costs the processor as much as a
-dozen rows. Measured with 128 calls in flight: a quarter less processor time a call."""
+dozen rows. Measured with 128 calls in flight: 30 % less processor time of this thread."""
 
 GATHER_CALLS: Final = 48
 """Calls in flight from which on a commit waits for company. With fewer, waiting costs more latency than it saves."""
