@@ -1,0 +1,84 @@
+"""How an MCP operation ended, as the guide's family and OpenTelemetry's name it. Pure."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from mcp.shared.exceptions import MCPError
+from pydantic import ValidationError
+
+from mcpmeter.meter import Ending
+
+INVALID_PARAMS: Final = -32602
+URL_ELICITATION_REQUIRED: Final = -32042
+
+CALLERS_CODES: Final = frozenset(
+    (
+        -32700,  # parse error
+        -32600,  # invalid request
+        -32601,  # method not found
+        INVALID_PARAMS,
+        -32002,  # resource not found, before 2026-07-28
+        -32020,  # headers and body disagree
+        -32021,  # the client lacks a capability
+        -32022,  # unsupported protocol version
+    )
+)
+"""JSON-RPC and MCP codes that only the caller can mend."""
+
+OK: Final = Ending(status="ok")
+INPUT_REQUIRED: Final = Ending(status="input_required", otel_error_type="input_required")
+CANCELLED: Final = Ending(
+    status="cancelled",
+    outcome="error",
+    error_type="client_disconnected",
+    error_side="client",
+    otel_error_type="cancelled",
+)
+CRASHED: Final = Ending(status="error", outcome="error", error_type="internal_error", error_side="server")
+
+
+def of_result(result: Any, blamed: tuple[str, str] | None = None) -> Ending:
+    """The ending that a result says: `isError`, `resultType: input_required`, or a success.
+
+    `blamed` is the (error type, side) that a failed result is due to, where a tool told it.
+    """
+    if field_of(result, "isError", "is_error") is True:
+        error_type, side = blamed or ("tool_error", "server")
+        return Ending(
+            status="tool_error",
+            outcome="error",
+            error_type=error_type,
+            error_side=side,
+            otel_error_type="tool_error",
+        )
+    if field_of(result, "resultType", "result_type") == "input_required":
+        return INPUT_REQUIRED
+    return OK
+
+
+def of_exception(fault: Exception) -> Ending:
+    """The ending that an exception of the SDK or of a handler means on the wire."""
+    if isinstance(fault, MCPError):
+        return _of_code(fault.error.code)
+    if isinstance(fault, ValidationError):
+        return _of_code(INVALID_PARAMS)
+    return CRASHED
+
+
+def _of_code(code: int) -> Ending:
+    if code == URL_ELICITATION_REQUIRED:
+        return INPUT_REQUIRED
+    callers = code in CALLERS_CODES
+    return Ending(
+        status="error",
+        outcome="error",
+        error_type="protocol_error" if callers else "internal_error",
+        error_side="client" if callers else "server",
+        otel_error_type=str(code),
+    )
+
+
+def field_of(result: Any, wire_name: str, attribute: str) -> Any:
+    """A field of a result, which is the finished wire form unless an inner middleware answered by itself."""
+    return result.get(wire_name) if isinstance(result, dict) else getattr(result, attribute, None)
