@@ -21,7 +21,10 @@ MeterError
 │   └── UpstreamRateLimited      429   upstream_rate_limited
 ├── ServiceFault                 500   internal_error
 │   ├── Draining                 503
-│   └── LedgerUnavailable        503
+│   ├── LedgerUnavailable        503
+│   ├── SettlementConflict       500   (ledger/store.py)
+│   ├── RowRefused               500   (ledger/store.py)
+│   └── SettledTwice             500   (meter.py)
 └── SetupError                         exit code 1, one line, no traceback
     ├── ConfigInvalid
     ├── PortTaken

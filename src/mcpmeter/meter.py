@@ -87,9 +87,14 @@ class OpenCall:
         Raises LedgerUnavailable: then the call must not be made.
         """
         self.call = call
-        if self._meter.store is not None:
+        if self._meter.store is None:
+            return
+        self._written = True  # before the wait: cancelling it does not take the row out of the writer's queue
+        try:
             await self._meter.store.open(call)
-            self._written = True
+        except MeterError:
+            self._written = False
+            raise
 
     async def settle(self, ending: Ending) -> Settlement:
         """Settle: durable first, then counted. Awaited before the last byte goes out.
@@ -112,6 +117,10 @@ class OpenCall:
                 raise error from fault
         self._meter.recorder.settle(settlement)
         return settlement
+
+    async def end(self, ending: Ending) -> Settlement:
+        """Settle, or count where there is no row: for paths that end before it is clear which."""
+        return await self.settle(ending) if self._written else self.count(ending)
 
     def count(self, ending: Ending) -> Settlement:
         """Settle a call that reaches no model, and so has no row in the ledger."""

@@ -11,9 +11,9 @@ OTHER: Final = "other"
 """The value that stands for everything a closed set does not hold."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Label:
-    """A label and the closed set of its values.
+    """A label and the closed set of its values. Compared by identity, since it is looked up on the hot path.
 
     `values` are fixed here; where they are None the set is announced at start from configuration or from a server's own
     tool list, under the name `vocabulary`. A value outside the set becomes `other` and is counted.

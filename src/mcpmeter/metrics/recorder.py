@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass
 from itertools import product
 
@@ -100,7 +100,7 @@ class Recorder:
         self.families = {row.name: Family(row) for row in rows}
         label_names = {label.name for row in rows for label in row.labels}
         self.vocabulary.announce("label", label_names)
-        self._fixed = {label: frozenset(label.values) for row in rows for label in row.labels if label.values}
+        self._sets = {label: self._set_of(label) for row in rows for label in row.labels}
         self._requests = self.families[mcp.REQUESTS.name]
         self._durations = self.families[mcp.REQUEST_DURATION.name]
         self._errors = self.families[mcp.ERRORS.name]
@@ -112,6 +112,9 @@ class Recorder:
         for name in sorted(label_names):
             self._overflow.ensure((name,))
 
+    def _set_of(self, label: Label) -> Set[str]:
+        return self.vocabulary.of(label.vocabulary) if label.values is None else frozenset(label.values)
+
     def announce_children(self, row: Metric, sets: Iterable[Sequence[str]]) -> None:
         """Give a family its children at zero for the product of `sets`, one sequence a label."""
         combinations = list(product(*sets))
@@ -121,10 +124,7 @@ class Recorder:
 
     def closed(self, label: Label, value: str) -> str:
         """The value if its set holds it, else `other`, counted."""
-        known = self._fixed.get(label)
-        if known is None:
-            known = self.vocabulary.of(label.vocabulary)
-        if value in known:
+        if value in self._sets[label]:
             return value
         self._overflow.add((label.name,))
         return OTHER

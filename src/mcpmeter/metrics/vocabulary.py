@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 
 
 class Vocabulary:
@@ -12,16 +12,18 @@ class Vocabulary:
     """
 
     def __init__(self) -> None:
-        self._sets: dict[str, frozenset[str]] = {}
+        self._sets: dict[str, set[str]] = {}
 
     def announce(self, name: str, values: Iterable[str]) -> None:
         """Add values to a set. They stay: a counter that was shown must not vanish at a reload."""
-        clean = {printable(value) for value in values}
-        self._sets[name] = self._sets.get(name, frozenset()) | clean
+        self._set(name).update(map(printable, values))
 
-    def of(self, name: str) -> frozenset[str]:
-        """The announced values of a set."""
-        return self._sets.get(name, frozenset())
+    def of(self, name: str) -> Set[str]:
+        """The announced values of a set; a view that later announcements show in."""
+        return self._set(name)
+
+    def _set(self, name: str) -> set[str]:
+        return self._sets.setdefault(name, set())
 
 
 def printable(text: str) -> str:

@@ -119,6 +119,10 @@ class Pipeline:
             flight = await self._admit(opened, exchange, service, wiring)
         except MeterError as error:
             return await refuse(exchange, opened, error, service.dialect)
+        except asyncio.CancelledError:
+            gone = CallerGone("The call was cancelled before it was sent.")
+            await asyncio.shield(opened.end(Ending(status="499", outcome="partial", error=gone)))
+            raise
         self.in_flight.add(flight)
         try:
             return await flight.run()
@@ -483,7 +487,8 @@ def _cost_headers(settlement: Settlement) -> list[Header]:
 
 
 def _handed_on(headers: Mapping[str, str]) -> Iterator[Header]:
-    named = {name.strip().lower() for name in headers.get("connection", "").split(",")}
+    connection = headers.get("connection", "")
+    named = {name.strip().lower() for name in connection.split(",")} if connection else ()
     for name, value in headers.items():
         if name not in NOT_HANDED_ON and name not in named and not name.startswith("x-mcpmeter-"):
             yield name.encode("latin-1"), value.encode("latin-1", "replace")
