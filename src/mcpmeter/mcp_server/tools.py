@@ -1,0 +1,302 @@
+"""The tools: `chat` runs the same pipeline as every HTTP route, the others ask and tell."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any, Final, Literal
+
+import anyio
+from mcp.server.mcpserver import Context
+from mcp_types import CallToolResult, TextContent
+from pydantic import BaseModel, Field
+
+from mcpmeter.errors import InvalidRequest, MeterError, ServiceFault, SetupError
+from mcpmeter.instrument.operation import Operation, current_operation
+from mcpmeter.ledger.reports import Grouping, Total
+from mcpmeter.mcp_server.exchange import AnswerText, ToolExchange, clean
+from mcpmeter.mcp_server.schemas import (
+    ChatAnswer,
+    ChatMessage,
+    Cost,
+    CostEstimate,
+    ModelInfo,
+    ModelList,
+    TokenUsage,
+    UsageRow,
+    UsageSummary,
+)
+from mcpmeter.meter import new_call_id
+from mcpmeter.pricing import PriceBook, nanousd_to_usd, plain_usd
+from mcpmeter.records import Settlement, Usage
+from mcpmeter.relay.exchange import secret_of
+from mcpmeter.relay.pipeline import Pipeline, Service
+
+log = logging.getLogger("mcpmeter")
+
+MOST_TOKENS: Final = 10**12
+MOST_ROWS: Final = 1000
+
+ReadUsage = Callable[[Sequence[Grouping], int, int], Awaitable[Sequence[Total]]]
+"""(groupings, from Unix ns, to Unix ns) -> the ledger's totals of calls started in between."""
+
+ToolContext = Context[Any, Any]
+
+
+class Tools:
+    """What the server offers. Each tool answers a refusal as a result with `isError`: its sentence and an id."""
+
+    def __init__(
+        self,
+        *,
+        pipeline: Pipeline,
+        service: Service,
+        list_models: Callable[[], list[ModelInfo]],
+        price_book: Callable[[], PriceBook],
+        usage_report: ReadUsage,
+    ) -> None:
+        self._pipeline = pipeline
+        self._service = service
+        self._models = list_models
+        self._price_book = price_book
+        self._read_usage = usage_report
+
+    async def chat(
+        self,
+        ctx: ToolContext,
+        *,
+        messages: Annotated[list[ChatMessage], Field(description="The chat so far, oldest first.")],
+        model: Annotated[
+            str | None, Field(description="A name from list_models; left out: the relay's default.")
+        ] = None,
+        max_tokens: Annotated[int | None, Field(description="The most completion tokens.", ge=1)] = None,
+        temperature: Annotated[float | None, Field(description="0 to 2; lower is more predictable.")] = None,
+        stream: Annotated[
+            bool, Field(description="Report progress with the text as it comes; else the answer comes whole.")
+        ] = True,
+    ) -> Annotated[CallToolResult, ChatAnswer]:
+        """Ask a language model. The call is metered, priced and settled like any other of the relay."""
+        asked = {
+            "model": model,
+            "messages": [message.model_dump(exclude_unset=True) for message in messages],
+            "max_tokens": max_tokens,
+            "temperature": temperature,
+            "stream": stream,
+        }
+        operation = current_operation()
+        exchange = ToolExchange(
+            json.dumps({name: value for name, value in asked.items() if value is not None}).encode(),
+            secret=_secret(ctx),
+            parent_id=operation.call_id if operation else "",
+            trace_id=operation.trace_id if operation else "",
+            on_text=_Progress(ctx).tell,
+        )
+        if operation is not None:
+            operation.when_caller_leaves(exchange.hang_up)
+        settlement = await self._run(exchange)
+        return _answered(exchange.answer, settlement, operation)
+
+    async def _run(self, exchange: ToolExchange) -> Settlement:
+        """Run the pipeline in a task of its own, so that a cancelled tool call still settles, as partial."""
+        task = asyncio.create_task(self._pipeline.run(exchange, self._service))
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            exchange.hang_up()
+            # Cancelling by anyio comes again at every await; only a shield of its own kind keeps it off.
+            with anyio.CancelScope(shield=True):
+                await asyncio.wait((task,))
+            if not task.cancelled() and (fault := task.exception()) is not None:
+                log.error("a cancelled chat could not be settled (%s)", type(fault).__name__)
+            raise
+
+    async def list_models(self, ctx: ToolContext) -> Annotated[CallToolResult, ModelList]:
+        """The models on offer, with their prices per million tokens and what each is good at."""
+        try:
+            self._team(ctx)
+        except MeterError as error:
+            return _refused(error)
+        return _result(ModelList(models=self._models()))
+
+    async def estimate_cost(
+        self,
+        ctx: ToolContext,
+        *,
+        model: Annotated[str, Field(description="A name from list_models.", min_length=1, max_length=256)],
+        prompt_tokens: Annotated[int, Field(description="Tokens of the prompt.", ge=0, le=MOST_TOKENS)],
+        completion_tokens: Annotated[int, Field(description="Tokens of the answer.", ge=0, le=MOST_TOKENS)],
+    ) -> Annotated[CallToolResult, CostEstimate]:
+        """What a call would cost by today's prices. A model without a known price is unpriced, never free."""
+        try:
+            self._team(ctx)
+            routed = self._pipeline.wiring.route(model)
+        except MeterError as error:
+            return _refused(error)
+        usage = Usage(prompt_tokens=prompt_tokens, completion_tokens=completion_tokens, source="estimated")
+        provider = routed.upstream.provider.name
+        charge = self._price_book().charge(provider, routed.model, usage, time.time_ns())
+        priced = charge.source != "unpriced"
+        estimate = CostEstimate(
+            model=clean(routed.model),
+            provider=provider,
+            prompt_tokens=prompt_tokens,
+            completion_tokens=completion_tokens,
+            priced=priced,
+            usd=_usd(charge.nanousd) if priced else None,
+            price_list=charge.price_list,
+        )
+        return _result(estimate)
+
+    async def usage_report(
+        self,
+        ctx: ToolContext,
+        *,
+        by: Annotated[
+            Literal["team", "model", "provider", "key", "day"], Field(description="What to group by.")
+        ] = "model",
+        since: Annotated[
+            datetime | None, Field(description="From then on (ISO 8601, UTC unless said); left out: this month.")
+        ] = None,
+        until: Annotated[datetime | None, Field(description="Up to then; left out: now.")] = None,
+    ) -> Annotated[CallToolResult, UsageSummary]:
+        """What was used and what it cost, from the ledger: of the caller's own team, or of all while no keys exist."""
+        try:
+            team = self._team(ctx)
+            start, end = _period(since, until)
+            totals = await self._totals(by, start, end)
+        except MeterError as error:
+            return _refused(error)
+        return _result(_summary(by, start, end, team, totals))
+
+    async def _totals(self, by: Grouping, start: datetime, end: datetime) -> Sequence[Total]:
+        try:
+            # Always by team too, so that another team's calls can be told apart and left out.
+            return await self._read_usage(("team", by), _unix_ns(start), _unix_ns(end))
+        except SetupError as fault:
+            # Its sentence names files of the server's, which are not the caller's to know.
+            log.error("usage_report cannot read the ledger: %s", fault)
+            raise ServiceFault(
+                "The ledger cannot be read now.", hint="The operator finds the reason in the log."
+            ) from None
+
+    def _team(self, ctx: ToolContext) -> str | None:
+        """The caller's team, or None while there are no keys. Raises NotAuthenticated."""
+        wiring = self._pipeline.wiring
+        team, _ = wiring.identify(_secret(ctx))
+        return None if wiring.keys.empty else team
+
+
+class _Progress:
+    """Tells a caller the text as it comes. The count of characters grows with each notice, as the protocol demands."""
+
+    def __init__(self, ctx: ToolContext) -> None:
+        self._ctx = ctx
+        self._characters = 0
+
+    async def tell(self, text: str) -> None:
+        self._characters += len(text)
+        await self._ctx.report_progress(self._characters, None, text)
+
+
+def _secret(ctx: ToolContext) -> str | None:
+    request = ctx.request_context.request
+    return secret_of(dict(request.scope["headers"])) if request is not None else None
+
+
+def _answered(answer: AnswerText, settlement: Settlement, operation: Operation | None) -> CallToolResult:
+    text = answer.finish()
+    if settlement.error_type:
+        if operation is not None:
+            operation.blame(settlement.error_type, settlement.error_side)
+        what = answer.error_message or f"The call failed: {settlement.error_id or settlement.error_type}."
+        return _failed(what, settlement.call.id)
+    usage, charge = settlement.usage or Usage(), settlement.charge
+    priced = charge is not None and charge.source != "unpriced"
+    return _result(
+        ChatAnswer(
+            content=text,
+            model=clean(settlement.response_model or (settlement.call.llm.model if settlement.call.llm else "")),
+            finish_reason=clean(settlement.finish_reason),
+            usage=TokenUsage(
+                prompt_tokens=usage.prompt_tokens, completion_tokens=usage.completion_tokens, source=usage.source
+            ),
+            cost=Cost(
+                usd=_usd(charge.nanousd) if charge is not None and priced else None,
+                source=charge.source if charge is not None else "unpriced",
+            ),
+            call_id=settlement.call.id,
+        )
+    )
+
+
+def _result(value: BaseModel) -> CallToolResult:
+    """Structured, and the same as text for clients that read only that."""
+    return CallToolResult(
+        content=[TextContent(type="text", text=value.model_dump_json())],
+        structured_content=value.model_dump(mode="json"),
+    )
+
+
+def _refused(error: MeterError) -> CallToolResult:
+    operation = current_operation()
+    if operation is not None:
+        operation.blame(error.error_type, error.side)
+    return _failed(str(error), operation.call_id if operation is not None else new_call_id())
+
+
+def _failed(what: str, call_id: str) -> CallToolResult:
+    return CallToolResult(content=[TextContent(type="text", text=f"{what} ({call_id})")], is_error=True)
+
+
+def _usd(nanousd: int) -> str:
+    return plain_usd(nanousd_to_usd(nanousd))
+
+
+def _period(since: datetime | None, until: datetime | None) -> tuple[datetime, datetime]:
+    now = datetime.now(UTC)
+    start = _aware(since) if since else now.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
+    end = _aware(until) if until else now
+    if start >= end:
+        raise InvalidRequest("'since' is not before 'until'.", hint="Give a period that has begun, oldest first.")
+    return start, end
+
+
+def _aware(instant: datetime) -> datetime:
+    return instant.replace(tzinfo=UTC) if instant.tzinfo is None else instant
+
+
+def _unix_ns(instant: datetime) -> int:
+    return (instant - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1) * 1000
+
+
+def _summary(by: str, start: datetime, end: datetime, team: str | None, totals: Sequence[Total]) -> UsageSummary:
+    groups: dict[str, list[Total]] = {}
+    for total in totals:
+        if team is None or total.group[0] == team:
+            groups.setdefault(total.group[1], []).append(total)
+    rows = [_usage_row(group, parts) for group, parts in sorted(groups.items())]
+    total_nanousd = sum(part.cost_nanousd for parts in groups.values() for part in parts)
+    return UsageSummary(
+        by=by,
+        since=start,
+        until=end,
+        team=team,
+        rows=rows[:MOST_ROWS],
+        total_usd=_usd(total_nanousd),
+        left_out=max(0, len(rows) - MOST_ROWS),
+    )
+
+
+def _usage_row(group: str, parts: Sequence[Total]) -> UsageRow:
+    return UsageRow(
+        group=group,
+        calls=sum(part.calls for part in parts),
+        prompt_tokens=sum(part.prompt_tokens for part in parts),
+        completion_tokens=sum(part.completion_tokens for part in parts),
+        usd=_usd(sum(part.cost_nanousd for part in parts)),
+        unpriced_calls=sum(part.unpriced_calls for part in parts),
+    )
