@@ -41,7 +41,7 @@ unhurried = budget(deadline=None, suppress_health_check=[HealthCheck.too_slow]) 
 ROOT = Path(__file__).parents[1]
 FAULTS = sorted((Path(__file__).parent / "config_faults").glob("*.yaml"))
 ENVIRON = {"OPENAI_API_KEY": "sk-openai-0001"}
-SECRET = "sk-very-secret-0123456789"
+SECRET = "sk-very-secret-q7Zk2vXw9LtRbN4mJcHs8d"
 
 
 def write(folder: Path, text: str | bytes) -> Path:
@@ -83,7 +83,7 @@ relay: {default_model: "${NOWHERE}"}
 teams: [search]
 teams: [search]
 keys:
-  - {name: a, team: serch, secret: 0123456789abcdefghij}
+  - {name: a, team: serch, secret: q7Zk2vXw9LtRbN4mJcHs8dPfYg3eUaT5}
 """
     told = [line.removeprefix(f"{tmp_path}/mcpmeter.yaml:") for line in refusal(tmp_path, text).splitlines()]
     assert [line.partition(" ")[0] for line in told] == ["1:", "1:", "3:", "4:", "6:", "8:"]
@@ -217,7 +217,7 @@ def test_any_bytes_are_settings_or_config_invalid(tmp_path_factory: pytest.TempP
 
 
 def test_the_example_loads_and_routes() -> None:
-    environ = {**ENVIRON, "HOLYSHEEP_API_KEY": "hs-1", "SEARCH_KEY": "0123456789abcdefghij"}
+    environ = {**ENVIRON, "HOLYSHEEP_API_KEY": "hs-1", "SEARCH_KEY": "q7Zk2vXw9LtRbN4mJcHs8dPfYg3eUaT5"}
     settings = load(ROOT / "examples" / "mcpmeter.yaml", environ)
     assert settings.server.port == 8000
     assert settings.source.endswith("mcpmeter.yaml")
@@ -247,7 +247,9 @@ def test_a_key_of_digits_stays_text_when_the_environment_gives_it(tmp_path: Path
 
 def test_anchors_may_be_used(tmp_path: Path) -> None:
     assert (
-        loaded(tmp_path, "teams: [&t search]\nkeys: [{name: a, team: *t, secret: 0123456789abcdefghij}]").keys[0].team
+        loaded(tmp_path, "teams: [&t search]\nkeys: [{name: a, team: *t, secret: q7Zk2vXw9LtRbN4mJcHs8dPfYg3eUaT5}]")
+        .keys[0]
+        .team
         == "search"
     )
 

@@ -12,7 +12,7 @@ from mcpmeter.cli._group import run
 from mcpmeter.ledger.sqlite import SqliteStore
 from mcpmeter.records import Key
 
-SECRET = "sk-very-secret-0123456789"
+SECRET = "sk-very-secret-q7Zk2vXw9LtRbN4mJcHs8d"
 
 
 @pytest.fixture(autouse=True)

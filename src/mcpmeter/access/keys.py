@@ -155,19 +155,23 @@ def _require_names(name: str, team: str) -> None:
             )
 
 
-def _require_strong(name: str, secret: str) -> None:
+def weakness_of(secret: str) -> str:
+    """What makes a secret easy to guess or impossible to send, as the end of a sentence; empty for a good one."""
     lowered = secret.lower()
     if len(secret) < SHORTEST_SECRET:
-        fault = f"is shorter than {SHORTEST_SECRET} characters"
-    elif any(telltale in lowered for telltale in _TELLTALES):
-        fault = "looks like one from an example"
-    elif len(set(secret)) < FEWEST_DIFFERENT_CHARACTERS:
-        fault = "has too few different characters"
-    elif not (secret.isascii() and secret.isprintable()) or " " in secret:
-        fault = "holds characters that a header cannot carry"
-    else:
-        return
-    raise ConfigInvalid(
-        f"The secret of the key '{name}' {fault}.",
-        hint="""Make one: python3 -c "import secrets; print('mk_' + secrets.token_urlsafe(36))\"""",
-    )
+        return f"is shorter than {SHORTEST_SECRET} characters"
+    if any(telltale in lowered for telltale in _TELLTALES):
+        return "looks like one from an example"
+    if len(set(secret)) < FEWEST_DIFFERENT_CHARACTERS:
+        return "has too few different characters"
+    if not (secret.isascii() and secret.isprintable()) or " " in secret:
+        return "holds characters that a header cannot carry"
+    return ""
+
+
+def _require_strong(name: str, secret: str) -> None:
+    if weakness := weakness_of(secret):
+        raise ConfigInvalid(
+            f"The secret of the key '{name}' {weakness}.",
+            hint="""Make one: python3 -c "import secrets; print('mk_' + secrets.token_urlsafe(36))\"""",
+        )

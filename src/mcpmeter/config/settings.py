@@ -22,11 +22,10 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from mcpmeter.access.keys import weakness_of
 from mcpmeter.errors import ConfigInvalid
 from mcpmeter.relay.providers import Provider, base_url_fault, load_providers
 from mcpmeter.relay.routing import Upstream
-
-SECRET_MIN_CHARACTERS: Final = 16
 
 
 def _must(sentence: str) -> PydanticCustomError:
@@ -89,11 +88,9 @@ def _sendable_secret(secret: SecretStr) -> SecretStr:
 
 
 def _strong_secret(secret: SecretStr) -> SecretStr:
-    if len(secret.get_secret_value()) < SECRET_MIN_CHARACTERS or len(set(secret.get_secret_value())) < 6:
-        raise _must(
-            f"is too easy to guess: at least {SECRET_MIN_CHARACTERS} characters, random; `openssl rand -hex 32`"
-        )
-    return _sendable_secret(secret)
+    if weakness := weakness_of(secret.get_secret_value()):
+        raise _must(f"{weakness}; `openssl rand -hex 32` makes a good one")
+    return secret
 
 
 def _path(path: Path, info: ValidationInfo) -> Path:
@@ -274,7 +271,7 @@ class KeySettings(Section):
 
     name: TeamName = setting(help="The key's name in lists and logs.", example="search-backend")
     team: TeamName = setting(help="The team that pays.", example="search")
-    secret: Secret | None = setting(None, help="The key, at least 16 characters.", example="${SEARCH_KEY}")
+    secret: Secret | None = setting(None, help="The key, at least 32 characters.", example="${SEARCH_KEY}")
     sha256: Sha256 | None = setting(
         None, help="Or its SHA-256 in hex, so that no secret is here.", example=hashlib.sha256(b"").hexdigest()
     )
