@@ -62,8 +62,9 @@ def log_to_stderr() -> None:
     """One line a message, no times: whoever runs a service adds them."""
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(name)s: %(message)s")
     logging.getLogger("mcpmeter").setLevel(logging.INFO)
-    # uvicorn warns of every malformed request, which would let a stranger fill the disk.
-    logging.getLogger("uvicorn").setLevel(logging.ERROR)
+    # They warn of every malformed request, which would let a stranger fill the disk.
+    for chatty in ("uvicorn", "mcp"):
+        logging.getLogger(chatty).setLevel(logging.ERROR)
 
 
 def _say_where(service: Service, address: str) -> None:

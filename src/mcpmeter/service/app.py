@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Protocol
 from urllib.parse import urlsplit
 
+import msgspec
+
 from mcpmeter.catalog import OTHER
 from mcpmeter.errors import MeterError, MethodNotAllowed, NotAllowed, RouteNotFound, ServiceFault
 from mcpmeter.meter import Ending, Meter
@@ -27,6 +29,12 @@ class Page:
     content_type: str = "application/json"
     status: int = 200
     headers: tuple[Header, ...] = ()
+
+    @classmethod
+    def of_jsonrpc_error(cls, error: MeterError) -> Page:
+        """An error as JSON-RPC 2.0 says it, for a request whose id is not known."""
+        told = {"jsonrpc": "2.0", "id": None, "error": {"code": error.jsonrpc_code, "message": str(error)}}
+        return cls(msgspec.json.encode(told), status=error.http_status)
 
 
 class Endpoint(Protocol):
@@ -123,6 +131,9 @@ class App:
         """One ASGI connection."""
         if scope["type"] != "http":
             return
+        if _only_listens(scope):
+            await self._answer(scope, receive, send)
+            return
         recorder = self._meter.recorder
         recorder.begin_request()
         try:
@@ -160,6 +171,13 @@ class App:
         opened = self._meter.open(path, exchange.method, trace_id=exchange.trace_id)
         opened.count(Ending(status=str(error.http_status), outcome="error", error=error))
         await answer_error(exchange, error, openai.error_body(error, opened.call.id), opened.call.id)
+
+
+def _only_listens(scope: Scope) -> bool:
+    """Whether this is one of MCP's streams that stay open for hours: nobody waits for an answer there."""
+    if scope["path"] != "/mcp":
+        return False
+    return scope["method"] == "GET" or dict(scope["headers"]).get(b"mcp-method") == b"subscriptions/listen"
 
 
 class Started:

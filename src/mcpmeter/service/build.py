@@ -21,6 +21,7 @@ from mcpmeter.catalog.spec import NANO
 from mcpmeter.config import Settings, is_loopback, price_book, refuse_open_bind
 from mcpmeter.errors import Draining, MeterError
 from mcpmeter.ledger.sqlite import SqliteStore, default_ledger_path
+from mcpmeter.mcp_server import ModelInfo
 from mcpmeter.meter import Meter
 from mcpmeter.metrics.collector import Exposition
 from mcpmeter.metrics.recorder import Recorder
@@ -34,6 +35,7 @@ from mcpmeter.relay.routing import Upstream
 from mcpmeter.relay.upstream import AiohttpClient, Timeouts
 from mcpmeter.service import pages
 from mcpmeter.service.app import App, Endpoint, HostGuard, PageEndpoint, RelayEndpoint
+from mcpmeter.service.mcp import McpEndpoint
 
 log = logging.getLogger("mcpmeter")
 
@@ -85,6 +87,7 @@ class Service:
         self._store = SqliteStore(self.ledger_path, on_commit=self._on_commit)
         self._book = price_book(self.settings)
         self._upstreams = self.settings.upstreams()
+        self._sessions = AsyncExitStack()
         self.recovered = 0
 
     @asynccontextmanager
@@ -107,6 +110,7 @@ class Service:
             if self.recovered:
                 log.warning("%d calls that an earlier run left open were settled as recovered", self.recovered)
             self._build_apps()
+            await self._sessions.enter_async_context(self._mcp.running())
             self._set_config_loaded(successful=True)
             watcher = asyncio.get_running_loop().create_task(self._watch_keys_and_ledger())
             stack.push_async_callback(_cancelled, watcher)
@@ -127,6 +131,7 @@ class Service:
         error = Draining("The service is stopping; this answer was cut off.", hint="Retry.")
         for flight in list(self.pipeline.in_flight):
             flight.cut(error)
+        await self._sessions.aclose()
         with suppress(TimeoutError):
             await asyncio.wait_for(self.pipeline.until_no_flight(), SECONDS_TO_SETTLE_WHAT_WAS_CUT)
 
@@ -271,6 +276,8 @@ class Service:
             for verb, endpoint in verbs.items():
                 if verb in ("*", "HEAD"):
                     continue
+                if isinstance(endpoint, McpEndpoint):
+                    continue
                 statuses = RELAY_STATUSES if isinstance(endpoint, RelayEndpoint) else ("200",)
                 recorder.announce_children(mcp.REQUESTS, ([path], [verb], statuses))
                 recorder.announce_children(mcp.REQUEST_DURATION, ([path], [verb]))
@@ -312,7 +319,17 @@ class Service:
         chat = OpenAiChat()
         model_pages = pages.ModelPages(self.pipeline, self.models)
         guide = RelayedService(dialect=chat, default_model=self.settings.relay.default_model, maps_upstream_faults=True)
+        self._mcp = McpEndpoint(
+            meter=self.meter,
+            pipeline=self.pipeline,
+            service=guide,
+            list_models=lambda: [ModelInfo.of(provider, price) for provider, price in self.models()],
+            price_book=lambda: self._book,
+            ledger_path=self.ledger_path,
+            version=self.version,
+        )
         routes: dict[str, dict[str, Endpoint]] = {
+            "/mcp": {"POST": self._mcp, "GET": self._mcp, "DELETE": self._mcp},
             "/v1/chat/completions": {
                 "POST": RelayEndpoint(self.pipeline, "/v1/chat/completions", RelayedService(dialect=chat))
             },

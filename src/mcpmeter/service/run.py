@@ -34,37 +34,44 @@ class Listener(uvicorn.Server):
         yield
 
 
-def bind(host: str, port: int) -> socket.socket:
-    """A listening socket. Raises PortTaken with the reason in words."""
+def bind(host: str, port: int, *, host_option: str = "--host", port_option: str = "--port") -> socket.socket:
+    """A listening socket. Raises PortTaken with the reason in words and the option that mends it."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         listener = socket.socket(family, kind, protocol)
     except (OSError, UnicodeError) as fault:
-        raise PortTaken(f"{host} is no address of this machine ({fault}).", hint="Choose another: --host.") from None
+        raise PortTaken(
+            f"{host} is no address of this machine ({fault}).", hint=f"Choose another: {host_option} 127.0.0.1."
+        ) from None
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
         listener.listen(2048)
     except OSError as fault:
         listener.close()
-        raise _port_fault(host, port, fault) from None
+        raise _port_fault(host, port, fault, host_option, port_option) from None
     listener.setblocking(False)
     return listener
 
 
-def _port_fault(host: str, port: int, fault: OSError) -> PortTaken:
+def _port_fault(host: str, port: int, fault: OSError, host_option: str, port_option: str) -> PortTaken:
     if fault.errno == errno.EADDRINUSE:
+        another = port + 1 if port < 65535 else port - 1
         return PortTaken(
             f"Port {port} on {host} is taken.",
-            hint=f"Stop what listens there (ss -ltnp 'sport = :{port}'), or choose another: --port {port + 1}.",
+            hint=f"Stop what listens there (ss -ltnp 'sport = :{port}'), or choose another: {port_option} {another}.",
         )
     if fault.errno == errno.EACCES:
-        return PortTaken(f"Port {port} is not allowed to this user.", hint="Choose one above 1023: --port 8000.")
+        return PortTaken(
+            f"Port {port} is not allowed to this user.", hint=f"Choose one above 1023: {port_option} 8000."
+        )
     if fault.errno == errno.EADDRNOTAVAIL:
-        return PortTaken(f"{host} is no address of this machine.", hint="Choose another: --host 127.0.0.1.")
-    return PortTaken(f"Cannot listen on {host}:{port} ({fault.strerror}).", hint="Choose another: --host, --port.")
+        return PortTaken(f"{host} is no address of this machine.", hint=f"Choose another: {host_option} 127.0.0.1.")
+    return PortTaken(
+        f"Cannot listen on {host}:{port} ({fault.strerror}).", hint=f"Choose another: {host_option}, {port_option}."
+    )
 
 
 def address_of(listener: socket.socket) -> str:
@@ -104,10 +111,13 @@ async def listening(app: App, listener: socket.socket) -> AsyncIterator[Listener
 @asynccontextmanager
 async def running(service: Service, listener: socket.socket) -> AsyncIterator[str]:
     """The service, answering on a socket; yields its address. For programs that embed it, the demo and tests."""
-    metrics = service.settings.metrics
-    # Bound first, so that a taken port is told before anything is opened.
-    metrics_listener = bind(metrics.host or "127.0.0.1", metrics.port) if metrics.port is not None else None
-    async with service.running(), AsyncExitStack() as stack:
+    async with AsyncExitStack() as stack:
+        stack.callback(listener.close)
+        # Bound first, so that a taken port is told before anything is opened.
+        metrics_listener = _bind_metrics(service)
+        if metrics_listener is not None:
+            stack.callback(metrics_listener.close)
+        await stack.enter_async_context(service.running())
         await stack.enter_async_context(listening(service.app, listener))
         if metrics_listener is not None and service.metrics_app is not None:
             await stack.enter_async_context(listening(service.metrics_app, metrics_listener))
@@ -115,6 +125,13 @@ async def running(service: Service, listener: socket.socket) -> AsyncIterator[st
             yield address_of(listener)
         finally:
             await service.stop()
+
+
+def _bind_metrics(service: Service) -> socket.socket | None:
+    own = service.settings.metrics
+    if own.port is None:
+        return None
+    return bind(own.host or "127.0.0.1", own.port, host_option="metrics.host:", port_option="metrics.port:")
 
 
 async def serve(service: Service, listener: socket.socket, started: Started) -> None:

@@ -1,0 +1,100 @@
+"""`/mcp`: the MCP server behind the service's keys, its sessions bound to the key that opened them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from mcp.server.auth.middleware.bearer_auth import AuthenticatedUser
+from mcp.server.auth.provider import AccessToken
+from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
+from mcp.server.transport_security import TransportSecuritySettings
+
+from mcpmeter.errors import Draining, MeterError, NotAuthenticated
+from mcpmeter.instrument.asgi import TransportMeter
+from mcpmeter.instrument.http_request import PRINCIPAL_KEY
+from mcpmeter.instrument.sdk_v2 import instrument_with
+from mcpmeter.ledger.reports import Grouping, Total, totals
+from mcpmeter.mcp_server import ModelInfo, build_mcp_server
+from mcpmeter.meter import Meter
+from mcpmeter.pricing import PriceBook
+from mcpmeter.relay.exchange import Receive, Scope, Send, secret_of
+from mcpmeter.relay.pipeline import Pipeline
+from mcpmeter.relay.pipeline import Service as RelayedService
+from mcpmeter.service.app import Page
+
+log = logging.getLogger("mcpmeter")
+
+PATH = "/mcp"
+
+
+class McpEndpoint:
+    """The MCP server as an endpoint of the service. `async with running()` while it may be called."""
+
+    def __init__(
+        self,
+        *,
+        meter: Meter,
+        pipeline: Pipeline,
+        service: RelayedService,
+        list_models: Callable[[], list[ModelInfo]],
+        price_book: Callable[[], PriceBook],
+        ledger_path: Path,
+        version: str,
+    ) -> None:
+        async def usage_report(by: Sequence[Grouping], since_ns: int, until_ns: int) -> Sequence[Total]:
+            return await asyncio.to_thread(totals, ledger_path, by=by, since_ns=since_ns, until_ns=until_ns)
+
+        server = build_mcp_server(
+            pipeline=pipeline,
+            service=service,
+            list_models=list_models,
+            price_book=price_book,
+            usage_report=usage_report,
+            version=version,
+        )
+        # The App keeps mcp_active_requests, and this endpoint puts the transport's counter in front itself.
+        instrument_with(meter, server, endpoint=PATH, counts_active=False, counts_transport=False)
+        self._pipeline = pipeline
+        self._sessions = StreamableHTTPSessionManager(
+            server._lowlevel_server,
+            # The service has looked at Host and Origin before a request comes here.
+            security_settings=TransportSecuritySettings(enable_dns_rebinding_protection=False),
+            max_request_body_size=pipeline.wiring.options.max_body_bytes,
+        )
+        self._counted = TransportMeter(self._authenticated, meter, endpoint=PATH)
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Serve sessions until the block ends, which ends their streams."""
+        async with self._sessions.run():
+            yield
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One HTTP request; counted once, as the message that it carries or as what became of it."""
+        await self._counted(scope, receive, send)
+
+    async def _authenticated(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            if self._pipeline.draining:
+                raise Draining("The service is stopping.", hint="Retry; another replica may answer.")
+            team, key_id = self._pipeline.wiring.identify(secret_of(dict(scope["headers"])))
+        except MeterError as error:
+            await _refuse(send, error)
+            return
+        scope.setdefault("state", {})[PRINCIPAL_KEY] = (team, key_id)
+        if key_id:
+            # The SDK binds a session to this user and asks for the same one at each request.
+            scope["user"] = AuthenticatedUser(AccessToken(token=key_id, client_id=key_id, scopes=[], subject=team))
+        await self._sessions.handle_request(scope, receive, send)
+
+
+async def _refuse(send: Send, error: MeterError) -> None:
+    page = Page.of_jsonrpc_error(error)
+    challenge = ((b"www-authenticate", b"Bearer"),) if isinstance(error, NotAuthenticated) else ()
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(page.body)).encode()), *challenge]
+    await send({"type": "http.response.start", "status": page.status, "headers": headers})
+    await send({"type": "http.response.body", "body": page.body})
