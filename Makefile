@@ -12,7 +12,7 @@ DEV_STAMP := $(VENV)/.installed-dev
 PINS := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-fast check bench size trials constraints clean
+.PHONY: help install run test test-fast check bench size trials docs constraints clean
 .DELETE_ON_ERROR:
 
 help: ## list these commands
@@ -58,6 +58,12 @@ trials: $(DEV_STAMP) ## the long trials in full; writes docs/reliability.md
 	@echo "mcpmeter: running the trials in full (this takes a while)"
 	@PATH="$$PATH:/usr/sbin" MCPMETER_TRIALS=full MCPMETER_TRIALS_REPORT=docs/reliability.md \
 	  $(BIN)/python -m pytest -m trial -o timeout=3600 $(ARGS)
+
+docs: $(DEV_STAMP) ## write the generated pages of docs/ anew: settings, metrics, errors, commands
+	@$(BIN)/python -m mcpmeter.config.reference >docs/configuration.md
+	@$(BIN)/python -m mcpmeter.catalog.reference >docs/metrics.md
+	@$(BIN)/python -m mcpmeter.cli._reference errors >docs/errors.md
+	@$(BIN)/python -m mcpmeter.cli._reference cli >docs/cli.md
 
 constraints: $(VENV_STAMP) ## write constraints.txt anew: the newest versions that fit pyproject.toml
 	@echo "mcpmeter: resolving every extra in a fresh environment (about a minute)"

@@ -111,9 +111,10 @@ class OpenCall:
                 # Our waiting was cancelled, not the write: the row is in the writer's queue and will be settled.
                 self._meter.recorder.settle(settlement)
                 raise
-            except MeterError as fault:
-                error = LedgerUnavailable(fault.message, hint=fault.hint)
-                self._meter.recorder.settle(_unsettled(settlement, error))
+            except Exception as fault:
+                error = _ledger_fault(fault)
+                self.settlement = _unsettled(settlement, error)
+                self._meter.recorder.settle(self.settlement)
                 raise error from fault
         self._meter.recorder.settle(settlement)
         return settlement
@@ -247,6 +248,13 @@ def _call_of(row: LedgerRow) -> Call:
             prompt_tokens_estimate=row.prompt_tokens_estimate,
         ),
     )
+
+
+def _ledger_fault(fault: Exception) -> LedgerUnavailable:
+    if isinstance(fault, MeterError):
+        return LedgerUnavailable(fault.message, hint=fault.hint)
+    # Its text may hold anything, a row's values too.
+    return LedgerUnavailable(f"The ledger failed ({type(fault).__name__}).", hint="Look at the service's log.")
 
 
 def _unsettled(settlement: Settlement, error: MeterError) -> Settlement:

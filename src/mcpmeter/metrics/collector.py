@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator
 from itertools import accumulate
+from typing import Final
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
@@ -13,6 +15,11 @@ from prometheus_client.registry import Collector
 from prometheus_client.samples import Exemplar
 
 from mcpmeter.metrics.recorder import FamilySnapshot, Recorder
+
+FORMATS: Final = ("version=0.0.4;", "version=1.0.0;")
+"""Of the text and of the OpenMetrics exposition: those that are really made here."""
+
+_TRACE_ID: Final = re.compile(r"[0-9a-f]{32}", re.ASCII)
 
 
 class MeterCollector(Collector):
@@ -63,6 +70,9 @@ def _exemplar(kept: tuple[str, int, float] | None, scale: int) -> Exemplar | Non
     if kept is None:
         return None
     trace_id, value, timestamp = kept
+    if not _TRACE_ID.fullmatch(trace_id):
+        # OpenMetrics bounds an exemplar's length: one that breaks the bound fails the whole scrape.
+        return None
     return Exemplar({"trace_id": trace_id}, _shown(value, scale), timestamp)
 
 
@@ -80,7 +90,7 @@ class Exposition:
     def prepare(self, accept: str) -> Callable[[], tuple[bytes, str]]:
         """Copy the accumulators now; the returned function renders them to (body, content type) in any thread."""
         snapshot = self._recorder.snapshot()
-        encode, content_type = choose_encoder(accept)
+        encode, content_type = _encoder(accept)
         # The older text format would show each creation time as a family of its own, and double the scrape.
         families = _Families(snapshot, self._others, with_created="openmetrics" in content_type)
 
@@ -88,6 +98,16 @@ class Exposition:
             return encode(families), content_type
 
         return render
+
+
+def _encoder(accept: str) -> tuple[Callable[[Collector], bytes], str]:
+    """The library's choice; the plain text format where the header asks for a version that nobody has."""
+    try:
+        encode, content_type = choose_encoder(accept)
+    except (TypeError, ValueError):
+        # It compares version numbers part by part and trips over `version=1.x`.
+        return choose_encoder("")
+    return (encode, content_type) if any(map(content_type.__contains__, FORMATS)) else choose_encoder("")
 
 
 class _Families(Collector):

@@ -103,7 +103,6 @@ class Recorder:
         self._sets = {label: self._set_of(label) for row in rows for label in row.labels}
         self._requests = self.families[mcp.REQUESTS.name]
         self._durations = self.families[mcp.REQUEST_DURATION.name]
-        self._errors = self.families[mcp.ERRORS.name]
         self._overflow = self.families[service.LABEL_OVERFLOW.name]
         self._active = self.families[mcp.ACTIVE_REQUESTS.name]
         for row in rows:
@@ -168,9 +167,10 @@ class Recorder:
         method = self.closed(mcp.REQUESTS.labels[1], call.method)
         status = self.closed(mcp.REQUESTS.labels[2], settlement.status)
         self._requests.add((endpoint, method, status))
-        self._durations.observe((endpoint, method), settlement.duration_ns, call.trace_id)
+        if settlement.outcome != "recovered":  # how long such a call took is not known
+            self._durations.observe((endpoint, method), settlement.duration_ns, call.trace_id)
         if settlement.error_type:
-            self._errors.add((settlement.error_type, settlement.error_side))
+            self.add(mcp.ERRORS, (settlement.error_type, settlement.error_side))
 
     def _count_mcp(self, settlement: Settlement, target: McpTarget) -> None:
         row = mcp.SERVER_OPERATION_DURATION if target.role == "server" else mcp.CLIENT_OPERATION_DURATION
@@ -188,11 +188,13 @@ class Recorder:
         provider = self.closed(llm.TOKENS.labels[3], target.provider)
         model = self._model(target.provider, target.model)
         team = self.closed(llm.TOKENS.labels[2], settlement.call.team)
-        self._count_duration(settlement, target, model)
+        if settlement.outcome != "recovered":
+            self._count_duration(settlement, target, model)
         if settlement.usage is not None:
             self._count_tokens(settlement.usage, model, team, provider)
             if settlement.missing_reason:
-                self.add(llm.USAGE_MISSING, (provider, settlement.missing_reason))
+                reason = self.closed(llm.USAGE_MISSING.labels[1], settlement.missing_reason)
+                self.families[llm.USAGE_MISSING.name].add((provider, reason))
         if settlement.charge is not None:
             self._count_cost(settlement, settlement.charge, model, team, provider)
 
@@ -204,9 +206,10 @@ class Recorder:
     def _count_tokens(self, usage: Usage, model: str, team: str, provider: str) -> None:
         if usage.source == "missing":
             return
+        source = self.closed(llm.TOKENS.labels[4], usage.source)
         tokens = self.families[llm.TOKENS.name]
-        tokens.add((model, "prompt", team, provider, usage.source), usage.prompt_tokens)
-        tokens.add((model, "completion", team, provider, usage.source), usage.completion_tokens)
+        tokens.add((model, "prompt", team, provider, source), usage.prompt_tokens)
+        tokens.add((model, "completion", team, provider, source), usage.completion_tokens)
         details = self.families[llm.TOKEN_DETAILS.name]
         for detail, amount in (
             ("cached_read", usage.cached_read_tokens),
@@ -215,13 +218,15 @@ class Recorder:
             ("audio", usage.audio_tokens),
         ):
             if amount:
-                details.add((model, detail, team, provider, usage.source), amount)
+                details.add((model, detail, team, provider, source), amount)
 
     def _count_cost(self, settlement: Settlement, charge: Charge, model: str, team: str, provider: str) -> None:
         if charge.source == "unpriced":
-            self.families[money.UNPRICED.name].add((provider, charge.unpriced_reason or "unknown_model"))
+            reason = self.closed(money.UNPRICED.labels[1], charge.unpriced_reason or "unknown_model")
+            self.families[money.UNPRICED.name].add((provider, reason))
         else:
-            self.families[money.COST.name].add((model, team, provider, charge.source), charge.nanousd)
+            source = self.closed(money.COST.labels[3], charge.source)
+            self.families[money.COST.name].add((model, team, provider, source), charge.nanousd)
         if charge.reported_nanousd is not None:
             self.families[money.PROVIDER_REPORTED_COST.name].add((provider,), charge.reported_nanousd)
 
