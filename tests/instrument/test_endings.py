@@ -12,7 +12,7 @@ from mcpmeter.errors import ERROR_TYPES
 from mcpmeter.instrument import endings
 from mcpmeter.meter import Ending
 
-JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.text(), lambda inner: st.lists(inner), max_leaves=5)
+JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.text(), st.lists, max_leaves=5)
 
 
 def told(ending: Ending) -> tuple[str, str, str, str]:
