@@ -1,0 +1,140 @@
+"""`mcpmeter demo` and every command's help, as somebody sees them who has just installed it."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import signal
+import time
+import urllib.request
+from pathlib import Path
+
+import psutil
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+import mcpmeter.cli
+
+COMMANDS = sorted(path.stem for path in Path(mcpmeter.cli.__file__).parent.glob("[!_]*.py"))
+HELLO = json.dumps({"model": "gpt-4.1", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 3}).encode()
+SECONDS_TO_SEE_NUMBERS = 20
+SECONDS_BETWEEN_LOOKS = 0.2
+
+
+@pytest.fixture
+def demo(start):
+    """Starts the demo with quick traffic; gives it and its address."""
+
+    def begin(*options: object, **more: object):
+        running = start("demo", "--port", 0, "--calls-per-second", 25, *options, **more)
+        address = running.says(r"Metrics +(http://\S+)/metrics")[1]
+        running.says(r"Ctrl-C ends it\.")
+        return running, address
+
+    return begin
+
+
+def get_json(url: str, body: bytes | None = None):
+    asked = urllib.request.Request(url, body, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(asked, timeout=20) as answer:
+        return json.load(answer)
+
+
+def by_team(address: str, metric: str) -> dict[str, float]:
+    with urllib.request.urlopen(f"{address}/metrics", timeout=20) as answer:
+        text = answer.read().decode()
+    totals: dict[str, float] = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            if sample.name == metric and sample.value:
+                totals[sample.labels["team"]] = totals.get(sample.labels["team"], 0) + sample.value
+    return totals
+
+
+def eventually(what, *, holds):
+    """Look until it holds; returns what was seen."""
+    deadline = time.monotonic() + SECONDS_TO_SEE_NUMBERS
+    while not holds(seen := what()):
+        assert time.monotonic() < deadline, f"still {seen}"
+        time.sleep(SECONDS_BETWEEN_LOOKS)
+    return seen
+
+
+class TestDemo:
+    def test_shows_moving_numbers_of_several_teams_and_ends_cleanly(self, demo):
+        running, address = demo()
+        for metric in ("mcp_tokens_total", "mcp_cost_usd_total"):
+            first = eventually(lambda: by_team(address, metric), holds=lambda seen: len(seen) >= 3)  # noqa: B023
+            assert set(first) == {"search", "support", "research"}
+            eventually(
+                lambda: by_team(address, metric),  # noqa: B023
+                holds=lambda seen: all(seen[team] > first[team] for team in first),  # noqa: B023
+            )
+        answer = get_json(f"{address}/v1/chat/completions", HELLO)
+        assert answer["usage"]["completion_tokens"] == 3
+
+        finished = running.end(signal.SIGINT)
+
+        assert finished.code == 0
+        assert finished.stderr == ""
+        assert re.search(r"Stopped\. \d+ calls were made, \d+ of them answered in full\.", finished.stdout)
+        assert finished.stdout.count("Ctrl-C ends it.") == 1
+        assert finished.stdout.count(f"{address}/v1\n") == 1
+        assert len(finished.stdout.splitlines()) <= 24
+
+    def test_the_ledger_that_it_names_can_be_reported_from_meanwhile(self, demo, run, tmp_path):
+        running, address = demo("--folder", tmp_path / "kept")
+        told = running.says(r"mcpmeter (report --ledger \S+ --by team --by model)")[1]
+        eventually(lambda: by_team(address, "mcp_tokens_total"), holds=lambda seen: len(seen) >= 3)
+        reported = run(*told.split())
+        assert (reported.code, reported.stderr) == (0, "")
+        assert {"search", "support", "research"} <= set(reported.stdout.split())
+
+    def test_a_taken_port_is_told_in_one_line(self, demo, run):
+        _, address = demo()
+        finished = run("demo", "--port", address.rpartition(":")[2])
+        assert finished.code == 1
+        assert (finished.stdout, len(finished.stderr.splitlines())) == ("", 1)
+        assert "taken" in finished.stderr
+
+    def test_with_the_stack_a_real_prometheus_scrapes_it_and_is_ended_with_it(self, demo):
+        if shutil.which("prometheus") is None:
+            pytest.skip("no Prometheus on the PATH; on Debian: apt-get install prometheus")
+        running, _ = demo("--stack")
+        prometheus = running.says(r"Prometheus +(http://[\d.:]+)/")[1]
+        children = psutil.Process(running.process.pid).children(recursive=True)
+        assert [child.name() for child in children] == ["prometheus"]
+        query = f"{prometheus}/api/v1/query?query=count(sum%20by%20(team)(mcp_tokens_total%3E0))"
+        eventually(
+            lambda: get_json(query)["data"]["result"],
+            holds=lambda result: bool(result) and int(result[0]["value"][1]) >= 3,
+        )
+        finished = running.end(signal.SIGINT)
+        assert (finished.code, finished.stderr) == (0, "")
+        assert psutil.wait_procs(children, timeout=5)[1] == []
+
+    def test_without_a_prometheus_the_stack_says_how_to_get_one(self, run, tmp_path):
+        finished = run("demo", "--port", 0, "--stack", env={"PATH": str(tmp_path)})
+        assert finished.code == 1
+        assert (finished.stdout, len(finished.stderr.splitlines())) == ("", 1)
+        assert "apt-get install prometheus" in finished.stderr
+
+
+class TestHelp:
+    def test_the_list_names_every_command(self, run):
+        finished = run("--help")
+        assert finished.code == 0
+        assert [name for name in COMMANDS if not re.search(rf"^  {name} +\w", finished.stdout, re.MULTILINE)] == []
+
+    @pytest.mark.parametrize("command", COMMANDS)
+    def test_each_command_shows_an_example(self, run, command):
+        finished = run(command, "--help")
+        assert (finished.code, finished.stderr) == (0, "")
+        assert re.search(rf"Example[^\n]*:\n +.*mcpmeter {command}\b", finished.stdout)
+
+    def test_a_misspelt_command_is_wrong_usage(self, run):
+        finished = run("sevre")
+        assert finished.code == 2
+        assert "sevre" in finished.stderr
+        assert "Traceback" not in finished.stderr
