@@ -50,7 +50,7 @@ class Stand:
             f"server: {{port: 0, drain_seconds: {drain_seconds}}}\n"
             f"ledger: {{path: {self.ledger}}}\n"
             f"providers:\n"
-            f"  - {{name: holysheep, base_url: '{self.upstream}/v1', api_key: ${{UPSTREAM_KEY}}}}\n"
+            f"  - {{name: holysheep, base_url: '{self.upstream}/v1', api_key: '${{UPSTREAM_KEY}}'}}\n"
             + (f"keys:\n{named}" if named else "")
             + extra
         )
