@@ -1,0 +1,233 @@
+"""Clients that leave at random moments: every call is settled once, the provider stops at once, no gauge stays up.
+
+The callers speak HTTP over bare sockets, because a library would tidy up what is to be torn.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+JOBS = 150
+JOBS_IN_FULL = 1000
+AT_ONCE = 24
+SECONDS_TO_SETTLE = 30.0
+SECONDS_BETWEEN_LOOKS = 0.05
+NS_PER_SECOND = 10**9
+QUICK = "latency_ms=0"
+SLOW = "latency_ms=uniform:20-200,chunks_per_second=60,completion_tokens=4000"
+"""Over a minute of stream: no such call ends unless it is cancelled."""
+STALLS_BEFORE_HEADERS = "stall=headers"
+STALLS_IN_THE_BODY = "stall=body,after_tokens=5"
+
+
+@dataclass
+class Job:
+    """One call: what is asked, when its client leaves, and what it saw."""
+
+    number: int
+    stream: bool
+    wish: str
+    leaves_after_bytes: int | None
+    """Read so many bytes of the answer, then leave; None: read it all."""
+    leaves_after_seconds: float | None
+    """Leave so long after sending, whatever has come; None: not for time."""
+    sends_half: bool = False
+    left_at_ns: int | None = None
+    """Monotonic, as the simulator's own times are: one machine has one such clock."""
+    received: bytes = b""
+
+    @property
+    def model(self) -> str:
+        """With `stream` the mark by which a call is found in the ledger and in the provider's books."""
+        return f"job-{self.number // 2}"
+
+    @property
+    def mark(self) -> tuple[str, bool]:
+        return self.model, self.stream
+
+    def body(self) -> bytes:
+        asked = {
+            "model": self.model,
+            "messages": [{"role": "user", "content": "Tell me something."}],
+            "metadata": {"simulate": self.wish},
+            "stream": self.stream,
+        }
+        return json.dumps(asked).encode()
+
+
+def draw_jobs(count: int, random: Random) -> list[Job]:
+    """Every second one streams; a tenth stays to the end; the rest leaves at a random moment of a random kind."""
+    return [draw_job(number, random) for number in range(count)]
+
+
+def draw_job(number: int, random: Random) -> Job:
+    stream = bool(number % 2)
+    kind = random.random()
+    if kind < 0.1:
+        return Job(number, stream, QUICK, None, None)
+    if kind < 0.15:
+        return Job(number, stream, SLOW, None, random.uniform(0, 0.1), sends_half=True)
+    if kind < 0.25:
+        return Job(number, stream, QUICK, None, random.uniform(0, 0.03))
+    if stream and kind < 0.6:
+        wish = random.choice((SLOW, STALLS_IN_THE_BODY))
+        return Job(number, stream, wish, random.randrange(1, 1500), random.uniform(0.3, 0.6))
+    # A whole answer has no headers before its end: for a slow one the only moment to leave is before them.
+    wish = SLOW if stream else STALLS_BEFORE_HEADERS
+    return Job(number, stream, wish, None, random.uniform(0, 0.3))
+
+
+async def call(address: str, job: Job) -> None:
+    """Make the call and leave as drawn. `Connection: close` makes the end of the connection the end of the answer."""
+    host = urlsplit(address)
+    reader, writer = await asyncio.open_connection(host.hostname, host.port)
+    body = job.body()
+    head = (
+        f"POST /v1/chat/completions HTTP/1.1\r\nHost: {host.netloc}\r\nConnection: close\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
+    writer.write(head.encode() + (body[: len(body) // 2] if job.sends_half else body))
+    try:
+        async with asyncio.timeout(job.leaves_after_seconds):
+            while job.leaves_after_bytes is None or len(job.received) < job.leaves_after_bytes:
+                if not (data := await reader.read(65536)):
+                    return
+                job.received += data
+    except TimeoutError:
+        pass
+    finally:
+        job.left_at_ns = time.monotonic_ns()
+        writer.transport.abort()
+
+
+async def eventually(look: Callable[[], Awaitable[Any]], holds: Callable[[Any], bool]) -> Any:
+    """Look until it holds; returns what was seen last, held or not."""
+    deadline = time.monotonic() + SECONDS_TO_SETTLE
+    while not holds(seen := await look()) and time.monotonic() < deadline:
+        await asyncio.sleep(SECONDS_BETWEEN_LOOKS)
+    return seen
+
+
+@pytest.mark.trial
+async def test_every_call_of_clients_that_leave_is_settled_once_and_cancelled_upstream(stand, trials):
+    stand.start_simulator("--seed", 3)
+    stand.configure()
+    stand.start_relay()
+    jobs = draw_jobs(JOBS_IN_FULL if trials.full else JOBS, Random(11))
+    gate = asyncio.Semaphore(AT_ONCE)
+
+    async def one(job: Job) -> None:
+        async with gate:
+            await call(stand.address, job)
+
+    await asyncio.gather(*(one(job) for job in jobs))
+
+    async def gauges() -> tuple[float, float, int]:
+        samples = await asyncio.to_thread(stand.samples)
+        values = [
+            sum(s.value for s in samples.get(name, ())) for name in ("mcp_active_requests", "mcp_ledger_open_rows")
+        ]
+        return values[0], values[1], (await asyncio.to_thread(stand.books))["open_calls"]
+
+    active, open_rows, open_upstream = await eventually(gauges, lambda seen: not any(seen))
+    rows, books = stand.rows(), stand.books(calls=10_000)
+    waits = seconds_to_cancel(jobs, books["calls"])
+    row_of = Counter((row["model"], bool(row["stream"])) for row in rows)
+    at_provider = Counter((call["model"], call["stream"]) for call in books["calls"])
+    by_mark = {job.mark: job for job in jobs}
+    without_row = [mark for mark in at_provider if row_of[mark] != 1]
+    never_left_but_cut = [
+        c for c in books["calls"] if c["outcome"] == "cancelled" and not left(by_mark[c["model"], c["stream"]])
+    ]
+    trials.record(
+        "Clients that leave at random moments",
+        "Calls over bare connections, half of them streams: left while sending, before the headers, in the middle of "
+        "the stream, or not at all; at the provider some stall for ever, so that only a cancel ends them.",
+        {
+            "calls": len(jobs),
+            "client left before the answer was complete": sum(map(left, jobs)),
+            "reached the relay's ledger": len(rows),
+            "reached the provider": len(books["calls"]),
+            "provider saw the cancel": books["totals"]["cancelled"],
+            "calls at the provider without exactly one row": len(without_row),
+            "rows not settled": sum(row["state"] != "settled" for row in rows),
+            "mcp_active_requests at the end": int(active),
+            "mcp_ledger_open_rows at the end": int(open_rows),
+            "calls still open at the provider": open_upstream,
+            "seconds from leaving to the provider's seeing it, median": waits[len(waits) // 2],
+            "seconds from leaving to the provider's seeing it, most": waits[-1],
+        },
+    )
+
+    assert (active, open_rows, open_upstream) == (0, 0, 0)
+    assert without_row == []
+    assert set(row_of.values()) == {1}
+    assert {row["state"] for row in rows} == {"settled"}
+    assert never_left_but_cut == []
+    check_outcomes(jobs, rows, books["calls"])
+    check_counters(stand, jobs, rows)
+    finished = stand.relay.end()
+    assert (finished.code, finished.stderr) == (0, "")
+
+
+def left(job: Job) -> bool:
+    """Whether the client broke off before the whole answer was there."""
+    if job.stream:
+        return b"data: [DONE]\n\n" not in job.received
+    head, _, body = job.received.partition(b"\r\n\r\n")
+    return not head or not body.endswith(b"}")
+
+
+def seconds_to_cancel(jobs: list[Job], calls: list[dict[str, Any]]) -> list[float]:
+    """From each client's leaving to the provider's seeing it, sorted."""
+    left_at_ns = {job.mark: job.left_at_ns for job in jobs}
+    return sorted(
+        (call["cancelled_at_ns"] - left_at_ns[call["model"], call["stream"]]) / NS_PER_SECOND
+        for call in calls
+        if call["cancelled_at_ns"] is not None
+    )
+
+
+def check_outcomes(jobs: list[Job], rows: list[dict[str, Any]], calls: list[dict[str, Any]]) -> None:
+    """What each client saw, what the provider saw and what the row says fit together."""
+    by_mark = {job.mark: job for job in jobs}
+    call_of = {(call["model"], call["stream"]): call for call in calls}
+    for row in rows:
+        mark = row["model"], bool(row["stream"])
+        job, call = by_mark[mark], call_of.get(mark)
+        if not left(job):
+            assert (row["outcome"], row["token_source"]) == ("ok", "reported")
+            assert call["outcome"] == "complete"
+        elif call is not None and call["outcome"] == "cancelled":
+            assert (row["outcome"], row["error_type"], row["status"]) == ("partial", "client_disconnected", "499")
+            assert row["token_source"] == "partial"
+            assert row["prompt_tokens"] > 0
+    with_row = {(row["model"], bool(row["stream"])) for row in rows}
+    for job in jobs:
+        if job.mark not in with_row:
+            assert job.received == b"", "an answer went out for which nothing was written down"
+        if job.mark in call_of and job.wish != QUICK:
+            assert call_of[job.mark]["outcome"] == "cancelled", "it could not have ended otherwise"
+
+
+def check_counters(stand: Any, jobs: list[Job], rows: list[dict[str, Any]]) -> None:
+    """The counters are fed from the same settlements as the rows; a call without a row was left while it was sent."""
+    route = {"endpoint": "/v1/chat/completions", "method": "POST"}
+    gone = sum(row["error_type"] == "client_disconnected" for row in rows)
+    unwritten = len(jobs) - len(rows)
+    assert stand.total("mcp_requests_total", **route) == len(jobs)
+    assert stand.total("mcp_requests_total", **route, status="499") == gone + unwritten
+    assert stand.total("mcp_errors_total", error_type="client_disconnected") == gone + unwritten
+    assert stand.total("mcp_usage_missing_total", reason="client_gone") == gone
+    for kind in ("prompt", "completion"):
+        assert stand.total("mcp_tokens_total", token_type=kind) == sum(row[f"{kind}_tokens"] for row in rows)
