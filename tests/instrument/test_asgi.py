@@ -15,7 +15,7 @@ from mcp.server.mcpserver import MCPServer
 from mcp_types import CallToolResult, ListToolsResult, Tool
 
 from mcpmeter.catalog import labels, mcp
-from mcpmeter.errors import ERROR_TYPES
+from mcpmeter.errors import ERROR_TYPES, Draining
 from mcpmeter.instrument.asgi import ERROR_BY_REASON, TransportMeter
 from mcpmeter.instrument.http_request import PRINCIPAL_KEY, SCOPE_KEY, metered_request, principal
 from mcpmeter.instrument.sdk_v2 import instrument_with
@@ -278,6 +278,21 @@ class TestByItself:
 
         await self.run(recorder, challenge)
         assert numbers.counts("mcp_transport_rejections_total") == {("unauthorized",): 1}
+
+    async def test_a_refusal_that_the_application_explains_is_counted_as_that_and_is_no_rejection(
+        self, recorder: Recorder, numbers: Any
+    ) -> None:
+        async def drain(scope: Any, receive: Any, send: Any) -> None:
+            request = metered_request(scope)
+            assert request is not None
+            request.refusal = Draining("The service is stopping.")
+            await send({"type": "http.response.start", "status": 503, "headers": []})
+            await send({"type": "http.response.body", "body": b""})
+
+        await self.run(recorder, drain)
+        assert numbers.requests == {("POST", "503"): 1}
+        assert numbers.errors == {("internal_error", "server"): 1}
+        assert numbers.counts("mcp_transport_rejections_total") == {}
 
     async def test_other_protocols_pass(self, recorder: Recorder, numbers: Any) -> None:
         seen = []

@@ -168,6 +168,8 @@ class _Answer:
         self._opened.count(self._ending(reason))
 
     def _ending(self, reason: str | None) -> Ending:
+        if self.request.refusal is not None:
+            return Ending(status=str(self.status), outcome="error", error=self.request.refusal)
         if reason is not None:
             error_type, side = ERROR_BY_REASON[reason]
             return Ending(status=str(self.status), outcome="error", error_type=error_type, error_side=side)
@@ -178,6 +180,9 @@ class _Answer:
         return Ending(status=str(self.status))
 
     def _reason(self) -> str | None:
+        refusal = self.request.refusal
+        if refusal is not None and refusal.error_type != "auth_error":
+            return None
         if self.status in REASON_BY_STATUS:
             return REASON_BY_STATUS[self.status]
         if self.status == 403:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, MutableMapping
 from typing import Any, Final
 
+from mcpmeter.errors import MeterError
+
 SCOPE_KEY: Final = "mcpmeter.request"
 """Where it is kept in the ASGI scope. A scope passes through every router and into the SDK's request context."""
 
@@ -15,10 +17,12 @@ PRINCIPAL_KEY: Final = "mcpmeter_principal"
 class MeteredRequest:
     """An HTTP request for MCP: whether a handler saw a message of it, and whether its client has left."""
 
-    __slots__ = ("_callbacks", "gone", "message_seen")
+    __slots__ = ("_callbacks", "gone", "message_seen", "refusal")
 
     def __init__(self) -> None:
         self.message_seen = False
+        self.refusal: MeterError | None = None
+        """Why an application before the SDK refused it, if that told; else the status has to do."""
         self.gone = False
         self._callbacks: list[Callable[[], None]] = []
 

@@ -1,0 +1,601 @@
+"""The relay as an MCP server: real SDK clients, both eras, over HTTP and in memory, the simulator as provider."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import socket
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+import uvicorn
+from hypothesis import given
+from hypothesis import strategies as st
+from mcp import Client
+from mcp.client.streamable_http import streamable_http_client
+from mcp.server.mcpserver import MCPServer
+from mcp_types import CallToolResult
+
+from mcpmeter.access.keys import KeyRing, new_key
+from mcpmeter.errors import LedgerNotUsable
+from mcpmeter.instrument.sdk_v2 import instrument_with
+from mcpmeter.ledger.reports import Total, totals
+from mcpmeter.ledger.sqlite import SqliteStore
+from mcpmeter.mcp_server import ModelInfo, build_mcp_server
+from mcpmeter.mcp_server.exchange import AnswerText
+from mcpmeter.meter import Meter
+from mcpmeter.metrics.recorder import Recorder
+from mcpmeter.pricing import PriceBook, PriceSource, bundled_price_lists
+from mcpmeter.relay.dialects.openai_chat import OpenAiChat
+from mcpmeter.relay.pipeline import Pipeline, RelayOptions, Service, Wiring
+from mcpmeter.relay.providers import load_providers
+from mcpmeter.relay.routing import Upstream
+from mcpmeter.relay.upstream import AiohttpClient, Timeouts
+from mcpmeter.simulator import Fault, Latency, Simulator, Spread
+
+HELLO: Any = [{"role": "user", "content": "Say something."}]
+LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
+
+
+@dataclass
+class Whole:
+    """A relay with its MCP server, ledger and provider."""
+
+    server: MCPServer
+    pipeline: Pipeline
+    recorder: Recorder
+    simulator: Simulator
+    ledger: Path
+    report_fault: Exception | None = None
+
+    def counts(self, name: str) -> dict[tuple[str, ...], int]:
+        return {key: cell.value for key, cell in self.recorder.families[name].cells.items() if cell.value}
+
+    def operations(self) -> dict[tuple[str, str], int]:
+        """(tool, error type) of tool calls -> count."""
+        family = self.recorder.families["mcp_server_operation_duration_seconds"]
+        found: dict[tuple[str, str], int] = {}
+        for labels, cell in family.histograms.items():
+            if labels[0] == "tools/call":
+                found[labels[1:3]] = found.get(labels[1:3], 0) + sum(cell.counts)  # type: ignore[index]
+        return found
+
+    def rows(self) -> dict[str, Total]:
+        return {total.group[0]: total for total in totals(self.ledger, by=["outcome"])}
+
+    @property
+    def active(self) -> int:
+        return self.recorder.families["mcp_active_requests"].cells[()].value
+
+
+@pytest.fixture
+async def whole(tmp_path: Path) -> AsyncIterator[Whole]:
+    ledger = tmp_path / "ledger.sqlite"
+    async with AsyncExitStack() as stack:
+        simulator = await stack.enter_async_context(Simulator(seed=1, completion_tokens=Spread("fixed", 40)))
+        store = SqliteStore(ledger)
+        await store.start()
+        stack.push_async_callback(store.close)
+        client = AiohttpClient(Timeouts(first_byte_seconds=0.5, idle_seconds=1))
+        stack.push_async_callback(client.close)
+        book = PriceBook(bundled_price_lists(), sources={"sim": PriceSource("holysheep")})
+        recorder = Recorder()
+        recorder.vocabulary.announce("model", ["gpt-4.1", "deepseek-v3.2"])
+        recorder.vocabulary.announce("provider", ["sim"])
+        recorder.vocabulary.announce("team", ["default", "red", "blue"])
+
+        def price(target: Any, response_model: str, *usage: Any) -> Any:
+            return book.charge(target.provider, target.model, *usage)
+
+        meter = Meter(recorder, store=store, price=price)
+        provider = load_providers()["generic"].renamed("sim", base_url=simulator.base_url)
+        wiring = Wiring(
+            options=RelayOptions(max_body_bytes=20_000),
+            upstreams=[Upstream(provider=provider)],
+            default_provider=None,
+            client=client,
+            keys=KeyRing([]),
+        )
+        pipeline = Pipeline(meter, wiring)
+
+        async def usage_report(by: Sequence[Any], since_ns: int, until_ns: int) -> Sequence[Total]:
+            if made.report_fault is not None:
+                raise made.report_fault
+            return await asyncio.to_thread(totals, ledger, by=by, since_ns=since_ns, until_ns=until_ns)
+
+        server = build_mcp_server(
+            pipeline=pipeline,
+            service=Service(dialect=OpenAiChat(), default_model="deepseek-v3.2", maps_upstream_faults=True),
+            list_models=lambda: [ModelInfo.of("sim", price) for price in book.models("sim")],
+            price_book=lambda: book,
+            usage_report=usage_report,
+            version="0.0.1",
+        )
+        instrument_with(meter, server)
+        made = Whole(server, pipeline, recorder, simulator, ledger)
+        yield made
+        assert pipeline.in_flight == set()
+
+
+@asynccontextmanager
+async def served(server: MCPServer) -> AsyncIterator[str]:
+    """The server's own HTTP application on a free port."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    config = uvicorn.Config(server.streamable_http_app(), log_config=None, ws="none", timeout_graceful_shutdown=1)
+    listening = uvicorn.Server(config)
+    task = asyncio.create_task(listening._serve(sockets=[listener]))
+    while not listening.started and not task.done():
+        await asyncio.sleep(0.005)
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}/mcp"
+    finally:
+        listening.should_exit = True
+        await task
+
+
+@asynccontextmanager
+async def connected(whole: Whole, way: str, mode: str, key: str = "") -> AsyncIterator[Client]:
+    """An SDK client, in memory or over HTTP with a key."""
+    if way == "memory":
+        async with Client(whole.server, mode=mode) as client:
+            yield client
+        return
+    headers = {"authorization": f"Bearer {key}"} if key else {}
+    async with served(whole.server) as url, httpx2.AsyncClient(headers=headers, timeout=30) as http:
+        async with Client(streamable_http_client(url, http_client=http), mode=mode) as client:
+            yield client
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    async with asyncio.timeout(5):
+        while not holds():
+            await asyncio.sleep(0.005)
+
+
+def text_of(result: CallToolResult) -> str:
+    return "".join(part.text for part in result.content if part.type == "text")
+
+
+EVERY_WAY = pytest.mark.parametrize(
+    ("way", "mode"), [("memory", "auto"), ("memory", "legacy"), ("http", "auto"), ("http", "legacy")]
+)
+
+
+class TestChat:
+    @EVERY_WAY
+    async def test_the_answer_comes_with_what_it_used_and_cost(self, way: str, mode: Any, whole: Whole) -> None:
+        async with connected(whole, way, mode) as client:
+            result = await client.call_tool("chat", {"messages": HELLO, "model": "gpt-4.1"})
+        answer = result.structured_content
+        assert answer is not None
+        billed = whole.simulator.books.totals
+        assert answer["usage"] == {
+            "prompt_tokens": billed.prompt_tokens,
+            "completion_tokens": billed.completion_tokens,
+            "source": "reported",
+        }
+        nanousd = billed.prompt_tokens * 2500 + billed.completion_tokens * 10000
+        assert answer["cost"]["source"] == "listed"
+        assert float(answer["cost"]["usd"]) * 1e9 == pytest.approx(nanousd)
+        assert answer["content"]
+        assert (answer["model"], answer["finish_reason"]) == ("gpt-4.1", "stop")
+        assert json.loads(text_of(result)) == answer
+        assert answer["call_id"].startswith("call_")
+
+    @EVERY_WAY
+    async def test_it_is_settled_once_under_the_message_that_made_it(self, way: str, mode: Any, whole: Whole) -> None:
+        async with connected(whole, way, mode) as client:
+            await client.call_tool("chat", {"messages": HELLO, "model": "gpt-4.1"})
+        assert {outcome: total.calls for outcome, total in whole.rows().items()} == {"ok": 1}
+        assert whole.counts("mcp_requests_total")["/mcp", "tools/call", "ok"] == 1
+        tokens = whole.counts("mcp_tokens_total")
+        billed = whole.simulator.books.totals
+        assert tokens["gpt-4.1", "prompt", "default", "sim", "reported"] == billed.prompt_tokens
+        assert tokens["gpt-4.1", "completion", "default", "sim", "reported"] == billed.completion_tokens
+        assert whole.counts("mcp_errors_total") == {}
+        assert whole.active == 0
+
+    @EVERY_WAY
+    async def test_progress_tells_the_text_as_it_comes_and_always_grows(
+        self, way: str, mode: Any, whole: Whole
+    ) -> None:
+        whole.simulator.plan = replace_plan(whole, between_chunks=Latency.from_rate("200"))
+        told: list[tuple[float, str | None]] = []
+
+        async def on_progress(progress: float, total: float | None, message: str | None) -> None:
+            told.append((progress, message))
+
+        async with connected(whole, way, mode) as client:
+            result = await client.call_tool("chat", {"messages": HELLO}, progress_callback=on_progress)
+            assert result.structured_content is not None
+            content = result.structured_content["content"]
+            await until(lambda: bool(told) and told[-1][0] == len(content))
+        assert len(told) > 3
+        assert [progress for progress, _ in told] == sorted({progress for progress, _ in told})
+        assert "".join(message or "" for _, message in told) == content
+
+    async def test_without_a_stream_the_answer_comes_whole_and_no_progress_is_told(self, whole: Whole) -> None:
+        told: list[float] = []
+
+        async def on_progress(progress: float, total: float | None, message: str | None) -> None:
+            told.append(progress)
+
+        async with connected(whole, "memory", "auto") as client:
+            asked = {"messages": HELLO, "stream": False, "max_tokens": 7, "temperature": 0.5}
+            result = await client.call_tool("chat", asked, progress_callback=on_progress)
+        assert result.structured_content is not None
+        assert result.structured_content["usage"]["completion_tokens"] == 7
+        assert result.structured_content["finish_reason"] == "length"
+        assert told == []
+
+    async def test_without_a_model_the_default_answers(self, whole: Whole) -> None:
+        async with connected(whole, "memory", "auto") as client:
+            result = await client.call_tool("chat", {"messages": HELLO})
+        assert result.structured_content is not None
+        assert result.structured_content["model"] == "deepseek-v3.2"
+
+    async def test_a_model_without_price_is_unpriced_and_never_free(self, whole: Whole) -> None:
+        async with connected(whole, "memory", "auto") as client:
+            result = await client.call_tool("chat", {"messages": HELLO, "model": "mystery"})
+        assert result.structured_content is not None
+        assert result.structured_content["cost"] == {"usd": None, "source": "unpriced"}
+        assert whole.counts("mcp_unpriced_requests_total") == {("sim", "unknown_model"): 1}
+
+    async def test_fields_of_messages_that_are_not_ours_reach_the_provider(self, whole: Whole) -> None:
+        parts = [{"type": "text", "text": "four"}, {"type": "image_url", "image_url": {"url": "data:,"}}]
+        async with connected(whole, "memory", "auto") as client:
+            await client.call_tool("chat", {"messages": [{"role": "user", "name": "eve", "content": parts}]})
+        # 4 for the message, 1 for four characters, 85 for the image: the simulator saw all of them.
+        assert whole.simulator.books.totals.prompt_tokens == 90
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("fault", "error_type", "says"),
+        [
+            ("status=500", "upstream_error", "sim answered 500"),
+            ("status=429,retry_after=2", "upstream_rate_limited", "ate limit"),
+            ("status=401", "upstream_error", "own account"),
+            ("stall=headers", "upstream_timeout", "nothing"),
+            ("body=html", "upstream_error", "not"),
+        ],
+    )
+    @pytest.mark.parametrize("stream", [True, False])
+    async def test_a_providers_fault_is_told_and_counted_as_the_providers(
+        self, fault: str, error_type: str, says: str, stream: bool, whole: Whole
+    ) -> None:
+        whole.simulator.plan = replace_plan(whole, faults=(Fault.parse(fault),))
+        async with connected(whole, "memory", "auto") as client:
+            result = await client.call_tool("chat", {"messages": HELLO, "stream": stream})
+        assert result.is_error
+        assert says in text_of(result)
+        assert "call_" in text_of(result)
+        assert "Traceback" not in text_of(result)
+        assert whole.counts("mcp_errors_total") == {(error_type, "upstream"): 1}
+        assert whole.operations() == {("chat", "tool_error"): 1}
+
+    async def test_a_stream_that_breaks_in_the_middle_is_an_error_and_what_came_is_charged(self, whole: Whole) -> None:
+        whole.simulator.plan = replace_plan(whole, faults=(Fault.parse("reset=body"),))
+        async with connected(whole, "memory", "auto") as client:
+            result = await client.call_tool("chat", {"messages": HELLO})
+        assert result.is_error
+        assert whole.counts("mcp_errors_total") == {("upstream_error", "upstream"): 1}
+        (total,) = whole.rows().values()
+        assert (total.calls, total.partial_calls) == (1, 1)
+
+    async def test_no_messages_are_the_callers_error(self, whole: Whole) -> None:
+        async with connected(whole, "memory", "auto") as client:
+            result = await client.call_tool("chat", {"messages": []})
+        assert result.is_error
+        assert "'messages' is empty" in text_of(result)
+        assert whole.counts("mcp_errors_total") == {("validation_error", "client"): 1}
+        assert whole.rows() == {}
+
+    async def test_too_much_is_the_callers_error(self, whole: Whole) -> None:
+        async with connected(whole, "memory", "auto") as client:
+            result = await client.call_tool("chat", {"messages": [{"role": "user", "content": "x" * 30_000}]})
+        assert "20000 bytes" in text_of(result)
+        assert whole.counts("mcp_errors_total") == {("validation_error", "client"): 1}
+
+    async def test_a_lone_surrogate_is_refused_and_the_server_goes_on(self, whole: Whole) -> None:
+        body = (
+            b'{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"chat","arguments":{"messages":'
+            b'[{"role":"user","content":"\\ud800"}]},"_meta":{"io.modelcontextprotocol/protocolVersion":"2026-07-28",'
+            b'"io.modelcontextprotocol/clientCapabilities":{}}}}'
+        )
+        headers = {
+            "content-type": "application/json",
+            "accept": "application/json, text/event-stream",
+            "mcp-protocol-version": "2026-07-28",
+            "mcp-method": "tools/call",
+            "mcp-name": "chat",
+        }
+        async with served(whole.server) as url, httpx2.AsyncClient() as http:
+            answers = [(await http.post(url, content=body, headers=headers)).json() for _ in range(2)]
+        assert [answer["result"]["isError"] for answer in answers] == [True, True]
+        assert whole.counts("mcp_errors_total") == {("validation_error", "client"): 2}
+
+    async def test_a_draining_service_says_so(self, whole: Whole) -> None:
+        whole.pipeline.draining = True
+        async with connected(whole, "memory", "auto") as client:
+            result = await client.call_tool("chat", {"messages": HELLO})
+        assert "stopping" in text_of(result)
+
+    async def test_what_a_provider_says_is_not_logged(self, whole: Whole, caplog: pytest.LogCaptureFixture) -> None:
+        caplog.set_level(logging.DEBUG, "mcp")
+        whole.simulator.plan = replace_plan(whole, faults=(Fault.parse("status=400"),))
+        secret = "the prompt that nobody may read"
+        async with connected(whole, "memory", "auto") as client:
+            result = await client.call_tool("chat", {"messages": [{"role": "user", "content": secret}]})
+        assert result.is_error
+        assert secret not in caplog.text
+        assert text_of(result).partition(" (call_")[0] not in caplog.text
+
+
+class TestCancelling:
+    @EVERY_WAY
+    async def test_a_cancelled_call_stops_the_provider_and_is_settled_as_partial(
+        self, way: str, mode: Any, whole: Whole
+    ) -> None:
+        whole.simulator.plan = replace_plan(whole, between_chunks=Latency.from_rate("20"))
+        begun = asyncio.Event()
+
+        async def on_progress(progress: float, total: float | None, message: str | None) -> None:
+            begun.set()
+
+        async with connected(whole, way, mode) as client:
+            call = asyncio.create_task(client.call_tool("chat", {"messages": HELLO}, progress_callback=on_progress))
+            await begun.wait()
+            call.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await call
+            await whole.simulator.books.wait_until(lambda books: books.totals.cancelled == 1, timeout_seconds=1)
+            await until(lambda: whole.active == 0)
+        assert {outcome: total.calls for outcome, total in whole.rows().items()} == {"partial": 1}
+        assert whole.rows()["partial"].partial_calls == 1
+        assert whole.rows()["partial"].completion_tokens > 0
+        assert whole.operations() == {("chat", "cancelled"): 1}
+        assert whole.counts("mcp_errors_total") == {("client_disconnected", "client"): 1}
+
+    async def test_a_call_cancelled_before_the_first_byte_is_settled_too(self, whole: Whole) -> None:
+        whole.simulator.plan = replace_plan(whole, first_byte=Latency.parse("400"))
+        async with connected(whole, "memory", "auto") as client:
+            call = asyncio.create_task(client.call_tool("chat", {"messages": HELLO}))
+            await whole.simulator.books.wait_until(lambda books: books.open_calls == 1, timeout_seconds=5)
+            call.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await call
+            await until(lambda: whole.active == 0)
+        assert {outcome: total.calls for outcome, total in whole.rows().items()} == {"partial": 1}
+
+    @pytest.mark.parametrize("mode", ["auto", "legacy"])
+    async def test_a_connection_that_is_gone_stops_the_provider_in_both_eras(self, mode: str, whole: Whole) -> None:
+        whole.simulator.plan = replace_plan(whole, between_chunks=Latency.from_rate("20"))
+        async with served(whole.server) as url:
+            async with httpx2.AsyncClient(timeout=30) as http:
+                headers, meta = await opened(http, url, mode)
+                meta["progressToken"] = "p"
+                call = {
+                    "jsonrpc": "2.0",
+                    "id": 7,
+                    "method": "tools/call",
+                    "params": {"name": "chat", "arguments": {"messages": HELLO}, "_meta": meta},
+                }
+                async with http.stream("POST", url, json=call, headers=headers) as stream:
+                    async for line in stream.aiter_lines():
+                        if "notifications/progress" in line:
+                            break
+            await whole.simulator.books.wait_until(lambda books: books.totals.cancelled == 1, timeout_seconds=1)
+            await until(lambda: whole.active == 0)
+        assert {outcome: total.calls for outcome, total in whole.rows().items()} == {"partial": 1}
+        assert whole.counts("mcp_errors_total") == {("client_disconnected", "client"): 1}
+
+
+class TestOtherTools:
+    async def test_every_tool_has_schemas_both_ways_and_says_what_it_does(self, whole: Whole) -> None:
+        async with connected(whole, "memory", "auto") as client:
+            tools = {tool.name: tool for tool in (await client.list_tools()).tools}
+        assert set(tools) == {"chat", "list_models", "estimate_cost", "usage_report"}
+        for tool in tools.values():
+            assert tool.description
+            assert tool.output_schema is not None
+            assert tool.output_schema["type"] == "object"
+            assert tool.annotations is not None
+            assert tool.annotations.read_only_hint is (tool.name != "chat")
+            assert "ctx" not in tool.input_schema.get("properties", {})
+            for field in tool.input_schema.get("properties", {}).values():
+                assert field.get("description")
+        assert tools["chat"].input_schema["required"] == ["messages"]
+
+    async def test_models_have_their_prices_as_decimal_text(self, whole: Whole) -> None:
+        async with connected(whole, "memory", "auto") as client:
+            result = await client.call_tool("list_models")
+        assert result.structured_content is not None
+        models = {model["id"]: model for model in result.structured_content["models"]}
+        assert models["deepseek-v3.2"] == {
+            "id": "deepseek-v3.2",
+            "provider": "sim",
+            "prompt_usd_per_mtok": "0.27",
+            "completion_usd_per_mtok": "1.10",
+            "recommended_for": "Cost optimization, standard tasks",
+        }
+
+    async def test_an_estimate_is_exact(self, whole: Whole) -> None:
+        async with connected(whole, "memory", "auto") as client:
+            asked = {"model": "deepseek-v3.2", "prompt_tokens": 1, "completion_tokens": 3}
+            result = await client.call_tool("estimate_cost", asked)
+        assert result.structured_content is not None
+        assert result.structured_content["usd"] == "0.00000357"
+        assert result.structured_content["priced"] is True
+        assert result.structured_content["price_list"].startswith("holysheep")
+
+    async def test_an_estimate_for_an_unknown_model_is_unpriced_and_never_zero(self, whole: Whole) -> None:
+        async with connected(whole, "memory", "auto") as client:
+            asked = {"model": "mystery", "prompt_tokens": 10, "completion_tokens": 10}
+            result = await client.call_tool("estimate_cost", asked)
+        assert result.structured_content is not None
+        assert result.structured_content["priced"] is False
+        assert result.structured_content["usd"] is None
+
+    async def test_the_report_is_the_ledgers(self, whole: Whole) -> None:
+        async with connected(whole, "memory", "auto") as client:
+            for model in ("gpt-4.1", "gpt-4.1", "mystery"):
+                await client.call_tool("chat", {"messages": HELLO, "model": model})
+            result = await client.call_tool("usage_report", {"by": "model"})
+        report = result.structured_content
+        assert report is not None
+        rows = {row["group"]: row for row in report["rows"]}
+        assert (rows["gpt-4.1"]["calls"], rows["mystery"]["calls"]) == (2, 1)
+        assert (rows["gpt-4.1"]["unpriced_calls"], rows["mystery"]["unpriced_calls"]) == (0, 1)
+        assert rows["mystery"]["usd"] == "0.00"
+        assert report["total_usd"] == rows["gpt-4.1"]["usd"] != "0.00"
+        assert report["team"] is None
+
+    async def test_a_period_that_ends_before_it_begins_is_refused(self, whole: Whole) -> None:
+        async with connected(whole, "memory", "auto") as client:
+            asked = {"since": "2026-02-01", "until": "2026-01-01"}
+            result = await client.call_tool("usage_report", asked)
+        assert "'since' is not before 'until'" in text_of(result)
+        assert whole.counts("mcp_errors_total") == {("validation_error", "client"): 1}
+
+    async def test_a_ledger_that_cannot_be_read_is_our_fault_and_its_path_stays_here(self, whole: Whole) -> None:
+        whole.report_fault = LedgerNotUsable("Cannot read /secret/place.")
+        async with connected(whole, "memory", "auto") as client:
+            result = await client.call_tool("usage_report", {})
+        assert result.is_error
+        assert "/secret" not in text_of(result)
+        assert whole.counts("mcp_errors_total") == {("internal_error", "server"): 1}
+
+
+class TestKeys:
+    @pytest.fixture
+    def secrets(self, whole: Whole) -> dict[str, str]:
+        made = {team: new_key("ci", team, 0) for team in ("red", "blue")}
+        keys = KeyRing([key for _, key in made.values()])
+        whole.pipeline.wiring = replace(whole.pipeline.wiring, keys=keys)
+        return {team: secret for team, (secret, _) in made.items()}
+
+    @pytest.mark.parametrize("mode", ["auto", "legacy"])
+    async def test_a_call_is_of_the_callers_team_and_a_report_of_no_other(
+        self, mode: str, whole: Whole, secrets: dict[str, str]
+    ) -> None:
+        for team, calls in (("red", 1), ("blue", 2)):
+            async with connected(whole, "http", mode, secrets[team]) as client:
+                for _ in range(calls):
+                    await client.call_tool("chat", {"messages": HELLO})
+        async with connected(whole, "http", mode, secrets["red"]) as client:
+            result = await client.call_tool("usage_report", {"by": "team"})
+        assert result.structured_content is not None
+        assert [(row["group"], row["calls"]) for row in result.structured_content["rows"]] == [("red", 1)]
+        assert result.structured_content["team"] == "red"
+        by_team = {total.group[0]: total.calls for total in totals(whole.ledger, by=["team"])}
+        assert by_team == {"red": 1, "blue": 2}
+
+    @pytest.mark.parametrize(
+        ("tool", "arguments"),
+        [
+            ("chat", {"messages": HELLO}),
+            ("list_models", {}),
+            ("usage_report", {}),
+            ("estimate_cost", {"model": "m", "prompt_tokens": 1, "completion_tokens": 1}),
+        ],
+    )
+    @pytest.mark.parametrize("key", ["", "mk_wrong"])
+    async def test_no_tool_answers_without_a_key_once_there_is_one(
+        self, tool: str, arguments: dict[str, Any], key: str, whole: Whole, secrets: dict[str, str]
+    ) -> None:
+        async with connected(whole, "http", "auto", key) as client:
+            result = await client.call_tool(tool, arguments)
+        assert result.is_error
+        assert "API key" in text_of(result)
+        assert "mk_wrong" not in text_of(result)
+        assert whole.counts("mcp_errors_total") == {("auth_error", "client"): 1}
+        assert whole.simulator.books.totals.calls == 0
+
+
+class TestAnswerText:
+    @given(st.lists(st.text()), st.integers(1, 7), st.sampled_from(["\n\n", "\r\n\r\n"]))
+    def test_a_stream_reads_the_same_however_it_is_cut(self, texts: list[str], size: int, blank: str) -> None:
+        events = [json.dumps({"choices": [{"delta": {"content": text}}]}) for text in texts]
+        stream = "".join(f"data: {event}{blank}" for event in [*events, "[DONE]"]).encode()
+        answer = AnswerText()
+        answer.is_stream = True
+        told = "".join(answer.feed(stream[start : start + size]) for start in range(0, len(stream), size))
+        assert answer.finish() == told == "".join(texts).encode("utf-8", "replace").decode()
+
+    @given(st.binary(), st.booleans())
+    def test_bytes_of_any_kind_are_no_fault(self, data: bytes, is_stream: bool) -> None:
+        answer = AnswerText()
+        answer.is_stream = is_stream
+        answer.feed(b"data: " + data)
+        answer.finish().encode()
+        answer.error_message.encode()
+
+    @pytest.mark.parametrize(
+        "body",
+        [
+            b'{"choices": 7}',
+            b'{"choices": [{"message": {"content": null}}]}',
+            b'{"choices": [[]], "error": {}}',
+            b"[" * 100_000,
+        ],
+    )
+    def test_an_answer_without_text_is_empty(self, body: bytes) -> None:
+        answer = AnswerText()
+        answer.feed(body)
+        assert answer.finish() == ""
+
+    def test_a_lone_surrogate_of_a_provider_cannot_break_the_result(self) -> None:
+        answer = AnswerText()
+        answer.feed(b'{"choices": [{"message": {"content": "a\\ud800b"}}]}')
+        assert answer.finish() == "a?b"
+
+
+class TestTheProcess:
+    async def test_building_the_server_leaves_the_processs_logging_alone(self, whole: Whole) -> None:
+        root = logging.getLogger()
+        handlers, level = root.handlers[:], root.level
+        root.handlers.clear()
+        try:
+            build_mcp_server(
+                pipeline=whole.pipeline,
+                service=Service(dialect=OpenAiChat()),
+                list_models=list,
+                price_book=PriceBook,
+                usage_report=lambda by, since, until: asyncio.sleep(0, []),
+                version="1",
+            )
+            assert root.handlers == []
+            assert root.level == level
+        finally:
+            root.handlers[:] = handlers
+
+
+def replace_plan(whole: Whole, **changes: Any) -> Any:
+    import msgspec
+
+    return msgspec.structs.replace(whole.simulator.plan, **changes)
+
+
+async def opened(http: httpx2.AsyncClient, url: str, mode: str) -> tuple[dict[str, str], dict[str, Any]]:
+    """Headers and `_meta` to call a tool with, in either era."""
+    headers = {"accept": "application/json, text/event-stream"}
+    if mode == "auto":
+        modern = {"mcp-protocol-version": "2026-07-28", "mcp-method": "tools/call", "mcp-name": "chat"}
+        return {**headers, **modern}, {
+            "io.modelcontextprotocol/protocolVersion": "2026-07-28",
+            "io.modelcontextprotocol/clientCapabilities": {},
+        }
+    params = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "raw", "version": "1"}}
+    hello = {"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": params}
+    answer = await http.post(url, json=hello, headers=headers)
+    session = {"mcp-session-id": answer.headers["mcp-session-id"], "mcp-protocol-version": "2025-11-25"}
+    await http.post(url, json={"jsonrpc": "2.0", "method": "notifications/initialized"}, headers={**headers, **session})
+    return {**headers, **session}, {}
