@@ -17,6 +17,9 @@ Send = Callable[[Message], Awaitable[None]]
 Header = tuple[bytes, bytes]
 
 SECONDS_FOR_THE_BODY: Final = 60.0
+SECONDS_FOR_THE_READER: Final = 120.0
+"""How long a client may leave what it was sent unread, before it counts as gone."""
+
 _TRACEPARENT: Final = re.compile(rb"^[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
 
 
@@ -119,31 +122,26 @@ class HttpExchange:
         declared = self.headers.get(b"content-length", b"")
         if declared.isdigit() and int(declared) > limit_bytes:
             raise _too_large(limit_bytes)
-        message = await self._receive()
-        if message["type"] == "http.request" and not message.get("more_body"):
-            body: bytes = message.get("body", b"")
-            if len(body) > limit_bytes:
-                raise _too_large(limit_bytes)
-            return body
         try:
             async with asyncio.timeout(SECONDS_FOR_THE_BODY):
-                return await self._read_parts(message, limit_bytes)
+                return await self._read_parts(limit_bytes)
         except TimeoutError:
             raise InvalidRequest("The body did not arrive in time.", hint="Send it in one go.") from None
 
-    async def _read_parts(self, message: Message, limit_bytes: int) -> bytes:
+    async def _read_parts(self, limit_bytes: int) -> bytes:
         parts: list[bytes] = []
         size = 0
         while True:
+            message = await self._receive()
             if message["type"] == "http.disconnect":
                 raise CallerGone("The client closed the connection while sending its request.")
-            parts.append(message.get("body", b""))
-            size += len(parts[-1])
+            part: bytes = message.get("body", b"")
+            size += len(part)
             if size > limit_bytes:
                 raise _too_large(limit_bytes)
+            parts.append(part)
             if not message.get("more_body"):
-                return b"".join(parts)
-            message = await self._receive()
+                return part if len(parts) == 1 else b"".join(parts)
 
     def listening(self) -> Listening:
         """While inside, the client's leaving is raised as CallerGone."""
@@ -159,12 +157,19 @@ class HttpExchange:
         await self._send({"type": "http.response.start", "status": status, "headers": list(headers)})
 
     async def send(self, data: bytes) -> None:
-        """Send a part; waits while the client does not read."""
-        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+        """Send a part; waits while the client does not read. Raises CallerGone when that takes too long."""
+        await self._send_body({"type": "http.response.body", "body": data, "more_body": True})
 
     async def end(self, data: bytes = b"") -> None:
-        """Send the last part."""
-        await self._send({"type": "http.response.body", "body": data})
+        """Send the last part. Raises as `send`."""
+        await self._send_body({"type": "http.response.body", "body": data})
+
+    async def _send_body(self, message: Message) -> None:
+        try:
+            async with asyncio.timeout(SECONDS_FOR_THE_READER):
+                await self._send(message)
+        except TimeoutError:
+            raise CallerGone("The client stopped reading the answer.") from None
 
 
 def trace_id_of(headers: dict[bytes, bytes]) -> str:

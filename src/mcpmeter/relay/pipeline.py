@@ -6,9 +6,11 @@ There is one way out and it always settles.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeVar
 
 import msgspec
 
@@ -21,6 +23,7 @@ from mcpmeter.errors import (
     NotAuthenticated,
     ServiceFault,
     UpstreamAnsweredGarbage,
+    UpstreamBroke,
     UpstreamFault,
     UpstreamRateLimited,
     UpstreamRefusedAccount,
@@ -36,7 +39,10 @@ from mcpmeter.relay.routing import Route, Upstream, route
 from mcpmeter.relay.stream import StreamTee
 from mcpmeter.relay.upstream import Answer, UpstreamClient
 
-ESTIMATE_IN_A_THREAD_BYTES: Final = 256 * 1024
+_Result = TypeVar("_Result")
+
+IN_A_THREAD_BYTES: Final = 256 * 1024
+"""Larger bodies are read in a thread, so that one of them does not hold up everybody's streams."""
 # fmt: off
 NOT_HANDED_ON: Final = frozenset((
     # Hop-by-hop (RFC 9110, 7.6.1)
@@ -44,10 +50,11 @@ NOT_HANDED_ON: Final = frozenset((
     "transfer-encoding", "upgrade",
     # made anew here
     "content-length", "content-encoding", "server", "date",
-    # would let a provider set state at the client
+    # would let a provider set state at the client; so would CORS headers, which are left out by their prefix
     "set-cookie", "alt-svc", "strict-transport-security",
 ))
 # fmt: on
+_CONTROL: Final = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,11 +148,11 @@ class Pipeline:
             await waiting
 
     async def _admit(self, opened: OpenCall, exchange: Exchange, service: Service, wiring: Wiring) -> Flight:
-        if self.draining:
-            raise Draining("The service is stopping and takes no new calls.", hint="Retry; another replica may answer.")
+        self._refuse_while_draining()
         team, key_id = wiring.identify(exchange.secret)
         body = await exchange.read_body(wiring.options.max_body_bytes)
-        asked = service.dialect.read_request(body)
+        asked = await _off_loop_if_large(service.dialect.read_request, body)
+        self._refuse_while_draining()  # it may have begun during a slow upload
         model = asked.model or service.default_model
         if not model:
             raise InvalidRequest("'model' is missing.", hint="Name a model of GET /v1/models.")
@@ -167,6 +174,10 @@ class Pipeline:
             opened=opened, exchange=exchange, service=service, wiring=wiring, routed=routed, asked=asked, body=body
         )
 
+    def _refuse_while_draining(self) -> None:
+        if self.draining:
+            raise Draining("The service is stopping and takes no new calls.", hint="Retry; another replica may answer.")
+
 
 async def refuse(exchange: Exchange, opened: OpenCall, error: MeterError, dialect: Dialect) -> Settlement:
     """Settle and answer a request that reaches no model."""
@@ -176,11 +187,15 @@ async def refuse(exchange: Exchange, opened: OpenCall, error: MeterError, dialec
     return settlement
 
 
-async def answer_error(exchange: Exchange, error: MeterError, body: bytes, call_id: str) -> None:
-    """Send an error of ours as the whole answer."""
-    headers = [*_own_headers(call_id), (b"content-type", b"application/json"), _length(body)]
+async def answer_error(
+    exchange: Exchange, error: MeterError, body: bytes, call_id: str, more: Iterable[Header] = ()
+) -> None:
+    """Send an error of ours as the whole answer, `more` headers with it."""
+    headers = [*_own_headers(call_id), (b"content-type", b"application/json"), _length(body), *more]
     if error.retry_after is not None:
         headers.append((b"retry-after", error.retry_after.encode("latin-1", "replace")))
+    if error.http_status == 401:
+        headers.append((b"www-authenticate", b"Bearer"))
     await exchange.start(error.http_status, headers)
     await exchange.end(body)
 
@@ -263,17 +278,28 @@ class Flight:
         """Hand a stream on, all but its end."""
         # Kept from the first byte on, so that what was delivered is known however the stream ends.
         tee = self._tee = StreamTee(self._dialect, withhold_usage=self._asked.stream and not self._asked.usage_asked)
-        await self._exchange.start(answer.status, self._headers(answer))
-        async for data in answer.chunks(self.wiring.options.max_answer_bytes):
-            if not self._first_chunk_ns:
-                self._first_chunk_ns = self._opened.elapsed_ns()
-            if part := tee.feed(data):
-                await self._exchange.send(part)
-            if tee.end:
-                return tee
-        if part := tee.finish():
+        async with aclosing(answer.chunks(self.wiring.options.max_answer_bytes)) as chunks:
+            async for data in chunks:
+                if not self._exchange.started:
+                    # Not before: a stream that breaks before its first byte can still be answered with a status.
+                    self._first_chunk_ns = self._opened.elapsed_ns()
+                    await self._exchange.start(answer.status, self._headers(answer))
+                if part := tee.feed(data):
+                    await self._exchange.send(part)
+                if tee.end:
+                    return tee
+        part = tee.finish()
+        if not tee.is_whole:
+            raise self._ended_early()
+        if part:
             await self._exchange.send(part)
         return tee
+
+    def _ended_early(self) -> UpstreamFault:
+        name = self._provider.name
+        if not self._exchange.started:
+            return UpstreamAnsweredGarbage(f"{name} answered with an empty stream.", hint="Retry.")
+        return UpstreamBroke(f"{name} ended its stream before the answer was complete.", hint="Retry.")
 
     async def _end_stream(self, answer: Answer, tee: StreamTee) -> Settlement:
         answer.finish()
@@ -316,7 +342,8 @@ class Flight:
         return settlement
 
     def _must_map(self, status: int) -> bool:
-        return status < 400 or status in (401, 402, 403) or (self._service.maps_upstream_faults and status >= 500)
+        maps = self._service.maps_upstream_faults
+        return status < 400 or status in (401, 402, 403) or status > 599 or (maps and status >= 500)
 
     def _error_of(self, answer: Answer) -> MeterError:
         name, status = self._provider.name, answer.status
@@ -358,7 +385,8 @@ class Flight:
         status = error.http_status
         if self._exchange.started and answer is not None and not isinstance(error, CallerGone):
             status = answer.status
-        reason = _why_missing(error)
+        # A provider that refused has not worked for it.
+        reason = _why_missing(error) if answer is None or answer.status < 300 else ""
         usage: Usage | None = None
         if tee is not None and tee.read.usage is not None:
             usage, reason = tee.read.usage, ""
@@ -377,7 +405,9 @@ class Flight:
         """A fault of our own or the loop's end: the call still gets its one settlement."""
         if self._opened.is_settled:
             return
-        error = ServiceFault("The service failed while relaying.", hint="Retry; the call's id is in the log.")
+        error = ServiceFault(
+            "The service failed while relaying.", hint="It is our fault; the service's log says where."
+        )
         ending = await self._broken_ending(error)
         await asyncio.shield(self._opened.settle(ending))
         if not self._exchange.started:
@@ -427,26 +457,23 @@ class Flight:
             return read.usage, ""
         if read.is_error:
             return None, ""
-        prompt = await self._estimate(self._dialect.prompt_tokens, self._body)
-        completion = await self._estimate(self._dialect.completion_tokens, body)
+        prompt = await _off_loop_if_large(self._dialect.prompt_tokens, self._body)
+        completion = await _off_loop_if_large(self._dialect.completion_tokens, body)
         return _estimated(prompt, completion), "bad_usage" if read.bad_usage else "no_usage"
 
     async def _usage_of_stream(self, tee: StreamTee) -> tuple[Usage | None, str]:
         if tee.read.usage is not None:
             return tee.read.usage, ""
-        prompt = await self._estimate(self._dialect.prompt_tokens, self._body)
+        if tee.read.is_error:
+            delivered = await self._usage_delivered(tee)
+            return (delivered, "upstream_broke") if delivered.completion_tokens else (None, "")
+        prompt = await _off_loop_if_large(self._dialect.prompt_tokens, self._body)
         return _estimated(prompt, tee.delivered_tokens()), "bad_usage" if tee.read.bad_usage else "no_usage"
 
     async def _usage_delivered(self, tee: StreamTee | None) -> Usage:
-        prompt = await self._estimate(self._dialect.prompt_tokens, self._body)
+        prompt = await _off_loop_if_large(self._dialect.prompt_tokens, self._body)
         completion = tee.delivered_tokens() if tee is not None else 0
         return Usage(prompt_tokens=prompt, completion_tokens=completion, source="partial")
-
-    @staticmethod
-    async def _estimate(count: Callable[[bytes], int], data: bytes) -> int:
-        if len(data) > ESTIMATE_IN_A_THREAD_BYTES:
-            return await asyncio.to_thread(count, data)
-        return count(data)
 
     def _headers(self, answer: Answer) -> list[Header]:
         return [*_own_headers(self._opened.call.id, self._provider.name), *_handed_on(answer.headers)]
@@ -467,8 +494,13 @@ def _estimated(prompt: int, completion: int) -> Usage:
     return Usage(prompt_tokens=prompt, completion_tokens=completion, source="estimated")
 
 
+async def _off_loop_if_large(read: Callable[[bytes], _Result], data: bytes) -> _Result:
+    return await asyncio.to_thread(read, data) if len(data) > IN_A_THREAD_BYTES else read(data)
+
+
 def _request_id(answer: Answer) -> str:
-    return answer.headers.get("x-request-id", "")[:128]
+    told = answer.headers.get("x-request-id", "")[:128]
+    return told if told.isascii() and told.isprintable() else ""
 
 
 def _own_headers(call_id: str, provider: str = "") -> list[Header]:
@@ -490,8 +522,10 @@ def _handed_on(headers: Mapping[str, str]) -> Iterator[Header]:
     connection = headers.get("connection", "")
     named = {name.strip().lower() for name in connection.split(",")} if connection else ()
     for name, value in headers.items():
-        if name not in NOT_HANDED_ON and name not in named and not name.startswith("x-mcpmeter-"):
-            yield name.encode("latin-1"), value.encode("latin-1", "replace")
+        if name in NOT_HANDED_ON or name in named or name.startswith(("x-mcpmeter-", "access-control-")):
+            continue
+        if not _CONTROL.search(value):
+            yield name.encode(), value.encode("utf-8", "surrogateescape")
 
 
 def _length(body: bytes) -> Header:

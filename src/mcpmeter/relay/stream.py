@@ -24,7 +24,6 @@ class StreamTee:
         self._dialect = dialect
         self._withhold = withhold_usage
         self._held = b""
-        self._passing_long_event = False
         self._kept: list[bytes] = []
         self._kept_bytes = 0
         self.total_bytes = 0
@@ -40,9 +39,17 @@ class StreamTee:
             data = self._held + data
         cut = _end_of_last_event(data)
         block, self._held = (data, b"") if cut == len(data) else (data[:cut], data[cut:])
-        if len(self._held) > LONGEST_EVENT_BYTES:
-            block, self._held, self._passing_long_event = block + self._held, b"", True
-        return self._take(block) if block else b""
+        part = self._take(block) if block else b""
+        if len(self._held) > LONGEST_EVENT_BYTES and not self.end:
+            part, self._held = part + self._held, b""
+        return part
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the stream said how it ended: its last event, a finish reason, usage or an error."""
+        read = self.read
+        told = read.usage is not None or read.bad_usage or read.is_error
+        return bool(self.end or read.finish_reason) or told
 
     def finish(self) -> bytes:
         """Upstream has ended: what is held goes on, read if it can be."""
@@ -50,13 +57,10 @@ class StreamTee:
         return self._take(rest) if rest else b""
 
     def _take(self, block: bytes) -> bytes:
-        if self._passing_long_event:
-            self._passing_long_event = False
-            return block
         read = self._dialect.read_events(block)
         if read is not None:
             self.read = merge(self.read, read)
-            if self._withhold and read.usage is not None:
+            if self._withhold and (read.usage is not None or read.bad_usage):
                 block = self._without_usage_event(block)
         if b"[DONE]" in block:
             block = self._hold_back_end(block)
@@ -92,9 +96,9 @@ def _end_of_last_event(data: bytes) -> int:
     """Index after the last blank line, which ends an event; 0 when there is none."""
     if data.endswith(b"\n\n"):
         return len(data)
-    ends = (data.rfind(b"\n\n") + 2, data.rfind(b"\r\n\r\n") + 4, data.rfind(b"\r\r") + 2)
-    found = [end for end, width in zip(ends, (2, 4, 2), strict=True) if end >= width]
-    return max(found, default=0)
+    # "\n\r\n" ends "\r\n\r\n" too; a position of -1 stays below the width of what was looked for.
+    ends = (data.rfind(b"\n\n") + 2, data.rfind(b"\n\r\n") + 3, data.rfind(b"\r\r") + 2)
+    return max((end for end, width in zip(ends, (2, 3, 2), strict=True) if end >= width), default=0)
 
 
 def whole_events(block: bytes) -> list[bytes]:

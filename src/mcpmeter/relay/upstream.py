@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import zlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -49,7 +49,7 @@ class Answer(Protocol):
     async def read(self, limit_bytes: int) -> bytes:
         """The whole body. Raises UpstreamAnswerTooLarge, UpstreamBroke, UpstreamTimedOut."""
 
-    def chunks(self, limit_bytes: int) -> AsyncIterator[bytes]:
+    def chunks(self, limit_bytes: int) -> AsyncGenerator[bytes, None]:
         """The body as it comes. Raises as `read`."""
 
     def finish(self) -> None:
@@ -119,7 +119,7 @@ class _AiohttpAnswer:
         ending: set[asyncio.Task[None]],
     ) -> None:
         self.status = response.status
-        self.headers: Mapping[str, str] = {name.lower(): value for name, value in response.headers.items()}
+        self.headers: Mapping[str, str] = _joined(response.headers)
         self._response = response
         self._provider = provider
         self._timeouts = timeouts
@@ -131,24 +131,26 @@ class _AiohttpAnswer:
         parts = [part async for part in self.chunks(limit_bytes)]
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    async def chunks(self, limit_bytes: int) -> AsyncIterator[bytes]:
+    async def chunks(self, limit_bytes: int) -> AsyncGenerator[bytes, None]:
         inflate = self._inflater(limit_bytes)
-        content = self._response.content
-        loop = asyncio.get_running_loop()
         total = 0
+        while data := await self._next_part():
+            if inflate is not None:
+                data = inflate.feed(data)
+            total += len(data)
+            if total > limit_bytes:
+                raise self._too_large(limit_bytes)
+            if data:
+                yield data
+        if inflate is not None:
+            inflate.finish()
+
+    async def _next_part(self) -> bytes:
+        # Only the provider is timed, never the client that takes its time to read what was handed on before.
+        patience = min(self._deadline, asyncio.get_running_loop().time() + self._timeouts.idle_seconds)
         try:
-            async with asyncio.timeout_at(min(self._deadline, loop.time() + self._timeouts.idle_seconds)) as patience:
-                while data := await content.readany():
-                    if inflate is not None:
-                        data = inflate.feed(data)
-                    total += len(data)
-                    if total > limit_bytes:
-                        raise self._too_large(limit_bytes)
-                    if data:
-                        yield data
-                    patience.reschedule(min(self._deadline, loop.time() + self._timeouts.idle_seconds))
-        except MeterError:
-            raise
+            async with asyncio.timeout_at(patience):
+                return await self._response.content.readany()
         except Exception as fault:
             raise _mapped(fault, self._provider, "between two parts of its answer") from fault
 
@@ -209,6 +211,19 @@ class _Inflate:
                 f"{self._provider} sent an answer that does not unpack.", hint="Try again; it is the provider's fault."
             ) from None
         return plain
+
+    def finish(self) -> None:
+        """The body has ended. Raises UpstreamBroke when there should be more."""
+        if not self._inflater.eof:
+            raise UpstreamBroke(f"{self._provider} closed the connection before its answer ended.", hint="Retry.")
+
+
+def _joined(headers: Mapping[str, str]) -> dict[str, str]:
+    joined: dict[str, str] = {}
+    for name, value in headers.items():
+        lower = name.lower()
+        joined[lower] = f"{joined[lower]}, {value}" if lower in joined else value
+    return joined
 
 
 def _mapped(fault: Exception, provider: str, when: str) -> MeterError:

@@ -102,21 +102,24 @@ class HostGuard:
         if host not in self._seen:
             self._check_host(host)
         origin = headers.get(b"origin")
-        if origin is not None and (urlsplit(origin.decode("latin-1")).hostname or "") not in self._hosts:
+        if origin is not None and _host_of(origin) not in self._hosts:
             raise NotAllowed("Pages of other origins may not call this.", hint="Call it from a program.")
 
     def _check_host(self, host: bytes) -> None:
-        try:
-            name = urlsplit("//" + host.decode("latin-1")).hostname or ""
-        except ValueError:
-            name = ""
-        if self._hosts is not None and name not in self._hosts:
+        if self._hosts is not None and _host_of(b"//" + host) not in self._hosts:
             raise NotAllowed(
                 "The Host header names a host that this listener does not serve.",
                 hint="Add the name to server.allowed_hosts.",
             )
         if len(self._seen) < 1024:
             self._seen.add(host)
+
+
+def _host_of(url: bytes) -> str:
+    try:
+        return urlsplit(url.decode("latin-1")).hostname or ""
+    except ValueError:
+        return ""
 
 
 class App:
@@ -149,7 +152,7 @@ class App:
         except MeterError as error:
             await self._refuse(scope, receive, started, error)
         except Exception as fault:
-            log.error("fault while answering %s: %s", scope["path"][:200], _where(fault))
+            log.error("fault while answering %s: %s", self._route_of(scope), _where(fault))
             if not started.yes:
                 ours = ServiceFault("The service failed.", hint="It is our fault; the service's log says where.")
                 await self._refuse(scope, receive, started, ours)
@@ -161,16 +164,26 @@ class App:
             raise RouteNotFound("There is nothing at this path.", hint="GET / lists what there is.")
         endpoint = verbs.get(scope["method"]) or verbs.get("*")
         if endpoint is None:
-            allowed = ", ".join(sorted(verbs))
-            raise MethodNotAllowed(f"{scope['path']} takes {allowed} only.", hint="Use that verb.")
+            raise MethodNotAllowed(f"{scope['path']} takes {_allowed(verbs)} only.", hint="Use that verb.")
         return endpoint
 
+    def _route_of(self, scope: Scope) -> str:
+        """The path where it is a route: any other is a caller's text, which no log or label should repeat."""
+        path: str = scope["path"]
+        return path if path in self._routes else OTHER
+
     async def _refuse(self, scope: Scope, receive: Receive, send: Send, error: MeterError) -> None:
-        path = scope["path"] if scope["path"] in self._routes else OTHER
+        path = self._route_of(scope)
         exchange = HttpExchange(scope, receive, send, endpoint=path)
         opened = self._meter.open(path, exchange.method, trace_id=exchange.trace_id)
         opened.count(Ending(status=str(error.http_status), outcome="error", error=error))
-        await answer_error(exchange, error, openai.error_body(error, opened.call.id), opened.call.id)
+        verbs = self._routes.get(path, {})
+        allow = [(b"allow", _allowed(verbs).encode())] if isinstance(error, MethodNotAllowed) else []
+        await answer_error(exchange, error, openai.error_body(error, opened.call.id), opened.call.id, allow)
+
+
+def _allowed(verbs: Iterable[str]) -> str:
+    return ", ".join(sorted(verbs))
 
 
 def _only_listens(scope: Scope) -> bool:

@@ -43,8 +43,10 @@ class MetricsPage:
         self._recorder.set(rows.LEDGER_OPEN_ROWS, (), self._store.open_rows)
         # A scrape does not count itself as a request being answered: an idle service has none.
         self._recorder.end_request()
-        render = self._exposition.prepare(exchange.headers.get(b"accept", b"").decode("latin-1"))
-        self._recorder.begin_request()
+        try:
+            render = self._exposition.prepare(exchange.headers.get(b"accept", b"").decode("latin-1"))
+        finally:
+            self._recorder.begin_request()
         packed = b"gzip" in exchange.headers.get(b"accept-encoding", b"")
         body, content_type, was_packed = await asyncio.get_running_loop().run_in_executor(
             self._threads, _rendered, render, packed

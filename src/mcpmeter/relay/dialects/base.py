@@ -31,7 +31,6 @@ class Read:
     """There was usage, and it cannot be: negative, fractional, text, …"""
     model: str = ""
     finish_reason: str = ""
-    answer_id: str = ""
     is_error: bool = False
     """A success status whose body is the dialect's error object."""
 
@@ -43,7 +42,6 @@ def merge(before: Read, now: Read) -> Read:
         bad_usage=now.bad_usage or (before.bad_usage and now.usage is None),
         model=now.model or before.model,
         finish_reason=now.finish_reason or before.finish_reason,
-        answer_id=now.answer_id or before.answer_id,
         is_error=now.is_error or before.is_error,
     )
 

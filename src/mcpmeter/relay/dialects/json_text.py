@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+import json
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
 
 import msgspec
 
 from mcpmeter.errors import InvalidRequest
 
-ASCII_CHARACTERS_PER_TOKEN = 4
-OTHER_CHARACTERS_PER_TOKEN = 1.5
+ASCII_CHARACTERS_PER_TOKEN: Final = 4
+OTHER_CHARACTERS_PER_TOKEN: Final = 1.5
+
+_ESCAPED_LETTER: Final = re.compile(rb"\\u00[4-7]")
 
 
 def refuse_bad_text(body: bytes) -> None:
@@ -24,6 +28,22 @@ def refuse_bad_text(body: bytes) -> None:
         raise InvalidRequest("The body is not valid UTF-8.", hint="Send JSON encoded as UTF-8.") from None
     if b"\\u0000" in body and any("\0" in text for text in _strings(parsed(body))):
         raise InvalidRequest("A string in the body holds a NUL character.", hint="Remove it.")
+
+
+def refuse_repeated(body: bytes, names: Sequence[bytes]) -> None:
+    """Refuse an object that names one of these fields twice: parsers differ on which of the two counts, so that a
+    call could be metered as one model and answered by another. `body` is known to be valid JSON.
+
+    Raises InvalidRequest.
+    """
+    if _ESCAPED_LETTER.search(body) is None and all(body.count(b'"%s"' % name) < 2 for name in names):
+        return
+    # The hook is called for each object, for the outermost last; only its keys count.
+    pairs: list[tuple[str, Any]] = json.loads(body, object_pairs_hook=list)
+    keys = [key for key, _value in pairs]
+    for name in names:
+        if keys.count(name.decode()) > 1:
+            raise InvalidRequest(f"The body names '{name.decode()}' twice.", hint="Name each field once.")
 
 
 def parsed(body: bytes) -> Any:

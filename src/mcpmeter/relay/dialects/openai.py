@@ -15,6 +15,12 @@ from mcpmeter.relay.dialects.base import NotAnAnswer
 MOST_TOKENS: Final = 10**12
 """More than any call can use; a larger count is nonsense and would break 64-bit columns when summed."""
 
+ABSENT: Final = msgspec.Raw()
+"""A field that is not there, as distinct from one that is null."""
+
+LONGEST_NAME: Final = 256
+"""Characters kept of what an answer calls itself: a provider's text ends up in a row of the ledger."""
+
 Tokens = Annotated[int, msgspec.Meta(ge=0, le=MOST_TOKENS)]
 
 
@@ -33,17 +39,26 @@ class _Usage(msgspec.Struct, frozen=True, gc=False):
     prompt_tokens: Tokens | None = None
     completion_tokens: Tokens | None = None
     total_tokens: Tokens | None = None
-    prompt_tokens_details: _PromptDetails | None = None
-    completion_tokens_details: _CompletionDetails | None = None
+    prompt_tokens_details: msgspec.Raw = ABSENT
+    completion_tokens_details: msgspec.Raw = ABSENT
     prompt_cache_hit_tokens: Tokens | None = None  # DeepSeek's name for cached_tokens
 
 
 _usage_decoder = msgspec.json.Decoder(_Usage)
+_prompt_details_decoder = msgspec.json.Decoder(_PromptDetails)
+_completion_details_decoder = msgspec.json.Decoder(_CompletionDetails)
+_NO_PROMPT_DETAILS: Final = _PromptDetails()
+_NO_COMPLETION_DETAILS: Final = _CompletionDetails()
 
 
 def is_told(raw: msgspec.Raw) -> bool:
     """Whether a field is there and not null."""
     return bytes(raw) not in (b"", b"null")
+
+
+def is_error(raw: msgspec.Raw) -> bool:
+    """Whether an `error` field says that there is one: some relays send it empty with every answer."""
+    return bytes(raw) not in (b"", b"null", b"false", b"{}", b'""')
 
 
 def read_usage(raw: msgspec.Raw) -> tuple[Usage | None, bool]:
@@ -54,33 +69,63 @@ def read_usage(raw: msgspec.Raw) -> tuple[Usage | None, bool]:
         told = _usage_decoder.decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None, True
-    if told.prompt_tokens is None:
+    completion = told.completion_tokens
+    if told.prompt_tokens is None or (completion is None and told.total_tokens is None):
         return None, True
-    completion = told.completion_tokens or 0
-    details, written = told.prompt_tokens_details, told.completion_tokens_details
-    cached = (details.cached_tokens if details else None) or told.prompt_cache_hit_tokens or 0
-    audio = ((details.audio_tokens if details else None) or 0) + ((written.audio_tokens if written else None) or 0)
+    if completion is None:
+        completion = max(0, (told.total_tokens or 0) - told.prompt_tokens)
+    return _within_totals(told, told.prompt_tokens, completion), False
+
+
+def _within_totals(told: _Usage, prompt: int, completion: int) -> Usage:
+    """Details are parts of the totals; a provider that says otherwise is held to its totals, which it bills."""
+    details, written = _prompt_details(told.prompt_tokens_details), _completion_details(told.completion_tokens_details)
+    cached = min(details.cached_tokens or told.prompt_cache_hit_tokens or 0, prompt)
     return Usage(
-        prompt_tokens=told.prompt_tokens,
+        prompt_tokens=prompt,
         completion_tokens=completion,
-        # Details are parts of the totals; a provider that says otherwise is held to its totals, which it bills.
-        cached_read_tokens=(cached := min(cached, told.prompt_tokens)),
-        cache_write_tokens=min((details.cache_write_tokens if details else None) or 0, told.prompt_tokens - cached),
-        reasoning_tokens=min((written.reasoning_tokens if written else None) or 0, completion),
-        audio_tokens=min(audio, told.prompt_tokens + completion),
+        cached_read_tokens=cached,
+        cache_write_tokens=min(details.cache_write_tokens or 0, prompt - cached),
+        reasoning_tokens=min(written.reasoning_tokens or 0, completion),
+        audio_tokens=min((details.audio_tokens or 0) + (written.audio_tokens or 0), prompt + completion),
         source="reported",
-    ), False
+    )
+
+
+def _prompt_details(raw: msgspec.Raw) -> _PromptDetails:
+    # Details that cannot be are left out; the totals beside them still count.
+    if not is_told(raw):
+        return _NO_PROMPT_DETAILS
+    try:
+        return _prompt_details_decoder.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return _NO_PROMPT_DETAILS
+
+
+def _completion_details(raw: msgspec.Raw) -> _CompletionDetails:
+    if not is_told(raw):
+        return _NO_COMPLETION_DETAILS
+    try:
+        return _completion_details_decoder.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return _NO_COMPLETION_DETAILS
+
+
+def cleaned(text: str | None) -> str:
+    """A provider's text as it may stand in a row: bounded, without control characters."""
+    short = (text or "")[:LONGEST_NAME]
+    return short if short.isprintable() else "".join(char if char.isprintable() else "?" for char in short)
 
 
 def lenient(body: bytes) -> bytes:
-    """An answer as strict JSON. Python's own parser takes NaN and Infinity, as some relays send them.
+    """An answer as strict JSON. Python's own parser takes NaN, Infinity and lone surrogates, as some relays send them.
 
     Raises NotAnAnswer.
     """
     try:
         value: Any = json.loads(body)
-        # What could not be strict JSON becomes null, so that usage with NaN reads as bad and the rest still counts.
-        return json.dumps(_strict(value)).encode()
+        # What could not be strict JSON becomes text, so that usage with NaN reads as bad and the rest still counts.
+        return json.dumps(_strict(value), ensure_ascii=False).encode("utf-8", "replace")
     except (ValueError, RecursionError) as fault:
         raise NotAnAnswer(str(fault)) from None
 
@@ -120,9 +165,18 @@ def error_body(error: MeterError, call_id: str) -> bytes:
 
 
 def events_of(block: bytes) -> list[bytes]:
-    """The payloads of the `data:` fields in a block of whole events (Server-Sent Events, WHATWG HTML 9.2.6)."""
+    """The payloads of the events in a block of whole ones (Server-Sent Events, WHATWG HTML 9.2.6)."""
     payloads: list[bytes] = []
+    open_event = False
     for line in block.splitlines():
-        if line.startswith(b"data:"):
-            payloads.append(line[5:].strip())
+        if not line:
+            open_event = False
+        elif line.startswith(b"data:"):
+            data = line[5:].strip()
+            # An event may spread its data over several lines.
+            if open_event:
+                payloads[-1] += b"\n" + data
+            else:
+                payloads.append(data)
+            open_event = True
     return payloads

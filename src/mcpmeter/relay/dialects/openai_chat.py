@@ -14,8 +14,9 @@ from mcpmeter.relay.dialects.base import Asked, NotAnAnswer, Read, merge
 BYTES_PER_PROMPT_TOKEN: Final = 4
 """For the estimate at opening, where speed counts: JSON and English both come to about four bytes a token."""
 
-
-_ABSENT: Final = msgspec.Raw()
+LONGEST_MODEL_NAME: Final = 256
+METERED_FIELDS: Final = (b"model", b"stream", b"stream_options", b"messages")
+"""What is read of a request; each may be named once."""
 
 
 class _Message(msgspec.Struct, frozen=True, gc=False):
@@ -39,11 +40,10 @@ class _Choice(msgspec.Struct, frozen=True, gc=False):
 
 
 class _Answer(msgspec.Struct, frozen=True, gc=False):
-    id: str | None = None
     model: str | None = None
     choices: list[_Choice] | None = None
-    usage: msgspec.Raw = _ABSENT
-    error: msgspec.Raw = _ABSENT
+    usage: msgspec.Raw = openai.ABSENT
+    error: msgspec.Raw = openai.ABSENT
 
 
 _request_decoder = msgspec.json.Decoder(_Request)
@@ -61,10 +61,11 @@ class OpenAiChat:
         """Read model, stream and whether usage was asked for. Raises InvalidRequest."""
         json_text.refuse_bad_text(body)
         request = _decoded(body)
+        json_text.refuse_repeated(body, METERED_FIELDS)
         if not request.messages:
             raise InvalidRequest("'messages' is empty.", hint="Send at least one message with a role and content.")
-        if request.model is not None and not request.model.strip():
-            raise InvalidRequest("'model' is empty.", hint="Name a model of GET /v1/models.")
+        if request.model is not None:
+            _check_model(request.model)
         options = request.stream_options
         return Asked(
             model=request.model or "",
@@ -84,18 +85,17 @@ class OpenAiChat:
 
     def read_answer(self, body: bytes) -> Read:
         """Usage, model and finish reason of a JSON answer. Raises NotAnAnswer."""
-        try:
-            answer = _answer_decoder.decode(body)
-        except (msgspec.ValidationError, UnicodeDecodeError) as fault:
-            raise NotAnAnswer(str(fault)) from None
-        except (msgspec.DecodeError, RecursionError):
-            answer = _decoded_leniently(body)
+        answer = _answer_of(body)
+        if answer.choices is None and not openai.is_error(answer.error) and not openai.is_told(answer.usage):
+            raise NotAnAnswer("no choices")
         return _read(answer)
 
     def read_events(self, block: bytes) -> Read | None:
         """The last thing that a block of whole events says of usage or finish reason."""
-        if block.count(b'"usage"') == block.count(b'"usage":null') and (
-            block.count(b'"finish_reason"') == block.count(b'"finish_reason":null')
+        if (
+            block.count(b'"usage"') == block.count(b'"usage":null')
+            and block.count(b'"finish_reason"') == block.count(b'"finish_reason":null')
+            and b'"error"' not in block
         ):
             return None
         told: Read | None = None
@@ -117,14 +117,14 @@ class OpenAiChat:
         if b'"usage"' not in event:
             return False
         try:
-            answers = [_answer_decoder.decode(payload) for payload in openai.events_of(event)]
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            answers = [_answer_of(payload) for payload in openai.events_of(event)]
+        except NotAnAnswer:
             return False
         return bool(answers) and all(a.choices == [] and openai.is_told(a.usage) for a in answers)
 
     def is_end(self, event: bytes) -> bool:
         """`data: [DONE]`."""
-        return event.strip().removeprefix(b"data:").strip() == b"[DONE]"
+        return openai.events_of(event) == [b"[DONE]"]
 
     def prompt_tokens(self, body: bytes) -> int:
         """Estimate from the text of messages and tools, four tokens of framing a message."""
@@ -167,7 +167,24 @@ def _decoded(body: bytes) -> _Request:
 _HINT: Final = 'The least is {"model": "…", "messages": [{"role": "user", "content": "…"}]}.'
 
 
-def _decoded_leniently(body: bytes) -> _Answer:
+def _check_model(name: str) -> None:
+    if not name.strip():
+        raise InvalidRequest("'model' is empty.", hint="Name a model of GET /v1/models.")
+    if len(name) > LONGEST_MODEL_NAME or not name.isprintable():
+        raise InvalidRequest(
+            f"'model' is longer than {LONGEST_MODEL_NAME} characters or holds control characters.",
+            hint="Name a model of GET /v1/models.",
+        )
+
+
+def _answer_of(body: bytes) -> _Answer:
+    """Raises NotAnAnswer."""
+    try:
+        return _answer_decoder.decode(body)
+    except (msgspec.ValidationError, UnicodeDecodeError) as fault:
+        raise NotAnAnswer(str(fault)) from None
+    except (msgspec.DecodeError, RecursionError):
+        pass
     try:
         return _answer_decoder.decode(openai.lenient(body))
     except (msgspec.DecodeError, RecursionError) as fault:
@@ -180,10 +197,9 @@ def _read(answer: _Answer) -> Read:
     return Read(
         usage=usage,
         bad_usage=bad,
-        model=answer.model or "",
-        finish_reason=reasons[-1] if reasons else "",
-        answer_id=answer.id or "",
-        is_error=answer.choices is None and openai.is_told(answer.error),
+        model=openai.cleaned(answer.model),
+        finish_reason=openai.cleaned(reasons[-1]) if reasons else "",
+        is_error=openai.is_error(answer.error),
     )
 
 
@@ -209,8 +225,8 @@ def _with_fields(body: bytes, additions: dict[str, Any]) -> bytes:
 
 def _texts(answer: bytes) -> Iterator[str]:
     try:
-        value = msgspec.json.decode(answer)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        value = _value_of(answer)
+    except (NotAnAnswer, msgspec.DecodeError, RecursionError):
         return
     choices = value.get("choices") if isinstance(value, dict) else None
     for choice in choices if isinstance(choices, list) else ():
@@ -218,6 +234,13 @@ def _texts(answer: bytes) -> Iterator[str]:
         if isinstance(written, dict):
             for name in ("content", "reasoning_content", "refusal", "tool_calls"):
                 yield from json_text.text_of(written.get(name))
+
+
+def _value_of(answer: bytes) -> Any:
+    try:
+        return msgspec.json.decode(answer)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return msgspec.json.decode(openai.lenient(answer))
 
 
 def _delivered_texts(blocks: Sequence[bytes]) -> Iterator[str]:
