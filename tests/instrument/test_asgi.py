@@ -13,6 +13,8 @@ from mcp import Client
 from mcp.server.lowlevel import Server
 from mcp.server.mcpserver import MCPServer
 from mcp_types import CallToolResult, ListToolsResult, Tool
+from starlette.applications import Starlette
+from starlette.routing import Mount
 
 from mcpmeter.catalog import labels, mcp
 from mcpmeter.errors import ERROR_TYPES, Draining
@@ -21,6 +23,7 @@ from mcpmeter.instrument.http_request import PRINCIPAL_KEY, SCOPE_KEY, metered_r
 from mcpmeter.instrument.sdk_v2 import instrument_with
 from mcpmeter.meter import Meter
 from mcpmeter.metrics.recorder import Recorder
+from mcpmeter.records import Settlement
 
 Until = Callable[[Callable[[], bool]], Any]
 BOTH = {"accept": "application/json, text/event-stream", "content-type": "application/json"}
@@ -234,6 +237,36 @@ class TestWhatAHandlerSaw:
         assert numbers.requests == {}
 
 
+class TestFastMcp:
+    """FastMCP keeps its low-level server in `_mcp_server`, a `middleware` of another kind beside it, and its own app."""
+
+    class Shaped:
+        middleware = ("of another kind",)
+
+        def __init__(self) -> None:
+            self._mcp_server: Server[Any] = Server("fast")
+
+        def http_app(self, path: str = "/mcp") -> Any:
+            app = Server.streamable_http_app(self._mcp_server, streamable_http_path=path)
+            app.state.path = path
+            return app
+
+    async def test_its_applications_are_counted_wherever_they_are_mounted(
+        self, meter: Meter, numbers: Any, serve: Any
+    ) -> None:
+        server = self.Shaped()
+        hook = instrument_with(meter, server)
+        app = Starlette(routes=[Mount("/api", app=server.http_app(path="/here"))])
+        async with serve(app) as url, httpx2.AsyncClient(base_url=url) as http:
+            refused = await http.post("/api/here", content=b"{", headers={**MODERN, "host": "evil.example"})
+            await http.post("/api/elsewhere", content=b"{", headers=MODERN)
+        assert refused.status_code == 500  # its sessions were not started: Starlette starts none of a mounted app
+        assert numbers.requests == {("POST", "500"): 1}
+        hook.remove()
+        assert server._mcp_server.middleware[0] is not hook
+        assert "http_app" not in vars(server)
+
+
 class TestByItself:
     """The wrapper before applications of the test's own."""
 
@@ -350,6 +383,21 @@ class TestByItself:
 
 
 class TestWhoCalls:
+    async def test_a_message_is_of_the_team_and_key_that_were_authenticated_before_it(
+        self, server: MCPServer, meter: Meter, serve: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        app = server.streamable_http_app()
+        settled: list[Settlement] = []
+        monkeypatch.setattr(meter.recorder, "settle", settled.append)
+
+        async def authenticated(scope: Any, receive: Any, send: Any) -> None:
+            scope.setdefault("state", {})[PRINCIPAL_KEY] = ("red", "key_1")
+            await app(scope, receive, send)
+
+        async with serve(authenticated) as url, Client(f"{url}/mcp") as client:
+            await client.call_tool("add", {"a": 1, "b": 2})
+        assert {(s.call.team, s.call.key_id) for s in settled} == {("red", "key_1")}
+
     def test_the_principal_is_taken_from_the_scope_only(self) -> None:
         assert principal({"state": {PRINCIPAL_KEY: ("team", "key_1")}}) == ("team", "key_1")
 

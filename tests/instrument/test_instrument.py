@@ -159,7 +159,6 @@ class TestTheName:
     @pytest.mark.parametrize(
         "imports",
         [
-            "import mcpmeter",
             "import mcpmeter, mcpmeter.instrument.asgi",
             "from mcpmeter.instrument import http_request\nimport mcpmeter",
         ],
