@@ -23,17 +23,32 @@ AT_ONCE = 24
 SECONDS_TO_SETTLE = 30.0
 SECONDS_BETWEEN_LOOKS = 0.05
 NS_PER_SECOND = 10**9
-QUICK = "latency_ms=0"
-SLOW = "latency_ms=uniform:20-200,chunks_per_second=60,completion_tokens=4000"
-"""Over a minute of stream: no such call ends unless it is cancelled."""
+SLOWLY = ("--latency-ms", "uniform:20-200", "--chunks-per-second", 60, "--completion-tokens", 4000)
+"""The provider by itself: over a minute of stream, so that none ends unless it is cancelled."""
+SLOW = ""
+QUICK = "latency_ms=0,chunks_per_second=100000,completion_tokens=50"
 STALLS_BEFORE_HEADERS = "stall=headers"
 STALLS_IN_THE_BODY = "stall=body,after_tokens=5"
+
+
+CHAT, GUIDE, MCP = "/v1/chat/completions", "/mcp/chat", "/mcp"
+MCP_META = {
+    "progressToken": "t",
+    "io.modelcontextprotocol/protocolVersion": "2026-07-28",
+    "io.modelcontextprotocol/clientInfo": {"name": "leaver", "version": "1"},
+    "io.modelcontextprotocol/clientCapabilities": {},
+}
+MCP_HEADERS = (
+    "Accept: application/json, text/event-stream\r\nMCP-Protocol-Version: 2026-07-28\r\n"
+    "Mcp-Method: tools/call\r\nMcp-Name: chat\r\n"
+)
 
 
 @dataclass
 class Job:
     """One call: what is asked, when its client leaves, and what it saw."""
 
+    route: str
     number: int
     stream: bool
     wish: str
@@ -56,13 +71,15 @@ class Job:
         return self.model, self.stream
 
     def body(self) -> bytes:
-        asked = {
+        asked: dict[str, Any] = {
             "model": self.model,
             "messages": [{"role": "user", "content": "Tell me something."}],
-            "metadata": {"simulate": self.wish},
             "stream": self.stream,
         }
-        return json.dumps(asked).encode()
+        if self.route == MCP:
+            params = {"name": "chat", "arguments": asked, "_meta": MCP_META}
+            return json.dumps({"jsonrpc": "2.0", "id": self.number, "method": "tools/call", "params": params}).encode()
+        return json.dumps(asked | {"metadata": {"simulate": self.wish}}).encode()
 
 
 def draw_jobs(count: int, random: Random) -> list[Job]:
@@ -71,20 +88,23 @@ def draw_jobs(count: int, random: Random) -> list[Job]:
 
 
 def draw_job(number: int, random: Random) -> Job:
-    stream = bool(number % 2)
+    stream, route = bool(number % 2), random.choice((CHAT, CHAT, GUIDE))
     kind = random.random()
     if kind < 0.1:
-        return Job(number, stream, QUICK, None, None)
+        return Job(route, number, stream, QUICK, None, None)
     if kind < 0.15:
-        return Job(number, stream, SLOW, None, random.uniform(0, 0.1), sends_half=True)
+        return Job(route, number, stream, SLOW, None, random.uniform(0, 0.1), sends_half=True)
     if kind < 0.25:
-        return Job(number, stream, QUICK, None, random.uniform(0, 0.03))
-    if stream and kind < 0.6:
+        return Job(route, number, stream, QUICK, None, random.uniform(0, 0.03))
+    if stream and kind < 0.4:
+        # A tool has no way to wish for a fault, but the provider is slow by itself.
+        return Job(MCP, number, stream, SLOW, None, random.uniform(0, 0.6))
+    if stream and kind < 0.7:
         wish = random.choice((SLOW, STALLS_IN_THE_BODY))
-        return Job(number, stream, wish, random.randrange(1, 1500), random.uniform(0.3, 0.6))
+        return Job(route, number, stream, wish, random.randrange(1, 1500), random.uniform(0.3, 0.6))
     # A whole answer has no headers before its end: for a slow one the only moment to leave is before them.
     wish = SLOW if stream else STALLS_BEFORE_HEADERS
-    return Job(number, stream, wish, None, random.uniform(0, 0.3))
+    return Job(route, number, stream, wish, None, random.uniform(0, 0.3))
 
 
 async def call(address: str, job: Job) -> None:
@@ -93,7 +113,8 @@ async def call(address: str, job: Job) -> None:
     reader, writer = await asyncio.open_connection(host.hostname, host.port)
     body = job.body()
     head = (
-        f"POST /v1/chat/completions HTTP/1.1\r\nHost: {host.netloc}\r\nConnection: close\r\n"
+        f"POST {job.route} HTTP/1.1\r\nHost: {host.netloc}\r\nConnection: close\r\n"
+        f"{MCP_HEADERS if job.route == MCP else ''}"
         f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
     )
     writer.write(head.encode() + (body[: len(body) // 2] if job.sends_half else body))
@@ -120,7 +141,7 @@ async def eventually(look: Callable[[], Awaitable[Any]], holds: Callable[[Any], 
 
 @pytest.mark.trial
 async def test_every_call_of_clients_that_leave_is_settled_once_and_cancelled_upstream(stand, trials):
-    stand.start_simulator("--seed", 3)
+    stand.start_simulator("--seed", 3, *SLOWLY)
     stand.configure()
     stand.start_relay()
     jobs = draw_jobs(JOBS_IN_FULL if trials.full else JOBS, Random(11))
@@ -156,6 +177,7 @@ async def test_every_call_of_clients_that_leave_is_settled_once_and_cancelled_up
         {
             "calls": len(jobs),
             "client left before the answer was complete": sum(map(left, jobs)),
+            "tool calls among them": sum(job.route == MCP for job in jobs),
             "reached the relay's ledger": len(rows),
             "reached the provider": len(books["calls"]),
             "provider saw the cancel": books["totals"]["cancelled"],
@@ -222,12 +244,17 @@ def check_outcomes(jobs: list[Job], rows: list[dict[str, Any]], calls: list[dict
 
 def check_counters(stand: Any, jobs: list[Job], rows: list[dict[str, Any]]) -> None:
     """The counters are fed from the same settlements as the rows; a call without a row was left while it was sent."""
-    route = {"endpoint": "/v1/chat/completions", "method": "POST"}
     gone = sum(row["error_type"] == "client_disconnected" for row in rows)
-    unwritten = len(jobs) - len(rows)
-    assert stand.total("mcp_requests_total", **route) == len(jobs)
-    assert stand.total("mcp_requests_total", **route, status="499") == gone + unwritten
-    assert stand.total("mcp_errors_total", error_type="client_disconnected") == gone + unwritten
     assert stand.total("mcp_usage_missing_total", reason="client_gone") == gone
     for kind in ("prompt", "completion"):
         assert stand.total("mcp_tokens_total", token_type=kind) == sum(row[f"{kind}_tokens"] for row in rows)
+    for route in (CHAT, GUIDE):
+        asked = sum(job.route == route for job in jobs)
+        written = [row for row in rows if row["endpoint"] == route]
+        broken = sum(row["error_type"] == "client_disconnected" for row in written) + asked - len(written)
+        assert stand.total("mcp_requests_total", endpoint=route, method="POST") == asked
+        assert stand.total("mcp_requests_total", endpoint=route, status="499") == broken
+    tool_calls = [row for row in rows if row["endpoint"] == MCP]
+    assert len(tool_calls) > 0
+    assert stand.total("mcp_requests_total", endpoint=MCP) == sum(job.route == MCP for job in jobs)
+    assert stand.total("mcp_requests_total", endpoint=MCP, method="tools/call", status="cancelled") >= len(tool_calls)
