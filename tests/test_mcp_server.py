@@ -33,6 +33,7 @@ from mcpmeter.mcp_server.exchange import AnswerText
 from mcpmeter.meter import Meter
 from mcpmeter.metrics.recorder import Recorder
 from mcpmeter.pricing import PriceBook, PriceSource, bundled_price_lists
+from mcpmeter.records import Settlement
 from mcpmeter.relay.dialects.openai_chat import OpenAiChat
 from mcpmeter.relay.pipeline import Pipeline, RelayOptions, Service, Wiring
 from mcpmeter.relay.providers import load_providers
@@ -363,6 +364,24 @@ class TestCancelling:
         assert whole.rows()["partial"].completion_tokens > 0
         assert whole.operations() == {("chat", "cancelled"): 1}
         assert whole.counts("mcp_errors_total") == {("client_disconnected", "client"): 1}
+
+    async def test_the_model_call_is_settled_before_the_operation_that_made_it(
+        self, whole: Whole, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        whole.simulator.plan = replace_plan(whole, first_byte=Latency.parse("10000"))
+        order: list[Settlement] = []
+        monkeypatch.setattr(whole.recorder, "settle", order.append)
+        async with connected(whole, "memory", "auto") as client:
+            call = asyncio.create_task(client.call_tool("chat", {"messages": HELLO}))
+            await whole.simulator.books.wait_until(lambda books: books.open_calls == 1, timeout_seconds=5)
+            call.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await call
+            await until(lambda: whole.active == 0)
+        model_call, operation = (settled for settled in order if settled.call.method == "tools/call")
+        assert model_call.call.llm is not None
+        assert model_call.call.parent_id == operation.call.id
+        assert (model_call.outcome, operation.status) == ("partial", "cancelled")
 
     async def test_a_call_cancelled_before_the_first_byte_is_settled_too(self, whole: Whole) -> None:
         whole.simulator.plan = replace_plan(whole, first_byte=Latency.parse("10000"))

@@ -238,7 +238,7 @@ class TestWhatAHandlerSaw:
 
 
 class TestFastMcp:
-    """FastMCP keeps its low-level server in `_mcp_server`, a `middleware` of another kind beside it, and its own app."""
+    """FastMCP keeps the low-level server in `_mcp_server`, beside it a `middleware` of another kind, its own app."""
 
     class Shaped:
         middleware = ("of another kind",)
