@@ -1,0 +1,140 @@
+"""Usage as a provider should and should not report it."""
+
+from __future__ import annotations
+
+import json
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mcpmeter.records import Usage
+from mcpmeter.relay.dialects.openai import MOST_TOKENS, events_of, read_usage
+
+
+def read(text: str) -> tuple[Usage | None, bool]:
+    return read_usage(msgspec.Raw(text.encode()))
+
+
+def reported(prompt: int, completion: int, **details: int) -> tuple[Usage, bool]:
+    return Usage(prompt_tokens=prompt, completion_tokens=completion, source="reported", **details), False
+
+
+NONE = (None, False)
+BAD = (None, True)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", NONE),
+        ("null", NONE),
+        ("{}", NONE),
+        ('{"prompt_tokens":0,"completion_tokens":0,"total_tokens":0}', reported(0, 0)),
+        ('{"prompt_tokens":5,"completion_tokens":0}', reported(5, 0)),
+        ('{"prompt_tokens":5,"total_tokens":7}', reported(5, 2)),
+        ('{"prompt_tokens":5,"total_tokens":3}', reported(5, 0)),
+        ('{"prompt_tokens":5}', BAD),
+        ('{"completion_tokens":5}', BAD),
+        ('{"total_tokens":5}', BAD),
+        ('{"prompt_tokens":null,"completion_tokens":5}', BAD),
+        ('{"prompt_tokens":-1,"completion_tokens":5}', BAD),
+        ('{"prompt_tokens":1,"completion_tokens":-5}', BAD),
+        ('{"prompt_tokens":1.5,"completion_tokens":5}', BAD),
+        ('{"prompt_tokens":1.0,"completion_tokens":5}', BAD),
+        ('{"prompt_tokens":1e400,"completion_tokens":5}', BAD),
+        ('{"prompt_tokens":NaN,"completion_tokens":5}', BAD),
+        ('{"prompt_tokens":Infinity,"completion_tokens":5}', BAD),
+        ('{"prompt_tokens":"12","completion_tokens":5}', BAD),
+        ('{"prompt_tokens":true,"completion_tokens":5}', BAD),
+        ('{"prompt_tokens":[],"completion_tokens":5}', BAD),
+        (f'{{"prompt_tokens":{MOST_TOKENS + 1},"completion_tokens":5}}', BAD),
+        (f'{{"prompt_tokens":{10**30},"completion_tokens":5}}', BAD),
+        (f'{{"prompt_tokens":{"9" * 5000},"completion_tokens":5}}', BAD),
+        ("[]", BAD),
+        ("7", BAD),
+        ('"many"', BAD),
+        ("true", BAD),
+        ('{"prompt_tokens":1,', BAD),
+    ],
+)
+def test_totals_are_taken_as_they_are_or_not_at_all(text, expected):
+    assert read(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("details", "expected"),
+    [
+        ('"prompt_tokens_details":{"cached_tokens":4}', {"cached_read_tokens": 4}),
+        ('"prompt_tokens_details":{"cached_tokens":0}', {}),
+        ('"prompt_tokens_details":{"cached_tokens":99}', {"cached_read_tokens": 10}),
+        (
+            '"prompt_tokens_details":{"cached_tokens":8,"cache_write_tokens":9}',
+            {"cached_read_tokens": 8, "cache_write_tokens": 2},
+        ),
+        ('"prompt_cache_hit_tokens":6', {"cached_read_tokens": 6}),
+        ('"completion_tokens_details":{"reasoning_tokens":99}', {"reasoning_tokens": 5}),
+        (
+            '"prompt_tokens_details":{"audio_tokens":9},"completion_tokens_details":{"audio_tokens":9}',
+            {"audio_tokens": 15},
+        ),
+        ('"prompt_tokens_details":null,"completion_tokens_details":null', {}),
+        ('"prompt_tokens_details":{"cached_tokens":-1}', {}),
+        ('"prompt_tokens_details":{"cached_tokens":"4"}', {}),
+        ('"prompt_tokens_details":[],"completion_tokens_details":7', {}),
+        ('"completion_tokens_details":{"reasoning_tokens":1.5}', {}),
+    ],
+)
+def test_details_never_pass_the_totals_nor_spoil_them(details, expected):
+    assert read(f'{{"prompt_tokens":10,"completion_tokens":5,{details}}}') == reported(10, 5, **expected)
+
+
+numbers = (
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.lists(st.integers(), max_size=1)
+)
+details = st.dictionaries(
+    st.sampled_from(["cached_tokens", "cache_write_tokens", "audio_tokens", "reasoning_tokens"]), numbers, max_size=4
+)
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(
+            [
+                "prompt_tokens",
+                "completion_tokens",
+                "total_tokens",
+                "prompt_cache_hit_tokens",
+                "prompt_tokens_details",
+                "completion_tokens_details",
+            ]
+        ),
+        numbers | details,
+    )
+)
+def test_whatever_is_reported_fits_a_row_and_its_parts_fit_their_totals(value):
+    usage, _bad = read(json.dumps(value))
+    if usage is None:
+        return
+    assert 0 <= usage.prompt_tokens <= MOST_TOKENS
+    assert 0 <= usage.completion_tokens <= MOST_TOKENS
+    assert 0 <= usage.cached_read_tokens + usage.cache_write_tokens <= usage.prompt_tokens
+    assert 0 <= usage.reasoning_tokens <= usage.completion_tokens
+    assert 0 <= usage.audio_tokens <= usage.prompt_tokens + usage.completion_tokens
+
+
+@pytest.mark.parametrize(
+    ("block", "payloads"),
+    [
+        (b"data: a\n\ndata:b\n\n", [b"a", b"b"]),
+        (b"data: a\r\n\r\ndata: b\r\n\r\n", [b"a", b"b"]),
+        (b"data: a\r\rdata: b\r\r", [b"a", b"b"]),
+        (b"data: {\ndata: }\n\n", [b"{\n}"]),
+        (b": comment\nevent: x\ndata: a\nid: 1\n\n", [b"a"]),
+        (b"retry: 5\n\n", []),
+        (b"\xff\n\n\n", []),
+    ],
+)
+def test_events_are_read_as_the_standard_says(block, payloads):
+    assert events_of(block) == payloads

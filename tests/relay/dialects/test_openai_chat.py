@@ -1,0 +1,285 @@
+"""The chat dialect on bodies as providers send them, and on requests as callers should and should not."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mcpmeter.errors import InvalidRequest, LedgerUnavailable, UpstreamBroke
+from mcpmeter.relay.dialects.base import NotAnAnswer
+from mcpmeter.relay.dialects.openai_chat import LONGEST_MODEL_NAME, OpenAiChat
+
+GOLDEN = Path(__file__).parents[2] / "golden" / "openai_chat"
+EXPECTED: dict[str, dict[str, Any]] = json.loads((GOLDEN / "expected.json").read_text())
+CHAT = OpenAiChat()
+MESSAGES = b'"messages":[{"role":"user","content":"Hello"}]'
+
+
+def usage_fields(usage: Any) -> dict[str, int] | None:
+    return None if usage is None else {name: getattr(usage, name) for name in EXPECTED["answer.json"]["usage"]}
+
+
+def refusal(body: bytes) -> str:
+    with pytest.raises(InvalidRequest) as refused:
+        CHAT.read_request(body)
+    return str(refused.value)
+
+
+@pytest.mark.parametrize("name", [name for name in EXPECTED if name.endswith(".json")])
+def test_an_answer_says_what_its_provider_billed(name):
+    read, expected = CHAT.read_answer((GOLDEN / name).read_bytes()), EXPECTED[name]
+    assert usage_fields(read.usage) == expected["usage"]
+    assert (read.model, read.finish_reason, read.is_error) == (
+        expected["model"],
+        expected["finish_reason"],
+        expected["is_error"],
+    )
+
+
+@pytest.mark.parametrize("name", [file.name for file in GOLDEN.iterdir() if file.suffix in (".json", ".sse")])
+def test_every_golden_body_has_its_expectation(name):
+    assert name == "expected.json" or name in EXPECTED
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b" ",
+        b"<html>",
+        b"[]",
+        b'"text"',
+        b"null",
+        b"{}",
+        b'{"choices":"none"}',
+        b'{"choices":[{"finish_reason":7}]}',
+        b'{"object":"error","message":"too long"}',
+        b'{"choices":[{}]',
+        b"{" * 200_000,
+        b'{"choices":[{}],"model":"\xff"}',
+    ],
+    ids=lambda value: repr(value[:48]),
+)
+def test_what_is_no_chat_completion_is_not_taken_for_one(body):
+    with pytest.raises(NotAnAnswer):
+        CHAT.read_answer(body)
+
+
+def test_an_answer_that_only_python_would_parse_is_still_metered():
+    choice = b'{"message":{"content":"\\ud83d"},"logprobs":NaN}'
+    body = b'{"choices":[%s],"usage":{"prompt_tokens":3,"completion_tokens":2}}' % choice
+    assert CHAT.read_answer(body).usage.completion_tokens == 2
+    assert CHAT.completion_tokens(body) == 1
+
+
+@pytest.mark.parametrize("empty", [b"null", b"false", b"{}", b'""'])
+def test_an_empty_error_field_is_no_error(empty):
+    assert not CHAT.read_answer(b'{"choices":[{"finish_reason":"stop"}],"error":%s}' % empty).is_error
+
+
+def test_a_providers_words_are_bounded_and_printable_before_they_reach_a_row():
+    body = json.dumps({"choices": [{"finish_reason": "st\nop\0"}], "model": "m" * 10_000}).encode()
+    read = CHAT.read_answer(body)
+    assert (read.finish_reason, len(read.model)) == ("st?op?", 256)
+
+
+# Requests -------------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_metered_is_read_and_nothing_else_is_judged():
+    asked = CHAT.read_request(
+        b'{"model":"gpt-4.1",%s,"stream":true,"stream_options":{"include_usage":true},"new":[1]}' % MESSAGES
+    )
+    assert (asked.model, asked.stream, asked.usage_asked) == ("gpt-4.1", True, True)
+    assert asked.prompt_tokens_estimate > 0
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (b"", "not valid JSON"),
+        (b"{", "not valid JSON"),
+        (b"[]", "not a chat completion"),
+        (b"1", "not a chat completion"),
+        (b"{}", "`messages`"),
+        (b'{"messages":[]}', "'messages' is empty"),
+        (b'{"messages":null}', "$.messages"),
+        (b'{"messages":"Hello"}', "messages"),
+        (b'{"messages":{"role":"user"}}', "messages"),
+        (b'{"messages":["Hello"]}', "$.messages[0]"),
+        (b'{"messages":[{"content":"Hello"}]}', "`role`"),
+        (b'{"messages":[{"role":"user","content":7}]}', "content"),
+        (b'{"model":7,%s}' % MESSAGES, "$.model"),
+        (b'{"model":"",%s}' % MESSAGES, "'model' is empty"),
+        (b'{"model":" ",%s}' % MESSAGES, "'model' is empty"),
+        (b'{"model":"%s",%s}' % (b"m" * (LONGEST_MODEL_NAME + 1), MESSAGES), "'model' is longer"),
+        (b'{"model":"a\\nb",%s}' % MESSAGES, "control characters"),
+        (b'{"stream":"yes",%s}' % MESSAGES, "$.stream"),
+        (b'{"stream_options":true,%s}' % MESSAGES, "$.stream_options"),
+        (b'\xef\xbb\xbf{"model":"m",%s}' % MESSAGES, "not valid JSON"),
+        (b'{"x":"\xff",%s}' % MESSAGES, "not valid UTF-8"),
+        (b'{"x":"\xed\xa0\x80",%s}' % MESSAGES, "not valid UTF-8"),
+        (b'{"x":"\\ud800",%s}' % MESSAGES, "not valid JSON"),
+        (b'{"x":["\\udc00\\ud800"],%s}' % MESSAGES, "not valid JSON"),
+        (b'{"x":"\\u0000",%s}' % MESSAGES, "NUL"),
+        (b'{"a\\u0000":1,%s}' % MESSAGES, "NUL"),
+        (b'{"x":"\0",%s}' % MESSAGES, "not valid JSON"),
+        (b'{"x":' * 1_000_000, "nested too deep"),
+        (b"[" * 1_000_000, "chat completion"),
+        (b'{"messages":' + b"[" * 1_000_000, ""),
+        (b'{"model":"a","model":"b",%s}' % MESSAGES, "'model' twice"),
+        (b'{"model":"a","mod\\u0065l":"b",%s}' % MESSAGES, "'model' twice"),
+        (b'{"stream":false,"stream":true,%s}' % MESSAGES, "'stream' twice"),
+        (b"{%s,%s}" % (MESSAGES, MESSAGES), "'messages' twice"),
+    ],
+    ids=lambda value: repr(value[:48]),
+)
+def test_a_bad_request_is_refused_in_a_sentence_that_repeats_none_of_it(body, words):
+    assert words in refusal(body)
+
+
+def test_names_that_only_occur_deeper_down_are_not_taken_for_repeated():
+    body = b'{"model":"m",%s,"tools":[{"model":{"model":1,"stream":2}}],"stream":true}' % MESSAGES
+    assert CHAT.read_request(body).model == "m"
+
+
+@given(st.binary(max_size=200) | st.text(max_size=100).map(str.encode))
+def test_any_bytes_are_a_request_or_refused(body):
+    with contextlib.suppress(InvalidRequest):
+        assert CHAT.read_request(body).prompt_tokens_estimate > 0
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=10), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(["model", "messages", "stream", "stream_options", "tools", "metadata"]) | st.text(max_size=5),
+        json_values,
+        max_size=6,
+    )
+)
+def test_any_object_is_a_request_or_refused(value):
+    body = json.dumps(value).encode()
+    with contextlib.suppress(InvalidRequest):
+        asked = CHAT.read_request(body)
+        assert CHAT.read_request(CHAT.forwarded(body, asked, asked.model or "other")).model
+
+
+# What goes upstream ---------------------------------------------------------------------------------------------------
+
+
+def forwarded(body: bytes, model: str | None = None) -> bytes:
+    asked = CHAT.read_request(body)
+    return CHAT.forwarded(body, asked, asked.model if model is None else model)
+
+
+ODD = (
+    b'{ "model" : "gpt-4.1",\n\t%s , "temperature":1.0e0, "seed":12345678901234567890, "x":{"b":1,"a":2 } }' % MESSAGES
+)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        ODD,
+        ODD.replace(b'"x"', b'"stream":true,"stream_options":{"include_usage":true},"x"'),
+        ODD.replace(b"1.0e0", b"NaN1"),
+    ],
+)
+def test_a_request_that_asks_for_its_usage_goes_on_byte_for_byte(body):
+    if b"NaN1" in body:
+        assert "not valid JSON" in refusal(body)
+    else:
+        assert forwarded(body) == body
+
+
+def test_a_stream_is_asked_for_its_usage_by_an_insertion_alone():
+    body = ODD.replace(b'"x"', b'"stream":true,"x"')
+    assert forwarded(body) == b'{"stream_options":{"include_usage":true},' + body[1:]
+
+
+@pytest.mark.parametrize(
+    "told", [b"null", b"{}", b'{"include_usage":false}', b'{"include_usage":null,"include_obfuscation":false}']
+)
+def test_stream_options_of_the_caller_are_kept_beside_the_usage(told):
+    body = b'{"model":"m",%s,"stream":true,"stream_options":%s,"n":1.50}' % (MESSAGES, told)
+    sent = forwarded(body)
+    assert json.loads(sent) == {
+        **json.loads(body),
+        "stream_options": {**(json.loads(told) or {}), "include_usage": True},
+    }
+    assert b'"n":1.50' in sent
+    assert MESSAGES in sent
+
+
+def test_a_prefixed_model_goes_on_under_the_providers_own_name_and_nothing_else_changes():
+    body = ODD.replace(b"gpt-4.1", b"holysheep/gpt-4.1")
+    sent = forwarded(body, "gpt-4.1")
+    assert json.loads(sent) == json.loads(ODD)
+    for value in (b"1.0e0", b"12345678901234567890", b'{"b":1,"a":2 }'):
+        assert value in sent
+
+
+@pytest.mark.parametrize("body", [b"{%s}" % MESSAGES, b'{"model":null,%s}' % MESSAGES])
+def test_the_default_model_is_named_where_the_caller_named_none(body):
+    assert json.loads(forwarded(body, "deepseek-v3.2")) == {
+        "model": "deepseek-v3.2",
+        "messages": [{"role": "user", "content": "Hello"}],
+    }
+
+
+# Estimates ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_prompt_is_estimated_from_its_texts_and_tools():
+    plain = CHAT.prompt_tokens(b'{"messages":[{"role":"user","content":"12345678"}]}')
+    assert plain == pytest.approx(2 + 1 + 4, abs=1)
+    with_tools = b'{"messages":[{"role":"user","content":"12345678"}],"tools":[{"function":{"name":"%s"}}]}' % (
+        b"t" * 400
+    )
+    assert CHAT.prompt_tokens(with_tools) == pytest.approx(plain + 100, abs=2)
+
+
+@pytest.mark.parametrize("name", ["answer.json", "answer_tool_calls.json", "answer_refusal.json", "answer_n2.json"])
+def test_an_answer_is_estimated_near_what_was_billed(name):
+    billed = EXPECTED[name]["usage"]["completion_tokens"]
+    assert billed / 2 <= CHAT.completion_tokens((GOLDEN / name).read_bytes()) <= billed * 2
+
+
+@pytest.mark.parametrize(
+    "answer", [b"", b"{}", b"[]", b'{"choices":7}', b'{"choices":[7,{"message":7}]}', b"{" * 100_000]
+)
+def test_what_holds_no_text_is_estimated_as_nothing(answer):
+    assert CHAT.completion_tokens(answer) == 0
+
+
+# Errors ---------------------------------------------------------------------------------------------------------------
+
+
+def test_an_error_has_openais_shape_an_id_and_a_sentence():
+    error = json.loads(CHAT.error_body(LedgerUnavailable("The disk is full.", hint="Make room."), "call_1"))["error"]
+    assert error == {
+        "message": "The disk is full. Make room.",
+        "type": "api_error",
+        "param": None,
+        "code": "ledger_unavailable",
+        "call_id": "call_1",
+    }
+
+
+def test_an_error_inside_a_stream_is_one_event_of_the_same_shape():
+    event = CHAT.error_event(UpstreamBroke("It ended."), "call_1")
+    assert event.startswith(b"data: {")
+    assert event.endswith(b"}\n\n")
+    assert json.loads(event[6:])["error"]["code"] == "upstream_broke"

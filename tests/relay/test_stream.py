@@ -1,0 +1,141 @@
+"""The tee: however a stream is cut, the same bytes go on and the same usage is read."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mcpmeter.relay import stream
+from mcpmeter.relay.dialects.openai_chat import OpenAiChat
+from mcpmeter.relay.stream import StreamTee, whole_events
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "openai_chat"
+EXPECTED = {n: e for n, e in json.loads((GOLDEN / "expected.json").read_text()).items() if n.endswith(".sse")}
+USAGE_ALONE = re.compile(rb'data: \{[^\r\n]*"choices": ?\[\][^\r\n]*"usage": ?\{[^\r\n]*(\n\n|\r\n\r\n|\r\r)')
+
+
+def pass_through(pieces: list[bytes], *, withhold: bool) -> tuple[bytes, StreamTee]:
+    tee = StreamTee(OpenAiChat(), withhold_usage=withhold)
+    out = b""
+    for piece in pieces:
+        out += tee.feed(piece)
+        if tee.end:
+            break
+    return out + tee.finish() + tee.end, tee
+
+
+def without_usage_event(data: bytes) -> bytes:
+    return re.sub(rb"(event: chunk\nid: 7\n)?" + USAGE_ALONE.pattern, b"", data)
+
+
+def check(name: str, pieces: list[bytes], *, withhold: bool) -> None:
+    out, tee = pass_through(pieces, withhold=withhold)
+    data, expected = b"".join(pieces), EXPECTED[name]
+    assert out == (without_usage_event(data) if withhold else data)
+    usage = tee.read.usage
+    assert (None if usage is None else {name: getattr(usage, name) for name in expected["usage"]}) == expected["usage"]
+    assert (tee.read.finish_reason, tee.read.is_error) == (expected["finish_reason"], expected["is_error"])
+    assert expected["model"] in (None, tee.read.model)
+    assert tee.is_whole
+
+
+@pytest.mark.parametrize("withhold", [True, False])
+@pytest.mark.parametrize("name", EXPECTED)
+def test_a_stream_cut_in_two_at_any_byte_gives_the_same_bytes_and_usage(name, withhold):
+    data = (GOLDEN / name).read_bytes()
+    check(name, [data], withhold=withhold)
+    for place in range(1, len(data)):
+        check(name, [data[:place], data[place:]], withhold=withhold)
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_a_stream_that_comes_byte_by_byte_gives_the_same_bytes_and_usage(name):
+    check(name, [bytes((byte,)) for byte in (GOLDEN / name).read_bytes()], withhold=True)
+
+
+@given(st.sampled_from(sorted(EXPECTED)), st.sets(st.integers(1, 2500), max_size=30), st.booleans())
+def test_a_stream_cut_anywhere_gives_the_same_bytes_and_usage(name, places, withhold):
+    data = (GOLDEN / name).read_bytes()
+    edges = [0, *sorted(place for place in places if place < len(data)), len(data)]
+    check(name, [data[a:b] for a, b in itertools.pairwise(edges)], withhold=withhold)
+
+
+def test_the_usage_that_was_only_asked_for_by_the_relay_is_all_that_is_withheld():
+    held = [
+        name for name in EXPECTED if without_usage_event((GOLDEN / name).read_bytes()) != (GOLDEN / name).read_bytes()
+    ]
+    assert "stream_usage.sse" in held
+    assert "stream_deepseek.sse" not in held
+    assert "stream_relay_usage_on_every_chunk.sse" not in held
+
+
+@given(st.lists(st.binary(max_size=60) | st.sampled_from([b"\n", b"\r\n", b"\r", b"data: ", b"[DONE]", b'"usage":'])))
+def test_whatever_upstream_sends_goes_on_until_it_says_that_it_is_done(pieces):
+    data = b"".join(pieces)
+    out, tee = pass_through(pieces, withhold=False)
+    assert data.startswith(out)
+    assert tee.end or out == data
+
+
+@pytest.mark.parametrize(
+    "usage", [b'{"prompt_tokens":-1,"completion_tokens":1}', b'{"prompt_tokens":NaN,"completion_tokens":1}']
+)
+def test_usage_that_cannot_be_is_withheld_as_well_and_counts_as_bad(usage):
+    event = b'data: {"choices":[],"usage":%s}\n\n' % usage
+    out, tee = pass_through([b'data: {"choices":[{}]}\n\n', event, b"data: [DONE]\n\n"], withhold=True)
+    assert out == b'data: {"choices":[{}]}\n\ndata: [DONE]\n\n'
+    assert (tee.read.usage, tee.read.bad_usage) == (None, True)
+
+
+def test_the_last_of_several_usages_counts():
+    events = [b'data: {"choices":[],"usage":{"prompt_tokens":9,"completion_tokens":%d}}\n\n' % n for n in (1, 7)]
+    assert pass_through(events, withhold=False)[1].read.usage.completion_tokens == 7
+
+
+def test_an_event_goes_on_as_soon_as_it_is_whole_and_the_end_waits_for_the_settlement():
+    tee = StreamTee(OpenAiChat(), withhold_usage=True)
+    assert tee.feed(b"data: 1\n\nda") == b"data: 1\n\n"
+    assert tee.feed(b"ta: 2\n\n") == b"data: 2\n\n"
+    assert tee.feed(b"data: 3\n\ndata: [DONE]\n\n") == b"data: 3\n\n"
+    assert tee.end == b"data: [DONE]\n\n"
+
+
+def test_a_stream_that_stops_without_saying_how_it_ended_is_not_whole():
+    out, tee = pass_through([b'data: {"choices":[{"delta":{"content":"a"},"finish_reason":null}]}\n\n'], withhold=True)
+    assert out
+    assert not tee.is_whole
+
+
+def test_an_endless_event_goes_on_unread_and_what_came_before_it_was_read(monkeypatch):
+    monkeypatch.setattr(stream, "LONGEST_EVENT_BYTES", 1000)
+    tee = StreamTee(OpenAiChat(), withhold_usage=True)
+    usage = b'data: {"choices":[],"usage":{"prompt_tokens":1,"completion_tokens":2}}\n\n'
+    long = b"data: " + b"x" * 2000
+    assert tee.feed(usage + long) == long
+    assert tee.feed(b"y" * 10) == b""
+    assert tee.feed(b"\n\n") == b"y" * 10 + b"\n\n"
+    assert tee.read.usage.completion_tokens == 2
+
+
+def test_what_was_delivered_is_estimated_from_the_texts_and_scaled_beyond_what_is_kept(monkeypatch):
+    event = b'data: {"choices":[{"delta":{"content":"%s"}}]}\n\n' % (b"word" * 10)
+    tee = StreamTee(OpenAiChat(), withhold_usage=True)
+    for _ in range(10):
+        tee.feed(event)
+    assert tee.delivered_tokens() == pytest.approx(100, abs=1)
+    assert tee.chunks == 10
+    monkeypatch.setattr(stream, "KEPT_FOR_ESTIMATES_BYTES", len(event) * 10)
+    for _ in range(90):
+        tee.feed(event)
+    assert tee.delivered_tokens() == pytest.approx(1000, rel=0.02)
+
+
+@given(st.binary(max_size=80) | st.text(alphabet="ab:\r\n", max_size=80).map(str.encode))
+def test_splitting_into_events_loses_no_byte(block):
+    assert b"".join(whole_events(block)) == block

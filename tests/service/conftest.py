@@ -1,0 +1,329 @@
+"""The real service on a free port, before the simulator or before a server that says whatever a test wants."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import msgspec
+import pytest
+import uvloop
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
+from prometheus_client.parser import text_string_to_metric_families as parse_text
+from pydantic import SecretStr
+
+from mcpmeter.config import (
+    KeySettings,
+    LedgerSettings,
+    ProviderSettings,
+    RelaySettings,
+    ServerSettings,
+    Settings,
+    TimeoutSettings,
+)
+from mcpmeter.ledger.connection import open_for_reading
+from mcpmeter.ledger.rows import ROW_COLUMNS, SELECT_ROWS_SQL
+from mcpmeter.records import LedgerRow
+from mcpmeter.service import Service, bind, running
+from mcpmeter.simulator import Simulator
+
+UPSTREAM_KEY = "sk-upstream-credential-0123456789"
+MESSAGES = [{"role": "user", "content": "Hello"}]
+CHAT = "/v1/chat/completions"
+OPENMETRICS = "application/openmetrics-text; version=1.0.0"
+
+
+def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """The loop that the service runs on."""
+    return {"uvloop": uvloop.new_event_loop}
+
+
+Counts = Mapping[tuple[str, frozenset[tuple[str, str]]], float]
+
+
+@dataclass(frozen=True)
+class Scrape:
+    """One reading of `/metrics`, parsed by the library's own strict parser."""
+
+    counts: Counts
+
+    def of(self, name: str, **labels: str) -> float:
+        """The sum of a sample over the series that have these labels."""
+        wanted = set(labels.items())
+        return sum(value for (sample, having), value in self.counts.items() if sample == name and wanted <= having)
+
+    def since(self, before: Scrape, name: str) -> dict[tuple[str, ...], float]:
+        """Which series of a sample rose, by their label values in the order of the labels' names, and how far."""
+        rose = {}
+        for (sample, labels), value in self.counts.items():
+            if sample == name and value != before.counts.get((sample, labels), 0):
+                rose[tuple(text for _, text in sorted(labels))] = value - before.counts.get((sample, labels), 0)
+        return rose
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a client got."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def error(self) -> dict[str, Any]:
+        """OpenAI's error object, which has to be all that there is."""
+        (name,) = self.json
+        assert name == "error"
+        return self.json["error"]
+
+    @property
+    def events(self) -> list[bytes]:
+        return [event.removeprefix(b"data: ") for event in self.body.split(b"\n\n") if event]
+
+
+@dataclass
+class Relay:
+    """A running service and its surroundings."""
+
+    url: str
+    service: Service
+    ledger: Path
+    session: aiohttp.ClientSession
+    simulator: Simulator | None = None
+    settings: Settings = field(default_factory=Settings)
+
+    @property
+    def address(self) -> tuple[str, int]:
+        host, _, port = self.url.removeprefix("http://").rpartition(":")
+        return host, int(port)
+
+    async def ask(
+        self, body: Any = b"", path: str = CHAT, *, method: str = "POST", headers: Mapping[str, str] | None = None
+    ) -> Reply:
+        """Send a request by a well-behaved client; a dict goes as JSON."""
+        data = body if isinstance(body, bytes | str) or hasattr(body, "__aiter__") else json.dumps(body)
+        async with self.session.request(method, self.url + path, data=data, headers=headers) as answer:
+            return Reply(answer.status, answer.headers, await answer.read())
+
+    async def chat(self, simulate: str = "", *, path: str = CHAT, key: str | None = None, **more: Any) -> Reply:
+        """A small chat; `simulate` asks the simulator for a fault."""
+        headers = {"authorization": f"Bearer {key}"} if key else None
+        return await self.ask(chat_body(simulate, **more), path, headers=headers)
+
+    async def raw(self, request: bytes, *, rest: bytes = b"") -> Reply:
+        """Send bytes as they are and read to the end of the connection; `rest` goes after the head."""
+        reader, writer = await asyncio.open_connection(*self.address)
+        try:
+            writer.write(request)
+            if rest:
+                writer.write(rest)
+            received = await asyncio.wait_for(reader.read(-1), 10)
+        finally:
+            writer.transport.abort()
+        head, _, body = received.partition(b"\r\n\r\n")
+        lines = head.decode("latin-1").split("\r\n")
+        headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines[1:])}
+        return Reply(int(lines[0].split(" ")[1]) if lines[0] else 0, headers, body)
+
+    async def scrape(self) -> Scrape:
+        """Read and parse `/metrics`, in both formats; the figures are those of the text format."""
+        openmetrics = await self.ask(path="/metrics", method="GET", headers={"accept": OPENMETRICS})
+        list(parse_openmetrics(openmetrics.body.decode()))
+        text = await self.ask(path="/metrics", method="GET")
+        assert (openmetrics.status, text.status) == (200, 200)
+        return Scrape(_counts(text.body.decode()))
+
+    def rows(self) -> list[LedgerRow]:
+        """All rows of the ledger, oldest first, as another process would read them."""
+        db = open_for_reading(self.ledger)
+        try:
+            found = db.execute(f"{SELECT_ROWS_SQL} ORDER BY started_at_ns, id").fetchall()
+        finally:
+            db.close()
+        return [msgspec.convert(dict(zip(ROW_COLUMNS, row, strict=True)), LedgerRow, strict=False) for row in found]
+
+    async def until(self, holds: Callable[[], bool], *, seconds: float = 10.0) -> None:
+        """Wait for something that has no event of its own to await."""
+        async with asyncio.timeout(seconds):
+            while not holds():
+                await asyncio.sleep(0.005)
+
+    async def until_idle(self) -> None:
+        """Wait until no request is being answered and no row is open."""
+        active = self.service.recorder.families["mcp_active_requests"].cells
+        await self.until(lambda: active[()].value == 0 and self.service._store.open_rows == 0)
+
+
+def _counts(text: str) -> Counts:
+    return {
+        (sample.name, frozenset(sample.labels.items())): sample.value
+        for family in parse_text(text)
+        for sample in family.samples
+    }
+
+
+def chat_body(simulate: str = "", **more: Any) -> dict[str, Any]:
+    body: dict[str, Any] = {"model": "gpt-4.1", "messages": MESSAGES, **more}
+    if simulate:
+        body["metadata"] = {"simulate": simulate}
+    return body
+
+
+def make_settings(ledger: Path, upstream: str, **changes: Any) -> Settings:
+    """Settings in code, as the demo makes them; waits are short."""
+    times = {"first_byte_seconds": 5.0, "idle_seconds": 5.0, **changes.pop("timeouts", {})}
+    relay = {"timeouts": TimeoutSettings(**times), **changes.pop("relay", {})}
+    keys = changes.pop("keys", {})
+    return Settings(
+        server=ServerSettings(**{"drain_seconds": 5.0, **changes.pop("server", {})}),
+        ledger=LedgerSettings(path=ledger),
+        relay=RelaySettings(**relay),
+        providers=(ProviderSettings(name="holysheep", base_url=upstream, api_key=SecretStr(UPSTREAM_KEY)),),
+        keys=tuple(KeySettings(name=f"{team}-key", team=team, secret=SecretStr(key)) for team, key in keys.items()),
+        **changes,
+    )
+
+
+@asynccontextmanager
+async def relay_before(upstream: str, ledger: Path, **changes: Any) -> AsyncIterator[Relay]:
+    """The service relaying to `upstream`. At its end nothing is under way and every row is settled."""
+    settings = make_settings(ledger, upstream, **changes)
+    service = Service(lambda: settings)
+    timeout = aiohttp.ClientTimeout(total=20)
+    async with (
+        running(service, bind("127.0.0.1", 0)) as url,
+        aiohttp.ClientSession(
+            timeout=timeout, auto_decompress=False, skip_auto_headers=("Accept-Encoding", "User-Agent")
+        ) as session,
+    ):
+        yield Relay(url, service, ledger, session, settings=settings)
+
+
+StartRelay = Callable[..., Awaitable[Relay]]
+
+
+class Kept:
+    """A context that lives in a task of its own: what a service opens has to be closed by the task that opened it."""
+
+    def __init__(self, context: AbstractAsyncContextManager[Any]) -> None:
+        self._context = context
+        self._done = asyncio.Event()
+        self._entered: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._task = asyncio.get_running_loop().create_task(self._live())
+
+    async def _live(self) -> None:
+        try:
+            async with self._context as value:
+                self._entered.set_result(value)
+                await self._done.wait()
+        except BaseException as fault:
+            if not self._entered.done():
+                self._entered.set_exception(fault)
+                return
+            raise
+
+    async def value(self) -> Any:
+        return await self._entered
+
+    async def close(self) -> None:
+        self._done.set()
+        await self._task
+
+
+@pytest.fixture
+async def start_relay(tmp_path: Path) -> AsyncIterator[StartRelay]:
+    """Start a relay with settings of the test's own, before the simulator unless `upstream` names an address."""
+    async with AsyncExitStack() as stack:
+
+        async def start(*, upstream: str | None = None, simulator: Simulator | None = None, **changes: Any) -> Relay:
+            if upstream is None:
+                simulator = simulator or Simulator(seed=1, key=UPSTREAM_KEY)
+                await simulator.start()
+                stack.push_async_callback(simulator.close)
+                upstream = simulator.base_url
+            kept = Kept(relay_before(upstream, tmp_path / "ledger.db", **changes))
+            stack.push_async_callback(kept.close)
+            relay: Relay = await kept.value()
+            relay.simulator = simulator
+            return relay
+
+        yield start
+
+
+@pytest.fixture
+async def relay(start_relay: StartRelay) -> Relay:
+    """The service before the simulator, without keys."""
+    return await start_relay()
+
+
+Script = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+@dataclass
+class RawUpstream:
+    """An upstream below any HTTP library: it keeps what it was sent and then does what the script says."""
+
+    url: str = ""
+    requests: list[bytes] = field(default_factory=list)
+    left: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when the relay has closed a connection."""
+
+    async def serve(self, script: Script, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while True:
+                head = await reader.readuntil(b"\r\n\r\n")
+                length = next(
+                    int(line[15:]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length")
+                )
+                self.requests.append(head + await reader.readexactly(length))
+                await script(reader, writer)
+                await writer.drain()
+        except (OSError, asyncio.IncompleteReadError):
+            self.left.set()
+        finally:
+            writer.transport.abort()
+
+
+@pytest.fixture
+async def raw_upstream() -> AsyncIterator[Callable[[Script | bytes], Awaitable[RawUpstream]]]:
+    """Start a raw upstream; bytes are sent and the connection then closed."""
+    async with AsyncExitStack() as stack:
+
+        async def start(script: Script | bytes) -> RawUpstream:
+            upstream = RawUpstream()
+            play = _saying(script) if isinstance(script, bytes) else script
+            server = await asyncio.start_server(
+                lambda reader, writer: upstream.serve(play, reader, writer), "127.0.0.1", 0
+            )
+            stack.callback(server.close)
+            upstream.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+            return upstream
+
+        yield start
+
+
+def _saying(data: bytes) -> Script:
+    async def say(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(data)
+        await writer.drain()
+        writer.close()
+
+    return say
+
+
+@pytest.fixture
+def everything_logged(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    """The log of every logger at its most talkative."""
+    caplog.set_level(logging.DEBUG)
+    return caplog
