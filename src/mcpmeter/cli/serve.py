@@ -36,13 +36,15 @@ def command(config_path: Path | None, host: str | None, port: int | None, ledger
       mcpmeter serve --config mcpmeter.yaml --port 9000
     """
     from mcpmeter.config import find_file, load
-    from mcpmeter.service import Service, bind, run, serve
 
     log_to_stderr()
     path = find_file(config_path, os.environ)
 
     def settings() -> Settings:
         return with_options(load(path, os.environ), host=host, port=port, ledger=ledger)
+
+    settings()  # a fault in it is told before the rest of the program is loaded, which takes longer
+    from mcpmeter.service import Service, bind, run, serve
 
     service = Service(settings)
     listener = bind(service.settings.server.host, service.settings.server.port)

@@ -17,6 +17,9 @@ Send = Callable[[Message], Awaitable[None]]
 Header = tuple[bytes, bytes]
 
 SECONDS_FOR_THE_BODY: Final = 60.0
+SECONDS_UNWATCHED: Final = 0.05
+"""How long a call runs before anybody looks whether its client is still there."""
+
 SECONDS_FOR_THE_READER: Final = 120.0
 """How long a client may leave what it was sent unread, before it counts as gone."""
 
@@ -53,21 +56,26 @@ class Exchange(Protocol):
 class Listening:
     """Runs a block and cancels it when the caller leaves, or when the service cuts it off.
 
-    Starlette's middleware hides disconnects, so this watches the raw `receive`: tokens stop burning at once.
+    Starlette's middleware hides disconnects, so this watches the raw `receive`: tokens stop burning at once. Watching
+    takes a task, which calls that are over in a moment do without.
     """
 
-    __slots__ = ("_cut", "_task", "_wait_until_gone", "_watcher")
+    __slots__ = ("_cut", "_task", "_timer", "_wait_until_gone", "_watcher")
 
     def __init__(self, wait_until_gone: Callable[[], Awaitable[None]]) -> None:
         self._wait_until_gone = wait_until_gone
         self._cut: MeterError | None = None
         self._watcher: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[Any] | None = None
 
     async def __aenter__(self) -> Listening:
         self._task = asyncio.current_task()
-        self._watcher = asyncio.get_running_loop().create_task(self._watch())
+        self._timer = asyncio.get_running_loop().call_later(SECONDS_UNWATCHED, self._begin_to_watch)
         return self
+
+    def _begin_to_watch(self) -> None:
+        self._watcher = asyncio.get_running_loop().create_task(self._watch())
 
     async def _watch(self) -> None:
         await self._wait_until_gone()
@@ -83,6 +91,8 @@ class Listening:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         task, self._task = self._task, None
+        if self._timer is not None:
+            self._timer.cancel()
         if self._watcher is not None:
             self._watcher.cancel()
         if self._cut is not None and task is not None and task.uncancel() == 0 and kind is not None:
