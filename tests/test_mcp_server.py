@@ -371,7 +371,7 @@ class TestCancelling:
         whole.simulator.plan = replace_plan(whole, first_byte=Latency.parse("10000"))
         order: list[Settlement] = []
         monkeypatch.setattr(whole.recorder, "settle", order.append)
-        async with connected(whole, "memory", "auto") as client:
+        async with connected(whole, "memory", "legacy") as client:
             call = asyncio.create_task(client.call_tool("chat", {"messages": HELLO}))
             await whole.simulator.books.wait_until(lambda books: books.open_calls == 1, timeout_seconds=5)
             call.cancel()
