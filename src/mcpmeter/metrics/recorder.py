@@ -254,13 +254,15 @@ class Recorder:
 
     def snapshot(self) -> list[FamilySnapshot]:
         """Copy everything. Called on the thread that writes, so that each histogram agrees with its own count."""
+        # Another thread may call too. `dict.copy` is one step; `list(dict.items())` makes tuples, which may run the
+        # garbage collector and with it other threads, in the middle.
         return [
             FamilySnapshot(
                 family.metric,
-                [(labels, cell.value, cell.created) for labels, cell in list(family.cells.items())],
+                [(labels, cell.value, cell.created) for labels, cell in family.cells.copy().items()],
                 [
                     (labels, cell.counts.copy(), cell.sum, cell.exemplars.copy())
-                    for labels, cell in list(family.histograms.items())
+                    for labels, cell in family.histograms.copy().items()
                 ],
             )
             for family in self.families.values()

@@ -1,0 +1,369 @@
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mcpmeter.catalog import ALL, OTHER, llm, mcp, money, service
+from mcpmeter.metrics.recorder import CHILDREN_AT_START, Labels, Recorder
+from mcpmeter.records import McpTarget, Settlement
+
+Make = Callable[..., Settlement]
+Counts = Callable[[Recorder, str], Mapping[Labels, int]]
+
+CALL = ("chat", "holysheep", "gpt-4.1", "gpt-4.1")
+
+
+class TestOneSettlement:
+    def test_a_model_call_is_counted_in_every_family_that_it_concerns(
+        self, recorder: Recorder, make_settlement: Make, counts: Counts
+    ) -> None:
+        recorder.settle(make_settlement(usage_cached_read_tokens=5, charge_reported_nanousd=90_000))
+        where = ("gpt-4.1", "search", "holysheep")
+        assert counts(recorder, "mcp_requests_total") == {("/v1/chat/completions", "POST", "200"): 1}
+        assert counts(recorder, "mcp_request_duration_seconds") == {("/v1/chat/completions", "POST"): 1}
+        assert counts(recorder, "mcp_errors_total") == {}
+        assert counts(recorder, "mcp_tokens_total") == {
+            ("gpt-4.1", "prompt", "search", "holysheep", "reported"): 11,
+            ("gpt-4.1", "completion", "search", "holysheep", "reported"): 7,
+        }
+        assert counts(recorder, "mcp_token_details_total") == {
+            ("gpt-4.1", "cached_read", "search", "holysheep", "reported"): 5
+        }
+        assert counts(recorder, "mcp_cost_usd_total") == {(*where, "listed"): 97_500}
+        assert counts(recorder, "mcp_provider_reported_cost_usd_total") == {("holysheep",): 90_000}
+        assert counts(recorder, "gen_ai_client_operation_duration_seconds") == {(*CALL, ""): 1}
+        assert counts(recorder, "gen_ai_client_time_to_first_chunk_seconds") == {CALL: 1}
+        assert counts(recorder, "gen_ai_client_time_per_output_chunk_seconds") == {CALL: 1}
+        assert counts(recorder, "gen_ai_client_token_usage") == {(*CALL, "input"): 1, (*CALL, "output"): 1}
+        assert counts(recorder, "mcp_label_overflow_total") == {}
+
+    def test_time_per_chunk_is_the_mean_of_the_gaps(self, recorder: Recorder, make_settlement: Make) -> None:
+        recorder.settle(make_settlement(duration_ns=2_000, time_to_first_chunk_ns=500, chunks=4))
+        (cell,) = recorder.families["gen_ai_client_time_per_output_chunk_seconds"].histograms.values()
+        assert cell.sum == 500
+
+    def test_one_chunk_has_no_gap_and_an_answer_that_is_no_stream_has_no_chunk(
+        self, recorder: Recorder, make_settlement: Make, counts: Counts
+    ) -> None:
+        recorder.settle(make_settlement(chunks=1))
+        recorder.settle(make_settlement(chunks=0))
+        assert counts(recorder, "gen_ai_client_time_to_first_chunk_seconds") == {CALL: 1}
+        assert counts(recorder, "gen_ai_client_time_per_output_chunk_seconds") == {}
+
+    def test_a_call_inside_an_mcp_message_is_no_request_and_no_error_of_its_own(
+        self, recorder: Recorder, make_settlement: Make, counts: Counts
+    ) -> None:
+        recorder.settle(make_settlement(call_parent_id="call_0", error_type="upstream_error", error_side="upstream"))
+        for name in ("mcp_requests_total", "mcp_request_duration_seconds", "mcp_errors_total"):
+            assert counts(recorder, name) == {}
+        assert sum(counts(recorder, "mcp_tokens_total").values()) == 18
+        assert sum(counts(recorder, "gen_ai_client_operation_duration_seconds").values()) == 1
+
+    @pytest.mark.parametrize(("role", "row"), [("server", "mcp_server"), ("client", "mcp_client")])
+    def test_an_mcp_message_is_counted_on_the_side_that_saw_it(
+        self, recorder: Recorder, make_settlement: Make, counts: Counts, role: Any, row: str
+    ) -> None:
+        target = McpTarget(method="tools/call", tool="add", protocol_version="2026-07-28", server="tried", role=role)
+        recorder.settle(make_settlement(call_llm=None, call_mcp=target, usage=None, charge=None, chunks=0))
+        assert counts(recorder, f"{row}_operation_duration_seconds") == {
+            ("tools/call", "add", "", "tcp", "2026-07-28", "tried"): 1
+        }
+        others = {"mcp_server", "mcp_client"} - {row}
+        assert [counts(recorder, f"{other}_operation_duration_seconds") for other in others] == [{}]
+
+    def test_an_error_is_counted_by_type_and_side(
+        self, recorder: Recorder, make_settlement: Make, counts: Counts
+    ) -> None:
+        recorder.settle(make_settlement(error_type="rate_limited", error_side="client", otel_error_type="rate_limited"))
+        assert counts(recorder, "mcp_errors_total") == {("rate_limited", "client"): 1}
+        assert counts(recorder, "gen_ai_client_operation_duration_seconds") == {(*CALL, "rate_limited"): 1}
+
+    def test_missing_usage_counts_its_reason_and_no_tokens(
+        self, recorder: Recorder, make_settlement: Make, counts: Counts
+    ) -> None:
+        recorder.settle(make_settlement(usage_source="missing", missing_reason="no_usage"))
+        assert counts(recorder, "mcp_usage_missing_total") == {("holysheep", "no_usage"): 1}
+        assert counts(recorder, "mcp_tokens_total") == {}
+        assert counts(recorder, "gen_ai_client_token_usage") == {}
+
+    @pytest.mark.parametrize(("told", "counted"), [("", "unknown_model"), ("usage_missing", "usage_missing")])
+    def test_an_unpriced_call_is_counted_and_never_free(
+        self, recorder: Recorder, make_settlement: Make, counts: Counts, told: str, counted: str
+    ) -> None:
+        recorder.settle(make_settlement(charge_source="unpriced", charge_nanousd=0, charge_unpriced_reason=told))
+        assert counts(recorder, "mcp_unpriced_requests_total") == {("holysheep", counted): 1}
+        assert list(recorder.families["mcp_cost_usd_total"].cells) == []
+
+    def test_a_recovered_call_has_tokens_but_no_duration(
+        self, recorder: Recorder, make_settlement: Make, counts: Counts
+    ) -> None:
+        recorder.settle(make_settlement(outcome="recovered", duration_ns=0, status="500"))
+        assert sum(counts(recorder, "mcp_requests_total").values()) == 1
+        assert sum(counts(recorder, "mcp_tokens_total").values()) == 18
+        histograms = [row.name for row in ALL if row.type == "histogram"]
+        assert [name for name in histograms if counts(recorder, name)] == []
+
+
+class TestModels:
+    def test_a_dated_name_is_shown_as_the_model_that_was_announced(
+        self, recorder: Recorder, make_settlement: Make, counts: Counts
+    ) -> None:
+        recorder.known_as = lambda provider, model: "gpt-4.1" if model.startswith("gpt-4.1-") else None
+        recorder.settle(make_settlement(llm_model="gpt-4.1-2026-01-01", response_model="gpt-4.1-2026-01-01"))
+        assert {labels[0] for labels in counts(recorder, "mcp_tokens_total")} == {"gpt-4.1"}
+        assert counts(recorder, "mcp_label_overflow_total") == {}
+
+    def test_a_name_known_under_one_that_nobody_announced_is_other(
+        self, recorder: Recorder, make_settlement: Make, counts: Counts
+    ) -> None:
+        recorder.known_as = lambda provider, model: "also-not-announced"
+        recorder.settle(make_settlement(llm_model="strange"))
+        assert {labels[0] for labels in counts(recorder, "mcp_tokens_total")} == {OTHER}
+
+    def test_another_model_that_answered_is_told_apart(
+        self, recorder: Recorder, make_settlement: Make, counts: Counts
+    ) -> None:
+        recorder.settle(make_settlement(response_model="deepseek-v3.2"))
+        (labels,) = counts(recorder, "gen_ai_client_operation_duration_seconds")
+        assert labels[2:4] == ("gpt-4.1", "deepseek-v3.2")
+        assert {labels[0] for labels in counts(recorder, "mcp_tokens_total")} == {"gpt-4.1"}
+
+    def test_opentelemetrys_name_of_the_provider_is_for_its_family_alone(
+        self, recorder: Recorder, make_settlement: Make, counts: Counts
+    ) -> None:
+        recorder.vocabulary.announce("provider", ["gcp.gemini"])
+        recorder.settle(make_settlement(llm_otel_provider="gcp.gemini"))
+        assert {labels[1] for labels in counts(recorder, "gen_ai_client_token_usage")} == {"gcp.gemini"}
+        assert {labels[3] for labels in counts(recorder, "mcp_tokens_total")} == {"holysheep"}
+
+
+HOSTILE = st.one_of(
+    st.text(max_size=20),
+    st.text(st.characters(categories=["Cs", "Cc", "Zl", "Zp"]), max_size=5),
+    st.sampled_from(
+        ["\ud800", "a\x00b", 'x"} 1\nmcp_cost_usd_total{model="x', "\\", "\n", "\r\n", "# EOF\n", "", OTHER, " gpt-4.1"]
+    ),
+    st.integers(1, 9).map(lambda n: str(n) * 1_000_000),
+)
+# fmt: off
+FIELDS = dict.fromkeys(
+    (
+        "call_endpoint", "call_method", "call_team", "call_trace_id", "call_key_id", "llm_provider", "llm_model",
+        "llm_operation", "llm_otel_provider", "status", "error_type", "error_side", "otel_error_type", "error_id",
+        "response_model", "finish_reason", "missing_reason", "upstream_request_id",
+    ),
+    HOSTILE,
+)
+# fmt: on
+MCP_FIELDS = dict.fromkeys(("tool", "transport", "protocol_version", "server"), HOSTILE)
+
+
+def series_of(recorder: Recorder) -> dict[str, set[Labels]]:
+    return {f.metric.name: {*(v[0] for v in f.values), *(h[0] for h in f.histograms)} for f in recorder.snapshot()}
+
+
+def allowed(recorder: Recorder, series: dict[str, set[Labels]]) -> bool:
+    rows = {row.name: row for row in ALL}
+    return all(
+        value == OTHER or value in (label.values or recorder.vocabulary.of(label.vocabulary))
+        for name, children in series.items()
+        for labels in children
+        for label, value in zip(rows[name].labels, labels, strict=True)
+    )
+
+
+class TestClosedSets:
+    @settings(max_examples=60, deadline=None)
+    @given(
+        st.fixed_dictionaries({}, optional=FIELDS),
+        st.none() | st.fixed_dictionaries({"method": HOSTILE}, optional=MCP_FIELDS),
+        HOSTILE,
+        HOSTILE,
+    )
+    def test_no_text_of_a_caller_becomes_a_label_value(
+        self,
+        make_recorder: Callable[[], Recorder],
+        make_settlement: Make,
+        fields: dict[str, Any],
+        mcp_fields: dict[str, Any] | None,
+        source: str,
+        reason: str,
+    ) -> None:
+        recorder = make_recorder()
+        target = McpTarget(**mcp_fields) if mcp_fields else None
+        sources = {"usage_source": source, "charge_source": source, "charge_unpriced_reason": reason}
+        recorder.settle(make_settlement(call_mcp=target, **fields))
+        recorder.settle(make_settlement(call_mcp=target, **fields, **sources))
+        assert allowed(recorder, series_of(recorder))
+
+    def test_ten_thousand_names_make_one_series_and_are_all_counted(
+        self, recorder: Recorder, make_settlement: Make, counts: Counts
+    ) -> None:
+        recorder.settle(make_settlement(llm_model="first-unknown", call_team="first-unknown"))
+        before = series_of(recorder)
+        overflow = dict(counts(recorder, "mcp_label_overflow_total"))
+        for number in range(10_000):
+            recorder.settle(make_settlement(llm_model=f"model-{number}", call_team=f"team-{number}"))
+        assert series_of(recorder) == before
+        after = counts(recorder, "mcp_label_overflow_total")
+        assert after == {labels: 10_001 * value for labels, value in overflow.items()}
+        assert set(after) == {("model",), ("team",)}
+
+    @pytest.mark.parametrize("row", [row for row in ALL if row.labels], ids=lambda row: row.name)
+    def test_direct_records_are_closed_too(self, recorder: Recorder, row: Any) -> None:
+        strange = ["\ud800strange"] * len(row.labels)
+        {"counter": recorder.add, "gauge": recorder.set, "histogram": recorder.observe}[row.type](row, strange, 1)
+        assert (OTHER,) * len(row.labels) in series_of(recorder)[row.name]
+        overflow = {
+            labels[0]: cell.value for labels, cell in recorder.families["mcp_label_overflow_total"].cells.items()
+        }
+        assert {name for name, value in overflow.items() if value} >= set(row.label_names) - {"label"}
+
+    def test_a_value_announced_later_is_shown_from_then_on(
+        self, recorder: Recorder, make_settlement: Make, counts: Counts
+    ) -> None:
+        recorder.settle(make_settlement(call_team="newcomers"))
+        recorder.vocabulary.announce("team", ["newcomers"])
+        recorder.settle(make_settlement(call_team="newcomers"))
+        assert {labels[1] for labels in counts(recorder, "mcp_cost_usd_total")} == {OTHER, "newcomers"}
+
+
+class TestChildrenAtZero:
+    def test_a_row_without_labels_exists_at_zero_from_the_start(self) -> None:
+        series = series_of(Recorder())
+        for row in ALL:
+            assert (() in series[row.name]) == (not row.labels), row.name
+
+    def test_every_label_can_overflow_from_zero(self) -> None:
+        cells = Recorder().families["mcp_label_overflow_total"].cells
+        assert {labels[0]: cell.value for labels, cell in cells.items()} == {
+            label.name: 0 for row in ALL for label in row.labels
+        }
+
+    def test_announced_children_are_the_product_of_their_sets(self, recorder: Recorder) -> None:
+        recorder.announce_children(money.COST, (["gpt-4.1"], ["search", "support"], ["openai"], ["listed"]))
+        assert {labels: cell.value for labels, cell in recorder.families["mcp_cost_usd_total"].cells.items()} == {
+            ("gpt-4.1", "search", "openai", "listed"): 0,
+            ("gpt-4.1", "support", "openai", "listed"): 0,
+        }
+
+    def test_announcing_again_keeps_what_was_counted(self, recorder: Recorder, counts: Counts) -> None:
+        recorder.add(mcp.TRANSPORT_REJECTIONS, ("bad_host",), 3)
+        recorder.observe(service.LEDGER_COMMIT, (), 5)
+        recorder.announce_children(mcp.TRANSPORT_REJECTIONS, (["bad_host", "bad_origin"],))
+        recorder.announce_children(service.LEDGER_COMMIT, ())
+        assert counts(recorder, "mcp_transport_rejections_total") == {("bad_host",): 3}
+        assert counts(recorder, "mcp_ledger_commit_seconds") == {(): 1}
+
+    def test_a_family_that_would_start_too_large_starts_empty(self, recorder: Recorder) -> None:
+        many = [str(n) for n in range(CHILDREN_AT_START + 1)]
+        recorder.announce_children(mcp.TRANSPORT_REJECTIONS, (many,))
+        assert recorder.families["mcp_transport_rejections_total"].cells == {}
+
+
+class TestNumbers:
+    @given(st.lists(st.integers(0, 10**15), max_size=30))
+    def test_money_is_kept_in_whole_nano_dollars(
+        self, make_recorder: Callable[[], Recorder], make_settlement: Make, costs: list[int]
+    ) -> None:
+        recorder = make_recorder()
+        for nanousd in costs:
+            recorder.settle(make_settlement(charge_nanousd=nanousd, charge_reported_nanousd=nanousd))
+        for name in ("mcp_cost_usd_total", "mcp_provider_reported_cost_usd_total"):
+            kept = [cell.value for cell in recorder.families[name].cells.values()]
+            assert sum(kept) == sum(costs)
+            assert all(type(value) is int for value in kept)
+
+    @given(st.lists(st.integers(0, 4_000_000_000_000), max_size=60))
+    def test_a_histogram_is_what_a_plain_count_says(
+        self, make_recorder: Callable[[], Recorder], durations_ns: list[int]
+    ) -> None:
+        recorder = make_recorder()
+        for duration_ns in durations_ns:
+            recorder.observe(mcp.REQUEST_DURATION, ("/mcp", "POST"), duration_ns)
+        snapshot = next(f for f in recorder.snapshot() if f.metric is mcp.REQUEST_DURATION)
+        below = 0
+        for _, buckets, total, _ in snapshot.histograms:
+            assert (sum(buckets), total) == (len(durations_ns), sum(durations_ns))
+            for bound, count in zip(mcp.REQUEST_DURATION.buckets, buckets, strict=False):
+                below += count
+                assert below == sum(duration_ns <= round(bound * 1e9) for duration_ns in durations_ns)
+
+    @pytest.mark.parametrize("row", [row for row in ALL if row.type == "histogram"], ids=lambda row: row.name)
+    def test_a_value_on_a_bound_is_in_its_bucket_and_one_more_is_not(self, row: Any) -> None:
+        family = Recorder().families[row.name]
+        for index, bound in enumerate(family.bounds):
+            family.observe(("x",), bound)
+            assert family.histograms["x",].counts[index] == 1 + (index > 0)
+            family.observe(("x",), bound + 1)
+            assert family.histograms["x",].counts[index + 1] == 1
+
+    def test_active_requests_go_up_and_down(self, recorder: Recorder, counts: Counts) -> None:
+        recorder.begin_request()
+        recorder.begin_request()
+        recorder.end_request()
+        assert counts(recorder, "mcp_active_requests") == {(): 1}
+
+    def test_the_last_trace_of_each_bucket_is_its_exemplar(self, recorder: Recorder, make_settlement: Make) -> None:
+        for trace_id, duration_ns in (("a" * 32, 2), ("b" * 32, 1), ("c" * 32, 10**12), ("", 3)):
+            recorder.settle(make_settlement(call_trace_id=trace_id, duration_ns=duration_ns))
+        (cell,) = recorder.families["mcp_request_duration_seconds"].histograms.values()
+        assert {index: kept[:2] for index, kept in cell.exemplars.items()} == {0: ("b" * 32, 1), 15: ("c" * 32, 10**12)}
+
+
+def test_two_recorders_share_nothing(
+    make_recorder: Callable[[], Recorder], make_settlement: Make, counts: Counts
+) -> None:
+    one, other = make_recorder(), make_recorder()
+    one.vocabulary.announce("team", ["only-here"])
+    one.settle(make_settlement(call_team="only-here"))
+    one.begin_request()
+    assert all(counts(other, row.name) == {} for row in ALL)
+    assert "only-here" not in other.vocabulary.of("team")
+
+
+def test_a_snapshot_does_not_move_with_what_is_recorded_later(recorder: Recorder, make_settlement: Make) -> None:
+    recorder.settle(make_settlement(call_trace_id="a" * 32))
+    before = recorder.snapshot()
+    again = recorder.snapshot()
+    recorder.settle(make_settlement(call_trace_id="b" * 32, call_team="support"))
+    assert before == again
+    assert before != recorder.snapshot()
+
+
+def test_a_snapshot_bears_what_the_garbage_collector_lets_in_while_it_copies(
+    recorder: Recorder, make_settlement: Make
+) -> None:
+    teams = [f"team-{number}" for number in range(1_000)]
+    recorder.vocabulary.announce("team", teams)
+    recorder.announce_children(money.COST, (["gpt-4.1"], teams[:500], ["openai"], ["listed"]))
+    strangers = iter(teams[500:])
+    runs: list[str] = []
+
+    def settle_one(phase: str, info: object) -> None:
+        runs.append(phase)
+        recorder.settle(make_settlement(call_team=next(strangers, "search")))
+
+    threshold = gc.get_threshold()
+    gc.callbacks.append(settle_one)
+    gc.set_threshold(1)
+    try:
+        recorder.snapshot()
+    finally:
+        gc.set_threshold(*threshold)
+        gc.callbacks.remove(settle_one)
+    assert runs
+
+
+def test_a_recorder_of_some_rows_knows_only_those(make_settlement: Make, counts: Counts) -> None:
+    rows = (*mcp.ROWS, service.LABEL_OVERFLOW)
+    recorder = Recorder(rows=rows)
+    recorder.settle(make_settlement(call_llm=None, usage=None, charge=None))
+    assert {f.metric for f in recorder.snapshot()} == set(rows)
+    assert counts(recorder, "mcp_requests_total") == {(OTHER, "POST", "200"): 1}
+    assert llm.TOKENS.name not in recorder.families

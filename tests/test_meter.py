@@ -1,0 +1,499 @@
+"""The heart: a call is written down before it is made, and settled exactly once on every path."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from mcpmeter.errors import (
+    CallerGone,
+    LedgerUnavailable,
+    RateLimited,
+    ServiceFault,
+    UpstreamBroke,
+)
+from mcpmeter.ledger.sqlite import SqliteStore
+from mcpmeter.ledger.store import RowRefused, SettlementConflict, Store
+from mcpmeter.meter import Ending, Meter, OpenCall, SettledTwice, new_call_id
+from mcpmeter.metrics.recorder import Recorder
+from mcpmeter.records import Call, Charge, Key, LedgerRow, LlmTarget, McpTarget, Settlement, Usage
+
+TARGET = LlmTarget(provider="holysheep", model="gpt-4.1", stream=True, prompt_tokens_estimate=11)
+USAGE = Usage(prompt_tokens=10, completion_tokens=5, source="reported")
+OK = Ending(status="200", usage=USAGE, response_model="gpt-4.1", chunks=3)
+
+
+class MemoryStore:
+    """`ledger.store.Store` in memory. `on_open` and `on_settle` are awaited before a row is kept."""
+
+    def __init__(self) -> None:
+        self.rows: dict[str, Call] = {}
+        self.settled: dict[str, Settlement] = {}
+        self.earlier: list[LedgerRow] = []
+        self.on_open: Callable[[Call], Any] = _at_once
+        self.on_settle: Callable[[Settlement], Any] = _at_once
+        self.healthy = True
+        self._keys: list[Key] = []
+        self._writes: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> None:
+        pass
+
+    async def close(self) -> None:
+        await asyncio.gather(*self._writes)
+
+    def open(self, call: Call) -> asyncio.Future[None]:
+        return self._queued(self._open(call))
+
+    def settle(self, settlement: Settlement) -> asyncio.Future[None]:
+        return self._queued(self._settle(settlement))
+
+    def _queued(self, write: Any) -> asyncio.Future[None]:
+        # As in a real ledger: cancelling the wait does not take the row out of the queue.
+        task = asyncio.get_running_loop().create_task(write)
+        self._writes.add(task)
+        return asyncio.shield(task)
+
+    async def _open(self, call: Call) -> None:
+        await self.on_open(call)
+        if call.id in self.rows:
+            raise RowRefused("The id is taken.")
+        self.rows[call.id] = call
+
+    async def _settle(self, settlement: Settlement) -> None:
+        await self.on_settle(settlement)
+        earlier = any(row.id == settlement.call.id for row in self.earlier)
+        if settlement.call.id not in self.rows and not earlier:
+            raise SettlementConflict("No such row was opened.")
+        if self.settled.setdefault(settlement.call.id, settlement) != settlement:
+            raise SettlementConflict("The row was settled with another payload.")
+
+    async def left_open(self) -> Sequence[LedgerRow]:
+        return [row for row in self.earlier if row.id not in self.settled]
+
+    async def keys(self) -> Sequence[Key]:
+        return self._keys
+
+    async def keys_changed(self) -> bool:
+        return False
+
+    async def add_key(self, key: Key) -> None:
+        self._keys.append(key)
+
+    async def probe(self) -> None:
+        pass
+
+    @property
+    def open_rows(self) -> int:
+        return len(self.rows.keys() - self.settled.keys())
+
+
+async def _at_once(_: object) -> None:
+    pass
+
+
+class Prices:
+    """A price of one nano-dollar a token, which notes what it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[LlmTarget, str, Usage, int, int | None]] = []
+
+    def __call__(self, target: LlmTarget, model: str, usage: Usage, at_ns: int, reported: int | None) -> Charge:
+        self.asked.append((target, model, usage, at_ns, reported))
+        return Charge(nanousd=usage.prompt_tokens + usage.completion_tokens, source="listed", reported_nanousd=reported)
+
+
+@pytest.fixture
+def recorder() -> Recorder:
+    recorder = Recorder()
+    recorder.vocabulary.announce("endpoint", ["/v1/chat/completions"])
+    recorder.vocabulary.announce("model", ["gpt-4.1"])
+    recorder.vocabulary.announce("provider", ["holysheep"])
+    recorder.vocabulary.announce("team", ["search"])
+    return recorder
+
+
+@pytest.fixture
+def store() -> MemoryStore:
+    return MemoryStore()
+
+
+@pytest.fixture
+def prices() -> Prices:
+    return Prices()
+
+
+@pytest.fixture
+def meter(recorder: Recorder, store: MemoryStore, prices: Prices) -> Meter:
+    typed: Store = store
+    return Meter(recorder, store=typed, price=prices)
+
+
+def opened_by(meter: Meter) -> OpenCall:
+    return meter.open("/v1/chat/completions", "POST", team="search")
+
+
+def aimed(opened: OpenCall) -> Call:
+    return msgspec.structs.replace(opened.call, llm=TARGET)
+
+
+async def written_down(meter: Meter) -> OpenCall:
+    opened = opened_by(meter)
+    await opened.write_down(aimed(opened))
+    return opened
+
+
+def total(recorder: Recorder, name: str) -> int:
+    return sum(cell.value for cell in recorder.families[name].cells.values())
+
+
+def statuses(recorder: Recorder) -> dict[str, int]:
+    return {labels[2]: cell.value for labels, cell in recorder.families["mcp_requests_total"].cells.items()}
+
+
+def money_and_tokens(recorder: Recorder) -> tuple[int, int]:
+    return total(recorder, "mcp_cost_usd_total"), total(recorder, "mcp_tokens_total")
+
+
+class TestIds:
+    def test_an_id_sorts_by_time(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        ids = []
+        for milliseconds in (1, 9, 10, 255, 256, 1_793_534_400_000, 1_793_534_400_001, 2**47):
+            monkeypatch.setattr("mcpmeter.meter.time.time_ns", lambda now=milliseconds: now * 1_000_000)
+            ids.append(new_call_id())
+        assert ids == sorted(ids)
+
+    def test_an_id_cannot_be_guessed_and_never_comes_twice(self) -> None:
+        ids = {new_call_id() for _ in range(10_000)}
+        assert len(ids) == 10_000
+        assert all(re.fullmatch(r"call_[0-9a-f]{32}", made) for made in ids)
+
+
+class TestOneSettlementManyViews:
+    async def test_the_record_is_in_the_ledger_in_the_counters_and_at_the_caller(
+        self, meter: Meter, store: MemoryStore, recorder: Recorder
+    ) -> None:
+        opened = await written_down(meter)
+        settlement = await opened.settle(OK)
+        assert settlement is opened.settled
+        assert store.settled == {opened.call.id: settlement}
+        assert settlement.charge == Charge(nanousd=15, source="listed")
+        assert money_and_tokens(recorder) == (15, 15)
+        assert statuses(recorder) == {"200": 1}
+
+    async def test_the_row_is_durable_before_write_down_returns(self, meter: Meter, store: MemoryStore) -> None:
+        on_disk = asyncio.Event()
+        store.on_open = lambda call: on_disk.wait()
+        opened = opened_by(meter)
+        writing = asyncio.create_task(opened.write_down(aimed(opened)))
+        await asyncio.sleep(0)
+        assert not writing.done()
+        on_disk.set()
+        await writing
+        assert store.rows == {opened.call.id: opened.call}
+
+    async def test_nothing_is_counted_before_the_settlement_is_durable(
+        self, meter: Meter, store: MemoryStore, recorder: Recorder
+    ) -> None:
+        asked, on_disk = asyncio.Event(), asyncio.Event()
+
+        async def slow_disk(settlement: Settlement) -> None:
+            asked.set()
+            await on_disk.wait()
+
+        store.on_settle = slow_disk
+        opened = await written_down(meter)
+        settling = asyncio.create_task(opened.settle(OK))
+        await asked.wait()
+        assert (statuses(recorder), settling.done()) == ({}, False)
+        on_disk.set()
+        await settling
+        assert statuses(recorder) == {"200": 1}
+
+    async def test_prices_are_asked_once_with_the_answer_as_it_came(self, meter: Meter, prices: Prices) -> None:
+        opened = await written_down(meter)
+        await opened.settle(replace(OK, reported_nanousd=12))
+        assert prices.asked == [(TARGET, "gpt-4.1", USAGE, opened.call.started_at_ns, 12)]
+
+    @pytest.mark.parametrize("usage", [None, USAGE])
+    async def test_what_reaches_no_model_is_not_priced(
+        self, meter: Meter, prices: Prices, recorder: Recorder, usage: Usage | None
+    ) -> None:
+        opened = opened_by(meter)
+        settlement = opened.count(Ending(status="400", usage=usage, error=RateLimited("Too many.")))
+        assert (settlement.charge, prices.asked, money_and_tokens(recorder)) == (None, [], (0, 0))
+
+    async def test_without_prices_a_call_keeps_what_the_provider_said_and_is_unpriced(self, recorder: Recorder) -> None:
+        opened = await written_down(Meter(recorder))
+        settlement = await opened.settle(replace(OK, reported_nanousd=12))
+        assert settlement.charge == Charge(source="unpriced", reported_nanousd=12)
+
+    async def test_the_librarys_meter_needs_neither_store_nor_prices(self, recorder: Recorder) -> None:
+        opened = Meter(recorder).open("/v1/chat/completions", "tools/call", mcp=McpTarget(method="tools/call"))
+        opened.count(Ending(status="ok"))
+        assert statuses(recorder) == {"ok": 1}
+
+    async def test_the_error_gives_type_side_and_id_and_the_path_may_know_better(self, meter: Meter) -> None:
+        plain = opened_by(meter).count(Ending(status="502", outcome="error", error=UpstreamBroke("Gone.")))
+        assert (plain.error_type, plain.error_side, plain.error_id) == ("upstream_error", "upstream", "upstream_broke")
+        assert plain.otel_error_type == "upstream_error"
+        told = Ending(status="502", error=UpstreamBroke("Gone."), error_side="client", otel_error_type="timeout")
+        better = opened_by(meter).count(told)
+        assert (better.error_side, better.otel_error_type) == ("client", "timeout")
+
+    async def test_times_are_monotonic_and_add_up(self, meter: Meter, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("mcpmeter.meter.time.time_ns", lambda: 1_000)
+        monkeypatch.setattr("mcpmeter.meter.time.monotonic_ns", lambda: 50)
+        opened = opened_by(meter)
+        monkeypatch.setattr("mcpmeter.meter.time.time_ns", lambda: 0)  # the clock is set back meanwhile
+        monkeypatch.setattr("mcpmeter.meter.time.monotonic_ns", lambda: 75)
+        settlement = opened.count(Ending(status="200"))
+        assert (settlement.duration_ns, settlement.ended_at_ns) == (25, 1_025)
+
+
+class TestExactlyOnce:
+    async def test_a_second_settlement_is_refused_and_changes_nothing(
+        self, meter: Meter, store: MemoryStore, recorder: Recorder
+    ) -> None:
+        opened = await written_down(meter)
+        first = await opened.settle(OK)
+        for again in (opened.settle(OK), opened.settle(Ending(status="500"))):
+            with pytest.raises(SettledTwice):
+                await again
+        assert store.settled == {opened.call.id: first}
+        assert statuses(recorder) == {"200": 1}
+
+    async def test_a_counted_call_cannot_be_counted_or_settled_again(self, meter: Meter, recorder: Recorder) -> None:
+        opened = opened_by(meter)
+        opened.count(Ending(status="401"))
+        with pytest.raises(SettledTwice):
+            opened.count(Ending(status="401"))
+        with pytest.raises(SettledTwice):
+            await opened.settle(Ending(status="401"))
+        assert statuses(recorder) == {"401": 1}
+
+    async def test_of_many_paths_that_settle_at_once_one_wins(
+        self, meter: Meter, store: MemoryStore, recorder: Recorder
+    ) -> None:
+        opened = await written_down(meter)
+        ends = await asyncio.gather(*(opened.settle(OK) for _ in range(20)), return_exceptions=True)
+        assert sum(isinstance(end, Settlement) for end in ends) == 1
+        assert sum(isinstance(end, SettledTwice) for end in ends) == 19
+        assert statuses(recorder) == {"200": 1}
+        assert len(store.settled) == 1
+
+    async def test_a_call_with_a_row_is_never_only_counted(self, meter: Meter, recorder: Recorder) -> None:
+        opened = await written_down(meter)
+        with pytest.raises(ServiceFault, match="has to be settled"):
+            opened.count(OK)
+        assert not opened.is_settled
+        await opened.settle(OK)
+        assert statuses(recorder) == {"200": 1}
+
+    async def test_there_is_no_settlement_to_read_before_there_is_one(self, meter: Meter) -> None:
+        opened = await written_down(meter)
+        with pytest.raises(ServiceFault, match="not settled yet"):
+            assert opened.settled
+        await opened.settle(OK)
+
+    async def test_the_end_settles_a_row_and_counts_where_there_is_none(
+        self, meter: Meter, store: MemoryStore, recorder: Recorder
+    ) -> None:
+        opened = await written_down(meter)
+        await opened.end(OK)
+        refused = opened_by(meter)
+        await refused.end(Ending(status="401"))
+        assert set(store.settled) == {opened.call.id}
+        assert statuses(recorder) == {"200": 1, "401": 1}
+
+
+class TestBrokenLedger:
+    @pytest.mark.parametrize("fault", [LedgerUnavailable("The disk is full."), RowRefused("Out of 64 bits.")])
+    async def test_a_call_that_cannot_be_written_down_is_counted_without_a_row(
+        self, meter: Meter, store: MemoryStore, recorder: Recorder, fault: ServiceFault
+    ) -> None:
+        store.on_open = raising(fault)
+        opened = opened_by(meter)
+        with pytest.raises(type(fault)):
+            await opened.write_down(aimed(opened))
+        settlement = opened.count(Ending(status="503", outcome="error", error=fault))
+        assert settlement.error_id == fault.id
+        assert (store.rows, store.settled, money_and_tokens(recorder)) == ({}, {}, (0, 0))
+        assert statuses(recorder) == {"503": 1}
+
+    @pytest.mark.parametrize(
+        "fault",
+        [
+            LedgerUnavailable("The disk is full.", hint="Free some."),
+            SettlementConflict("Another payload."),
+            OSError(28),
+        ],
+        ids=["unavailable", "conflict", "the store's own fault"],
+    )
+    async def test_a_call_that_cannot_be_settled_is_our_failure_once_and_without_money(
+        self, meter: Meter, store: MemoryStore, recorder: Recorder, fault: Exception
+    ) -> None:
+        opened = await written_down(meter)
+        store.on_settle = raising(fault)
+        with pytest.raises(LedgerUnavailable) as caught:
+            await opened.settle(OK)
+        assert caught.value.__cause__ is fault
+        assert store.open_rows == 1
+        assert statuses(recorder) == {"503": 1}
+        assert money_and_tokens(recorder) == (0, 0)
+        assert (opened.settled.status, opened.settled.usage, opened.settled.charge) == ("503", None, None)
+        assert opened.settled.error_id == "ledger_unavailable"
+        with pytest.raises(SettledTwice):
+            await opened.settle(OK)
+
+    async def test_a_strange_fault_of_the_store_does_not_tell_its_text(self, meter: Meter, store: MemoryStore) -> None:
+        opened = await written_down(meter)
+        store.on_settle = raising(RuntimeError("row with a secret"))
+        with pytest.raises(LedgerUnavailable) as caught:
+            await opened.settle(OK)
+        assert "secret" not in str(caught.value)
+        assert "RuntimeError" in str(caught.value)
+
+
+def raising(fault: Exception) -> Callable[[object], Any]:
+    async def fail(_: object) -> None:
+        raise fault
+
+    return fail
+
+
+class TestCancellation:
+    async def test_cancelled_while_it_settles_a_call_is_in_the_ledger_and_counted_once(
+        self, meter: Meter, store: MemoryStore, recorder: Recorder
+    ) -> None:
+        asked, on_disk = asyncio.Event(), asyncio.Event()
+
+        async def slow_disk(settlement: Settlement) -> None:
+            asked.set()
+            await on_disk.wait()
+
+        store.on_settle = slow_disk
+        opened = await written_down(meter)
+        settling = asyncio.create_task(opened.settle(OK))
+        await asked.wait()
+        settling.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await settling
+        on_disk.set()
+        await store.close()
+        assert store.settled == {opened.call.id: opened.settled}
+        assert statuses(recorder) == {"200": 1}
+        assert money_and_tokens(recorder) == (15, 15)
+
+    async def test_cancelled_while_it_is_written_down_a_call_has_a_row_that_can_be_settled(
+        self, meter: Meter, store: MemoryStore, recorder: Recorder
+    ) -> None:
+        asked, on_disk = asyncio.Event(), asyncio.Event()
+
+        async def slow_disk(call: Call) -> None:
+            asked.set()
+            await on_disk.wait()
+
+        store.on_open = slow_disk
+        opened = opened_by(meter)
+        writing = asyncio.create_task(opened.write_down(aimed(opened)))
+        await asked.wait()
+        writing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await writing
+        on_disk.set()
+        await asyncio.gather(*store._writes)
+        await opened.end(Ending(status="499", outcome="partial", error=CallerGone("The client left.")))
+        assert store.settled == {opened.call.id: opened.settled}
+        assert store.open_rows == 0
+        assert statuses(recorder) == {"499": 1}
+
+
+def row_left_open(call_id: str, **changes: Any) -> LedgerRow:
+    texts = dict.fromkeys(
+        ("key_id", "parent_id", "trace_id", "response_model", "status", "outcome", "error_type", "error_id",
+         "token_source", "cost_source", "price_list", "finish_reason", "upstream_request_id"),
+        "",
+    )  # fmt: skip
+    numbers = dict.fromkeys(
+        ("prompt_tokens", "completion_tokens", "cached_read_tokens", "cache_write_tokens", "reasoning_tokens",
+         "audio_tokens", "cost_nanousd", "duration_ns", "time_to_first_chunk_ns", "chunks", "upstream_status"),
+        0,
+    )  # fmt: skip
+    known: dict[str, Any] = {
+        "id": call_id, "state": "open", "started_at_ns": 5, "ended_at_ns": None, "endpoint": "/v1/chat/completions",
+        "method": "POST", "team": "search", "provider": "holysheep", "model": "gpt-4.1", "operation": "chat",
+        "stream": True, "prompt_tokens_estimate": 11, "reported_cost_nanousd": None,
+    }  # fmt: skip
+    return LedgerRow(**{**texts, **numbers, **known, **changes})
+
+
+class TestRecovery:
+    async def test_every_row_left_open_is_settled_once_and_counted(
+        self, meter: Meter, store: MemoryStore, recorder: Recorder, prices: Prices
+    ) -> None:
+        store.earlier = [row_left_open("call_a"), row_left_open("call_b", prompt_tokens_estimate=4)]
+        assert await meter.recover() == 2
+        assert await meter.recover() == 0
+        assert total(recorder, "mcp_ledger_recovered_total") == 2
+        assert statuses(recorder) == {"500": 2}
+        assert money_and_tokens(recorder) == (15, 15)
+        assert len(prices.asked) == 2
+
+    async def test_a_recovered_row_says_that_its_numbers_are_estimates(self, meter: Meter, store: MemoryStore) -> None:
+        store.earlier = [row_left_open("call_a", key_id="key_1", trace_id="t")]
+        await meter.recover()
+        settlement = store.settled["call_a"]
+        assert settlement.outcome == "recovered"
+        assert settlement.usage == Usage(prompt_tokens=11, source="estimated")
+        assert (settlement.missing_reason, settlement.error_id) == ("crash", "internal_error")
+        assert (settlement.call.started_at_ns, settlement.call.key_id, settlement.call.trace_id) == (5, "key_1", "t")
+        assert settlement.call.llm == TARGET
+
+    async def test_what_could_not_be_recovered_is_left_for_the_next_start(
+        self, meter: Meter, store: MemoryStore, recorder: Recorder
+    ) -> None:
+        store.earlier = [row_left_open("call_a")]
+        store.on_settle = raising(LedgerUnavailable("The disk is full."))
+        with pytest.raises(LedgerUnavailable):
+            await meter.recover()
+        assert (total(recorder, "mcp_ledger_recovered_total"), statuses(recorder)) == (0, {})
+        store.on_settle = _at_once
+        assert await meter.recover() == 1
+
+    async def test_without_a_ledger_there_is_nothing_to_recover(self, recorder: Recorder) -> None:
+        assert await Meter(recorder).recover() == 0
+
+
+async def test_on_the_real_ledger_counters_and_rows_agree_and_a_second_life_recovers(
+    tmp_path: Path, recorder: Recorder, prices: Prices
+) -> None:
+    first = SqliteStore(tmp_path / "ledger.db")
+    await first.start()
+    meter = Meter(recorder, store=first, price=prices)
+    calls = [await written_down(meter) for _ in range(20)]
+    await asyncio.gather(*(opened.settle(OK) for opened in calls[:15]))
+    settling = asyncio.create_task(calls[15].settle(OK))
+    await asyncio.sleep(0)
+    settling.cancel()
+    assert isinstance((await asyncio.gather(settling, return_exceptions=True))[0], asyncio.CancelledError | Settlement)
+    await first.close()
+
+    second = SqliteStore(tmp_path / "ledger.db")
+    await second.start()
+    later = Recorder(recorder.vocabulary)
+    assert {row.id for row in await second.left_open()} == {opened.call.id for opened in calls[16:]}
+    assert await Meter(later, store=second, price=prices).recover() == 4
+    assert await second.left_open() == []
+    await second.close()
+    assert statuses(recorder) == {"200": 16}
+    assert money_and_tokens(recorder) == (16 * 15, 16 * 15)
+    assert statuses(later) == {"500": 4}
+    assert money_and_tokens(later) == (4 * 11, 4 * 11)
