@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import io
+import itertools
 import json
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +16,9 @@ from typing import Any
 import aiohttp
 import msgspec
 import pytest
+import pytest_asyncio
 import uvloop
+from prometheus_client.metrics_core import Metric as PrometheusFamily
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 from pydantic import SecretStr
@@ -112,7 +116,8 @@ class Relay:
         self, body: Any = b"", path: str = CHAT, *, method: str = "POST", headers: Mapping[str, str] | None = None
     ) -> Reply:
         """Send a request by a well-behaved client; a dict goes as JSON."""
-        data = body if isinstance(body, bytes | str) or hasattr(body, "__aiter__") else json.dumps(body)
+        data = body if isinstance(body, bytes) or hasattr(body, "__aiter__") else json.dumps(body).encode()
+        data = io.BytesIO(data) if isinstance(data, bytes) else data
         async with self.session.request(method, self.url + path, data=data, headers=headers) as answer:
             return Reply(answer.status, answer.headers, await answer.read())
 
@@ -137,12 +142,18 @@ class Relay:
         return Reply(int(lines[0].split(" ")[1]) if lines[0] else 0, headers, body)
 
     async def scrape(self) -> Scrape:
-        """Read and parse `/metrics`, in both formats; the figures are those of the text format."""
-        openmetrics = await self.ask(path="/metrics", method="GET", headers={"accept": OPENMETRICS})
-        list(parse_openmetrics(openmetrics.body.decode()))
-        text = await self.ask(path="/metrics", method="GET")
-        assert (openmetrics.status, text.status) == (200, 200)
-        return Scrape(_counts(text.body.decode()))
+        """Read and parse `/metrics`."""
+        answer = await self.ask(path="/metrics", method="GET")
+        assert answer.status == 200
+        return Scrape(_counts(parse_text(answer.body.decode())))
+
+    async def scrape_openmetrics(self) -> str:
+        """Read `/metrics` as OpenMetrics, once its strict parser has read it too."""
+        answer = await self.ask(path="/metrics", method="GET", headers={"accept": OPENMETRICS})
+        assert answer.status == 200
+        text = answer.body.decode()
+        assert Scrape(_counts(parse_openmetrics(text))).counts
+        return text
 
     def rows(self) -> list[LedgerRow]:
         """All rows of the ledger, oldest first, as another process would read them."""
@@ -165,10 +176,10 @@ class Relay:
         await self.until(lambda: active[()].value == 0 and self.service._store.open_rows == 0)
 
 
-def _counts(text: str) -> Counts:
+def _counts(families: Iterable[PrometheusFamily]) -> Counts:
     return {
         (sample.name, frozenset(sample.labels.items())): sample.value
-        for family in parse_text(text)
+        for family in families
         for sample in family.samples
     }
 
@@ -241,9 +252,9 @@ class Kept:
         await self._task
 
 
-@pytest.fixture
-async def start_relay(tmp_path: Path) -> AsyncIterator[StartRelay]:
-    """Start a relay with settings of the test's own, before the simulator unless `upstream` names an address."""
+@asynccontextmanager
+async def starting_relays(folder: Path) -> AsyncIterator[StartRelay]:
+    numbers = itertools.count(1)
     async with AsyncExitStack() as stack:
 
         async def start(*, upstream: str | None = None, simulator: Simulator | None = None, **changes: Any) -> Relay:
@@ -252,12 +263,26 @@ async def start_relay(tmp_path: Path) -> AsyncIterator[StartRelay]:
                 await simulator.start()
                 stack.push_async_callback(simulator.close)
                 upstream = simulator.base_url
-            kept = Kept(relay_before(upstream, tmp_path / "ledger.db", **changes))
+            kept = Kept(relay_before(upstream, folder / str(next(numbers)) / "ledger.db", **changes))
             stack.push_async_callback(kept.close)
             relay: Relay = await kept.value()
             relay.simulator = simulator
             return relay
 
+        yield start
+
+
+@pytest.fixture
+async def start_relay(tmp_path: Path) -> AsyncIterator[StartRelay]:
+    """Start a relay with settings of the test's own, before the simulator unless `upstream` names an address."""
+    async with starting_relays(tmp_path) as start:
+        yield start
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def start_module_relay(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[StartRelay]:
+    """The same for a relay that serves a whole module of tests."""
+    async with starting_relays(tmp_path_factory.mktemp("relay")) as start:
         yield start
 
 

@@ -7,6 +7,7 @@ only to the address that local configuration names.
 from __future__ import annotations
 
 import asyncio
+import io
 import zlib
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ from mcpmeter.errors import (
 
 SECONDS_TO_SEE_THE_END: Final = 1.0
 """How long a finished stream's connection may take to show its end before it is closed instead of reused."""
+
+WRITTEN_AT_ONCE_BYTES: Final = 256 * 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,9 +91,11 @@ class AiohttpClient:
     async def post(self, provider: str, url: str, headers: Mapping[str, str], body: bytes) -> Answer:
         """POST and wait for the answer's head."""
         deadline = asyncio.get_running_loop().time() + self._timeouts.total_seconds
+        # Large ones go out in parts, so that writing one does not hold up the loop.
+        data = io.BytesIO(body) if len(body) > WRITTEN_AT_ONCE_BYTES else body
         try:
             async with asyncio.timeout(self._timeouts.first_byte_seconds):
-                response = await self._session.post(self._url(url), data=body, headers=headers, allow_redirects=False)
+                response = await self._session.post(self._url(url), data=data, headers=headers, allow_redirects=False)
         except Exception as fault:
             raise _mapped(fault, provider, f"within {self._timeouts.first_byte_seconds:g} s") from fault
         return _AiohttpAnswer(response, provider, self._timeouts, deadline, self._ending)

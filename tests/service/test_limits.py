@@ -1,0 +1,50 @@
+"""Depth, keys and time: bounds that need a service of their own settings."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+import pytest
+
+from mcpmeter.access.keys import new_key
+
+CHAT, GUIDE = "/v1/chat/completions", "/mcp/chat"
+GOOD = b'{"model":"gpt-4.1","messages":[{"role":"user","content":"Hello"}]}'
+KEY, _ = new_key("backend", "search", 0)
+
+
+@pytest.mark.parametrize(
+    "start", [b'{"model":"m","messages":[],"x":' + b"[" * 1_000_000, b'{"a":' * 1_000_000, b"[" * 1_000_000]
+)
+async def test_a_million_levels_of_nesting_are_refused(start_relay, start):
+    relay = await start_relay()
+    reply = await relay.ask(start)
+    assert (reply.status, reply.error["type"]) == (400, "invalid_request_error")
+    assert (await relay.chat()).status == 200
+
+
+async def test_a_known_key_is_asked_for_and_a_wrong_one_is_refused_alike_on_every_route(start_relay):
+    relay = await start_relay(keys={"search": KEY})
+    for path, method in ((CHAT, "POST"), (GUIDE, "POST"), ("/v1/models", "GET"), ("/mcp/models", "GET")):
+        for header in ({}, {"authorization": "Bearer wrong"}, {"authorization": "Basic mk_x"}, {"x-api-key": "\u00ff"}):
+            reply = await relay.ask(GOOD if method == "POST" else b"", path, method=method, headers=header)
+            assert (reply.status, reply.error["code"]) == (401, "not_authenticated")
+            assert reply.headers["www-authenticate"] == "Bearer"
+    right = {"authorization": f"Bearer {KEY}"}
+    assert (await relay.ask(GOOD, headers=right)).status == 200
+    assert [row.team for row in relay.rows()] == ["search"]
+
+
+async def test_a_slow_upload_is_given_up(start_relay, monkeypatch):
+    monkeypatch.setattr("mcpmeter.relay.exchange.SECONDS_FOR_THE_BODY", 0.05)
+    relay = await start_relay()
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 500\r\n\r\n"
+    for start in (b"", b"{"):
+        reader, writer = await asyncio.open_connection(*relay.address)
+        writer.write(head + start)
+        assert b"did not arrive in time" in await asyncio.wait_for(reader.readuntil(b'"}}'), 5)
+        writer.close()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
+    await relay.until_idle()
