@@ -35,10 +35,11 @@ from mcpmeter.metrics.recorder import Recorder
 from mcpmeter.pricing import PriceBook, PriceSource, bundled_price_lists
 from mcpmeter.records import Settlement
 from mcpmeter.relay.dialects.openai_chat import OpenAiChat
+from mcpmeter.relay.http1 import Http1Client
 from mcpmeter.relay.pipeline import Pipeline, RelayOptions, Service, Wiring
 from mcpmeter.relay.providers import load_providers
 from mcpmeter.relay.routing import Upstream
-from mcpmeter.relay.upstream import AiohttpClient, Timeouts
+from mcpmeter.relay.upstream import Timeouts
 from mcpmeter.simulator import Fault, Latency, Simulator, Spread
 
 HELLO: Any = [{"role": "user", "content": "Say something."}]
@@ -84,7 +85,7 @@ async def whole(tmp_path: Path) -> AsyncIterator[Whole]:
         store = SqliteStore(ledger)
         await store.start()
         stack.push_async_callback(store.close)
-        client = AiohttpClient(Timeouts(first_byte_seconds=0.25, idle_seconds=1))
+        client = Http1Client(Timeouts(first_byte_seconds=0.25, idle_seconds=1))
         stack.push_async_callback(client.close)
         book = PriceBook(bundled_price_lists(), sources={"sim": PriceSource("holysheep")})
         recorder = Recorder()

@@ -29,10 +29,11 @@ from mcpmeter.pricing import ModelPrice
 from mcpmeter.records import Charge, LlmTarget, Usage
 from mcpmeter.relay.dialects.openai_chat import OpenAiChat
 from mcpmeter.relay.exchange import HttpExchange
+from mcpmeter.relay.http1 import Http1Client
 from mcpmeter.relay.pipeline import Pipeline, RelayOptions, Wiring
 from mcpmeter.relay.pipeline import Service as RelayedService
 from mcpmeter.relay.routing import Upstream
-from mcpmeter.relay.upstream import AiohttpClient, Timeouts
+from mcpmeter.relay.upstream import Timeouts
 from mcpmeter.service import pages
 from mcpmeter.service.app import App, Endpoint, HostGuard, PageEndpoint, RelayEndpoint
 from mcpmeter.service.mcp import McpEndpoint
@@ -167,9 +168,9 @@ class Service:
         await self.pipeline.wiring.client.close()
 
     @staticmethod
-    def _client(settings: Settings) -> AiohttpClient:
+    def _client(settings: Settings) -> Http1Client:
         times = settings.relay.timeouts
-        return AiohttpClient(
+        return Http1Client(
             Timeouts(
                 connect_seconds=times.connect_seconds,
                 first_byte_seconds=times.first_byte_seconds,
@@ -179,7 +180,7 @@ class Service:
             max_connections=times.max_connections,
         )
 
-    def _wiring(self, settings: Settings, keys: KeyRing, client: AiohttpClient) -> Wiring:
+    def _wiring(self, settings: Settings, keys: KeyRing, client: Http1Client) -> Wiring:
         return Wiring(
             options=RelayOptions(
                 max_body_bytes=settings.server.max_body_bytes,

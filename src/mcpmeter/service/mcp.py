@@ -15,7 +15,7 @@ from mcp.server.transport_security import TransportSecuritySettings
 
 from mcpmeter.errors import Draining, MeterError, NotAuthenticated
 from mcpmeter.instrument.asgi import TransportMeter
-from mcpmeter.instrument.http_request import PRINCIPAL_KEY
+from mcpmeter.instrument.http_request import PRINCIPAL_KEY, metered_request
 from mcpmeter.instrument.sdk_v2 import instrument_with
 from mcpmeter.ledger.reports import Grouping, Total, totals
 from mcpmeter.mcp_server import ModelInfo, build_mcp_server
@@ -83,6 +83,8 @@ class McpEndpoint:
                 raise Draining("The service is stopping.", hint="Retry; another replica may answer.")
             team, key_id = self._pipeline.wiring.identify(secret_of(dict(scope["headers"])))
         except MeterError as error:
+            if (request := metered_request(scope)) is not None:
+                request.refusal = error
             await _refuse(send, error)
             return
         scope.setdefault("state", {})[PRINCIPAL_KEY] = (team, key_id)
