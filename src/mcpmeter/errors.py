@@ -29,7 +29,9 @@ MeterError
     ├── ConfigInvalid
     ├── PortTaken
     ├── LedgerNotUsable
-    └── PartMissing
+    ├── PartMissing
+    ├── ServerNotSupported             (instrument/__init__.py)
+    └── RegistryTaken                  (instrument/__init__.py)
 
 `id` is stable: programs may match on it, runbooks are named after it. `message` says what happened, `hint` what to do.
 No message ever carries a body, a prompt or a key.
