@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
-from typing import Final, Protocol
-
-
-WRITTEN_AT_ONCE_BYTES: Final = 256 * 1024
+from typing import Protocol
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
