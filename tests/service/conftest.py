@@ -295,47 +295,44 @@ async def relay(start_relay: StartRelay) -> Relay:
 Script = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
-@dataclass
 class RawUpstream:
-    """An upstream below any HTTP library: it keeps what it was sent and then does what the script says."""
+    """An upstream below any HTTP library: it keeps what it was sent and then does what `play` was given."""
 
-    url: str = ""
-    requests: list[bytes] = field(default_factory=list)
-    left: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set when the relay has closed a connection."""
+    def __init__(self) -> None:
+        self.url = ""
+        self.requests: list[bytes] = []
+        self.left = asyncio.Event()
+        """Set when the relay has closed a connection."""
+        self._script: Script = _saying(b"")
 
-    async def serve(self, script: Script, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def play(self, script: Script | bytes) -> None:
+        """Do this from now on; bytes are sent and the connection then closed."""
+        self._script = _saying(script) if isinstance(script, bytes) else script
+        self.requests.clear()
+        self.left.clear()
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            while True:
+            while not writer.is_closing():
                 head = await reader.readuntil(b"\r\n\r\n")
-                length = next(
-                    int(line[15:]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length")
-                )
+                lines = head.lower().split(b"\r\n")
+                length = next(int(line[15:]) for line in lines if line.startswith(b"content-length"))
                 self.requests.append(head + await reader.readexactly(length))
-                await script(reader, writer)
-                await writer.drain()
+                await self._script(reader, writer)
         except (OSError, asyncio.IncompleteReadError):
             self.left.set()
         finally:
-            writer.transport.abort()
+            writer.close()
 
 
-@pytest.fixture
-async def raw_upstream() -> AsyncIterator[Callable[[Script | bytes], Awaitable[RawUpstream]]]:
-    """Start a raw upstream; bytes are sent and the connection then closed."""
-    async with AsyncExitStack() as stack:
-
-        async def start(script: Script | bytes) -> RawUpstream:
-            upstream = RawUpstream()
-            play = _saying(script) if isinstance(script, bytes) else script
-            server = await asyncio.start_server(
-                lambda reader, writer: upstream.serve(play, reader, writer), "127.0.0.1", 0
-            )
-            stack.callback(server.close)
-            upstream.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
-            return upstream
-
-        yield start
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def raw_upstream() -> AsyncIterator[RawUpstream]:
+    """One raw upstream for a module of tests."""
+    upstream = RawUpstream()
+    server = await asyncio.start_server(upstream.serve, "127.0.0.1", 0)
+    upstream.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+    yield upstream
+    server.close()
 
 
 def _saying(data: bytes) -> Script:

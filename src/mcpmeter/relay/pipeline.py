@@ -525,7 +525,7 @@ def _handed_on(headers: Mapping[str, str]) -> Iterator[Header]:
         if name in NOT_HANDED_ON or name in named or name.startswith(("x-mcpmeter-", "access-control-")):
             continue
         if not _CONTROL.search(value):
-            yield name.encode(), value.encode("utf-8", "surrogateescape")
+            yield name.encode("latin-1"), value.encode("latin-1", "replace")
 
 
 def _length(body: bytes) -> Header:

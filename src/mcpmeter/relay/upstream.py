@@ -22,7 +22,7 @@ class Answer(Protocol):
 
     status: int
     headers: Mapping[str, str]
-    """By lower-case name; a repeated header's values are joined."""
+    """By lower-case name; a repeated header's values are joined. Each character is one byte as it came (Latin-1)."""
 
     async def read(self, limit_bytes: int) -> bytes:
         """The whole body. Raises UpstreamAnswerTooLarge, UpstreamBroke, UpstreamTimedOut."""
