@@ -91,6 +91,15 @@ class TestDemo:
         assert (reported.code, reported.stderr) == (0, "")
         assert {"search", "support", "research"} <= set(reported.stdout.split())
 
+    @pytest.mark.parametrize("loading", ["click", "mcpmeter.config", "aiohttp", "mcpmeter.service"])
+    def test_ctrl_c_while_it_still_loads_ends_it_without_a_traceback(self, start, loading):
+        running = start("demo", "--port", 0, env={"PYTHONPROFILEIMPORTTIME": "1"})
+        running.says(rf"\| +{loading}\n", on="stderr")
+        finished = running.end(signal.SIGINT)
+        assert finished.code == -signal.SIGINT
+        assert finished.stdout == ""
+        assert [line for line in finished.stderr.splitlines() if not line.startswith("import time:")] == []
+
     def test_a_taken_port_is_told_in_one_line(self, demo, run):
         _, address = demo()
         finished = run("demo", "--port", address.rpartition(":")[2])

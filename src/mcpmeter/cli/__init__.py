@@ -1,12 +1,16 @@
-"""The command line. A file beside this one that holds `command` is a command of the same name; adding one is one file."""
+"""The command line. A file beside this one that holds `command` is a command: adding one is one file."""
 
 from __future__ import annotations
 
+import signal
 import sys
 
 
 def main() -> None:
     """Entry point of the console script. Exit codes: 0 fine, 1 found a problem, 2 wrong usage."""
+    # While modules load, Python would answer Ctrl-C with a traceback, or lose it in a callback of the import system.
+    # A command that has something to tidy up handles it by itself.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         from mcpmeter.cli._group import run
     except ModuleNotFoundError as missing:
