@@ -117,20 +117,28 @@ class TestErrors:
             run(["check"])
 
 
+def write_to(descriptor: int, arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    """Buffered as for every user: what is left in the buffer fails once more when the interpreter ends."""
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    return subprocess.run(
+        [COMMAND, *arguments], stdout=descriptor, stderr=subprocess.PIPE, check=False, text=True, env=env
+    )
+
+
 @pytest.mark.parametrize("arguments", [["models"], ["models", "--json"], ["--help"]], ids=" ".join)
 class TestOutputThatCannotBeWritten:
     def test_a_reader_that_left_is_no_traceback(self, arguments: Sequence[str]) -> None:
         reads, writes = os.pipe()
         os.close(reads)
         try:
-            done = subprocess.run([COMMAND, *arguments], stdout=writes, stderr=subprocess.PIPE, check=False, text=True)
+            done = write_to(writes, arguments)
         finally:
             os.close(writes)
         assert (done.returncode, done.stderr) == (1, "")
 
     def test_a_full_disk_is_one_line(self, arguments: Sequence[str]) -> None:
         with Path("/dev/full").open("w") as full:
-            done = subprocess.run([COMMAND, *arguments], stdout=full, stderr=subprocess.PIPE, check=False, text=True)
+            done = write_to(full.fileno(), arguments)
         assert done.returncode == 1
         assert done.stderr.startswith("mcpmeter: The system refused (No space left on device).")
         assert done.stderr.count("\n") == 1
