@@ -173,11 +173,12 @@ async def test_every_call_of_clients_that_leave_is_settled_once_and_cancelled_up
     trials.record(
         "Clients that leave at random moments",
         "Calls over bare connections, half of them streams: left while sending, before the headers, in the middle of "
-        "the stream, or not at all; at the provider some stall for ever, so that only a cancel ends them.",
+        "the stream, or not at all; at the provider some stall for ever, so that only a cancel ends them. A call whose "
+        "body had not arrived when its client left has no row and went nowhere.",
         {
             "calls": len(jobs),
+            "of them tool calls at /mcp": sum(job.route == MCP for job in jobs),
             "client left before the answer was complete": sum(map(left, jobs)),
-            "tool calls among them": sum(job.route == MCP for job in jobs),
             "reached the relay's ledger": len(rows),
             "reached the provider": len(books["calls"]),
             "provider saw the cancel": books["totals"]["cancelled"],
