@@ -18,7 +18,7 @@ CostSource = Literal["reported", "listed", "unpriced"]
 """Where a cost came from: the provider said it; a dated price list; or there is no price and the call is counted so."""
 
 UnpricedReason = Literal["", "unknown_model", "usage_missing", "not_determined"]
-"""Why a call has no cost: no list names the model, nobody counted its tokens, or the list's price does not cover them."""
+"""Why a call has no cost: no list names the model, nobody counted its tokens, or its price does not cover them."""
 
 Outcome = Literal["ok", "error", "partial", "recovered"]
 """`partial`: the client left or the service stopped in the middle, what was delivered is charged.
