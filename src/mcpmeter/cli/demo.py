@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -60,7 +61,7 @@ def _say(demo: DemoStarted) -> None:
     click.echo(f"  MCP clients  {demo.address}/mcp")
     if demo.prometheus:
         click.echo(f"  Prometheus   {demo.prometheus}/graph?g0.expr=sum%20by%20(team)%20(mcp_cost_usd_total)")
-    click.echo(f"  Ledger       mcpmeter report --ledger {demo.ledger} --by team --by model")
+    click.echo(f"  Ledger       {sys.argv[0]} report --ledger {demo.ledger} --by team --by model")
     click.echo(
         f"\nTry it:\n  curl {demo.address}/v1/chat/completions{key} \\\n"
         """    -d '{"model": "gpt-4.1", "messages": [{"role": "user", "content": "Hello"}]}'\n"""
