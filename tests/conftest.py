@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -126,6 +127,14 @@ def run(start: Start) -> Run:
         return start(*arguments, **options).end(None, seconds=seconds)
 
     return to_the_end
+
+
+@pytest.fixture
+def prometheus_is_here() -> None:
+    """Skips where there is no Prometheus, but fails where nothing may be skipped."""
+    if shutil.which("prometheus") is None:
+        reason = "no Prometheus on the PATH; on Debian: apt-get install prometheus"
+        pytest.fail(reason) if os.environ.get("CI") == "true" else pytest.skip(reason)
 
 
 @dataclass

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import signal
 import time
 import urllib.request
@@ -107,9 +106,8 @@ class TestDemo:
         assert (finished.stdout, len(finished.stderr.splitlines())) == ("", 1)
         assert "taken" in finished.stderr
 
+    @pytest.mark.usefixtures("prometheus_is_here")
     def test_with_the_stack_a_real_prometheus_scrapes_it_and_is_ended_with_it(self, demo):
-        if shutil.which("prometheus") is None:
-            pytest.skip("no Prometheus on the PATH; on Debian: apt-get install prometheus")
         running, _ = demo("--stack")
         prometheus = running.says(r"Prometheus +(http://[\d.:]+)/")[1]
         children = psutil.Process(running.process.pid).children(recursive=True)

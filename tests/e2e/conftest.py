@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import secrets
-import shutil
 import urllib.request
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -109,11 +107,3 @@ def stand(start: Callable[..., Any], run: Callable[..., Any], tmp_path: Path) ->
 def team_keys() -> Mapping[str, str]:
     """The key of each team."""
     return KEYS
-
-
-@pytest.fixture
-def prometheus_is_here() -> None:
-    """Skips where there is no Prometheus, but fails where nothing may be skipped."""
-    if shutil.which("prometheus") is None:
-        reason = "no Prometheus on the PATH; on Debian: apt-get install prometheus"
-        pytest.fail(reason) if os.environ.get("CI") == "true" else pytest.skip(reason)
