@@ -107,10 +107,11 @@ class Service:
             self.pipeline = Pipeline(self.meter, self._wiring(self.settings, keys, client))
             stack.push_async_callback(self._close_client)
             self._announce(self.settings, keys)
+            self._build_apps()
+            # After the routes are announced, or the recovered calls would belong to no endpoint.
             self.recovered = await self.meter.recover()
             if self.recovered:
                 log.warning("%d calls that an earlier run left open were settled as recovered", self.recovered)
-            self._build_apps()
             await self._sessions.enter_async_context(self._mcp.running())
             self._set_config_loaded(successful=True)
             watcher = asyncio.get_running_loop().create_task(self._watch_keys_and_ledger())
