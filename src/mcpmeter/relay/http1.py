@@ -13,8 +13,8 @@ import ssl
 from collections import deque
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
-from typing import Final, cast
-from urllib.parse import urlsplit
+from typing import Final, NamedTuple, cast
+from urllib.parse import quote, urlsplit
 
 import httptools
 
@@ -22,15 +22,16 @@ from mcpmeter.errors import (
     MeterError,
     ServiceFault,
     UpstreamAnsweredGarbage,
-    UpstreamAnswerTooLarge,
     UpstreamBroke,
     UpstreamTimedOut,
     UpstreamUnreachable,
 )
-from mcpmeter.relay.inflate import Inflate
+from mcpmeter.relay.inflate import Inflate, too_large
 from mcpmeter.relay.upstream import Timeouts
 
 MOST_HEADER_BYTES: Final = 64 * 1024
+"""For a head with all that came before it, and for what comes between two parts of a body: trailers, extensions."""
+
 BUFFERED_BYTES: Final = 256 * 1024
 """Above this a connection is not read until what it brought is taken: a slow client must not fill our memory."""
 
@@ -41,9 +42,8 @@ SECONDS_TO_SEE_THE_END: Final = 1.0
 """How long a finished stream's connection may take to show its end before it is closed instead of reused."""
 
 
-@dataclass(frozen=True, slots=True)
-class Origin:
-    """Where connections of a pool go."""
+class Origin(NamedTuple):
+    """Where connections go that may be used for each other's calls."""
 
     host: str
     port: int
@@ -60,17 +60,16 @@ class Target:
 
     @classmethod
     def of(cls, url: str) -> Target:
-        """From an `http(s)://` address that configuration has checked."""
+        """From an `http(s)://` address that configuration has checked. Raises ServiceFault for an unclear host."""
         parts = urlsplit(url)
         is_tls = parts.scheme == "https"
-        host = (
-            (parts.hostname or "").encode("idna").decode() if not (parts.hostname or "").isascii() else parts.hostname
-        )
-        port = parts.port or (443 if is_tls else 80)
-        named = f"[{host}]" if ":" in (host or "") else host
+        host = _ascii_host(parts.hostname or "")
+        named = f"[{host}]" if ":" in host else host
         authority = f"{named}:{parts.port}" if parts.port else named
         path = f"{parts.path or '/'}?{parts.query}" if parts.query else parts.path or "/"
-        return cls(Origin(host or "", port, is_tls), f"POST {path} HTTP/1.1\r\nhost: {authority}\r\n")
+        path = quote(path, safe="/?%:@!$&'()*+,;=~")
+        origin = Origin(host, parts.port or (443 if is_tls else 80), is_tls)
+        return cls(origin, f"POST {path} HTTP/1.1\r\nhost: {authority}\r\n")
 
 
 class Http1Client:
@@ -80,6 +79,7 @@ class Http1Client:
         self._timeouts = timeouts
         self._tls = tls
         self._targets: dict[str, Target] = {}
+        self._max_connections = max_connections
         self._pool = Pool(max_connections)
 
     async def post(self, provider: str, url: str, headers: Mapping[str, str], body: bytes) -> Http1Answer:
@@ -87,47 +87,53 @@ class Http1Client:
         target = self._targets.get(url)
         if target is None:
             target = self._targets[url] = Target.of(url)
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + self._timeouts.total_seconds
         head = _request_head(target.head, headers, len(body))
         connection = self._pool.idle(target.origin) or await self._connect(provider, target.origin)
         try:
-            connection.send(provider, head, body)
-            await connection.until_head(min(deadline, loop.time() + self._timeouts.first_byte_seconds))
+            connection.send(provider, head, body, self._timeouts.total_seconds)
+            await connection.until_head(self._timeouts.first_byte_seconds)
         except BaseException:
             connection.close()
             raise
-        return Http1Answer(connection, provider, self._timeouts, deadline)
+        return Http1Answer(connection, provider, self._timeouts.idle_seconds)
 
     async def _connect(self, provider: str, origin: Origin) -> Connection:
+        seconds = self._timeouts.connect_seconds
         try:
-            async with asyncio.timeout(self._timeouts.connect_seconds):
+            async with asyncio.timeout(seconds):
                 freed = await self._pool.place(origin)
-                return freed if freed is not None else await self._open(origin)
-        except (OSError, UnicodeError) as fault:  # TimeoutError and every TLS error are OSErrors
+        except TimeoutError as fault:
+            raise UpstreamUnreachable(
+                f"{provider} was not called: all {self._max_connections} connections were in use for {seconds:g} s.",
+                hint="Retry, or raise relay.timeouts.max_connections.",
+            ) from fault
+        if freed is not None:
+            return freed
+        connection = Connection(self._pool, origin)
+        try:
+            async with asyncio.timeout(seconds):
+                await self._open(connection)
+        except (OSError, ValueError) as fault:  # TimeoutError and TLS errors are OSErrors, UnicodeError a ValueError
+            connection.close()
             raise UpstreamUnreachable(
                 f"{provider} cannot be reached ({_reason(fault)}).",
                 hint="Check its base_url and the network, then retry.",
             ) from fault
-
-    async def _open(self, origin: Origin) -> Connection:
-        connection = Connection(self._pool, origin)
-        tls = self._tls_context() if origin.is_tls else None
-        try:
-            await asyncio.get_running_loop().create_connection(
-                lambda: connection,
-                origin.host,
-                origin.port,
-                ssl=tls,
-                server_hostname=origin.host if tls is not None else None,
-            )
         except BaseException:
-            if connection.is_open:
-                connection.close()
-            else:
-                self._pool.give_place()
+            connection.close()
             raise
         return connection
+
+    async def _open(self, connection: Connection) -> None:
+        host, port, is_tls = connection.origin
+        await asyncio.get_running_loop().create_connection(
+            lambda: connection,
+            host,
+            port,
+            ssl=self._tls_context() if is_tls else None,
+            server_hostname=host if is_tls else None,
+        )
+        self._pool.refuse_if_closed()
 
     def _tls_context(self) -> ssl.SSLContext:
         if self._tls is None:
@@ -135,12 +141,16 @@ class Http1Client:
         return self._tls
 
     async def close(self) -> None:
-        """Close all connections."""
-        self._pool.close()
+        """Close all connections. Calls on their way end with ServiceFault."""
+        await self._pool.close()
 
 
 class Pool:
-    """Connections that are open, those of them that are idle, and who waits for one. Each takes one of the places."""
+    """Connections that are open, those of them that are idle, and who waits for one. Each takes one of the places.
+
+    Who has waited longest is served first, with a connection as it is or with its place: many calls to one origin
+    cannot keep a call to another one waiting.
+    """
 
     def __init__(self, places: int) -> None:
         self._free_places = places
@@ -148,91 +158,128 @@ class Pool:
         self._idle: dict[Origin, list[Connection]] = {}
         self._waiting: deque[tuple[Origin, asyncio.Future[Connection | None]]] = deque()
         self._is_closed = False
+        self._all_lost = asyncio.Event()
 
     def idle(self, origin: Origin) -> Connection | None:
         """A connection to use again, if there is one that can be trusted."""
         kept = self._idle.get(origin)
+        if not kept:
+            return None
+        oldest = asyncio.get_running_loop().time() - IDLE_SECONDS
         while kept:
             connection = kept.pop()
-            if connection.idle_since > asyncio.get_running_loop().time() - IDLE_SECONDS:
+            if connection.idle_since > oldest and connection.is_usable:
                 return connection
             connection.close()
         return None
 
     async def place(self, origin: Origin) -> Connection | None:
         """Take a place to open a connection in (None), or a connection that has become idle meanwhile."""
-        if self._is_closed:
-            raise ServiceFault("The client to providers is closed.", hint="Retry.")
-        if self._free_places:
-            self._free_places -= 1
-            return None
-        self._close_an_idle_one()
+        while True:
+            self.refuse_if_closed()
+            if self._free_places:
+                self._free_places -= 1
+                return None
+            self._close_an_idle_one()
+            connection = await self._wait(origin)
+            if connection is None or connection.is_usable:
+                return connection
+            connection.close()  # lost between being given and being taken
+
+    async def _wait(self, origin: Origin) -> Connection | None:
         waiter: asyncio.Future[Connection | None] = asyncio.get_running_loop().create_future()
         self._waiting.append((origin, waiter))
         try:
             return await waiter
         except asyncio.CancelledError:
-            self._give_back(waiter)
+            self._take_back(waiter)
             raise
 
-    def _give_back(self, waiter: asyncio.Future[Connection | None]) -> None:
+    def _take_back(self, waiter: asyncio.Future[Connection | None]) -> None:
         """What was given to somebody who no longer waits."""
-        if not waiter.done() or waiter.cancelled():
+        if not waiter.done() or waiter.cancelled() or waiter.exception() is not None:
             return
         connection = waiter.result()
         if connection is not None:
             self.free(connection)
         else:
-            self.give_place()
+            self._give_place()
 
     def _close_an_idle_one(self) -> None:
         kept = next((kept for kept in self._idle.values() if kept), None)
         if kept is not None:
             kept.pop(0).close()
 
+    def _next_waiting(self) -> tuple[Origin, asyncio.Future[Connection | None]] | None:
+        while self._waiting and self._waiting[0][1].done():
+            self._waiting.popleft()
+        return self._waiting[0] if self._waiting else None
+
     def opened(self, connection: Connection) -> None:
         """A connection is there."""
         self._open.add(connection)
 
     def lost(self, connection: Connection) -> None:
-        """A connection has gone, whoever closed it."""
+        """A connection has gone or was never made: its place is free."""
         self._open.discard(connection)
-        kept = self._idle.get(connection.origin, [])
+        kept = self._idle.get(connection.origin, ())
         if connection in kept:
-            kept.remove(connection)
-        self.give_place()
+            self._idle[connection.origin].remove(connection)
+        if not self._open:
+            self._all_lost.set()
+        self._give_place()
 
-    def give_place(self) -> None:
-        """Let the next one who waits open a connection."""
-        while self._waiting:
-            _, waiter = self._waiting.popleft()
-            if not waiter.done():
-                waiter.set_result(None)
-                return
-        self._free_places += 1
+    def _give_place(self) -> None:
+        waiting = self._next_waiting()
+        if waiting is None:
+            self._free_places += 1
+        else:
+            waiting[1].set_result(None)
 
     def free(self, connection: Connection) -> None:
-        """A connection's answer is complete: who waits for one to the same place gets it, else it is kept."""
-        for waiting in self._waiting:
-            if waiting[0] == connection.origin and not waiting[1].done():
-                self._waiting.remove(waiting)
-                waiting[1].set_result(connection)
-                return
-        if self._is_closed or self._waiting:
+        """A connection's answer is complete: who waits gets it, or its place if he wants to go elsewhere."""
+        waiting = self._next_waiting()
+        if waiting is None and not self._is_closed:
+            self._keep(connection)
+        elif waiting is not None and waiting[0] == connection.origin:
+            waiting[1].set_result(connection)
+        else:
             connection.close()
-            return
-        connection.idle_since = asyncio.get_running_loop().time()
-        self._idle.setdefault(connection.origin, []).append(connection)
 
-    def close(self) -> None:
-        """Close all connections."""
+    def _keep(self, connection: Connection) -> None:
+        now = connection.idle_since = asyncio.get_running_loop().time()
+        kept = self._idle.setdefault(connection.origin, [])
+        if kept and kept[0].idle_since < now - IDLE_SECONDS:
+            kept.pop(0).close()
+        kept.append(connection)
+
+    def refuse_if_closed(self) -> None:
+        """Raises ServiceFault after `close`."""
+        if self._is_closed:
+            raise _closed()
+
+    async def close(self) -> None:
+        """Close all connections, and wait until they are."""
         self._is_closed = True
+        while waiting := self._next_waiting():
+            waiting[1].set_exception(_closed())
+        self._all_lost.clear()
         for connection in list(self._open):
-            connection.close()
+            connection.close(_closed())
+        if self._open:
+            await self._all_lost.wait()
 
 
 class Connection(asyncio.Protocol):
     """One connection: a request goes out, its answer comes in, and again. Callbacks named `on_…` are the parser's."""
+
+    # fmt: off
+    __slots__ = (
+        "_abandoned", "_buffered_bytes", "_fault", "_has_head", "_has_place", "_header_bytes", "_is_paused",
+        "_is_reusable", "_overhead_bytes", "_parser", "_parts", "_pool", "_provider", "_seconds_left", "_transport",
+        "_waiter", "headers", "idle_since", "is_complete", "origin", "status",
+    )
+    # fmt: on
 
     def __init__(self, pool: Pool, origin: Origin) -> None:
         self.origin = origin
@@ -241,7 +288,9 @@ class Connection(asyncio.Protocol):
         self.headers: dict[str, str] = {}
         self.is_complete = True
         self._pool = pool
+        self._has_place = True
         self._provider = ""
+        self._seconds_left = 0.0
         self._transport: asyncio.Transport | None = None
         self._parser: httptools.HttpResponseParser | None = None
         self._fault: MeterError | None = None
@@ -249,90 +298,117 @@ class Connection(asyncio.Protocol):
         self._parts: list[bytes] = []
         self._buffered_bytes = 0
         self._header_bytes = 0
+        self._overhead_bytes = 0
         self._is_paused = False
         self._has_head = False
         self._is_reusable = False
-        self._is_abandoned: asyncio.TimerHandle | None = None
+        self._abandoned: asyncio.TimerHandle | None = None
 
     @property
-    def is_open(self) -> bool:
-        """Whether the connection was made and not lost."""
-        return self._transport is not None
+    def is_usable(self) -> bool:
+        """Whether the connection was made, and neither side has begun to close it."""
+        return self._transport is not None and not self._transport.is_closing()
 
     # Asked by the client ----------------------------------------------------------------------------------------
 
-    def send(self, provider: str, head: bytes, body: bytes) -> None:
-        """Begin a request."""
+    def send(self, provider: str, head: bytes, body: bytes, total_seconds: float) -> None:
+        """Begin a request. Raises UpstreamUnreachable while nothing was sent."""
+        if self._transport is None or self._transport.is_closing():
+            raise UpstreamUnreachable(
+                f"{provider} cannot be reached (it closed the connection before the request).", hint="Retry."
+            )
         self._provider = provider
+        self._seconds_left = total_seconds
         self._parser = httptools.HttpResponseParser(self)
         self._has_head = self.is_complete = self._is_reusable = False
-        self._header_bytes = 0
+        self._header_bytes = self._overhead_bytes = 0
         self.headers = {}
-        if self._transport is None or self._transport.is_closing():
-            raise self._broke()
         self._transport.writelines((head, body))
 
-    async def until_head(self, deadline: float) -> None:
+    async def until_head(self, seconds: float) -> None:
         """Wait for status and headers. Raises UpstreamTimedOut, UpstreamBroke, UpstreamAnsweredGarbage."""
         while not self._has_head:
-            await self._wait(deadline, "in time")
+            await self._wait(seconds, "sent nothing in time")
 
-    async def next_part(self, deadline: float) -> bytes:
+    async def next_part(self, seconds: float) -> bytes:
         """What has come of the body, waiting for some; empty at its end. Raises as `until_head`."""
         while not self._parts:
             if self.is_complete:
                 return b""
-            await self._wait(deadline, "between two parts of its answer")
+            await self._wait(seconds, "sent nothing between two parts of its answer")
         part = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
-        self._parts.clear()
-        self._buffered_bytes = 0
-        if self._is_paused and self._transport is not None:
-            self._is_paused = False
-            self._transport.resume_reading()
+        self._drop_parts()
         return part
 
     def finish(self) -> None:
         """The answer is all that was wanted: use the connection again if its end is there or comes soon."""
         if self.is_complete:
             self._free()
-        elif self._is_abandoned is None and self._transport is not None:
-            loop = asyncio.get_running_loop()
-            self._is_abandoned = loop.call_later(SECONDS_TO_SEE_THE_END, self.close)
-            if self._is_paused:
-                self._is_paused = False
-                self._transport.resume_reading()
+        elif self._fault is not None:
+            self.close()
+        elif self._abandoned is None and self._transport is not None:
+            self._abandoned = asyncio.get_running_loop().call_later(SECONDS_TO_SEE_THE_END, self.close)
+            self._drop_parts()
 
-    def close(self) -> None:
-        """Close at once; whoever waits hears that it broke."""
+    def close(self, fault: MeterError | None = None) -> None:
+        """Close at once; whoever waits hears the fault, or that the connection broke."""
+        if fault is not None and not self.is_complete:
+            self._fail(fault)
         if self._transport is not None:
             self._transport.abort()
+        else:
+            self._leave()
+
+    def _leave(self) -> None:
+        """Give the place back: once, whether the connection was made or not."""
+        if self._has_place:
+            self._has_place = False
+            self._pool.lost(self)
 
     def _free(self) -> None:
         self._parser = None
-        if self._is_abandoned is not None:
-            self._is_abandoned.cancel()
-            self._is_abandoned = None
-        self._parts.clear()
-        self._buffered_bytes = 0
-        if self._is_reusable and self._fault is None:
+        self._forget_end()
+        self._drop_parts()
+        # A provider that answers before it has taken the whole request may never read the rest of it.
+        if self._is_reusable and self._fault is None and self.is_usable and not self._unsent_bytes():
             self._pool.free(self)
         else:
             self.close()
 
-    async def _wait(self, deadline: float, when: str) -> None:
+    def _unsent_bytes(self) -> int:
+        return self._transport.get_write_buffer_size() if self._transport is not None else 0
+
+    def _forget_end(self) -> None:
+        if self._abandoned is not None:
+            self._abandoned.cancel()
+            self._abandoned = None
+
+    def _drop_parts(self) -> None:
+        self._parts.clear()
+        self._buffered_bytes = 0
+        if self._is_paused:
+            self._is_paused = False
+            if self._transport is not None and not self._transport.is_closing():
+                self._transport.resume_reading()
+
+    async def _wait(self, seconds: float, what: str) -> None:
         if self._fault is not None:
             raise self._fault
         loop = asyncio.get_running_loop()
+        began = loop.time()
+        if self._seconds_left < seconds:
+            seconds, what = self._seconds_left, "did not end its answer in time"
         waiter = self._waiter = loop.create_future()
-        timer = loop.call_at(deadline, self._expire, when)
+        timer = loop.call_at(began + seconds, self._expire, what)
         try:
             await waiter
         finally:
             timer.cancel()
             self._waiter = None
+            self._seconds_left -= loop.time() - began
 
-    def _expire(self, when: str) -> None:
-        self._fail(UpstreamTimedOut(f"{self._provider} sent nothing {when}.", hint="Retry, or raise relay.timeouts."))
+    def _expire(self, what: str) -> None:
+        self._fail(UpstreamTimedOut(f"{self._provider} {what}.", hint="Retry, or raise relay.timeouts."))
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
@@ -344,43 +420,50 @@ class Connection(asyncio.Protocol):
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_exception(self._fault)
 
-    def _broke(self) -> UpstreamBroke:
-        return UpstreamBroke(f"{self._provider} closed the connection before its answer ended.", hint="Retry.")
-
-    def _garbage(self, what: str) -> UpstreamAnsweredGarbage:
-        return UpstreamAnsweredGarbage(f"{self._provider} answered {what}.", hint="Check its base_url.")
+    def _refuse(self, what: str) -> None:
+        self._fail(UpstreamAnsweredGarbage(f"{self._provider} answered {what}.", hint="Check its base_url."))
+        self.close()
 
     # Told by the event loop -------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
-        self._pool.opened(self)
+        if self._has_place:
+            self._pool.opened(self)
+        else:
+            self._transport.abort()  # nobody waited until it was made
 
     def data_received(self, data: bytes) -> None:
         if self._parser is None or self._fault is not None:
             self.close()  # nobody asked for anything
             return
+        self._overhead_bytes += len(data)
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
-            self._fail(self._garbage("something that is not HTTP"))
-            self.close()
-        if self._buffered_bytes > BUFFERED_BYTES and not self._is_paused and self._transport is not None:
+            self._refuse("something that is not HTTP")
+            return
+        if self._overhead_bytes > MOST_HEADER_BYTES and not self.is_complete:
+            # The parser gathers a line until it ends, so on_header alone would not hear of one that never does.
+            self._refuse("with headers that have no end")
+        elif self._buffered_bytes > BUFFERED_BYTES and not self._is_paused and self.is_usable:
             self._is_paused = True
-            self._transport.pause_reading()
+            cast("asyncio.Transport", self._transport).pause_reading()
 
     def connection_lost(self, exc: Exception | None) -> None:
         if not self.is_complete:
-            if self._has_head and exc is None and self._ends_with_connection():
+            if self._has_head and exc is None and self._fault is None and self._ends_with_connection():
                 self.is_complete = True
                 self._wake()
             else:
-                self._fail(self._broke())
+                self._fail(
+                    UpstreamBroke(f"{self._provider} closed the connection before its answer ended.", hint="Retry.")
+                )
         self._is_reusable = False
-        if self._is_abandoned is not None:
-            self._is_abandoned.cancel()
+        self._forget_end()
+        self._parser = None
         self._transport = None
-        self._pool.lost(self)
+        self._leave()
 
     def _ends_with_connection(self) -> bool:
         return "content-length" not in self.headers and "transfer-encoding" not in self.headers
@@ -395,26 +478,33 @@ class Connection(asyncio.Protocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         self._header_bytes += len(name) + len(value)
         if self._header_bytes > MOST_HEADER_BYTES:
-            self._fail(self._garbage("with headers that have no end"))
-            self.close()
-            return
-        if self.is_complete or self._has_head:
-            return  # a second answer, or trailers
-        key, text = name.decode("latin-1").lower(), value.decode("latin-1")
-        self.headers[key] = f"{self.headers[key]}, {text}" if key in self.headers else text
+            self._refuse("with headers that have no end")
+        elif not self._has_head:  # else trailers, or a second answer's
+            key, text = name.decode("latin-1").lower(), value.decode("latin-1")
+            self.headers[key] = f"{self.headers[key]}, {text}" if key in self.headers else text
 
     def on_headers_complete(self) -> None:
-        if self.is_complete or self._parser is None:
+        if self._has_head or self._fault is not None or self._parser is None:
             return
         self.status = self._parser.get_status_code()
-        if 100 <= self.status < 200:
-            self.headers = {}  # interim (RFC 9110, 15.2): the answer itself follows
-            return
-        self._has_head = True
-        self._wake()
+        if self.status < 200:
+            self._take_interim()
+        elif self.headers.get("transfer-encoding", "chunked").lower() != "chunked":
+            # None was asked for; one that is not undone here would go on as if it were the body.
+            self._refuse("in a transfer coding that was not asked for")
+        else:
+            self._has_head = True
+            self._wake()
+
+    def _take_interim(self) -> None:
+        """RFC 9110, 15.2: the answer itself follows, unless the protocol is changed, which nobody asked for."""
+        if self.status < 100 or self.status == 101:
+            self._refuse("something that is not HTTP")
+        self.headers = {}
 
     def on_body(self, body: bytes) -> None:
-        if self.is_complete or self._is_abandoned is not None:
+        self._overhead_bytes = 0
+        if self.is_complete or self._abandoned is not None:
             return
         self._parts.append(body)
         self._buffered_bytes += len(body)
@@ -425,7 +515,7 @@ class Connection(asyncio.Protocol):
             return
         self.is_complete = True
         self._is_reusable = self._parser.should_keep_alive()
-        if self._is_abandoned is not None:
+        if self._abandoned is not None:
             # Not from inside the parser's own callback: it may still hold data.
             asyncio.get_running_loop().call_soon(self._free)
         self._wake()
@@ -434,15 +524,14 @@ class Connection(asyncio.Protocol):
 class Http1Answer:
     """`upstream.Answer`: an answer whose head has arrived."""
 
-    __slots__ = ("_connection", "_deadline", "_is_done", "_provider", "_timeouts", "headers", "status")
+    __slots__ = ("_connection", "_idle_seconds", "_is_done", "_provider", "headers", "status")
 
-    def __init__(self, connection: Connection, provider: str, timeouts: Timeouts, deadline: float) -> None:
+    def __init__(self, connection: Connection, provider: str, idle_seconds: float) -> None:
         self.status = connection.status
         self.headers: Mapping[str, str] = connection.headers
         self._connection = connection
         self._provider = provider
-        self._timeouts = timeouts
-        self._deadline = deadline
+        self._idle_seconds = idle_seconds
         self._is_done = False
 
     async def read(self, limit_bytes: int) -> bytes:
@@ -452,21 +541,17 @@ class Http1Answer:
 
     async def chunks(self, limit_bytes: int) -> AsyncGenerator[bytes, None]:
         """The body as it comes. Only the provider is timed, never a client that takes its time to read."""
-        connection, provider = self._connection, self._provider
-        inflate = Inflate.for_encoding(self.headers.get("content-encoding", ""), provider, limit_bytes)
-        loop = asyncio.get_running_loop()
+        inflate = Inflate.for_encoding(self.headers.get("content-encoding", ""), self._provider, limit_bytes)
         total = 0
-        while data := await connection.next_part(min(self._deadline, loop.time() + self._timeouts.idle_seconds)):
-            if inflate is not None:
-                data = inflate.feed(data)
+        while data := await self._connection.next_part(self._idle_seconds):
             total += len(data)
             if total > limit_bytes:
-                raise UpstreamAnswerTooLarge(
-                    f"The answer of {provider} passes {limit_bytes} bytes.",
-                    hint="Raise relay.max_answer_bytes if such answers are wanted.",
-                )
-            if data:
+                raise too_large(self._provider, limit_bytes)
+            if inflate is None:
                 yield data
+                continue
+            for part in inflate.feed(data):
+                yield part
         if inflate is not None:
             inflate.finish()
 
@@ -483,18 +568,47 @@ class Http1Answer:
             self._connection.close()
 
 
+def _ascii_host(host: str) -> str:
+    """A host name as DNS has it. Raises ServiceFault for a name that encodings know differently (`ß`, or `ss`?)."""
+    if host.isascii():
+        return host
+    try:
+        encoded = host.encode("idna")
+        if encoded.decode("idna") == host:
+            return encoded.decode()
+    except UnicodeError:
+        pass
+    raise ServiceFault("The host of a provider's base_url is no clear name.", hint="Write it in its xn-- form.")
+
+
 def _request_head(first_lines: str, headers: Mapping[str, str], body_bytes: int) -> bytes:
     lines = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
-    if lines.count("\r\n") != len(headers) or lines.count("\n") != len(headers) or "\0" in lines:
-        raise ServiceFault("A header for the provider holds a line break.", hint="Check its key in the configuration.")
-    return f"{first_lines}{lines}content-length: {body_bytes}\r\n\r\n".encode("latin-1")
+    if lines.count("\r") != len(headers) or lines.count("\n") != len(headers) or "\0" in lines:
+        raise _bad_header("a line break")
+    try:
+        return f"{first_lines}{lines}content-length: {body_bytes}\r\n\r\n".encode("latin-1")
+    except UnicodeEncodeError:
+        raise _bad_header("a character that no header can hold") from None
+
+
+def _bad_header(what: str) -> ServiceFault:
+    return ServiceFault(f"A header for the provider holds {what}.", hint="Check its key in the configuration.")
+
+
+def _closed() -> ServiceFault:
+    return ServiceFault("The client to providers is closed.", hint="Retry.")
 
 
 def _reason(fault: Exception) -> str:
-    if isinstance(fault, ssl.SSLError):
-        return "TLS failed"
-    if isinstance(fault, socket.gaierror | UnicodeError):
-        return "its name does not resolve"
-    if isinstance(fault, TimeoutError):
-        return "no connection in time"
-    return "connection refused" if isinstance(fault, ConnectionRefusedError) else "no connection"
+    match fault:
+        case ssl.SSLCertVerificationError():
+            return f"TLS failed: {fault.verify_message.rstrip('.')}"
+        case ssl.SSLError():
+            return "TLS failed"
+        case socket.gaierror() | UnicodeError():
+            return "its name does not resolve"
+        case TimeoutError():
+            return "no connection in time"
+        case ConnectionRefusedError():
+            return "connection refused"
+    return "no connection"

@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterator
+from typing import Final
 
-from mcpmeter.errors import UpstreamAnsweredGarbage, UpstreamBroke
+from mcpmeter.errors import UpstreamAnsweredGarbage, UpstreamAnswerTooLarge, UpstreamBroke
+
+PIECE_BYTES: Final = 64 * 1024
+"""The most that is made at once."""
+
+SLICE_BYTES: Final = 4 * 1024
+"""The most that is taken at once: zlib copies what it has not used yet, after each piece and each tiny member."""
+
+ZLIB_OR_GZIP: Final = zlib.MAX_WBITS | 32
+GZIP: Final = zlib.MAX_WBITS | 16
 
 
 class Inflate:
-    """64 KiB of gzip can hold 64 MiB; no more than `limit_bytes` and one are ever made at once."""
+    """64 KiB of gzip can hold 64 MiB; it comes in pieces, and no more than `limit_bytes` of it."""
 
     def __init__(self, provider: str, limit_bytes: int) -> None:
         self._provider = provider
         self._limit_bytes = limit_bytes
-        self._inflater = zlib.decompressobj(zlib.MAX_WBITS | 32)
+        self._total_bytes = 0
+        self._inflater = zlib.decompressobj(ZLIB_OR_GZIP)
+        self._has_begun = False
 
     @classmethod
     def for_encoding(cls, encoding: str, provider: str, limit_bytes: int) -> Inflate | None:
@@ -28,10 +41,30 @@ class Inflate:
             )
         return cls(provider, limit_bytes)
 
-    def feed(self, data: bytes) -> bytes:
-        """The plain bytes of a part. Raises UpstreamAnsweredGarbage."""
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        """The plain bytes of a part, none of them empty. Raises UpstreamAnsweredGarbage, UpstreamAnswerTooLarge."""
+        view = memoryview(data)
+        for start in range(0, len(data), SLICE_BYTES):
+            for piece in self._pieces(view[start : start + SLICE_BYTES]):
+                self._total_bytes += len(piece)
+                if self._total_bytes > self._limit_bytes:
+                    raise too_large(self._provider, self._limit_bytes)
+                yield piece
+
+    def _pieces(self, rest: bytes | memoryview) -> Iterator[bytes]:
+        self._has_begun = True
+        piece = b""
+        while rest or len(piece) == PIECE_BYTES:  # a full piece may leave some inside zlib
+            if rest and self._inflater.eof:
+                self._inflater = zlib.decompressobj(GZIP)  # RFC 1952, 2.2: members follow each other
+            piece = self._inflated(rest)
+            rest = self._inflater.unused_data if self._inflater.eof else self._inflater.unconsumed_tail
+            if piece:
+                yield piece
+
+    def _inflated(self, data: bytes | memoryview) -> bytes:
         try:
-            return self._inflater.decompress(data, self._limit_bytes + 1)
+            return self._inflater.decompress(data, PIECE_BYTES)
         except zlib.error:
             raise UpstreamAnsweredGarbage(
                 f"{self._provider} sent an answer that does not unpack.", hint="Try again; it is the provider's fault."
@@ -39,5 +72,13 @@ class Inflate:
 
     def finish(self) -> None:
         """The body has ended. Raises UpstreamBroke when there should be more."""
-        if not self._inflater.eof:
+        if self._has_begun and not self._inflater.eof:
             raise UpstreamBroke(f"{self._provider} closed the connection before its answer ended.", hint="Retry.")
+
+
+def too_large(provider: str, limit_bytes: int) -> UpstreamAnswerTooLarge:
+    """What to raise for an answer over the limit, packed or plain."""
+    return UpstreamAnswerTooLarge(
+        f"The answer of {provider} passes {limit_bytes} bytes.",
+        hint="Raise relay.max_answer_bytes if such answers are wanted.",
+    )
