@@ -50,6 +50,8 @@ class Ending:
     missing_reason: str = ""
     response_model: str = ""
     finish_reason: str = ""
+    is_refusal: bool = False
+    is_empty: bool = False
     reported_nanousd: int | None = None
     upstream_status: int = 0
     upstream_request_id: str = ""
@@ -194,6 +196,8 @@ class Meter:
             charge=self._charge(call, ending),
             response_model=ending.response_model,
             finish_reason=ending.finish_reason,
+            is_refusal=ending.is_refusal,
+            is_empty=ending.is_empty,
             upstream_status=ending.upstream_status,
             upstream_request_id=ending.upstream_request_id,
             time_to_first_chunk_ns=ending.time_to_first_chunk_ns,

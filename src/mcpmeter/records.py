@@ -119,6 +119,8 @@ class Settlement(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     charge: Charge | None = None
     response_model: str = ""
     finish_reason: str = ""
+    is_refusal: bool = False
+    is_empty: bool = False
     upstream_status: int = 0
     upstream_request_id: str = ""
     time_to_first_chunk_ns: int = 0

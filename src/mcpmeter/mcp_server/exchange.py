@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from typing import Any, Final
 
 import anyio
 
 from mcpmeter.errors import BodyTooLarge, CallerGone
+from mcpmeter.relay.dialects.base import NOTHING
 from mcpmeter.relay.exchange import Header, Listening
 
 ENDPOINT: Final = "/mcp"
@@ -32,6 +33,8 @@ class ToolExchange:
         self.trace_id = trace_id
         self.parent_id = parent_id
         self.secret = secret
+        self.headers: Mapping[bytes, bytes] = {}
+        self.named = NOTHING
         self.started = False
         self.answer = AnswerText()
         self._body = body

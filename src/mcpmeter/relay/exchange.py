@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 from types import TracebackType
 from typing import Any, Final, Protocol
 
 from mcpmeter.errors import BodyTooLarge, CallerGone, InvalidRequest, MeterError
+from mcpmeter.relay.dialects.base import NOTHING, Named
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -34,6 +35,9 @@ class Exchange(Protocol):
     trace_id: str
     parent_id: str
     secret: str | None
+    headers: Mapping[bytes, bytes]
+    named: Named
+    """What the path says of model and stream, in dialects that put it there."""
     started: bool
     """Whether the head of the answer is out, so that no other status can be sent."""
 
@@ -108,6 +112,7 @@ class HttpExchange:
         "endpoint",
         "headers",
         "method",
+        "named",
         "parent_id",
         "peer",
         "secret",
@@ -115,10 +120,11 @@ class HttpExchange:
         "trace_id",
     )
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send, *, endpoint: str) -> None:
+    def __init__(self, scope: Scope, receive: Receive, send: Send, *, endpoint: str, named: Named = NOTHING) -> None:
         self.endpoint = endpoint
+        self.named = named
         self.method: str = scope["method"]
-        self.headers: dict[bytes, bytes] = dict(scope["headers"])
+        self.headers: Mapping[bytes, bytes] = dict(scope["headers"])
         self.parent_id = ""
         self.peer: str = (scope.get("client") or ("",))[0]
         self.trace_id = trace_id_of(self.headers)

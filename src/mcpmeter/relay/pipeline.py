@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import partial
 from typing import Final, TypeVar
 
 import msgspec
@@ -151,14 +152,14 @@ class Pipeline:
         self._refuse_while_draining()
         team, key_id = wiring.identify(exchange.secret)
         body = await exchange.read_body(wiring.options.max_body_bytes)
-        asked = await _off_loop_if_large(service.dialect.read_request, body)
+        asked = await _off_loop_if_large(partial(service.dialect.read_request, named=exchange.named), body)
         self._refuse_while_draining()  # it may have begun during a slow upload
         model = asked.model or service.default_model
         if not model:
             raise InvalidRequest("'model' is missing.", hint="Name a model of GET /v1/models.")
         routed = wiring.route(model)
         provider = routed.upstream.provider
-        if service.dialect.name not in provider.paths:
+        if service.dialect.path_name(asked) not in provider.paths:
             raise InvalidRequest(f"{provider.name} has no endpoint for this dialect.", hint="Name another model.")
         target = LlmTarget(
             provider=provider.name,
@@ -269,10 +270,24 @@ class Flight:
             "accept": "text/event-stream" if self._asked.stream else "application/json",
             "accept-encoding": "identity",
             "user-agent": "mcpmeter",
+            **self._passed_headers(),
             **self._provider.auth_headers(self._api_key),
         }
         body = self._dialect.forwarded(self._body, self._asked, self._model)
-        return await self.wiring.client.post(self._provider.name, self._provider.url(self._dialect.name), headers, body)
+        url = self._provider.url(self._dialect.path_name(self._asked), self._model)
+        return await self.wiring.client.post(self._provider.name, url, headers, body)
+
+    def _passed_headers(self) -> dict[str, str]:
+        wanted = self._dialect.passed_headers
+        return (
+            {
+                name.decode("latin-1"): value.decode("latin-1")
+                for name, value in self._exchange.headers.items()
+                if name in wanted
+            }
+            if wanted
+            else {}
+        )
 
     async def _pass_stream(self, answer: Answer) -> StreamTee:
         """Hand a stream on, all but its end."""
@@ -441,15 +456,18 @@ class Flight:
             missing_reason=usage[1],
             response_model=read.model,
             finish_reason=read.finish_reason,
-            reported_nanousd=self._reported_cost(answer.headers) if answer else None,
+            is_refusal=read.is_refusal,
+            is_empty=read.is_empty,
+            reported_nanousd=self._reported_cost(answer.headers, read.reported_usd) if answer else None,
             upstream_status=answer.status if answer else 0,
             upstream_request_id=_request_id(answer) if answer else "",
             time_to_first_chunk_ns=self._first_chunk_ns,
             chunks=tee.chunks if tee else 0,
         )
 
-    def _reported_cost(self, headers: Mapping[str, str]) -> int | None:
+    def _reported_cost(self, headers: Mapping[str, str], reported_usd: str) -> int | None:
         told = headers.get(self._provider.cost_header) if self._provider.cost_header else None
+        told = told or reported_usd
         return usd_to_nanousd(told) if told else None
 
     async def _usage_of_answer(self, body: bytes, read: Read) -> tuple[Usage | None, str]:

@@ -4,10 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 from mcpmeter.errors import MeterError
 from mcpmeter.records import Usage
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """What the request's path says, in dialects that put it there (Gemini)."""
+
+    model: str = ""
+    stream: bool = False
+
+
+NOTHING: Final = Named()
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +44,12 @@ class Read:
     finish_reason: str = ""
     is_error: bool = False
     """A success status whose body is the dialect's error object."""
+    is_refusal: bool = False
+    """The dialect marks the answer as a refusal."""
+    is_empty: bool = False
+    """The answer is finished and holds neither text nor a tool call."""
+    reported_usd: str = ""
+    """What the provider says the call cost, as it wrote it, where that stands in the body."""
 
 
 def merge(before: Read, now: Read) -> Read:
@@ -43,6 +60,9 @@ def merge(before: Read, now: Read) -> Read:
         model=now.model or before.model,
         finish_reason=now.finish_reason or before.finish_reason,
         is_error=now.is_error or before.is_error,
+        is_refusal=now.is_refusal or before.is_refusal,
+        is_empty=now.is_empty or before.is_empty,
+        reported_usd=now.reported_usd or before.reported_usd,
     )
 
 
@@ -53,12 +73,15 @@ class NotAnAnswer(ValueError):
 class Dialect(Protocol):
     """One provider API. Functions of bytes only, so that every recorded body can be a test."""
 
-    name: str
-    """Key of the provider files' `paths`."""
     operation: str
     """OpenTelemetry's `gen_ai.operation.name`."""
+    passed_headers: frozenset[bytes]
+    """Request headers of the dialect's own that go upstream, lower case; none of them can carry a credential."""
 
-    def read_request(self, body: bytes) -> Asked:
+    def path_name(self, asked: Asked) -> str:
+        """Key of the provider files' `paths`."""
+
+    def read_request(self, body: bytes, named: Named = NOTHING) -> Asked:
         """Raises InvalidRequest."""
 
     def forwarded(self, body: bytes, asked: Asked, model: str) -> bytes:

@@ -9,7 +9,7 @@ import msgspec
 
 from mcpmeter.errors import InvalidRequest, MeterError
 from mcpmeter.relay.dialects import json_text, openai
-from mcpmeter.relay.dialects.base import Asked, NotAnAnswer, Read, merge
+from mcpmeter.relay.dialects.base import NOTHING, Asked, Named, NotAnAnswer, Read, merge
 
 BYTES_PER_PROMPT_TOKEN: Final = 4
 """For the estimate at opening, where speed counts: JSON and English both come to about four bytes a token."""
@@ -54,10 +54,14 @@ _fields_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
 class OpenAiChat:
     """The chat dialect. Stateless."""
 
-    name = "chat"
     operation = "chat"
+    passed_headers: frozenset[bytes] = frozenset()
 
-    def read_request(self, body: bytes) -> Asked:
+    def path_name(self, asked: Asked) -> str:
+        """`chat`, streamed or not."""
+        return "chat"
+
+    def read_request(self, body: bytes, named: Named = NOTHING) -> Asked:
         """Read model, stream and whether usage was asked for. Raises InvalidRequest."""
         json_text.refuse_bad_text(body)
         request = _decoded(body)

@@ -10,7 +10,7 @@ from importlib.resources import files
 from importlib.resources.abc import Traversable
 from types import MappingProxyType
 from typing import Annotated, Any, Final
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import msgspec
 
@@ -56,9 +56,10 @@ class Provider:
     cost_header: str = ""
     """The answer's header that says what the call cost in USD, lower case; "" for none."""
 
-    def url(self, dialect: str) -> str:
+    def url(self, path_name: str, model: str = "") -> str:
         """The address of a dialect's endpoint. KeyError: the provider does not speak the dialect."""
-        return self.base_url + self.paths[dialect]
+        path = self.paths[path_name]
+        return self.base_url + (path.replace("{model}", quote(model, safe="")) if "{model}" in path else path)
 
     def auth_headers(self, api_key: str) -> dict[str, str]:
         """The header that authenticates with this key; none without a key."""
