@@ -64,8 +64,33 @@ def test_the_contracts_providers_are_built_in(name: str, address: str, variable:
 
 
 def test_the_order_is_the_contracts_and_generic_comes_last() -> None:
-    assert list(BUILT_IN) == ["holysheep", "openai", "anthropic", "gemini", "deepseek", GENERIC]
+    names = list(BUILT_IN)
+    assert names[:5] == ["holysheep", "openai", "anthropic", "gemini", "deepseek"]
+    assert sorted(names[5:-1]) == ["azure-openai", "groq", "mistral", "ollama", "openrouter", "together", "vllm"]
+    assert names[-1] == GENERIC
     assert not BUILT_IN[GENERIC].key_env
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "url", "header"),
+    [
+        ("anthropic", "messages", "https://api.anthropic.com/v1/messages", "x-api-key"),
+        ("anthropic", "count_tokens", "https://api.anthropic.com/v1/messages/count_tokens", "x-api-key"),
+        (
+            "gemini",
+            "generate",
+            "https://generativelanguage.googleapis.com/v1beta/models/a%2Fb:generateContent",
+            "x-goog-api-key",
+        ),
+        ("openai", "responses", "https://api.openai.com/v1/responses", "authorization"),
+        ("groq", "chat", "https://api.groq.com/openai/v1/chat/completions", "authorization"),
+        ("openrouter", "chat", "https://openrouter.ai/api/v1/chat/completions", "authorization"),
+    ],
+)
+def test_a_dialect_has_its_own_path_and_way_to_send_the_key(name: str, path: str, url: str, header: str) -> None:
+    provider = BUILT_IN[name]
+    assert provider.url(path, "a/b") == url
+    assert list(provider.auth_headers("k", path)) == [header]
 
 
 def test_only_holysheep_says_what_a_call_cost() -> None:
@@ -96,6 +121,8 @@ def test_a_new_provider_is_one_file_that_loads_routes_and_is_switched_on_by_its_
         (("example/v1", "example/v1/"), "'base_url' must not end with '/'"),
         (("https://llm", "https://me:pw@llm"), "'base_url' must hold no user name"),
         (('"ACME_API_KEY"', '"ACME KEY"'), "'key_env'"),
+        (("[paths]", "[path_auth.messages]\nheader = 'x'\n\n[paths]"), "'path_auth' names 'messages'"),
+        (("[paths]", "[path_auth.chat]\nheadr = 'x'\n\n[paths]"), "unknown key 'headr'"),
         (('"/chat', '"chat'), "each path begins with '/'"),
         (("[paths]\n", "[paths\n"), "line 12"),
         (('["acme-*"]', '["acme-*", ""]'), "length >= 1"),

@@ -99,9 +99,10 @@ def _with_usual_key(
 
 
 def _providers_in(environ: Mapping[str, str], known: Mapping[str, Provider]) -> tuple[ProviderSettings, ...]:
-    keys = {provider.name: _key_in(environ, provider) for provider in known.values()}
+    with_address = [provider for provider in known.values() if provider.base_url and provider.key_env]
+    keys = {provider.name: _key_in(environ, provider) for provider in with_address}
     if not any(keys.values()):
-        variables = ", ".join(provider.key_env for provider in known.values() if provider.key_env)
+        variables = ", ".join(provider.key_env for provider in with_address)
         raise ConfigInvalid(
             f"No provider is configured, and none of {variables} is set.",
             hint="Set one, for example: export OPENAI_API_KEY=...; or run: mcpmeter demo, which needs no key.",

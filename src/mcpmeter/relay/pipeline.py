@@ -9,7 +9,7 @@ import asyncio
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final, TypeVar
 
@@ -91,9 +91,14 @@ class Wiring:
             raise
         return key.team, key.id
 
-    def route(self, model: str) -> Route:
-        """Where a model is served."""
-        return route(model, self.upstreams, self.default_provider)
+    def route(self, model: str, path_name: str) -> Route:
+        """Where a model is served in a dialect. Raises InvalidRequest: nowhere."""
+        speaking = [upstream for upstream in self.upstreams if path_name in upstream.provider.paths]
+        if not speaking:
+            raise InvalidRequest(
+                "None of the configured providers speaks this dialect.", hint="Use another endpoint of the relay."
+            )
+        return route(model, speaking, self.default_provider)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,10 +162,10 @@ class Pipeline:
         model = asked.model or service.default_model
         if not model:
             raise InvalidRequest("'model' is missing.", hint="Name a model of GET /v1/models.")
-        routed = wiring.route(model)
+        routed = wiring.route(model, service.dialect.path_name(asked))
         provider = routed.upstream.provider
-        if service.dialect.path_name(asked) not in provider.paths:
-            raise InvalidRequest(f"{provider.name} has no endpoint for this dialect.", hint="Name another model.")
+        if not provider.asks_stream_usage:
+            asked = replace(asked, usage_asked=True)
         target = LlmTarget(
             provider=provider.name,
             model=routed.model,
@@ -265,16 +270,17 @@ class Flight:
         return await self._hand_on_answer(answer, body)
 
     async def _send(self) -> Answer:
+        path_name = self._dialect.path_name(self._asked)
         headers = {
             "content-type": "application/json",
             "accept": "text/event-stream" if self._asked.stream else "application/json",
             "accept-encoding": "identity",
             "user-agent": "mcpmeter",
             **self._passed_headers(),
-            **self._provider.auth_headers(self._api_key),
+            **self._provider.auth_headers(self._api_key, path_name),
         }
         body = self._dialect.forwarded(self._body, self._asked, self._model)
-        url = self._provider.url(self._dialect.path_name(self._asked), self._model)
+        url = self._provider.url(path_name, self._model)
         return await self.wiring.client.post(self._provider.name, url, headers, body)
 
     def _passed_headers(self) -> dict[str, str]:

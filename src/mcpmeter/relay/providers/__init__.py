@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
 from importlib.resources import files
@@ -40,8 +40,9 @@ class Provider:
     order: int = 100
     """Rank among the providers that the environment switches on; lower comes first."""
     base_url: str = ""
+    """Empty where every customer has an address of his own: configuration has to give it."""
     key_env: str = ""
-    """The environment variable that holds the key."""
+    """The environment variable that holds the key; it switches the provider on where there is an address."""
     otel_name: str = ""
     """OpenTelemetry's well-known value of `gen_ai.provider.name`; the name itself where it knows none."""
     genai_prices_id: str = ""
@@ -51,8 +52,12 @@ class Provider:
     models: tuple[Text, ...] = ()
     """Names served, as globs (`gpt-*`)."""
     paths: Mapping[str, Text] = field(default_factory=dict)
-    """Dialect to path below `base_url`: `chat` to `/chat/completions`."""
+    """A dialect's path name to the path below `base_url`: `chat` to `/chat/completions`. `{model}` is filled in."""
     auth: Auth = Auth()
+    path_auth: Mapping[str, Auth] = field(default_factory=dict)
+    """How the key is sent on paths that differ from `auth`."""
+    asks_stream_usage: bool = True
+    """Whether a stream tells its usage only when asked by `stream_options`; False: it tells unasked, or never."""
     cost_header: str = ""
     """The answer's header that says what the call cost in USD, lower case; "" for none."""
 
@@ -61,9 +66,10 @@ class Provider:
         path = self.paths[path_name]
         return self.base_url + (path.replace("{model}", quote(model, safe="")) if "{model}" in path else path)
 
-    def auth_headers(self, api_key: str) -> dict[str, str]:
-        """The header that authenticates with this key; none without a key."""
-        return {self.auth.header: f"{self.auth.scheme} {api_key}".strip()} if api_key else {}
+    def auth_headers(self, api_key: str, path_name: str = "") -> dict[str, str]:
+        """The header that authenticates with this key on a path; none without a key."""
+        auth = self.path_auth.get(path_name, self.auth)
+        return {auth.header: f"{auth.scheme} {api_key}".strip()} if api_key else {}
 
     def renamed(self, name: str, *, base_url: str | None = None, price_list: str | None = None) -> Provider:
         """This provider under the name, address and price list that configuration gives it."""
@@ -87,7 +93,8 @@ def load_provider(file: Traversable) -> Provider:
     try:
         raw = tomllib.loads(file.read_text(encoding="utf-8"))
         _refuse_unknown_keys(raw, Provider)
-        _refuse_unknown_keys(raw.get("auth", {}), Auth)
+        for auth in (raw.get("auth", {}), *_tables(raw.get("path_auth"))):
+            _refuse_unknown_keys(auth, Auth)
         provider = msgspec.convert(raw, Provider)
         _refuse_contradictions(provider, file.name)
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, msgspec.ValidationError) as fault:
@@ -113,6 +120,10 @@ def base_url_fault(url: str) -> str:
     return ""
 
 
+def _tables(value: object) -> Iterable[object]:
+    return value.values() if isinstance(value, dict) else ()
+
+
 def _refuse_unknown_keys(table: object, kind: type[Any]) -> None:
     known = [entry.name for entry in fields(kind)]
     for key in table if isinstance(table, dict) else ():
@@ -130,9 +141,13 @@ def _refuse_contradictions(provider: Provider, filename: str) -> None:
         raise msgspec.ValidationError("'paths' needs at least one dialect, and each path begins with '/'")
     if provider.name == GENERIC:
         return
-    if fault := base_url_fault(provider.base_url):
+    if unknown := provider.path_auth.keys() - provider.paths.keys():
+        raise msgspec.ValidationError(f"'path_auth' names '{min(unknown)}', which is not in 'paths'")
+    if provider.base_url and (fault := base_url_fault(provider.base_url)):
         raise msgspec.ValidationError(f"'base_url' {fault}")
     if provider.base_url.endswith("/"):
         raise msgspec.ValidationError("'base_url' must not end with '/'")
-    if not provider.key_env.isidentifier() or not provider.otel_name:
-        raise msgspec.ValidationError("'key_env' (a variable's name) and 'otel_name' are needed")
+    if provider.key_env and not provider.key_env.isidentifier():
+        raise msgspec.ValidationError("'key_env' must be a variable's name")
+    if not provider.otel_name:
+        raise msgspec.ValidationError("'otel_name' is needed")
