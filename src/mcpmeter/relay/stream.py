@@ -6,8 +6,11 @@ and the stream's own end, until the call is settled.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Final
 
+from mcpmeter.records import Usage
 from mcpmeter.relay.dialects.base import Dialect, Read, merge
 
 LONGEST_EVENT_BYTES: Final = 8 * 1024 * 1024
@@ -18,17 +21,27 @@ KEPT_FOR_ESTIMATES_BYTES: Final = 1024 * 1024
 
 
 class StreamTee:
-    """Feed it what upstream sends; it returns what goes to the client."""
+    """Feed it what upstream sends; it returns what goes to the client.
+
+    A dialect may have, besides what every dialect has:
+    `end_marks`, of which its last event holds one (`is_end` decides);
+    `joined(before, now)`, where a stream tells its usage in instalments: one of source `partial` is not final;
+    `has_content(block)`, whether a block holds text or a tool's call, to know an empty answer by.
+    """
 
     def __init__(self, dialect: Dialect, *, withhold_usage: bool) -> None:
         self._dialect = dialect
+        self._end_marks: tuple[bytes, ...] = getattr(dialect, "end_marks", (b"[DONE]",))
+        self._joined: Callable[[Read, Read], Read] = getattr(dialect, "joined", merge)
+        self._has_content: Callable[[bytes], bool] | None = getattr(dialect, "has_content", None)
+        self._content_seen = False
+        self._told = Read()
         self._withhold = withhold_usage
         self._held = b""
         self._kept: list[bytes] = []
         self._kept_bytes = 0
         self.total_bytes = 0
         self.chunks = 0
-        self.read = Read()
         self.end = b""
         """The stream's own last event, to be sent after the settlement."""
 
@@ -45,11 +58,28 @@ class StreamTee:
         return part
 
     @property
+    def read(self) -> Read:
+        """What the stream has said by now. Usage that is not final is left out; `counted` has it."""
+        told, usage = self._told, self._told.usage
+        if usage is not None and usage.source == "partial":
+            usage = None
+        wrote_nothing = self._has_content is not None and not self._content_seen and bool(told.finish_reason)
+        is_empty = told.is_empty or (wrote_nothing and not told.is_refusal and not told.is_error)
+        return replace(told, usage=usage, is_empty=is_empty)
+
+    @property
+    def counted(self) -> Usage | None:
+        """What the provider has counted by now, final or not: in a stream that broke off, the prompt is exact and the
+        completion may lag behind what was delivered."""
+        return self._told.usage
+
+    @property
     def is_whole(self) -> bool:
         """Whether the stream said how it ended: its last event, a finish reason, usage or an error."""
-        read = self.read
-        told = read.usage is not None or read.bad_usage or read.is_error
-        return bool(self.end or read.finish_reason) or told
+        told = self._told
+        ended = bool(self.end or told.finish_reason or told.is_error)
+        # In instalments, usage comes long before the end.
+        return ended or (self._joined is merge and (told.usage is not None or told.bad_usage))
 
     def finish(self) -> bytes:
         """Upstream has ended: what is held goes on, read if it can be."""
@@ -59,11 +89,14 @@ class StreamTee:
     def _take(self, block: bytes) -> bytes:
         read = self._dialect.read_events(block)
         if read is not None:
-            self.read = merge(self.read, read)
+            self._told = self._joined(self._told, read)
             if self._withhold and (read.usage is not None or read.bad_usage):
                 block = self._without_usage_event(block)
-        if b"[DONE]" in block:
-            block = self._hold_back_end(block)
+        if self._has_content is not None and not self._content_seen:
+            self._content_seen = self._has_content(block)
+        for mark in self._end_marks:
+            if mark in block and not self.end:
+                block = self._hold_back_end(block)
         self.chunks += block.startswith(b"data:") + block.count(b"\ndata:")
         self._keep(block)
         return block
@@ -85,11 +118,12 @@ class StreamTee:
         return block
 
     def delivered_tokens(self) -> int:
-        """Estimate of the completion tokens that went to the client."""
+        """Estimate of the completion tokens that went to the client; the provider's own count where that is higher."""
         estimate = self._dialect.delivered_tokens(self._kept)
         if self._kept_bytes and self.total_bytes > 2 * KEPT_FOR_ESTIMATES_BYTES:
-            return estimate * self.total_bytes // self._kept_bytes
-        return estimate
+            estimate = estimate * self.total_bytes // self._kept_bytes
+        # Nothing delivered is nothing, though a provider may count a token before it writes one.
+        return max(estimate, self.counted.completion_tokens) if estimate and self.counted else estimate
 
 
 def _end_of_last_event(data: bytes) -> int:

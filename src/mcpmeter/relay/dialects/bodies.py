@@ -1,0 +1,122 @@
+"""What dialects with their own schemas share: bodies decoded into structs, the model's name, what a prompt holds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, Final, TypeVar
+
+import msgspec
+
+from mcpmeter.errors import InvalidRequest
+from mcpmeter.relay.dialects import json_text, openai
+from mcpmeter.relay.dialects.base import NotAnAnswer, Read, merge
+
+LONGEST_MODEL_NAME: Final = 256
+BYTES_PER_PROMPT_TOKEN: Final = 4
+"""For the estimate at opening, where speed counts: JSON and English both come to about four bytes a token."""
+
+_T = TypeVar("_T")
+_fields_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
+
+def request_of(decoder: msgspec.json.Decoder[_T], body: bytes, *, kind: str, hint: str) -> _T:
+    """A request as a struct. `kind` names it in the sentence that refuses it. Raises InvalidRequest."""
+    json_text.refuse_bad_text(body)
+    try:
+        return decoder.decode(body)
+    except msgspec.ValidationError as fault:
+        raise InvalidRequest(f"The request is not {kind}: {fault}.", hint=hint) from None
+    except RecursionError:
+        raise json_text.too_deep() from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as fault:
+        raise json_text.not_json(fault) from None
+
+
+def answer_of(decoder: msgspec.json.Decoder[_T], body: bytes) -> _T:
+    """An answer or an event as a struct, also where only a lenient parser takes it. Raises NotAnAnswer."""
+    try:
+        return decoder.decode(body)
+    except (msgspec.ValidationError, UnicodeDecodeError) as fault:
+        raise NotAnAnswer(str(fault)) from None
+    except (msgspec.DecodeError, RecursionError):
+        pass
+    try:
+        return decoder.decode(openai.lenient(body))
+    except (msgspec.DecodeError, RecursionError) as fault:
+        raise NotAnAnswer(str(fault)) from None
+
+
+def value_of(answer: bytes) -> Any:
+    """An answer or an event as Python values; None where it is no JSON."""
+    try:
+        return msgspec.json.decode(answer)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        pass
+    try:
+        return msgspec.json.decode(openai.lenient(answer))
+    except (NotAnAnswer, msgspec.DecodeError, RecursionError):
+        return None
+
+
+def check_model(name: str) -> None:
+    """Raises InvalidRequest for a name that is blank, too long or not printable."""
+    if not name.strip():
+        raise InvalidRequest("'model' is empty.", hint="Name a model of GET /v1/models.")
+    if len(name) > LONGEST_MODEL_NAME or not name.isprintable():
+        raise InvalidRequest(
+            f"'model' is longer than {LONGEST_MODEL_NAME} characters or holds control characters.",
+            hint="Name a model of GET /v1/models.",
+        )
+
+
+def with_model(body: bytes, model: str) -> bytes:
+    """The body under another model's name; every other value stays as it was written."""
+    present = _fields_decoder.decode(body)
+    named = msgspec.json.encode(model)
+    if "model" not in present:
+        brace = body.index(b"{") + 1
+        return body[:brace] + b'"model":' + named + b"," + body[brace:]
+    return msgspec.json.encode({**present, "model": msgspec.Raw(named)})
+
+
+def names_model(body: bytes) -> bool:
+    """Whether a request, known to be an object, has a `model`."""
+    return "model" in _fields_decoder.decode(body)
+
+
+def prompt_parts(value: Any, is_media: Callable[[dict[str, Any]], bool]) -> tuple[str, int]:
+    """All text of a prompt, and how many images, sounds and documents it holds: base64 is not text to a model."""
+    texts: list[str] = []
+    media = 0
+    stack = [value]
+    while stack:
+        item = stack.pop()
+        if isinstance(item, str):
+            texts.append(item)
+        elif isinstance(item, list):
+            stack.extend(item)
+        elif isinstance(item, dict):
+            if is_media(item):
+                media += 1
+            else:
+                stack.extend(item.values())
+    return " ".join(texts), media
+
+
+def dicts_in(value: Any) -> Iterator[dict[str, Any]]:
+    """The objects in a list; nothing where it is no list."""
+    for item in value if isinstance(value, list) else ():
+        if isinstance(item, dict):
+            yield item
+
+
+def under(value: Any, *names: str) -> Any:
+    """What stands in objects below these names; None where one is missing."""
+    for name in names:
+        value = value.get(name) if isinstance(value, dict) else None
+    return value
+
+
+def merged(before: Read | None, now: Read | None, how: Callable[[Read, Read], Read] = merge) -> Read | None:
+    """Two Reads as one, where there are two."""
+    return how(before, now) if before is not None and now is not None else now or before
