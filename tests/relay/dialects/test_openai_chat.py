@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from mcpmeter.errors import InvalidRequest, LedgerUnavailable, UpstreamBroke
 from mcpmeter.relay.dialects.base import NotAnAnswer
-from mcpmeter.relay.dialects.openai_chat import LONGEST_MODEL_NAME, OpenAiChat
+from mcpmeter.relay.dialects.openai import LONGEST_MODEL_NAME
+from mcpmeter.relay.dialects.openai_chat import OpenAiChat
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "openai_chat"
 EXPECTED: dict[str, dict[str, Any]] = json.loads((GOLDEN / "expected.json").read_text())

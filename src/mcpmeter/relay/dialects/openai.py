@@ -1,16 +1,28 @@
-"""What the OpenAI dialects share: usage, errors and events, after OpenAI's published API reference."""
+"""What the OpenAI dialects share: requests, usage, cost, errors and events, after OpenAI's published API reference."""
 
 from __future__ import annotations
 
 import json
-import math
-from typing import Annotated, Any, Final
+from collections.abc import Callable, Iterator, Sequence
+from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
 
-from mcpmeter.errors import MeterError
+from mcpmeter.errors import InvalidRequest, MeterError
 from mcpmeter.records import Usage
-from mcpmeter.relay.dialects.base import NotAnAnswer
+from mcpmeter.relay.dialects import json_text
+from mcpmeter.relay.dialects.base import NotAnAnswer, Read, merge
+
+PASSED_HEADERS: Final = frozenset({b"openai-beta"})
+"""Switches of features alone. `openai-organization` and `openai-project` name the account that pays: the relay's."""
+
+BYTES_PER_PROMPT_TOKEN: Final = 4
+"""For the estimate at opening, where speed counts: JSON and English both come to about four bytes a token."""
+
+LONGEST_MODEL_NAME: Final = 256
+DONE: Final = b"[DONE]"
+"""The payload of the event that ends a stream."""
+
 
 MOST_TOKENS: Final = 10**12
 """More than any call can use; a larger count is nonsense and would break 64-bit columns when summed."""
@@ -18,10 +30,14 @@ MOST_TOKENS: Final = 10**12
 ABSENT: Final = msgspec.Raw()
 """A field that is not there, as distinct from one that is null."""
 
+LONGEST_AMOUNT: Final = 64
+"""Characters of an amount of money; no provider writes so many."""
+
 LONGEST_NAME: Final = 256
 """Characters kept of what an answer calls itself: a provider's text ends up in a row of the ledger."""
 
 Tokens = Annotated[int, msgspec.Meta(ge=0, le=MOST_TOKENS)]
+_Told = TypeVar("_Told")
 
 
 class _PromptDetails(msgspec.Struct, frozen=True, gc=False):
@@ -35,7 +51,9 @@ class _CompletionDetails(msgspec.Struct, frozen=True, gc=False):
     audio_tokens: Tokens | None = None
 
 
-class _Usage(msgspec.Struct, frozen=True, gc=False):
+class ToldUsage(msgspec.Struct, frozen=True, gc=False):
+    """The usage object under chat's names; the Responses API has others for the same."""
+
     prompt_tokens: Tokens | None = None
     completion_tokens: Tokens | None = None
     total_tokens: Tokens | None = None
@@ -44,11 +62,73 @@ class _Usage(msgspec.Struct, frozen=True, gc=False):
     prompt_cache_hit_tokens: Tokens | None = None  # DeepSeek's name for cached_tokens
 
 
-_usage_decoder = msgspec.json.Decoder(_Usage)
+class _UsageWithCost(msgspec.Struct, frozen=True, gc=False):
+    cost: msgspec.Raw = ABSENT
+
+
+class _CostInParts(msgspec.Struct, frozen=True, gc=False):
+    total_cost: msgspec.Raw = ABSENT
+
+
+_usage_decoder = msgspec.json.Decoder(ToldUsage)
+_cost_decoder = msgspec.json.Decoder(_UsageWithCost)
+_parts_decoder = msgspec.json.Decoder(_CostInParts)
+_fields_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _prompt_details_decoder = msgspec.json.Decoder(_PromptDetails)
 _completion_details_decoder = msgspec.json.Decoder(_CompletionDetails)
 _NO_PROMPT_DETAILS: Final = _PromptDetails()
 _NO_COMPLETION_DETAILS: Final = _CompletionDetails()
+
+
+def decoded(decoder: msgspec.json.Decoder[_Told], body: bytes, *, kind: str, hint: str) -> _Told:
+    """A request's body. Raises InvalidRequest, which says that it is no `kind` and repeats none of it."""
+    try:
+        return decoder.decode(body)
+    except msgspec.ValidationError as fault:
+        raise InvalidRequest(f"The request is not {kind}: {fault}.", hint=hint) from None
+    except RecursionError:
+        raise json_text.too_deep() from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as fault:
+        raise json_text.not_json(fault) from None
+
+
+def check_model(name: str | None) -> None:
+    """Raises InvalidRequest for a name that no model can have; None is for the relay to decide."""
+    if name is None:
+        return
+    if not name.strip():
+        raise InvalidRequest("'model' is empty.", hint="Name a model of GET /v1/models.")
+    if len(name) > LONGEST_MODEL_NAME or not name.isprintable():
+        raise InvalidRequest(
+            f"'model' is longer than {LONGEST_MODEL_NAME} characters or holds control characters.",
+            hint="Name a model of GET /v1/models.",
+        )
+
+
+def prompt_estimate(body: bytes) -> int:
+    """Tokens of a prompt as they are written down before it is sent, at least 1."""
+    return max(1, len(body) // BYTES_PER_PROMPT_TOKEN)
+
+
+def with_fields(body: bytes, additions: dict[str, Any]) -> bytes:
+    """Set top-level fields; an object is added to the one that is there. New ones go in front, by insertion alone."""
+    if not additions:
+        return body
+    present = _fields_decoder.decode(body)
+    if not additions.keys() & present.keys():
+        brace = body.index(b"{") + 1
+        fields = msgspec.json.encode(additions)[1:-1]
+        return body[:brace] + fields + b"," + body[brace:]
+    merged: dict[str, Any] = {**present, **additions}
+    for name in additions.keys() & present.keys():
+        if isinstance(additions[name], dict):
+            merged[name] = {**(msgspec.json.decode(present[name]) or {}), **additions[name]}
+    return msgspec.json.encode(merged)
+
+
+def prompt_texts(value: Any) -> Iterator[str]:
+    """What a model reads of a parsed value; pictures and files in it (`data:` URLs) are not priced by their letters."""
+    return (text for text in json_text.text_of(value) if not text.startswith("data:"))
 
 
 def is_told(raw: msgspec.Raw) -> bool:
@@ -61,12 +141,19 @@ def is_error(raw: msgspec.Raw) -> bool:
     return bytes(raw) not in (b"", b"null", b"false", b"{}", b'""')
 
 
-def read_usage(raw: msgspec.Raw) -> tuple[Usage | None, bool]:
+def is_blank(raw: msgspec.Raw) -> bool:
+    """Whether a field says nothing: it is not there, null, or an empty string, list or object."""
+    return bytes(raw) in (b"", b"null", b'""', b"[]", b"{}")
+
+
+def read_usage(
+    raw: msgspec.Raw, decode: Callable[[msgspec.Raw], ToldUsage] = _usage_decoder.decode
+) -> tuple[Usage | None, bool]:
     """(usage, whether it was there and cannot be). An explicit zero is kept: it is what the provider says."""
     if not is_told(raw) or bytes(raw) == b"{}":
         return None, False
     try:
-        told = _usage_decoder.decode(raw)
+        told = decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None, True
     completion = told.completion_tokens
@@ -77,7 +164,7 @@ def read_usage(raw: msgspec.Raw) -> tuple[Usage | None, bool]:
     return _within_totals(told, told.prompt_tokens, completion), False
 
 
-def _within_totals(told: _Usage, prompt: int, completion: int) -> Usage:
+def _within_totals(told: ToldUsage, prompt: int, completion: int) -> Usage:
     """Details are parts of the totals; a provider that says otherwise is held to its totals, which it bills."""
     details, written = _prompt_details(told.prompt_tokens_details), _completion_details(told.completion_tokens_details)
     cached = min(details.cached_tokens or told.prompt_cache_hit_tokens or 0, prompt)
@@ -111,10 +198,53 @@ def _completion_details(raw: msgspec.Raw) -> _CompletionDetails:
         return _NO_COMPLETION_DETAILS
 
 
+def reported_usd(usage: msgspec.Raw) -> str:
+    """`usage.cost` as the provider wrote it, digit for digit; empty where it says none.
+
+    A number in US dollars (OpenRouter), or an object with its `total_cost` (Perplexity).
+    """
+    if b'"cost"' not in bytes(usage):
+        return ""
+    try:
+        cost = _cost_decoder.decode(usage).cost
+        if bytes(cost).startswith(b"{"):
+            cost = _parts_decoder.decode(cost).total_cost
+        written = bytes(cost).decode().strip('"')
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return ""
+    return written if written[:1].isdigit() and len(written) <= LONGEST_AMOUNT else ""
+
+
 def cleaned(text: str | None) -> str:
     """A provider's text as it may stand in a row: bounded, without control characters."""
     short = (text or "")[:LONGEST_NAME]
     return short if short.isprintable() else "".join(char if char.isprintable() else "?" for char in short)
+
+
+def answer_of(decoder: msgspec.json.Decoder[_Told], body: bytes) -> _Told:
+    """An answer or an event, read leniently where it is not strict JSON. Raises NotAnAnswer."""
+    try:
+        return decoder.decode(body)
+    except (msgspec.ValidationError, UnicodeDecodeError) as fault:
+        raise NotAnAnswer(str(fault)) from None
+    except (msgspec.DecodeError, RecursionError):
+        pass
+    try:
+        return decoder.decode(lenient(body))
+    except (msgspec.DecodeError, RecursionError) as fault:
+        raise NotAnAnswer(str(fault)) from None
+
+
+def value_of(answer: bytes) -> Any:
+    """An answer or an event as Python values, None where it is neither."""
+    try:
+        return msgspec.json.decode(answer)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        pass
+    try:
+        return msgspec.json.decode(lenient(answer))
+    except (NotAnAnswer, msgspec.DecodeError, RecursionError):
+        return None
 
 
 def lenient(body: bytes) -> bytes:
@@ -123,21 +253,20 @@ def lenient(body: bytes) -> bytes:
     Raises NotAnAnswer.
     """
     try:
-        value: Any = json.loads(body)
-        # What could not be strict JSON becomes text, so that usage with NaN reads as bad and the rest still counts.
-        return json.dumps(_strict(value), ensure_ascii=False).encode("utf-8", "replace")
+        # Numbers that are not whole become text: NaN in usage then reads as bad, and a cost keeps every digit.
+        value: Any = json.loads(body, parse_float=str, parse_constant=str)
+        return json.dumps(value, ensure_ascii=False).encode("utf-8", "replace")
     except (ValueError, RecursionError) as fault:
         raise NotAnAnswer(str(fault)) from None
 
 
-def _strict(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return "not a number"
-    if isinstance(value, dict):
-        return {key: _strict(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_strict(item) for item in value]
-    return value
+def told_by(reads: Sequence[Read | None]) -> Read | None:
+    """What several events say together; None where none of them says anything."""
+    told: Read | None = None
+    for read in reads:
+        if read is not None:
+            told = read if told is None else merge(told, read)
+    return told
 
 
 _TYPES: Final = {

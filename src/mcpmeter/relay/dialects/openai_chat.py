@@ -9,12 +9,8 @@ import msgspec
 
 from mcpmeter.errors import InvalidRequest, MeterError
 from mcpmeter.relay.dialects import json_text, openai
-from mcpmeter.relay.dialects.base import NOTHING, Asked, Named, NotAnAnswer, Read, merge
+from mcpmeter.relay.dialects.base import NOTHING, Asked, Named, NotAnAnswer, Read
 
-BYTES_PER_PROMPT_TOKEN: Final = 4
-"""For the estimate at opening, where speed counts: JSON and English both come to about four bytes a token."""
-
-LONGEST_MODEL_NAME: Final = 256
 METERED_FIELDS: Final = (b"model", b"stream", b"stream_options", b"messages")
 """What is read of a request; each may be named once."""
 
@@ -35,8 +31,21 @@ class _Request(msgspec.Struct, frozen=True, gc=False):
     stream_options: _StreamOptions | None = None
 
 
+class _Said(msgspec.Struct, frozen=True, gc=False):
+    """An answer's message, or the part of one that an event adds."""
+
+    content: msgspec.Raw = openai.ABSENT
+    refusal: msgspec.Raw = openai.ABSENT
+    tool_calls: msgspec.Raw = openai.ABSENT
+    function_call: msgspec.Raw = openai.ABSENT
+    audio: msgspec.Raw = openai.ABSENT
+    images: msgspec.Raw = openai.ABSENT
+
+
 class _Choice(msgspec.Struct, frozen=True, gc=False):
     finish_reason: str | None = None
+    message: msgspec.Raw = openai.ABSENT
+    delta: msgspec.Raw = openai.ABSENT
 
 
 class _Answer(msgspec.Struct, frozen=True, gc=False):
@@ -48,14 +57,16 @@ class _Answer(msgspec.Struct, frozen=True, gc=False):
 
 _request_decoder = msgspec.json.Decoder(_Request)
 _answer_decoder = msgspec.json.Decoder(_Answer)
-_fields_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_said_decoder = msgspec.json.Decoder(_Said)
+_NOTHING_SAID: Final = _Said()
+_HINT: Final = 'The least is {"model": "…", "messages": [{"role": "user", "content": "…"}]}.'
 
 
 class OpenAiChat:
     """The chat dialect. Stateless."""
 
     operation = "chat"
-    passed_headers: frozenset[bytes] = frozenset()
+    passed_headers = openai.PASSED_HEADERS
 
     def path_name(self, asked: Asked) -> str:
         """`chat`, streamed or not."""
@@ -64,18 +75,17 @@ class OpenAiChat:
     def read_request(self, body: bytes, named: Named = NOTHING) -> Asked:
         """Read model, stream and whether usage was asked for. Raises InvalidRequest."""
         json_text.refuse_bad_text(body)
-        request = _decoded(body)
+        request = openai.decoded(_request_decoder, body, kind="a chat completion", hint=_HINT)
         json_text.refuse_repeated(body, METERED_FIELDS)
         if not request.messages:
             raise InvalidRequest("'messages' is empty.", hint="Send at least one message with a role and content.")
-        if request.model is not None:
-            _check_model(request.model)
+        openai.check_model(request.model)
         options = request.stream_options
         return Asked(
             model=request.model or "",
             stream=bool(request.stream),
             usage_asked=bool(options and options.include_usage),
-            prompt_tokens_estimate=max(1, len(body) // BYTES_PER_PROMPT_TOKEN),
+            prompt_tokens_estimate=openai.prompt_estimate(body),
         )
 
     def forwarded(self, body: bytes, asked: Asked, model: str) -> bytes:
@@ -85,59 +95,51 @@ class OpenAiChat:
             additions["model"] = model
         if asked.stream and not asked.usage_asked:
             additions["stream_options"] = {"include_usage": True}
-        return _with_fields(body, additions) if additions else body
+        return openai.with_fields(body, additions)
 
     def read_answer(self, body: bytes) -> Read:
-        """Usage, model and finish reason of a JSON answer. Raises NotAnAnswer."""
+        """What a JSON answer says of itself. Raises NotAnAnswer."""
         answer = _answer_of(body)
-        if answer.choices is None and not openai.is_error(answer.error) and not openai.is_told(answer.usage):
-            raise NotAnAnswer("no choices")
-        return _read(answer)
+        messages = [_said(choice.message) for choice in answer.choices or ()]
+        is_silent = answer.choices is not None and all(said is not None and _is_silent(said) for said in messages)
+        return _read(answer, messages, is_empty=is_silent and not openai.is_error(answer.error))
 
     def read_events(self, block: bytes) -> Read | None:
-        """The last thing that a block of whole events says of usage or finish reason."""
+        """The last thing that a block of whole events says of usage, finish reason or refusal.
+
+        Never that the answer is empty: no event alone can know it.
+        """
         if (
             block.count(b'"usage"') == block.count(b'"usage":null')
             and block.count(b'"finish_reason"') == block.count(b'"finish_reason":null')
+            and block.count(b'"refusal"') == block.count(b'"refusal":null')
             and b'"error"' not in block
         ):
             return None
-        told: Read | None = None
-        for payload in openai.events_of(block):
-            told = _merged(told, self._read_event(payload))
-        return told
-
-    def _read_event(self, payload: bytes) -> Read | None:
-        if payload == b"[DONE]":
-            return None
-        try:
-            return self.read_answer(payload)
-        except NotAnAnswer:
-            # Bytes pass as they came; an event that cannot be read says nothing, and usage will count as missing.
-            return None
+        return openai.told_by([_read_event(payload) for payload in openai.events_of(block)])
 
     def only_usage(self, event: bytes) -> bool:
         """An event with usage and no choices: the one that `include_usage` adds at the end."""
         if b'"usage"' not in event:
             return False
         try:
-            answers = [_answer_of(payload) for payload in openai.events_of(event)]
+            answers = [openai.answer_of(_answer_decoder, payload) for payload in openai.events_of(event)]
         except NotAnAnswer:
             return False
         return bool(answers) and all(a.choices == [] and openai.is_told(a.usage) for a in answers)
 
     def is_end(self, event: bytes) -> bool:
         """`data: [DONE]`."""
-        return openai.events_of(event) == [b"[DONE]"]
+        return openai.events_of(event) == [openai.DONE]
 
     def prompt_tokens(self, body: bytes) -> int:
         """Estimate from the text of messages and tools, four tokens of framing a message."""
         try:
             request = json_text.parsed(body)
         except InvalidRequest:
-            return len(body) // BYTES_PER_PROMPT_TOKEN
+            return openai.prompt_estimate(body)
         messages = request.get("messages", [])
-        text = " ".join(json_text.text_of([messages, request.get("tools", [])]))
+        text = " ".join(openai.prompt_texts([messages, request.get("tools", [])]))
         return json_text.estimated_tokens(text) + 4 * len(messages)
 
     def completion_tokens(self, answer: bytes) -> int:
@@ -146,7 +148,8 @@ class OpenAiChat:
 
     def delivered_tokens(self, blocks: Sequence[bytes]) -> int:
         """Estimate from the text of all deltas."""
-        return json_text.estimated_tokens("".join(_delivered_texts(blocks)))
+        payloads = openai.events_of(b"".join(blocks))
+        return json_text.estimated_tokens("".join(text for payload in payloads for text in _texts(payload)))
 
     def error_body(self, error: MeterError, call_id: str) -> bytes:
         """OpenAI's error object."""
@@ -157,45 +160,26 @@ class OpenAiChat:
         return b"data: " + openai.error_body(error, call_id) + b"\n\n"
 
 
-def _decoded(body: bytes) -> _Request:
-    try:
-        return _request_decoder.decode(body)
-    except msgspec.ValidationError as fault:
-        raise InvalidRequest(f"The request is not a chat completion: {fault}.", hint=_HINT) from None
-    except RecursionError:
-        raise json_text.too_deep() from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as fault:
-        raise json_text.not_json(fault) from None
-
-
-_HINT: Final = 'The least is {"model": "…", "messages": [{"role": "user", "content": "…"}]}.'
-
-
-def _check_model(name: str) -> None:
-    if not name.strip():
-        raise InvalidRequest("'model' is empty.", hint="Name a model of GET /v1/models.")
-    if len(name) > LONGEST_MODEL_NAME or not name.isprintable():
-        raise InvalidRequest(
-            f"'model' is longer than {LONGEST_MODEL_NAME} characters or holds control characters.",
-            hint="Name a model of GET /v1/models.",
-        )
-
-
 def _answer_of(body: bytes) -> _Answer:
     """Raises NotAnAnswer."""
-    try:
-        return _answer_decoder.decode(body)
-    except (msgspec.ValidationError, UnicodeDecodeError) as fault:
-        raise NotAnAnswer(str(fault)) from None
-    except (msgspec.DecodeError, RecursionError):
-        pass
-    try:
-        return _answer_decoder.decode(openai.lenient(body))
-    except (msgspec.DecodeError, RecursionError) as fault:
-        raise NotAnAnswer(str(fault)) from None
+    answer = openai.answer_of(_answer_decoder, body)
+    if answer.choices is None and not openai.is_error(answer.error) and not openai.is_told(answer.usage):
+        raise NotAnAnswer("no choices")
+    return answer
 
 
-def _read(answer: _Answer) -> Read:
+def _read_event(payload: bytes) -> Read | None:
+    if payload == openai.DONE:
+        return None
+    try:
+        answer = _answer_of(payload)
+    except NotAnAnswer:
+        # Bytes pass as they came; an event that cannot be read says nothing, and usage will count as missing.
+        return None
+    return _read(answer, [_said(choice.delta) for choice in answer.choices or ()])
+
+
+def _read(answer: _Answer, said: Sequence[_Said | None], *, is_empty: bool = False) -> Read:
     usage, bad = openai.read_usage(answer.usage)
     reasons = [choice.finish_reason for choice in answer.choices or () if choice.finish_reason]
     return Read(
@@ -204,49 +188,33 @@ def _read(answer: _Answer) -> Read:
         model=openai.cleaned(answer.model),
         finish_reason=openai.cleaned(reasons[-1]) if reasons else "",
         is_error=openai.is_error(answer.error),
+        is_refusal=any(part is not None and not openai.is_blank(part.refusal) for part in said),
+        is_empty=is_empty,
+        reported_usd=openai.reported_usd(answer.usage),
     )
 
 
-def _merged(before: Read | None, now: Read | None) -> Read | None:
-    if before is None or now is None:
-        return now or before
-    return merge(before, now)
+def _said(raw: msgspec.Raw) -> _Said | None:
+    """None for what cannot be read: then nothing is claimed of it."""
+    if not openai.is_told(raw):
+        return _NOTHING_SAID
+    try:
+        return _said_decoder.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
 
 
-def _with_fields(body: bytes, additions: dict[str, Any]) -> bytes:
-    """Set top-level fields. New ones go in front and leave every other byte as it came."""
-    present = _fields_decoder.decode(body)
-    if not additions.keys() & present.keys():
-        brace = body.index(b"{") + 1
-        fields = msgspec.json.encode(additions)[1:-1]
-        return body[:brace] + fields + b"," + body[brace:]
-    merged: dict[str, Any] = {**present, **additions}
-    if "stream_options" in additions and "stream_options" in present:
-        kept = msgspec.json.decode(present["stream_options"])
-        merged["stream_options"] = {**(kept or {}), **additions["stream_options"]}
-    return msgspec.json.encode(merged)
+def _is_silent(said: _Said) -> bool:
+    # Reasoning alone is no answer: that is what a model says which ran out of tokens while it thought.
+    said_in = (said.content, said.tool_calls, said.refusal, said.function_call, said.audio, said.images)
+    return all(map(openai.is_blank, said_in))
 
 
 def _texts(answer: bytes) -> Iterator[str]:
-    try:
-        value = _value_of(answer)
-    except (NotAnAnswer, msgspec.DecodeError, RecursionError):
-        return
+    value = openai.value_of(answer)
     choices = value.get("choices") if isinstance(value, dict) else None
     for choice in choices if isinstance(choices, list) else ():
         written = choice.get("message") or choice.get("delta") if isinstance(choice, dict) else None
         if isinstance(written, dict):
             for name in ("content", "reasoning_content", "refusal", "tool_calls"):
                 yield from json_text.text_of(written.get(name))
-
-
-def _value_of(answer: bytes) -> Any:
-    try:
-        return msgspec.json.decode(answer)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return msgspec.json.decode(openai.lenient(answer))
-
-
-def _delivered_texts(blocks: Sequence[bytes]) -> Iterator[str]:
-    for payload in openai.events_of(b"".join(blocks)):
-        yield from _texts(payload)

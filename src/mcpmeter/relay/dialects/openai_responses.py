@@ -1,0 +1,272 @@
+"""OpenAI responses (`/responses`): https://platform.openai.com/docs/api-reference/responses
+
+`store`, `previous_response_id` and `conversation` pass as they are: what the provider keeps of earlier turns is in the
+usage that it reports, and only the estimates cannot know it. With `background` the provider answers before it works,
+so there is no usage yet: the call passes and counts as one whose usage is missing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
+
+import msgspec
+
+from mcpmeter.errors import InvalidRequest, MeterError
+from mcpmeter.relay.dialects import json_text, openai
+from mcpmeter.relay.dialects.base import NOTHING, Asked, Named, NotAnAnswer, Read
+
+METERED_FIELDS: Final = (b"model", b"stream", b"input")
+"""What is read of a request; each may be named once."""
+
+LAST_EVENTS: Final = frozenset({"response.completed", "response.incomplete", "response.failed", "response.cancelled"})
+"""Each carries the whole answer. `error` is not one of them: `response.failed` may follow it."""
+
+PENDING: Final = frozenset({"queued", "in_progress"})
+SILENT_ITEMS: Final = frozenset({"reasoning", "compaction", "mcp_list_tools"})
+"""Items of an output that are neither text nor a tool call."""
+
+
+class _Request(msgspec.Struct, frozen=True, gc=False):
+    input: str | list[msgspec.Raw] | None = None
+    model: str | None = None
+    stream: bool | None = None
+    prompt: msgspec.Raw = openai.ABSENT
+    previous_response_id: msgspec.Raw = openai.ABSENT
+    conversation: msgspec.Raw = openai.ABSENT
+
+
+class _Usage(openai.ToldUsage, frozen=True, gc=False):
+    prompt_tokens: openai.Tokens | None = msgspec.field(default=None, name="input_tokens")
+    completion_tokens: openai.Tokens | None = msgspec.field(default=None, name="output_tokens")
+    prompt_tokens_details: msgspec.Raw = msgspec.field(default=openai.ABSENT, name="input_tokens_details")
+    completion_tokens_details: msgspec.Raw = msgspec.field(default=openai.ABSENT, name="output_tokens_details")
+
+
+class _Response(msgspec.Struct, frozen=True, gc=False):
+    model: str | None = None
+    status: str | None = None
+    incomplete_details: msgspec.Raw = openai.ABSENT
+    output: msgspec.Raw = openai.ABSENT
+    usage: msgspec.Raw = openai.ABSENT
+    error: msgspec.Raw = openai.ABSENT
+
+
+class _Event(msgspec.Struct, frozen=True, gc=False):
+    type: str | None = None
+    response: _Response | None = None
+    error: msgspec.Raw = openai.ABSENT
+
+
+class _EventType(msgspec.Struct, frozen=True, gc=False):
+    type: str | None = None
+
+
+class _Incomplete(msgspec.Struct, frozen=True, gc=False):
+    reason: str | None = None
+
+
+class _Part(msgspec.Struct, frozen=True, gc=False):
+    type: str = ""
+    text: msgspec.Raw = openai.ABSENT
+    refusal: msgspec.Raw = openai.ABSENT
+
+
+class _Item(msgspec.Struct, frozen=True, gc=False):
+    type: str = ""
+    content: msgspec.Raw = openai.ABSENT
+
+
+_request_decoder = msgspec.json.Decoder(_Request)
+_usage_decoder = msgspec.json.Decoder(_Usage)
+_response_decoder = msgspec.json.Decoder(_Response)
+_event_decoder = msgspec.json.Decoder(_Event)
+_type_decoder = msgspec.json.Decoder(_EventType)
+_incomplete_decoder = msgspec.json.Decoder(_Incomplete)
+_items_decoder = msgspec.json.Decoder(list[_Item])
+_parts_decoder = msgspec.json.Decoder(list[_Part])
+_HINT: Final = 'The least is {"model": "…", "input": "…"}.'
+
+
+class OpenAiResponses:
+    """The responses dialect. Stateless. Nothing is added to a stream, as its last event always carries the usage."""
+
+    operation = "chat"
+    passed_headers = openai.PASSED_HEADERS
+
+    def path_name(self, asked: Asked) -> str:
+        """`responses`, streamed or not."""
+        return "responses"
+
+    def read_request(self, body: bytes, named: Named = NOTHING) -> Asked:
+        """Read model and stream. Raises InvalidRequest."""
+        json_text.refuse_bad_text(body)
+        request = openai.decoded(_request_decoder, body, kind="for a response", hint=_HINT)
+        json_text.refuse_repeated(body, METERED_FIELDS)
+        kept_elsewhere = (request.prompt, request.previous_response_id, request.conversation)
+        if not request.input and not any(map(openai.is_told, kept_elsewhere)):
+            raise InvalidRequest("'input' is empty.", hint="Send a text, or a list of at least one item.")
+        openai.check_model(request.model)
+        return Asked(
+            model=request.model or "",
+            stream=bool(request.stream),
+            usage_asked=True,
+            prompt_tokens_estimate=openai.prompt_estimate(body),
+        )
+
+    def forwarded(self, body: bytes, asked: Asked, model: str) -> bytes:
+        """The body unchanged, unless the model's name differs."""
+        return openai.with_fields(body, {"model": model} if asked.model != model else {})
+
+    def read_answer(self, body: bytes) -> Read:
+        """What a response object says of itself. Raises NotAnAnswer."""
+        response = openai.answer_of(_response_decoder, body)
+        is_error = openai.is_error(response.error)
+        if not (openai.is_told(response.output) or openai.is_told(response.usage) or is_error):
+            raise NotAnAnswer("no output")
+        return _read(response)
+
+    def read_events(self, block: bytes) -> Read | None:
+        """What the events with a response object, or an error, say; deltas have neither."""
+        if b'"response"' not in block and b'"error"' not in block:
+            return None
+        return openai.told_by([_read_event(payload) for payload in openai.events_of(block)])
+
+    def only_usage(self, event: bytes) -> bool:
+        """Never: nothing is asked for that the client did not ask for."""
+        return False
+
+    def is_end(self, event: bytes) -> bool:
+        """`response.completed`, `.incomplete`, `.failed` or `.cancelled`; `[DONE]` where a relay sends that instead."""
+        return any(payload == openai.DONE or _type_of(payload) in LAST_EVENTS for payload in openai.events_of(event))
+
+    def prompt_tokens(self, body: bytes) -> int:
+        """Estimate from the text of input, instructions and tools, four tokens of framing an item."""
+        try:
+            request = json_text.parsed(body)
+        except InvalidRequest:
+            return openai.prompt_estimate(body)
+        given = request.get("input")
+        told = [given, request.get("instructions"), request.get("tools"), request.get("prompt")]
+        items = len(given) if isinstance(given, list) else 1
+        return json_text.estimated_tokens(" ".join(openai.prompt_texts(told))) + 4 * items
+
+    def completion_tokens(self, answer: bytes) -> int:
+        """Estimate from the text of the output."""
+        return json_text.estimated_tokens("".join(_output_texts(openai.value_of(answer))))
+
+    def delivered_tokens(self, blocks: Sequence[bytes]) -> int:
+        """Estimate from all deltas but those of sound."""
+        payloads = openai.events_of(b"".join(blocks))
+        return json_text.estimated_tokens("".join(map(_delta_of, payloads)))
+
+    def error_body(self, error: MeterError, call_id: str) -> bytes:
+        """OpenAI's error object."""
+        return openai.error_body(error, call_id)
+
+    def error_event(self, error: MeterError, call_id: str) -> bytes:
+        """An `error` event; the object in it is what makes OpenAI's SDKs raise APIError."""
+        told = b'{"type":"error",' + openai.error_body(error, call_id)[1:]
+        return b"event: error\ndata: " + told + b"\n\n"
+
+
+def _read_event(payload: bytes) -> Read | None:
+    try:
+        event = openai.answer_of(_event_decoder, payload)
+    except NotAnAnswer:
+        # Bytes pass as they came; an event that cannot be read says nothing, and usage will count as missing.
+        return None
+    if event.response is not None:
+        # Some relays leave the output out of the last event, as the client has it already.
+        return _read(event.response, may_be_bare=True)
+    return Read(is_error=True) if event.type == "error" or openai.is_error(event.error) else None
+
+
+def _read(response: _Response, *, may_be_bare: bool = False) -> Read:
+    usage, bad = openai.read_usage(response.usage, _usage_decoder.decode)
+    is_error = openai.is_error(response.error) or response.status == "failed"
+    finish_reason = _finish_reason(response)
+    items = _items(response.output)
+    said = [(item, _parts(item)) for item in items or ()]
+    can_be_empty = bool(items) if may_be_bare else items is not None
+    return Read(
+        usage=usage,
+        bad_usage=bad,
+        model=openai.cleaned(response.model),
+        finish_reason=finish_reason,
+        is_error=is_error,
+        is_refusal=any(part.type == "refusal" for _item, parts in said for part in parts or ()),
+        is_empty=bool(finish_reason) and can_be_empty and not is_error and all(_is_silent(*pair) for pair in said),
+        reported_usd=openai.reported_usd(response.usage),
+    )
+
+
+def _finish_reason(response: _Response) -> str:
+    """Why an incomplete answer ends, else its status; empty while it goes on."""
+    if response.status in PENDING:
+        return ""
+    if response.status == "incomplete" and openai.is_told(response.incomplete_details):
+        try:
+            reason = _incomplete_decoder.decode(response.incomplete_details).reason
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            reason = None
+        return openai.cleaned(reason or response.status)
+    return openai.cleaned(response.status)
+
+
+def _items(output: msgspec.Raw) -> list[_Item] | None:
+    """None for what cannot be read: then nothing is claimed of it."""
+    try:
+        return _items_decoder.decode(output) if openai.is_told(output) else None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+
+
+def _parts(item: _Item) -> list[_Part] | None:
+    if item.type != "message":
+        return None
+    try:
+        return [] if openai.is_blank(item.content) else _parts_decoder.decode(item.content)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+
+
+def _is_silent(item: _Item, parts: list[_Part] | None) -> bool:
+    if parts is None:
+        return item.type in SILENT_ITEMS
+    return all(part.type in ("output_text", "refusal") and _is_blank(part) for part in parts)
+
+
+def _is_blank(part: _Part) -> bool:
+    return openai.is_blank(part.text) and openai.is_blank(part.refusal)
+
+
+def _type_of(payload: bytes) -> str | None:
+    try:
+        return openai.answer_of(_type_decoder, payload).type
+    except NotAnAnswer:
+        return None
+
+
+def _delta_of(payload: bytes) -> str:
+    event = openai.value_of(payload)
+    if not isinstance(event, dict):
+        return ""
+    kind, delta = event.get("type"), event.get("delta")
+    # Sound comes as base64, which is no text; its transcript has events of its own.
+    is_text = isinstance(kind, str) and kind.endswith(".delta") and not kind.endswith("audio.delta")
+    return delta if is_text and isinstance(delta, str) else ""
+
+
+def _output_texts(response: Any) -> Iterator[str]:
+    """What the model wrote: texts, refusals, reasoning and the arguments of calls; no results, ids or pictures."""
+    output = response.get("output") if isinstance(response, dict) else None
+    for item in output if isinstance(output, list) else ():
+        if isinstance(item, dict):
+            written = [item.get(name) for name in ("name", "arguments", "input", "code")]
+            parts = [part for name in ("content", "summary") for part in _dicts(item.get(name))]
+            yield from json_text.text_of(written + [part.get(name) for part in parts for name in ("text", "refusal")])
+
+
+def _dicts(value: Any) -> Iterator[dict[str, Any]]:
+    return (part for part in value if isinstance(part, dict)) if isinstance(value, list) else iter(())
