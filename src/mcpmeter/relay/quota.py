@@ -1,0 +1,278 @@
+"""Providers' rate-limit headers as samples of what is left. Pure: time comes from the caller.
+
+What cannot be true (negative, NaN, 9.22e18, endless) is dropped and never shown as something that remains.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
+from typing import Final, NamedTuple
+
+import msgspec
+
+from mcpmeter.catalog.quota import RESOURCES
+
+NS_PER_S: Final = 1_000_000_000
+MOST: Final = 10**12
+"""More of anything than a provider grants; above it a header says "no limit" in some program's largest number."""
+
+FURTHEST_RESET_NS: Final = 400 * 86_400 * NS_PER_S
+LONGEST_VALUE: Final = 64
+LONGEST_LIST: Final = 1024
+"""Characters of a header that are read at all: of a plain value, and of a structured field with several members."""
+
+RETRY_AFTER: Final = "retry_after"
+_WINDOW_SECONDS: Final = {"second": 1, "minute": 60, "hour": 3600, "day": 86_400, "month": 31 * 86_400}
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+class Sample(msgspec.Struct, frozen=True, gc=False, kw_only=True):
+    """What one answer says of one resource. At least one of limit, remaining and reset is there."""
+
+    resource: str
+    """One of `catalog.quota.RESOURCES`."""
+    limit: int | None = None
+    remaining: int | None = None
+    reset_at_ns: int | None = None
+    """Unix nanoseconds (UTC), never before the answer."""
+    window_ns: int = 0
+    """The window's length where the header's name or its policy tells it, else 0."""
+
+
+class Names(NamedTuple):
+    """The three headers of one resource."""
+
+    resource: str
+    limit: str
+    remaining: str
+    reset: str
+    window_seconds: int = 0
+
+
+def _prefixed(prefix: str, suffix: str, resource: str, window_seconds: int = 0) -> Names:
+    return Names(
+        resource, f"{prefix}-limit{suffix}", f"{prefix}-remaining{suffix}", f"{prefix}-reset{suffix}", window_seconds
+    )
+
+
+_OPENAI: Final = (
+    _prefixed("x-ratelimit", "-requests", "requests"),
+    _prefixed("x-ratelimit", "-tokens", "tokens"),
+    _prefixed("x-ratelimit", "-project-requests", "project_requests"),
+    _prefixed("x-ratelimit", "-project-tokens", "project_tokens"),
+)
+_ANTHROPIC: Final = tuple(
+    Names(resource, f"anthropic-{name}-limit", f"anthropic-{name}-remaining", f"anthropic-{name}-reset")
+    for resource, name in (
+        ("requests", "ratelimit-requests"),
+        ("tokens", "ratelimit-tokens"),
+        ("input_tokens", "ratelimit-input-tokens"),
+        ("output_tokens", "ratelimit-output-tokens"),
+        ("priority_input_tokens", "priority-input-tokens"),
+        ("priority_output_tokens", "priority-output-tokens"),
+    )
+)
+_WINDOWED: Final = tuple(
+    _prefixed("x-ratelimit", f"-{unit}-{window}", f"{resource}_per_{window}", seconds)
+    for unit, resource in (("req", "requests"), ("requests", "requests"), ("tokens", "tokens"))
+    for window, seconds in _WINDOW_SECONDS.items()
+)
+_PLAIN: Final = (
+    _prefixed("x-ratelimit", "", "requests"),
+    _prefixed("x-rate-limit", "", "requests"),
+    _prefixed("ratelimit", "", "requests"),
+)
+_TOKENLIMIT: Final = _prefixed("x-tokenlimit", "", "tokens")
+_ALL: Final = (*_OPENAI, *_ANTHROPIC, *_WINDOWED, *_PLAIN, _TOKENLIMIT)
+
+STYLES: Final[Mapping[str, tuple[Names, ...]]] = {
+    "openai": _OPENAI,
+    "azure-openai": _OPENAI,
+    "groq": _OPENAI,
+    "anthropic": _ANTHROPIC,
+    "mistral": (*_WINDOWED, *_OPENAI),
+    "openrouter": (*_PLAIN, *_OPENAI),
+    "together": (*_PLAIN, _TOKENLIMIT, *_OPENAI),
+}
+"""Which headers are looked for, by the built-in provider's name; any other name looks for all of them."""
+
+
+def read(headers: Mapping[str, str], style: str, now: int) -> list[Sample]:
+    """What an answer's headers (by lower-case name) say of quotas; a resource once. `now` is Unix ns. Never raises."""
+    found: dict[str, Sample] = {}
+    for names in STYLES.get(style, _ALL):
+        if names.resource not in found and (sample := _plain(headers, names, now)):
+            found[names.resource] = sample
+    if "ratelimit" in headers or "ratelimit-policy" in headers:
+        for sample in _structured(headers.get("ratelimit", ""), headers.get("ratelimit-policy", ""), now):
+            found.setdefault(sample.resource, sample)
+    if (wait := _retry_after(headers, now)) is not None:
+        found[RETRY_AFTER] = Sample(resource=RETRY_AFTER, reset_at_ns=wait)
+    return list(found.values())
+
+
+def _plain(headers: Mapping[str, str], names: Names, now: int) -> Sample | None:
+    said = headers.get(names.limit), headers.get(names.remaining), headers.get(names.reset)
+    return _sample(names.resource, said, names.window_seconds, now)
+
+
+def _retry_after(headers: Mapping[str, str], now: int) -> int | None:
+    milliseconds = headers.get("retry-after-ms")
+    if milliseconds is not None and _NUMBER.fullmatch(milliseconds.strip()):
+        return _within_reach(now + _scaled(milliseconds.strip(), 1_000_000), now)
+    return reset_at(headers.get("retry-after"), now)
+
+
+# Values --------------------------------------------------------------------------------------------------------------
+
+_COUNT: Final = re.compile(r"([0-9]{1,13})(?:\.[0-9]{1,9})?(?:\s*[,;].*)?", re.DOTALL)
+_NUMBER: Final = re.compile(r"[0-9]{1,15}(?:\.[0-9]{1,9})?")
+# Go writes microseconds with the micro sign, whose two bytes are read as Latin-1 here.
+_GO_PARTS: Final = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)(d|h|ms|m|s|us|\xc2?\xb5s|ns)")
+_GO_DURATION: Final = re.compile(rf"(?:{_GO_PARTS.pattern})+")
+_GO_NS: Final = {"d": 86_400 * NS_PER_S, "h": 3600 * NS_PER_S, "m": 60 * NS_PER_S, "s": NS_PER_S, "ms": 10**6, "ns": 1}
+_RFC3339: Final = re.compile(
+    r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}:[0-9]{2}(?:\.[0-9]{1,9})?(?:[Zz]|[+-][0-9]{2}:[0-9]{2})"
+)
+
+
+def count(text: str | None) -> int | None:
+    """A count as headers write it (`5000`, `99.5` rounded down, `100, 100;w=60` the first); None for anything else."""
+    if text is None or len(text) > LONGEST_VALUE:
+        return None
+    match = _COUNT.fullmatch(text.strip())
+    value = int(match[1]) if match else MOST + 1
+    return value if value <= MOST else None
+
+
+def reset_at(text: str | None, now: int) -> int | None:
+    """The instant (Unix ns) of a reset, `now` for one in the past; None for what is no time or is out of reach.
+
+    Reads seconds (`60`, `0.5`), Unix seconds and milliseconds (`1741305600000`), Go's durations (`1m30.951s`, `6ms`),
+    RFC 3339 and HTTP dates.
+    """
+    if text is None or len(text) > LONGEST_VALUE or not (text := text.strip()):
+        return None
+    for form, instant in _FORMS:
+        if form.fullmatch(text):
+            return _within_reach(instant(text, now), now)
+    return _within_reach(_http_date(text), now)
+
+
+def _within_reach(instant: int | None, now: int) -> int | None:
+    if instant is None or instant > now + FURTHEST_RESET_NS:
+        return None
+    return max(instant, now)
+
+
+def _number(text: str, now: int) -> int:
+    value = int(text.partition(".")[0])
+    if value >= 10**11:
+        return _scaled(text, 1_000_000)
+    if value >= 10**9:
+        return _scaled(text, NS_PER_S)
+    return now + _scaled(text, NS_PER_S)
+
+
+def _scaled(text: str, unit_ns: int) -> int:
+    whole, _, fraction = text.partition(".")
+    return int(whole) * unit_ns + (round(float(f"0.{fraction}") * unit_ns) if fraction else 0)
+
+
+def _go_duration(text: str, now: int) -> int:
+    return now + sum(_scaled(value, _GO_NS.get(unit, 1000)) for value, unit in _GO_PARTS.findall(text))
+
+
+def _rfc3339(text: str, now: int) -> int | None:
+    try:
+        return _unix_ns(datetime.fromisoformat(text.upper()))
+    except (ValueError, OverflowError):
+        return None
+
+
+def _http_date(text: str) -> int | None:
+    try:
+        parsed = parsedate_to_datetime(text)
+    except (TypeError, ValueError, IndexError, OverflowError):
+        return None
+    return _unix_ns(parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC))
+
+
+def _unix_ns(instant: datetime) -> int:
+    return (instant - _EPOCH) // timedelta(microseconds=1) * 1000
+
+
+_FORMS: Final[tuple[tuple[re.Pattern[str], Callable[[str, int], int | None]], ...]] = (
+    (_NUMBER, _number),
+    (_GO_DURATION, _go_duration),
+    (_RFC3339, _rfc3339),
+)
+
+
+# The IETF draft's structured fields (draft-ietf-httpapi-ratelimit-headers, RFC 9651) ----------------------------------
+
+_STRING: Final = r'"(?:[^"\\]|\\["\\])*"'
+_PARAMETER: Final = re.compile(rf'\s*;\s*([a-z*][a-z0-9_.*-]*)(?:=({_STRING}|[^\s;,"]+))?')
+_MEMBER: Final = re.compile(rf'\s*({_STRING}|[A-Za-z0-9*][^\s;,="]*)((?:{_PARAMETER.pattern})*)\s*(?:,|$)')
+_OLDER_FORM: Final = re.compile(r"\s*(limit|remaining|reset)=([0-9]+)\s*(?:[,;]|$)")
+
+
+def _structured(current: str, policy: str, now: int) -> Iterator[Sample]:
+    """`"name";r=…;t=…` beside `"name";q=…;w=…`, or draft 07's `limit=…, remaining=…, reset=…`; the tightest first."""
+    if _OLDER_FORM.match(current):
+        said = dict(_OLDER_FORM.findall(current[:LONGEST_LIST]))
+        if sample := _sample("requests", (said.get("limit"), said.get("remaining"), said.get("reset")), 0, now):
+            yield sample
+        return
+    lefts, policies = _members(current), _members(policy)
+    samples = [_of_policy(name, lefts.get(name, {}), policies.get(name, {}), now) for name in {**lefts, **policies}]
+    yield from sorted(filter(None, samples), key=lambda s: MOST if s.remaining is None else s.remaining)
+
+
+def _of_policy(name: str, left: Mapping[str, str], policy: Mapping[str, str], now: int) -> Sample | None:
+    window_seconds = count(policy.get("w")) or 0
+    resource = _resource(name, policy.get("qu", ""), window_seconds)
+    return _sample(resource, (policy.get("q"), left.get("r"), left.get("t")), window_seconds, now)
+
+
+def _sample(
+    resource: str, said: tuple[str | None, str | None, str | None], window_seconds: int, now: int
+) -> Sample | None:
+    limit, remaining = count(said[0]), count(said[1])
+    if not resource or (limit is None and remaining is None):
+        return None
+    window_ns = window_seconds * NS_PER_S
+    return Sample(
+        resource=resource,
+        limit=limit,
+        remaining=remaining,
+        reset_at_ns=reset_at(said[2], now),
+        window_ns=window_ns if window_ns <= FURTHEST_RESET_NS else 0,
+    )
+
+
+def _members(text: str) -> dict[str, dict[str, str]]:
+    """A list's members with their parameters, by name; nothing if any of it is malformed, as RFC 9651 asks."""
+    found: dict[str, dict[str, str]] = {}
+    place = 0
+    while place < len(text) <= LONGEST_LIST:
+        member = _MEMBER.match(text, place)
+        if member is None:
+            return {}
+        found[member[1].strip('"')] = {key: value.strip('"') for key, value in _PARAMETER.findall(member[2])}
+        place = member.end()
+    return found
+
+
+def _resource(name: str, unit: str, window_seconds: int) -> str:
+    """The closed set's word for a policy; "" for a unit that is not in it. A policy's own name is free text."""
+    named = name.lower().replace("-", "_")
+    if named in RESOURCES and named != RETRY_AFTER:
+        return named
+    if unit not in ("", "requests", "tokens"):
+        return ""
+    window = next((f"_per_{word}" for word, seconds in _WINDOW_SECONDS.items() if seconds == window_seconds), "")
+    return f"{unit or 'requests'}{window}"
