@@ -1,0 +1,73 @@
+"""Heads of answers: what a provider's becomes, what is ours, and a whole answer that is an error."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Final
+
+from mcpmeter.errors import MeterError
+from mcpmeter.pricing import nanousd_to_usd
+from mcpmeter.records import Settlement
+from mcpmeter.relay.exchange import Exchange, Header
+from mcpmeter.relay.upstream import Answer
+
+# fmt: off
+NOT_HANDED_ON: Final = frozenset((
+    # Hop-by-hop (RFC 9110, 7.6.1)
+    "connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "proxy-connection", "te", "trailer",
+    "transfer-encoding", "upgrade",
+    # made anew here
+    "content-length", "content-encoding", "server", "date",
+    # would let a provider set state at the client; so would CORS headers, which are left out by their prefix
+    "set-cookie", "alt-svc", "strict-transport-security",
+))
+# fmt: on
+_CONTROL: Final = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+
+
+async def answer_error(
+    exchange: Exchange, error: MeterError, body: bytes, call_id: str, more: Iterable[Header] = ()
+) -> None:
+    """Send an error of ours as the whole answer, `more` headers with it."""
+    headers = [*own_headers(call_id), (b"content-type", b"application/json"), length(body), *more]
+    if error.retry_after is not None:
+        headers.append((b"retry-after", error.retry_after.encode("latin-1", "replace")))
+    if error.http_status == 401:
+        headers.append((b"www-authenticate", b"Bearer"))
+    await exchange.start(error.http_status, headers)
+    await exchange.end(body)
+
+
+def request_id(answer: Answer) -> str:
+    told = answer.headers.get("x-request-id", "")[:128]
+    return told if told.isascii() and told.isprintable() else ""
+
+
+def own_headers(call_id: str, provider: str = "") -> list[Header]:
+    headers = [(b"x-mcpmeter-call-id", call_id.encode())]
+    return [*headers, (b"x-mcpmeter-provider", provider.encode())] if provider else headers
+
+
+def cost_headers(settlement: Settlement) -> list[Header]:
+    charge = settlement.charge
+    if charge is None or charge.source == "unpriced":
+        return [(b"x-mcpmeter-cost-source", b"unpriced")]
+    return [
+        (b"x-mcpmeter-cost-usd", f"{nanousd_to_usd(charge.nanousd):f}".encode()),
+        (b"x-mcpmeter-cost-source", charge.source.encode()),
+    ]
+
+
+def handed_on(headers: Mapping[str, str]) -> Iterator[Header]:
+    connection = headers.get("connection", "")
+    named = {name.strip().lower() for name in connection.split(",")} if connection else ()
+    for name, value in headers.items():
+        if name in NOT_HANDED_ON or name in named or name.startswith(("x-mcpmeter-", "access-control-")):
+            continue
+        if not _CONTROL.search(value):
+            yield name.encode("latin-1"), value.encode("latin-1", "replace")
+
+
+def length(body: bytes) -> Header:
+    return b"content-length", str(len(body)).encode()

@@ -1,0 +1,355 @@
+"""A call that has its row in the ledger: send, tee, read usage, settle, last byte. There is one way out."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from contextlib import aclosing
+from typing import Final, TypeVar
+
+from mcpmeter.errors import (
+    CallerGone,
+    Draining,
+    InvalidRequest,
+    MeterError,
+    ServiceFault,
+    UpstreamAnsweredGarbage,
+    UpstreamBroke,
+    UpstreamFault,
+    UpstreamRateLimited,
+    UpstreamRefusedAccount,
+    UpstreamTimedOut,
+    UpstreamUnreachable,
+)
+from mcpmeter.meter import Ending, OpenCall
+from mcpmeter.pricing import usd_to_nanousd
+from mcpmeter.records import Settlement, Usage
+from mcpmeter.relay.answering import answer_error, cost_headers, handed_on, length, own_headers, request_id
+from mcpmeter.relay.dialects.base import Asked, NotAnAnswer, Read
+from mcpmeter.relay.exchange import Exchange, Header, Listening
+from mcpmeter.relay.routing import Route
+from mcpmeter.relay.stream import StreamTee
+from mcpmeter.relay.upstream import Answer
+from mcpmeter.relay.wiring import Service, Wiring
+
+_Result = TypeVar("_Result")
+
+IN_A_THREAD_BYTES: Final = 256 * 1024
+"""Larger bodies are read in a thread, so that one of them does not hold up everybody's streams."""
+
+
+class Flight:
+    """A call that has its row in the ledger and is on its way."""
+
+    def __init__(
+        self,
+        *,
+        opened: OpenCall,
+        exchange: Exchange,
+        service: Service,
+        wiring: Wiring,
+        routed: Route,
+        asked: Asked,
+        body: bytes,
+    ) -> None:
+        self._opened = opened
+        self._exchange = exchange
+        self._dialect = service.dialect
+        self._service = service
+        self.wiring = wiring
+        self._provider = routed.upstream.provider
+        self._api_key = routed.upstream.api_key
+        self._model = routed.model
+        self._asked = asked
+        self._body = body
+        self._answer: Answer | None = None
+        self._tee: StreamTee | None = None
+        self._first_chunk_ns = 0
+        self._listening: Listening | None = None
+
+    def cut(self, error: MeterError) -> None:
+        """End the call now, for a reason of the service's own."""
+        if self._listening is not None:
+            self._listening.cut(error)
+
+    async def run(self) -> Settlement:
+        """Send, hand the answer on, settle, send the last byte."""
+        try:
+            return await self._relay()
+        except MeterError as error:
+            return await self._fail(error)
+        except BaseException:
+            await self._settle_after_fault()
+            raise
+        finally:
+            if self._answer is not None:
+                self._answer.abort()
+
+    async def _relay(self) -> Settlement:
+        async with self._exchange.listening() as self._listening:
+            answer = self._answer = await self._send()
+            content_type = answer.headers.get("content-type", "").partition(";")[0].strip().lower()
+            if answer.status >= 300:
+                body = await answer.read(self.wiring.options.max_answer_bytes)
+            elif content_type == "text/event-stream":
+                self._tee = await self._pass_stream(answer)
+            else:
+                body = await answer.read(self.wiring.options.max_answer_bytes)
+        if self._tee is not None:
+            return await self._end_stream(answer, self._tee)
+        if answer.status >= 300:
+            return await self._hand_on_error(answer, body)
+        return await self._hand_on_answer(answer, body)
+
+    async def _send(self) -> Answer:
+        path_name = self._dialect.path_name(self._asked)
+        headers = {
+            "content-type": "application/json",
+            "accept": "text/event-stream" if self._asked.stream else "application/json",
+            "accept-encoding": "identity",
+            "user-agent": "mcpmeter",
+            **self._passed_headers(),
+            **self._provider.auth_headers(self._api_key, path_name),
+        }
+        body = self._dialect.forwarded(self._body, self._asked, self._model)
+        url = self._provider.url(path_name, self._model)
+        return await self.wiring.client.post(self._provider.name, url, headers, body)
+
+    def _passed_headers(self) -> dict[str, str]:
+        wanted = self._dialect.passed_headers
+        return (
+            {
+                name.decode("latin-1"): value.decode("latin-1")
+                for name, value in self._exchange.headers.items()
+                if name in wanted
+            }
+            if wanted
+            else {}
+        )
+
+    async def _pass_stream(self, answer: Answer) -> StreamTee:
+        """Hand a stream on, all but its end."""
+        # Kept from the first byte on, so that what was delivered is known however the stream ends.
+        tee = self._tee = StreamTee(self._dialect, withhold_usage=self._asked.stream and not self._asked.usage_asked)
+        async with aclosing(answer.chunks(self.wiring.options.max_answer_bytes)) as chunks:
+            async for data in chunks:
+                if not self._exchange.started:
+                    # Not before: a stream that breaks before its first byte can still be answered with a status.
+                    self._first_chunk_ns = self._opened.elapsed_ns()
+                    await self._exchange.start(answer.status, self._headers(answer))
+                if part := tee.feed(data):
+                    await self._exchange.send(part)
+                if tee.end:
+                    return tee
+        part = tee.finish()
+        if not tee.is_whole:
+            raise self._ended_early()
+        if part:
+            await self._exchange.send(part)
+        return tee
+
+    def _ended_early(self) -> UpstreamFault:
+        name = self._provider.name
+        if not self._exchange.started:
+            return UpstreamAnsweredGarbage(f"{name} answered with an empty stream.", hint="Retry.")
+        return UpstreamBroke(f"{name} ended its stream before the answer was complete.", hint="Retry.")
+
+    async def _end_stream(self, answer: Answer, tee: StreamTee) -> Settlement:
+        answer.finish()
+        settlement = await self._settle(self._ending(str(answer.status), await self._usage_of_stream(tee), tee.read))
+        await self._exchange.end(tee.end)
+        return settlement
+
+    async def _hand_on_answer(self, answer: Answer, body: bytes) -> Settlement:
+        try:
+            read = self._dialect.read_answer(body)
+        except NotAnAnswer:
+            kind = "an empty body" if not body.strip() else "a body that is not a JSON answer"
+            raise UpstreamAnsweredGarbage(
+                f"{self._provider.name} answered {answer.status} with {kind}.", hint="Check its base_url, or retry."
+            ) from None
+        answer.finish()
+        ending = self._ending(str(answer.status), await self._usage_of_answer(body, read), read)
+        settlement = await self._settle(ending)
+        await self._exchange.start(answer.status, [*self._headers(answer), *cost_headers(settlement), length(body)])
+        await self._exchange.end(body)
+        return settlement
+
+    async def _hand_on_error(self, answer: Answer, body: bytes) -> Settlement:
+        """What a provider refused goes on as it came, unless it is about our account or the endpoint maps faults."""
+        error = self._error_of(answer)
+        if self._must_map(answer.status):
+            raise error
+        answer.finish()
+        settlement = await self._settle(
+            Ending(
+                status=str(answer.status),
+                outcome="error",
+                error=error,
+                upstream_status=answer.status,
+                upstream_request_id=request_id(answer),
+            )
+        )
+        await self._exchange.start(answer.status, [*self._headers(answer), length(body)])
+        await self._exchange.end(body)
+        return settlement
+
+    def _must_map(self, status: int) -> bool:
+        maps = self._service.maps_upstream_faults
+        return status < 400 or status in (401, 402, 403) or status > 599 or (maps and status >= 500)
+
+    def _error_of(self, answer: Answer) -> MeterError:
+        name, status = self._provider.name, answer.status
+        if status < 400:
+            return UpstreamAnsweredGarbage(
+                f"{name} answered {status}, a redirect, which is never followed.", hint="Correct its base_url."
+            )
+        if status in (401, 402, 403):
+            return UpstreamRefusedAccount(
+                f"{name} refused the relay's own account (HTTP {status}).",
+                hint="The operator has to check its key and credit; the caller's key was not sent.",
+            )
+        if status == 429:
+            return UpstreamRateLimited(f"{name} is rate limiting.", retry_after=answer.headers.get("retry-after"))
+        if status in (408, 504):
+            return UpstreamTimedOut(f"{name} answered {status}.", hint="Retry.")
+        if status < 500:
+            return InvalidRequest(f"{name} refused the request (HTTP {status}).")
+        return UpstreamFault(f"{name} answered {status}.", hint="Retry.")
+
+    async def _fail(self, error: MeterError) -> Settlement:
+        """The call ended badly: settle what was delivered, then say so in the way that is still open."""
+        if not self._opened.is_settled:
+            try:
+                await self._settle(await self._broken_ending(error))
+            except MeterError as fault:
+                error = fault
+        exchange, call_id, settlement = self._exchange, self._opened.call.id, self._opened.settled
+        if isinstance(error, CallerGone):
+            return settlement
+        if exchange.started:
+            await exchange.end(self._dialect.error_event(error, call_id))
+        else:
+            await answer_error(exchange, error, self._dialect.error_body(error, call_id), call_id)
+        return settlement
+
+    async def _broken_ending(self, error: MeterError) -> Ending:
+        answer, tee = self._answer, self._tee
+        status = error.http_status
+        if self._exchange.started and answer is not None and not isinstance(error, CallerGone):
+            status = answer.status
+        # A provider that refused has not worked for it.
+        reason = _why_missing(error) if answer is None or answer.status < 300 else ""
+        usage: Usage | None = None
+        if tee is not None and tee.read.usage is not None:
+            usage, reason = tee.read.usage, ""
+        elif reason:
+            usage = await self._usage_delivered(tee)
+        partial = isinstance(error, CallerGone | Draining) or self._exchange.started
+        return self._ending(
+            str(status),
+            (usage, reason if usage is not None else ""),
+            tee.read if tee is not None else Read(),
+            outcome_is_partial=partial,
+            error=error,
+        )
+
+    async def _settle_after_fault(self) -> None:
+        """A fault of our own or the loop's end: the call still gets its one settlement."""
+        if self._opened.is_settled:
+            return
+        error = ServiceFault(
+            "The service failed while relaying.", hint="It is our fault; the service's log says where."
+        )
+        ending = await self._broken_ending(error)
+        await asyncio.shield(self._opened.settle(ending))
+        if not self._exchange.started:
+            await answer_error(
+                self._exchange,
+                error,
+                self._dialect.error_body(error, self._opened.call.id),
+                self._opened.call.id,
+            )
+
+    async def _settle(self, ending: Ending) -> Settlement:
+        return await self._opened.settle(ending)
+
+    def _ending(
+        self,
+        status: str,
+        usage: tuple[Usage | None, str],
+        read: Read,
+        *,
+        outcome_is_partial: bool = False,
+        error: MeterError | None = None,
+    ) -> Ending:
+        answer, tee = self._answer, self._tee
+        if error is None and read.is_error:
+            error = UpstreamFault(f"{self._provider.name} answered an error with a success status.")
+        return Ending(
+            status=status,
+            outcome="partial" if outcome_is_partial else "error" if error else "ok",
+            error=error,
+            usage=usage[0],
+            missing_reason=usage[1],
+            response_model=read.model,
+            finish_reason=read.finish_reason,
+            is_refusal=read.is_refusal,
+            is_empty=read.is_empty,
+            reported_nanousd=self._reported_cost(answer.headers, read.reported_usd) if answer else None,
+            upstream_status=answer.status if answer else 0,
+            upstream_request_id=request_id(answer) if answer else "",
+            time_to_first_chunk_ns=self._first_chunk_ns,
+            chunks=tee.chunks if tee else 0,
+        )
+
+    def _reported_cost(self, headers: Mapping[str, str], reported_usd: str) -> int | None:
+        told = headers.get(self._provider.cost_header) if self._provider.cost_header else None
+        told = told or reported_usd
+        return usd_to_nanousd(told) if told else None
+
+    async def _usage_of_answer(self, body: bytes, read: Read) -> tuple[Usage | None, str]:
+        if read.usage is not None:
+            return read.usage, ""
+        if read.is_error:
+            return None, ""
+        prompt = await off_loop_if_large(self._dialect.prompt_tokens, self._body)
+        completion = await off_loop_if_large(self._dialect.completion_tokens, body)
+        return _estimated(prompt, completion), "bad_usage" if read.bad_usage else "no_usage"
+
+    async def _usage_of_stream(self, tee: StreamTee) -> tuple[Usage | None, str]:
+        if tee.read.usage is not None:
+            return tee.read.usage, ""
+        if tee.read.is_error:
+            delivered = await self._usage_delivered(tee)
+            return (delivered, "upstream_broke") if delivered.completion_tokens else (None, "")
+        prompt = await off_loop_if_large(self._dialect.prompt_tokens, self._body)
+        return _estimated(prompt, tee.delivered_tokens()), "bad_usage" if tee.read.bad_usage else "no_usage"
+
+    async def _usage_delivered(self, tee: StreamTee | None) -> Usage:
+        prompt = await off_loop_if_large(self._dialect.prompt_tokens, self._body)
+        completion = tee.delivered_tokens() if tee is not None else 0
+        return Usage(prompt_tokens=prompt, completion_tokens=completion, source="partial")
+
+    def _headers(self, answer: Answer) -> list[Header]:
+        return [*own_headers(self._opened.call.id, self._provider.name), *handed_on(answer.headers)]
+
+
+def _why_missing(error: MeterError) -> str:
+    """Why a broken call has no usage; empty where the provider cannot have worked for it."""
+    if isinstance(error, CallerGone):
+        return "client_gone"
+    if isinstance(error, Draining | ServiceFault):
+        return "service_stopped"
+    if isinstance(error, UpstreamUnreachable | UpstreamRefusedAccount | UpstreamRateLimited):
+        return ""
+    return "upstream_broke"
+
+
+def _estimated(prompt: int, completion: int) -> Usage:
+    return Usage(prompt_tokens=prompt, completion_tokens=completion, source="estimated")
+
+
+async def off_loop_if_large(read: Callable[[bytes], _Result], data: bytes) -> _Result:
+    """Read a body here if it is small, else in a thread."""
+    return await asyncio.to_thread(read, data) if len(data) > IN_A_THREAD_BYTES else read(data)
