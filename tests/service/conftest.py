@@ -106,6 +106,8 @@ class Relay:
     session: aiohttp.ClientSession
     simulator: Simulator | None = None
     settings: Settings = field(default_factory=Settings)
+    end: Callable[[], Awaitable[None]] | None = None
+    """End the service as its process would after draining, by the task that started it."""
 
     @property
     def address(self) -> tuple[str, int]:
@@ -212,11 +214,10 @@ async def relay_before(upstream: str, ledger: Path, **changes: Any) -> AsyncIter
     settings = make_settings(ledger, upstream, **changes)
     service = Service(lambda: settings)
     timeout = aiohttp.ClientTimeout(total=20)
+    skipped = ("Accept-Encoding", "User-Agent")
     async with (
+        aiohttp.ClientSession(timeout=timeout, auto_decompress=False, skip_auto_headers=skipped) as session,
         running(service, bind("127.0.0.1", 0)) as url,
-        aiohttp.ClientSession(
-            timeout=timeout, auto_decompress=False, skip_auto_headers=("Accept-Encoding", "User-Agent")
-        ) as session,
     ):
         yield Relay(url, service, ledger, session, settings=settings)
 
@@ -266,7 +267,7 @@ async def starting_relays(folder: Path) -> AsyncIterator[StartRelay]:
             kept = Kept(relay_before(upstream, folder / str(next(numbers)) / "ledger.db", **changes))
             stack.push_async_callback(kept.close)
             relay: Relay = await kept.value()
-            relay.simulator = simulator
+            relay.simulator, relay.end = simulator, kept.close
             return relay
 
         yield start
@@ -349,3 +350,10 @@ def everything_logged(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixt
     """The log of every logger at its most talkative."""
     caplog.set_level(logging.DEBUG)
     return caplog
+
+
+@pytest.fixture
+async def client_of() -> AsyncIterator[Callable[[str, Service], Relay]]:
+    """A client of a service that a test has started by itself."""
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=20)) as session:
+        yield lambda url, service: Relay(url, service, service.ledger_path, session)
