@@ -1,0 +1,115 @@
+"""Nothing passes unmetered: a ledger that cannot be written stops calls before they are made, and is told of after."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable
+from typing import Any
+
+import pytest
+
+from mcpmeter.errors import LedgerUnavailable, UpstreamAnsweredGarbage
+from mcpmeter.ledger.sqlite import SqliteStore
+from mcpmeter.ledger.store import RowRefused, SettlementConflict
+from mcpmeter.records import Call, Settlement
+
+CHAT, GUIDE = "/v1/chat/completions", "/mcp/chat"
+
+
+class FailingStore:
+    """The real store, with one of its two writes failing as a full disk makes it fail."""
+
+    def __init__(self, store: SqliteStore) -> None:
+        self._store = store
+        self.fails_to_open: Exception | None = None
+        self.fails_to_settle: Exception | None = None
+
+    def open(self, call: Call) -> Awaitable[None]:
+        return _raising(self.fails_to_open) if self.fails_to_open else self._store.open(call)
+
+    def settle(self, settlement: Settlement) -> Awaitable[None]:
+        return _raising(self.fails_to_settle) if self.fails_to_settle else self._store.settle(settlement)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+
+async def _raising(fault: Exception) -> None:
+    raise fault
+
+
+@pytest.fixture
+async def failing(relay):
+    """The store of a running service, in which the meter writes."""
+    store = FailingStore(relay.service._store)
+    relay.service.meter.store = store
+    yield store
+    store.fails_to_open = store.fails_to_settle = None
+
+
+def full_disk() -> LedgerUnavailable:
+    return LedgerUnavailable("The ledger could not be written: the disk is full.", hint="Make room.")
+
+
+@pytest.mark.parametrize("path", [CHAT, GUIDE])
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_call_that_cannot_be_written_down_is_not_made(relay, failing, stream, path):
+    failing.fails_to_open = full_disk()
+    before = await relay.scrape()
+    reply = await relay.chat(path=path, stream=stream)
+    assert (reply.status, reply.error["code"]) == (503, "ledger_unavailable")
+    assert "Make room" in reply.error["message"]
+    assert (relay.simulator.books.totals.calls, relay.rows()) == (0, [])
+    after = await relay.scrape()
+    assert after.since(before, "mcp_errors_total") == {("internal_error", "server"): 1}
+    assert after.since(before, "mcp_requests_total")[path, "POST", "503"] == 1
+    assert after.since(before, "mcp_tokens_total") == {}
+
+    failing.fails_to_open = None
+    assert (await relay.chat(path=path, stream=stream)).status == 200
+
+
+@pytest.mark.parametrize(
+    "fault", [full_disk(), RowRefused("No."), SettlementConflict("No.")], ids=lambda fault: fault.id
+)
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_call_that_cannot_be_settled_is_told_so_and_its_row_stays_open(relay, failing, stream, fault):
+    failing.fails_to_settle = fault
+    before = await relay.scrape()
+    reply = await relay.chat(stream=stream)
+    error = json.loads(reply.events[-1])["error"] if stream else reply.error
+    assert (reply.status, error["code"]) == (200 if stream else 503, "ledger_unavailable")
+    assert b"[DONE]" not in reply.body
+    assert "completion_tokens" not in reply.body.decode()
+
+    (row,) = relay.rows()
+    assert row.state == "open"
+    assert relay.simulator.books.totals.complete == 1
+    after = await relay.scrape()
+    assert after.since(before, "mcp_errors_total") == {("internal_error", "server"): 1}
+    # What no row will show, no counter may show either; the next start settles both.
+    assert after.since(before, "mcp_tokens_total") == {}
+    assert after.since(before, "mcp_cost_usd_total") == {}
+    assert (after.of("mcp_ledger_open_rows"), after.of("mcp_active_requests")) == (1, 0)
+
+
+async def test_a_providers_fault_on_top_of_the_ledgers_is_told_as_the_ledgers(relay, failing):
+    failing.fails_to_settle = full_disk()
+    reply = await relay.chat("body=html")
+    assert (reply.status, reply.error["code"]) == (503, "ledger_unavailable")
+    assert reply.error["code"] != UpstreamAnsweredGarbage.id
+    assert [row.state for row in relay.rows()] == ["open"]
+
+
+async def test_a_ledger_whose_file_was_taken_away_refuses_calls_and_says_that_it_is_not_ready(relay):
+    assert (await relay.ask(path="/-/ready", method="GET")).status == 200
+    away = relay.ledger.with_name("moved.db")
+    relay.ledger.rename(away)
+    assert (await relay.chat()).error["code"] == "ledger_unavailable"
+    assert (await relay.ask(path="/-/ready", method="GET")).status == 503
+    assert (await relay.ask(path="/health", method="GET")).status == 200
+    assert relay.simulator.books.totals.calls == 0
+
+    away.rename(relay.ledger)
+    assert (await relay.chat()).status == 200
+    assert (await relay.ask(path="/-/ready", method="GET")).status == 200
