@@ -27,6 +27,8 @@ SENTENCES: Final[Mapping[str, str]] = {
     "less_than_equal": "must be at most {le}",
     "finite_number": "must be a finite number",
     "string_too_short": "must not be empty",
+    "dict_type": "must be a mapping of keys, one 'key: value' a line below it",
+    "mapping_type": "must be a mapping of keys, one 'key: value' a line below it",
     "too_long": "has too many items: at most {max_length}",
 }
 SHOWN_CHARACTERS: Final = 60

@@ -10,7 +10,7 @@ from pydantic import SecretStr, ValidationError
 
 from mcpmeter.config.document import MAX_BYTES, Document, Value, read_document
 from mcpmeter.config.faults import Fault, Where, from_validation, raise_for
-from mcpmeter.config.rules import broken_rules
+from mcpmeter.config.rules import broken_rules, routing_faults
 from mcpmeter.config.settings import ProviderSettings, Settings, sendable
 from mcpmeter.errors import ConfigInvalid
 from mcpmeter.relay.providers import Provider, load_providers
@@ -34,9 +34,7 @@ def load(path: Path | None, environ: Mapping[str, str], builtin: Mapping[str, Pr
     Raises ConfigInvalid with one line for each fault, naming the file and line.
     """
     known = load_providers() if builtin is None else builtin
-    settings = Settings() if path is None else _from_file(path, environ, known)
-    if not settings.providers:
-        settings = settings.model_copy(update={"providers": _providers_in(environ, known)})
+    settings = Settings(providers=_providers_in(environ, known)) if path is None else _from_file(path, environ, known)
     settings._source = "environment" if path is None else str(path)
     return settings
 
@@ -48,6 +46,9 @@ def _from_file(path: Path, environ: Mapping[str, str], known: Mapping[str, Provi
         update={"providers": tuple(_with_usual_key(entry, environ, known) for entry in settings.providers)}
     )
     raise_for([*faults, *broken_rules(settings, known)], str(path), document.lines)
+    if not settings.providers:
+        settings = settings.model_copy(update={"providers": _providers_in(environ, known)})
+        raise_for([*routing_faults(settings)], str(path), document.lines)
     return settings
 
 
@@ -92,7 +93,7 @@ def _with_usual_key(
 ) -> ProviderSettings:
     """The key of the usual variable, for the built-in address only: no other host is sent a key nobody meant for it."""
     base = known.get(entry.type or entry.name)
-    if entry.api_key is not None or base is None or entry.base_url not in (None, base.base_url):
+    if entry.secrets or base is None or entry.base_url not in (None, base.base_url):
         return entry
     key = _key_in(environ, base)
     return entry.model_copy(update={"api_key": SecretStr(key)}) if key else entry

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, Final, get_args, get_origin
+from typing import Any, Final, Literal, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, SecretStr
@@ -24,6 +24,7 @@ KINDS: Final = {
     SecretStr: "secret",
     Path: "path",
     Decimal: "number",
+    bool: "true or false",
 }
 
 HEAD: Final = """\
@@ -53,6 +54,9 @@ def reference() -> str:
 
 
 def _section(where: str, info: FieldInfo) -> Iterator[str]:
+    if get_origin(info.annotation) is Mapping:
+        yield from (f"## `{where}`\n", f"{info.description} A mapping: `{_flow((info.examples or [''])[0])}`.\n")
+        return
     model = _model(info)
     yield f"## `{where}`\n"
     yield f"{_first_line(model)}{_list_note(info)}\n"
@@ -87,6 +91,8 @@ def _list_note(info: FieldInfo) -> str:
 
 def _kind(annotation: Any) -> str:
     inner = [kind for kind in get_args(annotation) if kind not in (type(None), Ellipsis)]
+    if get_origin(annotation) is Literal:
+        return " or ".join(f"`{value}`" for value in inner)
     if get_origin(annotation) is tuple:
         return f"list of {_kind(inner[0])}"
     if annotation in KINDS:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from ipaddress import ip_address
 from typing import Final
 
-from mcpmeter.config.faults import Fault, Where, nearest
-from mcpmeter.config.settings import ProviderSettings, Settings
+from mcpmeter.config.faults import Fault, Where, dotted, nearest
+from mcpmeter.config.settings import ProviderSettings, RouteSettings, Settings, TimeoutSettings
 from mcpmeter.errors import ConfigInvalid
 from mcpmeter.relay.providers import GENERIC, Provider
+
+ALIAS: Final = re.compile(r"[!-)+->@-Z\\-~]{1,200}")
+"""A model's name that is no glob."""
 
 EVERY_ADDRESS: Final = frozenset({"0.0.0.0", "::", "[::]"})  # noqa: S104 (compared, not bound)
 
@@ -49,10 +53,15 @@ def broken_rules(settings: Settings, builtin: Mapping[str, Provider]) -> Iterato
     yield from _same_secret(settings)
     for index, entry in enumerate(settings.providers):
         yield from _provider_faults(("providers", index), entry, builtin)
+        yield from _several_keys_faults(("providers", index), entry)
+        yield from _own_timeout_faults(("providers", index), entry, settings.relay.timeouts)
     yield from _team_faults(settings)
     yield from _default_provider_faults(settings)
     yield from _metrics_faults(settings)
     yield from _timeout_faults(settings)
+    yield from _retry_faults(settings)
+    if settings.providers:
+        yield from routing_faults(settings)
     for index, path in enumerate(settings.pricing.files):
         if not path.is_file():
             yield Fault(("pricing", "files", index), f"'pricing.files[{index}]' is no file; create it or mend the path")
@@ -85,8 +94,76 @@ def _provider_faults(where: Where, entry: ProviderSettings, builtin: Mapping[str
         yield Fault((*where, "type" if entry.type else "name"), f"{place}: no provider is built in as '{kind}'{advice}")
     elif not (entry.base_url or base.base_url):
         yield Fault(where, f"{place} is of type '{kind}', which has no address; add 'base_url'")
-    elif entry.api_key is None and base.key_env and entry.base_url in (None, base.base_url):
+    elif not entry.secrets and base.key_env and entry.base_url in (None, base.base_url):
         yield Fault(where, f"{place} has no key; set {base.key_env} in the environment, or add 'api_key'")
+
+
+def _several_keys_faults(where: Where, entry: ProviderSettings) -> Iterator[Fault]:
+    place = f"'providers[{where[1]}]'"
+    if entry.api_key is not None and entry.api_keys:
+        yield Fault((*where, "api_keys"), f"{place} has 'api_key' and 'api_keys'; put all keys into 'api_keys'")
+    elif len(set(entry.secrets)) < len(entry.secrets):
+        yield Fault((*where, "api_keys"), f"{place} has the same key twice in 'api_keys'; take one out")
+
+
+def _own_timeout_faults(where: Where, entry: ProviderSettings, common: TimeoutSettings) -> Iterator[Fault]:
+    if not entry.timeouts.model_fields_set:
+        return
+    times = entry.timeouts.over(common)
+    for name in ("connect_seconds", "first_byte_seconds", "idle_seconds"):
+        if getattr(times, name) > times.total_seconds:
+            sentence = f"'providers[{where[1]}].timeouts': '{name}' is more than 'total_seconds'; set both"
+            given = name if name in entry.timeouts.model_fields_set else "total_seconds"
+            yield Fault((*where, "timeouts", given), sentence)
+
+
+def _retry_faults(settings: Settings) -> Iterator[Fault]:
+    retries = settings.relay.retries
+    if retries.cap_ms < retries.base_ms:
+        yield Fault(("relay", "retries", "cap_ms"), "'relay.retries.cap_ms' is less than 'base_ms'; raise it")
+
+
+def routing_faults(settings: Settings) -> Iterator[Fault]:
+    """Every fault of routes and aliases against the providers, however these were found."""
+    providers = [entry.name for entry in settings.providers]
+    seen: dict[str, int] = {}
+    for index, route in enumerate(settings.routes):
+        yield from _route_faults(index, route, providers)
+        for model in dict.fromkeys(route.models):
+            if model in seen:
+                sentence = (
+                    f"'routes[{index}]' is never asked for '{model}': 'routes[{seen[model]}]' has it; take one out"
+                )
+                yield Fault(("routes", index, "models"), sentence)
+            seen.setdefault(model, index)
+    for name, target in settings.aliases.items():
+        yield from _alias_faults(name, target, providers)
+
+
+def _route_faults(index: int, route: RouteSettings, providers: Sequence[str]) -> Iterator[Fault]:
+    seen: set[tuple[str, str | None]] = set()
+    for place, entry in enumerate(route.upstreams):
+        where: Where = ("routes", index, "upstreams", place)
+        name = f"'routes[{index}].upstreams[{place}]'"
+        if entry.name not in providers:
+            yield Fault(where, f"{name} is '{entry.name}', which is not in 'providers'{nearest(entry.name, providers)}")
+        elif (entry.name, entry.model) in seen:
+            yield Fault(where, f"{name} is '{entry.name}' again; give its share by 'weight', or take it out")
+        if entry.weight is not None and route.mode == "ordered":
+            yield Fault(where, f"{name} has a weight, which counts with 'mode: weighted' only; add that")
+        seen.add((entry.name, entry.model))
+
+
+def _alias_faults(name: str, target: str, providers: Sequence[str]) -> Iterator[Fault]:
+    where: Where = ("aliases", name)
+    prefix, provider = name.partition("/")[0], target.partition("/")[0]
+    if not ALIAS.fullmatch(name):
+        yield Fault(where, f"'{dotted(where)}' must be named in 1 to 200 printable characters, no blanks or '*?['")
+    elif "/" in name and prefix in providers:
+        yield Fault(where, f"'{dotted(where)}' already means a model of '{prefix}'; choose a name without '{prefix}/'")
+    if provider not in providers:
+        sentence = f"'{dotted(where)}' stands for a model of '{provider}', which is not in 'providers'"
+        yield Fault(where, f"{sentence}{nearest(provider, providers)}")
 
 
 def _team_faults(settings: Settings) -> Iterator[Fault]:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Mapping
 from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import (
     AfterValidator,
@@ -24,8 +24,10 @@ from pydantic_core import PydanticCustomError
 
 from mcpmeter.access.keys import weakness_of
 from mcpmeter.errors import ConfigInvalid
+from mcpmeter.relay.failover.options import CircuitOptions, RetryOptions
 from mcpmeter.relay.providers import Provider, base_url_fault, load_providers
-from mcpmeter.relay.routing import Upstream
+from mcpmeter.relay.routing import RouteRule, Routing, RuleUpstream, Upstream
+from mcpmeter.relay.upstream import Timeouts
 
 
 def _must(sentence: str) -> PydanticCustomError:
@@ -38,6 +40,12 @@ def _whole(value: object) -> int:
         return int(value)
     if isinstance(value, bool) or not isinstance(value, int):
         raise _must("must be a whole number")
+    return value
+
+
+def _switch(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise _must("must be true or false")
     return value
 
 
@@ -62,6 +70,12 @@ def _matching(pattern: str, sentence: str) -> Callable[[str], str]:
         return text
 
     return check
+
+
+def _some(items: tuple[Any, ...]) -> tuple[Any, ...]:
+    if not items:
+        raise _must("must not be empty")
+    return items
 
 
 def _label(text: str) -> str:
@@ -107,9 +121,13 @@ def _path(path: Path, info: ValidationInfo) -> Path:
 NAME_PATTERN: Final = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 
 Whole = Annotated[int, BeforeValidator(_whole)]
+Switch = Annotated[bool, BeforeValidator(_switch)]
 Port = Annotated[int, BeforeValidator(_whole), Field(ge=0, le=65535)]
 Bytes = Annotated[int, BeforeValidator(_whole), Field(ge=1024, le=1 << 40)]
 Seconds = Annotated[float, BeforeValidator(_seconds), Field(ge=0.01, le=86400, allow_inf_nan=False)]
+Milliseconds = Annotated[int, BeforeValidator(_whole), Field(ge=1, le=600_000)]
+Weight = Annotated[int, BeforeValidator(_whole), Field(ge=1, le=1000)]
+Share = Annotated[Decimal, BeforeValidator(_decimal), Field(ge=0, le=1, allow_inf_nan=False)]
 Rate = Annotated[Decimal, BeforeValidator(_decimal), Field(gt=0, allow_inf_nan=False)]
 Host = Annotated[
     str,
@@ -135,6 +153,10 @@ TeamName = Annotated[
 ]
 ModelName = Annotated[
     str, AfterValidator(_matching(r"[!-~]{1,200}", "must be 1 to 200 printable characters, no blanks"))
+]
+AliasTarget = Annotated[
+    str,
+    AfterValidator(_matching(rf"{NAME_PATTERN}/[!-~]{{1,200}}", "must be 'provider/model', one of 'providers' first")),
 ]
 BaseUrl = Annotated[str, AfterValidator(_base_url)]
 ApiKey = Annotated[SecretStr, AfterValidator(_sendable_secret)]
@@ -202,6 +224,56 @@ class TimeoutSettings(Section):
     )
 
 
+class RetrySettings(Section):
+    """When a call is tried again: before its first byte to the client, and never after."""
+
+    max_attempts: Annotated[Whole, Field(ge=1, le=10)] = setting(
+        3, help="Attempts of one call, the first among them; 1 never tries again.", example=2
+    )
+    budget_ratio: Share = setting(
+        Decimal("0.2"),
+        help="Further attempts, as a share of all requests. The first ten are lent.",
+        example=Decimal("0.1"),
+    )
+    base_ms: Milliseconds = setting(
+        100, help="Longest pause before the second attempt at the same place; it doubles each time.", example=50
+    )
+    cap_ms: Milliseconds = setting(
+        5000, help="Longest pause at all. A longer Retry-After is not waited for: others are asked.", example=2000
+    )
+    after_timeout: Switch = setting(
+        False,
+        help="Also try again when no answer began in time. The provider may be working, and bill for both.",
+        example=True,
+    )
+
+    def options(self) -> RetryOptions:
+        """What the relay takes."""
+        return RetryOptions(
+            max_attempts=self.max_attempts,
+            budget_ratio=self.budget_ratio,
+            base_seconds=self.base_ms / 1000,
+            cap_seconds=self.cap_ms / 1000,
+            after_timeout=self.after_timeout,
+        )
+
+
+class CircuitSettings(Section):
+    """When a provider that fails is left alone for a while, if there is another one."""
+
+    failures: Annotated[Whole, Field(ge=1, le=1000)] = setting(
+        5, help="Failures in a row that open the circuit. An answer of 4xx is none.", example=10
+    )
+    window_seconds: Seconds = setting(30.0, help="The row counts if it fits into so many seconds.", example=60.0)
+    open_seconds: Seconds = setting(15.0, help="After so many seconds one call tries the provider again.", example=30.0)
+
+    def options(self) -> CircuitOptions:
+        """What the relay takes."""
+        return CircuitOptions(
+            failures=self.failures, window_seconds=self.window_seconds, open_seconds=self.open_seconds
+        )
+
+
 class RelaySettings(Section):
     """How calls are passed on."""
 
@@ -215,6 +287,26 @@ class RelaySettings(Section):
     timeouts: TimeoutSettings = setting(
         TimeoutSettings(), help="Waiting times and connections.", example={"total_seconds": 900.0}
     )
+    retries: RetrySettings = setting(RetrySettings(), help="Further attempts.", example={"max_attempts": 2})
+    circuit: CircuitSettings = setting(
+        CircuitSettings(), help="Leaving failing providers alone.", example={"open_seconds": 30.0}
+    )
+
+
+class ProviderTimeoutSettings(Section):
+    """Waiting times of one provider, in seconds; those of `relay.timeouts` unless given."""
+
+    connect_seconds: Seconds | None = setting(None, help="To connect, TLS included.", example=3.0)
+    first_byte_seconds: Seconds | None = setting(
+        None, help="From the request's end to the answer's first byte.", example=300.0
+    )
+    idle_seconds: Seconds | None = setting(None, help="Between two chunks of a stream.", example=30.0)
+    total_seconds: Seconds | None = setting(None, help="For one attempt, its answer included.", example=900.0)
+
+    def over(self, common: TimeoutSettings) -> Timeouts:
+        """These, and what they leave out from `relay.timeouts`."""
+        given = self.model_dump(exclude_none=True)
+        return Timeouts(**{**common.model_dump(exclude={"max_connections"}), **given})
 
 
 class ProviderSettings(Section):
@@ -236,12 +328,23 @@ class ProviderSettings(Section):
         help="The provider's key. At the built-in address its usual environment variable serves unless given.",
         example="${OPENAI_API_KEY}",
     )
+    api_keys: tuple[ApiKey, ...] = setting((), help="Or several keys, which take turns.", example=["${OPENAI_API_KEY}"])
     models: tuple[ModelName, ...] = setting(
         (),
         help="Models served: exact names go before every pattern, globs before the built-in ones.",
         example=["llama-*"],
     )
     price_list: Name | None = setting(None, help="The price list that goes before the public one.", example="holysheep")
+    weight: Weight = setting(1, help="Its share of the calls in a weighted route that gives none.", example=3)
+    timeouts: ProviderTimeoutSettings = setting(
+        ProviderTimeoutSettings(), help="Waiting times of its own.", example={"first_byte_seconds": 300.0}
+    )
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """All keys, in order."""
+        given = (self.api_key, *self.api_keys) if self.api_key else self.api_keys
+        return tuple(key.get_secret_value() for key in given)
 
     def provider(self, builtin: Mapping[str, Provider]) -> Provider:
         """The built-in provider under this name and address. Raises ConfigInvalid: there is none of this type."""
@@ -249,6 +352,53 @@ class ProviderSettings(Section):
         if base is None:
             raise ConfigInvalid(f"No provider is of type '{self.type or self.name}'.", hint="Use type: generic.")
         return base.renamed(self.name, base_url=self.base_url, price_list=self.price_list)
+
+
+class RouteUpstreamSettings(Section):
+    """A provider of a route. Its name alone, as text, will do."""
+
+    name: Name = setting(help="The provider's name.", example="openai")
+    weight: Weight | None = setting(
+        None, help="Its share of the calls, with `mode: weighted`; the provider's own unless given.", example=3
+    )
+    model: ModelName | None = setting(None, help="The model's name there; the route's unless given.", example="gpt-4.1")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_alone(cls, value: object) -> object:
+        if isinstance(value, str):
+            return {"name": value}
+        if not isinstance(value, dict | RouteUpstreamSettings):
+            raise _must("must be the provider's name, or a mapping with 'name'")
+        return value
+
+
+class RouteSettings(Section):
+    """Models that several providers serve in each other's place. The first route that covers a model counts."""
+
+    models: Annotated[tuple[ModelName, ...], AfterValidator(_some)] = setting(
+        help="The models: exact names or globs.", example=["gpt-4.1", "gpt-4.1-*"]
+    )
+    upstreams: Annotated[tuple[RouteUpstreamSettings, ...], AfterValidator(_some)] = setting(
+        help="Providers, in the order in which they are asked.", example=["openai", "holysheep"]
+    )
+    mode: Literal["ordered", "weighted"] = setting(
+        "ordered", help="The first that can be called, or one drawn by weight, and then the next.", example="weighted"
+    )
+    model: ModelName | None = setting(
+        None, help="The model's name at these providers; the one asked for unless given.", example="gpt-4.1"
+    )
+
+    def rule(self) -> RouteRule:
+        """What the relay takes."""
+        return RouteRule(
+            models=self.models,
+            upstreams=tuple(
+                RuleUpstream(name=entry.name, weight=entry.weight, model=entry.model or self.model)
+                for entry in self.upstreams
+            ),
+            mode=self.mode,
+        )
 
 
 class TeamSettings(Section):
@@ -324,6 +474,16 @@ class Settings(Section):
         help="Upstreams, in order; those whose key is in the environment unless given.",
         example=[{"name": "openai"}],
     )
+    routes: tuple[RouteSettings, ...] = setting(
+        (),
+        help="Models that several providers serve.",
+        example=[{"models": ["gpt-4.1"], "upstreams": ["openai", "holysheep"]}],
+    )
+    aliases: Mapping[str, AliasTarget] = setting(
+        {},
+        help="Names that callers may use, and the `provider/model` that each stands for.",
+        example={"fast": "openai/gpt-4.1-mini"},
+    )
     teams: tuple[TeamSettings, ...] = setting(
         (), help="Teams; where given, every key's team must be one of them.", example=["search", "support"]
     )
@@ -345,8 +505,19 @@ class Settings(Section):
         return tuple(
             Upstream(
                 provider=entry.provider(known),
-                api_key=entry.api_key.get_secret_value() if entry.api_key else "",
+                api_keys=entry.secrets,
                 models=entry.models,
+                weight=entry.weight,
+                timeouts=entry.timeouts.over(self.relay.timeouts),
             )
             for entry in self.providers
+        )
+
+    def routing(self, upstreams: tuple[Upstream, ...]) -> Routing:
+        """From a model's name to these upstreams, by routes, aliases and the default."""
+        return Routing(
+            upstreams,
+            rules=[route.rule() for route in self.routes],
+            aliases=self.aliases,
+            default=self.relay.default_provider,
         )

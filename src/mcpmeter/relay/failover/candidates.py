@@ -1,0 +1,107 @@
+"""Where one call may be sent, the best place first."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from mcpmeter.relay.failover.state import Cooling, Shared, UpstreamState
+from mcpmeter.relay.routing import Credential, Plan, Route, Upstream
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """An upstream, the model's name there, and the credential to send."""
+
+    upstream: Upstream
+    model: str
+    credential: Credential
+
+
+@dataclass(slots=True, eq=False)
+class Entry:
+    """A candidate with what is known of it, and how often this call has tried it."""
+
+    candidate: Candidate
+    state: UpstreamState
+    cooling: Cooling
+    index: int
+    """The credential's place in configuration."""
+    tries: int = 0
+    is_out: bool = False
+    """Whether its credential was refused in this call."""
+
+
+class Candidates:
+    """For one call: routes in their order or drawn by weight, each with its credentials, which take turns.
+
+    A circuit that is open, and a credential that must wait, are left out; one in doubt goes behind the others.
+    """
+
+    __slots__ = ("_entries", "_failures")
+
+    def __init__(self, plan: Plan, shared: Shared) -> None:
+        routes = drawn_by_weight(plan.routes, shared.random) if plan.mode == "weighted" else plan.routes
+        self._entries = [entry for route in routes for entry in _entries(route, shared.of(route.upstream))]
+        self._failures: Counter[UpstreamState] = Counter()
+
+    def ready(self, now_ns: int, *, is_retry: bool) -> Entry | None:
+        """The best that may be sent to now.
+
+        Where every circuit that is left is open, a first attempt goes to the one that will half-open first: nobody is
+        refused for a circuit's sake. A further attempt has been refused already, and goes nowhere.
+        """
+        free = [entry for entry in self._entries if not entry.is_out and entry.cooling.until_ns <= now_ns]
+        let_through = [entry for entry in free if entry.state.breaker.lets_through(now_ns)]
+        if let_through:
+            return min(let_through, key=lambda entry: self._rank(entry, now_ns))
+        if is_retry or not free:
+            return None
+        return min(free, key=lambda entry: entry.state.breaker.half_opens_at_ns)
+
+    def _rank(self, entry: Entry, now_ns: int) -> tuple[bool, int, int]:
+        return entry.cooling.doubtful_until_ns > now_ns, self._failures[entry.state], entry.tries
+
+    def soonest(self, now_ns: int) -> Entry | None:
+        """Of those that only wait for a Retry-After to pass, the one whose wait ends first."""
+        waiting = [entry for entry in self._entries if not entry.is_out and entry.state.breaker.lets_through(now_ns)]
+        return min(waiting, key=lambda entry: entry.cooling.until_ns, default=None)
+
+    def first_to_end_its_wait(self) -> Entry:
+        """Of all, the one whose wait ends first."""
+        return min(self._entries, key=lambda entry: entry.cooling.until_ns)
+
+    def sent(self, entry: Entry) -> None:
+        """An attempt goes there; the next call begins with the next credential."""
+        entry.tries += 1
+        entry.state.turn = (entry.index + 1) % len(entry.state.coolings)
+
+    def failed(self, entry: Entry) -> None:
+        """The upstream failed in this call: others go first."""
+        self._failures[entry.state] += 1
+
+    def refused(self, entry: Entry) -> None:
+        """The credential is not tried again in this call."""
+        for other in self._entries:
+            other.is_out = other.is_out or other.cooling is entry.cooling
+
+    def was_tried(self, entry: Entry) -> bool:
+        """Whether a further attempt there has to be spaced out: the same credential, or an upstream that failed."""
+        return bool(entry.tries or self._failures[entry.state])
+
+
+def drawn_by_weight(routes: tuple[Route, ...], random: Callable[[], float]) -> list[Route]:
+    """A random order in which each place goes to a route with its share of the weight that is left.
+
+    Efraimidis and Spirakis, "Weighted random sampling with a reservoir" (2006): sorted by exponential variates.
+    """
+    return sorted(routes, key=lambda route: -math.log(1.0 - random()) / route.weight)
+
+
+def _entries(route: Route, state: UpstreamState) -> Iterator[Entry]:
+    credentials = route.upstream.credentials
+    for index in (*range(state.turn, len(credentials)), *range(state.turn)):
+        candidate = Candidate(route.upstream, route.model, credentials[index])
+        yield Entry(candidate, state, state.coolings[index], index)

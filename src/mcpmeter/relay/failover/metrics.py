@@ -1,0 +1,37 @@
+"""What failover counts, as rows of the catalog."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from mcpmeter.catalog import upstream as rows
+from mcpmeter.metrics.recorder import Recorder
+from mcpmeter.relay.failover.outcomes import Outcome
+
+
+class UpstreamMetrics:
+    """The `Tally` that feeds a recorder. Call `announce` before the first call and after each reload."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        self._recorder = recorder
+
+    def announce(self, providers: Iterable[str]) -> None:
+        """Make every series exist: counters at 0, and nothing held against anybody yet."""
+        for name in providers:
+            for row in (rows.ATTEMPTS, rows.RETRIES):
+                self._recorder.announce_children(row, ((name,), row.labels[1].values or ()))
+            if (name,) not in self._recorder.families[rows.UP.name].cells:
+                self.standing(name, is_up=True, is_circuit_open=False)
+
+    def attempted(self, provider: str, outcome: Outcome) -> None:
+        """An attempt came to its answer's head, or to an end before that."""
+        self._recorder.add(rows.ATTEMPTS, (provider, outcome))
+
+    def retried(self, provider: str, reason: Outcome) -> None:
+        """A further attempt is sent, because of what came of the one at `provider`."""
+        self._recorder.add(rows.RETRIES, (provider, reason))
+
+    def standing(self, provider: str, *, is_up: bool, is_circuit_open: bool) -> None:
+        """How an upstream stands now."""
+        self._recorder.set(rows.UP, (provider,), int(is_up))
+        self._recorder.set(rows.CIRCUIT_OPEN, (provider,), int(is_circuit_open))

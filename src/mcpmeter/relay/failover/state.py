@@ -1,0 +1,119 @@
+"""What is known of upstreams and credentials between calls. One for a pipeline; it outlives a reload."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from mcpmeter.relay.failover.breaker import Breaker
+from mcpmeter.relay.failover.budget import RetryBudget
+from mcpmeter.relay.failover.options import CircuitOptions, RetryOptions
+from mcpmeter.relay.failover.outcomes import Outcome
+from mcpmeter.relay.routing import Upstream
+
+
+class Tally(Protocol):
+    """Who counts what happens."""
+
+    def attempted(self, provider: str, outcome: Outcome) -> None:
+        """An attempt came to its answer's head, or to an end before that."""
+
+    def retried(self, provider: str, reason: Outcome) -> None:
+        """A further attempt is sent, because of what came of the one at `provider`."""
+
+    def standing(self, provider: str, *, is_up: bool, is_circuit_open: bool) -> None:
+        """How an upstream stands now."""
+
+
+@dataclass(slots=True, eq=False)
+class Cooling:
+    """What is held against one credential. Instants are monotonic nanoseconds."""
+
+    until_ns: int = 0
+    """Nothing is sent before: the provider said so."""
+    is_rate_limited: bool = False
+    """Whether that was by a 429; else an answer of 5xx."""
+    doubtful_until_ns: int = 0
+    """Others go before it until then: it was limited or refused lately, without a time given."""
+    is_refused: bool = False
+    """Its last answer was 401 or 402."""
+
+    def wait_until(self, instant_ns: int, *, is_rate_limited: bool) -> None:
+        """The provider asks to wait; of several such times the last counts."""
+        if instant_ns > self.until_ns:
+            self.until_ns, self.is_rate_limited = instant_ns, is_rate_limited
+
+    def doubt(self, until_ns: int) -> None:
+        """Let others go first."""
+        self.doubtful_until_ns = max(self.doubtful_until_ns, until_ns)
+
+    def trust(self) -> None:
+        """It worked. What the provider asked to wait stays."""
+        self.doubtful_until_ns, self.is_refused = 0, False
+
+
+@dataclass(slots=True, eq=False)
+class UpstreamState:
+    """One upstream's circuit and credentials."""
+
+    name: str
+    breaker: Breaker
+    coolings: tuple[Cooling, ...]
+    """One for each of `Upstream.credentials`, in their order."""
+    turn: int = 0
+    """Which credential goes first in the next call."""
+
+    @property
+    def is_up(self) -> bool:
+        """Whether calls to it may be expected to work."""
+        return self.breaker.is_closed and not all(cooling.is_refused for cooling in self.coolings)
+
+
+@dataclass(slots=True, kw_only=True)
+class Shared:
+    """All that calls share."""
+
+    retries: RetryOptions
+    circuit: CircuitOptions
+    budget: RetryBudget
+    tally: Tally
+    clock_ns: Callable[[], int]
+    unix_ns: Callable[[], int]
+    random: Callable[[], float]
+    _upstreams: dict[tuple[str, str, tuple[str, ...]], UpstreamState] = field(default_factory=dict)
+    _breakers: dict[tuple[str, str], Breaker] = field(default_factory=dict)
+    _coolings: dict[tuple[str, str], Cooling] = field(default_factory=dict)
+
+    def of(self, upstream: Upstream) -> UpstreamState:
+        """What is known of an upstream; one that is new starts with a clean record.
+
+        A circuit belongs to a name and address, a credential to an address: two names for one account share it.
+        """
+        address = upstream.provider.base_url
+        secrets = tuple(credential.secret for credential in upstream.credentials)
+        state = self._upstreams.get((upstream.name, address, secrets))
+        if state is None:
+            breaker = self._breakers.setdefault((upstream.name, address), Breaker(self.circuit))
+            coolings = tuple(self._coolings.setdefault((address, secret), Cooling()) for secret in secrets)
+            state = UpstreamState(upstream.name, breaker, coolings)
+            self._upstreams[upstream.name, address, secrets] = state
+        return state
+
+    def tell_standing(self, state: UpstreamState) -> None:
+        """Say how an upstream stands."""
+        self.tally.standing(state.name, is_up=state.is_up, is_circuit_open=not state.breaker.is_closed)
+
+    def forget_all_but(self, upstreams: Sequence[Upstream]) -> None:
+        """After a reload: what is not configured any more is dropped, and stands well, so that no alert stays on."""
+        kept = [self.of(upstream) for upstream in upstreams]
+        for name in {state.name for state in self._upstreams.values()}.difference(state.name for state in kept):
+            self.tally.standing(name, is_up=True, is_circuit_open=False)
+        breakers = {id(state.breaker) for state in kept}
+        coolings = {id(cooling) for state in kept for cooling in state.coolings}
+        self._upstreams = {key: state for key, state in self._upstreams.items() if state in kept}
+        self._breakers = {key: breaker for key, breaker in self._breakers.items() if id(breaker) in breakers}
+        self._coolings = {key: cooling for key, cooling in self._coolings.items() if id(cooling) in coolings}
+        for state in kept:
+            state.breaker.reconfigure(self.circuit)
+            self.tell_standing(state)
