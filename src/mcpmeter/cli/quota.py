@@ -105,8 +105,8 @@ def _ask(where: str, connection: HTTPConnection, path: str, headers: dict[str, s
         status, body = answer.status, answer.read(MOST_BYTES)
     except HTTPException:
         raise _no_service_of_ours(where) from None
-    except OSError as fault:
-        why = fault.strerror or type(fault).__name__
+    except (OSError, UnicodeError) as fault:  # a host name that DNS cannot write is the latter
+        why = getattr(fault, "strerror", None) or type(fault).__name__
         raise SetupError(
             f"No service answers at {where} ({why}).", hint="Start it: mcpmeter serve. Or name its address: --url."
         ) from None

@@ -128,7 +128,8 @@ def _retry_after(headers: Mapping[str, str], now: int) -> int | None:
 
 # Values --------------------------------------------------------------------------------------------------------------
 
-_COUNT: Final = re.compile(r"([0-9]{1,13})(?:\.[0-9]{1,9})?(?:\s*[,;].*)?", re.DOTALL)
+# A list's comma has a blank after it; without one it may be a separator of thousands.
+_COUNT: Final = re.compile(r"([0-9]{1,13})(?:\.[0-9]{1,9})?(?:\s*(?:;|,\s).*)?", re.DOTALL)
 _NUMBER: Final = re.compile(r"[0-9]{1,15}(?:\.[0-9]{1,9})?")
 # Go writes microseconds with the micro sign, whose two bytes are read as Latin-1 here.
 _GO_PARTS: Final = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)(d|h|ms|m|s|us|\xc2?\xb5s|ns)")

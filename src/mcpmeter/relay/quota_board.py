@@ -32,6 +32,7 @@ MOST_SOURCES: Final = 512
 PublicName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
 Count = Annotated[int, msgspec.Meta(ge=0, le=MOST)]
 Seconds = Annotated[float, msgspec.Meta(ge=0)]
+Instant = Annotated[datetime, msgspec.Meta(tz=True)]
 
 
 class Standing(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,19 +44,19 @@ class Standing(msgspec.Struct, frozen=True, kw_only=True):
     limit: Count | None
     remaining: Count | None
     """As last reported; the limit once the announced reset has passed."""
-    reset_at: datetime | None
+    reset_at: Instant | None
     resets_in_seconds: Seconds | None
     burn_per_second: Seconds | None
     """Net of what flows back; None until two answers of one window are known."""
     exhausted_in_seconds: Seconds | None
     """None: it resets first, or nothing burns."""
-    reported_at: datetime
+    reported_at: Instant
 
 
 class QuotaReport(msgspec.Struct, frozen=True, kw_only=True):
     """What `/api/quota` answers."""
 
-    at: datetime
+    at: Instant
     quotas: list[Standing]
 
 
