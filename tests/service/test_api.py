@@ -1,0 +1,168 @@
+"""The management API: answers that its own description allows, and only for who has a key."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+import pytest
+from jsonschema import Draft202012Validator
+
+from mcpmeter.catalog import ALL
+from mcpmeter.catalog import quota as rows
+from mcpmeter.errors import NotAuthenticated
+from mcpmeter.meter import Meter
+from mcpmeter.metrics.recorder import Recorder
+from mcpmeter.relay.quota_board import QuotaBoard, QuotaReport
+from mcpmeter.service.api import OPERATIONS, ApiPages
+from mcpmeter.service.app import App, HostGuard, PageEndpoint
+
+KEY = "mk_a-key-that-this-service-knows"
+NOW = int(datetime(2026, 11, 22, 11, 0, 0, tzinfo=UTC).timestamp()) * 10**9
+HEADERS = {
+    "x-ratelimit-limit-requests": "10000",
+    "x-ratelimit-remaining-requests": "9000",
+    "x-ratelimit-reset-requests": "1m30.951s",
+    "x-ratelimit-remaining-tokens": "9223372036854775807",
+    "retry-after": "2",
+}
+
+
+def identify(secret: str | None) -> object:
+    if secret != KEY:
+        raise NotAuthenticated("This API key is not known here.")
+    return None
+
+
+class Api:
+    """The API behind the service's own application."""
+
+    def __init__(self) -> None:
+        recorder = Recorder(rows=tuple(dict.fromkeys((*ALL, *rows.ROWS))))
+        self.board = QuotaBoard(recorder)
+        pages = ApiPages(self.board, identify, "1.2.3", now=lambda: NOW)
+        meter = Meter(recorder)
+        routes = {path: {"GET": PageEndpoint(meter, path, make)} for path, make in pages.routes()}
+        self._app = App(meter, routes, HostGuard(None))
+
+    async def get(self, path: str, key: str | None = KEY) -> tuple[int, dict[str, str], Any]:
+        sent: list[Any] = []
+        scope = {
+            "type": "http",
+            "method": "GET",
+            "path": path,
+            "headers": [(b"authorization", f"Bearer {key}".encode())] if key else [],
+        }
+
+        async def receive() -> Any:
+            return {"type": "http.disconnect"}
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        await self._app(scope, receive, send)
+        headers = {name.decode(): value.decode() for name, value in sent[0]["headers"]}
+        return sent[0]["status"], headers, json.loads(b"".join(m["body"] for m in sent[1:]))
+
+
+@pytest.fixture
+def api() -> Api:
+    return Api()
+
+
+async def test_quotas_are_told_with_instants_and_durations(api: Api) -> None:
+    api.board.note("openai", "openai-1", HEADERS, "openai", now=NOW)
+    status, headers, body = await api.get("/api/quota")
+    assert status == 200
+    assert headers["content-type"] == "application/json"
+    assert headers["cache-control"] == "no-store"
+    assert body == {
+        "at": "2026-11-22T11:00:00Z",
+        "quotas": [
+            {
+                "provider": "openai",
+                "credential": "openai-1",
+                "resource": "requests",
+                "limit": 10000,
+                "remaining": 9000,
+                "reset_at": "2026-11-22T11:01:30.951000Z",
+                "resets_in_seconds": 90.951,
+                "burn_per_second": None,
+                "exhausted_in_seconds": None,
+                "reported_at": "2026-11-22T11:00:00Z",
+            },
+            {
+                "provider": "openai",
+                "credential": "openai-1",
+                "resource": "retry_after",
+                "limit": None,
+                "remaining": None,
+                "reset_at": "2026-11-22T11:00:02Z",
+                "resets_in_seconds": 2.0,
+                "burn_per_second": None,
+                "exhausted_in_seconds": None,
+                "reported_at": "2026-11-22T11:00:00Z",
+            },
+        ],
+    }
+    assert msgspec.convert(body, QuotaReport) == api.board.report(NOW)
+
+
+async def test_before_any_answer_there_is_an_empty_list(api: Api) -> None:
+    status, _, body = await api.get("/api/quota")
+    assert (status, body) == (200, {"at": "2026-11-22T11:00:00Z", "quotas": []})
+
+
+@pytest.mark.parametrize("path", [*(operation.path for operation in OPERATIONS), "/api/openapi.json"])
+@pytest.mark.parametrize("key", [None, "", "mk_another"])
+async def test_nothing_is_told_without_a_known_key(api: Api, path: str, key: str | None) -> None:
+    api.board.note("openai", "openai-1", HEADERS, "openai", now=NOW)
+    status, _, body = await api.get(path, key)
+    assert status == 401
+    assert body["error"]["code"] == "not_authenticated"
+    assert "openai" not in json.dumps(body)
+
+
+class TestDescription:
+    def schema(self, description: dict[str, Any], path: str, answer: str) -> Draft202012Validator:
+        responses = description["paths"][path]["get"]["responses"]
+        reference = responses[answer]["content"]["application/json"]["schema"]
+        return Draft202012Validator({**reference, "components": description["components"]})
+
+    async def test_it_is_openapi_and_names_every_operation_and_this_version(self, api: Api) -> None:
+        status, _, described = await api.get("/api/openapi.json")
+        assert status == 200
+        assert described["openapi"] == "3.1.0"
+        assert described["info"]["version"] == "1.2.3"
+        assert list(described["paths"]) == [operation.path for operation in OPERATIONS]
+        for schema in described["components"]["schemas"].values():
+            Draft202012Validator.check_schema(schema)
+
+    async def test_every_reference_leads_somewhere(self, api: Api) -> None:
+        _, _, described = await api.get("/api/openapi.json")
+        text = json.dumps(described)
+        named = {part.split('"')[0] for part in text.split("#/components/schemas/")[1:]}
+        assert named == set(described["components"]["schemas"])
+
+    async def test_answers_are_what_it_says(self, api: Api) -> None:
+        _, _, described = await api.get("/api/openapi.json")
+        quota = self.schema(described, "/api/quota", "200")
+        api.board.note("openai", "openai-1", HEADERS, "openai", now=NOW)
+        _, _, body = await api.get("/api/quota")
+        assert body["quotas"]
+        quota.validate(body)
+        assert not quota.is_valid({**body, "quotas": [{**body["quotas"][0], "remaining": -1}]})
+        assert not quota.is_valid({**body, "quotas": [{**body["quotas"][0], "limit": 9.22e18}]})
+
+    async def test_errors_are_what_it_says(self, api: Api) -> None:
+        _, _, described = await api.get("/api/openapi.json")
+        _, _, refused = await api.get("/api/quota", key=None)
+        error = self.schema(described, "/api/quota", "default")
+        error.validate(refused)
+        assert not error.is_valid({"error": "no"})
+
+    async def test_instants_are_marked_as_such(self, api: Api) -> None:
+        _, _, described = await api.get("/api/openapi.json")
+        assert described["components"]["schemas"]["QuotaReport"]["properties"]["at"]["format"] == "date-time"
