@@ -45,13 +45,13 @@ def check(name: str, pieces: list[bytes], *, withhold: bool) -> None:
     assert tee.is_whole
 
 
-@pytest.mark.parametrize("withhold", [True, False])
 @pytest.mark.parametrize("name", EXPECTED)
-def test_a_stream_cut_in_two_at_any_byte_gives_the_same_bytes_and_usage(name, withhold):
+def test_a_stream_cut_in_two_at_any_byte_gives_the_same_bytes_and_usage(name):
     data = (GOLDEN / name).read_bytes()
-    check(name, [data], withhold=withhold)
+    for withhold in (True, False):
+        check(name, [data], withhold=withhold)
     for place in range(1, len(data)):
-        check(name, [data[:place], data[place:]], withhold=withhold)
+        check(name, [data[:place], data[place:]], withhold=place % 8 != 0)
 
 
 @pytest.mark.parametrize("name", EXPECTED)

@@ -34,6 +34,7 @@ from mcpmeter.config import (
 )
 from mcpmeter.ledger.connection import open_for_reading
 from mcpmeter.ledger.rows import ROW_COLUMNS, SELECT_ROWS_SQL
+from mcpmeter.metrics.collector import to_family
 from mcpmeter.records import LedgerRow
 from mcpmeter.service import Service, bind, running
 from mcpmeter.simulator import Simulator
@@ -148,6 +149,10 @@ class Relay:
         answer = await self.ask(path="/metrics", method="GET")
         assert answer.status == 200
         return Scrape(_counts(parse_text(answer.body.decode())))
+
+    def counts(self) -> Scrape:
+        """The same figures without a request, to compare a later scrape with."""
+        return Scrape(_counts(map(to_family, self.service.recorder.snapshot())))
 
     async def scrape_openmetrics(self) -> str:
         """Read `/metrics` as OpenMetrics, once its strict parser has read it too."""

@@ -40,7 +40,7 @@ class Refusal:
 
 async def refused(relay: Any, ask: Any, status: int, *, endpoint: str, error_type: str = "validation_error") -> Refusal:
     """Run a bad request and check everything that holds for all of them."""
-    before, rows = await relay.scrape(), len(relay.rows())
+    before, rows = relay.counts(), len(relay.rows())
     upstream_calls = relay.simulator.books.totals.calls + relay.simulator.books.refused
     reply = await ask
     after = await relay.scrape()
@@ -159,7 +159,7 @@ async def refused_raw(
     request = head + b"Connection: close\r\nContent-Length: %d\r\n\r\n" % len(GOOD) + GOOD
     if endpoint == "/metrics":
         # A scrape of the helper's own would be counted on the same route.
-        before = await relay.scrape()
+        before = relay.counts()
         reply = await relay.raw(request)
         assert (reply.status, reply.error["code"]) == (status, "method_not_allowed")
         assert (await relay.scrape()).since(before, "mcp_errors_total") == {(error_type, "client"): 1}

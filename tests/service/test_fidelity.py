@@ -146,7 +146,7 @@ async def test_a_prefixed_model_goes_to_its_provider_under_its_own_name(relay):
 
 
 async def test_a_model_that_nobody_announced_is_relayed_unpriced_and_never_becomes_a_series(relay):
-    before = await relay.scrape()
+    before = relay.counts()
     reply = await relay.ask({"model": "made-up-9", "messages": [{"role": "user", "content": "Hello"}]})
     after = await relay.scrape()
     assert (reply.status, reply.headers["x-mcpmeter-cost-source"]) == (200, "unpriced")

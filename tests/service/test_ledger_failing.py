@@ -55,7 +55,7 @@ def full_disk() -> LedgerUnavailable:
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_call_that_cannot_be_written_down_is_not_made(relay, failing, stream, path):
     failing.fails_to_open = full_disk()
-    before = await relay.scrape()
+    before = relay.counts()
     reply = await relay.chat(path=path, stream=stream)
     assert (reply.status, reply.error["code"]) == (503, "ledger_unavailable")
     assert "Make room" in reply.error["message"]
@@ -75,7 +75,7 @@ async def test_a_call_that_cannot_be_written_down_is_not_made(relay, failing, st
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_call_that_cannot_be_settled_is_told_so_and_its_row_stays_open(relay, failing, stream, fault):
     failing.fails_to_settle = fault
-    before = await relay.scrape()
+    before = relay.counts()
     reply = await relay.chat(stream=stream)
     error = json.loads(reply.events[-1])["error"] if stream else reply.error
     assert (reply.status, error["code"]) == (200 if stream else 503, "ledger_unavailable")

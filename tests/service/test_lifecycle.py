@@ -169,7 +169,7 @@ async def test_a_bad_file_is_refused_and_the_old_configuration_goes_on(configure
     async with Simulator(seed=1) as simulator:
         service, url = await configured(simulator.base_url)
         client = client_of(url, service)
-        before = await client.scrape()
+        before = client.counts()
         path = config(simulator.base_url, more="relya: {}")
         reply = await client.ask(path="/-/reload")
         assert reply.status == 400

@@ -48,7 +48,7 @@ async def relay(start_module_relay, raw_upstream) -> Any:
 
 async def outcome_of(relay: Any, *, stream: bool = False, **more: Any) -> tuple[Any, Any]:
     old = {row.id for row in relay.rows()}
-    before = await relay.scrape()
+    before = relay.counts()
     reply = await relay.chat(stream=stream, **more)
     await relay.until_idle()
     (row,) = [row for row in relay.rows() if row.id not in old]

@@ -146,7 +146,7 @@ SLOW_CASES = [
 
 
 async def check(relay: Any, case: Case) -> Any:
-    before, old = await relay.scrape(), {row.id for row in relay.rows()}
+    before, old = relay.counts(), {row.id for row in relay.rows()}
     reply = await relay.chat(case.simulate, path=case.path, stream=case.stream)
     await relay.until_idle()
     after = await relay.scrape()
