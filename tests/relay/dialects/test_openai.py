@@ -9,8 +9,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mcpmeter.pricing import usd_to_nanousd
 from mcpmeter.records import Usage
-from mcpmeter.relay.dialects.openai import MOST_TOKENS, events_of, read_usage
+from mcpmeter.relay.dialects.base import NotAnAnswer
+from mcpmeter.relay.dialects.openai import (
+    LONGEST_AMOUNT,
+    MOST_TOKENS,
+    events_of,
+    lenient,
+    read_usage,
+    reported_usd,
+    with_fields,
+)
 
 
 def read(text: str) -> tuple[Usage | None, bool]:
@@ -138,3 +148,87 @@ def test_whatever_is_reported_fits_a_row_and_its_parts_fit_their_totals(value):
 )
 def test_events_are_read_as_the_standard_says(block, payloads):
     assert events_of(block) == payloads
+
+
+# Cost ----------------------------------------------------------------------------------------------------------------
+
+
+def cost(text: str) -> str:
+    return reported_usd(msgspec.Raw(f'{{"prompt_tokens":1,"cost":{text}}}'.encode()))
+
+
+@pytest.mark.parametrize(
+    ("written", "told"),
+    [
+        ("0.00014", "0.00014"),
+        ("0.95", "0.95"),
+        ("0", "0"),
+        ("1.4e-05", "1.4e-05"),
+        ("0.10000000000000000555", "0.10000000000000000555"),
+        ('"0.0042"', "0.0042"),
+        ('{"total_cost":0.005017,"request_cost":0.005}', "0.005017"),
+        ('{"total_cost":null}', ""),
+        ("{}", ""),
+        ("null", ""),
+        ("true", ""),
+        ("-0.1", ""),
+        ("NaN", ""),
+        ("Infinity", ""),
+        ('""', ""),
+        ('"free"', ""),
+        ("[1]", ""),
+        ("9" * (LONGEST_AMOUNT + 1), ""),
+        ("0.1,", ""),
+    ],
+)
+def test_a_cost_is_kept_as_it_was_written_or_not_at_all(written, told):
+    assert cost(written) == told
+
+
+@pytest.mark.parametrize("usage", [b"", b"null", b"{}", b"[]", b'"cost"', b'{"cost"', b'["cost"]', b'{"cost":"\xff"}'])
+def test_usage_without_a_readable_cost_tells_none(usage):
+    assert reported_usd(msgspec.Raw(usage)) == ""
+
+
+@given(st.decimals(min_value=0, max_value=10**6, places=12))
+def test_a_cost_reaches_the_ledger_without_a_float(amount):
+    text = f"{amount:f}"
+    answer = lenient(f'{{"x":NaN,"usage":{{"cost":{text}}}}}'.encode())
+    usage = msgspec.json.decode(answer, type=dict[str, msgspec.Raw])["usage"]
+    assert cost(text) == reported_usd(usage) == text
+    assert usd_to_nanousd(text) == usd_to_nanousd(amount)
+
+
+# Bodies --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("body", "additions", "sent"),
+    [
+        (b'{ "a":1.50}', {}, b'{ "a":1.50}'),
+        (b'{ "a":1.50}', {"model": "m"}, b'{"model":"m", "a":1.50}'),
+        (b'{"a":1.50,"model":"x"}', {"model": "m"}, b'{"a":1.50,"model":"m"}'),
+        (b'{"o":{"b":1},"a":1.50}', {"o": {"c": True}}, b'{"o":{"b":1,"c":true},"a":1.50}'),
+        (b'{"o":null}', {"o": {"c": True}, "model": "m"}, b'{"o":{"c":true},"model":"m"}'),
+    ],
+)
+def test_fields_are_set_and_every_other_value_stays_as_it_was_written(body, additions, sent):
+    assert with_fields(body, additions) == sent
+
+
+@pytest.mark.parametrize(
+    ("body", "strict"),
+    [
+        (b'{"a":NaN,"b":[Infinity,-Infinity]}', b'{"a": "NaN", "b": ["Infinity", "-Infinity"]}'),
+        (b'{"a":"\\ud83d"}', b'{"a": "?"}'),
+        (b'{"a":1e400,"b":0.10,"c":12}', b'{"a": "1e400", "b": "0.10", "c": 12}'),
+    ],
+)
+def test_what_only_a_lenient_parser_takes_becomes_strict_and_loses_no_digit(body, strict):
+    assert lenient(body) == strict
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"<html>", b"[" * 100_000, b"\xff"])
+def test_what_no_parser_takes_is_no_answer(body):
+    with pytest.raises(NotAnAnswer):
+        lenient(body)

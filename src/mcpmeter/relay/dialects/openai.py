@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from typing import Annotated, Any, Final, TypeVar
+from typing import Annotated, Any, Final
 
 import msgspec
 
-from mcpmeter.errors import InvalidRequest, MeterError
+from mcpmeter.errors import MeterError
 from mcpmeter.records import Usage
 from mcpmeter.relay.dialects import json_text
 from mcpmeter.relay.dialects.base import NotAnAnswer, Read, merge
@@ -16,13 +16,8 @@ from mcpmeter.relay.dialects.base import NotAnAnswer, Read, merge
 PASSED_HEADERS: Final = frozenset({b"openai-beta"})
 """Switches of features alone. `openai-organization` and `openai-project` name the account that pays: the relay's."""
 
-BYTES_PER_PROMPT_TOKEN: Final = 4
-"""For the estimate at opening, where speed counts: JSON and English both come to about four bytes a token."""
-
-LONGEST_MODEL_NAME: Final = 256
 DONE: Final = b"[DONE]"
 """The payload of the event that ends a stream."""
-
 
 MOST_TOKENS: Final = 10**12
 """More than any call can use; a larger count is nonsense and would break 64-bit columns when summed."""
@@ -37,7 +32,6 @@ LONGEST_NAME: Final = 256
 """Characters kept of what an answer calls itself: a provider's text ends up in a row of the ledger."""
 
 Tokens = Annotated[int, msgspec.Meta(ge=0, le=MOST_TOKENS)]
-_Told = TypeVar("_Told")
 
 
 class _PromptDetails(msgspec.Struct, frozen=True, gc=False):
@@ -78,36 +72,6 @@ _prompt_details_decoder = msgspec.json.Decoder(_PromptDetails)
 _completion_details_decoder = msgspec.json.Decoder(_CompletionDetails)
 _NO_PROMPT_DETAILS: Final = _PromptDetails()
 _NO_COMPLETION_DETAILS: Final = _CompletionDetails()
-
-
-def decoded(decoder: msgspec.json.Decoder[_Told], body: bytes, *, kind: str, hint: str) -> _Told:
-    """A request's body. Raises InvalidRequest, which says that it is no `kind` and repeats none of it."""
-    try:
-        return decoder.decode(body)
-    except msgspec.ValidationError as fault:
-        raise InvalidRequest(f"The request is not {kind}: {fault}.", hint=hint) from None
-    except RecursionError:
-        raise json_text.too_deep() from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as fault:
-        raise json_text.not_json(fault) from None
-
-
-def check_model(name: str | None) -> None:
-    """Raises InvalidRequest for a name that no model can have; None is for the relay to decide."""
-    if name is None:
-        return
-    if not name.strip():
-        raise InvalidRequest("'model' is empty.", hint="Name a model of GET /v1/models.")
-    if len(name) > LONGEST_MODEL_NAME or not name.isprintable():
-        raise InvalidRequest(
-            f"'model' is longer than {LONGEST_MODEL_NAME} characters or holds control characters.",
-            hint="Name a model of GET /v1/models.",
-        )
-
-
-def prompt_estimate(body: bytes) -> int:
-    """Tokens of a prompt as they are written down before it is sent, at least 1."""
-    return max(1, len(body) // BYTES_PER_PROMPT_TOKEN)
 
 
 def with_fields(body: bytes, additions: dict[str, Any]) -> bytes:
@@ -219,32 +183,6 @@ def cleaned(text: str | None) -> str:
     """A provider's text as it may stand in a row: bounded, without control characters."""
     short = (text or "")[:LONGEST_NAME]
     return short if short.isprintable() else "".join(char if char.isprintable() else "?" for char in short)
-
-
-def answer_of(decoder: msgspec.json.Decoder[_Told], body: bytes) -> _Told:
-    """An answer or an event, read leniently where it is not strict JSON. Raises NotAnAnswer."""
-    try:
-        return decoder.decode(body)
-    except (msgspec.ValidationError, UnicodeDecodeError) as fault:
-        raise NotAnAnswer(str(fault)) from None
-    except (msgspec.DecodeError, RecursionError):
-        pass
-    try:
-        return decoder.decode(lenient(body))
-    except (msgspec.DecodeError, RecursionError) as fault:
-        raise NotAnAnswer(str(fault)) from None
-
-
-def value_of(answer: bytes) -> Any:
-    """An answer or an event as Python values, None where it is neither."""
-    try:
-        return msgspec.json.decode(answer)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        pass
-    try:
-        return msgspec.json.decode(lenient(answer))
-    except (NotAnAnswer, msgspec.DecodeError, RecursionError):
-        return None
 
 
 def lenient(body: bytes) -> bytes:

@@ -8,7 +8,7 @@ from typing import Any, Final
 import msgspec
 
 from mcpmeter.errors import InvalidRequest, MeterError
-from mcpmeter.relay.dialects import json_text, openai
+from mcpmeter.relay.dialects import bodies, json_text, openai
 from mcpmeter.relay.dialects.base import NOTHING, Asked, Named, NotAnAnswer, Read
 
 METERED_FIELDS: Final = (b"model", b"stream", b"stream_options", b"messages")
@@ -74,18 +74,18 @@ class OpenAiChat:
 
     def read_request(self, body: bytes, named: Named = NOTHING) -> Asked:
         """Read model, stream and whether usage was asked for. Raises InvalidRequest."""
-        json_text.refuse_bad_text(body)
-        request = openai.decoded(_request_decoder, body, kind="a chat completion", hint=_HINT)
+        request = bodies.request_of(_request_decoder, body, kind="a chat completion", hint=_HINT)
         json_text.refuse_repeated(body, METERED_FIELDS)
         if not request.messages:
             raise InvalidRequest("'messages' is empty.", hint="Send at least one message with a role and content.")
-        openai.check_model(request.model)
+        if request.model is not None:
+            bodies.check_model(request.model)
         options = request.stream_options
         return Asked(
             model=request.model or "",
             stream=bool(request.stream),
             usage_asked=bool(options and options.include_usage),
-            prompt_tokens_estimate=openai.prompt_estimate(body),
+            prompt_tokens_estimate=max(1, len(body) // bodies.BYTES_PER_PROMPT_TOKEN),
         )
 
     def forwarded(self, body: bytes, asked: Asked, model: str) -> bytes:
@@ -105,10 +105,7 @@ class OpenAiChat:
         return _read(answer, messages, is_empty=is_silent and not openai.is_error(answer.error))
 
     def read_events(self, block: bytes) -> Read | None:
-        """The last thing that a block of whole events says of usage, finish reason or refusal.
-
-        Never that the answer is empty: no event alone can know it.
-        """
+        """The last thing that a block of whole events says of usage, finish reason or refusal."""
         if (
             block.count(b'"usage"') == block.count(b'"usage":null')
             and block.count(b'"finish_reason"') == block.count(b'"finish_reason":null')
@@ -118,12 +115,16 @@ class OpenAiChat:
             return None
         return openai.told_by([_read_event(payload) for payload in openai.events_of(block)])
 
+    def has_content(self, block: bytes) -> bool:
+        """Whether a block of events holds text or a tool's call; reasoning is neither."""
+        return any(map(_has_content, openai.events_of(block)))
+
     def only_usage(self, event: bytes) -> bool:
         """An event with usage and no choices: the one that `include_usage` adds at the end."""
         if b'"usage"' not in event:
             return False
         try:
-            answers = [openai.answer_of(_answer_decoder, payload) for payload in openai.events_of(event)]
+            answers = [bodies.answer_of(_answer_decoder, payload) for payload in openai.events_of(event)]
         except NotAnAnswer:
             return False
         return bool(answers) and all(a.choices == [] and openai.is_told(a.usage) for a in answers)
@@ -137,7 +138,7 @@ class OpenAiChat:
         try:
             request = json_text.parsed(body)
         except InvalidRequest:
-            return openai.prompt_estimate(body)
+            return len(body) // bodies.BYTES_PER_PROMPT_TOKEN
         messages = request.get("messages", [])
         text = " ".join(openai.prompt_texts([messages, request.get("tools", [])]))
         return json_text.estimated_tokens(text) + 4 * len(messages)
@@ -162,7 +163,7 @@ class OpenAiChat:
 
 def _answer_of(body: bytes) -> _Answer:
     """Raises NotAnAnswer."""
-    answer = openai.answer_of(_answer_decoder, body)
+    answer = bodies.answer_of(_answer_decoder, body)
     if answer.choices is None and not openai.is_error(answer.error) and not openai.is_told(answer.usage):
         raise NotAnAnswer("no choices")
     return answer
@@ -177,6 +178,16 @@ def _read_event(payload: bytes) -> Read | None:
         # Bytes pass as they came; an event that cannot be read says nothing, and usage will count as missing.
         return None
     return _read(answer, [_said(choice.delta) for choice in answer.choices or ()])
+
+
+def _has_content(payload: bytes) -> bool:
+    try:
+        choices = bodies.answer_of(_answer_decoder, payload).choices or ()
+    except NotAnAnswer:
+        return False
+    said = [_said(choice.delta) for choice in choices]
+    # What cannot be read may be content: an answer is called empty only where it is known to be.
+    return any(part is None or not _is_silent(part) for part in said)
 
 
 def _read(answer: _Answer, said: Sequence[_Said | None], *, is_empty: bool = False) -> Read:
@@ -211,10 +222,8 @@ def _is_silent(said: _Said) -> bool:
 
 
 def _texts(answer: bytes) -> Iterator[str]:
-    value = openai.value_of(answer)
-    choices = value.get("choices") if isinstance(value, dict) else None
-    for choice in choices if isinstance(choices, list) else ():
-        written = choice.get("message") or choice.get("delta") if isinstance(choice, dict) else None
+    for choice in bodies.dicts_in(bodies.under(bodies.value_of(answer), "choices")):
+        written = choice.get("message") or choice.get("delta")
         if isinstance(written, dict):
             for name in ("content", "reasoning_content", "refusal", "tool_calls"):
                 yield from json_text.text_of(written.get(name))

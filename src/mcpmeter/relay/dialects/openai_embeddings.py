@@ -12,7 +12,7 @@ import msgspec
 
 from mcpmeter.errors import InvalidRequest, MeterError
 from mcpmeter.records import Usage
-from mcpmeter.relay.dialects import json_text, openai
+from mcpmeter.relay.dialects import bodies, json_text, openai
 from mcpmeter.relay.dialects.base import NOTHING, Asked, Named, NotAnAnswer, Read
 
 METERED_FIELDS: Final = (b"model", b"input")
@@ -56,12 +56,12 @@ class OpenAiEmbeddings:
 
     def read_request(self, body: bytes, named: Named = NOTHING) -> Asked:
         """Read the model, and that there is something to embed. Raises InvalidRequest."""
-        json_text.refuse_bad_text(body)
-        request = openai.decoded(_request_decoder, body, kind="for embeddings", hint=_HINT)
+        request = bodies.request_of(_request_decoder, body, kind="for embeddings", hint=_HINT)
         json_text.refuse_repeated(body, METERED_FIELDS)
         if not request.input:
             raise InvalidRequest("'input' is empty.", hint="Send a text, a list of texts, or lists of tokens.")
-        openai.check_model(request.model)
+        if request.model is not None:
+            bodies.check_model(request.model)
         return Asked(model=request.model or "", prompt_tokens_estimate=max(1, _prompt_tokens(request)))
 
     def forwarded(self, body: bytes, asked: Asked, model: str) -> bytes:
@@ -70,7 +70,7 @@ class OpenAiEmbeddings:
 
     def read_answer(self, body: bytes) -> Read:
         """Usage, model and cost of an answer, and whether it holds no vector. Raises NotAnAnswer."""
-        answer = openai.answer_of(_answer_decoder, body)
+        answer = bodies.answer_of(_answer_decoder, body)
         is_error = openai.is_error(answer.error)
         if answer.data is None and not is_error:
             raise NotAnAnswer("no list of vectors")
@@ -99,9 +99,9 @@ class OpenAiEmbeddings:
     def prompt_tokens(self, body: bytes) -> int:
         """The number of tokens given as such, and an estimate for texts."""
         try:
-            return _prompt_tokens(openai.decoded(_request_decoder, body, kind="for embeddings", hint=_HINT))
+            return _prompt_tokens(bodies.request_of(_request_decoder, body, kind="for embeddings", hint=_HINT))
         except InvalidRequest:
-            return openai.prompt_estimate(body)
+            return len(body) // bodies.BYTES_PER_PROMPT_TOKEN
 
     def completion_tokens(self, answer: bytes) -> int:
         """0: vectors are no tokens."""

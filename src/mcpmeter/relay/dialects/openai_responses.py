@@ -8,12 +8,13 @@ so there is no usage yet: the call passes and counts as one whose usage is missi
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 import msgspec
 
 from mcpmeter.errors import InvalidRequest, MeterError
-from mcpmeter.relay.dialects import json_text, openai
+from mcpmeter.relay.dialects import bodies, json_text, openai
 from mcpmeter.relay.dialects.base import NOTHING, Asked, Named, NotAnAnswer, Read
 
 METERED_FIELDS: Final = (b"model", b"stream", b"input")
@@ -21,6 +22,9 @@ METERED_FIELDS: Final = (b"model", b"stream", b"input")
 
 LAST_EVENTS: Final = frozenset({"response.completed", "response.incomplete", "response.failed", "response.cancelled"})
 """Each carries the whole answer. `error` is not one of them: `response.failed` may follow it."""
+
+TEXTLESS_DELTAS: Final = ("response.reasoning", "response.audio.")
+"""How the types of deltas begin that are neither text nor a tool's call: thoughts, and sound in base64."""
 
 PENDING: Final = frozenset({"queued", "in_progress"})
 SILENT_ITEMS: Final = frozenset({"reasoning", "compaction", "mcp_list_tools"})
@@ -52,12 +56,6 @@ class _Response(msgspec.Struct, frozen=True, gc=False):
     error: msgspec.Raw = openai.ABSENT
 
 
-class _Event(msgspec.Struct, frozen=True, gc=False):
-    type: str | None = None
-    response: _Response | None = None
-    error: msgspec.Raw = openai.ABSENT
-
-
 class _EventType(msgspec.Struct, frozen=True, gc=False):
     type: str | None = None
 
@@ -77,6 +75,14 @@ class _Item(msgspec.Struct, frozen=True, gc=False):
     content: msgspec.Raw = openai.ABSENT
 
 
+class _Event(msgspec.Struct, frozen=True, gc=False):
+    type: str | None = None
+    response: _Response | None = None
+    item: _Item | None = None
+    delta: msgspec.Raw = openai.ABSENT
+    error: msgspec.Raw = openai.ABSENT
+
+
 _request_decoder = msgspec.json.Decoder(_Request)
 _usage_decoder = msgspec.json.Decoder(_Usage)
 _response_decoder = msgspec.json.Decoder(_Response)
@@ -93,6 +99,7 @@ class OpenAiResponses:
 
     operation = "chat"
     passed_headers = openai.PASSED_HEADERS
+    end_marks = (b'"response"', openai.DONE)
 
     def path_name(self, asked: Asked) -> str:
         """`responses`, streamed or not."""
@@ -100,18 +107,18 @@ class OpenAiResponses:
 
     def read_request(self, body: bytes, named: Named = NOTHING) -> Asked:
         """Read model and stream. Raises InvalidRequest."""
-        json_text.refuse_bad_text(body)
-        request = openai.decoded(_request_decoder, body, kind="for a response", hint=_HINT)
+        request = bodies.request_of(_request_decoder, body, kind="for a response", hint=_HINT)
         json_text.refuse_repeated(body, METERED_FIELDS)
         kept_elsewhere = (request.prompt, request.previous_response_id, request.conversation)
         if not request.input and not any(map(openai.is_told, kept_elsewhere)):
             raise InvalidRequest("'input' is empty.", hint="Send a text, or a list of at least one item.")
-        openai.check_model(request.model)
+        if request.model is not None:
+            bodies.check_model(request.model)
         return Asked(
             model=request.model or "",
             stream=bool(request.stream),
             usage_asked=True,
-            prompt_tokens_estimate=openai.prompt_estimate(body),
+            prompt_tokens_estimate=max(1, len(body) // bodies.BYTES_PER_PROMPT_TOKEN),
         )
 
     def forwarded(self, body: bytes, asked: Asked, model: str) -> bytes:
@@ -120,17 +127,23 @@ class OpenAiResponses:
 
     def read_answer(self, body: bytes) -> Read:
         """What a response object says of itself. Raises NotAnAnswer."""
-        response = openai.answer_of(_response_decoder, body)
+        response = bodies.answer_of(_response_decoder, body)
         is_error = openai.is_error(response.error)
         if not (openai.is_told(response.output) or openai.is_told(response.usage) or is_error):
             raise NotAnAnswer("no output")
-        return _read(response)
+        read, items = _read(response), _items(response.output)
+        can_be_empty = bool(read.finish_reason) and items is not None and not read.is_error
+        return replace(read, is_empty=can_be_empty and all(map(_is_silent, items or ())))
 
     def read_events(self, block: bytes) -> Read | None:
         """What the events with a response object, or an error, say; deltas have neither."""
         if b'"response"' not in block and b'"error"' not in block:
             return None
         return openai.told_by([_read_event(payload) for payload in openai.events_of(block)])
+
+    def has_content(self, block: bytes) -> bool:
+        """Whether a block of events holds text or a tool's call; reasoning is neither."""
+        return any(map(_has_content, openai.events_of(block)))
 
     def only_usage(self, event: bytes) -> bool:
         """Never: nothing is asked for that the client did not ask for."""
@@ -145,7 +158,7 @@ class OpenAiResponses:
         try:
             request = json_text.parsed(body)
         except InvalidRequest:
-            return openai.prompt_estimate(body)
+            return len(body) // bodies.BYTES_PER_PROMPT_TOKEN
         given = request.get("input")
         told = [given, request.get("instructions"), request.get("tools"), request.get("prompt")]
         items = len(given) if isinstance(given, list) else 1
@@ -153,7 +166,7 @@ class OpenAiResponses:
 
     def completion_tokens(self, answer: bytes) -> int:
         """Estimate from the text of the output."""
-        return json_text.estimated_tokens("".join(_output_texts(openai.value_of(answer))))
+        return json_text.estimated_tokens("".join(_output_texts(bodies.value_of(answer))))
 
     def delivered_tokens(self, blocks: Sequence[bytes]) -> int:
         """Estimate from all deltas but those of sound."""
@@ -172,31 +185,39 @@ class OpenAiResponses:
 
 def _read_event(payload: bytes) -> Read | None:
     try:
-        event = openai.answer_of(_event_decoder, payload)
+        event = bodies.answer_of(_event_decoder, payload)
     except NotAnAnswer:
         # Bytes pass as they came; an event that cannot be read says nothing, and usage will count as missing.
         return None
     if event.response is not None:
-        # Some relays leave the output out of the last event, as the client has it already.
-        return _read(event.response, may_be_bare=True)
+        return _read(event.response)
     return Read(is_error=True) if event.type == "error" or openai.is_error(event.error) else None
 
 
-def _read(response: _Response, *, may_be_bare: bool = False) -> Read:
+def _has_content(payload: bytes) -> bool:
+    try:
+        event = bodies.answer_of(_event_decoder, payload)
+    except NotAnAnswer:
+        return False
+    kind = event.type or ""
+    if kind.endswith(".delta"):
+        return not kind.startswith(TEXTLESS_DELTAS) and not openai.is_blank(event.delta)
+    if event.item is not None:
+        return not _is_silent(event.item)
+    items = _items(event.response.output) if event.response is not None else None
+    return not all(map(_is_silent, items or ()))
+
+
+def _read(response: _Response) -> Read:
     usage, bad = openai.read_usage(response.usage, _usage_decoder.decode)
-    is_error = openai.is_error(response.error) or response.status == "failed"
-    finish_reason = _finish_reason(response)
-    items = _items(response.output)
-    said = [(item, _parts(item)) for item in items or ()]
-    can_be_empty = bool(items) if may_be_bare else items is not None
+    parts = [part for item in _items(response.output) or () for part in _parts(item) or ()]
     return Read(
         usage=usage,
         bad_usage=bad,
         model=openai.cleaned(response.model),
-        finish_reason=finish_reason,
-        is_error=is_error,
-        is_refusal=any(part.type == "refusal" for _item, parts in said for part in parts or ()),
-        is_empty=bool(finish_reason) and can_be_empty and not is_error and all(_is_silent(*pair) for pair in said),
+        finish_reason=_finish_reason(response),
+        is_error=openai.is_error(response.error) or response.status == "failed",
+        is_refusal=any(part.type == "refusal" for part in parts),
         reported_usd=openai.reported_usd(response.usage),
     )
 
@@ -231,7 +252,8 @@ def _parts(item: _Item) -> list[_Part] | None:
         return None
 
 
-def _is_silent(item: _Item, parts: list[_Part] | None) -> bool:
+def _is_silent(item: _Item) -> bool:
+    parts = _parts(item)
     if parts is None:
         return item.type in SILENT_ITEMS
     return all(part.type in ("output_text", "refusal") and _is_blank(part) for part in parts)
@@ -243,30 +265,24 @@ def _is_blank(part: _Part) -> bool:
 
 def _type_of(payload: bytes) -> str | None:
     try:
-        return openai.answer_of(_type_decoder, payload).type
+        return bodies.answer_of(_type_decoder, payload).type
     except NotAnAnswer:
         return None
 
 
 def _delta_of(payload: bytes) -> str:
-    event = openai.value_of(payload)
+    event = bodies.value_of(payload)
     if not isinstance(event, dict):
         return ""
     kind, delta = event.get("type"), event.get("delta")
     # Sound comes as base64, which is no text; its transcript has events of its own.
-    is_text = isinstance(kind, str) and kind.endswith(".delta") and not kind.endswith("audio.delta")
+    is_text = isinstance(kind, str) and kind.endswith(".delta") and kind != "response.audio.delta"
     return delta if is_text and isinstance(delta, str) else ""
 
 
 def _output_texts(response: Any) -> Iterator[str]:
     """What the model wrote: texts, refusals, reasoning and the arguments of calls; no results, ids or pictures."""
-    output = response.get("output") if isinstance(response, dict) else None
-    for item in output if isinstance(output, list) else ():
-        if isinstance(item, dict):
-            written = [item.get(name) for name in ("name", "arguments", "input", "code")]
-            parts = [part for name in ("content", "summary") for part in _dicts(item.get(name))]
-            yield from json_text.text_of(written + [part.get(name) for part in parts for name in ("text", "refusal")])
-
-
-def _dicts(value: Any) -> Iterator[dict[str, Any]]:
-    return (part for part in value if isinstance(part, dict)) if isinstance(value, list) else iter(())
+    for item in bodies.dicts_in(bodies.under(response, "output")):
+        written = [item.get(name) for name in ("name", "arguments", "input", "code")]
+        parts = [part for name in ("content", "summary") for part in bodies.dicts_in(item.get(name))]
+        yield from json_text.text_of(written + [part.get(name) for part in parts for name in ("text", "refusal")])
