@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
+import aiohttp
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,6 +21,7 @@ from mcpmeter.relay.quota import (
     read,
     reset_at,
 )
+from mcpmeter.simulator import Quota, Simulator
 
 S = 1_000_000_000
 NOW = int(datetime(2026, 11, 22, 11, 0, 0, tzinfo=UTC).timestamp()) * S
@@ -153,13 +155,16 @@ class TestProviders:
         assert read({"content-type": "application/json", "x-request-id": "req_1"}, "generic", NOW) == []
         assert read({"x-ratelimit-reset-requests": "1s", "x-ratelimit-reset": "5"}, "generic", NOW) == []
 
-    def test_the_simulators_own_headers_are_read_back(self) -> None:
-        from mcpmeter.simulator import Quota
-
-        quota = Quota(requests=5, tokens=100, window_seconds=60, clock_ns=lambda: 7)
-        quota.admit()
-        quota.spend(30)
-        assert by_resource(quota.headers(), "openai") == {"requests": (5, 4, 60.0), "tokens": (100, 70, 60.0)}
+    async def test_the_simulators_own_headers_are_read_back(self) -> None:
+        async with Simulator(quota=Quota(requests=5, tokens=1000)) as upstream, aiohttp.ClientSession() as client:
+            body = {"model": "gpt-4.1", "messages": [{"role": "user", "content": "Hello"}]}
+            async with client.post(f"{upstream.base_url}/chat/completions", json=body) as answer:
+                headers = {name.lower(): value for name, value in answer.headers.items()}
+        samples = {sample.resource: sample for sample in read(headers, "openai", NOW)}
+        assert set(samples) == {"requests", "tokens"}
+        assert (samples["requests"].limit, samples["requests"].remaining) == (5, 4)
+        assert samples["tokens"].limit == 1000
+        assert all(sample.reset_at_ns is not None for sample in samples.values())
 
     def test_an_explicit_zero_is_kept(self) -> None:
         zero = {"x-ratelimit-limit-req-minute": "0", "x-ratelimit-remaining-req-minute": "0"}
