@@ -5,13 +5,16 @@ from __future__ import annotations
 import itertools
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from mcpmeter.relay import stream
+from mcpmeter.relay.dialects.base import Read, merge
 from mcpmeter.relay.dialects.openai_chat import OpenAiChat
 from mcpmeter.relay.stream import StreamTee, whole_events
 
@@ -134,6 +137,57 @@ def test_what_was_delivered_is_estimated_from_the_texts_and_scaled_beyond_what_i
     for _ in range(90):
         tee.feed(event)
     assert tee.delivered_tokens() == pytest.approx(1000, rel=0.02)
+
+
+class Ending(OpenAiChat):
+    """A chat that says goodbye in its own way and tells an answer from its framing."""
+
+    end_marks = (b"goodbye", b"farewell")
+
+    def is_end(self, event: bytes) -> bool:
+        return event.startswith((b"event: goodbye", b"event: farewell"))
+
+    def has_content(self, block: bytes) -> bool:
+        return b'"content":"' in block
+
+
+@pytest.mark.parametrize("word", [b"goodbye", b"farewell"])
+def test_a_dialect_may_have_ends_of_its_own(word):
+    tee = StreamTee(Ending(), withhold_usage=True)
+    assert tee.feed(b"data: farewell and goodbye\n\ndata: [DONE]\n\nevent: %s\n\n" % word).endswith(b"[DONE]\n\n")
+    assert tee.end == b"event: %s\n\n" % word
+
+
+@pytest.mark.parametrize(
+    ("deltas", "finish", "is_empty"),
+    [
+        ([b"{}", b"{}"], b'"stop"', True),
+        ([b"{}", b'{"content":"a"}', b"{}"], b'"stop"', False),
+        ([b"{}"], b"null", False),
+    ],
+)
+def test_a_stream_is_empty_that_has_finished_without_content(deltas, finish, is_empty):
+    tee = StreamTee(Ending(), withhold_usage=False)
+    for delta in deltas:
+        tee.feed(b'data: {"choices":[{"delta":%s,"finish_reason":%s}]}\n\n' % (delta, finish))
+    assert tee.read.is_empty is is_empty
+
+
+def test_usage_that_is_not_final_makes_no_stream_whole_and_is_kept_apart():
+    class Counting(OpenAiChat):
+        def joined(self, before: Read, now: Read) -> Read:
+            usage = now.usage and structs.replace(now.usage, source="reported" if now.finish_reason else "partial")
+            return replace(merge(before, now), usage=usage)
+
+    tee = StreamTee(Counting(), withhold_usage=False)
+    for reason in (b"null", b'"stop"'):
+        assert (tee.is_whole, tee.read.usage) == (False, None)
+        tee.feed(
+            b'data: {"choices":[{"delta":{"content":"a"},"finish_reason":%s}],'
+            b'"usage":{"prompt_tokens":1,"completion_tokens":2}}\n\n' % reason
+        )
+        assert tee.counted.completion_tokens == tee.delivered_tokens() == 2
+    assert (tee.is_whole, tee.read.usage) == (True, tee.counted)
 
 
 @given(st.binary(max_size=80) | st.text(alphabet="ab:\r\n", max_size=80).map(str.encode))

@@ -183,7 +183,8 @@ class AnthropicMessages:
             counts, is_final = before.counts, before.is_final
         if isinstance(now, _Instalment):
             counts = _latest(counts, now.counts)
-            is_final = is_final or (now.counts.output is not None and bool(both.finish_reason))
+            counted_after_the_reason = bool(before.finish_reason) and now.counts.output is not None
+            is_final = is_final or now.is_final or counted_after_the_reason
         usage = _usage(counts, "reported" if is_final else "partial")
         return _Instalment(
             usage=usage,
@@ -406,8 +407,10 @@ def _is_media(part: dict[str, Any]) -> bool:
 
 def _written(block: dict[str, Any]) -> Iterator[str]:
     """What a model wrote into a block or a delta; signatures and ids are the service's."""
-    for name in ("text", "thinking", "partial_json", "name", "input"):
+    for name in ("text", "thinking", "partial_json", "name"):
         yield from json_text.text_of(block.get(name))
+    if block.get("input"):
+        yield msgspec.json.encode(block["input"]).decode()
 
 
 def _delivered_texts(blocks: Sequence[bytes]) -> Iterator[str]:

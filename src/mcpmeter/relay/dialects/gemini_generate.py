@@ -1,0 +1,391 @@
+"""Gemini (`models/{model}:generateContent`, `:streamGenerateContent`): https://ai.google.dev/api/generate-content
+
+Model and streaming stand in the path. A stream has no last event of its own: it is whole once a finish reason came.
+Each of its events may count the tokens so far; the count that comes with the finish reason, or after it, is final.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any, Final
+
+import msgspec
+
+from mcpmeter.errors import InvalidRequest, MeterError
+from mcpmeter.records import Usage
+from mcpmeter.relay.dialects import bodies, json_text, openai
+from mcpmeter.relay.dialects.base import NOTHING, Asked, Named, NotAnAnswer, Read, merge
+from mcpmeter.relay.dialects.openai import Tokens
+
+METERED_FIELDS: Final = (b"contents", b"model")
+"""What is read of a request; each may be named once."""
+
+TOKENS_PER_MEDIUM: Final = 258
+"""What Google gives for an image, or for each tile of a larger one."""
+
+_HINT: Final = 'The least is {"contents": [{"role": "user", "parts": [{"text": "…"}]}]}.'
+_PREFIX: Final = "models/"
+_UNSPECIFIED: Final = ("FINISH_REASON_UNSPECIFIED", "BLOCKED_REASON_UNSPECIFIED", "BLOCK_REASON_UNSPECIFIED")
+_BY_A_FILTER: Final = frozenset(
+    ("SAFETY", "BLOCKLIST", "PROHIBITED_CONTENT", "SPII", "IMAGE_SAFETY", "IMAGE_PROHIBITED_CONTENT", "MODEL_ARMOR")
+)
+"""Finish reasons that say that a filter, not the model, ended the answer."""
+_MEDIA: Final = ("inlineData", "inline_data", "fileData", "file_data")
+_SSE_FIELDS: Final = (b"data:", b"event:", b"id:", b"retry:", b":")
+
+
+class _Request(msgspec.Struct, frozen=True, gc=False):
+    contents: list[dict[str, msgspec.Raw]] | dict[str, msgspec.Raw]  # Google takes one object for a list of one
+    model: str | None = None
+
+
+class _Content(msgspec.Struct, frozen=True, gc=False):
+    parts: list[dict[str, msgspec.Raw]] | None = None
+
+
+class _Candidate(msgspec.Struct, frozen=True, gc=False, rename="camel"):
+    content: _Content | None = None
+    finish_reason: str | None = None
+
+
+class _Feedback(msgspec.Struct, frozen=True, gc=False, rename="camel"):
+    block_reason: str | None = None
+
+
+class _Answer(msgspec.Struct, frozen=True, gc=False, rename="camel"):
+    candidates: list[_Candidate] | None = None
+    prompt_feedback: _Feedback | None = None
+    model_version: str | None = None
+    usage_metadata: msgspec.Raw = openai.ABSENT
+    error: msgspec.Raw = openai.ABSENT
+
+
+class _Usage(msgspec.Struct, frozen=True, gc=False, rename="camel"):
+    prompt_token_count: Tokens | None = None
+    tool_use_prompt_token_count: Tokens | None = None
+    candidates_token_count: Tokens | None = None
+    thoughts_token_count: Tokens | None = None
+    total_token_count: Tokens | None = None
+    cached_content_token_count: msgspec.Raw = openai.ABSENT
+    prompt_tokens_details: msgspec.Raw = openai.ABSENT
+    tool_use_prompt_tokens_details: msgspec.Raw = openai.ABSENT
+    candidates_tokens_details: msgspec.Raw = openai.ABSENT
+
+
+class _Modality(msgspec.Struct, frozen=True, gc=False, rename="camel"):
+    modality: str = ""
+    token_count: Tokens = 0
+
+
+_request_decoder = msgspec.json.Decoder(_Request)
+_answer_decoder = msgspec.json.Decoder(_Answer)
+_answers_decoder = msgspec.json.Decoder(list[_Answer])
+_usage_decoder = msgspec.json.Decoder(_Usage)
+_tokens_decoder = msgspec.json.Decoder(Tokens)
+_modalities_decoder = msgspec.json.Decoder(list[_Modality])
+
+
+class GeminiGenerate:
+    """The generateContent dialect. Stateless. Nothing is injected into a request nor withheld from a stream."""
+
+    operation = "generate_content"
+    passed_headers: frozenset[bytes] = frozenset((b"x-server-timeout",))
+    end_marks: tuple[bytes, ...] = ()
+
+    def path_name(self, asked: Asked) -> str:
+        """`generate`, or `generate_stream`."""
+        return "generate_stream" if asked.stream else "generate"
+
+    def read_request(self, body: bytes, named: Named = NOTHING) -> Asked:
+        """Take model and stream from the path, see that there are contents. Raises InvalidRequest."""
+        request = bodies.request_of(_request_decoder, body, kind="a generateContent request", hint=_HINT)
+        json_text.refuse_repeated(body, METERED_FIELDS)
+        if not request.contents:
+            raise InvalidRequest("'contents' is empty.", hint="Send at least one content with parts.")
+        return Asked(
+            model=_model_of(named, request),
+            stream=named.stream,
+            usage_asked=True,  # every stream tells it
+            prompt_tokens_estimate=max(1, len(body) // bodies.BYTES_PER_PROMPT_TOKEN),
+        )
+
+    def forwarded(self, body: bytes, asked: Asked, model: str) -> bytes:
+        """The body unchanged; only where it repeats the path's model, which upstream differs, it is renamed too."""
+        if asked.model == model or not bodies.names_model(body):
+            return body
+        return bodies.with_model(body, _PREFIX + model)
+
+    def read_answer(self, body: bytes) -> Read:
+        """Usage, model and finish reason of a JSON answer, or of a stream that came as one array.
+
+        Raises NotAnAnswer.
+        """
+        answers = _answers_of(body)
+        if not any(map(_is_answer, answers)):
+            raise NotAnAnswer("no candidates")
+        told = Read()
+        for answer in answers:
+            told = self.joined(told, _read(answer))
+        is_empty = not (told.is_error or told.is_refusal or any(map(_has_content, answers)))
+        usage = None if told.bad_usage else told.usage
+        if usage is not None and not told.is_error:
+            usage = msgspec.structs.replace(usage, source="reported")
+        return replace(told, usage=usage, is_empty=is_empty)
+
+    def read_events(self, block: bytes) -> Read | None:
+        """What a block of whole events says of usage, finish reason, a blocked prompt or an error."""
+        if b'"usageMetadata"' not in block and b'Reason"' not in block and b'"error"' not in block:
+            return None
+        told: Read | None = None
+        for answer in _events(block):
+            told = bodies.merged(told, _read(answer), self.joined)
+        return told
+
+    def joined(self, before: Read, now: Read) -> Read:
+        """What two events say together: the last usage counts, and is final when the model has stopped."""
+        both = merge(before, now)
+        if now.usage is None or not before.finish_reason:
+            return both
+        return replace(both, usage=msgspec.structs.replace(now.usage, source="reported"))
+
+    def has_content(self, block: bytes) -> bool:
+        """Whether a block of whole events holds text or a tool's call; thoughts are neither."""
+        return b'"parts"' in block and any(map(_has_content, _events(block)))
+
+    def only_usage(self, event: bytes) -> bool:
+        """Never: nothing was asked for that the caller did not ask for."""
+        return False
+
+    def is_end(self, event: bytes) -> bool:
+        """Never: the last event looks like the others."""
+        return False
+
+    def prompt_tokens(self, body: bytes) -> int:
+        """Estimate from the text of the instruction, contents and tools, four tokens of framing a content."""
+        try:
+            request = json_text.parsed(body)
+        except InvalidRequest:
+            return len(body) // bodies.BYTES_PER_PROMPT_TOKEN
+        names = ("contents", "systemInstruction", "system_instruction", "tools")
+        told = [bodies.under(request, name) for name in names]
+        text, media = bodies.prompt_parts(told, _is_media)
+        framing = 4 * sum(1 for _content in bodies.dicts_in(told[0]))
+        return json_text.estimated_tokens(text) + TOKENS_PER_MEDIUM * media + framing
+
+    def completion_tokens(self, answer: bytes) -> int:
+        """Estimate from the text of the candidates' parts, thoughts and calls too."""
+        return json_text.estimated_tokens("".join(_texts(bodies.value_of(answer))))
+
+    def delivered_tokens(self, blocks: Sequence[bytes]) -> int:
+        """Estimate from the text of all events."""
+        payloads = openai.events_of(b"".join(blocks))
+        texts = (text for payload in payloads for text in _texts(bodies.value_of(payload)))
+        return json_text.estimated_tokens("".join(texts))
+
+    def error_body(self, error: MeterError, call_id: str) -> bytes:
+        """Google's error object (google.rpc.Status), our ids in an ErrorInfo."""
+        return msgspec.json.encode(
+            {
+                "error": {
+                    "code": error.http_status,
+                    "message": str(error),
+                    "status": _status(error.http_status),
+                    "details": [
+                        {
+                            "@type": "type.googleapis.com/google.rpc.ErrorInfo",
+                            "reason": error.id.upper(),
+                            "domain": "mcpmeter",
+                            "metadata": {"code": error.id, "call_id": call_id},
+                        }
+                    ],
+                }
+            }
+        )
+
+    def error_event(self, error: MeterError, call_id: str) -> bytes:
+        """The error object as an event; Google's SDKs raise APIError on it."""
+        return b"data: " + self.error_body(error, call_id) + b"\r\n\r\n"
+
+
+class GeminiGenerateArray(GeminiGenerate):
+    """`:streamGenerateContent` without `alt=sse`: the stream's events as one JSON array, read as one body."""
+
+    def path_name(self, asked: Asked) -> str:
+        """`generate_array`."""
+        return "generate_array"
+
+    def read_request(self, body: bytes, named: Named = NOTHING) -> Asked:
+        """As for the others, but no stream of events is asked for. Raises InvalidRequest."""
+        return replace(super().read_request(body, named), stream=False)
+
+    def error_body(self, error: MeterError, call_id: str) -> bytes:
+        """Google's error object, in an array of its own."""
+        return b"[" + super().error_body(error, call_id) + b"]"
+
+
+def _model_of(named: Named, request: _Request) -> str:
+    """The path's model; a body that repeats it must agree, for some upstreams believe the body."""
+    told = (request.model or "").removeprefix(_PREFIX)
+    if request.model is not None:
+        bodies.check_model(told)
+    model = named.model.removeprefix(_PREFIX)
+    if not model:
+        return told
+    bodies.check_model(model)
+    if told and told != model:
+        raise InvalidRequest("The body names another model than the path.", hint="Leave 'model' out of the body.")
+    return model
+
+
+def _answers_of(body: bytes) -> list[_Answer]:
+    """Raises NotAnAnswer."""
+    if body.lstrip()[:1] == b"[":
+        return bodies.answer_of(_answers_decoder, body)
+    return [bodies.answer_of(_answer_decoder, body)]
+
+
+def _events(block: bytes) -> Iterator[_Answer]:
+    payloads = openai.events_of(block)
+    if b'"error"' in block:
+        payloads.append(_bare(block))
+    for payload in payloads:
+        try:
+            yield bodies.answer_of(_answer_decoder, payload)
+        except NotAnAnswer:
+            # Bytes pass as they came; an event that cannot be read says nothing, and usage will count as missing.
+            continue
+
+
+def _bare(block: bytes) -> bytes:
+    """Lines outside of any event: Google breaks a stream off with an error object that stands there alone."""
+    return b"\n".join(line for line in block.splitlines() if not line.startswith(_SSE_FIELDS))
+
+
+def _is_answer(answer: _Answer) -> bool:
+    blocked = answer.prompt_feedback is not None and answer.prompt_feedback.block_reason is not None
+    told = openai.is_told(answer.usage_metadata) or openai.is_error(answer.error)
+    return answer.candidates is not None or blocked or told
+
+
+def _read(answer: _Answer) -> Read:
+    blocked = _reason(answer.prompt_feedback.block_reason) if answer.prompt_feedback else ""
+    reasons = [reason for candidate in answer.candidates or () if (reason := _reason(candidate.finish_reason))]
+    reason = reasons[-1] if reasons else blocked
+    usage, bad = read_usage(answer.usage_metadata)
+    if usage is not None and not reason:
+        usage = msgspec.structs.replace(usage, source="partial")
+    return Read(
+        usage=usage,
+        bad_usage=bad,
+        model=openai.cleaned(answer.model_version),
+        finish_reason=reason,
+        is_error=openai.is_error(answer.error),
+        is_refusal=bool(blocked) or reason in _BY_A_FILTER,
+    )
+
+
+def _reason(told: str | None) -> str:
+    return "" if told in _UNSPECIFIED else openai.cleaned(told)
+
+
+def _has_content(answer: _Answer) -> bool:
+    contents = [candidate.content for candidate in answer.candidates or () if candidate.content is not None]
+    return any(map(_is_content, (part for content in contents for part in content.parts or ())))
+
+
+def _is_content(part: dict[str, msgspec.Raw]) -> bool:
+    """Text that is no thought, or anything else than text: a call, code, an image."""
+    if bytes(part.get("thought", b"")) == b"true":
+        return False
+    if bytes(part.get("text", b"")) not in (b"", b'""', b"null"):
+        return True
+    return bool(part.keys() - {"text", "thought", "thoughtSignature"})
+
+
+def read_usage(raw: msgspec.Raw) -> tuple[Usage | None, bool]:
+    """(usage, whether it was there and cannot be). A prompt that is counted beside no completion is an answer of none:
+    Google leaves zeros out."""
+    if not openai.is_told(raw):
+        return None, False
+    try:
+        told = _usage_decoder.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None, True
+    if told.prompt_token_count is None:
+        # Vertex AI names the traffic's type in every event and counts in the last.
+        counted = (told.tool_use_prompt_token_count, told.candidates_token_count, told.thoughts_token_count)
+        return None, any(count is not None for count in (*counted, told.total_token_count))
+    prompt = told.prompt_token_count + (told.tool_use_prompt_token_count or 0)
+    thoughts = told.thoughts_token_count or 0
+    written = told.candidates_token_count
+    if written is None:
+        written = max(0, (told.total_token_count or 0) - prompt - thoughts)
+    return _within_totals(told, prompt, written + thoughts), False
+
+
+def _within_totals(told: _Usage, prompt: int, completion: int) -> Usage:
+    heard = _audio(told.prompt_tokens_details) + _audio(told.tool_use_prompt_tokens_details)
+    return Usage(
+        prompt_tokens=prompt,
+        completion_tokens=completion,
+        cached_read_tokens=min(_tokens(told.cached_content_token_count), prompt),
+        reasoning_tokens=min(told.thoughts_token_count or 0, completion),
+        audio_tokens=min(heard, prompt) + min(_audio(told.candidates_tokens_details), completion),
+        source="reported",
+    )
+
+
+def _tokens(raw: msgspec.Raw) -> int:
+    # Details that cannot be are left out; the totals beside them still count.
+    if not openai.is_told(raw):
+        return 0
+    try:
+        return _tokens_decoder.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return 0
+
+
+def _audio(raw: msgspec.Raw) -> int:
+    if not openai.is_told(raw):
+        return 0
+    try:
+        modalities = _modalities_decoder.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return 0
+    return sum(entry.token_count for entry in modalities if entry.modality == "AUDIO")
+
+
+def _is_media(part: dict[str, Any]) -> bool:
+    return any(name in part for name in _MEDIA)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """What a model wrote; signatures are the service's, and images are not text."""
+    for answer in bodies.dicts_in(value if isinstance(value, list) else [value]):
+        for candidate in bodies.dicts_in(answer.get("candidates")):
+            for part in bodies.dicts_in(bodies.under(candidate, "content", "parts")):
+                yield from json_text.text_of(part.get("text"))
+                for name in ("functionCall", "executableCode", "codeExecutionResult"):
+                    if part.get(name):
+                        yield msgspec.json.encode(part[name]).decode()
+
+
+_STATUSES: Final = {
+    400: "INVALID_ARGUMENT",
+    401: "UNAUTHENTICATED",
+    402: "RESOURCE_EXHAUSTED",
+    403: "PERMISSION_DENIED",
+    404: "NOT_FOUND",
+    405: "UNIMPLEMENTED",
+    429: "RESOURCE_EXHAUSTED",
+    499: "CANCELLED",
+    502: "UNAVAILABLE",
+    503: "UNAVAILABLE",
+    504: "DEADLINE_EXCEEDED",
+}
+
+
+def _status(http_status: int) -> str:
+    """The canonical code (google.rpc.Code) of an HTTP status."""
+    return _STATUSES.get(http_status, "INVALID_ARGUMENT" if http_status < 500 else "INTERNAL")
