@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from random import Random
 from typing import Final
 
+from msgspec import structs
+
 from mcpmeter.catalog import service
 from mcpmeter.errors import LedgerUnavailable, MeterError, ServiceFault
 from mcpmeter.ledger.store import Store
@@ -101,6 +103,10 @@ class OpenCall:
         except MeterError:
             self._written = False
             raise
+
+    def goes_to(self, target: LlmTarget) -> None:
+        """Where the call is sent now. The settlement, and so every view, says where it went last."""
+        self.call = structs.replace(self.call, llm=target)
 
     async def settle(self, ending: Ending) -> Settlement:
         """Settle: durable first, then counted. Awaited before the last byte goes out.

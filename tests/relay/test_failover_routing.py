@@ -123,7 +123,7 @@ class TestSettings:
             tmp_path,
             """\
 relay:
-  retries: {max_attempts: 2, budget_ratio: 0.05, base_ms: 50, cap_ms: 800, after_timeout: true}
+  retries: {max_attempts: 2, budget_ratio: 0.05, base_ms: 50, cap_ms: 800, same_place: true, after_timeout: true}
   circuit: {failures: 9, window_seconds: 60, open_seconds: 2.5}
 """,
         ).relay

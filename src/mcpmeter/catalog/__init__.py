@@ -4,9 +4,17 @@ from __future__ import annotations
 
 from typing import Final
 
-from mcpmeter.catalog import llm, mcp, money, service
+from mcpmeter.catalog import llm, mcp, money, quality, quota, service, upstream
 from mcpmeter.catalog.spec import OTHER, Label, Metric
 
-ALL: Final[tuple[Metric, ...]] = (*mcp.ROWS, *llm.ROWS, *money.ROWS, *service.ROWS)
+ALL: Final[tuple[Metric, ...]] = (
+    *mcp.ROWS,
+    *llm.ROWS,
+    *quality.ROWS,
+    *money.ROWS,
+    *upstream.ROWS,
+    *quota.ROWS,
+    *service.ROWS,
+)
 
 __all__ = ["ALL", "OTHER", "Label", "Metric"]

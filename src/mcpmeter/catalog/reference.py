@@ -6,12 +6,15 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from mcpmeter.catalog import OTHER, Label, Metric, llm, mcp, money, service
+from mcpmeter.catalog import OTHER, Label, Metric, llm, mcp, money, quality, quota, service, upstream
 
 FAMILIES: Final = (
     ("Requests and MCP operations", mcp.ROWS),
     ("Model calls", llm.ROWS),
+    ("Quality of answers", quality.ROWS),
     ("Money", money.ROWS),
+    ("Upstreams", upstream.ROWS),
+    ("Upstream quotas", quota.ROWS),
     ("The meter itself", service.ROWS),
 )
 VOCABULARIES: Final = {
@@ -19,6 +22,7 @@ VOCABULARIES: Final = {
     "model": "models that configuration or a price list names",
     "team": "teams of the configuration and of the keys",
     "provider": "providers that are switched on, by their own name and by OpenTelemetry's",
+    "credential": "the providers' keys, by provider and place in the configuration",
     "tool": "tools that the server's own list names, or none",
     "server": "servers that this process meters",
     "label": "the names of all labels",

@@ -241,6 +241,11 @@ class RetrySettings(Section):
     cap_ms: Milliseconds = setting(
         5000, help="Longest pause at all. A longer Retry-After is not waited for: others are asked.", example=2000
     )
+    same_place: Switch = setting(
+        False,
+        help="Also try the provider and key again that failed. Callers' SDKs do so; in two layers it adds up.",
+        example=True,
+    )
     after_timeout: Switch = setting(
         False,
         help="Also try again when no answer began in time. The provider may be working, and bill for both.",
@@ -254,6 +259,7 @@ class RetrySettings(Section):
             budget_ratio=self.budget_ratio,
             base_seconds=self.base_ms / 1000,
             cap_seconds=self.cap_ms / 1000,
+            same_place=self.same_place,
             after_timeout=self.after_timeout,
         )
 

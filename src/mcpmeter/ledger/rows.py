@@ -28,6 +28,8 @@ OPEN_COLUMNS: Final = (
     "prompt_tokens_estimate",
 )
 SETTLED_COLUMNS: Final = (
+    "provider",
+    "model",
     "ended_at_ns",
     "duration_ns",
     "status",
@@ -102,8 +104,12 @@ def settled_values(settlement: Settlement) -> tuple[Any, ...]:
     """A settlement as `SETTLE_SQL` wants it. A call that reached no model has empty sources."""
     usage = settlement.usage or _NO_USAGE
     charge = settlement.charge or _NO_CHARGE
+    target = settlement.call.llm or _NO_MODEL
     return (
         settlement.call.id,
+        # Again: a call may have gone elsewhere than it was opened for.
+        target.provider,
+        target.model,
         settlement.ended_at_ns,
         settlement.duration_ns,
         settlement.status,

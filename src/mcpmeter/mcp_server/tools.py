@@ -133,7 +133,7 @@ class Tools:
         """What a call would cost by today's prices. A model without a known price is unpriced, never free."""
         try:
             self._team(ctx)
-            routed = self._pipeline.wiring.route(model, "chat")
+            routed = self._pipeline.wiring.plan(model, "chat").first
         except MeterError as error:
             return _refused(error)
         usage = Usage(prompt_tokens=prompt_tokens, completion_tokens=completion_tokens, source="estimated")

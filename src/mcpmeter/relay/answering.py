@@ -44,9 +44,12 @@ def request_id(answer: Answer) -> str:
     return told if told.isascii() and told.isprintable() else ""
 
 
-def own_headers(call_id: str, provider: str = "") -> list[Header]:
+def own_headers(call_id: str, provider: str = "", attempts: int = 0) -> list[Header]:
+    """The call's id, and where it went and at which attempt, if it went anywhere."""
     headers = [(b"x-mcpmeter-call-id", call_id.encode())]
-    return [*headers, (b"x-mcpmeter-provider", provider.encode())] if provider else headers
+    if provider:
+        headers += [(b"x-mcpmeter-provider", provider.encode()), (b"x-mcpmeter-attempts", str(attempts).encode())]
+    return headers
 
 
 def cost_headers(settlement: Settlement) -> list[Header]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Mapping
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Final, TypeVar
 
 from mcpmeter.errors import (
@@ -23,11 +25,13 @@ from mcpmeter.errors import (
 )
 from mcpmeter.meter import Ending, OpenCall
 from mcpmeter.pricing import usd_to_nanousd
-from mcpmeter.records import Settlement, Usage
+from mcpmeter.records import LlmTarget, Settlement, Usage
 from mcpmeter.relay.answering import answer_error, cost_headers, handed_on, length, own_headers, request_id
-from mcpmeter.relay.dialects.base import Asked, NotAnAnswer, Read
+from mcpmeter.relay.dialects.base import Asked, Dialect, NotAnAnswer, Read
 from mcpmeter.relay.exchange import Exchange, Header, Listening
-from mcpmeter.relay.routing import Route
+from mcpmeter.relay.failover import Attempts, Candidate, Refuse, Send, Wait
+from mcpmeter.relay.providers import Provider
+from mcpmeter.relay.quota_board import QuotaBoard
 from mcpmeter.relay.stream import StreamTee
 from mcpmeter.relay.upstream import Answer
 from mcpmeter.relay.wiring import Service, Wiring
@@ -48,7 +52,8 @@ class Flight:
         exchange: Exchange,
         service: Service,
         wiring: Wiring,
-        routed: Route,
+        attempts: Attempts,
+        quota: QuotaBoard,
         asked: Asked,
         body: bytes,
     ) -> None:
@@ -57,10 +62,11 @@ class Flight:
         self._dialect = service.dialect
         self._service = service
         self.wiring = wiring
-        self._provider = routed.upstream.provider
-        self._api_key = routed.upstream.api_key
-        self._model = routed.model
+        self._attempts = attempts
+        self._quota = quota
+        self._provider = attempts.first
         self._asked = asked
+        self._withhold_usage = False
         self._body = body
         self._answer: Answer | None = None
         self._tee: StreamTee | None = None
@@ -82,6 +88,7 @@ class Flight:
             await self._settle_after_fault()
             raise
         finally:
+            self._attempts.close()
             if self._answer is not None:
                 self._answer.abort()
 
@@ -102,35 +109,76 @@ class Flight:
         return await self._hand_on_answer(answer, body)
 
     async def _send(self) -> Answer:
-        path_name = self._dialect.path_name(self._asked)
+        """Send until an answer is to be handed on. Nothing has gone to the client yet, so another may be tried."""
+        while True:
+            match self._attempts.next():
+                case Refuse(error):
+                    raise error
+                case Wait(seconds):
+                    await asyncio.sleep(seconds)
+                case Send(candidate):
+                    answer = await self._attempt(candidate)
+                    if answer is not None:
+                        return answer
+
+    async def _attempt(self, candidate: Candidate) -> Answer | None:
+        """One attempt; None when the next may be made. Raises the provider's fault when none may."""
+        self._take(candidate)
+        try:
+            answer = await self._post(candidate)
+        except BaseException as fault:
+            if not self._attempts.failed(fault):
+                raise
+            return None
+        self._note_quota(candidate, answer)
+        if self._attempts.answered(answer.status, answer.headers):
+            answer.finish()
+            return None
+        return answer
+
+    def _note_quota(self, candidate: Candidate, answer: Answer) -> None:
+        provider, now_ns = candidate.upstream.provider, time.time_ns()
+        credential = candidate.credential.id
+        # Providers count models apart, so each is a pool of its own.
+        self._quota.note(provider.name, credential, answer.headers, provider.quota, now=now_ns, pool=candidate.model)
+
+    def _take(self, candidate: Candidate) -> None:
+        provider = candidate.upstream.provider
+        if self._attempts.made > 1:
+            self._opened.goes_to(target_of(provider, candidate.model, self._dialect, self._asked))
+        self._provider = provider
+
+    async def _post(self, candidate: Candidate) -> Answer:
+        provider, dialect = candidate.upstream.provider, self._dialect
+        path_name = dialect.path_name(self._asked)
         headers = {
             "content-type": "application/json",
             "accept": "text/event-stream" if self._asked.stream else "application/json",
             "accept-encoding": "identity",
             "user-agent": "mcpmeter",
             **self._passed_headers(),
-            **self._provider.auth_headers(self._api_key, path_name),
+            **provider.auth_headers(candidate.credential.secret, path_name),
         }
-        body = self._dialect.forwarded(self._body, self._asked, self._model)
-        url = self._provider.url(path_name, self._model)
-        return await self.wiring.client.post(self._provider.name, url, headers, body)
+        asked = self._asked if provider.asks_stream_usage else replace(self._asked, usage_asked=True)
+        self._withhold_usage = asked.stream and not asked.usage_asked
+        body = dialect.forwarded(self._body, asked, candidate.model)
+        times = candidate.upstream.timeouts
+        if self._attempts.seconds_left < times.total_seconds:
+            times = replace(times, total_seconds=self._attempts.seconds_left)
+        url = provider.url(path_name, candidate.model)
+        return await self.wiring.client.post(provider.name, url, headers, body, times)
 
     def _passed_headers(self) -> dict[str, str]:
         wanted = self._dialect.passed_headers
-        return (
-            {
-                name.decode("latin-1"): value.decode("latin-1")
-                for name, value in self._exchange.headers.items()
-                if name in wanted
-            }
-            if wanted
-            else {}
-        )
+        if not wanted:
+            return {}
+        given = self._exchange.headers.items()
+        return {name.decode("latin-1"): value.decode("latin-1") for name, value in given if name in wanted}
 
     async def _pass_stream(self, answer: Answer) -> StreamTee:
         """Hand a stream on, all but its end."""
         # Kept from the first byte on, so that what was delivered is known however the stream ends.
-        tee = self._tee = StreamTee(self._dialect, withhold_usage=self._asked.stream and not self._asked.usage_asked)
+        tee = self._tee = StreamTee(self._dialect, withhold_usage=self._withhold_usage)
         async with aclosing(answer.chunks(self.wiring.options.max_answer_bytes)) as chunks:
             async for data in chunks:
                 if not self._exchange.started:
@@ -219,6 +267,8 @@ class Flight:
 
     async def _fail(self, error: MeterError) -> Settlement:
         """The call ended badly: settle what was delivered, then say so in the way that is still open."""
+        if isinstance(error, UpstreamFault):
+            self._attempts.broke()
         if not self._opened.is_settled:
             try:
                 await self._settle(await self._broken_ending(error))
@@ -332,7 +382,20 @@ class Flight:
         return Usage(prompt_tokens=prompt, completion_tokens=completion, source="partial")
 
     def _headers(self, answer: Answer) -> list[Header]:
-        return [*own_headers(self._opened.call.id, self._provider.name), *handed_on(answer.headers)]
+        ours = own_headers(self._opened.call.id, self._provider.name, self._attempts.made)
+        return [*ours, *handed_on(answer.headers)]
+
+
+def target_of(provider: Provider, model: str, dialect: Dialect, asked: Asked) -> LlmTarget:
+    """The model call that goes to a provider."""
+    return LlmTarget(
+        provider=provider.name,
+        model=model,
+        operation=dialect.operation,
+        stream=asked.stream,
+        prompt_tokens_estimate=asked.prompt_tokens_estimate,
+        otel_provider=provider.otel_name,
+    )
 
 
 def _why_missing(error: MeterError) -> str:

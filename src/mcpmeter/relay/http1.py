@@ -82,23 +82,26 @@ class Http1Client:
         self._max_connections = max_connections
         self._pool = Pool(max_connections)
 
-    async def post(self, provider: str, url: str, headers: Mapping[str, str], body: bytes) -> Http1Answer:
+    async def post(
+        self, provider: str, url: str, headers: Mapping[str, str], body: bytes, timeouts: Timeouts | None = None
+    ) -> Http1Answer:
         """POST and wait for the answer's head. Raises UpstreamUnreachable, UpstreamTimedOut, UpstreamBroke, …"""
+        times = timeouts or self._timeouts
         target = self._targets.get(url)
         if target is None:
             target = self._targets[url] = Target.of(url)
         head = _request_head(target.head, headers, len(body))
-        connection = self._pool.idle(target.origin) or await self._connect(provider, target.origin)
+        origin = target.origin
+        connection = self._pool.idle(origin) or await self._connect(provider, origin, times.connect_seconds)
         try:
-            connection.send(provider, head, body, self._timeouts.total_seconds)
-            await connection.until_head(self._timeouts.first_byte_seconds)
+            connection.send(provider, head, body, times.total_seconds)
+            await connection.until_head(times.first_byte_seconds)
         except BaseException:
             connection.close()
             raise
-        return Http1Answer(connection, provider, self._timeouts.idle_seconds)
+        return Http1Answer(connection, provider, times.idle_seconds)
 
-    async def _connect(self, provider: str, origin: Origin) -> Connection:
-        seconds = self._timeouts.connect_seconds
+    async def _connect(self, provider: str, origin: Origin, seconds: float) -> Connection:
         try:
             async with asyncio.timeout(seconds):
                 freed = await self._pool.place(origin)
@@ -114,13 +117,13 @@ class Http1Client:
             async with asyncio.timeout(seconds):
                 await self._open(connection)
         except (OSError, ValueError) as fault:  # TimeoutError and TLS errors are OSErrors, UnicodeError a ValueError
-            connection.close()
+            connection.discard()
             raise UpstreamUnreachable(
                 f"{provider} cannot be reached ({_reason(fault)}).",
                 hint="Check its base_url and the network, then retry.",
             ) from fault
         except BaseException:
-            connection.close()
+            connection.discard()
             raise
         return connection
 
@@ -359,6 +362,11 @@ class Connection(asyncio.Protocol):
         else:
             self._leave()
 
+    def discard(self) -> None:
+        """Close what was not made in time. uvloop tells nobody of a connection that it drops while it is being made."""
+        self.close()
+        self._leave()
+
     def _leave(self) -> None:
         """Give the place back: once, whether the connection was made or not."""
         if self._has_place:
@@ -480,7 +488,9 @@ class Connection(asyncio.Protocol):
         if self._header_bytes > MOST_HEADER_BYTES:
             self._refuse("with headers that have no end")
         elif not self._has_head:  # else trailers, or a second answer's
-            key, text = name.decode("latin-1").lower(), value.decode("latin-1")
+            # Blanks after a value are no part of it (RFC 9110, 5.5); the parser leaves them. A tab stays: with one the
+            # parser does not know `chunked` any more, and then it must be refused.
+            key, text = name.decode("latin-1").lower(), value.decode("latin-1").rstrip(" ")
             self.headers[key] = f"{self.headers[key]}, {text}" if key in self.headers else text
 
     def on_headers_complete(self) -> None:

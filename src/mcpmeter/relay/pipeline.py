@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 
 import msgspec
 
 from mcpmeter.errors import CallerGone, Draining, InvalidRequest, MeterError
 from mcpmeter.meter import Ending, Meter, OpenCall
-from mcpmeter.records import LlmTarget, Outcome, Settlement
+from mcpmeter.records import Outcome, Settlement
 from mcpmeter.relay.answering import answer_error
 from mcpmeter.relay.dialects.base import Dialect
 from mcpmeter.relay.exchange import Exchange
-from mcpmeter.relay.flight import Flight, off_loop_if_large
+from mcpmeter.relay.failover import Failover
+from mcpmeter.relay.flight import Flight, off_loop_if_large, target_of
+from mcpmeter.relay.quota_board import QuotaBoard
 from mcpmeter.relay.wiring import RelayOptions, Service, Wiring
 
 __all__ = ["Pipeline", "RelayOptions", "Service", "Wiring", "answer_error"]
@@ -24,9 +25,11 @@ __all__ = ["Pipeline", "RelayOptions", "Service", "Wiring", "answer_error"]
 class Pipeline:
     """Runs calls. `wiring` may be replaced at any time."""
 
-    def __init__(self, meter: Meter, wiring: Wiring) -> None:
+    def __init__(self, meter: Meter, wiring: Wiring, failover: Failover, quota: QuotaBoard) -> None:
         self.meter = meter
         self.wiring = wiring
+        self._failover = failover
+        self._quota = quota
         self.draining = False
         self.in_flight: set[Flight] = set()
         self._waiting_for_an_end: list[asyncio.Future[None]] = []
@@ -71,22 +74,19 @@ class Pipeline:
         model = asked.model or service.default_model
         if not model:
             raise InvalidRequest("'model' is missing.", hint="Name a model of GET /v1/models.")
-        routed = wiring.route(model, service.dialect.path_name(asked))
-        provider = routed.upstream.provider
-        if not provider.asks_stream_usage:
-            asked = replace(asked, usage_asked=True)
-        target = LlmTarget(
-            provider=provider.name,
-            model=routed.model,
-            operation=service.dialect.operation,
-            stream=asked.stream,
-            prompt_tokens_estimate=asked.prompt_tokens_estimate,
-            otel_provider=provider.otel_name,
-        )
+        plan = wiring.plan(model, service.dialect.path_name(asked))
+        target = target_of(plan.first.upstream.provider, plan.first.model, service.dialect, asked)
         call = msgspec.structs.replace(opened.call, team=team, key_id=key_id, llm=target)
         await opened.write_down(call)
         return Flight(
-            opened=opened, exchange=exchange, service=service, wiring=wiring, routed=routed, asked=asked, body=body
+            opened=opened,
+            exchange=exchange,
+            service=service,
+            wiring=wiring,
+            attempts=self._failover.begin(plan, max(r.upstream.timeouts.total_seconds for r in plan.routes)),
+            quota=self._quota,
+            asked=asked,
+            body=body,
         )
 
     def _refuse_while_draining(self) -> None:

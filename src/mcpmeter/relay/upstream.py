@@ -40,8 +40,13 @@ class Answer(Protocol):
 class UpstreamClient(Protocol):
     """Sends calls to providers."""
 
-    async def post(self, provider: str, url: str, headers: Mapping[str, str], body: bytes) -> Answer:
-        """POST and wait for the answer's head. Raises UpstreamUnreachable, UpstreamTimedOut, UpstreamBroke, …"""
+    async def post(
+        self, provider: str, url: str, headers: Mapping[str, str], body: bytes, timeouts: Timeouts | None = None
+    ) -> Answer:
+        """POST and wait for the answer's head; `timeouts` instead of the client's own.
+
+        Raises UpstreamUnreachable, UpstreamTimedOut, UpstreamBroke, …
+        """
 
     async def close(self) -> None:
         """Close all connections."""

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mcpmeter.access.keys import KeyRing
 from mcpmeter.errors import InvalidRequest, NotAuthenticated
 from mcpmeter.relay.dialects.base import Dialect
-from mcpmeter.relay.routing import Route, Upstream, route
+from mcpmeter.relay.routing import Plan, Routing, route
 from mcpmeter.relay.upstream import UpstreamClient
 
 
@@ -28,8 +27,7 @@ class Wiring:
     """Everything of the relay that a reload replaces. A call keeps the wiring it began with."""
 
     options: RelayOptions
-    upstreams: Sequence[Upstream]
-    default_provider: str | None
+    routing: Routing
     client: UpstreamClient
     keys: KeyRing
 
@@ -45,14 +43,23 @@ class Wiring:
             raise
         return key.team, key.id
 
-    def route(self, model: str, path_name: str) -> Route:
-        """Where a model is served in a dialect. Raises InvalidRequest: nowhere."""
-        speaking = [upstream for upstream in self.upstreams if path_name in upstream.provider.paths]
-        if not speaking:
-            raise InvalidRequest(
-                "None of the configured providers speaks this dialect.", hint="Use another endpoint of the relay."
-            )
-        return route(model, speaking, self.default_provider)
+    def plan(self, model: str, path_name: str) -> Plan:
+        """Where a call may go: upstreams that speak its dialect. Raises InvalidRequest: there is none.
+
+        A name such as `claude-*` may be listed for a provider that speaks another dialect only; then it goes to the
+        first that speaks this one, unless the caller has named the provider.
+        """
+        plan = self.routing.plan(model)
+        speaking = plan.where(lambda upstream: path_name in upstream.provider.paths)
+        if speaking is not None:
+            return speaking
+        others = [upstream for upstream in self.routing.upstreams if path_name in upstream.provider.paths]
+        is_forced = model.startswith(f"{plan.first.upstream.name}/")
+        if is_forced or not others:
+            who = plan.first.upstream.name if is_forced else "None of the configured providers"
+            what = "does not speak" if is_forced else "speaks"
+            raise InvalidRequest(f"{who} {what} this dialect.", hint="Use another endpoint of the relay.")
+        return Plan(routes=(route(model, others),))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import platform
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import replace
 from importlib.metadata import version as installed_version
@@ -27,14 +27,20 @@ from mcpmeter.metrics.collector import Exposition
 from mcpmeter.metrics.recorder import Recorder
 from mcpmeter.pricing import ModelPrice
 from mcpmeter.records import Charge, LlmTarget, Usage
+from mcpmeter.relay.dialects.base import Dialect
 from mcpmeter.relay.dialects.openai_chat import OpenAiChat
+from mcpmeter.relay.dialects.openai_embeddings import OpenAiEmbeddings
+from mcpmeter.relay.dialects.openai_responses import OpenAiResponses
 from mcpmeter.relay.exchange import HttpExchange
+from mcpmeter.relay.failover import Failover, UpstreamMetrics
 from mcpmeter.relay.http1 import Http1Client
 from mcpmeter.relay.pipeline import Pipeline, RelayOptions, Wiring
 from mcpmeter.relay.pipeline import Service as RelayedService
+from mcpmeter.relay.quota_board import QuotaBoard
 from mcpmeter.relay.routing import Upstream
 from mcpmeter.relay.upstream import Timeouts
 from mcpmeter.service import pages
+from mcpmeter.service.api import ApiPages
 from mcpmeter.service.app import App, Endpoint, HostGuard, PageEndpoint, RelayEndpoint
 from mcpmeter.service.mcp import McpEndpoint
 
@@ -61,10 +67,16 @@ ERROR_PAIRS: Final = (
     ("upstream_rate_limited", "upstream"),
     ("upstream_unreachable", "upstream"),
 )
+DIALECTS: Final[Mapping[str, Dialect]] = {
+    "/v1/chat/completions": OpenAiChat(),
+    "/v1/responses": OpenAiResponses(),
+    "/v1/embeddings": OpenAiEmbeddings(),
+}
 LINKS: Final = [
     ("/metrics", "for Prometheus"),
     ("/mcp/models", "models and their prices"),
     ("/v1/models", "the same in OpenAI's shape"),
+    ("/api/quota", "what providers say is left of their quotas"),
     ("/health", "liveness"),
     ("/-/ready", "readiness"),
 ]
@@ -89,6 +101,9 @@ class Service:
         self._book = price_book(self.settings)
         self._upstreams = self.settings.upstreams()
         self._sessions = AsyncExitStack()
+        self._tally = UpstreamMetrics(self.recorder)
+        self._failover = Failover(self._tally)
+        self._quota = QuotaBoard(self.recorder)
         self.recovered = 0
 
     @asynccontextmanager
@@ -104,7 +119,7 @@ class Service:
             refuse_open_bind(self.settings, not keys.empty)
             client = self._client(self.settings)
             self.meter = Meter(self.recorder, store=self._store, price=self._price)
-            self.pipeline = Pipeline(self.meter, self._wiring(self.settings, keys, client))
+            self.pipeline = Pipeline(self.meter, self._wiring(self.settings, keys, client), self._failover, self._quota)
             stack.push_async_callback(self._close_client)
             self._announce(self.settings, keys)
             self._build_apps()
@@ -189,8 +204,7 @@ class Service:
                 default_team=DEFAULT_TEAM,
                 keys_optional=self._keys_optional,
             ),
-            upstreams=self._upstreams,
-            default_provider=settings.relay.default_provider,
+            routing=settings.routing(self._upstreams),
             client=client,
             keys=keys,
         )
@@ -248,6 +262,9 @@ class Service:
         vocabulary.announce("build", (self.version, platform.python_version()))
         self.recorder.known_as = self._known_as
         self.recorder.set(service_rows.BUILD_INFO, (self.version, platform.python_version()), 1)
+        self._quota.announce([credential.id for upstream in self._upstreams for credential in upstream.credentials])
+        self._tally.announce([upstream.name for upstream in self._upstreams])
+        self._failover.configure(settings.relay.retries.options(), settings.relay.circuit.options(), self._upstreams)
         self._announce_teams(keys.teams | {team.name for team in settings.teams})
 
     def _known_as(self, provider: str, model: str) -> str | None:
@@ -297,6 +314,7 @@ class Service:
             self.recorder,
             Exposition(self.recorder, registry),
             self._store,
+            self._quota,
             token.get_secret_value() if token else None,
         )
         routes = self._routes()
@@ -332,11 +350,10 @@ class Service:
         )
         routes: dict[str, dict[str, Endpoint]] = {
             "/mcp": {"POST": self._mcp, "GET": self._mcp, "DELETE": self._mcp},
-            "/v1/chat/completions": {
-                "POST": RelayEndpoint(self.pipeline, "/v1/chat/completions", RelayedService(dialect=chat))
-            },
             "/mcp/chat": {"POST": RelayEndpoint(self.pipeline, "/mcp/chat", guide)},
         }
+        for path, dialect in DIALECTS.items():
+            routes[path] = {"POST": RelayEndpoint(self.pipeline, path, RelayedService(dialect=dialect))}
         for path, make in (
             ("/v1/models", model_pages.openai),
             ("/mcp/models", model_pages.guide),
@@ -347,9 +364,14 @@ class Service:
         ):
             page = PageEndpoint(self.meter, path, make)
             routes[path] = {"GET": page, "HEAD": page}
+        for path, answer in ApiPages(self._quota, self._identify, self.version).routes():
+            routes[path] = {"GET": PageEndpoint(self.meter, path, answer)}
         reload = pages.ReloadPage(self.reload, _is_local)
         routes["/-/reload"] = {"POST": PageEndpoint(self.meter, "/-/reload", reload)}
         return routes
+
+    def _identify(self, secret: str | None) -> object:
+        return self.pipeline.wiring.identify(secret)
 
     # Own numbers -----------------------------------------------------------------------------------------------------
 

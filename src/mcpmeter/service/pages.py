@@ -21,6 +21,7 @@ from mcpmeter.metrics.recorder import Recorder
 from mcpmeter.pricing import ModelPrice
 from mcpmeter.relay.exchange import HttpExchange
 from mcpmeter.relay.pipeline import Pipeline
+from mcpmeter.relay.quota_board import QuotaBoard
 from mcpmeter.service.app import Page
 
 SMALLEST_WORTH_PACKING_BYTES: Final = 2048
@@ -30,8 +31,11 @@ _numbers = msgspec.json.Encoder(decimal_format="number")
 class MetricsPage:
     """`/metrics`: the copy is taken here, the text is made in a thread, so that a scrape never holds up a stream."""
 
-    def __init__(self, recorder: Recorder, exposition: Exposition, store: Store, token: str | None) -> None:
+    def __init__(
+        self, recorder: Recorder, exposition: Exposition, store: Store, quota: QuotaBoard, token: str | None
+    ) -> None:
         self._recorder = recorder
+        self._quota = quota
         self._exposition = exposition
         self._store = store
         self._token = token
@@ -40,6 +44,7 @@ class MetricsPage:
     async def __call__(self, exchange: HttpExchange) -> Page:
         if self._token is not None and not hmac.compare_digest((exchange.secret or "").encode(), self._token.encode()):
             raise NotAuthenticated("/metrics asks for its bearer token.", hint="Send metrics.bearer_token.")
+        self._quota.publish(time.time_ns())
         self._recorder.set(rows.LEDGER_OPEN_ROWS, (), self._store.open_rows)
         # A scrape does not count itself as a request being answered: an idle service has none.
         self._recorder.end_request()

@@ -15,6 +15,7 @@ from mcpmeter.relay.failover.options import nanoseconds
 from mcpmeter.relay.failover.outcomes import Outcome, is_failure, is_retried, outcome_of_fault, outcome_of_status
 from mcpmeter.relay.failover.state import Cooling, Shared
 from mcpmeter.relay.failover.waits import full_jitter, retry_after_ns
+from mcpmeter.relay.providers import Provider
 from mcpmeter.relay.routing import Plan
 
 DOUBT_AFTER_REFUSAL_NS: Final = 60 * NANO
@@ -62,6 +63,7 @@ class Attempts:
         self.made = 0
         """Attempts sent."""
         self._shared = shared
+        self._first = plan.first.upstream.provider
         self._candidates = Candidates(plan, shared)
         self._deadline_ns = shared.clock_ns() + nanoseconds(total_seconds)
         self._not_before_ns = 0
@@ -69,6 +71,11 @@ class Attempts:
         self._has_head = False
         self._is_over = False
         self._last: _Result | None = None
+
+    @property
+    def first(self) -> Provider:
+        """The provider of the plan's first choice."""
+        return self._first
 
     @property
     def seconds_left(self) -> float:
@@ -105,6 +112,8 @@ class Attempts:
         self.made += 1
         self._out = entry, entry.state.breaker.send(now_ns)
         self._candidates.sent(entry)
+        if not self._shared.retries.same_place:
+            self._candidates.refused(entry)
         return Send(entry.candidate)
 
     def _wait_or_refuse(self, now_ns: int) -> Wait | Refuse:

@@ -20,6 +20,8 @@ class RetryOptions:
     base_seconds: float = 0.1
     cap_seconds: float = 5.0
     """The longest wait, whoever asks for it."""
+    same_place: bool = True
+    """Whether a provider and key that failed may be tried again in the same call, after a pause."""
     after_timeout: bool = False
     """Also when no head came in time: the provider may be working on the first attempt still, and bill for both."""
 

@@ -58,6 +58,8 @@ class Provider:
     """How the key is sent on paths that differ from `auth`."""
     asks_stream_usage: bool = True
     """Whether a stream tells its usage only when asked by `stream_options`; False: it tells unasked, or never."""
+    quota: str = ""
+    """Which rate-limit headers it sends, as `relay.quota.STYLES` names them; "" to try all."""
     cost_header: str = ""
     """The answer's header that says what the call cost in USD, lower case; "" for none."""
 
