@@ -8,9 +8,12 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from openai.types.chat.chat_completion import Choice
+from openai.types.responses.response import IncompleteDetails
+from openai.types.responses.response_status import ResponseStatus
 
 from mcpmeter import records
-from mcpmeter.catalog import ALL, Metric, labels, mcp, money
+from mcpmeter.catalog import ALL, Metric, labels, mcp, money, quality
 from mcpmeter.catalog.reference import VOCABULARIES, reference
 from mcpmeter.catalog.spec import NANO
 from mcpmeter.cli._reference import all_errors
@@ -64,6 +67,12 @@ OTHERS = {
     "mcp_unpriced_requests_total": ("counter", "provider reason"),
     "mcp_usage_missing_total": ("counter", "provider reason"),
     "mcp_provider_reported_cost_usd_total": ("counter", "provider"),
+    "mcp_cost_drift_ratio": ("gauge", "provider"),
+    "mcp_finish_reasons_total": ("counter", "model reason"),
+    "mcp_empty_completions_total": ("counter", "model"),
+    "mcp_refusals_total": ("counter", "model provider"),
+    "mcp_truncated_completions_total": ("counter", "model provider"),
+    "mcp_output_tokens_per_second": ("histogram", "model provider"),
     "mcp_ledger_commit_seconds": ("histogram", ""),
     "mcp_ledger_open_rows": ("gauge", ""),
     "mcp_ledger_recovered_total": ("counter", ""),
@@ -138,9 +147,10 @@ class TestEveryRow:
             assert row.name.removesuffix("_total").endswith(f"_{row.unit}")
 
     @every_row
-    def test_what_is_kept_in_nanos_is_time_or_money(self, row: Metric) -> None:
-        assert row.scale in (1, NANO)
-        assert row.scale == (NANO if row.type != "gauge" and row.unit in ("seconds", "usd") else 1)
+    def test_what_is_kept_in_nanos_is_time_or_money_or_a_quotient(self, row: Metric) -> None:
+        is_sum = row.type != "gauge" and row.unit in ("seconds", "usd")
+        is_quotient = row.unit == "ratio" or row.name.endswith("_per_second")
+        assert row.scale == (NANO if is_sum or is_quotient else 1)
 
     @every_row
     def test_its_help_is_one_sentence_or_two_that_any_format_can_carry(self, row: Metric) -> None:
@@ -180,6 +190,15 @@ class TestSetsAgreeWithTheCodeThatFillsThem:
         assert set(typing.get_args(records.CostSource)) - {"unpriced"} == set(labels.COST_SOURCE.values)
         assert set(typing.get_args(records.UnpricedReason)) - {""} == set(money.UNPRICED.labels[1].values or ())
         assert set(typing.get_args(records.Transport)) == set(labels.NETWORK_TRANSPORT.values)
+
+    def test_every_reason_that_means_cut_off_is_a_reason(self) -> None:
+        assert set(quality.TRUNCATED) < set(quality.REASONS)
+
+    def test_the_reasons_are_those_of_the_official_sdks(self) -> None:
+        chat = typing.get_args(Choice.model_fields["finish_reason"].annotation)
+        statuses = set(typing.get_args(ResponseStatus)) - {"queued", "in_progress"}
+        (incomplete, _none) = typing.get_args(IncompleteDetails.model_fields["reason"].annotation)
+        assert {*chat, *statuses, *typing.get_args(incomplete)} <= set(quality.REASONS)
 
     def test_every_error_has_its_labels(self) -> None:
         assert set(typing.get_args(Side)) == set(labels.SIDE.values)

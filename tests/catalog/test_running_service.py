@@ -21,6 +21,7 @@ from pydantic import SecretStr
 
 from mcpmeter.catalog import ALL
 from mcpmeter.catalog import mcp as mcp_rows
+from mcpmeter.catalog import quality as quality_rows
 from mcpmeter.catalog import service as service_rows
 from mcpmeter.config import LedgerSettings, ProviderSettings, ServerSettings, Settings
 from mcpmeter.ledger.sqlite import SqliteStore
@@ -46,6 +47,7 @@ JSON = {"content-type": "application/json", "accept": "application/json, text/ev
 NOT_MOVED_BY_A_SOUND_RELAY = {
     mcp_rows.CLIENT_OPERATION_DURATION.name: "a proxy's",
     service_rows.INTERNAL_FAULTS.name: "moves when the meter itself is broken",
+    quality_rows.REFUSALS.name: "moves when a model refuses, which the simulator's never does",
 }
 """Rows that the recorder's and the library's tests move."""
 
@@ -130,6 +132,8 @@ async def traffic(relay: Running) -> None:
     assert await relay.chat() == 200
     assert await relay.chat(stream=True, simulate="cached_tokens=2,reasoning_tokens=3,completion_tokens=9") == 200
     assert await relay.chat(simulate="usage=missing") == 200
+    assert await relay.chat(simulate="completion_tokens=0") == 200
+    assert await relay.chat(simulate="completion_tokens=9", max_tokens=2) == 200
     assert await relay.chat(simulate="status=503") == 503
     assert await relay.chat(model="nobody-announced-this") == 200
     async with relay.client.post(f"{relay.address}/mcp", json=INITIALIZE, headers=JSON) as answer:

@@ -86,6 +86,13 @@ class TestNumbers:
         shown = {s.labels["token_type"]: s.value for s in parsed(recorder)["mcp_tokens"].samples}
         assert shown == {"prompt": 123_456_789_012, "completion": 1}
 
+    def test_drift_and_rates_are_shown_as_quotients(self, recorder: Recorder, make_settlement: Make) -> None:
+        recorder.settle(make_settlement(charge_reported_nanousd=1_050, charge_listed_nanousd=1_000))
+        families = parsed(recorder)
+        assert [s.value for s in families["mcp_cost_drift_ratio"].samples] == [1.05]
+        samples = {s.name: s.value for s in families["mcp_output_tokens_per_second"].samples if "le" not in s.labels}
+        assert samples["mcp_output_tokens_per_second_sum"] == 3.5
+
     def test_gauges_may_fall_below_what_they_were(self, recorder: Recorder) -> None:
         recorder.set(service.LEDGER_OPEN_ROWS, (), 5)
         recorder.set(service.LEDGER_OPEN_ROWS, (), 2)

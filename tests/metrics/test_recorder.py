@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mcpmeter.catalog import ALL, OTHER, llm, mcp, money, service
+from mcpmeter.catalog import ALL, OTHER, llm, mcp, money, quality, service
 from mcpmeter.metrics.recorder import CHILDREN_AT_START, Labels, Recorder
 from mcpmeter.records import McpTarget, Settlement
 
@@ -107,6 +107,125 @@ class TestOneSettlement:
         assert sum(counts(recorder, "mcp_tokens_total").values()) == 18
         histograms = [row.name for row in ALL if row.type == "histogram"]
         assert [name for name in histograms if counts(recorder, name)] == []
+
+
+class TestQuality:
+    @pytest.mark.parametrize("reason", ["stop", "tool_calls", "end_turn", "STOP", "completed", "SAFETY", "refusal"])
+    def test_why_an_answer_ended_is_counted_in_the_providers_words(
+        self, recorder: Recorder, make_settlement: Make, counts: Counts, reason: str
+    ) -> None:
+        recorder.settle(make_settlement(finish_reason=reason))
+        assert counts(recorder, "mcp_finish_reasons_total") == {("gpt-4.1", reason): 1}
+        assert counts(recorder, "mcp_truncated_completions_total") == {}
+
+    @pytest.mark.parametrize("reason", sorted(quality.TRUNCATED))
+    def test_an_answer_cut_off_for_its_length_is_truncated_in_every_dialect(
+        self, recorder: Recorder, make_settlement: Make, counts: Counts, reason: str
+    ) -> None:
+        recorder.settle(make_settlement(finish_reason=reason))
+        assert counts(recorder, "mcp_finish_reasons_total") == {("gpt-4.1", reason): 1}
+        assert counts(recorder, "mcp_truncated_completions_total") == {("gpt-4.1", "holysheep"): 1}
+
+    def test_a_reason_that_no_api_publishes_is_other_and_an_overflow(
+        self, recorder: Recorder, make_settlement: Make, counts: Counts
+    ) -> None:
+        recorder.settle(make_settlement(finish_reason="bored"))
+        assert counts(recorder, "mcp_finish_reasons_total") == {("gpt-4.1", OTHER): 1}
+        assert counts(recorder, "mcp_label_overflow_total") == {("reason",): 1}
+
+    def test_an_answer_that_does_not_say_why_it_ended_has_no_reason(
+        self, recorder: Recorder, make_settlement: Make, counts: Counts
+    ) -> None:
+        recorder.settle(make_settlement())
+        for row in (quality.FINISH_REASONS, quality.TRUNCATIONS, quality.EMPTY, quality.REFUSALS):
+            assert counts(recorder, row.name) == {}
+
+    def test_empty_answers_and_refusals_are_counted_apart(
+        self, recorder: Recorder, make_settlement: Make, counts: Counts
+    ) -> None:
+        recorder.settle(make_settlement(is_empty=True))
+        recorder.settle(make_settlement(is_refusal=True, call_parent_id="call_0"))
+        recorder.settle(make_settlement(is_refusal=True, error_type="upstream_error", error_side="upstream"))
+        assert counts(recorder, "mcp_empty_completions_total") == {("gpt-4.1",): 1}
+        assert counts(recorder, "mcp_refusals_total") == {("gpt-4.1", "holysheep"): 2}
+
+    @pytest.mark.parametrize(
+        ("tokens", "duration_ns", "rate"),
+        [(7, 2_000_000_000, 3_500_000_000), (1, 3_000_000_000, 333_333_333), (300, 1_000_000_000, 300_000_000_000)],
+    )
+    def test_tokens_a_second_are_those_of_the_whole_call(
+        self, recorder: Recorder, make_settlement: Make, tokens: int, duration_ns: int, rate: int
+    ) -> None:
+        recorder.settle(make_settlement(usage_completion_tokens=tokens, duration_ns=duration_ns))
+        (cell,) = recorder.families["mcp_output_tokens_per_second"].histograms.values()
+        assert cell.sum == rate
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"usage_source": "estimated"},
+            {"usage_source": "partial"},
+            {"usage_source": "missing"},
+            {"usage_completion_tokens": 0},
+            {"duration_ns": 0},
+            {"outcome": "partial"},
+            {"outcome": "error"},
+            {"outcome": "recovered"},
+            {"usage": None},
+        ],
+    )
+    def test_a_guess_or_a_broken_answer_has_no_rate(
+        self, recorder: Recorder, make_settlement: Make, counts: Counts, changes: dict[str, Any]
+    ) -> None:
+        recorder.settle(make_settlement(**changes))
+        assert counts(recorder, "mcp_output_tokens_per_second") == {}
+
+
+class TestCostDrift:
+    def settle(self, recorder: Recorder, make_settlement: Make, reported: int | None, listed: int | None) -> None:
+        recorder.settle(make_settlement(charge_reported_nanousd=reported, charge_listed_nanousd=listed))
+
+    def test_it_is_what_was_reported_by_what_is_listed_over_all_calls(
+        self, recorder: Recorder, make_settlement: Make, counts: Counts
+    ) -> None:
+        self.settle(recorder, make_settlement, 300, 100)
+        assert counts(recorder, "mcp_cost_drift_ratio") == {("holysheep",): 3_000_000_000}
+        self.settle(recorder, make_settlement, 0, 200)
+        assert counts(recorder, "mcp_cost_drift_ratio") == {("holysheep",): 1_000_000_000}
+
+    @pytest.mark.parametrize(("reported", "listed"), [(None, 100), (100, None), (None, None), (100, 0)])
+    def test_it_is_absent_until_a_call_has_both(
+        self, recorder: Recorder, make_settlement: Make, reported: int | None, listed: int | None
+    ) -> None:
+        self.settle(recorder, make_settlement, reported, listed)
+        assert recorder.families["mcp_cost_drift_ratio"].cells == {}
+
+    def test_what_a_free_model_was_billed_counts_once_there_is_a_price_to_compare(
+        self, recorder: Recorder, make_settlement: Make, counts: Counts
+    ) -> None:
+        self.settle(recorder, make_settlement, 100, 0)
+        self.settle(recorder, make_settlement, 100, 100)
+        assert counts(recorder, "mcp_cost_drift_ratio") == {("holysheep",): 2_000_000_000}
+
+    def test_calls_whose_tokens_are_our_guess_do_not_count(self, recorder: Recorder, make_settlement: Make) -> None:
+        guessed = make_settlement(usage_source="partial", charge_reported_nanousd=300, charge_listed_nanousd=100)
+        recorder.settle(guessed)
+        assert recorder.families["mcp_cost_drift_ratio"].cells == {}
+
+    @given(st.lists(st.tuples(st.integers(0, 10**12), st.integers(0, 10**12)), min_size=1, max_size=20))
+    def test_each_provider_has_its_own_and_no_call_is_lost_to_rounding(
+        self, make_recorder: Callable[[], Recorder], make_settlement: Make, costs: list[tuple[int, int]]
+    ) -> None:
+        recorder = make_recorder()
+        for reported, listed in costs:
+            self.settle(recorder, make_settlement, reported, listed)
+        recorder.settle(
+            make_settlement(llm_provider="openai", charge_reported_nanousd=1, charge_listed_nanousd=1),
+        )
+        cells = {labels[0]: cell.value for labels, cell in recorder.families["mcp_cost_drift_ratio"].cells.items()}
+        assert cells.pop("openai") == 1_000_000_000
+        reported, listed = (sum(side) for side in zip(*costs, strict=True))
+        assert cells == ({"holysheep": reported * 10**9 // listed} if listed else {})
 
 
 class TestModels:

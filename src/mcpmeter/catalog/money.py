@@ -29,5 +29,14 @@ PROVIDER_REPORTED_COST: Final = Metric(
     unit="usd",
     scale=NANO,
 )
+COST_DRIFT: Final = Metric(
+    "mcp_cost_drift_ratio",
+    "gauge",
+    "What a provider reported by what its price list says, over all calls since start with both and with reported "
+    "usage; 1 is no drift.",
+    (labels.PROVIDER,),
+    unit="ratio",
+    scale=NANO,
+)
 
-ROWS: Final = (COST, UNPRICED, PROVIDER_REPORTED_COST)
+ROWS: Final = (COST, UNPRICED, PROVIDER_REPORTED_COST, COST_DRIFT)

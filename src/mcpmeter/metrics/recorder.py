@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass
 from itertools import product
 
-from mcpmeter.catalog import ALL, OTHER, Metric, llm, mcp, money, service
-from mcpmeter.catalog.spec import Label
+from mcpmeter.catalog import ALL, OTHER, Metric, llm, mcp, money, quality, service
+from mcpmeter.catalog.spec import NANO, Label
 from mcpmeter.metrics.vocabulary import Vocabulary
 from mcpmeter.records import Charge, LlmTarget, McpTarget, Settlement, Usage
 
@@ -105,6 +105,8 @@ class Recorder:
         self._durations = self.families[mcp.REQUEST_DURATION.name]
         self._overflow = self.families[service.LABEL_OVERFLOW.name]
         self._active = self.families[mcp.ACTIVE_REQUESTS.name]
+        self._cost_told: dict[str, tuple[int, int]] = {}
+        """Provider -> nano-dollars (reported, listed) of the calls that have both."""
         for row in rows:
             if not row.labels:
                 self.families[row.name].ensure(())
@@ -195,6 +197,7 @@ class Recorder:
             if settlement.missing_reason:
                 reason = self.closed(llm.USAGE_MISSING.labels[1], settlement.missing_reason)
                 self.families[llm.USAGE_MISSING.name].add((provider, reason))
+        self._count_quality(settlement, model, provider)
         if settlement.charge is not None:
             self._count_cost(settlement, settlement.charge, model, team, provider)
 
@@ -229,6 +232,37 @@ class Recorder:
             self.families[money.COST.name].add((model, team, provider, source), charge.nanousd)
         if charge.reported_nanousd is not None:
             self.families[money.PROVIDER_REPORTED_COST.name].add((provider,), charge.reported_nanousd)
+            usage = settlement.usage
+            # A list price of estimated tokens would show how we estimate, not how the provider bills.
+            if charge.listed_nanousd is not None and usage is not None and usage.source == "reported":
+                self._compare_cost(provider, charge.reported_nanousd, charge.listed_nanousd)
+
+    def _compare_cost(self, provider: str, reported_nanousd: int, listed_nanousd: int) -> None:
+        reported, listed = self._cost_told.get(provider, (0, 0))
+        reported, listed = reported + reported_nanousd, listed + listed_nanousd
+        self._cost_told[provider] = (reported, listed)
+        if listed:
+            self.families[money.COST_DRIFT.name].set((provider,), reported * NANO // listed)
+
+    def _count_quality(self, settlement: Settlement, model: str, provider: str) -> None:
+        if settlement.finish_reason:
+            reason = self.closed(quality.FINISH_REASONS.labels[1], settlement.finish_reason)
+            self.families[quality.FINISH_REASONS.name].add((model, reason))
+            if reason in quality.TRUNCATED:
+                self.families[quality.TRUNCATIONS.name].add((model, provider))
+        if settlement.is_empty:
+            self.families[quality.EMPTY.name].add((model,))
+        if settlement.is_refusal:
+            self.families[quality.REFUSALS.name].add((model, provider))
+        usage = settlement.usage
+        if settlement.outcome == "ok" and usage is not None and usage.source == "reported":
+            self._observe_rate(settlement, usage.completion_tokens, model, provider)
+
+    def _observe_rate(self, settlement: Settlement, tokens: int, model: str, provider: str) -> None:
+        if tokens and settlement.duration_ns > 0:
+            # Kept in billionths of a token a second, so that a slow model's rate is not rounded away.
+            rate = tokens * NANO * NANO // settlement.duration_ns
+            self.families[quality.OUTPUT_RATE.name].observe((model, provider), rate, settlement.call.trace_id)
 
     def _count_duration(self, settlement: Settlement, target: LlmTarget, model: str) -> None:
         provider = self.closed(llm.OPERATION_DURATION.labels[1], target.otel_provider or target.provider)

@@ -1,0 +1,74 @@
+"""Signals that answers get worse while every call still succeeds."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from mcpmeter.catalog import labels
+from mcpmeter.catalog.spec import NANO, Label, Metric
+
+# fmt: off
+OPENAI_CHAT: Final = ("stop", "length", "tool_calls", "content_filter", "function_call")
+OPENAI_COMPATIBLE: Final = (
+    "insufficient_system_resource",  # DeepSeek
+    "model_length", "error",  # Mistral; OpenRouter for an error in a stream
+    "eos", "abort",  # Together, vLLM
+)
+OPENAI_RESPONSES: Final = (
+    "completed", "incomplete", "failed", "cancelled", "max_output_tokens", "max_messages", "steered",
+)
+ANTHROPIC: Final = (
+    "end_turn", "max_tokens", "stop_sequence", "tool_use", "pause_turn", "refusal", "compaction",
+    "model_context_window_exceeded",
+)
+GEMINI: Final = (
+    "STOP", "MAX_TOKENS", "SAFETY", "RECITATION", "LANGUAGE", "OTHER", "BLOCKLIST", "PROHIBITED_CONTENT", "SPII",
+    "JAILBREAK", "MODEL_ARMOR", "MALFORMED_FUNCTION_CALL", "MALFORMED_RESPONSE", "UNEXPECTED_TOOL_CALL",
+    "TOO_MANY_TOOL_CALLS", "MISSING_THOUGHT_SIGNATURE", "IMAGE_SAFETY", "IMAGE_PROHIBITED_CONTENT", "IMAGE_RECITATION",
+    "IMAGE_OTHER", "NO_IMAGE",
+)
+REASONS: Final = (*OPENAI_CHAT, *OPENAI_COMPATIBLE, *OPENAI_RESPONSES, *ANTHROPIC, *GEMINI)
+"""The providers' own words: one of theirs can be looked up, a common name for all of them could not."""
+
+TRUNCATED: Final = frozenset((
+    "length", "model_length", "max_output_tokens", "max_tokens", "model_context_window_exceeded", "MAX_TOKENS",
+))
+"""Those that say the answer was cut off for its length."""
+# fmt: on
+
+TOKENS_PER_SECOND: Final = (1, 2.5, 5, 10, 20, 30, 40, 50, 60, 80, 100, 150, 200, 300, 500, 1000, 2500)
+
+FINISH_REASONS: Final = Metric(
+    "mcp_finish_reasons_total",
+    "counter",
+    "Answers by why they ended, in the words of the provider's API.",
+    (labels.MODEL, Label("reason", REASONS)),
+)
+EMPTY: Final = Metric(
+    "mcp_empty_completions_total",
+    "counter",
+    "Answers that ended without text and without a tool call, or embeddings without a vector.",
+    (labels.MODEL,),
+)
+REFUSALS: Final = Metric(
+    "mcp_refusals_total",
+    "counter",
+    "Answers that the provider's API marks as a refusal.",
+    (labels.MODEL, labels.PROVIDER),
+)
+TRUNCATIONS: Final = Metric(
+    "mcp_truncated_completions_total",
+    "counter",
+    "Answers that were cut off because they reached a limit of tokens.",
+    (labels.MODEL, labels.PROVIDER),
+)
+OUTPUT_RATE: Final = Metric(
+    "mcp_output_tokens_per_second",
+    "histogram",
+    "Reported completion tokens of a whole answer by the whole duration of its call, one observation a call.",
+    (labels.MODEL, labels.PROVIDER),
+    buckets=TOKENS_PER_SECOND,
+    scale=NANO,
+)
+
+ROWS: Final = (FINISH_REASONS, EMPTY, REFUSALS, TRUNCATIONS, OUTPUT_RATE)
