@@ -1,0 +1,124 @@
+"""Inflating answers that came packed: all of it or a clear refusal, and never more than the limit at once."""
+
+from __future__ import annotations
+
+import gzip
+import itertools
+import tracemalloc
+import zlib
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mcpmeter.errors import MeterError, UpstreamAnsweredGarbage, UpstreamAnswerTooLarge, UpstreamBroke
+from mcpmeter.relay.inflate import PIECE_BYTES, Inflate
+
+MEGABYTE = 1024 * 1024
+PLAIN = b'{"usage":{"prompt_tokens":3}}' * 50
+
+
+def inflated(parts: list[bytes], limit_bytes: int = MEGABYTE) -> bytes:
+    inflate = Inflate.for_encoding("gzip", "acme", limit_bytes)
+    assert inflate is not None
+    plain = b"".join([piece for part in parts for piece in inflate.feed(part)])
+    inflate.finish()
+    return plain
+
+
+def cut(data: bytes, places: list[int]) -> list[bytes]:
+    edges = [0, *sorted(place % (len(data) + 1) for place in places), len(data)]
+    return [data[start:end] for start, end in itertools.pairwise(edges)]
+
+
+@pytest.mark.parametrize("encoding", ["", "identity", " Identity "])
+def test_what_is_not_packed_needs_no_inflating(encoding):
+    assert Inflate.for_encoding(encoding, "acme", 1) is None
+
+
+@pytest.mark.parametrize("encoding", ["br", "zstd", "compress", "gzip, gzip", "identity, gzip", "*"])
+def test_an_encoding_that_cannot_be_read_is_refused_by_name_of_the_provider(encoding):
+    with pytest.raises(UpstreamAnsweredGarbage, match=r"^acme "):
+        Inflate.for_encoding(encoding, "acme", 1)
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "x-gzip", "deflate", " GZIP "])
+@pytest.mark.parametrize("packed", [gzip.compress(PLAIN), zlib.compress(PLAIN)], ids=["gzip", "zlib"])
+def test_gzip_and_deflate_are_told_apart_by_their_own_first_bytes(encoding, packed):
+    inflate = Inflate.for_encoding(encoding, "acme", MEGABYTE)
+    assert inflate is not None
+    assert b"".join(inflate.feed(packed)) == PLAIN
+    inflate.finish()
+
+
+@given(
+    plains=st.lists(st.binary(max_size=200).map(lambda some: some * 700), min_size=1, max_size=4),
+    places=st.lists(st.integers(0, 1 << 20), max_size=12),
+)
+def test_members_cut_anywhere_give_all_their_bytes(plains, places):
+    packed = b"".join(gzip.compress(plain) for plain in plains)
+    assert inflated(cut(packed, places)) == b"".join(plains)
+
+
+def test_a_body_cut_after_any_byte_is_broken_unless_nothing_came_at_all():
+    packed = gzip.compress(b"one") + gzip.compress(b"two")
+    whole = {0: b"", len(gzip.compress(b"one")): b"one", len(packed): b"onetwo"}
+    for size in range(len(packed) + 1):
+        if size in whole:
+            assert inflated([packed[:size]]) == whole[size]
+        else:
+            with pytest.raises(UpstreamBroke, match=r"^acme "):
+                inflated([packed[:size]])
+
+
+@pytest.mark.parametrize("rest", [b"\0\0", b"\0" * 512, b"trailing", b"\x1f\x9d", PLAIN])
+@pytest.mark.parametrize("packed", [gzip.compress(PLAIN), zlib.compress(PLAIN)], ids=["gzip", "zlib"])
+def test_bytes_after_the_end_that_are_no_member_are_refused(packed, rest):
+    for parts in ([packed + rest], [packed, rest]):
+        with pytest.raises(UpstreamAnsweredGarbage, match="does not unpack"):
+            inflated(parts)
+
+
+def test_a_wrong_checksum_is_refused():
+    packed = bytearray(gzip.compress(PLAIN))
+    packed[-6] ^= 1
+    with pytest.raises(UpstreamAnsweredGarbage):
+        inflated([bytes(packed)])
+
+
+@given(parts=st.lists(st.binary(max_size=64) | st.just(gzip.compress(b"hi")), max_size=8))
+def test_random_bytes_raise_nothing_but_errors_of_the_tree(parts):
+    try:
+        plain = inflated(parts)
+    except MeterError:
+        return
+    assert plain == gzip.decompress(b"".join(parts))
+
+
+def test_the_limit_counts_plain_bytes_over_all_parts_and_members():
+    packed = gzip.compress(b"x" * 600) + gzip.compress(b"y" * 400)
+    assert len(inflated([packed], 1000)) == 1000
+    for parts in ([packed], [packed[:20], packed[20:]]):
+        with pytest.raises(UpstreamAnswerTooLarge, match="999 bytes"):
+            inflated(parts, 999)
+
+
+def test_a_bomb_is_never_larger_in_memory_than_a_piece():
+    bomb = gzip.compress(b"\0" * 64 * MEGABYTE)
+    inflate = Inflate.for_encoding("gzip", "acme", 32 * MEGABYTE)
+    assert inflate is not None
+    sizes: list[int] = []
+    tracemalloc.start()
+    try:
+        with pytest.raises(UpstreamAnswerTooLarge):
+            sizes.extend(map(len, inflate.feed(bomb)))
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert max(sizes) == PIECE_BYTES
+    assert 0 <= 32 * MEGABYTE - sum(sizes) < PIECE_BYTES
+    assert peak_bytes < MEGABYTE
+
+
+def test_a_flood_of_empty_members_is_nothing():
+    assert inflated([gzip.compress(b"") * 20_000]) == b""
