@@ -24,6 +24,7 @@ from mcpmeter.catalog import ALL, llm, mcp, money, service
 from mcpmeter.metrics.collector import Exposition, MeterCollector
 from mcpmeter.metrics.recorder import Recorder
 from mcpmeter.records import McpTarget, Settlement
+from mcpmeter.relay.quota_board import QuotaBoard
 from mcpmeter.service.pages import MetricsPage
 
 Make = Callable[..., Settlement]
@@ -296,7 +297,7 @@ class TestThreads:
         prepare = exposition.prepare
         monkeypatch.setattr(exposition, "prepare", lambda accept: noting(prepare(accept), rendered_in))
 
-        page = await MetricsPage(recorder, exposition, StoreWithoutRows(), None)(Request())
+        page = await MetricsPage(recorder, exposition, StoreWithoutRows(), QuotaBoard(recorder), None)(Request())
 
         assert page.body.count(b"\nmcp_tokens_total{") + page.body.count(b"\nmcp_cost_usd_total{") == 10_000
         assert copied_in == [threading.get_ident()]
