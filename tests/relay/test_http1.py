@@ -36,7 +36,16 @@ from mcpmeter.errors import (
     UpstreamUnreachable,
 )
 from mcpmeter.relay import http1
-from mcpmeter.relay.http1 import BUFFERED_BYTES, MOST_HEADER_BYTES, Connection, Http1Answer, Http1Client, Pool, Target
+from mcpmeter.relay.http1 import (
+    BUFFERED_BYTES,
+    MOST_HEADER_BYTES,
+    MOST_TARGETS,
+    Connection,
+    Http1Answer,
+    Http1Client,
+    Pool,
+    Target,
+)
 from mcpmeter.relay.upstream import Timeouts
 
 HEADERS = {"content-type": "application/json", "authorization": "Bearer sk-1"}
@@ -287,6 +296,17 @@ async def test_a_key_cannot_add_to_the_request_and_is_not_repeated_in_the_error(
         await world.client().post("acme", provider.url, {"authorization": f"Bearer sk-{evil}"}, BODY)
     assert "sk-" not in str(raised.value)
     assert provider.peers == []
+
+
+async def test_addresses_that_clients_choose_do_not_gather(world):
+    provider = await world.provider(SHORT)
+    client = world.client()
+    for name in (*map(str, range(MOST_TARGETS + 5)), "m" * 10_000):
+        target = Provider(saying_nothing(), url=f"{provider.url}/{name}")
+        assert await call(client, target) == (200, b"hello")
+        assert len(client._targets) <= MOST_TARGETS
+        assert sum(map(len, client._targets)) < MOST_TARGETS * 100
+    assert len(provider.peers) == 1
 
 
 async def test_a_large_body_goes_out_whole(world):

@@ -41,6 +41,10 @@ IDLE_SECONDS: Final = 15.0
 SECONDS_TO_SEE_THE_END: Final = 1.0
 """How long a finished stream's connection may take to show its end before it is closed instead of reused."""
 
+MOST_TARGETS: Final = 1024
+LONGEST_KEPT_URL: Final = 512
+"""Some providers have the model in the path, and that comes from clients: it must not fill our memory."""
+
 
 class Origin(NamedTuple):
     """Where connections go that may be used for each other's calls."""
@@ -87,9 +91,7 @@ class Http1Client:
     ) -> Http1Answer:
         """POST and wait for the answer's head. Raises UpstreamUnreachable, UpstreamTimedOut, UpstreamBroke, …"""
         times = timeouts or self._timeouts
-        target = self._targets.get(url)
-        if target is None:
-            target = self._targets[url] = Target.of(url)
+        target = self._targets.get(url) or self._new_target(url)
         head = _request_head(target.head, headers, len(body))
         origin = target.origin
         connection = self._pool.idle(origin) or await self._connect(provider, origin, times.connect_seconds)
@@ -100,6 +102,14 @@ class Http1Client:
             connection.close()
             raise
         return Http1Answer(connection, provider, times.idle_seconds)
+
+    def _new_target(self, url: str) -> Target:
+        target = Target.of(url)
+        if len(url) <= LONGEST_KEPT_URL:
+            if len(self._targets) >= MOST_TARGETS:
+                self._targets.clear()
+            self._targets[url] = target
+        return target
 
     async def _connect(self, provider: str, origin: Origin, seconds: float) -> Connection:
         try:
