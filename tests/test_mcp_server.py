@@ -35,10 +35,12 @@ from mcpmeter.metrics.recorder import Recorder
 from mcpmeter.pricing import PriceBook, PriceSource, bundled_price_lists
 from mcpmeter.records import Settlement
 from mcpmeter.relay.dialects.openai_chat import OpenAiChat
+from mcpmeter.relay.failover import Failover, RetryOptions, UpstreamMetrics
 from mcpmeter.relay.http1 import Http1Client
 from mcpmeter.relay.pipeline import Pipeline, RelayOptions, Service, Wiring
 from mcpmeter.relay.providers import load_providers
-from mcpmeter.relay.routing import Upstream
+from mcpmeter.relay.quota_board import QuotaBoard
+from mcpmeter.relay.routing import Routing, Upstream
 from mcpmeter.relay.upstream import Timeouts
 from mcpmeter.simulator import Fault, Latency, Simulator, Spread
 
@@ -85,7 +87,7 @@ async def whole(tmp_path: Path) -> AsyncIterator[Whole]:
         store = SqliteStore(ledger)
         await store.start()
         stack.push_async_callback(store.close)
-        client = Http1Client(Timeouts(first_byte_seconds=0.25, idle_seconds=1))
+        client = Http1Client(Timeouts())
         stack.push_async_callback(client.close)
         book = PriceBook(bundled_price_lists(), sources={"sim": PriceSource("holysheep")})
         recorder = Recorder()
@@ -100,12 +102,13 @@ async def whole(tmp_path: Path) -> AsyncIterator[Whole]:
         provider = load_providers()["generic"].renamed("sim", base_url=simulator.base_url)
         wiring = Wiring(
             options=RelayOptions(max_body_bytes=20_000),
-            upstreams=[Upstream(provider=provider)],
-            default_provider=None,
+            routing=Routing([Upstream(provider=provider, timeouts=Timeouts(first_byte_seconds=0.25, idle_seconds=1))]),
             client=client,
             keys=KeyRing([]),
         )
-        pipeline = Pipeline(meter, wiring)
+        # One attempt a call, and nothing held against the provider: each test looks at its own fault alone.
+        failover = Failover(UpstreamMetrics(recorder), retries=RetryOptions(max_attempts=1))
+        pipeline = Pipeline(meter, wiring, failover, QuotaBoard(recorder))
 
         async def usage_report(by: Sequence[Any], since_ns: int, until_ns: int) -> Sequence[Total]:
             if made.report_fault is not None:

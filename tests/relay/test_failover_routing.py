@@ -114,7 +114,7 @@ class TestSettings:
 
     def test_without_a_word_the_defaults_are_the_relays_own(self) -> None:
         relay = Settings().relay
-        assert relay.retries.options() == RetryOptions()
+        assert relay.retries.options() == RetryOptions(same_place=False)
         assert relay.circuit.options() == CircuitOptions()
         assert relay.retries.options().budget_ratio == Decimal("0.2")
 

@@ -33,6 +33,7 @@ class Case:
 
     simulate: str
     stream: bool = False
+    model: str = "gpt-4.1"
     path: str = CHAT
     status: int = 200
     code: str = ""
@@ -91,6 +92,7 @@ CASES = [
     *(
         Case(
             simulate="status=429,retry_after=7",
+            model=f"limited-{stream}-{path[-4:]}",  # nothing more is sent for a model until its time has come
             path=path,
             stream=stream,
             status=429,
@@ -147,7 +149,7 @@ SLOW_CASES = [
 
 async def check(relay: Any, case: Case) -> Any:
     before, old = relay.counts(), {row.id for row in relay.rows()}
-    reply = await relay.chat(case.simulate, path=case.path, stream=case.stream)
+    reply = await relay.chat(case.simulate, path=case.path, stream=case.stream, model=case.model)
     await relay.until_idle()
     after = await relay.scrape()
     (row,) = [row for row in relay.rows() if row.id not in old]
@@ -162,7 +164,12 @@ async def check(relay: Any, case: Case) -> Any:
 
     error_id = case.error or case.code
     assert (row.state, row.status, row.outcome, row.error_id) == ("settled", str(case.status), case.outcome, error_id)
-    assert (row.token_source, row.stream, row.provider, row.model) == (case.tokens, case.stream, "holysheep", "gpt-4.1")
+    assert (row.token_source, row.stream, row.provider, row.model) == (
+        case.tokens,
+        case.stream,
+        "holysheep",
+        case.model,
+    )
 
     request = (case.path, "POST", str(case.status))
     assert after.since(before, "mcp_requests_total")[request] == 1

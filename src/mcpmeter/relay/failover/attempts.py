@@ -119,8 +119,8 @@ class Attempts:
     def _wait_or_refuse(self, now_ns: int) -> Wait | Refuse:
         """A first attempt does not wait: who is refused at once with the time to come back can do something else."""
         soonest = self._candidates.soonest(now_ns)
-        if self._last is not None and soonest is not None and self._may_wait_until(soonest.cooling.until_ns, now_ns):
-            self._not_before_ns = soonest.cooling.until_ns
+        if self._last is not None and soonest is not None and self._may_wait_until(soonest.until_ns, now_ns):
+            self._not_before_ns = soonest.until_ns
             return Wait((self._not_before_ns - now_ns) / NANO)
         return Refuse(self._refusal(now_ns))
 
@@ -132,12 +132,12 @@ class Attempts:
         if last is not None and last.fault is not None:
             return last.fault
         first = self._candidates.first_to_end_its_wait()
-        wait_seconds = -(-max(0, first.cooling.until_ns - now_ns) // NANO)
+        wait_seconds = -(-max(0, first.until_ns - now_ns) // NANO)
         retry_after = str(wait_seconds) if wait_seconds else None
         name = first.state.name if last is None else last.entry.state.name
         if last is not None and last.outcome == "refused":
             return UpstreamRefusedAccount(f"{name} refused the relay's own account.", hint="Check its key and credit.")
-        if first.cooling.is_rate_limited if last is None else last.outcome == "rate_limited":
+        if first.cooling.is_rate_limited(first.candidate.model) if last is None else last.outcome == "rate_limited":
             return UpstreamRateLimited(f"{name} is rate limiting.", hint="Retry later.", retry_after=retry_after)
         return UpstreamFault(f"{name} is not available.", hint="Retry later.", retry_after=retry_after)
 
@@ -209,10 +209,10 @@ class Attempts:
         match result.outcome:
             case "rate_limited":
                 entry.cooling.doubt(now_ns + nanoseconds(self._shared.retries.cap_seconds))
-                self._wait([entry.cooling], now_ns, asked_ns, is_rate_limited=True)
+                self._wait([entry.cooling], result, now_ns, asked_ns)
             case "server_error":
                 # It is the provider that asks, not the account: that holds for every credential.
-                self._wait(entry.state.coolings, now_ns, asked_ns, is_rate_limited=False)
+                self._wait(entry.state.coolings, result, now_ns, asked_ns)
             case "refused":
                 entry.cooling.is_refused = True
                 entry.cooling.doubt(now_ns + DOUBT_AFTER_REFUSAL_NS)
@@ -221,10 +221,11 @@ class Attempts:
                 entry.cooling.doubt(now_ns + DOUBT_AFTER_REFUSAL_NS)
 
     @staticmethod
-    def _wait(coolings: Iterable[Cooling], now_ns: int, asked_ns: int | None, *, is_rate_limited: bool) -> None:
+    def _wait(coolings: Iterable[Cooling], result: _Result, now_ns: int, asked_ns: int | None) -> None:
+        limited = result.outcome == "rate_limited"
         for cooling in coolings:
             if asked_ns:
-                cooling.wait_until(now_ns + asked_ns, is_rate_limited=is_rate_limited)
+                cooling.wait_until(now_ns + asked_ns, now_ns, result.entry.candidate.model, is_rate_limited=limited)
 
     def _tell(self, result: _Result) -> None:
         self._shared.tally.attempted(result.entry.state.name, result.outcome)
@@ -250,9 +251,9 @@ class Attempts:
         if entry is not None:
             return now_ns + (self._pause_ns() if self._candidates.was_tried(entry) else 0)
         entry = self._candidates.soonest(now_ns)
-        if entry is None or not self._may_wait_until(entry.cooling.until_ns, now_ns):
+        if entry is None or not self._may_wait_until(entry.until_ns, now_ns):
             return None
-        return entry.cooling.until_ns + self._pause_ns()
+        return entry.until_ns + self._pause_ns()
 
     def _pause_ns(self) -> int:
         options, shared = self._shared.retries, self._shared

@@ -33,6 +33,11 @@ class Entry:
     is_out: bool = False
     """Whether its credential was refused in this call."""
 
+    @property
+    def until_ns(self) -> int:
+        """Nothing is sent there before."""
+        return self.cooling.until_ns(self.candidate.model)
+
 
 class Candidates:
     """For one call: routes in their order or drawn by weight, each with its credentials, which take turns.
@@ -53,7 +58,7 @@ class Candidates:
         Where every circuit that is left is open, a first attempt goes to the one that will half-open first: nobody is
         refused for a circuit's sake. A further attempt has been refused already, and goes nowhere.
         """
-        free = [entry for entry in self._entries if not entry.is_out and entry.cooling.until_ns <= now_ns]
+        free = [entry for entry in self._entries if not entry.is_out and entry.until_ns <= now_ns]
         let_through = [entry for entry in free if entry.state.breaker.lets_through(now_ns)]
         if let_through:
             return min(let_through, key=lambda entry: self._rank(entry, now_ns))
@@ -67,11 +72,11 @@ class Candidates:
     def soonest(self, now_ns: int) -> Entry | None:
         """Of those that only wait for a Retry-After to pass, the one whose wait ends first."""
         waiting = [entry for entry in self._entries if not entry.is_out and entry.state.breaker.lets_through(now_ns)]
-        return min(waiting, key=lambda entry: entry.cooling.until_ns, default=None)
+        return min(waiting, key=lambda entry: entry.until_ns, default=None)
 
     def first_to_end_its_wait(self) -> Entry:
         """Of all, the one whose wait ends first."""
-        return min(self._entries, key=lambda entry: entry.cooling.until_ns)
+        return min(self._entries, key=lambda entry: entry.until_ns)
 
     def sent(self, entry: Entry) -> None:
         """An attempt goes there; the next call begins with the next credential."""

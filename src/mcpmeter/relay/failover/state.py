@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Final, Protocol
 
 from mcpmeter.relay.failover.breaker import Breaker
 from mcpmeter.relay.failover.budget import RetryBudget
 from mcpmeter.relay.failover.options import CircuitOptions, RetryOptions
 from mcpmeter.relay.failover.outcomes import Outcome
 from mcpmeter.relay.routing import Upstream
+
+MOST_WAITS: Final = 256
+NO_WAIT: Final = (0, False)
 
 
 class Tally(Protocol):
@@ -30,19 +33,30 @@ class Tally(Protocol):
 class Cooling:
     """What is held against one credential. Instants are monotonic nanoseconds."""
 
-    until_ns: int = 0
-    """Nothing is sent before: the provider said so."""
-    is_rate_limited: bool = False
-    """Whether that was by a 429; else an answer of 5xx."""
+    waits: dict[str, tuple[int, bool]] = field(default_factory=dict)
+    """Model to an instant, before which nothing is sent for it as the provider said so, and whether that was by a 429.
+    By model, since providers count and serve models apart: one that is overrun must not stop the others."""
     doubtful_until_ns: int = 0
     """Others go before it until then: it was limited or refused lately, without a time given."""
     is_refused: bool = False
     """Its last answer was 401 or 402."""
 
-    def wait_until(self, instant_ns: int, *, is_rate_limited: bool) -> None:
+    def until_ns(self, model: str) -> int:
+        """Nothing is sent for this model before."""
+        return self.waits.get(model, NO_WAIT)[0]
+
+    def is_rate_limited(self, model: str) -> bool:
+        """Whether it is a 429 that has to be waited for; else an answer of 5xx."""
+        return self.waits.get(model, NO_WAIT)[1]
+
+    def wait_until(self, instant_ns: int, now_ns: int, model: str, *, is_rate_limited: bool) -> None:
         """The provider asks to wait; of several such times the last counts."""
-        if instant_ns > self.until_ns:
-            self.until_ns, self.is_rate_limited = instant_ns, is_rate_limited
+        if len(self.waits) >= MOST_WAITS:
+            # Models are named by callers, so the set is bounded: what has passed goes, then what ends first.
+            self.waits = {name: until for name, until in self.waits.items() if until[0] > now_ns}
+        if len(self.waits) >= MOST_WAITS and model not in self.waits:
+            del self.waits[min(self.waits, key=self.waits.__getitem__)]
+        self.waits[model] = max((instant_ns, is_rate_limited), self.waits.get(model, NO_WAIT))
 
     def doubt(self, until_ns: int) -> None:
         """Let others go first."""
