@@ -173,6 +173,12 @@ def test_a_stream_is_empty_that_has_finished_without_content(deltas, finish, is_
     assert tee.read.is_empty is is_empty
 
 
+def test_an_error_is_not_also_an_empty_answer():
+    tee = StreamTee(Ending(), withhold_usage=False)
+    tee.feed(b'data: {"choices":[{"delta":{},"finish_reason":"error"}],"error":{"message":"down"}}\n\n')
+    assert (tee.read.is_error, tee.read.is_empty) == (True, False)
+
+
 def test_usage_that_is_not_final_makes_no_stream_whole_and_is_kept_apart():
     class Counting(OpenAiChat):
         def joined(self, before: Read, now: Read) -> Read:

@@ -95,7 +95,7 @@ class StreamTee:
         if self._has_content is not None and not self._content_seen:
             self._content_seen = self._has_content(block)
         for mark in self._end_marks:
-            if mark in block and not self.end:
+            if mark in block:
                 block = self._hold_back_end(block)
         self.chunks += block.startswith(b"data:") + block.count(b"\ndata:")
         self._keep(block)

@@ -306,6 +306,14 @@ def test_instalments_that_cannot_be_spoil_the_usage_and_later_good_ones_mend_it(
     assert (read.usage and (read.usage.prompt_tokens, read.usage.completion_tokens), read.bad_usage) == (usage, bad)
 
 
+def test_an_instalment_that_cannot_be_is_forgotten_once_a_final_one_is_told():
+    start = b'data: {"type":"message_start","message":{"usage":{"input_tokens":5,"output_tokens":1}}}\n\n'
+    bad = b'data: {"type":"message_delta","delta":{},"usage":{"output_tokens":-1}}\n\n'
+    final = b'data: {"type":"message_delta","delta":{"stop_reason":"end_turn"},"usage":{"output_tokens":7}}\n\n'
+    read = pass_through([start, bad, final])[1].read
+    assert (read.usage.prompt_tokens, read.usage.completion_tokens, read.bad_usage) == (5, 7, False)
+
+
 def test_a_stream_whose_first_usage_cannot_be_is_no_whole_one_for_it():
     _out, tee = pass_through([b'data: {"type":"message_start","message":{"usage":{"input_tokens":-1}}}\n\n'])
     assert tee.read.bad_usage

@@ -125,6 +125,18 @@ def test_a_reason_that_is_not_specified_is_none():
     assert GENERATE.read_answer(body).finish_reason == ""
 
 
+def test_a_blocked_prompt_is_a_refusal_whatever_blocked_it():
+    read = GENERATE.read_answer(b'{"promptFeedback":{"blockReason":"OTHER"}}')
+    assert (read.is_refusal, read.finish_reason, read.is_empty) == (True, "OTHER", False)
+
+
+def test_an_array_whose_last_count_cannot_be_has_none():
+    first = b'{"candidates":[{}],"usageMetadata":{"promptTokenCount":5,"candidatesTokenCount":1}}'
+    last = b'{"candidates":[{"finishReason":"STOP"}],"usageMetadata":{"promptTokenCount":-5}}'
+    read = GENERATE.read_answer(b"[%s,%s]" % (first, last))
+    assert (read.usage, read.bad_usage) == (None, True)
+
+
 @pytest.mark.parametrize(
     ("part", "is_empty"),
     [

@@ -13,7 +13,7 @@ from typing import Any, Final
 import msgspec
 
 from mcpmeter.errors import InvalidRequest, MeterError
-from mcpmeter.records import Usage
+from mcpmeter.records import TokenSource, Usage
 from mcpmeter.relay.dialects import bodies, json_text, openai
 from mcpmeter.relay.dialects.base import NOTHING, Asked, Named, NotAnAnswer, Read, merge
 from mcpmeter.relay.dialects.openai import Tokens
@@ -269,12 +269,10 @@ def _is_answer(answer: _Answer) -> bool:
 
 
 def _read(answer: _Answer) -> Read:
-    blocked = _reason(answer.prompt_feedback.block_reason) if answer.prompt_feedback else ""
-    reasons = [reason for candidate in answer.candidates or () if (reason := _reason(candidate.finish_reason))]
-    reason = reasons[-1] if reasons else blocked
-    usage, bad = read_usage(answer.usage_metadata)
-    if usage is not None and not reason:
-        usage = msgspec.structs.replace(usage, source="partial")
+    reason = blocked = _reason(answer.prompt_feedback.block_reason) if answer.prompt_feedback else ""
+    for candidate in answer.candidates or ():
+        reason = _reason(candidate.finish_reason) or reason
+    usage, bad = read_usage(answer.usage_metadata, "reported" if reason else "partial")
     return Read(
         usage=usage,
         bad_usage=bad,
@@ -286,12 +284,12 @@ def _read(answer: _Answer) -> Read:
 
 
 def _reason(told: str | None) -> str:
-    return "" if told in _UNSPECIFIED else openai.cleaned(told)
+    return openai.cleaned(told) if told and told not in _UNSPECIFIED else ""
 
 
 def _has_content(answer: _Answer) -> bool:
     contents = [candidate.content for candidate in answer.candidates or () if candidate.content is not None]
-    return any(map(_is_content, (part for content in contents for part in content.parts or ())))
+    return any(_is_content(part) for content in contents for part in content.parts or ())
 
 
 def _is_content(part: dict[str, msgspec.Raw]) -> bool:
@@ -303,7 +301,7 @@ def _is_content(part: dict[str, msgspec.Raw]) -> bool:
     return bool(part.keys() - {"text", "thought", "thoughtSignature"})
 
 
-def read_usage(raw: msgspec.Raw) -> tuple[Usage | None, bool]:
+def read_usage(raw: msgspec.Raw, source: TokenSource = "reported") -> tuple[Usage | None, bool]:
     """(usage, whether it was there and cannot be). A prompt that is counted beside no completion is an answer of none:
     Google leaves zeros out."""
     if not openai.is_told(raw):
@@ -321,19 +319,21 @@ def read_usage(raw: msgspec.Raw) -> tuple[Usage | None, bool]:
     written = told.candidates_token_count
     if written is None:
         written = max(0, (told.total_token_count or 0) - prompt - thoughts)
-    return _within_totals(told, prompt, written + thoughts), False
-
-
-def _within_totals(told: _Usage, prompt: int, completion: int) -> Usage:
-    heard = _audio(told.prompt_tokens_details) + _audio(told.tool_use_prompt_tokens_details)
-    return Usage(
+    completion = written + thoughts
+    usage = Usage(
         prompt_tokens=prompt,
         completion_tokens=completion,
         cached_read_tokens=min(_tokens(told.cached_content_token_count), prompt),
-        reasoning_tokens=min(told.thoughts_token_count or 0, completion),
-        audio_tokens=min(heard, prompt) + min(_audio(told.candidates_tokens_details), completion),
-        source="reported",
+        reasoning_tokens=thoughts,
+        audio_tokens=_audio_within(told, prompt, completion) if b'"AUDIO"' in bytes(raw) else 0,
+        source=source,
     )
+    return usage, False
+
+
+def _audio_within(told: _Usage, prompt: int, completion: int) -> int:
+    heard = _audio(told.prompt_tokens_details) + _audio(told.tool_use_prompt_tokens_details)
+    return min(heard, prompt) + min(_audio(told.candidates_tokens_details), completion)
 
 
 def _tokens(raw: msgspec.Raw) -> int:
