@@ -6,8 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mcpmeter.simulator import Fault, Plan, Spread
-from mcpmeter.simulator.answers import DONE, draw_answer, json_body, stream_events, words
-from mcpmeter.simulator.asks import read_chat, text_tokens
+from mcpmeter.simulator.answers import draw_answer, words
+from mcpmeter.simulator.asks import text_tokens
+from mcpmeter.simulator.dialects.openai_chat import DONE, OpenAiChat, json_body, stream_events
 from mcpmeter.simulator.schemas import instance_of
 
 FIFTY = Plan(completion_tokens=Spread.fixed(50))
@@ -21,11 +22,11 @@ TOOL = {
 
 
 def ask(**more):
-    return read_chat(json.dumps({"model": "gpt-4.1", "messages": [{"role": "user", "content": "Hi"}], **more}).encode())
+    return OpenAiChat().read(json.dumps({"model": "gpt-4.1", "messages": [{"role": "user", "content": "Hi"}], **more}).encode())
 
 
 def draw(request, fault=Fault(), plan=FIFTY, seed=1, nth=0):  # noqa: B008 (frozen)
-    return draw_answer(request, fault, plan, Random(seed), nth)
+    return draw_answer(request.wanted(), fault, plan, Random(seed), nth)
 
 
 @given(tokens=st.integers(0, 20_000), offset=st.integers(0, 10_000))
@@ -59,7 +60,7 @@ def test_usage_equals_what_is_written_in_both_shapes(limit, n, json_mode, reason
     if limit:
         assert usage["completion_tokens"] <= limit * n
     streamed = [""] * n
-    for event in stream_events(answer, include_usage=True, fault=fault):
+    for event in stream_events(answer, fault, True):
         if event.data == DONE:
             break
         for choice in json.loads(event.data[6:])["choices"]:

@@ -3,14 +3,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mcpmeter.errors import InvalidRequest
-from mcpmeter.simulator.asks import (
-    chat_tokens,
-    embeddings_tokens,
-    read_chat,
-    read_embeddings,
-    text_tokens,
-    wished_fault,
-)
+from mcpmeter.simulator.asks import text_tokens
+from mcpmeter.simulator.dialects.openai_chat import OpenAiChat
+from mcpmeter.simulator.dialects.openai_embeddings import OpenAiEmbeddings
+from mcpmeter.simulator.vectors import Vectors
+
+read_chat = OpenAiChat().read
+read_embeddings = OpenAiEmbeddings(Vectors(0)).read
 
 
 @pytest.mark.parametrize(("text", "tokens"), [("", 0), ("a", 1), ("abcd", 1), ("abcde", 2), ("äöü€x", 2)])
@@ -25,24 +24,24 @@ def test_prompt_tokens_count_texts_messages_media_and_tools():
         b'{"role":"assistant","content":null,"tool_calls":[]},'
         b'{"role":"user","content":[{"type":"text","text":"1234"},{"type":"image_url","image_url":{"url":"data:"}}]}]}'
     )
-    assert chat_tokens(ask) == 3 * 4 + 2 + 1 + 85
+    assert ask.prompt_tokens() == 3 * 4 + 2 + 1 + 85
     with_tools = read_chat(
         b'{"model":"m","messages":[{"role":"user","content":"x"}],"tools":[{"type":"function","function":{"name":"f"}}]}'
     )
-    assert chat_tokens(with_tools) > 4 + 1
+    assert with_tools.prompt_tokens() == 4 + 1 + text_tokens('[{"type":"function","function":{"name":"f"}}]')
 
 
 @pytest.mark.parametrize(
     ("given_input", "tokens"), [(b'"12345"', 2), (b'["1","12345"]', 3), (b"[1,2,3]", 3), (b"[[1,2],[3]]", 3)]
 )
 def test_embedding_tokens_of_every_form(given_input, tokens):
-    assert embeddings_tokens(read_embeddings(b'{"model":"m","input":' + given_input + b"}")) == tokens
+    assert read_embeddings(b'{"model":"m","input":' + given_input + b"}").given.prompt_tokens() == tokens
 
 
 @pytest.mark.parametrize("given_input", [b"[]", b'["a",1]', b'[[1],"a",2]', b"{}", b"null"])
 def test_embedding_inputs_that_make_no_sense_are_refused(given_input):
     with pytest.raises(InvalidRequest):
-        embeddings_tokens(read_embeddings(b'{"model":"m","input":' + given_input + b"}"))
+        read_embeddings(b'{"model":"m","input":' + given_input + b"}").given.prompt_tokens()
 
 
 MESSAGES = b'"messages":[{"role":"user","content":"x"}]'
@@ -73,9 +72,9 @@ def test_any_bytes_are_read_or_refused(body):
 def test_a_wish_that_cannot_be_simulated_is_refused(wish):
     ask = read_chat(b'{"model":"m","messages":[{"role":"user"}],"metadata":{"simulate":' + wish + b"}}")
     with pytest.raises(InvalidRequest, match=r"metadata\.simulate"):
-        wished_fault(ask)
+        ask.wished_fault(b"")
 
 
 def test_other_metadata_is_nobodys_business():
     ask = read_chat(b'{"model":"m","messages":[{"role":"user"}],"metadata":{"user":"7","simulate":""}}')
-    assert wished_fault(ask) is None
+    assert ask.wished_fault(b"") is None

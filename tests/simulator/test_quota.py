@@ -1,7 +1,7 @@
 import pytest
 
 from mcpmeter.simulator import Quota
-from mcpmeter.simulator.quota import go_duration
+from mcpmeter.simulator.vendors.openai import OPENAI, go_duration
 
 
 class Clock:
@@ -17,15 +17,15 @@ def test_headers_count_down_and_start_anew_with_the_window():
     quota.admit()
     quota.spend(30)
     clock.now_ns += 20_500_000_000
-    headers = quota.headers()
+    headers = OPENAI.headers(quota)
     assert headers["x-ratelimit-limit-requests"] == "3"
     assert headers["x-ratelimit-remaining-requests"] == "2"
     assert headers["x-ratelimit-limit-tokens"] == "100"
     assert headers["x-ratelimit-remaining-tokens"] == "70"
     assert headers["x-ratelimit-reset-requests"] == headers["x-ratelimit-reset-tokens"] == "39.5s"
     clock.now_ns += 60_000_000_000 * 7
-    assert quota.headers()["x-ratelimit-remaining-requests"] == "3"
-    assert quota.headers()["x-ratelimit-reset-requests"] == "39.5s"
+    assert OPENAI.headers(quota)["x-ratelimit-remaining-requests"] == "3"
+    assert quota.reset_seconds == 39.5
 
 
 def test_only_an_enforced_quota_refuses_and_only_until_the_window_ends():

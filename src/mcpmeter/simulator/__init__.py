@@ -1,4 +1,4 @@
-"""An OpenAI-compatible upstream that costs nothing: exact known usage, faults on demand, its own books."""
+"""An upstream that speaks every dialect and costs nothing: exact known usage, faults on demand, its own books."""
 
 from __future__ import annotations
 

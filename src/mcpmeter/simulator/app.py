@@ -1,4 +1,4 @@
-"""The simulator itself: an OpenAI-compatible provider on a port of its own."""
+"""The simulator itself: a provider of every dialect on a port of its own."""
 
 from __future__ import annotations
 
@@ -24,31 +24,16 @@ from mcpmeter.errors import (
     PortTaken,
     RouteNotFound,
 )
-from mcpmeter.simulator import refusals
-from mcpmeter.simulator.answers import (
-    CREATED_UNIX_SECONDS,
-    Tally,
-    answering_model,
-    draw_answer,
-    json_body,
-    stream_events,
-)
-from mcpmeter.simulator.asks import (
-    ChatAsk,
-    EmbeddingsAsk,
-    embeddings_tokens,
-    read_chat,
-    read_embeddings,
-    wished_fault,
-)
-from mcpmeter.simulator.books import Books, OpenCall
+from mcpmeter.simulator.answers import CREATED_UNIX_SECONDS, Tally
+from mcpmeter.simulator.books import Books
 from mcpmeter.simulator.draws import Draws
-from mcpmeter.simulator.embeddings import Embedder
 from mcpmeter.simulator.exchange import Exchange, Pace, respond
 from mcpmeter.simulator.faults import NO_FAULT, Fault, applies, choose
 from mcpmeter.simulator.latency import Latency, Spread
 from mcpmeter.simulator.plan import Plan, PlanText
 from mcpmeter.simulator.quota import Quota
+from mcpmeter.simulator.routes import Endpoint, Routes, vendor_of
+from mcpmeter.simulator.vendors.base import JSON, Refusal, Vendor
 
 MAX_BODY_BYTES = 64 * 1024 * 1024
 MAX_LISTED_CALLS = 10_000
@@ -108,16 +93,14 @@ class Simulator:
         self.books = Books(seed=seed, keep_calls=keep_calls)
         self._host = host
         self._port = port
-        self._bearer = None if key is None else f"Bearer {key}".encode()
+        self._key = None if key is None else key.encode()
         self._prices = dict(prices or {})
         self._quota = quota or Quota()
         self._draws = Draws(seed)
-        self._embedder = Embedder(seed)
         self._runner: web.ServerRunner | None = None
         self._closing = False
-        self._routes: dict[str, dict[str, Handler]] = {
-            "/v1/chat/completions": {"POST": self._chat},
-            "/v1/embeddings": {"POST": self._embeddings},
+        self._routes = Routes(seed)
+        self._pages: dict[str, dict[str, Handler]] = {
             "/v1/models": {"GET": self._list_models},
             "/simulator/books": {"GET": self._show_books, "DELETE": self._clear_books},
             "/simulator/plan": {"GET": self._show_plan, "PUT": self._change_plan},
@@ -135,7 +118,7 @@ class Simulator:
 
     @property
     def base_url(self) -> str:
-        """What an SDK takes as its base URL."""
+        """What OpenAI's SDK takes as its base URL; Anthropic's and Google's take `url`."""
         return f"{self.url}/v1"
 
     async def start(self) -> None:
@@ -176,77 +159,66 @@ class Simulator:
         await self.close()
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        endpoint = self._routes.find(request)
+        vendor = vendor_of(request.path) if endpoint is None else endpoint.vendor
         try:
-            handler = self._find_handler(request)
-            self._authenticate(request)
-            return await handler(request)
+            if endpoint is not None and request.method == "POST":
+                self._authenticate(request, vendor)
+                return await self._answer(request, endpoint)
+            page = self._page(request, endpoint)
+            self._authenticate(request, vendor)
+            return await page(request)
         except MeterError as error:
             self.books.refused += 1
-            return respond(refusals.from_error(error), self._quota.headers())
+            return respond(vendor.from_error(error), vendor.headers(self._quota))
 
-    def _find_handler(self, request: web.BaseRequest) -> Handler:
-        verbs = self._routes.get(request.path)
-        if verbs is None and request.path.startswith("/v1/models/"):
+    def _page(self, request: web.BaseRequest, endpoint: Endpoint | None) -> Handler:
+        verbs = self._pages.get(request.path)
+        if verbs is None and endpoint is None and request.path.startswith("/v1/models/"):
             verbs = {"GET": self._show_model}
-        if verbs is None:
+        if verbs is None and endpoint is None:
             raise RouteNotFound("Unknown request URL.", hint="The routes are listed in docs/simulator.md.")
-        handler = verbs.get(request.method)
-        if handler is None:
-            raise MethodNotAllowed("Not allowed on this URL.", hint=f"Allowed: {', '.join(verbs)}.")
-        return handler
+        page = (verbs or {}).get(request.method)
+        if page is None:
+            raise MethodNotAllowed("Not allowed on this URL.", hint=f"Allowed: {', '.join(verbs or ['POST'])}.")
+        return page
 
-    def _authenticate(self, request: web.BaseRequest) -> None:
-        if self._bearer is None:
+    def _authenticate(self, request: web.BaseRequest, vendor: Vendor) -> None:
+        if self._key is None:
             return
-        given = request.headers.get("Authorization", "").encode("utf-8", "surrogateescape")
-        if not hmac.compare_digest(given, self._bearer):
-            raise NotAuthenticated("Incorrect API key provided.", hint="Send 'Authorization: Bearer KEY'.")
+        given = (vendor.given_key(request) or "").encode("utf-8", "surrogateescape")
+        if not hmac.compare_digest(given, self._key):
+            raise NotAuthenticated("Incorrect API key provided.", hint=vendor.key_hint)
 
-    async def _chat(self, request: web.BaseRequest) -> web.StreamResponse:
+    async def _answer(self, request: web.BaseRequest, endpoint: Endpoint) -> web.StreamResponse:
         body = await _read_body(request)
-        ask = read_chat(body)
-        random, nth = self._draws.of(body)
-        fault = self._fault(ask, random, nth)
-        answer = draw_answer(ask, fault, self.plan, random, nth)
-        call = self.books.open(ask.model, stream=bool(ask.stream), fault=fault.name)
-        cost = self._cost(ask.model, answer.tally)
-        events = partial(stream_events, answer, include_usage=ask.include_usage, fault=fault, cost=cost)
+        ask = endpoint.dialect.read(body, endpoint.target)
+        random, nth = self._draws.of(body, endpoint.target.salt)
+        fault = self._fault(ask.wished_fault(body), random, nth)
+        reply = ask.draw(fault, self.plan, random, nth)
+        stream = reply.framing is not None
+        call = self.books.open(ask.model_name, stream=stream, fault=fault.name, dialect=endpoint.dialect.name)
+        fault = self._enforce_quota(fault)
+        self._quota.spend(reply.tally.prompt, reply.tally.completion)
+        cost = self._cost(ask.model_name, reply.tally)
+        headers = endpoint.vendor.headers(self._quota, call.request_id)
+        if cost is not None and not stream:
+            headers["X-Cost-USD"] = cost
         exchange = Exchange(
             request=request,
             call=call,
-            fault=self._enforce_quota(fault),
-            pace=self._pace(fault, random, gaps=bool(ask.stream)),
-            tally=answer.tally,
-            headers=self._headers(call, answer.tally, None if ask.stream else cost),
-            body=partial(json_body, answer, fault=fault),
-            events=events if ask.stream else None,
+            fault=fault,
+            pace=self._pace(fault, random, gaps=stream),
+            reply=reply,
+            vendor=endpoint.vendor,
+            headers=headers,
+            cost=cost,
             is_closing=lambda: self._closing,
         )
         return await exchange.run()
 
-    async def _embeddings(self, request: web.BaseRequest) -> web.StreamResponse:
-        body = await _read_body(request)
-        ask = read_embeddings(body)
-        tally = Tally(embeddings_tokens(ask), 0)
-        random, nth = self._draws.of(body)
-        fault = self._fault(ask, random, nth)
-        call = self.books.open(ask.model, stream=False, fault=fault.name)
-        model = answering_model(ask.model, fault, self.plan)
-        exchange = Exchange(
-            request=request,
-            call=call,
-            fault=self._enforce_quota(fault),
-            pace=self._pace(fault, random, gaps=False),
-            tally=tally,
-            headers=self._headers(call, tally, self._cost(ask.model, tally)),
-            body=partial(self._embedder.body, ask, model=model, prompt_tokens=tally.prompt, fault=fault),
-            is_closing=lambda: self._closing,
-        )
-        return await exchange.run()
-
-    def _fault(self, ask: ChatAsk | EmbeddingsAsk, random: Random, nth: int) -> Fault:
+    def _fault(self, wished: Fault | None, random: Random, nth: int) -> Fault:
         planned = choose(self.plan.faults, random, nth)
-        wished = wished_fault(ask)
         if wished is None:
             return planned
         if wished.probability < 1 and random.random() >= wished.probability:
@@ -276,14 +248,6 @@ class Simulator:
         usd = (price.prompt * tally.prompt + price.completion * tally.completion) / TOKENS_PER_PRICE
         return f"{usd.normalize():f}"
 
-    def _headers(self, call: OpenCall, tally: Tally, cost: str | None) -> dict[str, str]:
-        self._quota.spend(tally.prompt + tally.completion)
-        headers = self._quota.headers()
-        headers["x-request-id"] = call.request_id
-        if cost is not None:
-            headers["X-Cost-USD"] = cost
-        return headers
-
     async def _list_models(self, request: web.BaseRequest) -> web.StreamResponse:
         return _json({"object": "list", "data": [_model(name) for name in MODELS]})
 
@@ -301,6 +265,7 @@ class Simulator:
                 "refused": books.refused,
                 "totals": books.totals,
                 "by_model": books.totals_by_model,
+                "by_dialect": books.totals_by_dialect,
                 "calls": books.latest(int(wanted)),
             }
         )
@@ -337,7 +302,7 @@ async def _read_body(request: web.BaseRequest) -> bytes:
 
 
 def _json(value: Any) -> web.Response:
-    return respond(refusals.Refusal(200, refusals.JSON, msgspec.json.encode(value)), {})
+    return respond(Refusal(200, JSON, msgspec.json.encode(value)), {})
 
 
 def _model(name: str) -> dict[str, Any]:

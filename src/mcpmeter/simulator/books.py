@@ -16,25 +16,42 @@ from mcpmeter.simulator.faults import FAULT_NAMES
 
 CallOutcome = Literal["complete", "cancelled", "fault"]
 _OUTCOMES: tuple[CallOutcome, ...] = ("complete", "cancelled", "fault")
-_ROW = struct.Struct("<QqIIIIIHBBB")
+_ROW = struct.Struct("<QqIIIIIIHBBBB")
 _MAX_MODELS = 1000
 OTHER_MODEL = "other"
+DIALECTS = (
+    "openai_chat",
+    "openai_embeddings",
+    "openai_responses",
+    "anthropic_messages",
+    "anthropic_count_tokens",
+    "gemini_generate",
+    "gemini_count_tokens",
+    "gemini_embeddings",
+)
+"""How the books name what a call was made in."""
 
 
 class CallRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """One call as the provider saw it. Tokens are those *billed*; cached and reasoning ones are parts of the totals."""
+    """One call as the provider saw it. Tokens are those *billed*.
+
+    Cached, cache-write and reasoning tokens are parts of the totals, whether or not the dialect tells them so.
+    """
 
     ordinal: int
     request_id: str
-    """As in the answer's `x-request-id`."""
+    """As in the answer's `x-request-id`, or Anthropic's `request-id`."""
+    dialect: str
+    """One of `DIALECTS`."""
     model: str
     stream: bool
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int
     reasoning_tokens: int
+    cache_write_tokens: int
     delivered_tokens: int
-    """Visible completion tokens handed to the connection."""
+    """Completion tokens handed to the connection; reasoning is among them where it is shown."""
     outcome: CallOutcome
     """`cancelled`: the client left. `fault`: the simulator broke the answer or refused it, as it was told to."""
     fault: str
@@ -46,6 +63,8 @@ class CallRecord(msgspec.Struct, frozen=True, kw_only=True):
 class Totals(msgspec.Struct, frozen=True, kw_only=True):
     """Sums over calls."""
 
+    dialect: str = ""
+    """The dialect of all these calls; empty for sums over every dialect."""
     calls: int = 0
     complete: int = 0
     cancelled: int = 0
@@ -54,25 +73,31 @@ class Totals(msgspec.Struct, frozen=True, kw_only=True):
     completion_tokens: int = 0
     cached_tokens: int = 0
     reasoning_tokens: int = 0
+    cache_write_tokens: int = 0
     delivered_tokens: int = 0
 
 
 @dataclass(slots=True)
 class _Sums:
     outcomes: list[int] = field(default_factory=lambda: [0, 0, 0])
-    tokens: list[int] = field(default_factory=lambda: [0, 0, 0, 0, 0])
+    tokens: list[int] = field(default_factory=lambda: [0, 0, 0, 0, 0, 0])
 
-    def totals(self) -> Totals:
+    def add(self, other: _Sums) -> None:
+        self.outcomes = [a + b for a, b in zip(self.outcomes, other.outcomes, strict=True)]
+        self.tokens = [a + b for a, b in zip(self.tokens, other.tokens, strict=True)]
+
+    def totals(self, dialect: str = "") -> Totals:
         complete, cancelled, fault = self.outcomes
-        prompt, completion, cached, reasoning, delivered = self.tokens
+        prompt, completion, cached, reasoning, written, delivered = self.tokens
         return Totals(
-            calls=sum(self.outcomes), complete=complete, cancelled=cancelled, fault=fault, prompt_tokens=prompt,
-            completion_tokens=completion, cached_tokens=cached, reasoning_tokens=reasoning, delivered_tokens=delivered,
+            dialect=dialect, calls=sum(self.outcomes), complete=complete, cancelled=cancelled, fault=fault,
+            prompt_tokens=prompt, completion_tokens=completion, cached_tokens=cached, reasoning_tokens=reasoning,
+            cache_write_tokens=written, delivered_tokens=delivered,
         )  # fmt: skip
 
 
 class Books:
-    """Records of the last `keep_calls` calls (41 bytes each) and totals of all of them; 0 keeps totals only.
+    """Records of the last `keep_calls` calls (46 bytes each) and totals of all of them; 0 keeps totals only.
 
     A call is booked before its last byte is handed to the connection: whoever has read an answer finds it here.
     """
@@ -87,17 +112,19 @@ class Books:
         self._waiters: set[asyncio.Event] = set()
         self._models: list[str] = [OTHER_MODEL]
         self._model_index: dict[str, int] = {OTHER_MODEL: 0}
-        self._sums: list[_Sums] = [_Sums()]
+        self._sums: dict[tuple[int, int], _Sums] = {}
+        """By the indices of model and dialect."""
         self._rows = bytearray()
         self._booked = 0
 
-    def open(self, model: str, *, stream: bool, fault: str) -> OpenCall:
+    def open(self, model: str, *, stream: bool, fault: str, dialect: str = DIALECTS[0]) -> OpenCall:
         """Begin a call; it ends by `OpenCall.book`."""
         self._open += 1
         ordinal = self._next_ordinal
         self._next_ordinal += 1
         self._wake()
-        return OpenCall(self, ordinal, self._index_of(model), stream, FAULT_NAMES.index(fault))
+        indices = (self._index_of(model), DIALECTS.index(dialect))
+        return OpenCall(self, ordinal, indices, stream, FAULT_NAMES.index(fault))
 
     def request_id(self, ordinal: int) -> str:
         """The id that the answer to this call carries."""
@@ -112,16 +139,25 @@ class Books:
     def totals(self) -> Totals:
         """Sums over all calls that have ended."""
         every = _Sums()
-        for sums in self._sums:
-            every.outcomes = [a + b for a, b in zip(every.outcomes, sums.outcomes, strict=True)]
-            every.tokens = [a + b for a, b in zip(every.tokens, sums.tokens, strict=True)]
+        for sums in self._sums.values():
+            every.add(sums)
         return every.totals()
 
     @property
     def totals_by_model(self) -> dict[str, Totals]:
         """Sums by the model as the client named it; names beyond the first thousand are `other`."""
-        by_model = {model: sums.totals() for model, sums in zip(self._models, self._sums, strict=True)}
-        return {model: totals for model, totals in by_model.items() if totals.calls}
+        by_model: dict[int, _Sums] = {}
+        for (model, _), sums in self._sums.items():
+            by_model.setdefault(model, _Sums()).add(sums)
+        return {self._models[model]: by_model[model].totals() for model in sorted(by_model)}
+
+    @property
+    def totals_by_dialect(self) -> dict[str, Totals]:
+        """Sums by dialect, of those that were spoken."""
+        by_dialect: dict[int, _Sums] = {}
+        for (_, dialect), sums in self._sums.items():
+            by_dialect.setdefault(dialect, _Sums()).add(sums)
+        return {DIALECTS[index]: by_dialect[index].totals(DIALECTS[index]) for index in sorted(by_dialect)}
 
     def calls(self) -> Iterator[CallRecord]:
         """The kept records, the oldest first."""
@@ -135,7 +171,7 @@ class Books:
 
     def clear(self) -> None:
         """Forget all calls that have ended; ids go on counting, calls still open are booked later as ever."""
-        self._sums = [_Sums() for _ in self._models]
+        self._sums = {}
         self._rows = bytearray()
         self._booked = 0
         self.refused = 0
@@ -159,20 +195,22 @@ class Books:
                 return 0
             index = self._model_index[model] = len(self._models)
             self._models.append(model)
-            self._sums.append(_Sums())
         return index
 
     def _book(self, call: OpenCall, outcome: CallOutcome, tally: Tally, delivered: int, at_ns: int) -> None:
         self._open -= 1
         code = _OUTCOMES.index(outcome)
-        sums = self._sums[call.model_index]
+        sums = self._sums.get(call.indices)
+        if sums is None:
+            sums = self._sums[call.indices] = _Sums()
         sums.outcomes[code] += 1
         for position, tokens in enumerate((*tally, delivered)):
             sums.tokens[position] += tokens
         if self._keep_calls:
             row = _ROW.pack(
-                call.ordinal, at_ns, *tally, delivered, call.model_index, code, call.stream, call.fault_index
-            )
+                call.ordinal, at_ns, *tally, delivered, call.indices[0], code, call.stream, call.fault_index,
+                call.indices[1],
+            )  # fmt: skip
             place = self._booked % self._keep_calls * _ROW.size
             self._rows[place : place + _ROW.size] = row
             self._booked += 1
@@ -184,25 +222,27 @@ class Books:
 
     def _record(self, rows: bytes, number: int) -> CallRecord:
         values = _ROW.unpack_from(rows, number * _ROW.size)
-        ordinal, at_ns, prompt, completion, cached, reasoning, delivered, model, outcome, stream, fault = values
+        ordinal, at_ns, prompt, completion, cached, reasoning, written, delivered, *indices = values
+        model, outcome, stream, fault, dialect = indices
         return CallRecord(
-            ordinal=ordinal, request_id=self.request_id(ordinal), model=self._models[model], stream=bool(stream),
-            prompt_tokens=prompt, completion_tokens=completion, cached_tokens=cached, reasoning_tokens=reasoning,
-            delivered_tokens=delivered, outcome=_OUTCOMES[outcome], fault=FAULT_NAMES[fault],
-            cancelled_at_ns=at_ns or None,
+            ordinal=ordinal, request_id=self.request_id(ordinal), dialect=DIALECTS[dialect], model=self._models[model],
+            stream=bool(stream), prompt_tokens=prompt, completion_tokens=completion, cached_tokens=cached,
+            reasoning_tokens=reasoning, cache_write_tokens=written, delivered_tokens=delivered,
+            outcome=_OUTCOMES[outcome], fault=FAULT_NAMES[fault], cancelled_at_ns=at_ns or None,
         )  # fmt: skip
 
 
 class OpenCall:
     """A call that has begun. The first `book` counts, later ones do nothing."""
 
-    __slots__ = ("_booked", "_books", "fault_index", "model_index", "ordinal", "stream")
+    __slots__ = ("_booked", "_books", "fault_index", "indices", "ordinal", "stream")
 
-    def __init__(self, books: Books, ordinal: int, model_index: int, stream: bool, fault_index: int) -> None:
+    def __init__(self, books: Books, ordinal: int, indices: tuple[int, int], stream: bool, fault_index: int) -> None:
         self._books = books
         self._booked = False
         self.ordinal = ordinal
-        self.model_index = model_index
+        self.indices = indices
+        """Of the model and of the dialect."""
         self.stream = stream
         self.fault_index = fault_index
 

@@ -20,9 +20,12 @@ class Draws:
         self._asked: OrderedDict[int, int] = OrderedDict()
         self._bodies_kept = bodies_kept
 
-    def of(self, body: bytes) -> tuple[Random, int]:
-        """The generator for this asking, and how often the same body was asked before."""
-        digest = int.from_bytes(blake2b(body, digest_size=8, key=self._key).digest(), "big")
+    def of(self, body: bytes, salt: bytes = b"") -> tuple[Random, int]:
+        """The generator for this asking, and how often the same body was asked before; `salt` keeps URLs apart."""
+        hashed = blake2b(body, digest_size=8, key=self._key)
+        if salt:
+            hashed.update(salt)
+        digest = int.from_bytes(hashed.digest(), "big")
         nth = self._asked.pop(digest, 0)
         self._asked[digest] = nth + 1
         if len(self._asked) > self._bodies_kept:

@@ -10,17 +10,16 @@ from typing import NamedTuple
 
 from aiohttp import web
 
-from mcpmeter.simulator import refusals
-from mcpmeter.simulator.answers import DONE, Event, Tally
+from mcpmeter.simulator.answers import Tally
 from mcpmeter.simulator.books import CallOutcome, OpenCall
+from mcpmeter.simulator.dialects.base import Event, Framing, Reply
 from mcpmeter.simulator.faults import Fault
+from mcpmeter.simulator.vendors.base import HTML, Refusal, Vendor, page
 from mcpmeter.simulator.wire import Wire, reset_connection, until_client_leaves
 
-EVENT_STREAM = "text/event-stream; charset=utf-8"
 EVENTS_PER_TURN = 64
 NS_PER_S = 1_000_000_000
 NOTHING_BILLED = Tally(0, 0)
-BROKEN_JSON_EVENT = b'data: {"id":"chatcmpl-broken","choices":[{"index":0,"delta":{"content":\n\n'
 BROKEN_SSE = b'\xff\xfe no field at all\r\rdata {"no":"colon"}\n\n\n\nevent\n: a comment\ndata\n\n'
 
 
@@ -40,14 +39,16 @@ class Exchange:
     call: OpenCall
     fault: Fault
     pace: Pace
-    tally: Tally
+    reply: Reply
+    vendor: Vendor
     headers: Mapping[str, str]
-    body: Callable[[], bytes]
-    events: Callable[[], Iterator[Event]] | None = None
-    """The events, if a stream was asked for."""
+    cost: str | None = None
+    """Exact USD, told by a stream."""
     is_closing: Callable[[], bool] = lambda: False
     started: bool = False
     delivered: int = 0
+    delivered_thoughts: int = 0
+    """Of those delivered, reasoning that is shown."""
 
     async def run(self) -> web.StreamResponse:
         """Answer. Cancelled by the closing of the connection, which is then booked as such."""
@@ -78,10 +79,10 @@ class Exchange:
             await reset_connection(self.request)
         if fault.status is not None:
             return self._refuse(fault.status)
-        if fault.body in ("empty", "html") or (fault.body == "error" and self.events is None):
+        if fault.body in ("empty", "html") or (fault.body == "error" and self.reply.framing is None):
             return self._answer_something_else()
-        if self.events is not None and fault.content_length is None:
-            return await self._send_stream(self.events())
+        if self.reply.framing is not None and fault.content_length is None:
+            return await self._send_stream(self.reply.events(self.cost), self.reply.framing)
         return await self._send_whole()
 
     def _refuse(self, status: int) -> web.Response:
@@ -91,17 +92,19 @@ class Exchange:
             headers["Retry-After"] = f"{self.fault.retry_after:g}"
         if 300 <= status < 400 and status != 304:
             headers["Location"] = "/v1/moved"
-        return respond(refusals.typical(status), headers)
+        wait = self.fault.retry_after
+        return respond(self.vendor.typical(status, retry_after_seconds=wait, request_id=self.call.request_id), headers)
 
     def _answer_something_else(self) -> web.Response:
         self._book("fault", NOTHING_BILLED)
         match self.fault.body:
             case "html":
-                instead = refusals.Refusal(200, refusals.HTML, refusals.page("Down for maintenance"))
+                instead = Refusal(200, HTML, page("Down for maintenance"))
             case "error":
-                instead = refusals.typical(500)._replace(status=200)
+                instead = self.vendor.typical(500, request_id=self.call.request_id)._replace(status=200)
             case _:
-                instead = refusals.Refusal(200, refusals.JSON if self.events is None else EVENT_STREAM, b"")
+                framing = self.reply.framing
+                instead = Refusal(200, self.reply.content_type if framing is None else framing.content_type, b"")
         return respond(instead, self.headers)
 
     async def _send_whole(self) -> web.StreamResponse:
@@ -110,20 +113,21 @@ class Exchange:
         if self.fault.spoils_transfer:
             return await self._send_spoiled(body, content_type, outcome)
         self.delivered = self._visible
-        self._book(outcome, self.tally)
-        return respond(refusals.Refusal(200, content_type, body), self.headers)
+        self._book(outcome, self.reply.tally)
+        return respond(Refusal(200, content_type, body), self.headers)
 
     def _whole_body(self) -> tuple[bytes, str]:
-        if self.events is not None:
-            return b"".join(event.data for event in self.events()), EVENT_STREAM
-        body = self.body()
+        framing, content_type = self.reply.framing, self.reply.content_type
+        if framing is not None:
+            return b"".join(event.data for event in self.reply.events(self.cost)), framing.content_type
+        body = self.reply.body()
         match self.fault.body:
             case "malformed_json":
-                return body[: len(body) // 2], refusals.JSON
+                return body[: len(body) // 2], content_type
             case "malformed_sse":
-                return b"data: " + body + b"\n\n", refusals.JSON
+                return b"data: " + body + b"\n\n", content_type
             case _:
-                return body, refusals.JSON
+                return body, content_type
 
     async def _send_spoiled(self, body: bytes, content_type: str, outcome: CallOutcome) -> web.StreamResponse:
         fault, half = self.fault, len(body) // 2
@@ -134,47 +138,48 @@ class Exchange:
         await wire.send(body[:half])
         await self._interrupt(wire)
         if fault.content_length == "short":
-            self._book("fault", self.tally)
+            self._book("fault", self.reply.tally)
             wire.send_unannounced(body[half:])
             return await wire.end(close=True)
         await wire.send(body[half:-1])
         self.delivered = self._visible
-        self._book("fault" if fault.content_length else outcome, self.tally)
+        self._book("fault" if fault.content_length else outcome, self.reply.tally)
         await wire.send(body[-1:])
         return await wire.end(close=fault.content_length is not None)
 
-    async def _send_stream(self, events: Iterator[Event]) -> web.StreamResponse:
+    async def _send_stream(self, events: Iterator[Event], framing: Framing) -> web.StreamResponse:
         wire = Wire(self.request, self.fault)
-        await wire.start(EVENT_STREAM, {**self.headers, "Cache-Control": "no-cache"})
+        await wire.start(framing.content_type, {**self.headers, "Cache-Control": "no-cache"})
         self.started = True
         interrupt_at = min(self.fault.after_tokens, self._visible)
         outcome: CallOutcome = "complete"
         due_ns = time.monotonic_ns()
         interrupted = False
-        for number, event in enumerate(events):
-            due_ns = await self._keep_pace(due_ns, event, number)
+        for sent, event in enumerate(events):
+            due_ns = await self._keep_pace(due_ns, event, sent)
             if not interrupted and self.delivered >= interrupt_at:
                 interrupted = True
                 await self._interrupt(wire)
                 if self.fault.body is not None:
                     outcome = "fault"
-                    await self._garble(wire)
+                    await self._garble(wire, framing, sent)
                 if self.fault.body == "error":
                     break
-            self.delivered += event.tokens
-            if event.data is DONE:
+            self.delivered += event.tokens + event.thoughts
+            self.delivered_thoughts += event.thoughts
+            if event.is_last:
                 self._book(outcome, self._billed_so_far())
             await wire.send(event.data)
         self._book(outcome, self._billed_so_far())
         return await wire.end()
 
-    async def _keep_pace(self, due_ns: int, event: Event, number: int) -> int:
+    async def _keep_pace(self, due_ns: int, event: Event, sent: int) -> int:
         """Wait until the event is due; deadlines, not waits, are added up, so that the rate holds."""
         if self.pace.gap_ns is None:
-            if number % EVENTS_PER_TURN == EVENTS_PER_TURN - 1:
+            if sent % EVENTS_PER_TURN == EVENTS_PER_TURN - 1:
                 await asyncio.sleep(0)
             return due_ns
-        if event.tokens:
+        if event.tokens or event.thoughts:
             due_ns += self.pace.gap_ns()
             await asyncio.sleep(max(0, due_ns - time.monotonic_ns()) / NS_PER_S)
         return due_ns
@@ -186,15 +191,15 @@ class Exchange:
             self._book("fault", self._billed_so_far())
             await wire.reset(inside_chunk=self.fault.reset == "chunk")
 
-    async def _garble(self, wire: Wire) -> None:
+    async def _garble(self, wire: Wire, framing: Framing, sent: int) -> None:
         match self.fault.body:
             case "malformed_json":
-                await wire.send(BROKEN_JSON_EVENT)
+                await wire.send(framing.broken_json)
             case "malformed_sse":
                 await wire.send(BROKEN_SSE)
             case "error":
                 self._book("fault", self._billed_so_far())
-                await wire.send(b"data: " + refusals.typical(500).body + b"\n\n")
+                await wire.send(framing.error(sent))
 
     async def _stall(self) -> None:
         if self.fault.stall_seconds is None:
@@ -204,21 +209,24 @@ class Exchange:
 
     @property
     def _visible(self) -> int:
-        return self.tally.completion - self.tally.reasoning
+        """Tokens of a whole answer that the client gets to see."""
+        return self.reply.tally.completion - self.reply.hidden_tokens
 
     def _billed_so_far(self) -> Tally:
         """A whole answer is made before it is sent; a stream only as far as it was delivered."""
         if not self.started:
             return NOTHING_BILLED
-        if self.events is None or self.fault.content_length is not None:
-            return self.tally
-        return self.tally._replace(completion=self.tally.reasoning + self.delivered)
+        reply = self.reply
+        if reply.framing is None or self.fault.content_length is not None:
+            return reply.tally
+        hidden = reply.hidden_tokens
+        return reply.tally._replace(completion=hidden + self.delivered, reasoning=hidden + self.delivered_thoughts)
 
     def _book(self, outcome: CallOutcome, billed: Tally) -> None:
         self.call.book(outcome, billed, delivered=self.delivered)
 
 
-def respond(answer: refusals.Refusal, headers: Mapping[str, str]) -> web.Response:
+def respond(answer: Refusal, headers: Mapping[str, str]) -> web.Response:
     """A plain response."""
     return web.Response(
         status=answer.status, body=answer.body, headers={**headers, "Content-Type": answer.content_type}

@@ -50,9 +50,12 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     chunks_per_second: str | None = None
     completion_tokens: Tokens | None = None
     cached_tokens: Tokens | None = None
+    cache_write_tokens: Tokens | None = None
     reasoning_tokens: Tokens | None = None
     tokens_per_chunk: Annotated[int, Meta(ge=1)] | None = None
     tool_calls: bool | None = None
+    refusal: bool | None = None
+    """The model declines, in the way that the dialect marks it."""
     dated_model: bool | None = None
 
     def __post_init__(self) -> None:
@@ -81,6 +84,8 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     @property
     def name(self) -> str:
         """The one of `FAULT_NAMES` that shows in the books; empty if only the answer's size or pace is set."""
+        if self is NO_FAULT:
+            return ""
         asked = (
             ("status", self.status),
             ("reset", self.reset),

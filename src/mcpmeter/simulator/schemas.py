@@ -36,7 +36,8 @@ def _typed(schema: Mapping[str, Any], root: Mapping[str, Any], words: Callable[[
     kind = schema.get("type", "object" if "properties" in schema else None)
     if isinstance(kind, list):
         kind = kind[0] if kind else None
-    match kind:
+    # Gemini writes OBJECT where everybody else writes object.
+    match kind.lower() if isinstance(kind, str) else kind:
         case "object":
             properties = schema.get("properties")
             named = list(properties.items())[:MAX_PROPERTIES] if isinstance(properties, Mapping) else []

@@ -1,0 +1,208 @@
+"""What prompts of Anthropic's messages are made of, and how their tokens are counted.
+
+See https://docs.claude.com/en/api/messages-count-tokens and …/docs/build-with-claude/prompt-caching.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from random import Random
+from typing import Annotated, Any, Literal, NamedTuple
+
+import msgspec
+from msgspec import Meta
+
+from mcpmeter.simulator.answers import Tally, number
+from mcpmeter.simulator.asks import (
+    TOKENS_PER_MEDIA_PART,
+    TOKENS_PER_MESSAGE,
+    Model,
+    convert,
+    find_fault,
+    json_tokens,
+    read,
+    text_tokens,
+)
+from mcpmeter.simulator.dialects.base import Reply, Target
+from mcpmeter.simulator.faults import Fault
+from mcpmeter.simulator.plan import Plan
+
+_WISH = "simulate:"
+
+
+class CacheControl(msgspec.Struct):
+    """A mark behind which the prompt is no longer cached."""
+
+    ttl: Literal["5m", "1h"] = "5m"
+
+
+class Block(msgspec.Struct):
+    """One block of a content; what is not counted is not kept."""
+
+    type: str = "text"
+    text: str = ""
+    name: str = ""
+    input: Any = None
+    content: Any = None
+    thinking: str = ""
+    cache_control: CacheControl | None = None
+
+    def tokens(self) -> int:
+        """Of its text, its tool's name and input, or its tool's result; 85 for anything else."""
+        match self.type:
+            case "text":
+                return text_tokens(self.text)
+            case "thinking":
+                return text_tokens(self.thinking)
+            case "tool_use":
+                return text_tokens(self.name) + json_tokens(self.input)
+            case "tool_result":
+                return self._result_tokens()
+            case _:
+                return TOKENS_PER_MEDIA_PART
+
+    def _result_tokens(self) -> int:
+        if not isinstance(self.content, list):
+            return text_tokens(self.content) if isinstance(self.content, str) else 0
+        parts = [convert(part, Block, "content") for part in self.content]
+        return sum(text_tokens(part.text) if part.type == "text" else TOKENS_PER_MEDIA_PART for part in parts)
+
+
+class Message(msgspec.Struct):
+    """One message."""
+
+    role: Literal["user", "assistant", "system"]
+    content: str | list[Block]
+
+
+class CustomTool(msgspec.Struct):
+    """One of `tools` that the client runs itself."""
+
+    name: Annotated[str, Meta(min_length=1)]
+    input_schema: Any = None
+
+
+class ToolChoice(msgspec.Struct):
+    """`tool_choice` of a request."""
+
+    type: Literal["auto", "any", "tool", "none"] = "auto"
+    name: str = ""
+
+
+class Thinking(msgspec.Struct):
+    """`thinking` of a request."""
+
+    type: str = "disabled"
+    budget_tokens: int | None = None
+    display: str | None = None
+
+
+class JsonFormat(msgspec.Struct):
+    """`output_config.format` of a request."""
+
+    schema: Any = None
+
+
+class OutputConfig(msgspec.Struct):
+    """`output_config` of a request."""
+
+    format: JsonFormat | None = None
+
+
+class Prompt(NamedTuple):
+    """How long a prompt is, and how much of it is marked to be cached."""
+
+    tokens: int
+    marked_tokens: int
+    for_an_hour: bool
+
+
+class PromptBody(msgspec.Struct):
+    """What both URLs take: the body of `POST /v1/messages/count_tokens`."""
+
+    model: Model
+    messages: Annotated[list[Message], Meta(min_length=1)]
+    system: str | list[Block] | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: ToolChoice | None = None
+    thinking: Thinking | None = None
+    output_config: OutputConfig | None = None
+    cache_control: CacheControl | None = None
+    metadata: dict[str, Any] | None = None
+
+    @property
+    def model_name(self) -> str:
+        """As `Ask.model_name`."""
+        return self.model
+
+    def wished_fault(self, body: bytes) -> Fault | None:
+        """As `Ask.wished_fault`; asked for by `metadata.user_id`, the only metadata there is."""
+        user = self.metadata.get("user_id") if self.metadata else None
+        said = user.removeprefix(_WISH) if isinstance(user, str) and user.startswith(_WISH) else None
+        return find_fault(said, "metadata.user_id", body, self._first_user_text)
+
+    def prompt(self) -> Prompt:
+        """Tools, system prompt and messages, in the order in which they are cached. Raises `InvalidRequest`."""
+        total, marked, mark = self._tools_counted()
+        for overhead, blocks in self._sections():
+            total += overhead
+            for block in blocks:
+                total += block.tokens()
+                if block.cache_control is not None:
+                    marked, mark = total, block.cache_control
+        if self.cache_control is not None:
+            marked, mark = total, self.cache_control
+        return Prompt(total, marked, mark is not None and mark.ttl == "1h")
+
+    def _tools_counted(self) -> tuple[int, int, CacheControl | None]:
+        marked, mark = 0, None
+        for place, tool in enumerate(self.tools or ()):
+            if tool.get("cache_control") is not None:
+                mark = convert(tool["cache_control"], CacheControl, "tools")
+                marked = json_tokens((self.tools or [])[: place + 1])
+        return json_tokens(self.tools) if self.tools else 0, marked, mark
+
+    def _sections(self) -> Iterator[tuple[int, list[Block]]]:
+        if self.system is not None:
+            yield TOKENS_PER_MESSAGE, blocks_of(self.system)
+        for message in self.messages:
+            yield TOKENS_PER_MESSAGE, blocks_of(message.content)
+
+    def _first_user_text(self) -> str:
+        blocks = next((blocks_of(message.content) for message in self.messages if message.role == "user"), [])
+        return next((block.text for block in blocks if block.type == "text"), "")
+
+
+class CountAsk(PromptBody):
+    """A request to count tokens. It costs nothing."""
+
+    @property
+    def is_stream(self) -> bool:
+        """As `Ask.is_stream`."""
+        return False
+
+    def draw(self, fault: Fault, plan: Plan, random: Random, nth: int) -> Reply:
+        """As `Ask.draw`."""
+        body = f'{{"input_tokens":{number(self.prompt().tokens, fault)}}}'.encode()
+        return Reply(Tally(0, 0), lambda: body)
+
+
+class AnthropicCountTokens:
+    """`POST /v1/messages/count_tokens`."""
+
+    name = "anthropic_count_tokens"
+    _decoder = msgspec.json.Decoder(CountAsk)
+
+    def read(self, body: bytes, target: Target = Target()) -> CountAsk:  # noqa: B008 (immutable)
+        """Raises `InvalidRequest` for anything that is not a prompt."""
+        return read(self._decoder, body)
+
+
+def blocks_of(content: str | list[Block]) -> list[Block]:
+    """A content block by block; a bare text is one."""
+    return [Block(text=content)] if isinstance(content, str) else content
+
+
+def has_result(message: Message) -> bool:
+    """Whether it brings the result of a tool."""
+    return any(block.type == "tool_result" for block in blocks_of(message.content))

@@ -1,0 +1,84 @@
+"""Anthropic: errors, `anthropic-ratelimit-…` headers, `x-api-key` (https://docs.claude.com/en/api/errors)."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from mcpmeter.errors import MeterError
+from mcpmeter.simulator.quota import Quota
+from mcpmeter.simulator.vendors.base import JSON, Refusal, bearer, gateway_page, without_error
+
+_ERRORS = {
+    400: ("invalid_request_error", "The request cannot be understood."),
+    401: ("authentication_error", "invalid x-api-key"),
+    402: ("billing_error", "Your credit balance is too low."),
+    403: ("permission_error", "Your API key does not have permission to use the specified resource."),
+    404: ("not_found_error", "The requested resource could not be found."),
+    413: ("request_too_large", "Request exceeds the maximum allowed number of bytes."),
+    429: ("rate_limit_error", "This request would exceed your organization's rate limit."),
+    500: ("api_error", "Internal server error"),
+    504: ("timeout_error", "The request timed out while it was processed."),
+    529: ("overloaded_error", "Overloaded"),
+}
+_GATEWAY_PAGES = frozenset({502, *range(520, 528)})
+
+
+class Anthropic:
+    """Anthropic's words and headers."""
+
+    key_hint = "Send 'x-api-key: KEY'."
+
+    def given_key(self, request: web.BaseRequest) -> str | None:
+        """`x-api-key: KEY`, or a bearer token."""
+        return request.headers.get("x-api-key") or bearer(request)
+
+    def typical(self, status: int, *, retry_after_seconds: float | None = None, request_id: str = "") -> Refusal:
+        """Anthropic's error object, or the page of the gateway before it."""
+        plain = without_error(status)
+        if plain is not None:
+            return plain
+        if status in _GATEWAY_PAGES:
+            return gateway_page(status)
+        return Refusal(status, JSON, msgspec.json.encode(error_object(status, request_id=request_id)))
+
+    def from_error(self, error: MeterError) -> Refusal:
+        """An error of ours in Anthropic's shape."""
+        told = error_object(error.http_status, message=str(error))
+        return Refusal(error.http_status, JSON, msgspec.json.encode(told))
+
+    def headers(self, quota: Quota, request_id: str = "") -> dict[str, str]:
+        """The request's id and the limits of requests, of tokens, and of each of both kinds of tokens."""
+        reset = _instant(quota.reset_seconds)
+        headers = {
+            **_limits("requests", quota.limit_requests, quota.left_requests, reset),
+            **_limits("tokens", quota.limit_tokens, quota.left_tokens, reset),
+            **_limits("input-tokens", quota.limit_input_tokens, quota.left_input_tokens, reset),
+            **_limits("output-tokens", quota.limit_output_tokens, quota.left_output_tokens, reset),
+        }
+        if request_id:
+            headers["request-id"] = request_id
+        return headers
+
+
+def error_object(status: int, *, message: str = "", request_id: str = "") -> dict[str, Any]:
+    """The body that Anthropic sends with this status; also the data of a stream's `error` event."""
+    type_, usual = _ERRORS.get(status, _ERRORS[400 if status < 500 else 500])
+    told: dict[str, Any] = {"type": "error", "error": {"type": type_, "message": message or usual}}
+    return told | {"request_id": request_id} if request_id else told
+
+
+def _limits(name: str, limit: int, left: int, reset: str) -> dict[str, str]:
+    prefix = f"anthropic-ratelimit-{name}"
+    return {f"{prefix}-limit": str(limit), f"{prefix}-remaining": str(left), f"{prefix}-reset": reset}
+
+
+def _instant(seconds_ahead: float) -> str:
+    """An instant as RFC 3339 writes it, in full seconds."""
+    return f"{datetime.now(UTC) + timedelta(seconds=seconds_ahead):%Y-%m-%dT%H:%M:%SZ}"
+
+
+ANTHROPIC = Anthropic()

@@ -1,0 +1,99 @@
+"""Google: errors in the shape of `google.rpc.Status`, keys in a header or in the URL (https://ai.google.dev/api).
+
+The Gemini API tells no limits in headers: what is exhausted, and when to come again, stands in the error's details.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from mcpmeter.errors import MeterError, NotAuthenticated
+from mcpmeter.simulator.quota import Quota
+from mcpmeter.simulator.vendors.base import Refusal, gateway_page, without_error
+
+JSON_UTF8 = "application/json; charset=UTF-8"
+
+_TYPES = "type.googleapis.com/google.rpc."
+_STATUSES = {
+    400: ("INVALID_ARGUMENT", "Request contains an invalid argument."),
+    401: ("UNAUTHENTICATED", "Request had invalid authentication credentials."),
+    402: ("FAILED_PRECONDITION", "Billing is not enabled for this project."),
+    403: ("PERMISSION_DENIED", "The caller does not have permission."),
+    404: ("NOT_FOUND", "The model is not found for this version of the API."),
+    409: ("ABORTED", "The operation was aborted."),
+    429: ("RESOURCE_EXHAUSTED", "You exceeded your current quota, please check your plan and billing details."),
+    499: ("CANCELLED", "The operation was cancelled."),
+    500: ("INTERNAL", "An internal error has occurred."),
+    501: ("UNIMPLEMENTED", "The operation is not implemented."),
+    503: ("UNAVAILABLE", "The model is overloaded. Please try again later."),
+    504: ("DEADLINE_EXCEEDED", "The request could not be finished within its deadline."),
+}
+_GATEWAY_PAGES = frozenset({502, *range(520, 528)})
+
+
+class Google:
+    """Google's words. `in_array`: a stream of JSON has its errors in an array too."""
+
+    key_hint = "Send 'x-goog-api-key: KEY'."
+
+    def __init__(self, *, in_array: bool = False) -> None:
+        self._in_array = in_array
+
+    def given_key(self, request: web.BaseRequest) -> str | None:
+        """`x-goog-api-key: KEY`, or `?key=KEY`."""
+        return request.headers.get("x-goog-api-key") or request.query.get("key")
+
+    def typical(self, status: int, *, retry_after_seconds: float | None = None, request_id: str = "") -> Refusal:
+        """Google's status object, or a gateway's page."""
+        plain = without_error(status)
+        if plain is not None:
+            return plain
+        if status in _GATEWAY_PAGES:
+            return gateway_page(status)
+        return self._refusal(status, error_object(status, retry_after_seconds=retry_after_seconds))
+
+    def from_error(self, error: MeterError) -> Refusal:
+        """An error of ours in Google's shape. A wrong key is answered with 400, as Google does."""
+        if isinstance(error, NotAuthenticated):
+            reason = {"@type": f"{_TYPES}ErrorInfo", "reason": "API_KEY_INVALID", "domain": "googleapis.com"}
+            return self._refusal(400, error_object(400, message=str(error), details=[reason]))
+        return self._refusal(error.http_status, error_object(error.http_status, message=str(error)))
+
+    def headers(self, quota: Quota, request_id: str = "") -> dict[str, str]:
+        """The request's id, which Google does not send: it leads to the record in the books."""
+        return {"x-request-id": request_id} if request_id else {}
+
+    def _refusal(self, status: int, told: dict[str, Any]) -> Refusal:
+        return Refusal(status, JSON_UTF8, msgspec.json.encode([told] if self._in_array else told))
+
+
+def error_object(
+    status: int,
+    *,
+    message: str = "",
+    retry_after_seconds: float | None = None,
+    details: list[dict[str, Any]] | None = None,
+) -> dict[str, Any]:
+    """The body that Google sends with this HTTP status."""
+    name, usual = _STATUSES.get(status, _STATUSES[400 if status < 500 else 500])
+    error: dict[str, Any] = {"code": status, "message": message or usual, "status": name}
+    found = [*(details or []), *(_exhausted(retry_after_seconds) if status == 429 else [])]
+    return {"error": error | {"details": found} if found else error}
+
+
+def _exhausted(retry_after_seconds: float | None) -> list[dict[str, Any]]:
+    violation = {
+        "quotaMetric": "generativelanguage.googleapis.com/generate_content_paid_tier_requests",
+        "quotaId": "GenerateRequestsPerMinutePerProjectPerModel",
+    }
+    failure = {"@type": f"{_TYPES}QuotaFailure", "violations": [violation]}
+    if retry_after_seconds is None:
+        return [failure]
+    return [failure, {"@type": f"{_TYPES}RetryInfo", "retryDelay": f"{retry_after_seconds:g}s"}]
+
+
+GOOGLE = Google()
+GOOGLE_ARRAY = Google(in_array=True)

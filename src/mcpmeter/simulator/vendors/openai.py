@@ -1,0 +1,114 @@
+"""OpenAI: errors, `x-ratelimit-…` headers, bearer keys (https://platform.openai.com/docs/api-reference)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import msgspec
+from aiohttp import web
+
+from mcpmeter.errors import BodyTooLarge, MeterError, MethodNotAllowed, NotAuthenticated, RouteNotFound
+from mcpmeter.simulator.quota import Quota
+from mcpmeter.simulator.vendors.base import JSON, Refusal, bearer, gateway_page, without_error
+
+
+class Wording(NamedTuple):
+    """How an error is told."""
+
+    message: str
+    type: str
+    code: str | None
+
+
+_WORDINGS = {
+    400: Wording("Invalid value in your request.", "invalid_request_error", "invalid_value"),
+    401: Wording("Incorrect API key provided.", "invalid_request_error", "invalid_api_key"),
+    402: Wording("Insufficient Balance", "insufficient_quota", "insufficient_balance"),
+    403: Wording("Your project does not have access to this model.", "invalid_request_error", "model_not_allowed"),
+    404: Wording("The model does not exist.", "invalid_request_error", "model_not_found"),
+    408: Wording("The request timed out.", "timeout", None),
+    409: Wording("The resource was changed by another request.", "invalid_request_error", None),
+    413: Wording("The request is too large.", "invalid_request_error", "request_too_large"),
+    422: Wording("The request was well formed but cannot be processed.", "invalid_request_error", None),
+    429: Wording("Rate limit reached for requests. Please try again later.", "requests", "rate_limit_exceeded"),
+    500: Wording("The server had an error while processing your request. Sorry about that!", "server_error", None),
+    503: Wording("The server is overloaded or not ready yet.", "server_error", "service_unavailable"),
+    529: Wording("Overloaded", "overloaded_error", None),
+}
+_GATEWAY_PAGES = frozenset({502, 504, *range(520, 528)})
+
+
+class OpenAi:
+    """OpenAI's words and headers."""
+
+    key_hint = "Send 'Authorization: Bearer KEY'."
+
+    def given_key(self, request: web.BaseRequest) -> str | None:
+        """`Authorization: Bearer KEY`."""
+        return bearer(request)
+
+    def typical(self, status: int, *, retry_after_seconds: float | None = None, request_id: str = "") -> Refusal:
+        """OpenAI's error object, or a gateway's page."""
+        plain = without_error(status)
+        if plain is not None:
+            return plain
+        if status in _GATEWAY_PAGES:
+            return gateway_page(status)
+        return Refusal(status, JSON, _error_body(*wording(status)))
+
+    def from_error(self, error: MeterError) -> Refusal:
+        """An error of ours in OpenAI's shape."""
+        return Refusal(error.http_status, JSON, _error_body(str(error), "invalid_request_error", _code(error)))
+
+    def headers(self, quota: Quota, request_id: str = "") -> dict[str, str]:
+        """The request's id and the six `x-ratelimit-…` headers."""
+        reset = go_duration(quota.reset_seconds)
+        headers = {
+            "x-ratelimit-limit-requests": str(quota.limit_requests),
+            "x-ratelimit-limit-tokens": str(quota.limit_tokens),
+            "x-ratelimit-remaining-requests": str(quota.left_requests),
+            "x-ratelimit-remaining-tokens": str(quota.left_tokens),
+            "x-ratelimit-reset-requests": reset,
+            "x-ratelimit-reset-tokens": reset,
+        }
+        if request_id:
+            headers["x-request-id"] = request_id
+        return headers
+
+
+def wording(status: int) -> Wording:
+    """How OpenAI words this status."""
+    return _WORDINGS.get(status, _WORDINGS[400 if status < 500 else 500])
+
+
+def go_duration(seconds: float) -> str:
+    """A duration as OpenAI writes it: `17ms`, `8.64s`, `6m0s`, `1h2m3s`."""
+    milliseconds = max(0, round(seconds * 1000))
+    if milliseconds < 1000:
+        return f"{milliseconds}ms"
+    minutes, rest = divmod(milliseconds, 60_000)
+    if not minutes:
+        return f"{rest / 1000:g}s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes}m{rest // 1000}s" if hours else f"{minutes}m{rest // 1000}s"
+
+
+def _error_body(message: str, type_: str, code: str | None) -> bytes:
+    return msgspec.json.encode({"error": {"message": message, "type": type_, "param": None, "code": code}})
+
+
+def _code(error: MeterError) -> str | None:
+    match error:
+        case NotAuthenticated():
+            return "invalid_api_key"
+        case RouteNotFound():
+            return "unknown_url"
+        case MethodNotAllowed():
+            return "method_not_supported"
+        case BodyTooLarge():
+            return "request_too_large"
+        case _:
+            return None
+
+
+OPENAI = OpenAi()
