@@ -46,7 +46,7 @@ class _CompletionDetails(msgspec.Struct, frozen=True, gc=False):
 
 
 class ToldUsage(msgspec.Struct, frozen=True, gc=False):
-    """The usage object under chat's names; the Responses API has others for the same."""
+    """The usage object under chat's names; the responses API has others for the same."""
 
     prompt_tokens: Tokens | None = None
     completion_tokens: Tokens | None = None

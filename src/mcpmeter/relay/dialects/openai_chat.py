@@ -100,16 +100,15 @@ class OpenAiChat:
     def read_answer(self, body: bytes) -> Read:
         """What a JSON answer says of itself. Raises NotAnAnswer."""
         answer = _answer_of(body)
-        messages = [_said(choice.message) for choice in answer.choices or ()]
-        is_silent = answer.choices is not None and all(said is not None and _is_silent(said) for said in messages)
-        return _read(answer, messages, is_empty=is_silent and not openai.is_error(answer.error))
+        said = [_said(choice.message) for choice in answer.choices or ()]
+        return _read(answer, said, is_empty=answer.choices is not None and all(map(_is_silent, said)))
 
     def read_events(self, block: bytes) -> Read | None:
         """The last thing that a block of whole events says of usage, finish reason or refusal."""
         if (
             block.count(b'"usage"') == block.count(b'"usage":null')
             and block.count(b'"finish_reason"') == block.count(b'"finish_reason":null')
-            and block.count(b'"refusal"') == block.count(b'"refusal":null')
+            and (block.rfind(b'"refusal"') < 0 or block.count(b'"refusal"') == block.count(b'"refusal":null'))
             and b'"error"' not in block
         ):
             return None
@@ -185,22 +184,22 @@ def _has_content(payload: bytes) -> bool:
         choices = bodies.answer_of(_answer_decoder, payload).choices or ()
     except NotAnAnswer:
         return False
-    said = [_said(choice.delta) for choice in choices]
-    # What cannot be read may be content: an answer is called empty only where it is known to be.
-    return any(part is None or not _is_silent(part) for part in said)
+    return not all(_is_silent(_said(choice.delta)) for choice in choices)
 
 
 def _read(answer: _Answer, said: Sequence[_Said | None], *, is_empty: bool = False) -> Read:
     usage, bad = openai.read_usage(answer.usage)
+    is_error = openai.is_error(answer.error)
     reasons = [choice.finish_reason for choice in answer.choices or () if choice.finish_reason]
+    refusals = [part for part in said if part is not None and not openai.is_blank(part.refusal)]
     return Read(
         usage=usage,
         bad_usage=bad,
         model=openai.cleaned(answer.model),
         finish_reason=openai.cleaned(reasons[-1]) if reasons else "",
-        is_error=openai.is_error(answer.error),
-        is_refusal=any(part is not None and not openai.is_blank(part.refusal) for part in said),
-        is_empty=is_empty,
+        is_error=is_error,
+        is_refusal=bool(refusals),
+        is_empty=is_empty and not is_error,
         reported_usd=openai.reported_usd(answer.usage),
     )
 
@@ -215,10 +214,13 @@ def _said(raw: msgspec.Raw) -> _Said | None:
         return None
 
 
-def _is_silent(said: _Said) -> bool:
+def _is_silent(said: _Said | None) -> bool:
+    # What cannot be read may be content: an answer is called empty only where it is known to be.
+    if said is None or not openai.is_blank(said.content):
+        return False
     # Reasoning alone is no answer: that is what a model says which ran out of tokens while it thought.
-    said_in = (said.content, said.tool_calls, said.refusal, said.function_call, said.audio, said.images)
-    return all(map(openai.is_blank, said_in))
+    others = (said.tool_calls, said.refusal, said.function_call, said.audio, said.images)
+    return all(map(openai.is_blank, others))
 
 
 def _texts(answer: bytes) -> Iterator[str]:

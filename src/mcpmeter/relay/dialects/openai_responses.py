@@ -161,7 +161,7 @@ class OpenAiResponses:
             return len(body) // bodies.BYTES_PER_PROMPT_TOKEN
         given = request.get("input")
         told = [given, request.get("instructions"), request.get("tools"), request.get("prompt")]
-        items = len(given) if isinstance(given, list) else 1
+        items = len(given) if given and isinstance(given, list) else 1
         return json_text.estimated_tokens(" ".join(openai.prompt_texts(told))) + 4 * items
 
     def completion_tokens(self, answer: bytes) -> int:
