@@ -162,6 +162,13 @@ class TestWhereItGoes:
         world.after(61)
         assert {world.call([TWO_KEYS], 200)[0] for _ in range(2)} == {"k-1", "k-2"}
 
+    def test_a_key_that_was_limited_without_a_time_goes_last_for_a_while(self) -> None:
+        world = World()
+        assert world.call([TWO_KEYS], 429, 200) == ["k-1", "k-2"]
+        assert [world.call([TWO_KEYS], 200) for _ in range(2)] == [["k-2"]] * 2
+        world.after(5.1)
+        assert {world.call([TWO_KEYS], 200)[0] for _ in range(2)} == {"k-1", "k-2"}
+
     def test_the_only_key_that_was_refused_is_tried_by_the_next_call_all_the_same(self) -> None:
         world = World()
         assert world.call([A], 401) == ["a-1"]
@@ -233,6 +240,17 @@ class TestWhen:
             assert attempts.answered(503, {})
             assert attempts.next() == Wait(pause)
             world.after(pause)
+
+    def test_a_key_that_was_limited_without_a_time_is_sent_again_after_a_pause_as_well(self) -> None:
+        attempts = World().begin(A)
+        attempts.next()
+        assert attempts.answered(429, {})
+        assert attempts.next() == Wait(0.05)
+
+    def test_a_pause_beyond_what_is_left_of_the_call_is_not_begun(self) -> None:
+        attempts = World().begin(A, seconds=0.04)
+        attempts.next()
+        assert not attempts.answered(503, {})
 
     def test_a_retry_after_within_the_cap_is_waited_for_and_the_pause_comes_on_top(self) -> None:
         world = World()
@@ -323,6 +341,16 @@ class TestWhen:
             assert isinstance(step, Refuse)
             assert type(step.error) is kind
 
+    @pytest.mark.parametrize("status", [429, 503])
+    def test_a_wait_for_one_model_does_not_stop_another(self, status: int) -> None:
+        world = World(RetryOptions(max_attempts=1))
+        attempts = world.begin(A)
+        attempts.next()
+        attempts.answered(status, {"retry-after": "30"})
+        assert isinstance(world.begin(A).next(), Refuse)
+        other = Plan(routes=(Route(upstream=A, model="another"),))
+        assert sent(world.failover.begin(other, 60.0).next()) == "a-1"
+
     def test_the_same_key_at_the_same_address_waits_under_both_its_names(self) -> None:
         world = World(RetryOptions(max_attempts=1))
         provider = Provider(name="x", base_url="https://x.example")
@@ -397,8 +425,8 @@ class TestCircuits:
         world = World(RetryOptions(max_attempts=1), CircuitOptions(failures=2))
         for _ in range(5):
             world.call([A], 503)
+            assert not world.counts.circuit_open["a"]
             world.call([A], 200)
-        assert not world.counts.circuit_open["a"]
 
     def test_an_upstream_that_refuses_all_its_keys_is_not_up_until_it_takes_one(self) -> None:
         world = World()

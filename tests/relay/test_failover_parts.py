@@ -23,6 +23,7 @@ from mcpmeter.errors import UpstreamUnreachable as Unreachable
 from mcpmeter.metrics.recorder import Recorder
 from mcpmeter.relay.failover import FLOOR, Breaker, CircuitOptions, Outcome, RetryBudget, UpstreamMetrics
 from mcpmeter.relay.failover.outcomes import is_failure, is_retried, outcome_of_fault, outcome_of_status
+from mcpmeter.relay.failover.state import MOST_WAITS, Cooling
 from mcpmeter.relay.failover.waits import LONGEST_NS, full_jitter, retry_after_ns
 
 unhurried = budget(deadline=None)
@@ -123,6 +124,14 @@ class TestBreaker:
         assert breaker.state(15 * SECOND - 1) == "open"
         assert breaker.lets_through(15 * SECOND)
 
+    def test_a_failure_of_a_call_sent_before_it_opened_does_not_count_after_it_has_closed(self) -> None:
+        breaker = Breaker(CircuitOptions(failures=1, open_seconds=15))
+        early = breaker.send(0)
+        fail(breaker, 0)
+        breaker.succeeded(breaker.send(15 * SECOND))
+        breaker.failed(early, 16 * SECOND)
+        assert breaker.is_closed
+
     def test_a_call_sent_against_it_closes_it_by_success_and_does_not_prolong_it_by_failure(self) -> None:
         breaker = opened()
         fail(breaker, 10)
@@ -221,6 +230,24 @@ class TestRetryBudget:
 
 
 # Waits
+
+
+class TestCooling:
+    def test_the_last_of_several_times_counts(self) -> None:
+        cooling = Cooling()
+        for instant_ns in (50, 90, 70):
+            cooling.wait_until(instant_ns, 0, "m", is_rate_limited=True)
+        assert cooling.until_ns("m") == 90
+        assert cooling.until_ns("another") == 0
+
+    def test_models_that_callers_name_do_not_grow_it_and_the_longest_waits_are_kept(self) -> None:
+        cooling = Cooling()
+        cooling.wait_until(10**9, 0, "long", is_rate_limited=True)
+        for n in range(10_000):
+            cooling.wait_until(n + 100, n, f"model-{n}", is_rate_limited=True)
+        assert len(cooling.waits) <= MOST_WAITS
+        assert cooling.until_ns("long") == 10**9
+        assert cooling.until_ns("model-9999") == 10_099
 
 
 class TestFullJitter:

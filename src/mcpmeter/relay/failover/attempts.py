@@ -149,7 +149,6 @@ class Attempts:
         `headers` by lower-case name. Call it before anything goes to the client; afterwards nothing is tried again.
         """
         entry, permit = self._taken_out()
-        asked_ns = retry_after_ns(headers, self._shared.unix_ns())
         result = self._last = _Result(entry, outcome_of_status(status), status)
         if result.outcome == "ok":
             self._out = entry, entry.state.breaker.answers(permit)
@@ -157,7 +156,7 @@ class Attempts:
             entry.cooling.trust()
         else:
             self._learn(result, permit)
-            self._cool(result, asked_ns)
+            self._cool(result, retry_after_ns(headers, self._shared.unix_ns()))
         self._tell(result)
         self._is_over = headers.get("x-should-retry") == "false" or not self._may_try_again(result)
         return not self._is_over

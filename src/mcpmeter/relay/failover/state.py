@@ -77,6 +77,8 @@ class UpstreamState:
     """One for each of `Upstream.credentials`, in their order."""
     turn: int = 0
     """Which credential goes first in the next call."""
+    told: tuple[bool, bool] | None = None
+    """What was last said of it: up, circuit open."""
 
     @property
     def is_up(self) -> bool:
@@ -115,8 +117,11 @@ class Shared:
         return state
 
     def tell_standing(self, state: UpstreamState) -> None:
-        """Say how an upstream stands."""
-        self.tally.standing(state.name, is_up=state.is_up, is_circuit_open=not state.breaker.is_closed)
+        """Say how an upstream stands, if that has changed: this is asked after every attempt."""
+        standing = state.is_up, not state.breaker.is_closed
+        if standing != state.told:
+            state.told = standing
+            self.tally.standing(state.name, is_up=standing[0], is_circuit_open=standing[1])
 
     def forget_all_but(self, upstreams: Sequence[Upstream]) -> None:
         """After a reload: what is not configured any more is dropped, and stands well, so that no alert stays on."""
