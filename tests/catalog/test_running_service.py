@@ -22,6 +22,7 @@ from pydantic import SecretStr
 from mcpmeter.catalog import ALL
 from mcpmeter.catalog import mcp as mcp_rows
 from mcpmeter.catalog import quality as quality_rows
+from mcpmeter.catalog import quota as quota_rows
 from mcpmeter.catalog import service as service_rows
 from mcpmeter.config import LedgerSettings, ProviderSettings, ServerSettings, Settings
 from mcpmeter.ledger.sqlite import SqliteStore
@@ -47,6 +48,7 @@ JSON = {"content-type": "application/json", "accept": "application/json, text/ev
 NOT_MOVED_BY_A_SOUND_RELAY = {
     mcp_rows.CLIENT_OPERATION_DURATION.name: "a proxy's",
     service_rows.INTERNAL_FAULTS.name: "moves when the meter itself is broken",
+    quota_rows.EXHAUSTION.name: "moves when a quota burns faster than it is filled",
     quality_rows.REFUSALS.name: "moves when a model refuses, which the simulator's never does",
 }
 """Rows that the recorder's and the library's tests move."""

@@ -40,7 +40,7 @@ async def answer_error(
 
 
 def request_id(answer: Answer) -> str:
-    told = answer.headers.get("x-request-id", "")[:128]
+    told = answer.headers.get("x-request-id", answer.headers.get("request-id", ""))[:128]
     return told if told.isascii() and told.isprintable() else ""
 
 

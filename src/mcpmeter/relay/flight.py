@@ -360,7 +360,7 @@ class Flight:
 
     async def _usage_of_answer(self, body: bytes, read: Read) -> tuple[Usage | None, str]:
         if read.usage is not None:
-            return read.usage, ""
+            return read.usage, "upstream_broke" if read.usage.source == "partial" else ""
         if read.is_error:
             return None, ""
         prompt = await off_loop_if_large(self._dialect.prompt_tokens, self._body)
@@ -377,7 +377,9 @@ class Flight:
         return _estimated(prompt, tee.delivered_tokens()), "bad_usage" if tee.read.bad_usage else "no_usage"
 
     async def _usage_delivered(self, tee: StreamTee | None) -> Usage:
-        prompt = await off_loop_if_large(self._dialect.prompt_tokens, self._body)
+        counted = tee.counted if tee is not None else None
+        # The provider's own count of the prompt, where it told one at the beginning, is exact.
+        prompt = counted.prompt_tokens if counted else await off_loop_if_large(self._dialect.prompt_tokens, self._body)
         completion = tee.delivered_tokens() if tee is not None else 0
         return Usage(prompt_tokens=prompt, completion_tokens=completion, source="partial")
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+import re
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 from urllib.parse import urlsplit
@@ -14,6 +15,7 @@ from mcpmeter.catalog import OTHER
 from mcpmeter.errors import MeterError, MethodNotAllowed, NotAllowed, RouteNotFound, ServiceFault
 from mcpmeter.meter import Ending, Meter
 from mcpmeter.relay.dialects import openai
+from mcpmeter.relay.dialects.base import NOTHING, Named
 from mcpmeter.relay.exchange import Header, HttpExchange, Message, Receive, Scope, Send
 from mcpmeter.relay.pipeline import Pipeline, answer_error
 from mcpmeter.relay.pipeline import Service as RelayedService
@@ -71,17 +73,35 @@ class PageEndpoint:
 class RelayEndpoint:
     """An endpoint whose answer comes from a provider."""
 
-    def __init__(self, pipeline: Pipeline, endpoint: str, service: RelayedService) -> None:
+    def __init__(
+        self, pipeline: Pipeline, endpoint: str, service: RelayedService, *, named: Named = NOTHING, secret: str = ""
+    ) -> None:
         self._pipeline = pipeline
         self._endpoint = endpoint
         self._service = service
+        self._named = named
+        self._secret = secret
+        self.error_body = service.dialect.error_body
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self._pipeline.run(HttpExchange(scope, receive, send, endpoint=self._endpoint), self._service)
+        exchange = HttpExchange(scope, receive, send, endpoint=self._endpoint, named=self._named)
+        if exchange.secret is None and self._secret:
+            exchange.secret = self._secret
+        await self._pipeline.run(exchange, self._service)
 
 
 Routes = Mapping[str, Mapping[str, Endpoint]]
 """Path to verb to endpoint. `*` stands for every verb."""
+
+
+@dataclass(frozen=True, slots=True)
+class PathTemplate:
+    """Routes that differ in a part of their path. `endpoint` makes the one that a request means."""
+
+    pattern: re.Pattern[str]
+    label: str
+    """The template as metrics show it: `/v1beta/models/{model}:generateContent`."""
+    endpoint: Callable[[re.Match[str], Scope], RelayEndpoint]
 
 
 class HostGuard:
@@ -125,10 +145,11 @@ def _host_of(url: bytes) -> str:
 class App:
     """Dispatches by the raw path. Nothing leaves it uncounted, and no fault of ours leaves it as a traceback."""
 
-    def __init__(self, meter: Meter, routes: Routes, guard: HostGuard) -> None:
+    def __init__(self, meter: Meter, routes: Routes, guard: HostGuard, templates: Sequence[PathTemplate] = ()) -> None:
         self._meter = meter
         self._routes = routes
         self._guard = guard
+        self._templates = templates
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One ASGI connection."""
@@ -159,27 +180,45 @@ class App:
 
     def _find(self, scope: Scope) -> Endpoint:
         self._guard.check(dict(scope["headers"]))
-        verbs = self._routes.get(scope["path"])
-        if verbs is None:
+        verbs = self._verbs_of(scope)
+        if not verbs:
             raise RouteNotFound("There is nothing at this path.", hint="GET / lists what there is.")
         endpoint = verbs.get(scope["method"]) or verbs.get("*")
         if endpoint is None:
-            raise MethodNotAllowed(f"{scope['path']} takes {_allowed(verbs)} only.", hint="Use that verb.")
+            raise MethodNotAllowed(f"{self._route_of(scope)} takes {_allowed(verbs)} only.", hint="Use that verb.")
         return endpoint
+
+    def _verbs_of(self, scope: Scope) -> Mapping[str, Endpoint]:
+        verbs = self._routes.get(scope["path"])
+        if verbs is not None:
+            return verbs
+        found = self._template_of(scope)
+        return {"POST": found[0].endpoint(found[1], scope)} if found else {}
+
+    def _template_of(self, scope: Scope) -> tuple[PathTemplate, re.Match[str]] | None:
+        for template in self._templates:
+            if (match := template.pattern.fullmatch(scope["path"])) is not None:
+                return template, match
+        return None
 
     def _route_of(self, scope: Scope) -> str:
         """The path where it is a route: any other is a caller's text, which no log or label should repeat."""
         path: str = scope["path"]
-        return path if path in self._routes else OTHER
+        if path in self._routes:
+            return path
+        found = self._template_of(scope)
+        return found[0].label if found else OTHER
 
     async def _refuse(self, scope: Scope, receive: Receive, send: Send, error: MeterError) -> None:
         path = self._route_of(scope)
         exchange = HttpExchange(scope, receive, send, endpoint=path)
         opened = self._meter.open(path, exchange.method, trace_id=exchange.trace_id)
         opened.count(Ending(status=str(error.http_status), outcome="error", error=error))
-        verbs = self._routes.get(path, {})
+        verbs = self._verbs_of(scope)
         allow = [(b"allow", _allowed(verbs).encode())] if isinstance(error, MethodNotAllowed) else []
-        await answer_error(exchange, error, openai.error_body(error, opened.call.id), opened.call.id, allow)
+        # In the dialect's own shape, if the path is one's.
+        body_of = next((e.error_body for e in verbs.values() if isinstance(e, RelayEndpoint)), openai.error_body)
+        await answer_error(exchange, error, body_of(error, opened.call.id), opened.call.id, allow)
 
 
 def _allowed(verbs: Iterable[str]) -> str:

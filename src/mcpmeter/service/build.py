@@ -27,6 +27,7 @@ from mcpmeter.metrics.collector import Exposition
 from mcpmeter.metrics.recorder import Recorder
 from mcpmeter.pricing import ModelPrice
 from mcpmeter.records import Charge, LlmTarget, Usage
+from mcpmeter.relay.dialects.anthropic_messages import AnthropicCountTokens, AnthropicMessages
 from mcpmeter.relay.dialects.base import Dialect
 from mcpmeter.relay.dialects.openai_chat import OpenAiChat
 from mcpmeter.relay.dialects.openai_embeddings import OpenAiEmbeddings
@@ -42,6 +43,7 @@ from mcpmeter.relay.upstream import Timeouts
 from mcpmeter.service import pages
 from mcpmeter.service.api import ApiPages
 from mcpmeter.service.app import App, Endpoint, HostGuard, PageEndpoint, RelayEndpoint
+from mcpmeter.service.gemini import gemini_templates
 from mcpmeter.service.mcp import McpEndpoint
 
 log = logging.getLogger("mcpmeter")
@@ -71,6 +73,8 @@ DIALECTS: Final[Mapping[str, Dialect]] = {
     "/v1/chat/completions": OpenAiChat(),
     "/v1/responses": OpenAiResponses(),
     "/v1/embeddings": OpenAiEmbeddings(),
+    "/v1/messages": AnthropicMessages(),
+    "/v1/messages/count_tokens": AnthropicCountTokens(),
 }
 LINKS: Final = [
     ("/metrics", "for Prometheus"),
@@ -288,9 +292,11 @@ class Service:
             recorder.announce_children(llm.TOKENS, (models, kinds, teams, provider, sources))
             recorder.announce_children(money.COST, (models, teams, provider, labels.COST_SOURCE.values or ()))
 
-    def _announce_routes(self, routes: dict[str, dict[str, Endpoint]]) -> None:
+    def _announce_routes(self, routes: dict[str, dict[str, Endpoint]], templates: Sequence[str]) -> None:
         recorder = self.recorder
-        recorder.vocabulary.announce("endpoint", routes)
+        recorder.vocabulary.announce("endpoint", [*routes, *templates])
+        recorder.announce_children(mcp.REQUESTS, (templates, ["POST"], RELAY_STATUSES))
+        recorder.announce_children(mcp.REQUEST_DURATION, (templates, ["POST"]))
         for path, verbs in routes.items():
             for verb, endpoint in verbs.items():
                 if verb in ("*", "HEAD"):
@@ -322,8 +328,9 @@ class Service:
         own_listener = self.settings.metrics.port is not None
         if not own_listener:
             routes["/metrics"] = dict(metrics_route)
-        self._announce_routes({**routes, "/metrics": dict(metrics_route)})
-        self.app = App(self.meter, routes, HostGuard(self._allowed_hosts(self.settings.server.host)))
+        templates = gemini_templates(self.pipeline)
+        self._announce_routes({**routes, "/metrics": dict(metrics_route)}, [template.label for template in templates])
+        self.app = App(self.meter, routes, HostGuard(self._allowed_hosts(self.settings.server.host)), templates)
         self.metrics_app = None
         if own_listener:
             guard = HostGuard(self._allowed_hosts(self.settings.metrics.host or "127.0.0.1"))
