@@ -106,6 +106,11 @@ def test_what_holds_no_list_of_vectors_is_no_answer(body):
         EMBEDDINGS.read_answer(body)
 
 
+def test_an_error_is_no_empty_answer():
+    read = EMBEDDINGS.read_answer(b'{"data":[],"error":{"message":"No."}}')
+    assert (read.is_error, read.is_empty) == (True, False)
+
+
 @pytest.mark.parametrize("vector", [b"[0.5]", b'"AAAAPw=="', b"[NaN]", b"[1e400]", b"null", b"{}"])
 def test_vectors_are_passed_on_whatever_they_are(vector):
     body = b'{"data":[{"embedding":%s}],"usage":{"prompt_tokens":3,"total_tokens":3}}' % vector
