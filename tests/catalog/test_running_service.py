@@ -21,9 +21,9 @@ from pydantic import SecretStr
 
 from mcpmeter.catalog import ALL
 from mcpmeter.catalog import mcp as mcp_rows
-from mcpmeter.catalog import quality as quality_rows
 from mcpmeter.catalog import quota as quota_rows
 from mcpmeter.catalog import service as service_rows
+from mcpmeter.catalog import upstream as upstream_rows
 from mcpmeter.config import LedgerSettings, ProviderSettings, ServerSettings, Settings
 from mcpmeter.ledger.sqlite import SqliteStore
 from mcpmeter.meter import new_call_id
@@ -48,10 +48,11 @@ JSON = {"content-type": "application/json", "accept": "application/json, text/ev
 NOT_MOVED_BY_A_SOUND_RELAY = {
     mcp_rows.CLIENT_OPERATION_DURATION.name: "a proxy's",
     service_rows.INTERNAL_FAULTS.name: "moves when the meter itself is broken",
+    upstream_rows.CIRCUIT_OPEN.name: "moves when a provider fails again and again",
+    upstream_rows.RETRIES.name: "moves when there is another place to go",
     quota_rows.EXHAUSTION.name: "moves when a quota burns faster than it is filled",
-    quality_rows.REFUSALS.name: "moves when a model refuses, which the simulator's never does",
 }
-"""Rows that the recorder's and the library's tests move."""
+"""Rows that other tests move."""
 
 
 @dataclass
@@ -135,6 +136,7 @@ async def traffic(relay: Running) -> None:
     assert await relay.chat(stream=True, simulate="cached_tokens=2,reasoning_tokens=3,completion_tokens=9") == 200
     assert await relay.chat(simulate="usage=missing") == 200
     assert await relay.chat(simulate="completion_tokens=0") == 200
+    assert await relay.chat(simulate="refusal=true") == 200
     assert await relay.chat(simulate="completion_tokens=9", max_tokens=2) == 200
     assert await relay.chat(simulate="status=503") == 503
     assert await relay.chat(model="nobody-announced-this") == 200
@@ -173,6 +175,7 @@ async def test_every_row_moves_under_real_calls(tmp_path: Path) -> None:
     set_at_start = {name for name in still if before[name]}
     assert set_at_start == {
         "mcp_ledger_recovered_total",
+        "mcp_upstream_up",
         "mcpmeter_build_info",
         "mcpmeter_config_last_reload_successful",
         "mcpmeter_config_last_reload_success_timestamp_seconds",
