@@ -1223,6 +1223,34 @@ async def test_closing_at_any_step_of_a_call_ends_it(world, certificates, is_tls
     assert steps > 3
 
 
+async def test_an_answer_without_a_length_that_closing_cut_off_is_not_taken_for_whole(world):
+    async def play(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(OK + b"\r\nhalf")
+        await peer.until_left()
+
+    client = world.client()
+    answer = await post(client, await world.provider(play))
+    chunks = answer.chunks(LIMIT)
+    assert await anext(chunks) == b"half"
+    await client.close()
+    with pytest.raises(ServiceFault, match="closed"):
+        await anext(chunks)
+
+
+async def test_who_is_cancelled_while_closing_tells_him_so_is_cancelled():
+    pool, origin = Pool(1), Target.of("http://wire.example/").origin
+    assert await pool.place(origin) is None
+    waiting = asyncio.create_task(pool.place(origin))
+    await asyncio.sleep(0)
+    await pool.close()
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    Connection(pool, origin).close()
+    assert pool._free_places == 1
+
+
 async def test_closing_closes_idle_connections_and_those_that_wait_for_an_end(world):
     idle, ending = await world.provider(SHORT), await world.provider(ending_late(asyncio.Event(), b""))
     client = world.client()
@@ -1440,6 +1468,11 @@ async def test_an_answer_cut_in_two_at_any_byte_is_the_same(name):
         assert await spoken(cut(wire, [place]), ends=False) == (status, body)
 
 
+@pytest.mark.parametrize("name", GARBAGE)
+async def test_what_is_no_answer_is_refused_when_it_comes_at_once(name):
+    assert await spoken([GARBAGE[name]]) is UpstreamAnsweredGarbage
+
+
 @settings(max_examples=60, deadline=None)
 @given(name=st.sampled_from(sorted(WHOLE)), places=PLACES)
 async def test_an_answer_cut_anywhere_is_the_same(name, places):
@@ -1506,4 +1539,46 @@ async def test_a_connection_closed_before_the_request_was_not_called():
     with pytest.raises(UpstreamUnreachable, match="before the request"):
         connection.send("acme", b"POST / HTTP/1.1\r\n\r\n", b"", 1.0)
     await client.close()
+    assert_nothing_is_taken(client, 1)
+
+
+async def test_a_connection_that_ended_badly_is_never_idle_however_whole_its_answer_was():
+    client = Http1Client(PATIENT, max_connections=1)
+    connection, wire = wired(client)
+    task = asyncio.create_task(call(client, Provider(saying_nothing(), url="http://wire.example/")))
+    await asyncio.sleep(0)
+    connection.data_received(SHORT)
+    connection.data_received(b"junk")
+    assert await task == (200, b"hello")
+    assert wire.is_closing()
+    assert idle_connections(client) == []
+    await client.close()
+    assert_nothing_is_taken(client, 1)
+
+
+async def test_an_answer_that_timed_out_and_is_then_finished_is_closed_at_once():
+    client = Http1Client(Timeouts(idle_seconds=0.01), max_connections=1)
+    connection, wire = wired(client)
+    task = asyncio.create_task(client.post("acme", "http://wire.example/", HEADERS, BODY))
+    await asyncio.sleep(0)
+    connection.data_received(HALF)
+    answer = await task
+    with pytest.raises(UpstreamTimedOut):
+        await answer.read(LIMIT)
+    assert not wire.is_closing()
+    answer.finish()
+    assert wire.is_closing()
+    await client.close()
+    assert_nothing_is_taken(client, 1)
+
+
+async def test_a_connection_that_is_made_after_it_was_given_up_is_closed():
+    client = Http1Client(PATIENT, max_connections=1)
+    client._pool._free_places -= 1
+    connection = Connection(client._pool, Target.of("http://wire.example/").origin)
+    connection.discard()
+    wire = Wire(connection)
+    connection.connection_made(wire)
+    assert wire.is_closing()
+    await asyncio.sleep(0)
     assert_nothing_is_taken(client, 1)

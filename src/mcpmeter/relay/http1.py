@@ -126,15 +126,14 @@ class Http1Client:
         try:
             async with asyncio.timeout(seconds):
                 await self._open(connection)
-        except (OSError, ValueError) as fault:  # TimeoutError and TLS errors are OSErrors, UnicodeError a ValueError
+        except BaseException as fault:
             connection.discard()
+            if not isinstance(fault, OSError | ValueError):  # TimeoutError and TLS errors, UnicodeError
+                raise
             raise UpstreamUnreachable(
                 f"{provider} cannot be reached ({_reason(fault)}).",
                 hint="Check its base_url and the network, then retry.",
             ) from fault
-        except BaseException:
-            connection.discard()
-            raise
         return connection
 
     async def _open(self, connection: Connection) -> None:
@@ -388,7 +387,7 @@ class Connection(asyncio.Protocol):
         self._forget_end()
         self._drop_parts()
         # A provider that answers before it has taken the whole request may never read the rest of it.
-        if self._is_reusable and self._fault is None and self.is_usable and not self._unsent_bytes():
+        if self._is_reusable and self.is_usable and not self._unsent_bytes():
             self._pool.free(self)
         else:
             self.close()

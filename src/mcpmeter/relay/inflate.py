@@ -53,9 +53,8 @@ class Inflate:
 
     def _pieces(self, rest: bytes | memoryview) -> Iterator[bytes]:
         self._has_begun = True
-        piece = b""
-        while rest or len(piece) == PIECE_BYTES:  # a full piece may leave some inside zlib
-            if rest and self._inflater.eof:
+        while rest:
+            if self._inflater.eof:
                 self._inflater = zlib.decompressobj(GZIP)  # RFC 1952, 2.2: members follow each other
             piece = self._inflated(rest)
             rest = self._inflater.unused_data if self._inflater.eof else self._inflater.unconsumed_tail
