@@ -29,11 +29,11 @@ EVERY = all_errors()
 
 # Ids are a promise: programs match on them. One may be added, none may go or change.
 IDS = {
-    "validation_error", "invalid_request", "body_too_large", "route_not_found", "method_not_allowed",
+    "validation_error", "invalid_request", "body_too_large", "headers_too_large", "route_not_found", "method_not_allowed",
     "not_authenticated", "not_allowed", "rate_limited", "budget_exhausted", "caller_gone",
     "upstream_fault", "upstream_refused_account", "upstream_answered_garbage", "upstream_answer_too_large",
     "upstream_broke", "upstream_unreachable", "upstream_timed_out", "upstream_rate_limited",
-    "internal_error", "draining", "ledger_unavailable",
+    "internal_error", "draining", "overloaded", "ledger_unavailable",
     "setup_error", "config_invalid", "port_taken", "ledger_not_usable", "part_missing",
     # raised by one part of the package alone
     "settled_twice", "settlement_conflict", "row_refused", "registry_taken", "server_not_supported",
@@ -44,6 +44,7 @@ MAPPING = {
     "validation_error": (400, -32600, "validation_error", "client"),
     "invalid_request": (400, -32602, "validation_error", "client"),
     "body_too_large": (413, -32602, "validation_error", "client"),
+    "headers_too_large": (431, -32602, "validation_error", "client"),
     "route_not_found": (404, -32601, "validation_error", "client"),
     "method_not_allowed": (405, -32601, "validation_error", "client"),
     "not_authenticated": (401, -32600, "auth_error", "client"),
@@ -61,6 +62,7 @@ MAPPING = {
     "upstream_rate_limited": (429, -32603, "upstream_rate_limited", "upstream"),
     "internal_error": (500, -32603, "internal_error", "server"),
     "draining": (503, -32603, "internal_error", "server"),
+    "overloaded": (503, -32603, "internal_error", "server"),
     "ledger_unavailable": (503, -32603, "internal_error", "server"),
     "settled_twice": (500, -32603, "internal_error", "server"),
     "settlement_conflict": (500, -32603, "internal_error", "server"),

@@ -4,6 +4,7 @@ MeterError
 ├── CallerError                        the caller can mend it
 │   ├── InvalidRequest           400   validation_error
 │   │   ├── BodyTooLarge         413
+│   │   ├── HeadersTooLarge      431
 │   │   ├── RouteNotFound        404
 │   │   └── MethodNotAllowed     405
 │   ├── NotAuthenticated         401   auth_error
@@ -21,6 +22,7 @@ MeterError
 │   └── UpstreamRateLimited      429   upstream_rate_limited
 ├── ServiceFault                 500   internal_error
 │   ├── Draining                 503
+│   ├── Overloaded               503
 │   ├── LedgerUnavailable        503
 │   ├── SettlementConflict       500   (ledger/store.py)
 │   ├── RowRefused               500   (ledger/store.py)
@@ -100,6 +102,13 @@ class BodyTooLarge(InvalidRequest):
 
     id = "body_too_large"
     http_status = 413
+
+
+class HeadersTooLarge(InvalidRequest):
+    """The request's head passes the limit."""
+
+    id = "headers_too_large"
+    http_status = 431
 
 
 class RouteNotFound(InvalidRequest):
@@ -222,6 +231,13 @@ class Draining(ServiceFault):
     """The service takes no new work because it is stopping."""
 
     id = "draining"
+    http_status = 503
+
+
+class Overloaded(ServiceFault):
+    """A limit of our own is reached, for example on connections to providers."""
+
+    id = "overloaded"
     http_status = 503
 
 

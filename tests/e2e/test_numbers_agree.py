@@ -112,7 +112,8 @@ async def ask_async(address: str, key: str, team: str, log: Log) -> None:
         async def refused(status: int) -> None:
             wish = {"simulate": f"status={status},retry_after=3"}
             with pytest.raises(openai.APIStatusError) as told:
-                await chats.create(model="gpt-4.1", messages=messages("no"), metadata=wish)
+                # A model of its own: nothing is sent for it until the time that the provider asks for has passed.
+                await chats.create(model=f"limited-{status}-{team}", messages=messages("no"), metadata=wish)
             assert told.value.status_code == status
             log.answered("/v1/chat/completions", team, status, told.value.response.headers)
 

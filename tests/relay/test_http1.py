@@ -27,6 +27,7 @@ from hypothesis import strategies as st
 
 from mcpmeter.errors import (
     MeterError,
+    Overloaded,
     ServiceFault,
     UpstreamAnsweredGarbage,
     UpstreamAnswerTooLarge,
@@ -830,7 +831,7 @@ async def test_a_place_that_is_not_free_in_time_is_told_apart_from_a_provider_th
     client = world.client(places=1, connect_seconds=0.1)
     provider = await world.provider(SHORT)
     held = await post(client, provider)
-    with pytest.raises(UpstreamUnreachable, match=r"all 1 connections were in use for 0\.1 s.*max_connections"):
+    with pytest.raises(Overloaded, match=r"all 1 connections were in use for 0\.1 s.*max_connections"):
         await post(client, provider)
     held.finish()
     assert await call(client, provider) == (200, b"hello")

@@ -48,3 +48,33 @@ async def test_a_slow_upload_is_given_up(start_relay, monkeypatch):
         with contextlib.suppress(ConnectionError):
             await writer.wait_closed()
     await relay.until_idle()
+
+
+@pytest.mark.parametrize(
+    ("sent", "status", "code"),
+    [
+        (b"GET /health HTTP/1.1\r\nhost: localhost\r\nx: " + b"a" * 200_000 + b"\r\n\r\n", 431, "headers_too_large"),
+        (b"GET /health HTTP/1.1\r\nhost: localhost\r\nx-endless: " + b"a" * 500_000, 431, "headers_too_large"),
+        (b"GET /health HTTP/1.1\r\nhost: localhost\r\n" + b"x: y\r\n" * 50_000, 431, "headers_too_large"),
+        (b"SSH-2.0-OpenSSH_9.2\r\n\r\n", 400, "invalid_request"),
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", 400, "invalid_request"),
+        (b"BREW /coffee HTTP/1.1\r\nhost: localhost\r\n\r\n", 400, "invalid_request"),
+    ],
+)
+async def test_heads_without_an_end_and_what_is_no_http_are_refused_and_counted(start_relay, sent, status, code):
+    relay = await start_relay()
+    before = relay.counts()
+    reply = await relay.raw(sent)
+    assert (reply.status, reply.error["code"]) == (status, code)
+    after = await relay.scrape()
+    assert after.since(before, "mcp_requests_total")["other", "other", str(status)] == 1
+    assert after.since(before, "mcp_errors_total") == {("validation_error", "client"): 1}
+
+
+async def test_long_but_bounded_heads_and_many_requests_on_one_connection_are_answered(start_relay):
+    relay = await start_relay()
+    one = b"GET /health HTTP/1.1\r\nhost: localhost\r\nx: " + b"a" * 30_000 + b"\r\n\r\n"
+    last = one.replace(b"host:", b"connection: close\r\nhost:")
+    reply = await relay.raw(one * 5 + last)
+    assert reply.status == 200
+    assert reply.body.count(b'"healthy"') == 6 or reply.body.count(b"HTTP/1.1 200") == 5

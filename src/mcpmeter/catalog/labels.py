@@ -10,7 +10,7 @@ from mcpmeter.errors import ERROR_TYPES
 # fmt: off
 HTTP_STATUSES: Final = (
     "200", "202", "204", "400", "401", "402", "403", "404", "405", "406", "408", "409", "410", "413", "415", "421",
-    "422", "424", "429", "499", "500", "501", "502", "503", "504", "529",
+    "422", "424", "429", "431", "499", "500", "501", "502", "503", "504", "529",
 )
 # fmt: on
 MCP_OUTCOMES: Final = ("ok", "error", "tool_error", "cancelled", "timeout", "input_required")

@@ -14,8 +14,10 @@ from mcpmeter.errors import (
     Draining,
     InvalidRequest,
     MeterError,
+    Overloaded,
     ServiceFault,
     UpstreamAnsweredGarbage,
+    UpstreamAnswerTooLarge,
     UpstreamBroke,
     UpstreamFault,
     UpstreamRateLimited,
@@ -210,7 +212,7 @@ class Flight:
 
     async def _hand_on_answer(self, answer: Answer, body: bytes) -> Settlement:
         try:
-            read = self._dialect.read_answer(body)
+            read = await off_loop_if_large(self._dialect.read_answer, body)
         except NotAnAnswer:
             kind = "an empty body" if not body.strip() else "a body that is not a JSON answer"
             raise UpstreamAnsweredGarbage(
@@ -267,7 +269,8 @@ class Flight:
 
     async def _fail(self, error: MeterError) -> Settlement:
         """The call ended badly: settle what was delivered, then say so in the way that is still open."""
-        if isinstance(error, UpstreamFault):
+        if isinstance(error, UpstreamFault) and not isinstance(error, UpstreamAnswerTooLarge):
+            # Too large is by our own limit, which says nothing against the provider.
             self._attempts.broke()
         if not self._opened.is_settled:
             try:
@@ -355,7 +358,8 @@ class Flight:
 
     def _reported_cost(self, headers: Mapping[str, str], reported_usd: str) -> int | None:
         told = headers.get(self._provider.cost_header) if self._provider.cost_header else None
-        told = told or reported_usd
+        if not told and self._provider.cost_in_body:
+            told = reported_usd
         return usd_to_nanousd(told) if told else None
 
     async def _usage_of_answer(self, body: bytes, read: Read) -> tuple[Usage | None, str]:
@@ -404,11 +408,9 @@ def _why_missing(error: MeterError) -> str:
     """Why a broken call has no usage; empty where the provider cannot have worked for it."""
     if isinstance(error, CallerGone):
         return "client_gone"
-    if isinstance(error, Draining | ServiceFault):
-        return "service_stopped"
-    if isinstance(error, UpstreamUnreachable | UpstreamRefusedAccount | UpstreamRateLimited):
+    if isinstance(error, Overloaded | UpstreamUnreachable | UpstreamRefusedAccount | UpstreamRateLimited):
         return ""
-    return "upstream_broke"
+    return "service_stopped" if isinstance(error, ServiceFault) else "upstream_broke"
 
 
 def _estimated(prompt: int, completion: int) -> Usage:

@@ -20,6 +20,7 @@ import httptools
 
 from mcpmeter.errors import (
     MeterError,
+    Overloaded,
     ServiceFault,
     UpstreamAnsweredGarbage,
     UpstreamBroke,
@@ -116,7 +117,7 @@ class Http1Client:
             async with asyncio.timeout(seconds):
                 freed = await self._pool.place(origin)
         except TimeoutError as fault:
-            raise UpstreamUnreachable(
+            raise Overloaded(
                 f"{provider} was not called: all {self._max_connections} connections were in use for {seconds:g} s.",
                 hint="Retry, or raise relay.timeouts.max_connections.",
             ) from fault

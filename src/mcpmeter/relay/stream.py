@@ -113,7 +113,8 @@ class StreamTee:
         events = whole_events(block)
         for index, event in enumerate(events):
             if self._dialect.is_end(event):
-                self.end = event
+                # With what a relay may send behind it in one go, such as a [DONE] after another dialect's end.
+                self.end = b"".join(events[index:])
                 return b"".join(events[:index])
         return block
 

@@ -15,7 +15,7 @@ from typing import Final
 from prometheus_client import CollectorRegistry, ProcessCollector
 
 from mcpmeter.access.keys import KeyRing, key_from_config
-from mcpmeter.catalog import labels, llm, mcp, money
+from mcpmeter.catalog import labels, llm, mcp, money, quality
 from mcpmeter.catalog import service as service_rows
 from mcpmeter.catalog.spec import NANO
 from mcpmeter.config import Settings, is_loopback, price_book, refuse_open_bind
@@ -290,6 +290,9 @@ class Service:
             sources = labels.TOKEN_SOURCE.values or ()
             kinds = labels.TOKEN_TYPE.values or ()
             recorder.announce_children(llm.TOKENS, (models, kinds, teams, provider, sources))
+            recorder.announce_children(quality.EMPTY, (models,))
+            for row in (quality.REFUSALS, quality.TRUNCATIONS, quality.OUTPUT_RATE):
+                recorder.announce_children(row, (models, provider))
             recorder.announce_children(money.COST, (models, teams, provider, labels.COST_SOURCE.values or ()))
 
     def _announce_routes(self, routes: dict[str, dict[str, Endpoint]], templates: Sequence[str]) -> None:

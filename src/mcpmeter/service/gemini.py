@@ -17,7 +17,7 @@ from mcpmeter.service.app import PathTemplate, RelayEndpoint
 MOST_QUERY_BYTES: Final = 4096
 ACTIONS: Final = ("generateContent", "streamGenerateContent")
 VERSIONS: Final = ("v1beta", "v1")
-"""Google's newer SDKs ask for v1; what goes upstream is the path of the provider's file, v1beta, which has all of it."""
+"""Google's newer SDKs ask for v1; upstream goes the path of the provider's file, v1beta, which has all of it."""
 
 
 def gemini_templates(pipeline: Pipeline) -> Sequence[PathTemplate]:

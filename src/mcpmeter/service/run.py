@@ -16,8 +16,10 @@ import uvicorn
 import uvloop
 
 from mcpmeter.errors import MeterError, PortTaken
+from mcpmeter.meter import Meter
 from mcpmeter.service.app import App
 from mcpmeter.service.build import Service
+from mcpmeter.service.protocol import bounded_protocol
 
 log = logging.getLogger("mcpmeter")
 
@@ -81,13 +83,13 @@ def address_of(listener: socket.socket) -> str:
 
 
 @asynccontextmanager
-async def listening(app: App, listener: socket.socket) -> AsyncIterator[Listener]:
+async def listening(app: App, meter: Meter, listener: socket.socket) -> AsyncIterator[Listener]:
     """Answer on a socket until the block ends."""
     server = Listener(
         uvicorn.Config(
             app,
             loop="none",
-            http="httptools",
+            http=bounded_protocol(meter),
             ws="none",
             lifespan="off",
             access_log=False,
@@ -118,9 +120,9 @@ async def running(service: Service, listener: socket.socket) -> AsyncIterator[st
         if metrics_listener is not None:
             stack.callback(metrics_listener.close)
         await stack.enter_async_context(service.running())
-        await stack.enter_async_context(listening(service.app, listener))
+        await stack.enter_async_context(listening(service.app, service.meter, listener))
         if metrics_listener is not None and service.metrics_app is not None:
-            await stack.enter_async_context(listening(service.metrics_app, metrics_listener))
+            await stack.enter_async_context(listening(service.metrics_app, service.meter, metrics_listener))
         try:
             yield address_of(listener)
         finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cached_property
 from hashlib import blake2b
 from random import Random
 
@@ -17,8 +18,12 @@ class Vectors:
     """The same seed and text give the same vector."""
 
     def __init__(self, seed: int) -> None:
-        random = Random(seed)  # noqa: S311 (repeatable on purpose)
-        self._table = [random.gauss(0.0, 1.0) for _ in range(_TABLE_SIZE + MAX_DIMENSIONS)]
+        self._seed = seed
+
+    @cached_property
+    def _table(self) -> list[float]:
+        random = Random(self._seed)  # noqa: S311 (repeatable on purpose)
+        return [random.gauss(0.0, 1.0) for _ in range(_TABLE_SIZE + MAX_DIMENSIONS)]
 
     def of(self, text: str | list[int], dimensions: int) -> list[float]:
         """A vector of length 1."""

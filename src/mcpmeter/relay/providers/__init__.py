@@ -60,6 +60,8 @@ class Provider:
     """Whether a stream tells its usage only when asked by `stream_options`; False: it tells unasked, or never."""
     quota: str = ""
     """Which rate-limit headers it sends, as `relay.quota.STYLES` names them; "" to try all."""
+    cost_in_body: bool = False
+    """Whether `usage.cost` in its answers is US dollars: other relays mean credits or cents by it."""
     cost_header: str = ""
     """The answer's header that says what the call cost in USD, lower case; "" for none."""
 
