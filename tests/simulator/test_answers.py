@@ -22,7 +22,9 @@ TOOL = {
 
 
 def ask(**more):
-    return OpenAiChat().read(json.dumps({"model": "gpt-4.1", "messages": [{"role": "user", "content": "Hi"}], **more}).encode())
+    return OpenAiChat().read(
+        json.dumps({"model": "gpt-4.1", "messages": [{"role": "user", "content": "Hi"}], **more}).encode()
+    )
 
 
 def draw(request, fault=Fault(), plan=FIFTY, seed=1, nth=0):  # noqa: B008 (frozen)

@@ -1,8 +1,11 @@
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mcpmeter.errors import InvalidRequest
+from mcpmeter.simulator import Fault
 from mcpmeter.simulator.asks import text_tokens
 from mcpmeter.simulator.dialects.openai_chat import OpenAiChat
 from mcpmeter.simulator.dialects.openai_embeddings import OpenAiEmbeddings
@@ -78,3 +81,31 @@ def test_a_wish_that_cannot_be_simulated_is_refused(wish):
 def test_other_metadata_is_nobodys_business():
     ask = read_chat(b'{"model":"m","messages":[{"role":"user"}],"metadata":{"user":"7","simulate":""}}')
     assert ask.wished_fault(b"") is None
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[[simulate status=503]]",
+        "Hi [[simulate status=503]] there",
+        [{"type": "text", "text": "[[simulate status=503]]"}],
+    ],
+)
+def test_the_first_user_text_may_ask_for_a_fault(content):
+    messages = [{"role": "system", "content": "[[simulate status=401]]"}, {"role": "user", "content": content}]
+    body = json.dumps({"model": "m", "messages": messages}).encode()
+    assert read_chat(body).wished_fault(body) == Fault(status=503)
+    with_both = json.dumps({"model": "m", "messages": messages, "metadata": {"simulate": "status=500"}}).encode()
+    assert read_chat(with_both).wished_fault(with_both) == Fault(status=500)
+
+
+@pytest.mark.parametrize("text", ["[[simulate ]]", "[[simulate status=503", "[simulate status=503]", "simulate"])
+def test_a_text_that_only_looks_like_a_wish_is_none(text):
+    messages = [{"role": "user", "content": text}, {"role": "user", "content": "[[simulate status=503]]"}]
+    body = json.dumps({"model": "m", "messages": messages}).encode()
+    assert read_chat(body).wished_fault(body) is None
+
+
+def test_embeddings_ask_by_their_first_text():
+    body = b'{"model":"m","input":["[[simulate status=503]]","[[simulate status=500]]"]}'
+    assert read_embeddings(body).wished_fault(body) == Fault(status=503)

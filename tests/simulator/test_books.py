@@ -73,6 +73,22 @@ def test_clearing_forgets_ended_calls_and_keeps_ids_unique():
     assert before != still_open.request_id
 
 
+def test_dialects_are_summed_up_apart_and_written_into_records():
+    books = Books()
+    for dialect, tokens in [("openai_chat", 1), ("gemini_generate", 10), ("openai_chat", 100)]:
+        tally = Tally(tokens, tokens, cache_write=tokens)
+        books.open("m", stream=False, fault="", dialect=dialect).book("complete", tally, delivered=tokens)
+    assert [record.dialect for record in books.calls()] == ["openai_chat", "gemini_generate", "openai_chat"]
+    assert [record.cache_write_tokens for record in books.calls()] == [1, 10, 100]
+    by_dialect = books.totals_by_dialect
+    assert {name: (totals.dialect, totals.calls, totals.cache_write_tokens) for name, totals in by_dialect.items()} == {
+        "openai_chat": ("openai_chat", 2, 101),
+        "gemini_generate": ("gemini_generate", 1, 10),
+    }
+    assert (books.totals.dialect, books.totals.prompt_tokens) == ("", 111)
+    assert books.totals_by_model["m"].calls == 3
+
+
 async def test_waiting_ends_with_the_booking_that_was_waited_for():
     books = Books()
     waiting = asyncio.create_task(books.wait_until(lambda b: b.totals.calls == 2))

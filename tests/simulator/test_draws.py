@@ -15,6 +15,13 @@ def test_draws_depend_on_seed_body_and_count_never_on_order():
     assert drawn(Draws(2), b"a") != first[b"a", 0]
 
 
+def test_a_salt_keeps_the_chances_of_one_body_apart():
+    draws = Draws(1)
+    (one, first), (two, second) = draws.of(b"a"), draws.of(b"a", b"salt")
+    assert (first, second) == (0, 0)
+    assert one.random() != two.random()
+
+
 def test_memory_of_bodies_is_bounded_and_the_oldest_are_forgotten():
     draws = Draws(1, bodies_kept=2)
     for body in (b"a", b"b", b"c"):

@@ -38,6 +38,16 @@ def test_only_an_enforced_quota_refuses_and_only_until_the_window_ends():
     assert strict.admit()
 
 
+@pytest.mark.parametrize("limits", [{"input_tokens": 5}, {"output_tokens": 5}, {"tokens": 5}])
+def test_each_kind_of_token_may_be_what_is_exhausted(limits):
+    quota = Quota(**limits, enforce=True, clock_ns=Clock())
+    assert quota.admit()
+    quota.spend(4, 4)
+    assert quota.admit() == ("tokens" not in limits)
+    quota.spend(4, 4)
+    assert not quota.admit()
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"), [(0, "0ms"), (0.017, "17ms"), (8.64, "8.64s"), (60, "1m0s"), (3723, "1h2m3s"), (-1, "0ms")]
 )
