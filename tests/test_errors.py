@@ -29,7 +29,8 @@ EVERY = all_errors()
 
 # Ids are a promise: programs match on them. One may be added, none may go or change.
 IDS = {
-    "validation_error", "invalid_request", "body_too_large", "headers_too_large", "route_not_found", "method_not_allowed",
+    "validation_error", "invalid_request", "body_too_large", "headers_too_large", "route_not_found",
+    "method_not_allowed",
     "not_authenticated", "not_allowed", "rate_limited", "budget_exhausted", "caller_gone",
     "upstream_fault", "upstream_refused_account", "upstream_answered_garbage", "upstream_answer_too_large",
     "upstream_broke", "upstream_unreachable", "upstream_timed_out", "upstream_rate_limited",

@@ -29,6 +29,7 @@ from mcpmeter.simulator.traffic import TrafficCounts, steady
 
 TEAMS: Final = ("search", "support", "research")
 MODELS: Final = ("gpt-4.1", "claude-sonnet-4.5", "gemini-2.5-flash", "deepseek-v3.2")
+EMBEDDING_MODELS: Final = ("text-embedding-3-small", "text-embedding-3-large")
 DRAIN_SECONDS: Final = 2.0
 
 
@@ -93,7 +94,12 @@ def demo_settings(options: DemoOptions, upstream: str, keys: dict[str, str]) -> 
     settings = Settings(
         server=ServerSettings(host=options.host, port=options.port, drain_seconds=DRAIN_SECONDS),
         ledger=LedgerSettings(path=options.folder / "ledger.db"),
-        providers=(ProviderSettings(name="holysheep", base_url=upstream, api_key=SecretStr("simulated")),),
+        providers=(
+            ProviderSettings(name="holysheep", base_url=upstream, api_key=SecretStr("simulated")),
+            ProviderSettings(
+                name="embedder", type="generic", base_url=upstream, models=EMBEDDING_MODELS, price_list="demo"
+            ),
+        ),
         keys=tuple(KeySettings(name=f"{team}-demo", team=team, secret=SecretStr(key)) for team, key in keys.items()),
     )
     settings._source = "the demo"
