@@ -47,9 +47,12 @@ def request_id(answer: Answer) -> str:
 def own_headers(call_id: str, provider: str = "", attempts: int = 0) -> list[Header]:
     """The call's id, and where it went and at which attempt, if it went anywhere."""
     headers = [(b"x-mcpmeter-call-id", call_id.encode())]
-    if provider:
-        headers += [(b"x-mcpmeter-provider", provider.encode()), (b"x-mcpmeter-attempts", str(attempts).encode())]
-    return headers
+    return [*headers, *went_to(provider, attempts)] if provider else headers
+
+
+def went_to(provider: str, attempts: int) -> list[Header]:
+    """Which provider was asked last, and how many attempts were made."""
+    return [(b"x-mcpmeter-provider", provider.encode()), (b"x-mcpmeter-attempts", str(attempts).encode())]
 
 
 def cost_headers(settlement: Settlement) -> list[Header]:

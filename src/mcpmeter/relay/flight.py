@@ -28,7 +28,7 @@ from mcpmeter.errors import (
 from mcpmeter.meter import Ending, OpenCall
 from mcpmeter.pricing import usd_to_nanousd
 from mcpmeter.records import LlmTarget, Settlement, Usage
-from mcpmeter.relay.answering import answer_error, cost_headers, handed_on, length, own_headers, request_id
+from mcpmeter.relay.answering import answer_error, cost_headers, handed_on, length, own_headers, request_id, went_to
 from mcpmeter.relay.dialects.base import Asked, Dialect, NotAnAnswer, Read
 from mcpmeter.relay.exchange import Exchange, Header, Listening
 from mcpmeter.relay.failover import Attempts, Candidate, Refuse, Send, Wait
@@ -146,8 +146,10 @@ class Flight:
 
     def _take(self, candidate: Candidate) -> None:
         provider = candidate.upstream.provider
-        if self._attempts.made > 1:
-            self._opened.goes_to(target_of(provider, candidate.model, self._dialect, self._asked))
+        target = target_of(provider, candidate.model, self._dialect, self._asked)
+        # The first attempt too may go elsewhere than the row says: by weight, or past an open circuit.
+        if target != self._opened.call.llm:
+            self._opened.goes_to(target)
         self._provider = provider
 
     async def _post(self, candidate: Candidate) -> Answer:
@@ -283,8 +285,14 @@ class Flight:
         if exchange.started:
             await exchange.end(self._dialect.error_event(error, call_id))
         else:
-            await answer_error(exchange, error, self._dialect.error_body(error, call_id), call_id)
+            body = self._dialect.error_body(error, call_id)
+            await answer_error(exchange, error, body, call_id, self._went_to())
         return settlement
+
+    def _went_to(self) -> list[Header]:
+        """Which provider was asked last, and how many attempts were made; nothing where none was."""
+        made = self._attempts.made
+        return went_to(self._provider.name, made) if made else []
 
     async def _broken_ending(self, error: MeterError) -> Ending:
         answer, tee = self._answer, self._tee

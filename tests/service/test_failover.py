@@ -1,0 +1,606 @@
+"""Failover through the real service: where a call went, what it cost there, and what was never sent twice."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import socket
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import SecretStr
+
+from mcpmeter.config import (
+    LedgerSettings,
+    ProviderSettings,
+    RelaySettings,
+    ServerSettings,
+    Settings,
+    TimeoutSettings,
+    load,
+)
+from mcpmeter.config.settings import CircuitSettings, RetrySettings, RouteSettings
+from mcpmeter.relay.failover import FLOOR
+from mcpmeter.service import Service, bind, running
+from mcpmeter.simulator import Fault, Plan, Simulator
+
+A, B, C = "holysheep", "openai", "groq"
+"""Three providers; the first two have other prices for the same model."""
+
+KEY = "sk-upstream-credential-0123456789"
+MODEL = "gpt-4.1"
+NANOUSD_PER_TOKEN = {A: (2500, 10_000), B: (2000, 8000)}
+HOW_TO = Path(__file__).parents[2] / "docs" / "failover.md"
+Serve = Callable[..., AbstractAsyncContextManager[Any]]
+
+
+def provider(name: str, base_url: str, **more: Any) -> ProviderSettings:
+    keys = {} if "api_keys" in more else {"api_key": SecretStr(KEY)}
+    return ProviderSettings(name=name, base_url=base_url, **keys, **more)
+
+
+def settings_for(ledger: Path, *providers: ProviderSettings, **more: Any) -> Settings:
+    """One route over all providers in their order, unless `routes` says otherwise; waits are short."""
+    names = tuple(entry.name for entry in providers)
+    routes = more.pop("routes", (RouteSettings(models=("*",), upstreams=names, mode=more.pop("mode", "ordered")),))
+    timeouts = TimeoutSettings(**{"first_byte_seconds": 5.0, "idle_seconds": 5.0, **more.pop("timeouts", {})})
+    relay = RelaySettings(
+        timeouts=timeouts,
+        retries=RetrySettings(**more.pop("retries", {})),
+        circuit=CircuitSettings(**more.pop("circuit", {})),
+    )
+    server = ServerSettings(drain_seconds=5.0)
+    return Settings(
+        server=server, ledger=LedgerSettings(path=ledger), relay=relay, providers=providers, routes=routes, **more
+    )
+
+
+@pytest.fixture
+def serve(tmp_path: Path, client_of: Callable[[str, Service], Any]) -> Serve:
+    """The service before these providers, one route over all of them; yields its client."""
+
+    @asynccontextmanager
+    async def started(*providers: ProviderSettings, **more: Any) -> AsyncIterator[Any]:
+        settings = settings_for(tmp_path / "ledger.db", *providers, **more)
+        service = Service(lambda: settings)
+        async with running(service, bind("127.0.0.1", 0)) as url:
+            yield client_of(url, service)
+
+    return started
+
+
+@pytest.fixture
+async def sims() -> AsyncIterator[dict[str, Simulator]]:
+    """A simulator for each of the three names."""
+    async with Simulator(seed=1, key=KEY) as a, Simulator(seed=2, key=KEY) as b, Simulator(seed=3, key=KEY) as c:
+        yield {A: a, B: b, C: c}
+
+
+@pytest.fixture
+def nowhere() -> Iterator[str]:
+    """An address that is bound and at which nobody listens."""
+    with closing(socket.socket()) as bound:
+        bound.bind(("127.0.0.1", 0))
+        yield f"http://127.0.0.1:{bound.getsockname()[1]}/v1"
+
+
+def always(fault: str) -> Plan:
+    return Plan(faults=(Fault.parse(fault),))
+
+
+def before_both(sims: dict[str, Simulator], **first: Any) -> list[ProviderSettings]:
+    return [provider(A, sims[A].base_url, **first), provider(B, sims[B].base_url)]
+
+
+def went(reply: Any) -> tuple[str, str]:
+    return reply.headers["x-mcpmeter-provider"], reply.headers["x-mcpmeter-attempts"]
+
+
+async def gauges(relay: Any, name: str) -> tuple[float, float]:
+    """(up, circuit open) of a provider."""
+    scrape = await relay.scrape()
+    return scrape.of("mcp_upstream_up", provider=name), scrape.of("mcp_upstream_circuit_open", provider=name)
+
+
+FAILS_OVER = {
+    "status=500": "server_error",
+    "status=502": "server_error",
+    "status=503": "server_error",
+    "status=504": "server_error",
+    "status=529": "server_error",
+    "reset=headers": "broken",
+    "status=429": "rate_limited",
+    "status=429,retry_after=30": "rate_limited",
+    "status=401": "refused",
+    "unreachable": "unreachable",
+}
+
+
+FAILING = [
+    *((fault, False) for fault in FAILS_OVER),
+    *((f, True) for f in ("status=503", "reset=headers", "status=429")),
+]
+
+
+@pytest.mark.parametrize(("fault", "stream"), FAILING)
+async def test_what_fails_before_the_first_byte_goes_to_the_next_and_is_charged_there(
+    serve, sims, nowhere, fault, stream
+):
+    first = sims[A].base_url
+    if fault == "unreachable":
+        first = nowhere
+    else:
+        sims[A].plan = always(fault)
+    async with serve(provider(A, first), provider(B, sims[B].base_url)) as relay:
+        before = relay.counts()
+        reply = await relay.chat(stream=stream)
+        await relay.until_idle()
+        after = await relay.scrape()
+    (row,), (call,) = relay.rows(), sims[B].books.calls()
+
+    assert (reply.status, went(reply)) == (200, (B, "2"))
+    assert (row.state, row.outcome, row.provider, row.model) == ("settled", "ok", B, MODEL)
+    assert row.upstream_request_id == call.request_id
+    assert (row.token_source, row.prompt_tokens, row.completion_tokens) == (
+        "reported",
+        call.prompt_tokens,
+        call.completion_tokens,
+    )
+    prompt_price, completion_price = NANOUSD_PER_TOKEN[B]
+    assert row.cost_nanousd == prompt_price * call.prompt_tokens + completion_price * call.completion_tokens
+    assert sims[A].books.totals.calls == (0 if fault == "unreachable" else 1)
+    assert sims[A].books.totals.prompt_tokens == 0
+
+    tokens = after.since(before, "mcp_tokens_total")
+    assert sum(tokens.values()) == call.prompt_tokens + call.completion_tokens
+    assert {labels[1] for labels in tokens} == {B}
+    assert after.of("mcp_cost_usd_total", provider=A) == 0
+    assert after.since(before, "mcp_errors_total") == {}
+    assert after.since(before, "mcp_upstream_retries_total") == {(A, FAILS_OVER[fault]): 1}
+    assert after.since(before, "mcp_upstream_attempts_total") == {(FAILS_OVER[fault], A): 1, ("ok", B): 1}
+
+
+@pytest.mark.parametrize("status", [400, 403, 404, 409, 413, 422, 501, 505])
+async def test_what_another_provider_would_say_too_is_not_asked_again(serve, sims, status):
+    sims[A].plan = always(f"status={status}")
+    async with serve(*before_both(sims)) as relay:
+        reply = await relay.chat()
+        await relay.until_idle()
+    assert (reply.status, went(reply)) == (502 if status == 403 else status, (A, "1"))
+    assert sims[B].books.totals.calls == 0
+    (row,) = relay.rows()
+    assert (row.provider, row.outcome, row.upstream_status) == (A, "error", status)
+
+
+@pytest.mark.parametrize("fault", ["reset=body", "reset=chunk"])
+async def test_nothing_is_sent_again_after_the_first_byte(serve, sims, fault):
+    sims[A].plan = always(fault)
+    async with serve(*before_both(sims)) as relay:
+        reply = await relay.chat(stream=True)
+        await relay.until_idle()
+        scrape = await relay.scrape()
+    assert (reply.status, went(reply)) == (200, (A, "1"))
+    assert json.loads(reply.events[-1])["error"]["code"] == "upstream_broke"
+    assert sims[B].books.totals.calls == 0
+    assert scrape.of("mcp_upstream_retries_total") == 0
+    (row,) = relay.rows()
+    assert (row.provider, row.outcome, row.token_source) == (A, "partial", "partial")
+
+
+async def test_an_answer_that_breaks_off_in_its_body_is_not_asked_for_again(serve, sims):
+    """The provider has worked, and will bill."""
+    sims[A].plan = always("reset=body")
+    async with serve(*before_both(sims)) as relay:
+        reply = await relay.chat()
+        await relay.until_idle()
+    assert (reply.status, reply.error["code"]) == (502, "upstream_broke")
+    assert went(reply) == (A, "1")
+    assert sims[B].books.totals.calls == 0
+
+
+async def test_a_call_that_fails_everywhere_says_where_it_failed_last(serve, sims):
+    sims[A].plan = always("status=503")
+    sims[B].plan = always("reset=headers")
+    async with serve(*before_both(sims)) as relay:
+        reply = await relay.chat()
+        await relay.until_idle()
+    assert (reply.status, reply.error["code"], went(reply)) == (502, "upstream_broke", (B, "2"))
+    (row,) = relay.rows()
+    assert (row.state, row.provider, row.outcome, row.error_id) == ("settled", B, "error", "upstream_broke")
+
+
+async def test_weights_share_the_calls_and_each_row_names_who_answered(serve, sims):
+    """200 calls at 3 to 1: 150 expected, 6 the standard deviation, five of them on either side."""
+    calls, providers = 200, [provider(A, sims[A].base_url, weight=3), provider(B, sims[B].base_url)]
+    async with serve(*providers, mode="weighted") as relay:
+        replies = [await relay.chat() for _ in range(calls)]
+        await relay.until_idle()
+        scrape = await relay.scrape()
+    said = Counter(reply.headers["x-mcpmeter-provider"] for reply in replies)
+    assert 120 <= said[A] <= 180
+    assert {reply.headers["x-mcpmeter-attempts"] for reply in replies} == {"1"}
+    rows = relay.rows()
+    for name in (A, B):
+        told = sims[name].books.totals
+        mine = [row for row in rows if row.provider == name]
+        assert said[name] == told.calls == len(mine)
+        assert sum(row.completion_tokens for row in mine) == told.completion_tokens
+        assert scrape.of("mcp_tokens_total", provider=name) == told.prompt_tokens + told.completion_tokens
+        prompt_price, completion_price = NANOUSD_PER_TOKEN[name]
+        cost = prompt_price * told.prompt_tokens + completion_price * told.completion_tokens
+        assert sum(row.cost_nanousd for row in mine) == cost
+
+
+async def test_a_weighted_draw_that_fails_goes_to_the_others(serve, sims):
+    sims[A].plan = always("status=503")
+    async with serve(*before_both(sims), mode="weighted") as relay:
+        replies = [await relay.chat() for _ in range(12)]
+    assert {(reply.status, reply.headers["x-mcpmeter-provider"]) for reply in replies} == {(200, B)}
+
+
+# Models and names --------------------------------------------------------------------------------------------------
+
+
+async def test_each_provider_is_asked_for_the_model_by_its_own_name(serve, sims):
+    route = {
+        "models": ("house",),
+        "upstreams": ({"name": A, "model": MODEL}, {"name": B, "model": "gpt-4.1-mini"}),
+    }
+    sims[A].plan = always("status=503")
+    async with serve(*before_both(sims), routes=(RouteSettings.model_validate(route),)) as relay:
+        reply = await relay.chat(model="house", stream=True)
+        await relay.until_idle()
+    assert [call.model for sim in (sims[A], sims[B]) for call in sim.books.calls()] == [MODEL, "gpt-4.1-mini"]
+    (row,) = relay.rows()
+    assert (reply.status, row.provider, row.model, row.token_source) == (200, B, "gpt-4.1-mini", "reported")
+    assert row.cost_nanousd == 400 * row.prompt_tokens + 1600 * row.completion_tokens
+
+
+async def test_an_alias_stands_for_one_provider_and_is_not_failed_over(serve, sims):
+    sims[B].plan = always("status=503")
+    async with serve(*before_both(sims), aliases={"smart": f"{B}/{MODEL}"}) as relay:
+        failed = await relay.chat(model="smart")
+        sims[B].plan = Plan()
+        good = await relay.chat(model="smart")
+        await relay.until_idle()
+    assert [(failed.status, *went(failed)), (good.status, *went(good))] == [(503, B, "1"), (200, B, "1")]
+    assert sims[A].books.totals.calls == 0
+    assert {call.model for call in sims[B].books.calls()} == {MODEL}
+    assert [(row.provider, row.model) for row in relay.rows()] == [(B, MODEL)] * 2
+
+
+# Keys --------------------------------------------------------------------------------------------------------------
+
+KEYS = ("sk-first-key-000000000000", "sk-second-key-00000000000", "sk-third-key-000000000000")
+OK = b'{"id":"x","model":"gpt-4.1","choices":[{"index":0,"message":{"role":"assistant","content":"Hi"},\
+"finish_reason":"stop"}],"usage":{"prompt_tokens":3,"completion_tokens":1,"total_tokens":4}}'
+
+
+class Account:
+    """An upstream that answers by the key it was given, below any HTTP library."""
+
+    def __init__(self) -> None:
+        self.url = ""
+        self.asked: list[str] = []
+        self.statuses: dict[str, int] = {}
+        self.headers = b""
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while True:
+                head = (await reader.readuntil(b"\r\n\r\n")).lower()
+                await reader.readexactly(int(re.search(rb"content-length: (\d+)", head)[1]))
+                self._answer(re.search(rb"authorization: bearer (\S+)", head)[1].decode(), writer)
+        except (OSError, asyncio.IncompleteReadError):
+            writer.close()
+
+    def _answer(self, key: str, writer: asyncio.StreamWriter) -> None:
+        self.asked.append(key)
+        status = self.statuses.get(key, 200)
+        body, more = (OK, b"") if status == 200 else (b'{"error":{"message":"no"}}', self.headers)
+        head = b"HTTP/1.1 %d X\r\nContent-Type: application/json\r\n%sContent-Length: %d\r\n\r\n"
+        writer.write(head % (status, more, len(body)) + body)
+
+    @property
+    def provider(self) -> ProviderSettings:
+        return provider(A, self.url, api_keys=tuple(SecretStr(key) for key in KEYS))
+
+
+@pytest.fixture
+async def account() -> AsyncIterator[Account]:
+    upstream = Account()
+    server = await asyncio.start_server(upstream.serve, "127.0.0.1", 0)
+    upstream.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+    yield upstream
+    server.close()
+
+
+async def test_calls_take_turns_on_a_providers_keys(serve, account):
+    async with serve(account.provider) as relay:
+        for _ in range(6):
+            assert (await relay.chat()).status == 200
+    assert account.asked == [*KEYS, *KEYS]
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "reason"),
+    [(401, b"", "refused"), (402, b"", "refused"), (429, b"Retry-After: 60\r\n", "rate_limited")],
+)
+async def test_a_key_that_is_refused_or_overrun_is_passed_over(serve, account, status, headers, reason):
+    account.statuses, account.headers = {KEYS[1]: status}, headers
+    async with serve(account.provider) as relay:
+        replies = [await relay.chat() for _ in range(7)]
+        await relay.until_idle()
+        scrape = await relay.scrape()
+        text = await relay.scrape_openmetrics()
+    assert [reply.status for reply in replies] == [200] * 7
+    assert [reply.headers["x-mcpmeter-attempts"] for reply in replies] == ["1", "2", "1", "1", "1", "1", "1"]
+    assert account.asked.count(KEYS[1]) == 1
+    assert set(account.asked[3:]) == {KEYS[0], KEYS[2]}
+    assert (scrape.of("mcp_upstream_up", provider=A), scrape.of("mcp_upstream_circuit_open", provider=A)) == (1, 0)
+    assert scrape.of("mcp_upstream_retries_total", provider=A, reason=reason) == 1
+    assert not any(key in text for key in KEYS)
+    assert [row.outcome for row in relay.rows()] == ["ok"] * 7
+
+
+async def test_a_provider_that_refuses_all_its_keys_is_not_up_until_one_works_again(serve, account):
+    account.statuses = dict.fromkeys(KEYS, 401)
+    async with serve(account.provider) as relay:
+        reply = await relay.chat()
+        assert (reply.status, reply.error["code"], went(reply)) == (502, "upstream_refused_account", (A, "3"))
+        assert await gauges(relay, A) == (0, 0)
+        account.statuses = {}
+        assert (await relay.chat()).status == 200
+        assert await gauges(relay, A) == (1, 0)
+
+
+# Circuits ----------------------------------------------------------------------------------------------------------
+
+
+async def test_a_circuit_opens_is_passed_by_and_closed_by_one_probe(serve, sims):
+    sims[A].plan = always("status=503")
+    async with serve(*before_both(sims), circuit={"failures": 3, "open_seconds": 0.5}) as relay:
+        assert await gauges(relay, A) == (1, 0)
+        for _ in range(3):
+            assert went(await relay.chat()) == (B, "2")
+        opened = time.monotonic()
+        assert await gauges(relay, A) == (0, 1)
+        passed_by = await relay.chat()
+        if time.monotonic() - opened < 0.4:  # else the machine was so slow that this may have been the probe
+            assert (went(passed_by), sims[A].books.totals.calls) == ((B, "1"), 3)
+            assert [row for row in relay.rows() if row.upstream_request_id][-1].provider == B
+        sims[A].plan = Plan()
+        while went(await relay.chat()) != (A, "1"):
+            assert time.monotonic() - opened < 10, "the circuit was never tried again"
+            assert await gauges(relay, A) == (0, 1)
+        assert await gauges(relay, A) == (1, 0)
+        assert went(await relay.chat()) == (A, "1")
+        await relay.until_idle()
+    assert [row.provider for row in relay.rows()[:3]] == [B] * 3
+
+
+async def test_one_probe_at_a_time_tries_an_upstream_whose_circuit_is_open(serve, sims):
+    sims[A].plan = always("status=503")
+    async with serve(*before_both(sims), circuit={"failures": 1, "open_seconds": 0.2}) as relay:
+        await relay.chat()
+        assert await gauges(relay, A) == (0, 1)
+        sims[A].plan = always("stall=headers,stall_seconds=0.3")
+        probe = None
+        async with asyncio.timeout(10):
+            while sims[A].books.open_calls == 0:
+                probe = asyncio.create_task(relay.chat())
+                await asyncio.wait([probe], timeout=0.05)
+        replies = await asyncio.gather(*(relay.chat() for _ in range(10)))
+        assert {went(reply) for reply in replies} == {(B, "1")}
+        assert sims[A].books.totals.calls + sims[A].books.open_calls == 2
+        assert went(await probe) == (A, "1")
+        assert await gauges(relay, A) == (1, 0)
+
+
+async def test_a_reload_keeps_circuits_and_waits(serve, sims):
+    sims[A].plan = always("status=503")
+    async with serve(*before_both(sims), circuit={"failures": 1, "open_seconds": 60}) as relay:
+        await relay.chat()
+        await relay.service.reload()
+        assert await gauges(relay, A) == (0, 1)
+        sims[A].plan = Plan()
+        assert went(await relay.chat()) == (B, "1")
+        sims[B].plan = always("status=429,retry_after=60")
+        limited = await relay.chat()
+        assert (limited.status, limited.headers["retry-after"]) == (429, "60")
+        await relay.service.reload()
+        calls = sims[B].books.totals.calls
+        # B must wait, so the call goes against A's open circuit rather than nowhere.
+        assert went(await relay.chat()) == (A, "1")
+        assert sims[B].books.totals.calls == calls
+
+
+# Storms and Retry-After --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fault", ["status=503", "status=429", "reset=headers"])
+async def test_a_storm_is_not_made_worse_by_more_than_a_fifth(serve, sims, fault):
+    requests, at_once = 240, asyncio.Semaphore(16)
+    for sim in sims.values():
+        sim.plan = always(fault)
+
+    async def one(relay: Any) -> int:
+        async with at_once:
+            return (await relay.chat()).status
+
+    async with serve(*(provider(name, sim.base_url) for name, sim in sims.items())) as relay:
+        statuses = Counter(await asyncio.gather(*(one(relay) for _ in range(requests))))
+        await relay.until_idle()
+        scrape = await relay.scrape()
+    attempts = sum(sim.books.totals.calls for sim in sims.values())
+    assert requests <= attempts <= requests + max(FLOOR, requests * 0.2)
+    assert scrape.of("mcp_upstream_attempts_total") == attempts
+    assert scrape.of("mcp_upstream_retries_total") == attempts - requests
+    assert 200 not in statuses
+    rows = relay.rows()
+    assert len(rows) == requests
+    assert {(row.state, row.outcome) for row in rows} == {("settled", "error")}
+    if fault != "reset=headers":  # who reset the connection may have worked; who refused has not
+        assert sum(row.prompt_tokens + row.cost_nanousd for row in rows) == 0
+    assert (scrape.of("mcp_active_requests"), scrape.of("mcp_ledger_open_rows")) == (0, 0)
+
+
+async def test_nothing_is_sent_for_a_model_and_key_before_its_retry_after_has_passed(serve, sims):
+    sims[A].plan = always("status=429,retry_after=1")
+    async with serve(provider(A, sims[A].base_url)) as relay:
+        limited = await relay.chat()
+        since = time.monotonic()
+        assert (limited.status, limited.headers["retry-after"]) == (429, "1")
+        sims[A].plan = Plan()
+        refused = await asyncio.gather(*(relay.chat() for _ in range(20)))
+        if time.monotonic() - since < 0.9:
+            assert {(reply.status, reply.error["code"]) for reply in refused} == {(429, "upstream_rate_limited")}
+            assert {reply.headers["retry-after"] for reply in refused} == {"1"}
+            assert "x-mcpmeter-provider" not in refused[0].headers, "it went nowhere"
+            assert sims[A].books.totals.calls == 1
+        assert (await relay.chat(model="deepseek-v3.2")).status == 200
+        while (await relay.chat()).status != 200:
+            assert time.monotonic() - since < 10
+        assert time.monotonic() - since >= 0.95
+        await relay.until_idle()
+    calls = [call for call in sims[A].books.calls() if call.model == MODEL]
+    assert [call.outcome for call in calls] == ["fault", "complete"]
+    refused_rows = [row for row in relay.rows() if row.status == "429"]
+    assert {row.state for row in refused_rows} == {"settled"}
+    assert sum(row.prompt_tokens for row in refused_rows) == 0
+
+
+# Clients that leave, and time-outs ---------------------------------------------------------------------------------
+
+
+async def leave(relay: Any, until: Callable[[], bool], **chat: Any) -> None:
+    """Ask, and close the connection once that holds."""
+    body = json.dumps({"model": MODEL, "messages": [{"role": "user", "content": "Hello"}], **chat}).encode()
+    _, writer = await asyncio.open_connection(*relay.address)
+    writer.write(b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body))
+    writer.write(body)
+    await relay.until(until)
+    writer.transport.abort()
+
+
+async def test_a_client_that_leaves_during_a_further_attempt_cancels_it(serve, sims):
+    sims[A].plan = always("status=503")
+    sims[B].plan = always("stall=headers")
+    async with serve(*before_both(sims)) as relay:
+        await leave(relay, lambda: sims[B].books.open_calls == 1)
+        await sims[B].books.wait_until(lambda books: books.totals.cancelled == 1)
+        await relay.until_idle()
+        scrape = await relay.scrape()
+    (row,) = relay.rows()
+    assert (row.state, row.status, row.outcome, row.provider) == ("settled", "499", "partial", B)
+    assert scrape.of("mcp_upstream_attempts_total", provider=B, outcome="abandoned") == 1
+    assert nothing_is_left(relay)
+
+
+async def test_a_client_that_leaves_while_the_call_waits_sends_nothing_more(serve, sims):
+    sims[A].plan = always("status=429,retry_after=3")
+    async with serve(provider(A, sims[A].base_url), retries={"same_place": True}) as relay:
+        await leave(relay, lambda: sims[A].books.totals.calls == 1)
+        await relay.until_idle()
+        scrape = await relay.scrape()
+        assert nothing_is_left(relay)
+    (row,) = relay.rows()
+    assert (row.state, row.status, row.outcome, row.error_id) == ("settled", "499", "partial", "caller_gone")
+    assert sims[A].books.totals.calls == 1
+    assert scrape.of("mcp_upstream_retries_total") == 0
+
+
+def nothing_is_left(relay: Any) -> bool:
+    """No call is in flight, and no task of one lives on."""
+    names = ("Listening", "Flight", "Pipeline")
+    running_now = {task.get_coro().__qualname__ for task in asyncio.all_tasks() if task.get_coro() is not None}
+    return not relay.service.pipeline.in_flight and not any(name.startswith(names) for name in running_now)
+
+
+TIMES = {
+    "first_byte_seconds": ("stall=headers", False, "sent nothing in time"),
+    "idle_seconds": ("stall=body", True, "sent nothing between"),
+    "total_seconds": ("drip_bytes_per_second=200", False, "did not end its answer in time"),
+}
+
+
+@pytest.mark.parametrize("which", TIMES)
+async def test_each_provider_has_time_outs_of_its_own_each_with_its_own_error(serve, sims, which):
+    fault, stream, said = TIMES[which]
+    own = {which: 0.15}
+    if which == "total_seconds":
+        own |= dict.fromkeys(("connect_seconds", "first_byte_seconds", "idle_seconds"), 0.15)
+    sims[A].plan = always(fault)
+    async with serve(*before_both(sims, timeouts=own)) as relay:
+        reply = await relay.chat(stream=stream, model=f"{A}/{MODEL}")
+        good = await relay.chat(model=f"{B}/{MODEL}")
+        await relay.until_idle()
+    error = json.loads(reply.events[-1])["error"] if stream else reply.error
+    assert (error["code"], good.status) == ("upstream_timed_out", 200)
+    assert reply.status == (200 if stream else 504)
+    assert said in error["message"]
+    row = relay.rows()[0]
+    assert (row.provider, row.error_type, row.token_source) == (A, "upstream_timeout", "partial")
+
+
+async def test_a_provider_that_does_not_finish_connecting_in_its_time_is_unreachable_and_passed_by(serve, sims):
+    async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.close()
+
+    deaf = await asyncio.start_server(say_nothing, "127.0.0.1", 0)
+    url = f"https://127.0.0.1:{deaf.sockets[0].getsockname()[1]}/v1"  # TLS, which it never answers
+    providers = [provider(A, url, timeouts={"connect_seconds": 0.15}), provider(B, sims[B].base_url)]
+    async with serve(*providers) as relay:
+        forced = await relay.chat(model=f"{A}/{MODEL}")
+        assert (forced.status, forced.error["code"]) == (502, "upstream_unreachable")
+        assert went(await relay.chat()) == (B, "2")
+    deaf.close()
+
+
+@pytest.mark.parametrize("after_timeout", [False, True])
+async def test_a_first_byte_that_does_not_come_is_asked_for_again_only_if_configured(serve, sims, after_timeout):
+    """The provider may be working, and bill for both."""
+    sims[A].plan = always("stall=headers")
+    providers = before_both(sims, timeouts={"first_byte_seconds": 0.15})
+    async with serve(*providers, retries={"after_timeout": after_timeout}) as relay:
+        reply = await relay.chat()
+    assert reply.status == (200 if after_timeout else 504)
+    assert sims[B].books.totals.calls == int(after_timeout)
+    assert sims[A].books.totals.calls + sims[A].books.open_calls == 1
+
+
+# The how-to --------------------------------------------------------------------------------------------------------
+
+
+async def test_the_how_tos_configuration_loads_and_says_what_the_page_says(tmp_path):
+    (text,) = re.findall(r"```yaml\n(.*?)```", HOW_TO.read_text(encoding="utf-8"), re.DOTALL)
+    environment = {}
+    for name in set(re.findall(r"\$\{(\w+)\}", text)):
+        environment[name] = f"sk-{name.lower()}-0123456789"
+    path = tmp_path / "mcpmeter.yaml"
+    path.write_text(text, encoding="utf-8")
+    settings = load(path, environment)
+    assert [entry.name for entry in settings.providers] == [
+        entry["name"] for entry in yaml.safe_load(text)["providers"]
+    ]
+    routing = settings.routing(settings.upstreams())
+    plans = {
+        name: routing.plan(name) for name in ("gpt-4.1", "claude-sonnet-4.5", "house-large", "fast", "deepseek-v3.2")
+    }
+    told = {name: (plan.mode, [(r.upstream.name, r.model) for r in plan.routes]) for name, plan in plans.items()}
+    assert told == {
+        "gpt-4.1": ("ordered", [("openai", "gpt-4.1"), ("holysheep", "gpt-4.1")]),
+        "claude-sonnet-4.5": ("weighted", [("anthropic", "claude-sonnet-4-5"), ("holysheep", "claude-sonnet-4.5")]),
+        "house-large": ("ordered", [("local", "llama-3.3-70b"), ("openai", "gpt-4.1")]),
+        "fast": ("ordered", [("gemini", "gemini-2.5-flash")]),
+        "deepseek-v3.2": ("ordered", [("holysheep", "deepseek-v3.2")]),
+    }
+    assert len(routing.plan("gpt-4.1").first.upstream.credentials) == 2
