@@ -1,0 +1,333 @@
+"""The official SDKs against the simulator itself and through the relay: whatever they make of an answer is the same.
+
+Three simulators of one seed: one is asked directly, one stands behind the relay, and one is the measure of what the
+relay's clients got. A simulator draws by what it is asked and how often, so equal questions get equal answers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import secrets
+import threading
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import anthropic
+import msgspec
+import openai
+import pydantic
+import pytest
+import uvloop
+from google import genai
+from google.genai import errors as gemini_errors
+from google.genai import types
+
+from mcpmeter.config import KeySettings, LedgerSettings, ProviderSettings, ServerSettings, Settings
+from mcpmeter.ledger.connection import open_for_reading
+from mcpmeter.ledger.rows import ROW_COLUMNS, SELECT_ROWS_SQL
+from mcpmeter.records import LedgerRow
+from mcpmeter.service import Service, bind, running
+from mcpmeter.simulator import CallRecord, SimulatorThread, run_in_thread
+
+SEED = 11
+UPSTREAM_KEY = "sk-upstream-credential-0123456789"
+CALLER_KEY = f"mk_{secrets.token_urlsafe(36)}"
+SDK_ERRORS = (openai.OpenAIError, anthropic.AnthropicError, gemini_errors.APIError)
+DIALECTS = {
+    "/v1/chat/completions": "openai_chat",
+    "/v1/responses": "openai_responses",
+    "/v1/embeddings": "openai_embeddings",
+    "/v1/messages": "anthropic_messages",
+    "/v1/messages/count_tokens": "anthropic_count_tokens",
+    **{
+        f"/{version}/models/{{model}}:{action}": "gemini_generate"
+        for version in ("v1", "v1beta")
+        for action in ("generateContent", "streamGenerateContent")
+    },
+}
+"""The relay's routes by the names that the simulator's books have for them."""
+
+_REQUEST_ID = re.compile(r"req_[0-9a-f]{32}")
+_OF_A_CONNECTION = ("sdk_http_response",)
+"""What an SDK adds to an answer of the connection that it came by: a date, the relay's own headers."""
+
+
+class Place:
+    """Somewhere that speaks every dialect, and clients of it that differ from a user's in the base URL alone."""
+
+    def __init__(self, url: str, key: str) -> None:
+        self.url, self.key = url, key
+        self.openai = openai.OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0)
+        self.anthropic = anthropic.Anthropic(base_url=url, api_key=key, max_retries=0)
+        self.gemini = self.gemini_as()
+
+    def gemini_as(self, *, key: str | None = None, **options: Any) -> genai.Client:
+        """A client with other options of HTTP, or another key."""
+        return genai.Client(api_key=key or self.key, http_options=types.HttpOptions(base_url=self.url, **options))
+
+    def async_openai(self) -> openai.AsyncOpenAI:
+        return openai.AsyncOpenAI(base_url=f"{self.url}/v1", api_key=self.key, max_retries=0)
+
+    def async_anthropic(self) -> anthropic.AsyncAnthropic:
+        return anthropic.AsyncAnthropic(base_url=self.url, api_key=self.key, max_retries=0)
+
+    def close(self) -> None:
+        self.openai.close()
+        self.anthropic.close()
+        self.gemini.close()
+
+
+class ServiceThread:
+    """The real service in a thread of its own, on its own loop."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.service = Service(lambda: settings)
+        self.url = ""
+        self._loop = uvloop.new_event_loop()
+        self._stop = asyncio.Event()
+        self._has_started = threading.Event()
+        self._fault: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="mcpmeter-service", daemon=True)
+
+    def _run(self) -> None:
+        try:
+            self._loop.run_until_complete(self._serve())
+        except BaseException as fault:
+            self._fault = fault
+        finally:
+            self._loop.close()
+            self._has_started.set()
+
+    async def _serve(self) -> None:
+        async with running(self.service, bind("127.0.0.1", 0)) as self.url:
+            self._has_started.set()
+            await self._stop.wait()
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        self._has_started.wait()
+        self._raise_fault()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._fault is None:
+            self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join()
+        self._raise_fault()
+
+    def _raise_fault(self) -> None:
+        if self._fault is not None:
+            raise self._fault
+
+
+@dataclass
+class Relay:
+    """The service before a simulator, as one who reads both sides' books sees it."""
+
+    service: Service
+    upstream: SimulatorThread
+
+    @property
+    def active_requests(self) -> float:
+        return self.service.recorder.families["mcp_active_requests"].cells[()].value
+
+    def until_idle(self, *, seconds: float = 10.0) -> None:
+        """Wait until no request is being answered, no row is open and the upstream has let go too."""
+        self.upstream.wait_until(lambda books: books.open_calls == 0, timeout_seconds=seconds)
+        deadline = time.monotonic() + seconds
+        while self.active_requests or self.service._store.open_rows:
+            assert time.monotonic() < deadline, "a call is still under way"
+            time.sleep(0.002)
+
+    def rows(self) -> list[LedgerRow]:
+        """All rows, oldest first, as another process would read them."""
+        db = open_for_reading(self.service.ledger_path)
+        try:
+            found = db.execute(f"{SELECT_ROWS_SQL} ORDER BY started_at_ns, id").fetchall()
+        finally:
+            db.close()
+        return [msgspec.convert(dict(zip(ROW_COLUMNS, row, strict=True)), LedgerRow, strict=False) for row in found]
+
+    def assert_ledger_is_the_upstreams_books(self) -> None:
+        """Call by call where an id leads from one to the other, and in sums by model and dialect."""
+        self.until_idle()
+        rows, calls = self.rows(), list(self.upstream.books.calls())
+        assert {row.state for row in rows} <= {"settled"}
+        sent = [row for row in rows if row.upstream_request_id]
+        by_id = {call.request_id: call for call in calls}
+        for row in sent:
+            _assert_row_is_call(row, by_id.pop(row.upstream_request_id))
+        # What is left never got as far as an answer's head.
+        assert {call.outcome for call in by_id.values()} <= {"cancelled"}
+        assert sum(call.prompt_tokens + call.completion_tokens for call in by_id.values()) == 0
+        assert _sums_of_rows(rows) == _sums_of_calls(calls)
+
+
+def _assert_row_is_call(row: LedgerRow, call: CallRecord) -> None:
+    assert (row.model, DIALECTS[row.endpoint], row.stream) == (call.model, call.dialect, call.stream)
+    assert row.completion_tokens == call.completion_tokens
+    if row.token_source != "partial":
+        assert row.prompt_tokens == call.prompt_tokens
+        assert row.token_source == ("reported" if call.prompt_tokens else row.token_source)
+
+
+Sums = Mapping[tuple[str, str], Mapping[str, int]]
+
+
+def _sums_of_rows(rows: list[LedgerRow]) -> Sums:
+    sums: dict[tuple[str, str], Counter[str]] = {}
+    for row in rows:
+        if row.upstream_request_id and row.token_source != "partial":
+            key = (row.model, DIALECTS[row.endpoint])
+            sums.setdefault(key, Counter()).update(
+                calls=1, prompt=row.prompt_tokens, completion=row.completion_tokens, cached=row.cached_read_tokens
+            )
+    return sums
+
+
+def _sums_of_calls(calls: list[CallRecord]) -> Sums:
+    sums: dict[tuple[str, str], Counter[str]] = {}
+    for call in calls:
+        if call.outcome != "cancelled":
+            sums.setdefault((call.model, call.dialect), Counter()).update(
+                calls=1, prompt=call.prompt_tokens, completion=call.completion_tokens, cached=call.cached_tokens
+            )
+    return sums
+
+
+Scenario = Callable[[Place], Any]
+AsyncScenario = Callable[[Place], Awaitable[Any]]
+
+
+@dataclass
+class Arm:
+    """One of both ways to a provider. `measure` is set for the relay: the same, asked directly."""
+
+    place: Place
+    measure: Place | None = None
+    relay: Relay | None = None
+    name: str = field(default="direct")
+
+    def run(self, scenario: Scenario) -> Any:
+        """What the SDK makes of it, an error of its own too; through the relay it equals what it is directly."""
+        result = _caught(scenario, self.place)
+        if self.measure is not None:
+            self._compare(result, _caught(scenario, self.measure))
+        return result
+
+    async def run_async(self, scenario: AsyncScenario) -> Any:
+        """As `run`."""
+        result = await _caught_async(scenario, self.place)
+        if self.measure is not None:
+            self._compare(result, await _caught_async(scenario, self.measure))
+        return result
+
+    def _compare(self, result: Any, measure: Any) -> None:
+        assert plain(result) == plain(measure)
+        if self.relay is not None:
+            self.relay.assert_ledger_is_the_upstreams_books()
+
+    def row_of(self, model: str) -> LedgerRow | None:
+        """The one row of a model that only one call names; None where there is no ledger."""
+        if self.relay is None:
+            return None
+        self.relay.until_idle()
+        (row,) = [row for row in self.relay.rows() if row.model == model]
+        return row
+
+
+def _caught(scenario: Scenario, place: Place) -> Any:
+    try:
+        return scenario(place)
+    except SDK_ERRORS as error:
+        return error
+
+
+async def _caught_async(scenario: AsyncScenario, place: Place) -> Any:
+    try:
+        return await scenario(place)
+    except SDK_ERRORS as error:
+        return error
+
+
+def plain(value: Any) -> Any:
+    """A result as comparable data: nothing is left out but the connection's, only a request's id is made equal."""
+    match value:
+        case pydantic.BaseModel():
+            # Only what was set: a field that is missing differs from one that is null.
+            dumped = value.model_dump(mode="python", exclude_unset=True, warnings=False)
+            return {"is": type(value).__name__, **plain(dumped)}
+        case str():
+            return _REQUEST_ID.sub("req_", value)
+        case Mapping():
+            return {name: plain(item) for name, item in value.items() if name not in _OF_A_CONNECTION}
+        case list() | tuple():
+            return [plain(item) for item in value]
+        case Exception():
+            return _plain_error(value)
+        case _:
+            return value
+
+
+def _plain_error(error: Exception) -> Any:
+    told = {"is": type(error).__qualname__, "says": plain(str(error))}
+    for name in ("status_code", "code", "status", "type", "param", "message", "body", "details"):
+        told[name] = plain(getattr(error, name, None))
+    response = getattr(error, "response", None)
+    if response is not None:
+        told["headers"] = {name: response.headers.get(name) for name in ("content-type", "retry-after")}
+    return told
+
+
+@pytest.fixture(scope="session")
+def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Arm]]:
+    """Both arms, running."""
+    with ExitStack() as stack:
+        direct, measure, behind = (
+            stack.enter_context(run_in_thread(seed=SEED, key=UPSTREAM_KEY)) for _ in ("direct", "measure", "behind")
+        )
+        settings = _settings(tmp_path_factory.mktemp("sdk") / "ledger.db", behind.url)
+        thread = stack.enter_context(ServiceThread(settings))
+
+        def place(url: str, key: str) -> Place:
+            made = Place(url, key)
+            stack.callback(made.close)
+            return made
+
+        yield {
+            "direct": Arm(place(direct.url, UPSTREAM_KEY)),
+            "relay": Arm(
+                place(thread.url, CALLER_KEY),
+                place(measure.url, UPSTREAM_KEY),
+                Relay(thread.service, behind),
+                "relay",
+            ),
+        }
+
+
+def _settings(ledger: Path, upstream: str) -> Settings:
+    """Three providers as they are built in, but for their addresses; calls need a key of the relay's own."""
+    bases = {"openai": "/v1", "anthropic": "/v1", "gemini": "/v1beta"}
+    return Settings(
+        server=ServerSettings(drain_seconds=5.0),
+        ledger=LedgerSettings(path=ledger),
+        providers=tuple(
+            ProviderSettings(name=name, base_url=upstream + base, api_key=UPSTREAM_KEY) for name, base in bases.items()
+        ),
+        keys=(KeySettings(name="sdk", team="sdk", secret=CALLER_KEY),),
+    )
+
+
+@pytest.fixture(params=["direct", "relay"])
+def arm(request: pytest.FixtureRequest, places: dict[str, Arm]) -> Arm:
+    """The simulator itself, or the relay before one."""
+    return places[request.param]

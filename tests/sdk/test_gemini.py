@@ -1,0 +1,221 @@
+"""Google's SDK: generateContent and its stream, functions, JSON, system instructions, thoughts, chats."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import pytest
+from google.genai import types
+from pydantic import BaseModel
+
+MODEL = "gemini-2.5-flash"
+WEATHER = types.FunctionDeclaration(
+    name="get_weather",
+    description="The weather of a city",
+    parameters_json_schema={
+        "type": "object",
+        "properties": {"city": {"type": "string"}, "days": {"type": "integer", "minimum": 2}},
+        "required": ["city", "days"],
+    },
+)
+CLOCK = types.FunctionDeclaration(name="get_time", parameters_json_schema={"type": "object", "properties": {}})
+BY_HAND = types.AutomaticFunctionCallingConfig(disable=True)
+
+
+class Answer(BaseModel):
+    """What a parsed answer is made into."""
+
+    city: str
+    days: int
+
+
+def config(**options):
+    return types.GenerateContentConfig(automatic_function_calling=BY_HAND, **options)
+
+
+def forced(*declarations):
+    calling = types.FunctionCallingConfig(mode=types.FunctionCallingConfigMode.ANY)
+    return config(
+        tools=[types.Tool(function_declarations=list(declarations))],
+        tool_config=types.ToolConfig(function_calling_config=calling),
+    )
+
+
+def test_content(arm):
+    answer = arm.run(lambda to: to.gemini.models.generate_content(model=MODEL, contents="Say hello"))
+    assert answer.text
+    assert answer.usage_metadata.prompt_token_count == 7
+
+
+def test_many_turns_a_system_instruction_and_options(arm):
+    turns = [
+        types.Content(role="user", parts=[types.Part(text="One"), types.Part(text="Two")]),
+        types.Content(role="model", parts=[types.Part(text="Three")]),
+        types.Content(role="user", parts=[types.Part(text="Four")]),
+    ]
+    options = config(
+        system_instruction="You are brief.", temperature=0.2, top_p=0.9, candidate_count=2, max_output_tokens=3
+    )
+    answer = arm.run(lambda to: to.gemini.models.generate_content(model=MODEL, contents=turns, config=options))
+    assert len(answer.candidates) == 2
+    assert answer.candidates[0].finish_reason == types.FinishReason.MAX_TOKENS
+
+
+def test_a_function_is_called_and_its_result_answered(arm):
+    def converse(to):
+        question = types.Content(role="user", parts=[types.Part(text="Weather in Oslo?")])
+        generate = to.gemini.models.generate_content
+        first = generate(model=MODEL, contents=[question], config=forced(WEATHER))
+        result = types.Part.from_function_response(name="get_weather", response={"sky": "clear"})
+        turns = [question, first.candidates[0].content, types.Content(role="user", parts=[result])]
+        return first, generate(model=MODEL, contents=turns, config=forced(WEATHER))
+
+    first, second = arm.run(converse)
+    assert first.function_calls[0].args["days"] == 2
+    assert second.text
+
+
+def test_results_of_parallel_functions(arm):
+    names = ("get_weather", "get_time")
+    turns = [
+        types.Content(role="user", parts=[types.Part(text="Both, please")]),
+        types.Content(role="model", parts=[types.Part.from_function_call(name=name, args={}) for name in names]),
+        types.Content(
+            role="user", parts=[types.Part.from_function_response(name=name, response={"ok": 1}) for name in names]
+        ),
+    ]
+    options = config(tools=[types.Tool(function_declarations=[WEATHER, CLOCK])])
+    answer = arm.run(lambda to: to.gemini.models.generate_content(model=MODEL, contents=turns, config=options))
+    assert answer.text
+
+
+def test_a_function_called_in_a_stream(arm):
+    def converse(to):
+        stream = to.gemini.models.generate_content_stream
+        return list(stream(model=MODEL, contents="Call while streaming", config=forced(WEATHER)))
+
+    chunks = arm.run(converse)
+    (call,) = [call for chunk in chunks for call in chunk.function_calls or ()]
+    assert call.args["days"] == 2
+
+
+def test_a_function_called_by_the_sdk_itself(arm):
+    def in_python(city: str) -> str:
+        """The weather of a city."""
+        return f"rain in {city}"
+
+    options = types.GenerateContentConfig(
+        tools=[in_python],
+        tool_config=types.ToolConfig(
+            function_calling_config=types.FunctionCallingConfig(mode=types.FunctionCallingConfigMode.ANY)
+        ),
+    )
+    answer = arm.run(lambda to: to.gemini.models.generate_content(model=MODEL, contents="Rain?", config=options))
+    assert answer.text
+    assert len(answer.automatic_function_calling_history) >= 3
+
+
+def test_json_mode(arm):
+    options = config(response_mime_type="application/json")
+    answer = arm.run(lambda to: to.gemini.models.generate_content(model=MODEL, contents="As JSON", config=options))
+    assert json.loads(answer.text)["answer"]
+
+
+def test_an_answer_parsed_into_a_model(arm):
+    options = config(response_mime_type="application/json", response_schema=Answer)
+    answer = arm.run(lambda to: to.gemini.models.generate_content(model=MODEL, contents="A city", config=options))
+    assert answer.parsed.days == 1
+
+
+def test_an_enum(arm):
+    options = config(response_mime_type="text/x.enum", response_schema={"type": "STRING", "enum": ["red", "blue"]})
+    answer = arm.run(lambda to: to.gemini.models.generate_content(model=MODEL, contents="A colour", config=options))
+    assert answer.text == "red"
+
+
+def test_a_stream(arm):
+    chunks = arm.run(lambda to: list(to.gemini.models.generate_content_stream(model=MODEL, contents="Stream")))
+    assert len(chunks) > 3
+    assert chunks[-1].usage_metadata.candidates_token_count == len([chunk for chunk in chunks if chunk.text])
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["json", "stream"])
+def test_thoughts(arm, stream):
+    options = config(thinking_config=types.ThinkingConfig(include_thoughts=True, thinking_budget=64))
+
+    def converse(to):
+        given = {"model": MODEL, "contents": f"Think, stream is {stream}", "config": options}
+        models = to.gemini.models
+        return list(models.generate_content_stream(**given)) if stream else [models.generate_content(**given)]
+
+    answers = arm.run(converse)
+    parts = [part for answer in answers for part in answer.candidates[0].content.parts or ()]
+    assert any(part.thought for part in parts)
+    assert answers[-1].usage_metadata.thoughts_token_count > 0
+
+
+def test_a_chat_with_memory(arm):
+    def converse(to):
+        chat = to.gemini.chats.create(model=MODEL)
+        return [chat.send_message("First"), chat.send_message("Second"), *chat.send_message_stream("Third")]
+
+    first, second, *_ = arm.run(converse)
+    assert second.usage_metadata.prompt_token_count > first.usage_metadata.prompt_token_count
+
+
+def test_a_refusal(arm):
+    answer = arm.run(
+        lambda to: to.gemini.models.generate_content(model=MODEL, contents="[[simulate refusal=true]] No?")
+    )
+    assert answer.candidates[0].finish_reason == types.FinishReason.SAFETY
+
+
+def test_the_older_version_of_the_api(arm):
+    def converse(to):
+        with to.gemini_as(api_version="v1beta") as client:
+            given = {"model": f"models/{MODEL}", "contents": "Beta"}
+            models = client.models
+            return models.generate_content(**given), list(models.generate_content_stream(**given))
+
+    whole, chunks = arm.run(converse)
+    assert whole.text
+    assert chunks[-1].usage_metadata.total_token_count > 0
+
+
+@pytest.mark.parametrize(
+    "text", ["Grüße 👩‍👩‍👧‍👦", "日本語、中文和한국어", "مرحبا \u202eשלום\u202c"], ids=["emoji", "cjk", "rtl"]
+)
+def test_unicode_comes_back_as_it_was(arm, text):
+    options = config(response_mime_type="application/json", response_json_schema={"const": {"echo": text}})
+
+    def converse(to):
+        given = {"model": MODEL, "contents": text, "config": options}
+        whole = to.gemini.models.generate_content(**given)
+        return whole.text, "".join(chunk.text or "" for chunk in to.gemini.models.generate_content_stream(**given))
+
+    for told in arm.run(converse):
+        assert json.loads(told) == {"echo": text}
+
+
+def test_a_large_prompt(arm):
+    answer = arm.run(lambda to: to.gemini.models.generate_content(model=MODEL, contents="many words " * 60_000))
+    assert answer.usage_metadata.prompt_token_count > 160_000
+
+
+async def test_the_async_client(arm):
+    async def converse(to):
+        client = to.gemini_as()
+        async with client.aio as aio:
+            whole = await aio.models.generate_content(model=MODEL, contents="Async")
+            stream = await aio.models.generate_content_stream(model=MODEL, contents="Async stream")
+            chunks = [chunk async for chunk in stream]
+            several = [aio.models.generate_content(model=MODEL, contents=f"Number {n}") for n in range(8)]
+            answers = await asyncio.gather(*several)
+        client.close()
+        return whole, chunks, answers
+
+    whole, chunks, answers = await arm.run_async(converse)
+    assert whole.text
+    assert chunks[-1].usage_metadata.total_token_count > 0
+    assert len(answers) == 8
