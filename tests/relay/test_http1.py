@@ -1583,3 +1583,17 @@ async def test_a_connection_that_is_made_after_it_was_given_up_is_closed():
     assert wire.is_closing()
     await asyncio.sleep(0)
     assert_nothing_is_taken(client, 1)
+
+
+async def test_a_connection_that_began_to_close_before_its_answer_was_finished_is_not_kept():
+    client = Http1Client(PATIENT, max_connections=1)
+    connection, wire = wired(client)
+    task = asyncio.create_task(client.post("acme", "http://wire.example/", HEADERS, BODY))
+    await asyncio.sleep(0)
+    connection.data_received(SHORT)
+    answer = await task
+    wire.end()
+    answer.finish()
+    assert idle_connections(client) == []
+    await client.close()
+    assert_nothing_is_taken(client, 1)

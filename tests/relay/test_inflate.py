@@ -71,7 +71,7 @@ def test_a_body_cut_after_any_byte_is_broken_unless_nothing_came_at_all():
                 inflated([packed[:size]])
 
 
-@pytest.mark.parametrize("rest", [b"\0\0", b"\0" * 512, b"trailing", b"\x1f\x9d", PLAIN])
+@pytest.mark.parametrize("rest", [b"\0\0", b"\0" * 512, b"trailing", b"\x1f\x9d", PLAIN, zlib.compress(PLAIN)])
 @pytest.mark.parametrize("packed", [gzip.compress(PLAIN), zlib.compress(PLAIN)], ids=["gzip", "zlib"])
 def test_bytes_after_the_end_that_are_no_member_are_refused(packed, rest):
     for parts in ([packed + rest], [packed, rest]):
