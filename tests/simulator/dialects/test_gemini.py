@@ -26,6 +26,7 @@ TARGET = Target(MODEL)
 ASK = {"contents": [{"role": "user", "parts": [{"text": "Hello"}]}]}
 SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}}
 TOOLS = [{"functionDeclarations": [{"name": "get_weather", "parameters": SCHEMA}]}]
+VECTORS = Vectors(0)
 URL = f"/v1beta/models/{MODEL}:generateContent"
 
 
@@ -183,15 +184,12 @@ async def test_a_stream_without_sse_is_one_array_with_errors_in_an_array(sim, ra
         ("/v1beta/models/:generateContent", "POST", 400),
         (f"/v1beta/models/{'m' * 257}:generateContent", "POST", 400),
         ("/v1beta/models/%00:generateContent", "POST", 400),
-        ("/v1beta/models/\udcff:generateContent".encode("utf-8", "surrogateescape").decode("latin-1"), "POST", None),
     ],
 )
 async def test_wrong_urls_and_verbs_are_told_in_googles_shape(sim, raw, path, method, status):
     answer = await raw(sim, ASK, path, method=method)
-    if status is not None:
-        assert answer.status == status
-        assert answer.json["error"]["code"] == status
-    assert answer.status < 500
+    assert answer.status == status
+    assert answer.json["error"]["code"] == status
     assert (await raw(sim, ASK, URL)).status == 200
 
 
@@ -310,7 +308,7 @@ def test_what_is_no_request_is_refused(more):
 
 
 @pytest.mark.parametrize("body", [b"[" * 100_000, b'{"tool_config":' * 100_000, b'{"contents":[],"tool_config":\xff}'])
-@pytest.mark.parametrize("dialect", [GeminiGenerate(), GeminiCountTokens(), GeminiEmbed(Vectors(0))])
+@pytest.mark.parametrize("dialect", [GeminiGenerate(), GeminiCountTokens(), GeminiEmbed(VECTORS)])
 def test_hostile_bodies_are_refused(dialect, body):
     with pytest.raises(InvalidRequest):
         dialect.read(body, TARGET)
@@ -321,6 +319,3 @@ def test_any_bytes_are_read_or_refused(body):
     for dialect in (GeminiGenerate(), GeminiEmbed(VECTORS), GeminiBatchEmbed(VECTORS)):
         with pytest.raises(InvalidRequest):
             dialect.read(body, TARGET)
-
-
-VECTORS = Vectors(0)
