@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 from types import TracebackType
 from typing import Any, Final, Protocol
@@ -64,10 +65,13 @@ class Listening:
     takes a task, which calls that are over in a moment do without.
     """
 
-    __slots__ = ("_cut", "_task", "_timer", "_wait_until_gone", "_watcher")
+    __slots__ = ("_cut", "_seconds_in_send", "_task", "_timer", "_wait_until_gone", "_watcher")
 
-    def __init__(self, wait_until_gone: Callable[[], Awaitable[None]]) -> None:
+    def __init__(
+        self, wait_until_gone: Callable[[], Awaitable[None]], seconds_in_send: Callable[[], float] = lambda: 0.0
+    ) -> None:
         self._wait_until_gone = wait_until_gone
+        self._seconds_in_send = seconds_in_send
         self._cut: MeterError | None = None
         self._watcher: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -80,6 +84,15 @@ class Listening:
 
     def _begin_to_watch(self) -> None:
         self._watcher = asyncio.get_running_loop().create_task(self._watch())
+        self._look_at_the_reader()
+
+    def _look_at_the_reader(self) -> None:
+        # Looked at from time to time: a time-out around each chunk would cost more than sending it.
+        if self._seconds_in_send() > SECONDS_FOR_THE_READER:
+            self.cut(CallerGone("The client stopped reading the answer."))
+            return
+        pause = SECONDS_FOR_THE_READER / 4
+        self._timer = asyncio.get_running_loop().call_later(pause, self._look_at_the_reader)
 
     async def _watch(self) -> None:
         await self._wait_until_gone()
@@ -109,6 +122,7 @@ class HttpExchange:
     __slots__ = (
         "_receive",
         "_send",
+        "_sending_since",
         "endpoint",
         "headers",
         "method",
@@ -130,6 +144,7 @@ class HttpExchange:
         self.trace_id = trace_id_of(self.headers)
         self.secret = secret_of(self.headers)
         self.started = False
+        self._sending_since = 0.0
         self._receive = receive
         self._send = send
 
@@ -161,7 +176,10 @@ class HttpExchange:
 
     def listening(self) -> Listening:
         """While inside, the client's leaving is raised as CallerGone."""
-        return Listening(self._wait_until_gone)
+        return Listening(self._wait_until_gone, self._seconds_in_send)
+
+    def _seconds_in_send(self) -> float:
+        return time.monotonic() - self._sending_since if self._sending_since else 0.0
 
     async def _wait_until_gone(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
@@ -173,17 +191,16 @@ class HttpExchange:
         await self._send({"type": "http.response.start", "status": status, "headers": list(headers)})
 
     async def send(self, data: bytes) -> None:
-        """Send a part; waits while the client does not read. Raises CallerGone when that takes too long."""
-        await self._send_body({"type": "http.response.body", "body": data, "more_body": True})
+        """Send a part; waits while the client does not read. Inside `listening` too long a wait raises CallerGone."""
+        self._sending_since = time.monotonic()
+        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+        self._sending_since = 0.0
 
     async def end(self, data: bytes = b"") -> None:
-        """Send the last part. Raises as `send`."""
-        await self._send_body({"type": "http.response.body", "body": data})
-
-    async def _send_body(self, message: Message) -> None:
+        """Send the last part. Raises CallerGone when the client does not read it."""
         try:
             async with asyncio.timeout(SECONDS_FOR_THE_READER):
-                await self._send(message)
+                await self._send({"type": "http.response.body", "body": data})
         except TimeoutError:
             raise CallerGone("The client stopped reading the answer.") from None
 
