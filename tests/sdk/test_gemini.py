@@ -203,6 +203,7 @@ def test_a_large_prompt(arm):
     assert answer.usage_metadata.prompt_token_count > 160_000
 
 
+@pytest.mark.filterwarnings("ignore:Inheritance class AiohttpClientSession:DeprecationWarning")  # the SDK's own
 async def test_the_async_client(arm):
     async def converse(to):
         client = to.gemini_as()
