@@ -41,6 +41,9 @@ class Routes:
             "/v1/chat/completions": Endpoint(OPENAI, OpenAiChat()),
             "/v1/embeddings": Endpoint(OPENAI, OpenAiEmbeddings(vectors)),
             "/v1/responses": Endpoint(OPENAI, OpenAiResponses()),
+            # Where Google speaks OpenAI's dialect:
+            "/v1beta/openai/chat/completions": Endpoint(OPENAI, OpenAiChat()),
+            "/v1beta/openai/embeddings": Endpoint(OPENAI, OpenAiEmbeddings(vectors)),
             "/v1/messages": Endpoint(ANTHROPIC, AnthropicMessages()),
             "/v1/messages/count_tokens": Endpoint(ANTHROPIC, AnthropicCountTokens(), Target(salt=b"count_tokens")),
         }
