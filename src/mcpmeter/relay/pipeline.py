@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from functools import partial
 
 import msgspec
@@ -17,6 +16,7 @@ from mcpmeter.relay.exchange import Exchange
 from mcpmeter.relay.failover import Failover
 from mcpmeter.relay.flight import Flight, off_loop_if_large, target_of
 from mcpmeter.relay.quota_board import QuotaBoard
+from mcpmeter.relay.upstream import UpstreamClient
 from mcpmeter.relay.wiring import RelayOptions, Service, Wiring
 
 __all__ = ["Pipeline", "RelayOptions", "Service", "Wiring", "answer_error"]
@@ -32,14 +32,24 @@ class Pipeline:
         self._quota = quota
         self.draining = False
         self.in_flight: set[Flight] = set()
+        self._users: dict[UpstreamClient, int] = {}
+        """How many calls use each client to providers: the present one, and those that reloads have replaced."""
         self._waiting_for_an_end: list[asyncio.Future[None]] = []
 
     async def run(self, exchange: Exchange, service: Service) -> Settlement:
         """One call, to its last byte. Whatever happens, it is settled once and the caller is told."""
+        # Taken with the client, so that a reload cannot close it between here and the sending.
+        wiring = self.wiring
+        self._users[wiring.client] = self._users.get(wiring.client, 0) + 1
+        try:
+            return await self._run(exchange, service, wiring)
+        finally:
+            self._leave(wiring.client)
+
+    async def _run(self, exchange: Exchange, service: Service, wiring: Wiring) -> Settlement:
         opened = self.meter.open(
             exchange.endpoint, exchange.method, trace_id=exchange.trace_id, parent_id=exchange.parent_id
         )
-        wiring = self.wiring
         try:
             flight = await self._admit(opened, exchange, service, wiring)
         except MeterError as error:
@@ -53,17 +63,31 @@ class Pipeline:
             return await flight.run()
         finally:
             self.in_flight.discard(flight)
-            while self._waiting_for_an_end:
-                waiting = self._waiting_for_an_end.pop()
-                if not waiting.done():
-                    waiting.set_result(None)
 
-    async def until_no_flight(self, matches: Callable[[Flight], bool] = lambda flight: True) -> None:
-        """Wait until no call in flight matches."""
-        while any(map(matches, self.in_flight)):
-            waiting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._waiting_for_an_end.append(waiting)
-            await waiting
+    def _leave(self, client: UpstreamClient) -> None:
+        self._users[client] -= 1
+        if self._users[client]:
+            return
+        del self._users[client]
+        while self._waiting_for_an_end:
+            waiting = self._waiting_for_an_end.pop()
+            if not waiting.done():
+                waiting.set_result(None)
+
+    async def until_idle(self) -> None:
+        """Wait until no call runs."""
+        while self._users:
+            await self._an_end()
+
+    async def until_unused(self, client: UpstreamClient) -> None:
+        """Wait until no call uses a client to providers that a reload has replaced."""
+        while client in self._users:
+            await self._an_end()
+
+    async def _an_end(self) -> None:
+        waiting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting_for_an_end.append(waiting)
+        await waiting
 
     async def _admit(self, opened: OpenCall, exchange: Exchange, service: Service, wiring: Wiring) -> Flight:
         self._refuse_while_draining()

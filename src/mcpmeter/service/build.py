@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import platform
+import re
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -29,6 +30,7 @@ from mcpmeter.pricing import ModelPrice
 from mcpmeter.records import Charge, LlmTarget, Usage
 from mcpmeter.relay.dialects.anthropic_messages import AnthropicCountTokens, AnthropicMessages
 from mcpmeter.relay.dialects.base import Dialect
+from mcpmeter.relay.dialects.gemini_generate import GeminiGenerate
 from mcpmeter.relay.dialects.openai_chat import OpenAiChat
 from mcpmeter.relay.dialects.openai_embeddings import OpenAiEmbeddings
 from mcpmeter.relay.dialects.openai_responses import OpenAiResponses
@@ -76,6 +78,10 @@ DIALECTS: Final[Mapping[str, Dialect]] = {
     "/v1/messages": AnthropicMessages(),
     "/v1/messages/count_tokens": AnthropicCountTokens(),
 }
+SHAPES: Final = (
+    (re.compile(r"/v1/messages/.*", re.DOTALL), AnthropicMessages().error_body),
+    (re.compile(r"/v1beta/.*|/v1/models/[^/]*:.*", re.DOTALL), GeminiGenerate().error_body),
+)
 LINKS: Final = [
     ("/metrics", "for Prometheus"),
     ("/mcp/models", "models and their prices"),
@@ -144,7 +150,7 @@ class Service:
         """Take no new calls; let running ones end, up to `server.drain_seconds`."""
         self.pipeline.draining = True
         with suppress(TimeoutError):
-            await asyncio.wait_for(self.pipeline.until_no_flight(), self.settings.server.drain_seconds)
+            await asyncio.wait_for(self.pipeline.until_idle(), self.settings.server.drain_seconds)
 
     async def stop(self) -> None:
         """Cut what still runs and wait until it is settled. Called while clients can still be told."""
@@ -154,7 +160,7 @@ class Service:
             flight.cut(error)
         await self._sessions.aclose()
         with suppress(TimeoutError):
-            await asyncio.wait_for(self.pipeline.until_no_flight(), SECONDS_TO_SETTLE_WHAT_WAS_CUT)
+            await asyncio.wait_for(self.pipeline.until_idle(), SECONDS_TO_SETTLE_WHAT_WAS_CUT)
 
     async def reload(self) -> None:
         """Read the configuration again and swap what it says; streams go on with what they began with.
@@ -181,7 +187,7 @@ class Service:
         log.info("configuration reloaded from %s", settings.source)
 
     async def _close_when_unused(self, wiring: Wiring) -> None:
-        await self.pipeline.until_no_flight(lambda flight: flight.wiring is wiring)
+        await self.pipeline.until_unused(wiring.client)
         await wiring.client.close()
 
     async def _close_client(self) -> None:
@@ -333,7 +339,7 @@ class Service:
             routes["/metrics"] = dict(metrics_route)
         templates = gemini_templates(self.pipeline)
         self._announce_routes({**routes, "/metrics": dict(metrics_route)}, [template.label for template in templates])
-        self.app = App(self.meter, routes, HostGuard(self._allowed_hosts(self.settings.server.host)), templates)
+        self.app = App(self.meter, routes, HostGuard(self._allowed_hosts(self.settings.server.host)), templates, SHAPES)
         self.metrics_app = None
         if own_listener:
             guard = HostGuard(self._allowed_hosts(self.settings.metrics.host or "127.0.0.1"))
