@@ -45,9 +45,9 @@ check: $(DEV_STAMP) ## style, format, strict types, import layers
 	@$(BIN)/lint-imports --no-logo >$(VENV)/lint-imports.log || { cat $(VENV)/lint-imports.log; exit 1; }
 	@echo "mcpmeter: all checks passed"
 
-bench: $(DEV_STAMP) ## the relay against nginx and against the guide's way; writes docs/performance.md
-	@scripts/need.sh nginx=nginx-light wrk=wrk
-	@echo "mcpmeter: measuring, one server at a time on one core (about 5 minutes)"
+bench: $(DEV_STAMP) ## the relay against nginx, LiteLLM, Portkey and the guide's way; writes docs/performance.md
+	@scripts/need.sh nginx=nginx-light cc=gcc
+	@echo "mcpmeter: measuring, one server at a time on one core (about 13 minutes; ARGS=\"--peers nginx,relay\" for a part)"
 	@PATH="$$PATH:/usr/sbin" $(BIN)/python -m benchmarks.run $(ARGS)
 
 size: $(VENV_STAMP) ## what an installation costs in seconds and megabytes, the product and the library alone

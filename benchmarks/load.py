@@ -1,29 +1,78 @@
-"""Load by wrk: closed-loop POSTs of `chat.json` over kept connections."""
+"""Load by `load.c`: POSTs of `chat.json`, answered whole or as streams, closed-loop or at a constant rate."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import urllib.request
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from benchmarks.installs import native
 from benchmarks.processes import BenchError, Server
 
 HERE = Path(__file__).parent
-BODY = HERE / "chat.json"
+CHUNKS = 100
+"""Of each stream, the one with the finish reason and the one with the usage among them; [DONE] is no chunk."""
+
+WORDS = "".join(f" word{number}" for number in range(1, CHUNKS - 2))
+"""What the upstream's stream says."""
+
+
+@dataclass(frozen=True)
+class Burst:
+    """One kind of load. `rate` is in calls a second, 0 for a closed loop; `pace_us` is the time between chunks."""
+
+    name: str
+    connections: int
+    seconds: float
+    rate: int = 0
+    stream: bool = False
+    pace_us: int = 0
+
+    @property
+    def body(self) -> bytes:
+        """`chat.json`, which asks for a stream where this is one; the upstream reads the pace in the prompt."""
+        body = json.loads((HERE / "chat.json").read_text())
+        if self.stream:
+            body |= {"stream": True, "stream_options": {"include_usage": True}}
+        if self.pace_us:
+            body["messages"][-1]["content"] += f" pace_us={self.pace_us}"
+        return json.dumps(body, separators=(",", ":")).encode()
+
+
+@dataclass(frozen=True)
+class Route:
+    """Where a server takes calls, and the headers that it asks for."""
+
+    json_path: str
+    stream_path: str | None
+    headers: tuple[str, ...] = ()
+
+    def path(self, burst: Burst) -> str:
+        """The path for this kind of load."""
+        path = self.stream_path if burst.stream else self.json_path
+        if path is None:
+            raise BenchError(f"no path takes {burst.name}")
+        return path
 
 
 @dataclass(frozen=True)
 class Load:
-    """What one burst of load saw, and what it cost the server."""
+    """What one burst of load saw, and what it cost the server. Latency counts from when a call was due."""
 
-    connections: int
+    burst: str
     calls: int
+    due: int
     seconds: float
     cpu_seconds: float
-    p50_us: int
-    p99_us: int
+    p50_us: float
+    p99_us: float
+    first_p50_us: float
+    first_p99_us: float
+    chunks: int = 0
     foreign_cores: float = 0.0
     """How much of the two cores processes took meanwhile that are no part of the run."""
 
@@ -35,36 +84,88 @@ class Load:
     def cpu_us_per_call(self) -> float:
         return self.cpu_seconds / self.calls * 1e6
 
+    @property
+    def chunks_per_second(self) -> float:
+        return self.calls * CHUNKS / self.seconds
 
-def press(server: Server, path: str, *, connections: int, seconds: int, core: int) -> Load:
-    """Press the server for some seconds. Raises BenchError if a single answer was not a 2xx."""
+    @property
+    def cpu_us_per_chunk(self) -> float:
+        """By the chunks that the upstream sent, whatever a peer made of them."""
+        return self.cpu_us_per_call / CHUNKS
+
+    @property
+    def carried(self) -> bool:
+        """Whether a constant rate was held: a call less than one in a hundred left over when the time was up."""
+        return self.calls >= 0.99 * self.due
+
+
+def press(server: Server, route: Route, burst: Burst, *, folder: Path, core: int) -> Load:
+    """Press the server for some seconds. Raises BenchError if one answer was not a 2xx or one stream not whole."""
     before = server.cpu_seconds()
-    report = _wrk(server.url + path, connections=connections, seconds=seconds, core=core)
+    report = _load(server, route, burst, folder, core)
     cpu_seconds = server.cpu_seconds() - before
-    if report["not_2xx"] or report["socket_errors"] or not report["calls"]:
-        raise BenchError(f"{server.name} failed under {connections} connections: {report}")
+    faults = ("not_2xx", "socket_errors", "broken_streams", "unanswered")
+    if any(report[fault] for fault in faults) or not report["calls"]:
+        raise BenchError(f"{server.name} failed under {burst.name}: { ({fault: report[fault] for fault in faults}) }")
     return Load(
-        connections, report["calls"], report["duration_us"] / 1e6, cpu_seconds, report["p50_us"], report["p99_us"]
+        burst.name,
+        calls=report["calls"],
+        due=report["due"],
+        seconds=report["duration_us"] / 1e6,
+        cpu_seconds=cpu_seconds,
+        p50_us=report["p50_us"],
+        p99_us=report["p99_us"],
+        first_p50_us=report["first_p50_us"],
+        first_p99_us=report["first_p99_us"],
+        chunks=report["chunks"],
     )
 
 
-def ask_once(server: Server, path: str) -> None:
-    """One call whose answer is read: a fast server that answers something else wins nothing."""
-    request = urllib.request.Request(
-        server.url + path, BODY.read_bytes(), {"Content-Type": "application/json"}, method="POST"
-    )
-    with urllib.request.urlopen(request, timeout=30) as answer:
-        got = json.load(answer)
-    if got != json.loads((HERE / "answer.json").read_text()):
+def ask_once(server: Server, route: Route, *, rebuilds: bool) -> int:
+    """A call of each kind whose answer is read: a fast server that answers something else wins nothing.
+
+    One that rebuilds answers need keep only the text and the usage. Returns the calls made; raises BenchError.
+    """
+    got = json.loads(_ask(server, route, Burst("one call", 1, 1)))
+    wanted = json.loads((HERE / "answer.json").read_text())
+    if (_told(got) != _told(wanted)) if rebuilds else (got != wanted):
         raise BenchError(f"{server.name} did not pass the upstream's answer on")
+    if route.stream_path is None:
+        return 1
+    events = _ask(server, route, Burst("one stream", 1, 1, stream=True)).decode().split("\n\n")
+    chunks = [json.loads(event.removeprefix("data: ")) for event in events if event.startswith("data: {")]
+    said = "".join(choice["delta"].get("content") or "" for chunk in chunks for choice in chunk["choices"])
+    tokens = [chunk["usage"]["total_tokens"] for chunk in chunks if chunk.get("usage")]
+    if said != WORDS or tokens != [CHUNKS + 115] or (len(chunks) != CHUNKS and not rebuilds):
+        raise BenchError(f"{server.name} did not pass the upstream's stream on")
+    return 2
 
 
-def _wrk(url: str, *, connections: int, seconds: int, core: int) -> dict[str, int]:
-    # The guide's way needs seconds for a call at 128 connections; wrk's own time-out of 2 s would call that an error.
-    argv = ["taskset", "--cpu-list", str(core), "wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "60s"]
-    argv += ["-s", str(HERE / "chat.lua"), url, "--", str(BODY)]
+def _told(answer: dict[str, Any]) -> tuple[str, int]:
+    return answer["choices"][0]["message"]["content"], answer["usage"]["total_tokens"]
+
+
+def _ask(server: Server, route: Route, burst: Burst) -> bytes:
+    headers = {"Content-Type": "application/json"} | dict(line.split(": ", 1) for line in route.headers)
+    request = urllib.request.Request(server.url + route.path(burst), burst.body, headers, method="POST")
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        whole: bytes = answer.read()
+    return whole
+
+
+def _load(server: Server, route: Route, burst: Burst, folder: Path, core: int) -> dict[str, Any]:
+    body = folder / f"{burst.name}.json"
+    body.write_bytes(burst.body)
+    argv = ["taskset", "--cpu-list", str(core), str(native("load")), *_options(burst, route.headers)]
+    argv += [str(server.port), route.path(burst), str(body)]
     done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise BenchError(f"wrk failed: {done.stderr.strip() or done.stdout.strip()}")
-    report: dict[str, int] = json.loads(done.stdout.strip().splitlines()[-1])
+        raise BenchError(f"the load on {server.name} failed: {done.stderr.strip() or done.stdout.strip()}")
+    report: dict[str, Any] = json.loads(done.stdout)
     return report
+
+
+def _options(burst: Burst, headers: Sequence[str]) -> list[str]:
+    options = ["--connections", str(burst.connections), "--seconds", str(burst.seconds), "--rate", str(burst.rate)]
+    options += ["--stream"] if burst.stream else []
+    return [*options, *(word for line in headers for word in ("--header", line))]

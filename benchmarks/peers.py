@@ -13,10 +13,13 @@ from pathlib import Path
 
 import apsw
 
+from benchmarks.installs import litellm, native, portkey
+from benchmarks.load import Route
 from benchmarks.processes import BenchError, Server
 
 HERE = Path(__file__).parent
 OPENAI_PATH = "/v1/chat/completions"
+OPENAI = Route(OPENAI_PATH, OPENAI_PATH)
 
 
 @dataclass(frozen=True)
@@ -29,34 +32,42 @@ class Launch:
 
 @dataclass(frozen=True)
 class Peer:
-    """One competitor. `launch` gets (folder, port, upstream's port); None means the upstream itself."""
+    """One competitor. `launch` gets (folder, port, upstream's port); None means the upstream itself.
+
+    A `foreign` one may fail, and the table says so; what fails of ours or of the yardsticks voids the run.
+    """
 
     name: str
     title: str
-    path: str
     launch: Callable[[Path, int, int], Launch] | None
-    patience: int = 1
-    """How many times longer its bursts are; one of 4 s ends before a slow server has answered its 128 connections."""
+    route: Route = OPENAI
+    install: Callable[[], object] | None = None
+    foreign: bool = False
+    rebuilds: bool = False
+    """Whether it takes answers apart and puts them together anew; bytes may differ then, text and usage not."""
     prove_while_running: Callable[[Server, int], None] | None = None
     prove_after: Callable[[Path, int], None] | None = None
 
 
 def upstream(folder: Path, port: int) -> Launch:
-    """nginx that answers every POST with `answer.json`."""
-    answer = (HERE / "answer.json").read_text().strip()
-    return _nginx(
-        folder / "upstream",
-        f"server {{ listen 127.0.0.1:{port} backlog=1024; default_type application/json;"
-        f" location / {{ return 200 '{answer}'; }} }}",
-    )
+    """`upstream.c`: answers every POST with `answer.json`, or with a stream of 100 chunks where one is asked for."""
+    folder.mkdir(exist_ok=True)
+    return Launch([str(native("upstream")), str(port), str(HERE / "answer.json")])
+
+
+def _apart(folder: Path, port: int, upstream_port: int) -> Launch:
+    del upstream_port  # it is an upstream itself
+    return upstream(folder, port)
 
 
 def _proxy(folder: Path, port: int, upstream_port: int) -> Launch:
     return _nginx(
         folder / "proxy",
         f"upstream model {{ server 127.0.0.1:{upstream_port}; keepalive 256; keepalive_requests 1000000000; }}"
-        f" server {{ listen 127.0.0.1:{port} backlog=1024; location / {{ proxy_pass http://model;"
-        ' proxy_http_version 1.1; proxy_set_header Connection ""; } }',
+        f" server {{ listen 127.0.0.1:{port} backlog=1024;"
+        ' proxy_http_version 1.1; proxy_set_header Connection "";'
+        " location / { proxy_pass http://model; }"
+        " location /streams/ { proxy_pass http://model/; proxy_buffering off; } }",
     )
 
 
@@ -96,37 +107,107 @@ def _relay(folder: Path, port: int, upstream_port: int) -> Launch:
     return Launch([str(command), "serve", "--config", str(config)])
 
 
+def _litellm(folder: Path, port: int, upstream_port: int, callbacks: str = "[]") -> Launch:
+    config = folder / "litellm.yaml"
+    config.write_text(
+        "model_list:\n"
+        "  - model_name: gpt-4.1\n"
+        "    litellm_params:\n"
+        "      model: openai/gpt-4.1\n"
+        f"      api_base: http://127.0.0.1:{upstream_port}/v1\n"
+        "      api_key: x\n"
+        f"litellm_settings: {{telemetry: false, callbacks: {callbacks}}}\n"
+    )
+    argv = [str(litellm()), "--config", str(config), "--host", "127.0.0.1", "--port", str(port), "--num_workers", "1"]
+    # It would ask the network for its price list at each start.
+    return Launch(argv, {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_LOG": "ERROR"})
+
+
+def _litellm_metrics(folder: Path, port: int, upstream_port: int) -> Launch:
+    return _litellm(folder, port, upstream_port, "[prometheus]")
+
+
+def _litellm_counted(server: Server, calls: int) -> None:
+    with urllib.request.urlopen(f"{server.url}/metrics/", timeout=10) as answer:
+        text = answer.read().decode()
+    if "litellm_" not in text:
+        raise BenchError(f"its /metrics shows none of the {calls} calls")
+
+
+def _portkey(folder: Path, port: int, upstream_port: int) -> Launch:
+    # The gateway takes its upstream from a header of each call, so that has to wait for the upstream's port.
+    del folder, upstream_port
+    return Launch([*portkey(), f"--port={port}", "--headless"], {"NODE_ENV": "production"})
+
+
+def routed(peer: Peer, upstream_port: int) -> Route:
+    """The peer's route, with the upstream's port where its headers name it."""
+    headers = tuple(line.replace("{upstream_port}", str(upstream_port)) for line in peer.route.headers)
+    return Route(peer.route.json_path, peer.route.stream_path, headers)
+
+
 def _relay_counted_every_call(server: Server, calls: int) -> None:
     with urllib.request.urlopen(f"{server.url}/metrics", timeout=10) as answer:
         text = answer.read().decode()
     series = re.findall(rf'^mcp_requests_total{{[^}}]*endpoint="{OPENAI_PATH}"[^}}]*}} (\S+)', text, re.MULTILINE)
     counted = int(sum(float(value) for value in series))
-    if counted < calls:
-        raise BenchError(f"mcp_requests_total says {counted} calls, wrk got {calls} answers")
+    if counted != calls:
+        raise BenchError(f"mcp_requests_total says {counted} calls, the load got {calls} answers")
 
 
 def _relay_wrote_every_call(folder: Path, calls: int) -> None:
     ledger = apsw.Connection(str(folder / "ledger.db"), flags=apsw.SQLITE_OPEN_READONLY)
-    settled = int(ledger.execute("SELECT count(*) FROM calls WHERE state = 'settled'").get)
-    still_open = int(ledger.execute("SELECT count(*) FROM calls WHERE state = 'open'").get)
+    settled = "state = 'settled' AND outcome = 'ok' AND token_source = 'reported' AND cost_nanousd > 0"
+    billed = int(ledger.execute(f"SELECT count(*) FROM calls WHERE {settled}").get)
+    rows = int(ledger.execute("SELECT count(*) FROM calls").get)
     ledger.close()
-    if settled < calls or still_open:
-        raise BenchError(f"the ledger has {settled} settled and {still_open} open rows, wrk got {calls} answers")
+    if billed != calls or rows != calls:
+        raise BenchError(f"the ledger has {rows} rows, {billed} settled and priced, the load got {calls} answers")
 
 
 PEERS = {
     peer.name: peer
     for peer in (
-        Peer("direct", "the upstream itself, no relay", OPENAI_PATH, None),
-        Peer("nginx", "nginx proxy_pass, one worker, no metering", OPENAI_PATH, _proxy),
-        Peer("guide", "the guide's way: FastAPI, a new httpx client per call", "/mcp/chat", _guide, patience=3),
+        Peer("apart", "the upstream itself, on the server's core", _apart),
+        Peer("direct", "the upstream itself, on the load's core as for all below", None),
+        Peer(
+            "nginx", "nginx proxy_pass, one worker, no metering", _proxy, Route(OPENAI_PATH, f"/streams{OPENAI_PATH}")
+        ),
         Peer(
             "relay",
             "mcpmeter serve, metrics on, ledger FULL on disk",
-            OPENAI_PATH,
             _relay,
             prove_while_running=_relay_counted_every_call,
             prove_after=_relay_wrote_every_call,
+        ),
+        Peer("guide", "the guide's way: FastAPI, a new httpx client per call", _guide, Route("/mcp/chat", None)),
+        Peer(
+            "portkey",
+            "Portkey's gateway 1.15.2 on Node, no metering",
+            _portkey,
+            Route(
+                OPENAI_PATH,
+                OPENAI_PATH,
+                (
+                    "Authorization: Bearer x",
+                    "x-portkey-provider: openai",
+                    "x-portkey-custom-host: http://127.0.0.1:{upstream_port}/v1",
+                ),
+            ),
+            install=portkey,
+            foreign=True,
+            rebuilds=True,
+        ),
+        Peer("litellm", "LiteLLM's proxy 1.106.2", _litellm, install=litellm, foreign=True, rebuilds=True),
+        Peer(
+            "litellm-metrics",
+            "LiteLLM's proxy with its Prometheus callback",
+            _litellm_metrics,
+            Route(OPENAI_PATH, None),
+            install=litellm,
+            foreign=True,
+            rebuilds=True,
+            prove_while_running=_litellm_counted,
         ),
     )
 }

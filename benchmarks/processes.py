@@ -29,6 +29,10 @@ class Server:
         self._log = log
 
     @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
@@ -41,7 +45,7 @@ class Server:
         """Resident memory, all processes (pages that two of them share are counted twice)."""
         return sum(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE_BYTES for pid in self._tree())
 
-    def wait_until_listening(self, seconds: float = 30.0) -> None:
+    def wait_until_listening(self, seconds: float = 90.0) -> None:
         """Return when the port takes a connection. Raises BenchError with the end of the server's output."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline and self._process.poll() is None:

@@ -9,17 +9,33 @@ import os
 import platform
 import re
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
+
+from benchmarks.load import Load
 
 if TYPE_CHECKING:
     from benchmarks.run import Results
 
 BY_HAND = ("<!-- kept by hand: where the time goes -->", "<!-- end of what is kept by hand -->")
-AIMS = ((32, "nginx", 1 / 20), (128, "nginx", 1 / 20), (32, "guide", 100.0), (128, "guide", 100.0))
-"""(connections, peer, how many times the peer's calls a second the relay must at least carry)."""
+AIMS = (
+    ("json-32", "nginx", 1 / 20),
+    ("json-128", "nginx", 1 / 20),
+    ("json-32", "guide", 100.0),
+    ("json-128", "guide", 100.0),
+    ("json-32", "litellm", 50.0),
+    ("json-128", "litellm", 50.0),
+)
+"""(burst, peer, how many times the peer's calls a second the relay must at least carry)."""
+
+CHUNK_CPU_AIM = 2.0
+"""How many times nginx's CPU a chunk the relay's may be."""
+
+ADDED_P50_AIM_MS = 0.5
+UPSTREAM_AIM_PER_SECOND = 100_000
+"""JSON answers, and chunks, that the upstream and the load must manage between them."""
 
 QUIET_CORES = 0.15
 """What a desktop's own services take at most; more than that bends the figures."""
@@ -37,69 +53,186 @@ def machine() -> str:
     )
 
 
-def table(results: Sequence[Results]) -> list[str]:
-    """A Markdown table: medians over the rounds, with the lowest and highest of the calls a second."""
-    header = [
-        "server",
-        "calls/s, 32 conn.",
-        "calls/s, 128 conn.",
-        "CPU µs/call, 32 · 128",
-        "p50 · p99 ms, 1 conn.",
-        "RSS MB",
-    ]
-    rows = [header, ["---", *["---:"] * (len(header) - 1)]]
-    rows += [_row(result) for result in results]
-    return ["| " + " | ".join(row) + " |" for row in rows]
+def summary(results: Sequence[Results]) -> list[str]:
+    """All that is printed: both tables, what went wrong, the ratios, how quiet it was."""
+    tables = [*_json_table(results), "", *_stream_table(results), ""]
+    return [*tables, *_faults(results), *ratios(results), "", disturbance(results)]
 
 
-def _row(result: Results) -> list[str]:
-    latency = [median(getattr(load, name) for load in result.loads[1]) / 1000 for name in ("p50_us", "p99_us")]
-    cpu = [_median_cpu(result, connections) for connections in (32, 128)]
+def _json_table(results: Sequence[Results]) -> list[str]:
+    """Answers in JSON: medians over the rounds, with the lowest and highest of the calls a second."""
+    header = ["server", "calls/s, 32 conn.", "calls/s, 128 conn.", "CPU µs/call, 32 · 128", "calls/s a core"]
+    header += [f"added p50 · p99 ms at {rate}/s" for rate in (200, 500)] + ["RSS MB"]
+    direct = next((result for result in results if result.peer.name == "direct"), None)
+    return _markdown([header, *(_json_row(result, direct) for result in results)])
+
+
+def _json_row(result: Results, direct: Results | None) -> list[str]:
+    title = f"**{result.peer.name}**: {result.peer.title}"
+    if not result.rss_bytes:
+        return [title, f"not measured: {result.absent}", *["—"] * 6]
     return [
-        f"**{result.peer.name}**: {result.peer.title}",
-        _calls_per_second(result, 32),
-        _calls_per_second(result, 128),
-        f"{cpu[0]:,.0f} · {cpu[1]:,.0f}",
-        f"{latency[0]:.2f} · {latency[1]:.2f}",
+        title,
+        *(_spread(result, name, lambda load: load.calls_per_second) for name in ("json-32", "json-128")),
+        " · ".join(_middle(result, name, lambda load: load.cpu_us_per_call) for name in ("json-32", "json-128")),
+        _middle(result, "json-128", lambda load: 1e6 / load.cpu_us_per_call),
+        *(_added(result, direct, f"rate-{rate}") for rate in (200, 500)),
         f"{median(result.rss_bytes) / 1e6:.0f}",
     ]
 
 
-def _calls_per_second(result: Results, connections: int) -> str:
-    rates = [load.calls_per_second for load in result.loads[connections]]
-    return f"{median(rates):,.0f} ({min(rates):,.0f}–{max(rates):,.0f})"
+def _stream_table(results: Sequence[Results]) -> list[str]:
+    """200 streams of 100 chunks at a time: as fast as they go, and one chunk each 20 ms."""
+    header = ["streams", "chunks/s", "CPU µs/chunk, paced", "CPU µs/chunk, not paced", "paced chunks/s a core"]
+    header += ["first chunk p50 · p99 ms, paced", "a paced stream, p50 s"]
+    return _markdown([header, *(_stream_row(result) for result in results if result.peer.route.stream_path)])
+
+
+def _stream_row(result: Results) -> list[str]:
+    name = f"**{result.peer.name}**"
+    if not result.rss_bytes:
+        return [name, f"not measured: {result.absent}", *["—"] * 5]
+    first = [
+        _middle(result, "paced", get, 1) for get in (lambda x: x.first_p50_us / 1e3, lambda x: x.first_p99_us / 1e3)
+    ]
+    return [
+        name,
+        _spread(result, "streams", lambda load: load.chunks_per_second),
+        _spread(result, "paced", lambda load: load.cpu_us_per_chunk, 1),
+        _spread(result, "streams", lambda load: load.cpu_us_per_chunk, 1),
+        _middle(result, "paced", lambda load: 1e6 / load.cpu_us_per_chunk),
+        " · ".join(first),
+        _middle(result, "paced", lambda load: load.p50_us / 1e6, 2),
+    ]
+
+
+def _markdown(rows: list[list[str]]) -> list[str]:
+    ruled = [rows[0], ["---", *["---:"] * (len(rows[0]) - 1)], *rows[1:]]
+    return ["| " + " | ".join(row) + " |" for row in ruled]
+
+
+def _values(result: Results, burst: str, get: Callable[[Load], float]) -> list[float]:
+    return [get(load) for load in result.loads.get(burst, [])]
+
+
+def _middle(result: Results, burst: str, get: Callable[[Load], float], digits: int = 0) -> str:
+    values = _values(result, burst, get)
+    return f"{median(values):,.{digits}f}" if values else _missing(result, burst)
+
+
+def _spread(result: Results, burst: str, get: Callable[[Load], float], digits: int = 0) -> str:
+    values = _values(result, burst, get)
+    if not values:
+        return _missing(result, burst)
+    return f"{median(values):,.{digits}f} ({min(values):,.{digits}f}–{max(values):,.{digits}f})"
+
+
+def _missing(result: Results, burst: str) -> str:
+    return "failed" if burst in result.failures else "not measured"
+
+
+def _added(result: Results, direct: Results | None, burst: str) -> str:
+    loads = result.loads.get(burst, [])
+    if burst in result.failures:
+        return "failed"
+    if not loads or not all(load.carried for load in loads):
+        return "cannot carry it"
+    if result is direct:
+        return " · ".join(f"{value:.2f} in all" for value in _latency_ms(result, burst))
+    if direct is None or burst not in direct.loads:
+        return " · ".join(f"{value:.2f} in all" for value in _latency_ms(result, burst))
+    pairs = zip(_latency_ms(result, burst), _latency_ms(direct, burst), strict=True)
+    return " · ".join(f"{mine - base:.2f}" for mine, base in pairs)
+
+
+def _latency_ms(result: Results, burst: str) -> tuple[float, float]:
+    loads = result.loads[burst]
+    return median(load.p50_us for load in loads) / 1e3, median(load.p99_us for load in loads) / 1e3
+
+
+def _faults(results: Sequence[Results]) -> list[str]:
+    lines = [f"- {r.peer.name}: {fault}" for r in results for fault in r.failures.values()]
+    lines += [f"- {r.peer.name} left the run: {r.absent}" for r in results if r.absent and r.rss_bytes]
+    return ["What went wrong:", "", *lines, ""] if lines else []
 
 
 def ratios(results: Sequence[Results]) -> list[str]:
-    """The relay against the others, and whether the aims are held. Empty when the relay did not take part."""
-    by_name = {result.peer.name: result for result in results}
+    """The relay against the others, and whether the aims are held; of those that were measured."""
+    by_name = {result.peer.name: result for result in results if result.rss_bytes}
+    lines = _upstream_suffices(by_name)
+    if "relay" not in by_name:
+        return lines
+    relay = by_name["relay"]
+    for burst, other, aim in AIMS:
+        if other in by_name and burst in by_name[other].loads:
+            lines.append(_carries(relay, by_name[other], burst, aim))
+    if "nginx" in by_name:
+        lines.append(_chunk_cpu(relay, by_name["nginx"]))
+    if "direct" in by_name:
+        lines += [_added_p50(relay, by_name["direct"], rate) for rate in (200, 500)]
+    return lines
+
+
+def _carries(relay: Results, other: Results, burst: str, aim: float) -> str:
+    ratio = _median_rate(relay, burst) / _median_rate(other, burst)
+    cpu = _median_cpu(relay, burst) / _median_cpu(other, burst)
+    return (
+        f"- {burst.removeprefix('json-')} connections: the relay carries {_times(ratio)} {other.peer.name}'s calls a"
+        f" second (aim: at least {_times(aim)}; {_verdict(ratio >= aim)}), for {_times(cpu)} its CPU a call"
+    )
+
+
+def _chunk_cpu(relay: Results, nginx: Results) -> str:
+    ratio = _median_cpu(relay, "paced") / _median_cpu(nginx, "paced")
+    return (
+        f"- paced streams: the relay takes {_times(ratio)} nginx's CPU a chunk"
+        f" (aim: at most {_times(CHUNK_CPU_AIM)}; {_verdict(ratio <= CHUNK_CPU_AIM)})"
+    )
+
+
+def _added_p50(relay: Results, direct: Results, rate: int) -> str:
+    burst = f"rate-{rate}"
+    if burst not in relay.loads:
+        return f"- {rate} calls/s: the relay cannot carry them ({_verdict(False)})"
+    added = _latency_ms(relay, burst)[0] - _latency_ms(direct, burst)[0]
+    verdict = _verdict(added <= ADDED_P50_AIM_MS)
+    return f"- {rate} calls/s: the relay adds {added:.2f} ms at the median (aim: at most {ADDED_P50_AIM_MS}; {verdict})"
+
+
+def _upstream_suffices(by_name: Mapping[str, Results]) -> list[str]:
     lines = []
-    for connections, other, aim in AIMS:
-        if "relay" in by_name and other in by_name:
-            ratio = _median_rate(by_name["relay"], connections) / _median_rate(by_name[other], connections)
-            cpu = _median_cpu(by_name["relay"], connections) / _median_cpu(by_name[other], connections)
-            verdict = "held" if ratio >= aim else "MISSED"
+    for name in ("apart", "direct"):
+        if name in by_name:
+            answers = median(_values(by_name[name], "json-32", lambda load: load.calls_per_second))
+            chunks = median(_values(by_name[name], "streams", lambda load: load.chunks_per_second))
+            enough = _verdict(min(answers, chunks) >= UPSTREAM_AIM_PER_SECOND)
             lines.append(
-                f"- {connections} connections: the relay carries {_times(ratio)} {other}'s calls a second"
-                f" (aim: at least {_times(aim)}; {verdict}), for {_times(cpu)} its CPU a call"
+                f"- {name}: {answers:,.0f} JSON answers/s, {chunks:,.0f} chunks/s"
+                f" (aim: at least {UPSTREAM_AIM_PER_SECOND:,} each; {enough})"
             )
     return lines
+
+
+def _verdict(held: bool) -> str:
+    return "held" if held else "MISSED"
 
 
 def disturbance(results: Sequence[Results]) -> str:
     """How quiet the machine was: what processes that are no part of the run took of the two cores."""
     foreign = [load.foreign_cores for result in results for loads in result.loads.values() for load in loads]
+    if not foreign:
+        return "Nothing was measured."
     worst, usual = max(foreign), median(foreign)
     advice = "; too much to trust these figures, run it again on a quiet machine" if worst > QUIET_CORES else ""
     return f"Other processes took {usual:.2f} of a core in the median burst and {worst:.2f} in the worst{advice}."
 
 
-def _median_rate(result: Results, connections: int) -> float:
-    return median(load.calls_per_second for load in result.loads[connections])
+def _median_rate(result: Results, burst: str) -> float:
+    return median(load.calls_per_second for load in result.loads[burst])
 
 
-def _median_cpu(result: Results, connections: int) -> float:
-    return median(load.cpu_us_per_call for load in result.loads[connections])
+def _median_cpu(result: Results, burst: str) -> float:
+    return median(load.cpu_us_per_call for load in result.loads[burst])
 
 
 def _times(ratio: float) -> str:
@@ -109,10 +242,11 @@ def _times(ratio: float) -> str:
 def keep_raw(path: Path, results: Sequence[Results]) -> None:
     """Every single burst, for whoever doubts a median."""
     raw = {r.peer.name: [dataclasses.asdict(load) for loads in r.loads.values() for load in loads] for r in results}
+    path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(raw, indent=1) + "\n")
 
 
-def write(path: Path, results: Sequence[Results], machine_line: str, *, rounds: int, seconds: int) -> None:
+def write(path: Path, results: Sequence[Results], machine_line: str, *, rounds: int, seconds: float) -> None:
     """Write docs/performance.md; what stands between the marks kept by hand stays as it is."""
     path.write_text(
         "\n".join(
@@ -122,14 +256,10 @@ def write(path: Path, results: Sequence[Results], machine_line: str, *, rounds: 
                 "Written by `make bench`; only the section between the two marks is kept by hand.",
                 "",
                 f"{machine_line}.",
-                f"Medians of {rounds} interleaved rounds of {seconds} s bursts, lowest and highest in brackets.",
+                f"Medians of {rounds} interleaved rounds of {seconds:g} s bursts, lowest and highest in brackets.",
                 "Ratios last, absolute figures belong to the machine.",
                 "",
-                *table(results),
-                "",
-                *ratios(results),
-                "",
-                disturbance(results),
+                *summary(results),
                 "",
                 "## How it is measured",
                 "",
@@ -154,15 +284,20 @@ def _kept_by_hand(path: Path) -> str:
 
 
 METHOD = (
-    "`make bench` starts one server at a time on a core of its own. `wrk` and the upstream share another core; the",
-    "upstream is nginx with a fixed chat answer of 700 bytes, and the row *direct* shows what those two can do",
-    "together. Each call is a POST of a chat request of 570 bytes over a kept connection. A round is: start, one",
-    "call whose answer must equal the upstream's, a second of warm-up, a burst at 32 and one at 128 connections,",
-    "and two seconds over one connection for the latency; for the guide's way all of them are three times as long,",
-    "or most of its 128 connections would not see an answer. A single answer that is not a 2xx, or one broken",
-    "connection, and the run is void. After each round the relay must show on `/metrics`, and settled in its",
-    "ledger, every call that `wrk` saw answered. CPU is user and system time of the server's processes from",
-    "`/proc`. The relay meters, prices and writes each call to the ledger, with an open and a settled row that are",
-    "both on disk (`synchronous=FULL`) before the client has its whole answer; nginx and the guide's way write",
-    "nothing.",
+    "`make bench` starts one server at a time on a core of its own. The load (`benchmarks/load.c`) and the upstream",
+    "(`benchmarks/upstream.c`, a fixed chat answer of 700 bytes, or a stream of 100 chunks of 280) share the other",
+    "core; the row *direct* shows what those two can do together there, and *apart* with a core each. LiteLLM and",
+    "Portkey are installed by the bench under `.bench/`, pinned; LiteLLM is measured bare too, which is when it is",
+    "fastest. Each call is a POST of a chat request of 570 bytes over a kept connection. A round is: start, a call and",
+    "a stream whose answers must equal the upstream's (text and usage, of those who rebuild answers), a second of",
+    "warm-up, bursts at 32 and at 128 connections, bursts at a constant 200 and 500 calls/s, 200 streams at a time as",
+    "fast as they go, and 200 with a chunk each 20 ms, which no server can gather into larger writes. What has begun",
+    "when a burst's time is up is awaited. At a constant rate latency counts from the moment a call was due, so that a",
+    "stall shows in every call that it delays (no coordinated omission); *added* is less the row *direct*. A single",
+    "answer that is not a 2xx, a broken connection or a stream without its end voids the run, or with LiteLLM and",
+    "Portkey that burst. After each round the relay must show on `/metrics`, and settled and priced in its ledger,",
+    "exactly the calls that the load saw answered, streams too. CPU is user and system time of the server's processes",
+    "from `/proc`; a chunk's is that of a whole stream by 100, its row in the ledger included. The relay meters and",
+    "prices each call and writes it to the ledger, with an open and a settled row that are both on disk (`synchronous=FULL`)",
+    "before the client has its whole answer; the others write nothing.",
 )

@@ -11,48 +11,71 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from benchmarks import report
-from benchmarks.load import Load, ask_once, press
-from benchmarks.peers import PEERS, Peer, upstream
+from benchmarks.installs import SCRATCH, native
+from benchmarks.load import Burst, Load, Route, ask_once, press
+from benchmarks.peers import PEERS, Peer, routed, upstream
 from benchmarks.processes import BenchError, Server, busy_seconds, free_port, running
+from benchmarks.profile import Profiler
 
 ROOT = Path(__file__).parent.parent
-CONNECTIONS = (32, 128)
-"""Saturation; the third burst, over one connection, is for latency."""
+
+RATES = (200, 500)
+"""Calls a second at which latency is measured."""
+
+
+def bursts(seconds: float) -> tuple[Burst, ...]:
+    """What every peer goes through: saturation, latency at constant rates, streams as fast as they go and paced."""
+    return (
+        Burst("json-32", 32, seconds),
+        Burst("json-128", 128, seconds),
+        *(Burst(f"rate-{rate}", 64, seconds, rate=rate) for rate in RATES),
+        Burst("streams", 200, seconds / 2, stream=True),
+        # A paced stream takes 2 s; what has begun is awaited, so each connection has two of them.
+        Burst("paced", 200, 3, stream=True, pace_us=20_000),
+    )
 
 
 @dataclass
 class Results:
-    """All bursts of one peer: connections -> one Load a round."""
+    """All bursts of one peer: name of the burst -> one Load a round; and what it could not do."""
 
     peer: Peer
-    loads: dict[int, list[Load]] = field(default_factory=dict)
+    loads: dict[str, list[Load]] = field(default_factory=dict)
     rss_bytes: list[int] = field(default_factory=list)
+    absent: str = ""
+    """Why the peer does not take part (any more)."""
+    failures: dict[str, str] = field(default_factory=dict)
+    """Name of the burst -> what went wrong in it."""
 
     def add(self, load: Load) -> None:
-        self.loads.setdefault(load.connections, []).append(load)
+        self.loads.setdefault(load.burst, []).append(load)
 
 
 @dataclass(frozen=True)
 class Bench:
     """What stays the same through a run."""
 
-    seconds: int
+    bursts: tuple[Burst, ...]
     server_core: int
     load_core: int
     folder: Path
     upstream: Server
+    profiler: Profiler | None = None
 
     def round(self, peer: Peer, results: Results) -> None:
         """Start the peer, press it, let it prove that it did its work, stop it."""
         with tempfile.TemporaryDirectory(dir=self.folder, prefix=f"{peer.name}-") as name, contextlib.ExitStack() as up:
             folder = Path(name)
             server = up.enter_context(self._started(peer, folder))
-            calls = self._measure(server, peer, results)
+            calls = self._measure(server, peer, results, folder)
+            if self.profiler and peer.name == "relay":
+                calls += self._profile(server, peer, folder, self.profiler)
             if peer.prove_while_running:
                 peer.prove_while_running(server, calls)
             up.close()
@@ -66,71 +89,113 @@ class Bench:
         launch = peer.launch(folder, port, self.upstream.port)
         return running(peer.name, launch.argv, port=port, core=self.server_core, folder=folder, env=launch.env)
 
-    def _measure(self, server: Server, peer: Peer, results: Results) -> int:
-        ask_once(server, peer.path)
-        calls = 1 + self._burst(server, peer, 32, 1).calls
-        for connections, seconds in [*((c, self.seconds) for c in CONNECTIONS), (1, 2)]:
+    def _measure(self, server: Server, peer: Peer, results: Results, folder: Path) -> int:
+        route = routed(peer, self.upstream.port)
+        calls = ask_once(server, route, rebuilds=peer.rebuilds)
+        calls += self._burst(server, route, Burst("warm-up", 32, 1), folder).calls
+        for burst in self.bursts:
+            if (burst.stream and route.stream_path is None) or self._is_beyond(burst, results):
+                continue
             server.wait_until_idle()
-            load = self._burst(server, peer, connections, seconds)
-            print(
-                f"  {peer.name:<7}{connections:>4} connections {load.calls_per_second:>10,.1f} calls/s"
-                f" {load.cpu_us_per_call:>10,.1f} µs CPU/call   p50 {load.p50_us:,} µs   p99 {load.p99_us:,} µs",
-                flush=True,
-            )
+            try:
+                load = self._burst(server, route, burst, folder)
+            except BenchError as error:
+                if not peer.foreign:
+                    raise
+                results.failures[burst.name] = str(error)
+                print(f"  {peer.name:<16}{burst.name:<10}{error}", flush=True)
+                continue
+            print(_progress(peer, load), flush=True)
             results.add(load)
             calls += load.calls
         results.rss_bytes.append(server.rss_bytes())
         return calls
 
-    def _burst(self, server: Server, peer: Peer, connections: int, seconds: int) -> Load:
+    def _is_beyond(self, burst: Burst, results: Results) -> bool:
+        """A rate above what this round's saturation carried would only measure the queue."""
+        saturated = results.loads.get("json-32")
+        return bool(burst.rate and saturated and saturated[-1].calls_per_second < burst.rate)
+
+    def _burst(self, server: Server, route: Route, burst: Burst, folder: Path) -> Load:
         before = self._foreign_seconds(server)
-        load = press(server, peer.path, connections=connections, seconds=seconds * peer.patience, core=self.load_core)
+        load = press(server, route, burst, folder=folder, core=self.load_core)
         foreign_cores = max(0.0, self._foreign_seconds(server) - before) / load.seconds
         return replace(load, foreign_cores=foreign_cores)
 
+    def _profile(self, server: Server, peer: Peer, folder: Path, profiler: Profiler) -> int:
+        """Two more bursts, in no table: sampling costs time. Returns the calls made."""
+        calls = 0
+        for burst in (Burst("profile-json", 32, 4), Burst("profile-streams", 200, 4, stream=True, pace_us=20_000)):
+            with profiler.watching(server, burst):
+                calls += self._burst(server, routed(peer, self.upstream.port), burst, folder).calls
+        return calls
+
     def _foreign_seconds(self, server: Server) -> float:
         harness = os.times()
-        wrk_and_we = harness.user + harness.system + harness.children_user + harness.children_system
+        load_and_we = harness.user + harness.system + harness.children_user + harness.children_system
         servers = sum(part.cpu_seconds() for part in {server, self.upstream})
-        return busy_seconds((self.server_core, self.load_core)) - servers - wrk_and_we
+        return busy_seconds((self.server_core, self.load_core)) - servers - load_and_we
+
+
+def _progress(peer: Peer, load: Load) -> str:
+    return (
+        f"  {peer.name:<16}{load.burst:<10}{load.calls_per_second:>10,.1f} calls/s"
+        f" {load.cpu_us_per_call:>10,.1f} µs CPU   p50 {load.p50_us:,.0f} µs   p99 {load.p99_us:,.0f} µs"
+        + (f"   {load.chunks_per_second:,.0f} chunks/s {load.cpu_us_per_chunk:.1f} µs CPU" if load.chunks else "")
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print, and write docs/performance.md when every peer took part. Exit code 1: no honest figures."""
     options = _options(arguments)
-    machine = report.machine()
     try:
-        results = measure([PEERS[name] for name in options.peers], rounds=options.rounds, seconds=options.seconds)
+        profiler = Profiler(SCRATCH) if options.profile else None
+        machine = report.machine()
+        results = measure(
+            [PEERS[name] for name in options.peers], rounds=options.rounds, seconds=options.seconds, profiler=profiler
+        )
     except BenchError as error:
         print(f"mcpmeter: {error}", file=sys.stderr)
         return 1
-    print(
-        "\n"
-        + "\n".join([machine, "", *report.table(results), "", *report.ratios(results), "", report.disturbance(results)])
-    )
-    report.keep_raw(ROOT / ".bench" / "results.json", results)
+    print("\n" + "\n".join([machine, "", *report.summary(results)]))
+    report.keep_raw(SCRATCH / "results.json", results)
     if set(options.peers) == set(PEERS):
         report.write(ROOT / "docs" / "performance.md", results, machine, rounds=options.rounds, seconds=options.seconds)
         print("\nWritten: docs/performance.md")
     return 0
 
 
-def measure(peers: Sequence[Peer], *, rounds: int, seconds: int) -> list[Results]:
+def measure(peers: Sequence[Peer], *, rounds: int, seconds: float, profiler: Profiler | None = None) -> list[Results]:
     """Run all peers in turn, `rounds` times. Raises BenchError."""
     server_core, load_core = _two_cores()
+    SCRATCH.mkdir(exist_ok=True)
+    _refuse_memory_disk(SCRATCH)
+    native("load")
     results = [Results(peer) for peer in peers]
-    scratch = ROOT / ".bench"
-    scratch.mkdir(exist_ok=True)
-    _refuse_memory_disk(scratch)
-    with tempfile.TemporaryDirectory(dir=scratch, prefix="run-") as name:
+    for result in results:
+        if result.peer.install:
+            _or_absent(result, result.peer.install)
+    with tempfile.TemporaryDirectory(dir=SCRATCH, prefix="run-") as name:
         folder, port = Path(name), free_port()
         with running("upstream", upstream(folder, port).argv, port=port, core=load_core, folder=folder) as model:
-            bench = Bench(seconds, server_core, load_core, folder, model)
+            bench = Bench(bursts(seconds), server_core, load_core, folder, model, profiler)
             for number in range(1, rounds + 1):
                 print(f"round {number} of {rounds}", flush=True)
                 for result in results:
-                    bench.round(result.peer, result)
+                    if not result.absent:
+                        _or_absent(result, partial(bench.round, result.peer, result))
     return results
+
+
+def _or_absent(result: Results, step: Callable[[], object]) -> None:
+    """A foreign peer that cannot be installed or started is said so in the table; ours must work."""
+    try:
+        step()
+    except BenchError as error:
+        if not result.peer.foreign:
+            raise
+        result.absent = str(error)
+        print(f"  {result.peer.name:<16}{error}", flush=True)
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -142,7 +207,8 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         help=f"some of {','.join(PEERS)}; docs/performance.md is written only when all take part",
     )
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=int, default=4, help="length of each burst of load")
+    parser.add_argument("--seconds", type=float, default=3, help="length of each burst of load")
+    parser.add_argument("--profile", action="store_true", help="sample the relay with py-spy under two more bursts")
     options = parser.parse_args(arguments)
     if unknown := set(options.peers) - set(PEERS):
         parser.error(f"no such peer: {', '.join(sorted(unknown))}; there are {', '.join(PEERS)}")

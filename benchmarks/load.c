@@ -1,0 +1,379 @@
+/* Load on one epoll loop, for JSON answers and for streams.
+ *
+ *   load [--connections N] [--seconds S] [--rate CALLS_PER_SECOND] [--stream] [--header LINE]… PORT PATH BODY_FILE
+ *
+ * Without --rate each connection asks again as soon as it has its answer. With it, calls are due at a constant rate
+ * whether or not earlier ones are answered, and latency counts from the moment a call was due: a server that stalls
+ * cannot hide it (no coordinated omission). After the time is up nothing new is asked and what is under way is awaited.
+ * A stream is whole when it ended as HTTP wants it and its last event was [DONE]. Prints one line of JSON.
+ */
+#define _GNU_SOURCE
+#include <arpa/inet.h>
+#include <errno.h>
+#include <getopt.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <strings.h>
+#include <sys/epoll.h>
+#include <sys/socket.h>
+#include <sys/timerfd.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { MAX_CONNECTIONS = 1024, HEAD_BYTES = 16384, READ_BYTES = 65536, EXPONENTS = 58, STEPS = 128, PATIENCE_S = 60 };
+
+typedef enum { HEAD, SIZED, CHUNK_SIZE, CHUNK_DATA, CHUNK_END, TRAILER, UNTIL_CLOSE } State;
+
+typedef struct {
+    int fd; /* -1: not connected */
+    int busy;
+    int fresh; /* no answer has come on this connection yet */
+    State state;
+    uint64_t due_ns;
+    size_t sent;
+    uint64_t left; /* bytes of the body, or of this HTTP chunk */
+    size_t line_bytes;
+    int status, keeps, first_seen;
+    int column; /* place in the line of an event stream */
+    char line[16];
+    int done_seen;
+    size_t head_bytes;
+    char head[HEAD_BYTES];
+} Connection;
+
+typedef struct {
+    uint64_t counts[EXPONENTS * STEPS];
+    uint64_t total;
+} Histogram;
+
+static Connection connections[MAX_CONNECTIONS];
+static int idle[MAX_CONNECTIONS], idle_count; /* a stack: few connections stay warm at a low rate */
+static Histogram latency, first_chunk;
+static uint64_t calls, not_2xx, socket_errors, broken_streams, events_seen, body_bytes, issued;
+static char *request;
+static size_t request_bytes;
+static int loop_fd, port, streams;
+static uint64_t started_ns, ends_ns, interval_ns, last_answer_ns;
+
+static void die(const char *what) {
+    perror(what);
+    exit(1);
+}
+
+static uint64_t now_ns(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
+/* Log-linear: 128 steps to each power of two, so a value is kept to within 1 %. */
+static void note(Histogram *h, uint64_t value) {
+    int exponent = value < STEPS ? 0 : 57 - __builtin_clzll(value);
+    uint64_t step = value < STEPS ? value : (value >> exponent) & (STEPS - 1);
+    h->counts[exponent * STEPS + (int)step]++;
+    h->total++;
+}
+
+static double quantile_us(const Histogram *h, double q) {
+    uint64_t wanted = (uint64_t)(q * (double)h->total + 0.5), seen = 0;
+    for (int i = 0; i < EXPONENTS * STEPS; i++) {
+        seen += h->counts[i];
+        if (h->counts[i] && seen >= wanted) {
+            int exponent = i / STEPS;
+            return (double)(exponent ? (uint64_t)(i % STEPS) << exponent : (uint64_t)i) / 1000.0;
+        }
+    }
+    return 0;
+}
+
+static void close_connection(Connection *c) {
+    if (c->fd >= 0) close(c->fd);
+    c->fd = -1;
+}
+
+static void watch(Connection *c, uint32_t events, int operation) {
+    struct epoll_event event = {.events = events, .data.u32 = (uint32_t)(c - connections)};
+    if (epoll_ctl(loop_fd, operation, c->fd, &event)) die("epoll_ctl");
+}
+
+static void open_connection(Connection *c) {
+    struct sockaddr_in address = {
+        .sin_family = AF_INET, .sin_port = htons((uint16_t)port), .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    int one = 1;
+    c->fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (c->fd < 0) die("socket");
+    if (connect(c->fd, (struct sockaddr *)&address, sizeof address)) die("connect");
+    setsockopt(c->fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
+    c->fresh = 1;
+    watch(c, EPOLLIN, EPOLL_CTL_ADD);
+}
+
+static void release(Connection *c) {
+    c->busy = 0;
+    idle[idle_count++] = (int)(c - connections);
+}
+
+static void fail(Connection *c) {
+    socket_errors++;
+    close_connection(c);
+    release(c);
+}
+
+static void send_request(Connection *c) {
+    if (c->fd < 0) open_connection(c);
+    c->state = HEAD;
+    c->head_bytes = c->line_bytes = 0;
+    c->first_seen = c->done_seen = c->column = 0;
+    if (send(c->fd, request, request_bytes, MSG_NOSIGNAL) != (ssize_t)request_bytes) fail(c);
+}
+
+static void ask(uint64_t due_ns) {
+    Connection *c = &connections[idle[--idle_count]];
+    c->busy = 1;
+    c->due_ns = due_ns;
+    issued++;
+    send_request(c);
+}
+
+static void finish(Connection *c) {
+    uint64_t now = last_answer_ns = now_ns();
+    calls++;
+    not_2xx += c->status / 100 != 2;
+    broken_streams += streams && !c->done_seen;
+    note(&latency, now - c->due_ns);
+    c->fresh = 0;
+    if (!c->keeps) close_connection(c);
+    release(c);
+    if (!interval_ns && now < ends_ns) ask(now);
+}
+
+/* Counts events by the lines that begin with "data:", and remembers whether the last of them was [DONE]. */
+static void read_events(Connection *c, const char *data, size_t length) {
+    for (const char *end = data + length; data < end;) {
+        const char *newline = memchr(data, '\n', (size_t)(end - data));
+        const char *stop = newline ? newline : end;
+        while (data < stop && c->column < (int)sizeof c->line) c->line[c->column++] = *data++;
+        data = stop;
+        if (!newline) return;
+        data++;
+        if (c->column >= 5 && !memcmp(c->line, "data:", 5)) {
+            c->done_seen = c->column >= 12 && !memcmp(c->line, "data: [DONE]", 12);
+            events_seen += !c->done_seen;
+        }
+        c->column = 0;
+    }
+}
+
+static void take_body(Connection *c, const char *data, size_t length) {
+    body_bytes += length;
+    if (!c->first_seen) note(&first_chunk, now_ns() - c->due_ns);
+    c->first_seen = 1;
+    if (streams) read_events(c, data, length);
+}
+
+static const char *header(const Connection *c, const char *name) {
+    const char *end = c->head + c->head_bytes;
+    size_t length = strlen(name);
+    for (const char *line = c->head; (line = memchr(line, '\n', (size_t)(end - line)));) {
+        line++;
+        if ((size_t)(end - line) > length && !strncasecmp(line, name, length)) return line + length;
+    }
+    return NULL;
+}
+
+/* Takes bytes until the blank line is there; returns how many were taken. */
+static size_t take_head(Connection *c, const char *data, size_t length) {
+    size_t taken = length < HEAD_BYTES - 1 - c->head_bytes ? length : HEAD_BYTES - 1 - c->head_bytes;
+    size_t before = c->head_bytes;
+    memcpy(c->head + before, data, taken);
+    char *blank = memmem(c->head, before + taken, "\r\n\r\n", 4);
+    if (!blank) {
+        c->head_bytes += taken;
+        return taken;
+    }
+    c->head_bytes = (size_t)(blank + 4 - c->head);
+    c->head[c->head_bytes] = 0;
+    const char *connection = header(c, "connection:"), *sized = header(c, "content-length:");
+    const char *coding = header(c, "transfer-encoding:");
+    c->status = atoi(c->head + 9);
+    c->keeps = !(connection && !strncasecmp(connection + strspn(connection, " "), "close", 5));
+    c->left = sized ? strtoull(sized, NULL, 10) : 0;
+    c->state = coding ? CHUNK_SIZE : sized ? SIZED : UNTIL_CLOSE;
+    c->line_bytes = 0;
+    return c->head_bytes - before;
+}
+
+/* A line of the chunked framing; 1 when it is whole. */
+static int take_line(Connection *c, const char **data, const char *end) {
+    while (*data < end) {
+        char byte = *(*data)++;
+        if (byte == '\n') return 1;
+        if (byte != '\r' && c->line_bytes < 32) c->head[c->line_bytes++] = byte;
+    }
+    return 0;
+}
+
+static void take_framing(Connection *c, const char **data, const char *end) {
+    if (!take_line(c, data, end)) return;
+    c->head[c->line_bytes] = 0;
+    if (c->state == CHUNK_SIZE) {
+        c->left = strtoull(c->head, NULL, 16);
+        c->state = c->left ? CHUNK_DATA : TRAILER;
+    } else if (c->state == CHUNK_END) {
+        c->state = CHUNK_SIZE;
+    } else if (!c->line_bytes) {
+        finish(c);
+    }
+    c->line_bytes = 0;
+}
+
+static void take(Connection *c, const char *data, size_t length) {
+    for (const char *end = data + length; data < end || (c->busy && c->state == SIZED && !c->left);) {
+        if (!c->busy) return;
+        switch (c->state) {
+        case HEAD:
+            data += take_head(c, data, (size_t)(end - data));
+            if (c->state == HEAD && c->head_bytes >= HEAD_BYTES - 1) return fail(c);
+            break;
+        case SIZED:
+        case CHUNK_DATA:
+        case UNTIL_CLOSE: {
+            size_t part = (size_t)(end - data);
+            if (c->state != UNTIL_CLOSE && part > c->left) part = c->left;
+            if (part) take_body(c, data, part);
+            data += part;
+            if (c->state == UNTIL_CLOSE) break;
+            c->left -= part;
+            if (c->left) break;
+            if (c->state == SIZED) return finish(c);
+            c->state = CHUNK_END;
+            break;
+        }
+        default:
+            take_framing(c, &data, end);
+        }
+    }
+}
+
+static void on_readable(Connection *c) {
+    static char buffer[READ_BYTES];
+    if (c->fd < 0) return;
+    ssize_t got = recv(c->fd, buffer, sizeof buffer, MSG_DONTWAIT);
+    if (got > 0 && c->busy) return take(c, buffer, (size_t)got);
+    if (got < 0 && errno == EAGAIN) return;
+    int kept_before = !c->fresh && c->state == HEAD && !c->head_bytes;
+    close_connection(c);
+    if (!c->busy) return; /* the server tidied up a connection that was not in use */
+    if (c->state == UNTIL_CLOSE) {
+        c->keeps = 0;
+        finish(c);
+    } else if (kept_before) {
+        send_request(c); /* it tidied up just as we asked: any client asks again */
+    } else {
+        fail(c);
+    }
+}
+
+static void ask_what_is_due(uint64_t now) {
+    while (idle_count && started_ns + issued * interval_ns <= now) {
+        uint64_t due = started_ns + issued * interval_ns;
+        if (due >= ends_ns) return;
+        ask(due);
+    }
+}
+
+static void set_timer(int timer_fd) {
+    uint64_t due = started_ns + issued * interval_ns;
+    struct itimerspec at = {.it_value = {(time_t)(due / 1000000000u), (long)(due % 1000000000u)}};
+    if (timerfd_settime(timer_fd, TFD_TIMER_ABSTIME, &at, NULL)) die("timerfd");
+}
+
+static int is_over(uint64_t now, int wanted) {
+    int under_way = wanted - idle_count;
+    if (now < ends_ns) return 0;
+    return !under_way || now > ends_ns + PATIENCE_S * 1000000000ull;
+}
+
+static void run(int wanted) {
+    int timer_fd = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC);
+    struct epoll_event events[256], timer = {.events = EPOLLIN, .data.u32 = MAX_CONNECTIONS};
+    if (epoll_ctl(loop_fd, EPOLL_CTL_ADD, timer_fd, &timer)) die("epoll_ctl");
+    while (!interval_ns && idle_count) ask(now_ns());
+    for (;;) {
+        uint64_t now = now_ns(), expirations;
+        if (is_over(now, wanted)) return;
+        if (interval_ns && now < ends_ns) {
+            ask_what_is_due(now);
+            if (idle_count) set_timer(timer_fd);
+        }
+        int count = epoll_wait(loop_fd, events, 256, 100);
+        if (count < 0 && errno != EINTR) die("epoll_wait");
+        for (int i = 0; i < count; i++) {
+            if (events[i].data.u32 < MAX_CONNECTIONS) on_readable(&connections[events[i].data.u32]);
+            else if (read(timer_fd, &expirations, sizeof expirations) < 0 && errno != EAGAIN) die("timerfd");
+        }
+    }
+}
+
+static void make_request(const char *path, const char *body_file, const char *headers) {
+    static char body[READ_BYTES];
+    FILE *file = fopen(body_file, "rb");
+    if (!file) die(body_file);
+    size_t length = fread(body, 1, sizeof body, file);
+    fclose(file);
+    int head = asprintf(&request, "POST %s HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nContent-Type: application/json\r\n"
+                        "Content-Length: %zu\r\n%s\r\n", path, port, length, headers);
+    request = realloc(request, (size_t)head + length);
+    memcpy(request + head, body, length);
+    request_bytes = (size_t)head + length;
+}
+
+static void print_report(int wanted, uint64_t due) {
+    printf("{\"calls\": %lu, \"due\": %lu, \"unanswered\": %d, \"duration_us\": %lu, \"not_2xx\": %lu,"
+           " \"socket_errors\": %lu, \"broken_streams\": %lu, \"chunks\": %lu, \"body_bytes\": %lu,"
+           " \"p50_us\": %.1f, \"p99_us\": %.1f, \"first_p50_us\": %.1f, \"first_p99_us\": %.1f}\n",
+           calls, due, wanted - idle_count, (last_answer_ns - started_ns) / 1000, not_2xx, socket_errors,
+           broken_streams, events_seen, body_bytes, quantile_us(&latency, 0.5), quantile_us(&latency, 0.99),
+           quantile_us(&first_chunk, 0.5), quantile_us(&first_chunk, 0.99));
+}
+
+int main(int argc, char **argv) {
+    static const struct option known[] = {{"connections", 1, NULL, 'c'}, {"seconds", 1, NULL, 's'},
+                                          {"rate", 1, NULL, 'r'}, {"stream", 0, NULL, 'e'},
+                                          {"header", 1, NULL, 'h'}, {NULL, 0, NULL, 0}};
+    static char headers[4096];
+    int wanted = 32, option;
+    double seconds = 1, rate = 0;
+    while ((option = getopt_long(argc, argv, "", known, NULL)) != -1) {
+        if (option == 'c') wanted = atoi(optarg);
+        else if (option == 's') seconds = atof(optarg);
+        else if (option == 'r') rate = atof(optarg);
+        else if (option == 'e') streams = 1;
+        else if (option == 'h' && strlen(headers) + strlen(optarg) + 3 < sizeof headers)
+            strcat(strcat(headers, optarg), "\r\n");
+        else return 2;
+    }
+    if (argc - optind != 3 || wanted < 1 || wanted > MAX_CONNECTIONS) {
+        fprintf(stderr, "usage: load [--connections 1..%d] [--seconds S] [--rate R] [--stream] [--header LINE]"
+                " PORT PATH BODY_FILE\n", MAX_CONNECTIONS);
+        return 2;
+    }
+    port = atoi(argv[optind]);
+    make_request(argv[optind + 1], argv[optind + 2], headers);
+    loop_fd = epoll_create1(EPOLL_CLOEXEC);
+    for (int i = 0; i < wanted; i++) {
+        connections[i].fd = -1;
+        idle[idle_count++] = i;
+        open_connection(&connections[i]);
+    }
+    started_ns = last_answer_ns = now_ns();
+    ends_ns = started_ns + (uint64_t)(seconds * 1e9);
+    interval_ns = rate > 0 ? (uint64_t)(1e9 / rate) : 0;
+    run(wanted);
+    print_report(wanted, interval_ns ? (ends_ns - started_ns + interval_ns - 1) / interval_ns : calls);
+    return 0;
+}
