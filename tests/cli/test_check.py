@@ -153,3 +153,18 @@ def test_a_key_sent_in_clear_text_over_the_network_is_warned_of(
 def test_help_shows_an_example(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["check", "--help"]) == 0
     assert "mcpmeter check --config mcpmeter.yaml" in capsys.readouterr().out
+
+
+def test_routes_aliases_and_the_number_of_keys_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = """\
+providers:
+  - {name: openai, api_keys: [sk-aaaaaaaa, sk-bbbbbbbb]}
+  - {name: holysheep, api_key: hs-aaaaaaa}
+routes: [{models: [gpt-4.1], upstreams: [openai, holysheep]}]
+aliases: {cheap: holysheep/deepseek-v3.2}
+"""
+    assert run(["check", "--config", write(tmp_path, text)]) == 0
+    told = capsys.readouterr().out
+    for line in ("key: 2 present, in turn", "gpt-4.1: openai then holysheep", "cheap: holysheep/deepseek-v3.2"):
+        assert line in told
+    assert "sk-aaaaaaaa" not in told

@@ -15,6 +15,7 @@ from mcpmeter.errors import ConfigInvalid, LedgerNotUsable
 
 if TYPE_CHECKING:
     from mcpmeter.config import Settings
+    from mcpmeter.config.settings import RouteSettings
     from mcpmeter.relay.routing import Upstream
 
 COLUMN: Final = 14
@@ -68,6 +69,8 @@ def _plan(settings: Settings) -> dict[str, Any]:
         "providers": [_provider(upstream) for upstream in upstreams],
         "default_provider": settings.relay.default_provider or upstreams[0].name,
         "default_model": settings.relay.default_model,
+        "routes": [_route(route) for route in settings.routes],
+        "aliases": dict(settings.aliases),
         "teams": [team.name for team in settings.teams],
         "keys": keys,
         "ledger": {"path": str(ledger), "exists": ledger.exists(), "writable": not list(_not_writable(ledger))},
@@ -81,9 +84,24 @@ def _provider(upstream: Upstream) -> dict[str, Any]:
     return {
         "name": upstream.name,
         "base_url": upstream.provider.base_url,
-        "key": "present" if upstream.api_key else "none",
+        "key": _how_many_keys(upstream),
         "models": [*upstream.models, *upstream.provider.models],
         "prices": _priced_by(upstream),
+    }
+
+
+def _how_many_keys(upstream: Upstream) -> str:
+    if not upstream.api_key:
+        return "none"
+    count = len(upstream.credentials)
+    return "present" if count == 1 else f"{count} present, in turn"
+
+
+def _route(route: RouteSettings) -> dict[str, Any]:
+    return {
+        "models": list(route.models),
+        "mode": route.mode,
+        "upstreams": [entry.name for entry in route.upstreams],
     }
 
 
@@ -153,11 +171,11 @@ def _open_binds(settings: Settings, have_keys: bool) -> Iterator[str]:
 
 def _warnings(settings: Settings, upstreams: tuple[Upstream, ...]) -> Iterator[str]:
     from mcpmeter.config import is_loopback
-    from mcpmeter.relay.routing import route
 
     model = settings.relay.default_model
-    taken = route(model, upstreams, settings.relay.default_provider)
-    if taken.model == model and not taken.upstream.serves(model):
+    plan = settings.routing(upstreams).plan(model)
+    taken = plan.first
+    if len(plan.routes) == 1 and taken.model == model and not taken.upstream.serves(model):
         asked = taken.upstream.name
         yield f"No provider names the default model '{model}'; '{asked}' would be asked. Set relay.default_model."
     for upstream in upstreams:
@@ -190,6 +208,11 @@ def _print_parts(plan: dict[str, Any]) -> None:
         )
         _line("", f"   models: {', '.join(provider['models']) or 'those that no other serves'}")
         _line("", f"   prices: {', '.join(provider['prices']) or 'none'}")
+    for index, route in enumerate(plan["routes"]):
+        places = f"{' then ' if route['mode'] == 'ordered' else ' or '}".join(route["upstreams"])
+        _line("" if index else "Routes", f"{', '.join(route['models'])}: {places}")
+    for index, (alias, target) in enumerate(plan["aliases"].items()):
+        _line("" if index else "Aliases", f"{alias}: {target}")
     _line("Default", f"model {plan['default_model']}, provider {plan['default_provider']}")
     _line("Teams", ", ".join(plan["teams"]) or "any")
     keys = ", ".join(f"{key['name']} ({key['team']}, {key['from']})" for key in plan["keys"])
