@@ -63,7 +63,7 @@ def command(
     dated_models: bool,
     tool_calls: bool,
 ) -> None:
-    """Run an OpenAI-compatible upstream with exact usage and faults on demand.
+    """Run an upstream for every dialect with exact usage and faults on demand.
 
     \b
     Example:
