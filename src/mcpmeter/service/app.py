@@ -104,6 +104,13 @@ class PathTemplate:
     endpoint: Callable[[re.Match[str], Scope], RelayEndpoint]
 
 
+ErrorBody = Callable[[MeterError, str], bytes]
+"""An error of ours and the call's id, in some dialect's shape."""
+
+Shapes = Sequence[tuple[re.Pattern[str], ErrorBody]]
+"""The shape of errors at paths that are no routes: whose SDK asks there cannot read another dialect's."""
+
+
 class HostGuard:
     """Refuses requests whose Host or Origin is foreign: what a page in a browser sends after DNS rebinding.
 
@@ -145,11 +152,19 @@ def _host_of(url: bytes) -> str:
 class App:
     """Dispatches by the raw path. Nothing leaves it uncounted, and no fault of ours leaves it as a traceback."""
 
-    def __init__(self, meter: Meter, routes: Routes, guard: HostGuard, templates: Sequence[PathTemplate] = ()) -> None:
+    def __init__(
+        self,
+        meter: Meter,
+        routes: Routes,
+        guard: HostGuard,
+        templates: Sequence[PathTemplate] = (),
+        shapes: Shapes = (),
+    ) -> None:
         self._meter = meter
         self._routes = routes
         self._guard = guard
         self._templates = templates
+        self._shapes = shapes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One ASGI connection."""
@@ -216,9 +231,15 @@ class App:
         opened.count(Ending(status=str(error.http_status), outcome="error", error=error))
         verbs = self._verbs_of(scope)
         allow = [(b"allow", _allowed(verbs).encode())] if isinstance(error, MethodNotAllowed) else []
-        # In the dialect's own shape, if the path is one's.
-        body_of = next((e.error_body for e in verbs.values() if isinstance(e, RelayEndpoint)), openai.error_body)
+        body_of = self._error_body(scope["path"], verbs)
         await answer_error(exchange, error, body_of(error, opened.call.id), opened.call.id, allow)
+
+    def _error_body(self, path: str, verbs: Mapping[str, Endpoint]) -> ErrorBody:
+        """In the dialect's own shape, if the path is one's or looks like one's."""
+        for endpoint in verbs.values():
+            if isinstance(endpoint, RelayEndpoint):
+                return endpoint.error_body
+        return next((body_of for pattern, body_of in self._shapes if pattern.fullmatch(path)), openai.error_body)
 
 
 def _allowed(verbs: Iterable[str]) -> str:
