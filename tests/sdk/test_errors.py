@@ -116,6 +116,22 @@ def test_retry_after_reaches_the_caller(arm, status):
         assert error.response.headers["retry-after"] == "17"
 
 
+def test_a_provider_that_asks_to_wait_is_not_asked_again_and_the_caller_sees_the_same_error(arm):
+    def ask(to):
+        raised = []
+        for _ in range(2):
+            with pytest.raises(openai.RateLimitError) as caught:
+                to.openai.chat.completions.create(
+                    model="gpt-is-limited", messages=asked("[[simulate status=429,retry_after=30]] Later")
+                )
+            raised.append((caught.value.status_code, 28 <= int(caught.value.response.headers["retry-after"]) <= 30))
+        return raised
+
+    assert arm.run(ask) == [(429, True), (429, True)]
+    if arm.relay is not None:
+        assert [call.model for call in arm.relay.upstream.books.calls()].count("gpt-is-limited") == 1
+
+
 def test_gemini_is_told_in_the_body_when_to_come_again(arm):
     error = arm.run(
         lambda to: to.gemini.models.generate_content(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import anthropic
 import httpx
 import openai
 import pytest
 
-SECONDS = 0.25
+SECONDS = 0.4
 NEVER = "[[simulate stall=headers]] Wait for ever"
 STOPS = "[[simulate stall=body,after_tokens=5,completion_tokens=40]] Go on"
 
@@ -127,3 +129,29 @@ async def test_an_async_stream_closed_early(arm):
 
     assert len(await arm.run_async(ask)) == 5
     assert_left(arm, "claude-leaves-async")
+
+
+async def test_an_async_call_cancelled_in_the_middle_of_its_stream(arm):
+    async def ask(to):
+        chunks, stopped = [], asyncio.Event()
+
+        async def read(client):
+            options = {"stream": True, "stream_options": {"include_usage": True}}
+            async for chunk in await client.chat.completions.create(
+                model="gpt-is-cancelled", messages=asked(STOPS), **options
+            ):
+                chunks.append(chunk)
+                if len(chunks) == 6:
+                    stopped.set()
+
+        async with to.async_openai() as client:
+            reading = asyncio.create_task(read(client))
+            await stopped.wait()
+            reading.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await reading
+        return chunks
+
+    assert len(await arm.run_async(ask)) == 6
+    row = assert_left(arm, "gpt-is-cancelled")
+    assert row is None or row.completion_tokens == 5
