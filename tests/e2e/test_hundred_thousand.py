@@ -343,8 +343,8 @@ async def test_the_ledger_is_the_providers_own_count_over_every_dialect_fault_an
     trials.record(
         "A hundred thousand calls",
         "Chat, the guide's endpoint, responses, embeddings, messages and Gemini's three forms, whole and streamed, 64 "
-        "at a time. A quarter goes wrong: refused, overrun, reset, cut off, answered by a page, without usage, or left by "
-        "its client in the middle of a stream. The simulator keeps its own books of what it billed.",
+        "at a time. Over a quarter goes wrong: refused, overrun, reset, cut off, answered by a page, without usage, or "
+        "left by its client in the middle of a stream. The simulator keeps its own books of what it billed.",
         {
             "calls": count,
             **{f"of them {kind.name}": seen.by_kind[kind.name] for kind in KINDS},
