@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -148,8 +149,12 @@ def _told(answer: dict[str, Any]) -> tuple[str, int]:
 def _ask(server: Server, route: Route, burst: Burst) -> bytes:
     headers = {"Content-Type": "application/json"} | dict(line.split(": ", 1) for line in route.headers)
     request = urllib.request.Request(server.url + route.path(burst), burst.body, headers, method="POST")
-    with urllib.request.urlopen(request, timeout=60) as answer:
-        whole: bytes = answer.read()
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            whole: bytes = answer.read()
+    except urllib.error.HTTPError as error:
+        said = error.read(200).decode(errors="replace")
+        raise BenchError(f"{server.name} answered {burst.name} with {error.code}: {said}") from None
     return whole
 
 

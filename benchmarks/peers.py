@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pwd
 import re
+import secrets
 import sys
 import urllib.request
 from collections.abc import Callable, Mapping
@@ -28,6 +29,8 @@ class Launch:
 
     argv: list[str]
     env: Mapping[str, str] = field(default_factory=dict)
+    headers: tuple[str, ...] = ()
+    """What each call to it must carry."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ class Peer:
     foreign: bool = False
     rebuilds: bool = False
     """Whether it takes answers apart and puts them together anew; bytes may differ then, text and usage not."""
-    prove_while_running: Callable[[Server, int], None] | None = None
+    prove_while_running: Callable[[Server, Route, int], None] | None = None
     prove_after: Callable[[Path, int], None] | None = None
 
 
@@ -119,37 +122,38 @@ def _litellm(folder: Path, port: int, upstream_port: int, callbacks: str = "[]")
         f"litellm_settings: {{telemetry: false, callbacks: {callbacks}}}\n"
     )
     argv = [str(litellm()), "--config", str(config), "--host", "127.0.0.1", "--port", str(port), "--num_workers", "1"]
-    # It would ask the network for its price list at each start.
-    return Launch(argv, {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_LOG": "ERROR"})
+    # It does not start without a key, and would ask the network for its price list each time.
+    key = f"sk-{secrets.token_hex(32)}"
+    env = {"LITELLM_MASTER_KEY": key, "LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_LOG": "ERROR"}
+    return Launch(argv, env, (f"Authorization: Bearer {key}",))
 
 
 def _litellm_metrics(folder: Path, port: int, upstream_port: int) -> Launch:
     return _litellm(folder, port, upstream_port, "[prometheus]")
 
 
-def _litellm_counted(server: Server, calls: int) -> None:
-    with urllib.request.urlopen(f"{server.url}/metrics/", timeout=10) as answer:
+def _litellm_counted(server: Server, route: Route, calls: int) -> None:
+    page = urllib.request.Request(f"{server.url}/metrics/", headers=dict(line.split(": ", 1) for line in route.headers))
+    with urllib.request.urlopen(page, timeout=10) as answer:
         text = answer.read().decode()
     if "litellm_" not in text:
         raise BenchError(f"its /metrics shows none of the {calls} calls")
 
 
 def _portkey(folder: Path, port: int, upstream_port: int) -> Launch:
-    # The gateway takes its upstream from a header of each call, so that has to wait for the upstream's port.
-    del folder, upstream_port
-    return Launch([*portkey(), f"--port={port}", "--headless"], {"NODE_ENV": "production"})
+    del folder  # it keeps nothing and reads nothing
+    headers = (
+        "Authorization: Bearer x",
+        "x-portkey-provider: openai",
+        f"x-portkey-custom-host: http://127.0.0.1:{upstream_port}/v1",
+    )
+    return Launch([*portkey(), f"--port={port}", "--headless"], {"NODE_ENV": "production"}, headers)
 
 
-def routed(peer: Peer, upstream_port: int) -> Route:
-    """The peer's route, with the upstream's port where its headers name it."""
-    headers = tuple(line.replace("{upstream_port}", str(upstream_port)) for line in peer.route.headers)
-    return Route(peer.route.json_path, peer.route.stream_path, headers)
-
-
-def _relay_counted_every_call(server: Server, calls: int) -> None:
+def _relay_counted_every_call(server: Server, route: Route, calls: int) -> None:
     with urllib.request.urlopen(f"{server.url}/metrics", timeout=10) as answer:
         text = answer.read().decode()
-    series = re.findall(rf'^mcp_requests_total{{[^}}]*endpoint="{OPENAI_PATH}"[^}}]*}} (\S+)', text, re.MULTILINE)
+    series = re.findall(rf'^mcp_requests_total{{[^}}]*endpoint="{route.json_path}"[^}}]*}} (\S+)', text, re.MULTILINE)
     counted = int(sum(float(value) for value in series))
     if counted != calls:
         raise BenchError(f"mcp_requests_total says {counted} calls, the load got {calls} answers")
@@ -185,15 +189,6 @@ PEERS = {
             "portkey",
             "Portkey's gateway 1.15.2 on Node, no metering",
             _portkey,
-            Route(
-                OPENAI_PATH,
-                OPENAI_PATH,
-                (
-                    "Authorization: Bearer x",
-                    "x-portkey-provider: openai",
-                    "x-portkey-custom-host: http://127.0.0.1:{upstream_port}/v1",
-                ),
-            ),
             install=portkey,
             foreign=True,
             rebuilds=True,

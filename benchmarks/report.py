@@ -37,6 +37,8 @@ ADDED_P50_AIM_MS = 0.5
 UPSTREAM_AIM_PER_SECOND = 100_000
 """JSON answers, and chunks, that the upstream and the load must manage between them."""
 
+LONGEST_REASON = 160
+
 QUIET_CORES = 0.15
 """What a desktop's own services take at most; more than that bends the figures."""
 
@@ -70,7 +72,7 @@ def _json_table(results: Sequence[Results]) -> list[str]:
 def _json_row(result: Results, direct: Results | None) -> list[str]:
     title = f"**{result.peer.name}**: {result.peer.title}"
     if not result.rss_bytes:
-        return [title, f"not measured: {result.absent}", *["—"] * 6]
+        return [title, f"not measured: {_in_short(result.absent)}", *["—"] * 6]
     return [
         title,
         *(_spread(result, name, lambda load: load.calls_per_second) for name in ("json-32", "json-128")),
@@ -91,7 +93,7 @@ def _stream_table(results: Sequence[Results]) -> list[str]:
 def _stream_row(result: Results) -> list[str]:
     name = f"**{result.peer.name}**"
     if not result.rss_bytes:
-        return [name, f"not measured: {result.absent}", *["—"] * 5]
+        return [name, f"not measured: {_in_short(result.absent)}", *["—"] * 5]
     first = [
         _middle(result, "paced", get, 1) for get in (lambda x: x.first_p50_us / 1e3, lambda x: x.first_p99_us / 1e3)
     ]
@@ -150,9 +152,15 @@ def _latency_ms(result: Results, burst: str) -> tuple[float, float]:
     return median(load.p50_us for load in loads) / 1e3, median(load.p99_us for load in loads) / 1e3
 
 
+def _in_short(words: str) -> str:
+    """What fits into a cell: a server's last words can be a page."""
+    line = " ".join(words.replace("|", "/").split())
+    return line if len(line) <= LONGEST_REASON else f"{line[: LONGEST_REASON // 2]} … {line[-LONGEST_REASON // 2 :]}"
+
+
 def _faults(results: Sequence[Results]) -> list[str]:
-    lines = [f"- {r.peer.name}: {fault}" for r in results for fault in r.failures.values()]
-    lines += [f"- {r.peer.name} left the run: {r.absent}" for r in results if r.absent and r.rss_bytes]
+    lines = [f"- {r.peer.name}: {fault}" for r in results for fault in map(_in_short, r.failures.values())]
+    lines += [f"- {r.peer.name} left the run: {_in_short(r.absent)}" for r in results if r.absent and r.rss_bytes]
     return ["What went wrong:", "", *lines, ""] if lines else []
 
 
@@ -298,6 +306,6 @@ METHOD = (
     "Portkey that burst. After each round the relay must show on `/metrics`, and settled and priced in its ledger,",
     "exactly the calls that the load saw answered, streams too. CPU is user and system time of the server's processes",
     "from `/proc`; a chunk's is that of a whole stream by 100, its row in the ledger included. The relay meters and",
-    "prices each call and writes it to the ledger, with an open and a settled row that are both on disk (`synchronous=FULL`)",
-    "before the client has its whole answer; the others write nothing.",
+    "prices each call and writes it to the ledger, with an open and a settled row that are both on disk",
+    "(`synchronous=FULL`) before the client has its whole answer; the others write nothing.",
 )

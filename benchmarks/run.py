@@ -19,7 +19,7 @@ from pathlib import Path
 from benchmarks import report
 from benchmarks.installs import SCRATCH, native
 from benchmarks.load import Burst, Load, Route, ask_once, press
-from benchmarks.peers import PEERS, Peer, routed, upstream
+from benchmarks.peers import PEERS, Launch, Peer, upstream
 from benchmarks.processes import BenchError, Server, busy_seconds, free_port, running
 from benchmarks.profile import Profiler
 
@@ -72,25 +72,27 @@ class Bench:
         """Start the peer, press it, let it prove that it did its work, stop it."""
         with tempfile.TemporaryDirectory(dir=self.folder, prefix=f"{peer.name}-") as name, contextlib.ExitStack() as up:
             folder = Path(name)
-            server = up.enter_context(self._started(peer, folder))
-            calls = self._measure(server, peer, results, folder)
+            port = free_port()
+            launch = peer.launch(folder, port, self.upstream.port) if peer.launch else None
+            server = up.enter_context(self._started(peer, launch, port, folder))
+            route = replace(peer.route, headers=launch.headers if launch else ())
+            calls = self._measure(server, route, peer, results, folder)
             if self.profiler and peer.name == "relay":
-                calls += self._profile(server, peer, folder, self.profiler)
+                calls += self._profile(server, route, folder, self.profiler)
             if peer.prove_while_running:
-                peer.prove_while_running(server, calls)
+                peer.prove_while_running(server, route, calls)
             up.close()
             if peer.prove_after:
                 peer.prove_after(folder, calls)
 
-    def _started(self, peer: Peer, folder: Path) -> contextlib.AbstractContextManager[Server]:
-        if peer.launch is None:
+    def _started(
+        self, peer: Peer, launch: Launch | None, port: int, folder: Path
+    ) -> contextlib.AbstractContextManager[Server]:
+        if launch is None:
             return contextlib.nullcontext(self.upstream)
-        port = free_port()
-        launch = peer.launch(folder, port, self.upstream.port)
         return running(peer.name, launch.argv, port=port, core=self.server_core, folder=folder, env=launch.env)
 
-    def _measure(self, server: Server, peer: Peer, results: Results, folder: Path) -> int:
-        route = routed(peer, self.upstream.port)
+    def _measure(self, server: Server, route: Route, peer: Peer, results: Results, folder: Path) -> int:
         calls = ask_once(server, route, rebuilds=peer.rebuilds)
         calls += self._burst(server, route, Burst("warm-up", 32, 1), folder).calls
         for burst in self.bursts:
@@ -122,12 +124,12 @@ class Bench:
         foreign_cores = max(0.0, self._foreign_seconds(server) - before) / load.seconds
         return replace(load, foreign_cores=foreign_cores)
 
-    def _profile(self, server: Server, peer: Peer, folder: Path, profiler: Profiler) -> int:
+    def _profile(self, server: Server, route: Route, folder: Path, profiler: Profiler) -> int:
         """Two more bursts, in no table: sampling costs time. Returns the calls made."""
         calls = 0
         for burst in (Burst("profile-json", 32, 4), Burst("profile-streams", 200, 4, stream=True, pace_us=20_000)):
             with profiler.watching(server, burst):
-                calls += self._burst(server, routed(peer, self.upstream.port), burst, folder).calls
+                calls += self._burst(server, route, burst, folder).calls
         return calls
 
     def _foreign_seconds(self, server: Server) -> float:
@@ -191,7 +193,7 @@ def _or_absent(result: Results, step: Callable[[], object]) -> None:
     """A foreign peer that cannot be installed or started is said so in the table; ours must work."""
     try:
         step()
-    except BenchError as error:
+    except (BenchError, OSError) as error:
         if not result.peer.foreign:
             raise
         result.absent = str(error)
