@@ -79,8 +79,10 @@ def serve(tmp_path: Path, client_of: Callable[[str, Service], Any]) -> Serve:
 @pytest.fixture
 async def sims() -> AsyncIterator[dict[str, Simulator]]:
     """A simulator for each of the three names."""
-    async with Simulator(seed=1, key=KEY) as a, Simulator(seed=2, key=KEY) as b, Simulator(seed=3, key=KEY) as c:
-        yield {A: a, B: b, C: c}
+    made = {name: Simulator(seed=seed, key=KEY) for seed, name in enumerate((A, B, C))}
+    await asyncio.gather(*(sim.start() for sim in made.values()))
+    yield made
+    await asyncio.gather(*(sim.close() for sim in made.values()))
 
 
 @pytest.fixture
