@@ -58,7 +58,7 @@ def portkey() -> list[str]:
         _run([*npm, "install", *quiet, "--prefix", str(home), PORTKEY], NotInstalled)
         _mark(home, [PORTKEY])
     server = home / "node_modules" / "@portkey-ai" / "gateway" / "build" / "start-server.js"
-    return [node, "--require", str(HERE / "loopback.cjs"), str(server)]
+    return [node, "--require", str(HERE / "portkey.cjs"), str(server)]
 
 
 def _node() -> tuple[str, list[str]]:

@@ -122,24 +122,25 @@ def press(server: Server, route: Route, burst: Burst, *, folder: Path, core: int
     )
 
 
-def ask_once(server: Server, route: Route, *, rebuilds: bool) -> int:
-    """A call of each kind whose answer is read: a fast server that answers something else wins nothing.
+def ask_once(server: Server, route: Route, *, rebuilds: bool) -> None:
+    """One call whose answer is read: a fast server that answers something else wins nothing.
 
-    One that rebuilds answers need keep only the text and the usage. Returns the calls made; raises BenchError.
+    One that rebuilds answers need keep only the text and the usage. Raises BenchError.
     """
     got = json.loads(_ask(server, route, Burst("one call", 1, 1)))
     wanted = json.loads((HERE / "answer.json").read_text())
     if (_told(got) != _told(wanted)) if rebuilds else (got != wanted):
         raise BenchError(f"{server.name} did not pass the upstream's answer on")
-    if route.stream_path is None:
-        return 1
+
+
+def stream_once(server: Server, route: Route, *, rebuilds: bool) -> None:
+    """The same of a stream: all its text, its usage once, and its chunks one by one unless it rebuilds them."""
     events = _ask(server, route, Burst("one stream", 1, 1, stream=True)).decode().split("\n\n")
     chunks = [json.loads(event.removeprefix("data: ")) for event in events if event.startswith("data: {")]
     said = "".join(choice["delta"].get("content") or "" for chunk in chunks for choice in chunk["choices"])
     tokens = [chunk["usage"]["total_tokens"] for chunk in chunks if chunk.get("usage")]
     if said != WORDS or tokens != [CHUNKS + 115] or (len(chunks) != CHUNKS and not rebuilds):
         raise BenchError(f"{server.name} did not pass the upstream's stream on")
-    return 2
 
 
 def _told(answer: dict[str, Any]) -> tuple[str, int]:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from benchmarks import report
 from benchmarks.installs import SCRATCH, native
-from benchmarks.load import Burst, Load, Route, ask_once, press
+from benchmarks.load import Burst, Load, Route, ask_once, press, stream_once
 from benchmarks.peers import PEERS, Launch, Peer, upstream
 from benchmarks.processes import BenchError, Server, busy_seconds, free_port, running
 from benchmarks.profile import Profiler
@@ -93,10 +93,12 @@ class Bench:
         return running(peer.name, launch.argv, port=port, core=self.server_core, folder=folder, env=launch.env)
 
     def _measure(self, server: Server, route: Route, peer: Peer, results: Results, folder: Path) -> int:
-        calls = ask_once(server, route, rebuilds=peer.rebuilds)
+        ask_once(server, route, rebuilds=peer.rebuilds)
+        streams = self._streams(server, route, peer, results)
+        calls = 1 + streams
         calls += self._burst(server, route, Burst("warm-up", 32, 1), folder).calls
         for burst in self.bursts:
-            if (burst.stream and route.stream_path is None) or self._is_beyond(burst, results):
+            if (burst.stream and not streams) or self._is_beyond(burst, results):
                 continue
             server.wait_until_idle()
             try:
@@ -112,6 +114,20 @@ class Bench:
             calls += load.calls
         results.rss_bytes.append(server.rss_bytes())
         return calls
+
+    def _streams(self, server: Server, route: Route, peer: Peer, results: Results) -> bool:
+        """Whether the peer passes a stream on as it should."""
+        if route.stream_path is None:
+            return False
+        try:
+            stream_once(server, route, rebuilds=peer.rebuilds)
+        except BenchError as error:
+            if not peer.foreign:
+                raise
+            results.failures |= dict.fromkeys(("streams", "paced"), str(error))
+            print(f"  {peer.name:<16}{error}", flush=True)
+            return False
+        return True
 
     def _is_beyond(self, burst: Burst, results: Results) -> bool:
         """A rate above what this round's saturation carried would only measure the queue."""
