@@ -178,7 +178,7 @@ def ratios(results: Sequence[Results]) -> list[str]:
     for burst, other, aim in AIMS:
         if other in by_name and burst in by_name[other].loads:
             lines.append(_carries(relay, by_name[other], burst, aim))
-    if "nginx" in by_name:
+    if "nginx" in by_name and "paced" in relay.loads:
         lines.append(_chunk_cpu(relay, by_name["nginx"]))
     if "direct" in by_name:
         lines += [_added_p50(relay, by_name["direct"], rate) for rate in (200, 500)]
@@ -301,7 +301,8 @@ METHOD = (
     "core; the row *direct* shows what those two can do together there, and *apart* with a core each. LiteLLM and",
     "Portkey are installed by the bench under `.bench/`, pinned. LiteLLM is measured with its Prometheus callback and",
     "bare, which is when it is fastest; Portkey's release answers 500 to each stream, so the bench lets it change the",
-    "headers of a fetched stream (`benchmarks/portkey.cjs`). Each call is a POST of a chat request of 570 bytes over a kept connection. A round is: start, a call and",
+    "headers of a fetched stream (`benchmarks/portkey.cjs`). Each call is a POST of a chat request of 570",
+    "bytes over a kept connection. A round is: start, a call and",
     "a stream whose answers must equal the upstream's (text and usage, of those who rebuild answers), a second of",
     "warm-up, bursts at 32 and at 128 connections, bursts at a constant 200 and 500 calls/s, 200 streams at a time as",
     "fast as they go, and 200 with a chunk each 20 ms, which no server can gather into larger writes. What has begun",
