@@ -47,7 +47,7 @@ check: $(DEV_STAMP) ## style, format, strict types, import layers
 
 bench: $(DEV_STAMP) ## the relay against nginx, LiteLLM, Portkey and the guide's way; writes docs/performance.md
 	@scripts/need.sh nginx=nginx-light cc=gcc
-	@echo "mcpmeter: measuring, one server at a time on one core (about 13 minutes; ARGS=\"--peers nginx,relay\" for a part)"
+	@echo "mcpmeter: measuring, one server at a time on one core (about 10 minutes; ARGS=\"--peers nginx,relay\" for a part)"
 	@PATH="$$PATH:/usr/sbin" $(BIN)/python -m benchmarks.run $(ARGS)
 
 size: $(VENV_STAMP) ## what an installation costs in seconds and megabytes, the product and the library alone
