@@ -288,9 +288,10 @@ class Connection(asyncio.Protocol):
 
     # fmt: off
     __slots__ = (
-        "_abandoned", "_buffered_bytes", "_fault", "_has_head", "_has_place", "_header_bytes", "_is_paused",
-        "_is_reusable", "_overhead_bytes", "_parser", "_parts", "_pool", "_provider", "_seconds_left", "_transport",
-        "_waiter", "headers", "idle_since", "is_complete", "origin", "status",
+        "_abandoned", "_buffered_bytes", "_fault", "_give_up_at", "_has_head", "_has_place", "_header_bytes",
+        "_is_paused", "_is_reusable", "_overhead_bytes", "_parser", "_parts", "_pool", "_provider", "_seconds_left",
+        "_timer", "_timer_at", "_transport", "_waiter", "_what_is_late", "headers", "idle_since", "is_complete",
+        "origin", "status",
     )
     # fmt: on
 
@@ -308,6 +309,10 @@ class Connection(asyncio.Protocol):
         self._parser: httptools.HttpResponseParser | None = None
         self._fault: MeterError | None = None
         self._waiter: asyncio.Future[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = 0.0
+        self._give_up_at = 0.0
+        self._what_is_late = ""
         self._parts: list[bytes] = []
         self._buffered_bytes = 0
         self._header_bytes = 0
@@ -379,6 +384,9 @@ class Connection(asyncio.Protocol):
 
     def _leave(self) -> None:
         """Give the place back: once, whether the connection was made or not."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         if self._has_place:
             self._has_place = False
             self._pool.lost(self)
@@ -417,16 +425,34 @@ class Connection(asyncio.Protocol):
         if self._seconds_left < seconds:
             seconds, what = self._seconds_left, "did not end its answer in time"
         waiter = self._waiter = loop.create_future()
-        timer = loop.call_at(began + seconds, self._expire, what)
+        self._give_up_at, self._what_is_late = began + seconds, what
+        self._set_timer(loop)
         try:
             await waiter
         finally:
-            timer.cancel()
             self._waiter = None
             self._seconds_left -= loop.time() - began
 
-    def _expire(self, what: str) -> None:
-        self._fail(UpstreamTimedOut(f"{self._provider} {what}.", hint="Retry, or raise relay.timeouts."))
+    def _set_timer(self, loop: asyncio.AbstractEventLoop) -> None:
+        """One timer serves all waits of a stream, whose times only move on: making one a chunk would cost more than
+        reading it."""
+        if self._timer is not None:
+            if self._timer_at <= self._give_up_at:
+                return
+            self._timer.cancel()
+        self._timer_at = self._give_up_at
+        self._timer = loop.call_at(self._timer_at, self._look_at_the_clock)
+
+    def _look_at_the_clock(self) -> None:
+        self._timer = None
+        if self._waiter is None:
+            return
+        loop = asyncio.get_running_loop()
+        if loop.time() < self._give_up_at:
+            self._set_timer(loop)
+        else:
+            late = f"{self._provider} {self._what_is_late}."
+            self._fail(UpstreamTimedOut(late, hint="Retry, or raise relay.timeouts."))
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
