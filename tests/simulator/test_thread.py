@@ -10,12 +10,18 @@ from mcpmeter.simulator import Fault, Simulator, SimulatorThread, run_in_thread
 ASK = {"model": "gpt-4.1", "messages": [{"role": "user", "content": "Hello"}]}
 
 
+def simulators_running():
+    """Threads of simulators; other tests of the run may have theirs."""
+    return {thread for thread in threading.enumerate() if thread.name == "mcpmeter-simulator"}
+
+
 def test_a_program_without_a_loop_talks_to_it_and_reads_its_books():
+    before = simulators_running()
     with run_in_thread(seed=1) as sim, OpenAI(base_url=sim.base_url, api_key="none") as client:
         answer = client.chat.completions.create(**ASK)
         sim.wait_until(lambda books: books.totals.complete == 1)
         assert sim.books.totals.completion_tokens == answer.usage.completion_tokens
-    assert "mcpmeter-simulator" not in [thread.name for thread in threading.enumerate()]
+    assert simulators_running() == before
 
 
 def test_a_cancelled_call_can_be_waited_for():
@@ -30,10 +36,11 @@ def test_a_cancelled_call_can_be_waited_for():
 
 
 def test_what_start_raises_is_raised_to_the_caller():
+    before = simulators_running()
     with socket.create_server(("127.0.0.1", 0)) as taken:
         with pytest.raises(PortTaken):
             run_in_thread(port=taken.getsockname()[1]).__enter__()
-    assert "mcpmeter-simulator" not in [thread.name for thread in threading.enumerate()]
+    assert simulators_running() == before
 
 
 def test_two_simulators_do_not_touch():
