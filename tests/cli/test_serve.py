@@ -52,11 +52,11 @@ def config(tmp_path: Path):
 
 
 def as_nobody_special() -> list[str]:
-    """What goes before a command to run it without an administrator's rights; skips where that cannot be had."""
+    """What goes before a command to run it without an administrator's rights; fails where that cannot be had."""
     if os.geteuid() != 0:
         return []
     if shutil.which("setpriv") is None:
-        pytest.skip("setpriv (Debian: util-linux) is not here")
+        pytest.fail("setpriv is not here; on Debian: apt-get install util-linux")
     return ["setpriv", "--bounding-set=-all", "--inh-caps=-all"]
 
 

@@ -172,12 +172,6 @@ def route(model: str, upstreams: Sequence[Upstream], default: str | None = None)
     return Route(upstream=upstream, model=name)
 
 
-def announced_models(upstreams: Sequence[Upstream]) -> tuple[str, ...]:
-    """Every model that configuration or a provider's file names exactly, in order, each once: what may be listed."""
-    named = ((*upstream.models, *upstream.provider.models) for upstream in upstreams)
-    return tuple(dict.fromkeys(name for names in named for name in names if not is_glob(name)))
-
-
 def _named(entry: tuple[Upstream, int, str | None], model: str) -> Route:
     upstream, weight, own_name = entry
     return Route(upstream=upstream, model=own_name or model, weight=weight)
