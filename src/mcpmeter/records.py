@@ -24,6 +24,12 @@ Outcome = Literal["ok", "error", "partial", "recovered"]
 """`partial`: the client left or the service stopped in the middle, what was delivered is charged.
 `recovered`: found open after a crash."""
 
+Unit = Literal["nanousd", "requests", "tokens"]
+"""What a limit counts."""
+
+Role = Literal["caller", "admin"]
+"""An admin may also use the management API."""
+
 Transport = Literal["tcp", "pipe", "inproc"]
 """OpenTelemetry's `network.transport`: HTTP is tcp, stdio is pipe, a client in the same process is inproc."""
 
@@ -52,6 +58,64 @@ class Charge(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     listed_nanousd: int | None = None
     """What the price list says it costs, beside what the provider reported."""
     unpriced_reason: UnpricedReason = ""
+    fallback_nanousd: int = 0
+    """What the configured fallback price makes of an unpriced call. Budgets count it, so that such a call neither slips
+    through nor blocks anybody; it is no cost, and no report adds it to one."""
+
+
+class Scope(msgspec.Struct, frozen=True, gc=False, kw_only=True):
+    """Which calls a limit is about; an empty part stands for all of them."""
+
+    team: str = ""
+    project: str = ""
+    key_id: str = ""
+    model: str = ""
+
+
+class Claim(msgspec.Struct, frozen=True, gc=False, kw_only=True):
+    """What a call reserves of one limit before it is sent; its settlement makes the true amount of it."""
+
+    balance: str
+    """Id of the limit's balance, which stays the same while limit and name change."""
+    unit: Unit = "nanousd"
+    period_start_ns: int
+    """Unix nanoseconds; 0 for a limit that has no beginning."""
+    period_end_ns: int = 0
+    """0: the limit never starts anew."""
+    amount: int
+    """The most that the call can take, in `unit`."""
+    limit: int = 0
+    refuses: bool = True
+    """False: the balance may go beyond its limit, which is only told."""
+    scope: Scope = Scope()
+    """Calls that were settled before the balance was kept are counted into it by this."""
+
+
+class Balance(msgspec.Struct, frozen=True, kw_only=True):
+    """How much of a limit is taken in one of its periods, as the ledger keeps it; all amounts in `unit`."""
+
+    balance: str
+    unit: Unit
+    period_start_ns: int
+    period_end_ns: int
+    spent: int
+    """By settled calls; what they took before the balance was kept (`carried`) is in it."""
+    reserved: int
+    """By calls that are open."""
+    credit: int
+    """Topped up; it goes on top of the limit."""
+    carried: int
+
+
+class TopUp(msgspec.Struct, frozen=True, kw_only=True):
+    """An amount that was added to a prepaid credit."""
+
+    id: str
+    balance: str
+    amount_nanousd: int
+    """Negative to take back."""
+    at_ns: int
+    note: str = ""
 
 
 class LlmTarget(msgspec.Struct, frozen=True, gc=False, kw_only=True):
@@ -90,7 +154,12 @@ class Call(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     method: str
     """The HTTP verb, or the JSON-RPC method of an MCP message."""
     team: str = ""
+    project: str = ""
     key_id: str = ""
+    claims: tuple[Claim, ...] = ()
+    """What it reserves of each limit that it is under."""
+    reserved_nanousd: int = 0
+    """The most that it can cost, as far as that is known when it is opened."""
     parent_id: str = ""
     """Id of the MCP message in which this model call is made; such a call is not a request of its own."""
     trace_id: str = ""
@@ -143,6 +212,16 @@ class Key(msgspec.Struct, frozen=True, kw_only=True):
     """Hex SHA-256 of the whole key (at least 256 random bits, so a plain hash is enough)."""
     created_at_ns: int
     revoked_at_ns: int | None = None
+    expires_at_ns: int | None = None
+    project: str = ""
+    role: Role = "caller"
+    models: tuple[str, ...] = ()
+    """Names or globs of the models it may call; empty: all."""
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    previous_sha256: str = ""
+    """After a rotation: the hash of the key before, which is good until `previous_until_ns`."""
+    previous_until_ns: int | None = None
 
 
 class LedgerRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -185,3 +264,8 @@ class LedgerRow(msgspec.Struct, frozen=True, kw_only=True):
     finish_reason: str
     upstream_status: int
     upstream_request_id: str
+    project: str = ""
+    fallback_cost_nanousd: int = 0
+    reserved_nanousd: int = 0
+    claims: str = ""
+    """What it claims: a JSON array of [balance, period's start, unit, amount], or empty."""

@@ -135,7 +135,8 @@ def test_a_quick_check_that_takes_too_long_is_given_up_and_the_ledger_used(tmp_p
     db = open_for_writing(path)
     db.execute(
         "WITH RECURSIVE n(i) AS (VALUES (1) UNION ALL SELECT i + 1 FROM n WHERE i < 20000) "
-        "INSERT INTO keys SELECT 'key_' || i, 'n', 't', '', printf('%064d', i), 1, NULL FROM n"
+        "INSERT INTO keys (id, name, team, prefix, sha256, created_at_ns) "
+        "SELECT 'key_' || i, 'n', 't', '', printf('%064d', i), 1 FROM n"
     )
     db.close()
     monkeypatch.setattr(connection, "CHECK_LIMIT_S", 0.0)

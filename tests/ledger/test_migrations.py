@@ -9,8 +9,8 @@ from mcpmeter.errors import LedgerNotUsable
 from mcpmeter.ledger import migrations
 from mcpmeter.ledger.connection import open_for_reading, open_for_writing
 from mcpmeter.ledger.migrations import MIGRATIONS, Migration
-from mcpmeter.ledger.rows import OPEN_COLUMNS, SETTLED_COLUMNS
-from mcpmeter.records import Key, LedgerRow
+from mcpmeter.ledger.rows import OPEN_COLUMNS, SETTLED_COLUMNS, read_keys, read_row
+from mcpmeter.records import Balance, Key, LedgerRow, TopUp
 
 
 def columns(db: apsw.Connection, table: str) -> tuple[str, ...]:
@@ -21,6 +21,8 @@ def test_the_tables_hold_exactly_what_the_records_hold(tmp_path):
     db = open_for_writing(tmp_path / "ledger.db")
     assert columns(db, "calls") == LedgerRow.__struct_fields__
     assert columns(db, "keys") == Key.__struct_fields__
+    assert columns(db, "top_ups") == TopUp.__struct_fields__
+    assert set(columns(db, "balances")) == set(Balance.__struct_fields__)
     db.close()
 
 
@@ -34,7 +36,7 @@ def test_every_table_is_strict(tmp_path):
     tables = dict(
         db.execute("SELECT name, strict FROM pragma_table_list WHERE schema = 'main' AND name NOT LIKE 'sqlite_%'")
     )
-    assert tables == {"calls": 1, "keys": 1, "migrations": 1, "probe": 1}
+    assert tables == dict.fromkeys(("balances", "calls", "keys", "migrations", "probe", "top_ups"), 1)
     db.close()
 
 
@@ -43,9 +45,11 @@ def test_every_table_is_strict(tmp_path):
 )
 def test_no_figure_may_be_negative(tmp_path, name):
     db = open_for_writing(tmp_path / "ledger.db")
-    settled = {"state": "settled", "outcome": "ok", "ended_at_ns": 1}
+    settled = {"state": "settled", "outcome": "ok", "ended_at_ns": 1, "cost_source": "unpriced"}
+    settled |= {"cost_source": "listed"} if name == "cost_nanousd" else {}
     row = {
-        column: 0 if column in ("started_at_ns", "stream", "prompt_tokens_estimate") else "x" for column in OPEN_COLUMNS
+        column: 0 if column in ("started_at_ns", "stream", "prompt_tokens_estimate", "reserved_nanousd") else "x"
+        for column in OPEN_COLUMNS
     }
 
     def insert(values: dict[str, object]) -> None:
@@ -62,9 +66,9 @@ def test_steps_run_once_and_are_kept_with_their_time(tmp_path):
     path = tmp_path / "ledger.db"
     open_for_writing(path).close()
     db = open_for_writing(path)
-    [(name, applied_at_ns)] = list(db.execute("SELECT name, applied_at_ns FROM migrations"))
-    assert name == MIGRATIONS[0].name
-    assert applied_at_ns > 1_700_000_000_000_000_000
+    applied = list(db.execute("SELECT name, applied_at_ns FROM migrations ORDER BY name"))
+    assert [name for name, _ in applied] == [step.name for step in MIGRATIONS]
+    assert all(applied_at_ns > 1_700_000_000_000_000_000 for _, applied_at_ns in applied)
     db.close()
 
 
@@ -72,7 +76,7 @@ def test_a_new_step_runs_on_an_old_ledger_and_readers_ask_for_it_first(tmp_path,
     path = tmp_path / "ledger.db"
     open_for_writing(path).close()
     monkeypatch.setattr(
-        migrations, "MIGRATIONS", (*MIGRATIONS, Migration("0002_test", "CREATE TABLE more (x INTEGER) STRICT"))
+        migrations, "MIGRATIONS", (*MIGRATIONS, Migration("0999_test", "CREATE TABLE more (x INTEGER) STRICT"))
     )
     with pytest.raises(LedgerNotUsable, match="older mcpmeter"):
         open_for_reading(path)
@@ -82,9 +86,33 @@ def test_a_new_step_runs_on_an_old_ledger_and_readers_ask_for_it_first(tmp_path,
     open_for_reading(path).close()
 
 
+def test_a_ledger_of_the_first_release_keeps_its_rows(tmp_path, monkeypatch):
+    path = tmp_path / "ledger.db"
+    monkeypatch.setattr(migrations, "MIGRATIONS", MIGRATIONS[:1])
+    db = open_for_writing(path)
+    db.execute(
+        "INSERT INTO calls (id, state, started_at_ns, ended_at_ns, endpoint, method, team, key_id, parent_id, trace_id,"
+        " provider, model, operation, stream, prompt_tokens_estimate, outcome, cost_source)"
+        " VALUES ('call_1', 'settled', 1, 2, '', '', 'search', 'key_1', '', '', '', '', '', 0, 0, 'ok', 'unpriced')"
+    )
+    db.execute(
+        "INSERT INTO keys (id, name, team, prefix, sha256, created_at_ns) VALUES ('key_1', 'n', 't', '', ?, 1)",
+        ("0" * 64,),
+    )
+    db.close()
+    monkeypatch.undo()
+    db = open_for_writing(path)
+    row = read_row(db, "call_1")
+    assert row is not None
+    assert (row.team, row.project, row.claims, row.reserved_nanousd) == ("search", "", "", 0)
+    (key,) = read_keys(db)
+    assert (key.role, key.models, key.requests_per_minute, key.expires_at_ns) == ("caller", (), None, None)
+    db.close()
+
+
 def test_a_step_that_fails_leaves_nothing_of_itself(tmp_path, monkeypatch):
     path = tmp_path / "ledger.db"
-    broken = Migration("0002_test", "CREATE TABLE more (x INTEGER) STRICT; INSERT INTO nowhere VALUES (1)")
+    broken = Migration("0999_test", "CREATE TABLE more (x INTEGER) STRICT; INSERT INTO nowhere VALUES (1)")
     monkeypatch.setattr(migrations, "MIGRATIONS", (*MIGRATIONS, broken))
     with pytest.raises(LedgerNotUsable, match="nowhere"):
         open_for_writing(path)

@@ -95,6 +95,50 @@ MIGRATIONS: Final = (
         ) STRICT;
         """,
     ),
+    Migration(
+        "0002_balances",
+        """
+        ALTER TABLE calls ADD COLUMN project TEXT NOT NULL DEFAULT '';
+        ALTER TABLE calls ADD COLUMN fallback_cost_nanousd INTEGER NOT NULL DEFAULT 0
+          CHECK (fallback_cost_nanousd >= 0 AND (fallback_cost_nanousd = 0 OR cost_source = 'unpriced'));
+        ALTER TABLE calls ADD COLUMN reserved_nanousd INTEGER NOT NULL DEFAULT 0 CHECK (reserved_nanousd >= 0);
+        ALTER TABLE calls ADD COLUMN claims TEXT NOT NULL DEFAULT '';
+
+        CREATE TABLE balances (
+          balance TEXT NOT NULL CHECK (balance <> ''),
+          period_start_ns INTEGER NOT NULL CHECK (period_start_ns >= 0),
+          unit TEXT NOT NULL CHECK (unit = 'nanousd' OR unit = 'requests' OR unit = 'tokens'),
+          period_end_ns INTEGER NOT NULL CHECK (period_end_ns = 0 OR period_end_ns > period_start_ns),
+          spent INTEGER NOT NULL CHECK (spent >= 0),
+          reserved INTEGER NOT NULL DEFAULT 0 CHECK (reserved >= 0),
+          credit INTEGER NOT NULL DEFAULT 0,
+          carried INTEGER NOT NULL CHECK (carried >= 0),
+          PRIMARY KEY (balance, period_start_ns)
+        ) STRICT, WITHOUT ROWID;
+
+        CREATE TABLE top_ups (
+          id TEXT NOT NULL PRIMARY KEY CHECK (id <> ''),
+          balance TEXT NOT NULL CHECK (balance <> ''),
+          amount_nanousd INTEGER NOT NULL CHECK (amount_nanousd <> 0),
+          at_ns INTEGER NOT NULL CHECK (at_ns >= 0),
+          note TEXT NOT NULL
+        ) STRICT;
+        """,
+    ),
+    Migration(
+        "0003_key_limits",
+        """
+        ALTER TABLE keys ADD COLUMN expires_at_ns INTEGER CHECK (expires_at_ns >= 0);
+        ALTER TABLE keys ADD COLUMN project TEXT NOT NULL DEFAULT '';
+        ALTER TABLE keys ADD COLUMN role TEXT NOT NULL DEFAULT 'caller' CHECK (role = 'caller' OR role = 'admin');
+        ALTER TABLE keys ADD COLUMN models TEXT NOT NULL DEFAULT '[]';
+        ALTER TABLE keys ADD COLUMN requests_per_minute INTEGER CHECK (requests_per_minute > 0);
+        ALTER TABLE keys ADD COLUMN tokens_per_minute INTEGER CHECK (tokens_per_minute > 0);
+        ALTER TABLE keys ADD COLUMN previous_sha256 TEXT NOT NULL DEFAULT ''
+          CHECK (previous_sha256 = '' OR length(previous_sha256) = 64);
+        ALTER TABLE keys ADD COLUMN previous_until_ns INTEGER CHECK (previous_until_ns >= 0);
+        """,
+    ),
 )
 
 APPLICATION_ID: Final = 0x6D63706D

@@ -7,6 +7,8 @@ from typing import Any, Final, TypeVar
 import apsw
 import msgspec
 
+from mcpmeter.ledger.balances import settle_claims
+from mcpmeter.ledger.claims import kept_claims
 from mcpmeter.ledger.store import SettlementConflict
 from mcpmeter.records import Call, Charge, Key, LedgerRow, LlmTarget, Settlement, Usage
 
@@ -18,6 +20,7 @@ OPEN_COLUMNS: Final = (
     "endpoint",
     "method",
     "team",
+    "project",
     "key_id",
     "parent_id",
     "trace_id",
@@ -26,6 +29,8 @@ OPEN_COLUMNS: Final = (
     "operation",
     "stream",
     "prompt_tokens_estimate",
+    "reserved_nanousd",
+    "claims",
 )
 SETTLED_COLUMNS: Final = (
     "provider",
@@ -47,6 +52,7 @@ SETTLED_COLUMNS: Final = (
     "cost_source",
     "price_list",
     "reported_cost_nanousd",
+    "fallback_cost_nanousd",
     "response_model",
     "finish_reason",
     "upstream_status",
@@ -64,6 +70,9 @@ SETTLE_SQL: Final = (
     + ", ".join(f"{column} = ?{place}" for place, column in enumerate(SETTLED_COLUMNS, start=2))
     + " WHERE id = ?1 AND state = 'open'"
 )
+SETTLE_RETURNING_SQL: Final = f"{SETTLE_SQL} RETURNING claims"
+"""The same where balances are kept. What the row says counts: a limit may be newer than the call."""
+
 _SETTLED_ALREADY_SQL: Final = (
     "SELECT state = 'settled' AND "  # noqa: S608
     + " AND ".join(f"{column} IS ?{place}" for place, column in enumerate(SETTLED_COLUMNS, start=2))
@@ -89,6 +98,7 @@ def open_values(call: Call) -> tuple[Any, ...]:
         call.endpoint,
         call.method,
         call.team,
+        call.project,
         call.key_id,
         call.parent_id,
         call.trace_id,
@@ -97,6 +107,8 @@ def open_values(call: Call) -> tuple[Any, ...]:
         llm.operation,
         llm.stream,
         llm.prompt_tokens_estimate,
+        call.reserved_nanousd,
+        kept_claims(call),
     )
 
 
@@ -127,6 +139,7 @@ def settled_values(settlement: Settlement) -> tuple[Any, ...]:
         charge.source if settlement.charge else "",
         charge.price_list,
         charge.reported_nanousd,
+        charge.fallback_nanousd,
         settlement.response_model,
         settlement.finish_reason,
         settlement.upstream_status,
@@ -136,10 +149,12 @@ def settled_values(settlement: Settlement) -> tuple[Any, ...]:
     )
 
 
-def settle_one(db: apsw.Connection, values: tuple[Any, ...]) -> None:
-    """Settle one row. A replay of the same settlement is fine; raises `SettlementConflict` for anything else."""
-    db.execute(SETTLE_SQL, values)
-    if db.changes():
+def settle_one(db: apsw.Connection, settlement: Settlement) -> None:
+    """Settle one row and its claims. The same settlement once more is fine; anything else is a `SettlementConflict`."""
+    values = settled_values(settlement)
+    settled = db.execute(SETTLE_RETURNING_SQL, values).fetchall()
+    if settled:
+        settle_claims(db, str(settled[0][0]), settlement)
         return
     same = db.execute(_SETTLED_ALREADY_SQL, values).fetchone()
     if same is None:
@@ -162,12 +177,31 @@ def read_row(db: apsw.Connection, call_id: str) -> LedgerRow | None:
 
 def read_keys(db: apsw.Connection) -> list[Key]:
     """All keys, oldest first."""
-    return [_as(Key, KEY_COLUMNS, row) for row in db.execute(SELECT_KEYS_SQL)]
+    return [key_of(row) for row in db.execute(SELECT_KEYS_SQL)]
+
+
+def key_of(row: tuple[Any, ...]) -> Key:
+    """A key from its columns, in the order of `KEY_COLUMNS`."""
+    return _as(Key, KEY_COLUMNS, tuple(_models(value) if name == "models" else value for name, value in _named(row)))
+
+
+def key_values(key: Key) -> tuple[Any, ...]:
+    """A key's columns, in the order of `KEY_COLUMNS`."""
+    values = msgspec.structs.asdict(key)
+    return tuple(values[name] if name != "models" else msgspec.json.encode(key.models).decode() for name in KEY_COLUMNS)
+
+
+def _named(row: tuple[Any, ...]) -> zip[tuple[str, Any]]:
+    return zip(KEY_COLUMNS, row, strict=True)
+
+
+def _models(kept: str) -> list[str]:
+    return msgspec.json.decode(kept, type=list[str])
 
 
 def insert_key(db: apsw.Connection, key: Key) -> None:
     """Keep one key."""
-    db.execute(INSERT_KEY_SQL, msgspec.structs.astuple(key))
+    db.execute(INSERT_KEY_SQL, key_values(key))
 
 
 def _as(record: type[_Record], columns: tuple[str, ...], row: tuple[Any, ...]) -> _Record:

@@ -10,21 +10,25 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Final, TypeVar
 
 import apsw
 
 from mcpmeter.errors import LedgerUnavailable
+from mcpmeter.ledger.balances import add_top_up, burn_nanousd, ensure, forget_minutes
 from mcpmeter.ledger.connection import default_ledger_path
 from mcpmeter.ledger.migrations import transaction
 from mcpmeter.ledger.rows import insert_key, read_keys, read_open_rows
 from mcpmeter.ledger.store import OnCommit
 from mcpmeter.ledger.writer import Answers, Errand, Opening, Settling, Writer, fail, resolve
-from mcpmeter.records import Call, Key, LedgerRow, Settlement
+from mcpmeter.records import Balance, Call, Claim, Key, LedgerRow, Settlement, TopUp
 
 __all__ = ["SqliteStore", "default_ledger_path"]
 
 _Result = TypeVar("_Result")
+
+KEPT_MINUTES_NS: Final = 3600 * 10**9
+"""How long the balance of a rate limit's minute is kept; a clock that steps back less far finds it again."""
 
 
 class SqliteStore:
@@ -58,7 +62,7 @@ class SqliteStore:
         await asyncio.shield(self._closing)
 
     def open(self, call: Call) -> asyncio.Future[None]:
-        """Write the open row; resolves when it is on disk. Fails with `RowRefused` or `LedgerUnavailable`."""
+        """Write the open row; resolves when it is on disk. Fails as `Store.open` says, or with `LedgerUnavailable`."""
         writer = self._accepting()
         future: asyncio.Future[None] = writer.loop.create_future()
         writer.queue.put(Opening(call, future))
@@ -95,6 +99,29 @@ class SqliteStore:
                 insert_key(db, key)
 
         await self._run(write, writes=True)
+
+    async def balances(self, claims: Sequence[Claim]) -> Sequence[Balance]:
+        """The balances of these claims, made where there are none; over minutes of rate limits are forgotten."""
+
+        def write(db: apsw.Connection) -> list[Balance]:
+            with transaction(db):
+                forget_minutes(db, time.time_ns() - KEPT_MINUTES_NS)
+                return ensure(db, claims)
+
+        return await self._run(write, writes=True)
+
+    async def burn_nanousd(self, claim: Claim, since_ns: int, until_ns: int) -> int:
+        """What budgets count for the calls of a claim's scope that started in [since, until)."""
+        return await self._run(lambda db: burn_nanousd(db, claim, since_ns, until_ns))
+
+    async def top_up(self, top_up: TopUp) -> int:
+        """Keep a top-up; returns the balance's whole credit. Raises `RowRefused` if its id is kept already."""
+
+        def write(db: apsw.Connection) -> int:
+            with transaction(db):
+                return add_top_up(db, top_up)
+
+        return await self._run(write, writes=True)
 
     async def probe(self) -> None:
         """Try a tiny durable write: `healthy` says afterwards how it went. Raises `LedgerUnavailable`."""

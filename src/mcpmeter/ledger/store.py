@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
 from mcpmeter.errors import ServiceFault
-from mcpmeter.records import Call, Key, LedgerRow, Settlement
+from mcpmeter.records import Balance, Call, Claim, Key, LedgerRow, Settlement, TopUp
 
 OnCommit = Callable[[int, float], None]
 """Told after each commit, on the event loop's thread: rows written, seconds taken."""
@@ -24,6 +24,18 @@ class RowRefused(ServiceFault):
     id = "row_refused"
 
 
+class ClaimRefused(ServiceFault):
+    """A balance has no room for what a call claims of it: nothing was written. Who made the claim says it in words."""
+
+    id = "claim_refused"
+
+    def __init__(self, claim: Claim, *, left: int) -> None:
+        super().__init__("A limit has no room for this call.")
+        self.claim = claim
+        self.left = left
+        """In the claim's unit; negative where more was spent than the limit allows."""
+
+
 class Store(Protocol):
     """A durable ledger of model calls. An awaitable resolves only when its row is on disk.
 
@@ -37,11 +49,17 @@ class Store(Protocol):
         """Commit what is queued and let go."""
 
     def open(self, call: Call) -> Awaitable[None]:
-        """Write the open row. Awaited before anything is sent upstream. `RowRefused` for one that cannot be kept."""
+        """Write the open row and reserve what the call claims, in one step. Awaited before anything is sent upstream.
+
+        `ClaimRefused` where a balance has no room: nothing is written. `RowRefused` for a row that cannot be kept.
+        """
 
     def settle(self, settlement: Settlement) -> Awaitable[None]:
-        """Settle the row of the same id. The same settlement twice leaves one row; another payload, or an id that was
-        never opened, raises `SettlementConflict`; a row that cannot be kept raises `RowRefused`."""
+        """Settle the row of the same id, and turn what it reserved into what it took, in one step.
+
+        The same settlement twice leaves one row and counts once; another payload, or an id that was never opened,
+        raises `SettlementConflict`; a row that cannot be kept raises `RowRefused`.
+        """
 
     async def left_open(self) -> Sequence[LedgerRow]:
         """Rows that an earlier life of the service opened and never settled."""
@@ -54,6 +72,15 @@ class Store(Protocol):
 
     async def add_key(self, key: Key) -> None:
         """Keep a new key."""
+
+    async def balances(self, claims: Sequence[Claim]) -> Sequence[Balance]:
+        """The balances of these claims, in their order; made, from the calls so far, where there are none."""
+
+    async def burn_nanousd(self, claim: Claim, since_ns: int, until_ns: int) -> int:
+        """What budgets count for the calls of a claim's scope that started in [since, until)."""
+
+    async def top_up(self, top_up: TopUp) -> int:
+        """Keep a top-up; returns the balance's whole credit. `RowRefused` if its id is kept already."""
 
     async def probe(self) -> None:
         """Try a tiny durable write, so that `healthy` can become true again without traffic."""

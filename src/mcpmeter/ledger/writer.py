@@ -15,10 +15,18 @@ import apsw
 import msgspec
 
 from mcpmeter.errors import LedgerNotUsable, LedgerUnavailable, MeterError
+from mcpmeter.ledger.balances import reserve, settle_claims
 from mcpmeter.ledger.connection import FileLock, open_for_writing
 from mcpmeter.ledger.migrations import transaction
-from mcpmeter.ledger.rows import OPEN_SQL, SETTLE_SQL, open_values, settle_one, settled_values
-from mcpmeter.ledger.store import RowRefused, SettlementConflict
+from mcpmeter.ledger.rows import (
+    OPEN_SQL,
+    SETTLE_RETURNING_SQL,
+    SETTLE_SQL,
+    open_values,
+    settle_one,
+    settled_values,
+)
+from mcpmeter.ledger.store import ClaimRefused, RowRefused, SettlementConflict
 from mcpmeter.records import Call, Settlement
 
 MOST_ROWS: Final = 2_000
@@ -79,6 +87,7 @@ class Writer:
         self._on_answers = on_answers
         self._lock = FileLock(path)
         self._inode = 0
+        self._keeps_balances = False
         self._started: asyncio.Future[None] = loop.create_future()
         self._thread = threading.Thread(target=self._run, name="mcpmeter-ledger", daemon=True)
 
@@ -106,6 +115,7 @@ class Writer:
         self._lock.take()
         db = open_for_writing(self._path)
         self._inode = self._path.stat().st_ino
+        self._keeps_balances = _has_balances(db)
         return db
 
     def _work(self, db: apsw.Connection) -> Errand:
@@ -133,7 +143,8 @@ class Writer:
         rows: list[Row] = [*opens, *settles]
         try:
             self._require_same_file()
-            failed = _write_together(db, opens, settles)
+            self._keeps_balances = self._keeps_balances or any(row.call.claims for row in opens)
+            failed = _write_together(db, opens, settles, keeps_balances=self._keeps_balances)
             if failed is None:
                 failed = _write_one_by_one(db, rows)
         except Exception as error:  # the thread outlives every error, and each waiter hears of it
@@ -166,6 +177,7 @@ class Writer:
             self._tell(fail, errand.future, _unavailable(error))
         else:
             self.healthy = self.healthy or errand.writes
+            self._keeps_balances = self._keeps_balances or (errand.writes and _has_balances(db))
             self._tell(resolve, errand.future, result)
 
     def _require_same_file(self) -> None:
@@ -203,22 +215,55 @@ def fail(future: asyncio.Future[Any], error: Exception) -> None:
         future.set_exception(error)
 
 
+def _has_balances(db: apsw.Connection) -> bool:
+    return db.execute("SELECT 1 FROM balances LIMIT 1").fetchone() is not None
+
+
 def _write_together(
-    db: apsw.Connection, opens: list[Opening], settles: list[Settling]
+    db: apsw.Connection, opens: list[Opening], settles: list[Settling], *, keeps_balances: bool
 ) -> list[tuple[Row, MeterError]] | None:
-    """The usual case: one transaction, two statements. None, and nothing written, if any row is not as it should be."""
+    """The usual case: one transaction, two statements. None, and nothing written, if any row is not as it should be.
+
+    A call that a balance has no room for is no such case: it is told so, and the others are written.
+    """
+    refused: list[tuple[Row, MeterError]] = []
     try:
         with transaction(db):
+            if keeps_balances:
+                opens = _admitted(db, opens, refused)
             if opens:
                 db.executemany(OPEN_SQL, [open_values(row.call) for row in opens])
-            before = db.total_changes()
             if settles:
-                db.executemany(SETTLE_SQL, [settled_values(row.settlement) for row in settles])
-            if db.total_changes() - before != len(settles):
-                raise _SomeNotSettled
+                _settle_together(db, settles, keeps_balances=keeps_balances)
     except (_SomeNotSettled, *ROW_FAULTS):
         return None
-    return []
+    return refused
+
+
+def _admitted(db: apsw.Connection, opens: list[Opening], refused: list[tuple[Row, MeterError]]) -> list[Opening]:
+    admitted = []
+    for row in opens:
+        refusal = reserve(db, row.call) if row.call.claims else None
+        if refusal is None:
+            admitted.append(row)
+        else:
+            refused.append((row, refusal))
+    return admitted
+
+
+def _settle_together(db: apsw.Connection, settles: list[Settling], *, keeps_balances: bool) -> None:
+    values = [settled_values(row.settlement) for row in settles]
+    if not keeps_balances:
+        before = db.total_changes()
+        db.executemany(SETTLE_SQL, values)
+        if db.total_changes() - before != len(settles):
+            raise _SomeNotSettled
+        return
+    kept = db.executemany(SETTLE_RETURNING_SQL, values).fetchall()
+    if len(kept) != len(settles):
+        raise _SomeNotSettled
+    for row, (claims,) in zip(settles, kept, strict=True):
+        settle_claims(db, str(claims), row.settlement)
 
 
 def _write_one_by_one(db: apsw.Connection, rows: list[Row]) -> list[tuple[Row, MeterError]]:
@@ -228,12 +273,14 @@ def _write_one_by_one(db: apsw.Connection, rows: list[Row]) -> list[tuple[Row, M
         for row in rows:
             db.execute("SAVEPOINT one")
             try:
-                if isinstance(row, Opening):
-                    db.execute(OPEN_SQL, open_values(row.call))
+                if isinstance(row, Settling):
+                    settle_one(db, row.settlement)
+                elif refusal := reserve(db, row.call):
+                    raise refusal
                 else:
-                    settle_one(db, settled_values(row.settlement))
-            except SettlementConflict as conflict:
-                failed.append((row, conflict))
+                    db.execute(OPEN_SQL, open_values(row.call))
+            except (SettlementConflict, ClaimRefused) as refusal:
+                failed.append((row, refusal))
             except ROW_FAULTS as error:
                 db.execute("ROLLBACK TO one")
                 failed.append((row, _refusal(error)))

@@ -1,0 +1,44 @@
+"""What a row keeps of a call's claims, and what a settled call took of a limit: the same for every engine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from mcpmeter.records import Call, Settlement, Unit
+
+KeptClaim = tuple[str, int, Unit, int]
+"""A claim as a row keeps it: balance, period's start, unit, amount."""
+
+_decoder = msgspec.json.Decoder(list[KeptClaim])
+
+
+def kept_claims(call: Call) -> str:
+    """The claims of a call as its row keeps them: a JSON array, or empty."""
+    if not call.claims:
+        return ""
+    return write_claims([(claim.balance, claim.period_start_ns, claim.unit, claim.amount) for claim in call.claims])
+
+
+def write_claims(claims: Sequence[KeptClaim]) -> str:
+    """Claims as a row keeps them."""
+    return msgspec.json.encode(claims).decode()
+
+
+def read_claims(kept: str) -> list[KeptClaim]:
+    """Claims from a row."""
+    return _decoder.decode(kept) if kept else []
+
+
+def amount_taken(unit: Unit, settlement: Settlement) -> int:
+    """What a settled call took of a limit that counts in `unit`."""
+    match unit:
+        case "requests":
+            return 1
+        case "tokens":
+            usage = settlement.usage
+            return usage.prompt_tokens + usage.completion_tokens if usage else 0
+        case _:
+            charge = settlement.charge
+            return charge.nanousd + charge.fallback_nanousd if charge else 0
