@@ -59,11 +59,12 @@ trials: $(DEV_STAMP) ## the long trials in full; writes docs/reliability.md
 	@PATH="$$PATH:/usr/sbin" MCPMETER_TRIALS=full MCPMETER_TRIALS_REPORT=docs/reliability.md \
 	  $(BIN)/python -m pytest -m trial -o timeout=3600 $(ARGS)
 
-docs: $(DEV_STAMP) ## write the generated pages of docs/ anew: settings, metrics, errors, commands
+docs: $(DEV_STAMP) ## write deploy/ and the generated pages of docs/ anew: settings, metrics, errors, commands
 	@$(BIN)/python -m mcpmeter.config.reference >docs/configuration.md
 	@$(BIN)/python -m mcpmeter.catalog.reference >docs/metrics.md
 	@$(BIN)/python -m mcpmeter.cli._reference errors >docs/errors.md
 	@$(BIN)/python -m mcpmeter.cli._reference cli >docs/cli.md
+	@rm -rf deploy && $(BIN)/mcpmeter monitoring write deploy --config examples/monitoring.yaml
 
 constraints: $(VENV_STAMP) ## write constraints.txt anew: the newest versions that fit pyproject.toml
 	@echo "mcpmeter: resolving every extra in a fresh environment (about a minute)"

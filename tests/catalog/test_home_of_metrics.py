@@ -80,7 +80,7 @@ def test_no_other_file_spells_a_metrics_name_as_a_value() -> None:
 
 
 def test_a_name_in_a_text_for_people_is_one_of_the_catalog() -> None:
-    known = {row.name for row in ALL}
+    known = {row.name for row in ALL} | {"mcp_cost_usd"}  # the guide's name, which a recording rule keeps answering
     mentioned = {
         name
         for tree in TREES.values()

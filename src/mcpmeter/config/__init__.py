@@ -1,6 +1,6 @@
 """The one strict settings tree: read from a YAML file or from the environment, every fault named with its line."""
 
-from mcpmeter.config.loading import find_file, load
+from mcpmeter.config.loading import find_file, load, load_monitoring
 from mcpmeter.config.prices import price_book
 from mcpmeter.config.rules import is_loopback, refuse_open_bind
 from mcpmeter.config.settings import (
@@ -32,6 +32,7 @@ __all__ = [
     "find_file",
     "is_loopback",
     "load",
+    "load_monitoring",
     "price_book",
     "refuse_open_bind",
 ]

@@ -10,9 +10,11 @@ from pydantic import SecretStr, ValidationError
 
 from mcpmeter.config.document import MAX_BYTES, Document, Value, read_document
 from mcpmeter.config.faults import Fault, Where, from_validation, raise_for
+from mcpmeter.config.fields import sendable
 from mcpmeter.config.rules import broken_rules, routing_faults
-from mcpmeter.config.settings import ProviderSettings, Settings, sendable
+from mcpmeter.config.settings import ProviderSettings, Settings
 from mcpmeter.errors import ConfigInvalid
+from mcpmeter.monitoring import MonitoringOptions
 from mcpmeter.relay.providers import Provider, load_providers
 
 DEFAULT_FILE: Final = "mcpmeter.yaml"
@@ -37,6 +39,22 @@ def load(path: Path | None, environ: Mapping[str, str], builtin: Mapping[str, Pr
     settings = Settings(providers=_providers_in(environ, known)) if path is None else _from_file(path, environ, known)
     settings._source = "environment" if path is None else str(path)
     return settings
+
+
+def load_monitoring(path: Path | None, environ: Mapping[str, str]) -> MonitoringOptions:
+    """The `monitoring:` section alone: whoever writes rules has no providers' keys, and needs none.
+
+    Raises ConfigInvalid with one line for each of its faults.
+    """
+    if path is None:
+        return Settings().monitoring.options()
+    document = read_document(_content(path), environ)
+    own = [fault for fault in document.faults if not fault.where or fault.where[0] == "monitoring"]
+    data = document.data if isinstance(document.data, dict) else {}
+    section = {name: value for name, value in data.items() if name == "monitoring"}
+    settings, faults = _validated(Document(section, document.lines, own), path.parent)
+    raise_for(faults, str(path), document.lines)
+    return settings.monitoring.options()
 
 
 def _from_file(path: Path, environ: Mapping[str, str], known: Mapping[str, Provider]) -> Settings:

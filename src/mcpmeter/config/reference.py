@@ -95,6 +95,8 @@ def _kind(annotation: Any) -> str:
         return " or ".join(f"`{value}`" for value in inner)
     if get_origin(annotation) is tuple:
         return f"list of {_kind(inner[0])}"
+    if get_origin(annotation) is Mapping:
+        return "mapping"
     if annotation in KINDS:
         return KINDS[annotation]
     return _kind(inner[0])

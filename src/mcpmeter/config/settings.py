@@ -3,177 +3,49 @@
 from __future__ import annotations
 
 import hashlib
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from decimal import Decimal
-from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Literal
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
     Field,
     PrivateAttr,
-    SecretStr,
-    ValidationInfo,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
 
-from mcpmeter.access.keys import weakness_of
+from mcpmeter.config.fields import (
+    AliasTarget,
+    ApiKey,
+    BaseUrl,
+    Bytes,
+    FilePath,
+    Host,
+    Milliseconds,
+    ModelName,
+    Name,
+    Port,
+    Rate,
+    Seconds,
+    Secret,
+    Section,
+    Sha256,
+    Share,
+    Switch,
+    TeamName,
+    Weight,
+    Whole,
+    matching,
+    must,
+    setting,
+    some,
+)
+from mcpmeter.config.monitoring import MonitoringSettings
 from mcpmeter.errors import ConfigInvalid
 from mcpmeter.relay.failover.options import CircuitOptions, RetryOptions
-from mcpmeter.relay.providers import Provider, base_url_fault, load_providers
+from mcpmeter.relay.providers import Provider, load_providers
 from mcpmeter.relay.routing import RouteRule, Routing, RuleUpstream, Upstream
 from mcpmeter.relay.upstream import Timeouts
-
-
-def _must(sentence: str) -> PydanticCustomError:
-    # The sentence goes in by context: pydantic would read braces in it as places to fill.
-    return PydanticCustomError("must", "{sentence}", {"sentence": sentence})
-
-
-def _whole(value: object) -> int:
-    if isinstance(value, str) and re.fullmatch(r"[0-9]{1,18}", value):
-        return int(value)
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise _must("must be a whole number")
-    return value
-
-
-def _switch(value: object) -> bool:
-    if not isinstance(value, bool):
-        raise _must("must be true or false")
-    return value
-
-
-def _decimal(value: object) -> Decimal:
-    if isinstance(value, str) and re.fullmatch(r"[0-9]{1,18}(\.[0-9]{1,18})?", value):
-        return Decimal(value)
-    if isinstance(value, bool) or not isinstance(value, int | Decimal):
-        raise _must("must be a number in plain decimal")
-    return Decimal(value)
-
-
-def _seconds(value: object) -> float:
-    return value if isinstance(value, float) else float(_decimal(value))
-
-
-def _matching(pattern: str, sentence: str) -> Callable[[str], str]:
-    compiled = re.compile(pattern)
-
-    def check(text: str) -> str:
-        if not compiled.fullmatch(text):
-            raise _must(sentence)
-        return text
-
-    return check
-
-
-def _some(items: tuple[Any, ...]) -> tuple[Any, ...]:
-    if not items:
-        raise _must("must not be empty")
-    return items
-
-
-def _label(text: str) -> str:
-    if text == "other":
-        raise _must("must not be 'other': that is the label of what has no name")
-    return text
-
-
-def _base_url(text: str) -> str:
-    if fault := base_url_fault(text):
-        raise _must(fault)
-    return text.rstrip("/")
-
-
-def sendable(key: str) -> bool:
-    """Whether a key can stand in a header: printable ASCII, no blanks."""
-    return key.isascii() and key.isprintable() and bool(key) and " " not in key
-
-
-def _sendable_secret(secret: SecretStr) -> SecretStr:
-    if not sendable(secret.get_secret_value()):
-        raise _must("must be printable ASCII without blanks, and not empty")
-    return secret
-
-
-def _strong_secret(secret: SecretStr) -> SecretStr:
-    if weakness := weakness_of(secret.get_secret_value()):
-        raise _must(f"{weakness}; `openssl rand -hex 32` makes a good one")
-    return secret
-
-
-def _path(path: Path, info: ValidationInfo) -> Path:
-    folder = info.context.get("folder") if info.context else None
-    try:
-        path = path.expanduser()
-    except RuntimeError:
-        raise _must("names the home of a user who is not known here") from None
-    if not str(path).isprintable():
-        raise _must("holds a character that no path should have")
-    return folder / path if folder else path
-
-
-NAME_PATTERN: Final = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
-
-Whole = Annotated[int, BeforeValidator(_whole)]
-Switch = Annotated[bool, BeforeValidator(_switch)]
-Port = Annotated[int, BeforeValidator(_whole), Field(ge=0, le=65535)]
-Bytes = Annotated[int, BeforeValidator(_whole), Field(ge=1024, le=1 << 40)]
-Seconds = Annotated[float, BeforeValidator(_seconds), Field(ge=0.01, le=86400, allow_inf_nan=False)]
-Milliseconds = Annotated[int, BeforeValidator(_whole), Field(ge=1, le=600_000)]
-Weight = Annotated[int, BeforeValidator(_whole), Field(ge=1, le=1000)]
-Share = Annotated[Decimal, BeforeValidator(_decimal), Field(ge=0, le=1, allow_inf_nan=False)]
-Rate = Annotated[Decimal, BeforeValidator(_decimal), Field(gt=0, allow_inf_nan=False)]
-Host = Annotated[
-    str,
-    AfterValidator(
-        _matching(r"[A-Za-z0-9:._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\]", "must be an IP address or a host name")
-    ),
-]
-Name = Annotated[
-    str,
-    AfterValidator(
-        _matching(NAME_PATTERN, "must be 1 to 64 letters, digits, '.', '_' or '-', a letter or digit first")
-    ),
-    AfterValidator(_label),
-]
-TeamName = Annotated[
-    str,
-    AfterValidator(
-        _matching(
-            r"\w([\w .@+-]{0,62}\w)?", "must be 1 to 64 letters, digits, blanks or any of '.@+-_', no blank at an end"
-        )
-    ),
-    AfterValidator(_label),
-]
-ModelName = Annotated[
-    str, AfterValidator(_matching(r"[!-~]{1,200}", "must be 1 to 200 printable characters, no blanks"))
-]
-AliasTarget = Annotated[
-    str,
-    AfterValidator(_matching(rf"{NAME_PATTERN}/[!-~]{{1,200}}", "must be 'provider/model', one of 'providers' first")),
-]
-BaseUrl = Annotated[str, AfterValidator(_base_url)]
-ApiKey = Annotated[SecretStr, AfterValidator(_sendable_secret)]
-Secret = Annotated[SecretStr, AfterValidator(_strong_secret)]
-Sha256 = Annotated[str, AfterValidator(_matching(r"[0-9a-f]{64}", "must be a SHA-256: 64 hex digits in lower case"))]
-FilePath = Annotated[Path, AfterValidator(_path)]
-
-
-def setting(default: Any = ..., *, help: str, example: Any) -> Any:
-    """A field of the tree: what it is for and an example, without which the reference would have a hole."""
-    return Field(default=default, description=help, examples=[example])
-
-
-class Section(BaseModel):
-    """What all parts of the tree share: unknown keys are errors, nothing changes, no input is repeated in an error."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
 
 class ServerSettings(Section):
@@ -375,17 +247,17 @@ class RouteUpstreamSettings(Section):
         if isinstance(value, str):
             return {"name": value}
         if not isinstance(value, dict | RouteUpstreamSettings):
-            raise _must("must be the provider's name, or a mapping with 'name'")
+            raise must("must be the provider's name, or a mapping with 'name'")
         return value
 
 
 class RouteSettings(Section):
     """Models that several providers serve in each other's place. The first route that covers a model counts."""
 
-    models: Annotated[tuple[ModelName, ...], AfterValidator(_some)] = setting(
+    models: Annotated[tuple[ModelName, ...], AfterValidator(some)] = setting(
         help="The models: exact names or globs.", example=["gpt-4.1", "gpt-4.1-*"]
     )
-    upstreams: Annotated[tuple[RouteUpstreamSettings, ...], AfterValidator(_some)] = setting(
+    upstreams: Annotated[tuple[RouteUpstreamSettings, ...], AfterValidator(some)] = setting(
         help="Providers, in the order in which they are asked.", example=["openai", "holysheep"]
     )
     mode: Literal["ordered", "weighted"] = setting(
@@ -418,7 +290,7 @@ class TeamSettings(Section):
         if isinstance(value, str):
             return {"name": value}
         if not isinstance(value, dict | TeamSettings):
-            raise _must("must be the team's name, in quotes")
+            raise must("must be the team's name, in quotes")
         return value
 
 
@@ -435,7 +307,7 @@ class KeySettings(Section):
     @model_validator(mode="after")
     def _one_of_two(self) -> KeySettings:
         if (self.secret is None) == (self.sha256 is None):
-            raise _must("needs 'secret' or 'sha256', one of them")
+            raise must("needs 'secret' or 'sha256', one of them")
         return self
 
     @property
@@ -449,9 +321,9 @@ class KeySettings(Section):
 class CurrencySettings(Section):
     """A second currency to show amounts in; the books stay in USD."""
 
-    code: Annotated[
-        str, AfterValidator(_matching(r"[A-Z]{3}", "must be three capital letters, as ISO 4217 has it"))
-    ] = setting(help="ISO 4217 code.", example="CNY")
+    code: Annotated[str, AfterValidator(matching(r"[A-Z]{3}", "must be three capital letters, as ISO 4217 has it"))] = (
+        setting(help="ISO 4217 code.", example="CNY")
+    )
     rate: Rate = setting(help="How many units one USD is.", example=Decimal("7.2"))
 
 
@@ -497,6 +369,9 @@ class Settings(Section):
         (), help="Callers' keys.", example=[{"name": "backend", "team": "search", "secret": "${SEARCH_KEY}"}]
     )
     pricing: PricingSettings = setting(PricingSettings(), help="Prices.", example={"files": ["prices/ours.toml"]})
+    monitoring: MonitoringSettings = setting(
+        MonitoringSettings(), help="What rules, routes and dashboards are made from.", example={"region": "eu-west-1"}
+    )
 
     _source: str = PrivateAttr(default="defaults")
 

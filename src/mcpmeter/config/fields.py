@@ -1,0 +1,157 @@
+"""What the sections of the settings tree are made of: kinds of values with a sentence for each fault, and `Section`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from decimal import Decimal
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationInfo
+from pydantic_core import PydanticCustomError
+
+from mcpmeter.access.keys import weakness_of
+from mcpmeter.relay.providers import base_url_fault
+
+
+def must(sentence: str) -> PydanticCustomError:
+    # The sentence goes in by context: pydantic would read braces in it as places to fill.
+    return PydanticCustomError("must", "{sentence}", {"sentence": sentence})
+
+
+def _whole(value: object) -> int:
+    if isinstance(value, str) and re.fullmatch(r"[0-9]{1,18}", value):
+        return int(value)
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise must("must be a whole number")
+    return value
+
+
+def _switch(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise must("must be true or false")
+    return value
+
+
+def decimal(value: object) -> Decimal:
+    if isinstance(value, str) and re.fullmatch(r"[0-9]{1,18}(\.[0-9]{1,18})?", value):
+        return Decimal(value)
+    if isinstance(value, bool) or not isinstance(value, int | Decimal):
+        raise must("must be a number in plain decimal")
+    return Decimal(value)
+
+
+def _seconds(value: object) -> float:
+    return value if isinstance(value, float) else float(decimal(value))
+
+
+def matching(pattern: str, sentence: str) -> Callable[[str], str]:
+    compiled = re.compile(pattern)
+
+    def check(text: str) -> str:
+        if not compiled.fullmatch(text):
+            raise must(sentence)
+        return text
+
+    return check
+
+
+def some(items: tuple[Any, ...]) -> tuple[Any, ...]:
+    if not items:
+        raise must("must not be empty")
+    return items
+
+
+def _label(text: str) -> str:
+    if text == "other":
+        raise must("must not be 'other': that is the label of what has no name")
+    return text
+
+
+def _base_url(text: str) -> str:
+    if fault := base_url_fault(text):
+        raise must(fault)
+    return text.rstrip("/")
+
+
+def sendable(key: str) -> bool:
+    """Whether a key can stand in a header: printable ASCII, no blanks."""
+    return key.isascii() and key.isprintable() and bool(key) and " " not in key
+
+
+def _sendable_secret(secret: SecretStr) -> SecretStr:
+    if not sendable(secret.get_secret_value()):
+        raise must("must be printable ASCII without blanks, and not empty")
+    return secret
+
+
+def _strong_secret(secret: SecretStr) -> SecretStr:
+    if weakness := weakness_of(secret.get_secret_value()):
+        raise must(f"{weakness}; `openssl rand -hex 32` makes a good one")
+    return secret
+
+
+def _path(path: Path, info: ValidationInfo) -> Path:
+    folder = info.context.get("folder") if info.context else None
+    try:
+        path = path.expanduser()
+    except RuntimeError:
+        raise must("names the home of a user who is not known here") from None
+    if not str(path).isprintable():
+        raise must("holds a character that no path should have")
+    return folder / path if folder else path
+
+
+NAME_PATTERN: Final = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
+
+Whole = Annotated[int, BeforeValidator(_whole)]
+Switch = Annotated[bool, BeforeValidator(_switch)]
+Port = Annotated[int, BeforeValidator(_whole), Field(ge=0, le=65535)]
+Bytes = Annotated[int, BeforeValidator(_whole), Field(ge=1024, le=1 << 40)]
+Seconds = Annotated[float, BeforeValidator(_seconds), Field(ge=0.01, le=86400, allow_inf_nan=False)]
+Milliseconds = Annotated[int, BeforeValidator(_whole), Field(ge=1, le=600_000)]
+Weight = Annotated[int, BeforeValidator(_whole), Field(ge=1, le=1000)]
+Share = Annotated[Decimal, BeforeValidator(decimal), Field(ge=0, le=1, allow_inf_nan=False)]
+Rate = Annotated[Decimal, BeforeValidator(decimal), Field(gt=0, allow_inf_nan=False)]
+Host = Annotated[
+    str,
+    AfterValidator(matching(r"[A-Za-z0-9:._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\]", "must be an IP address or a host name")),
+]
+Name = Annotated[
+    str,
+    AfterValidator(matching(NAME_PATTERN, "must be 1 to 64 letters, digits, '.', '_' or '-', a letter or digit first")),
+    AfterValidator(_label),
+]
+TeamName = Annotated[
+    str,
+    AfterValidator(
+        matching(
+            r"\w([\w .@+-]{0,62}\w)?", "must be 1 to 64 letters, digits, blanks or any of '.@+-_', no blank at an end"
+        )
+    ),
+    AfterValidator(_label),
+]
+ModelName = Annotated[
+    str, AfterValidator(matching(r"[!-~]{1,200}", "must be 1 to 200 printable characters, no blanks"))
+]
+AliasTarget = Annotated[
+    str,
+    AfterValidator(matching(rf"{NAME_PATTERN}/[!-~]{{1,200}}", "must be 'provider/model', one of 'providers' first")),
+]
+BaseUrl = Annotated[str, AfterValidator(_base_url)]
+ApiKey = Annotated[SecretStr, AfterValidator(_sendable_secret)]
+Secret = Annotated[SecretStr, AfterValidator(_strong_secret)]
+Sha256 = Annotated[str, AfterValidator(matching(r"[0-9a-f]{64}", "must be a SHA-256: 64 hex digits in lower case"))]
+FilePath = Annotated[Path, AfterValidator(_path)]
+
+
+def setting(default: Any = ..., *, help: str, example: Any) -> Any:
+    """A field of the tree: what it is for and an example, without which the reference would have a hole."""
+    return Field(default=default, description=help, examples=[example])
+
+
+class Section(BaseModel):
+    """What all parts of the tree share: unknown keys are errors, nothing changes, no input is repeated in an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)

@@ -1,0 +1,65 @@
+"""Prometheus's rule files: recording rules and alerts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+from mcpmeter.monitoring.alert import Alert, Rule
+from mcpmeter.monitoring.alerts import alerts
+from mcpmeter.monitoring.options import MonitoringOptions
+from mcpmeter.monitoring.queries import Queries
+from mcpmeter.monitoring.recording import recording_groups
+from mcpmeter.monitoring.render._yaml import to_yaml
+
+RECORDING: Final = "prometheus/rules/mcpmeter-recording.yml"
+ALERTS: Final = "prometheus/rules/mcpmeter-alerts.yml"
+
+
+def render(options: MonitoringOptions) -> Mapping[str, str]:
+    """Both files."""
+    return {
+        RECORDING: to_yaml({"groups": recording_rule_groups(options)}),
+        ALERTS: to_yaml({"groups": alert_rule_groups(options)}),
+    }
+
+
+def recording_rule_groups(options: MonitoringOptions) -> list[dict[str, Any]]:
+    """As Prometheus and the operator's PrometheusRule take them."""
+    return [
+        {"name": group.name, "rules": [{"record": rule.record, "expr": rule.expr} for rule in group.rules]}
+        for group in recording_groups(options)
+    ]
+
+
+def alert_rule_groups(options: MonitoringOptions) -> list[dict[str, Any]]:
+    """As Prometheus and the operator's PrometheusRule take them, a group for each area."""
+    q, groups = Queries(options), dict[str, list[dict[str, Any]]]()
+    for alert in alerts(options):
+        groups.setdefault(alert.area, []).extend(_rules(q, alert))
+    return [{"name": f"mcpmeter.alerts.{area}", "rules": rules} for area, rules in sorted(groups.items())]
+
+
+def _rules(q: Queries, alert: Alert) -> Iterator[dict[str, Any]]:
+    for rule in alert.rules:
+        yield {
+            "alert": alert.name,
+            "expr": rule.expr,
+            **({"for": q.span(rule.hold)} if rule.hold else {}),
+            "labels": rule_labels(alert, rule),
+            "annotations": words(q.options, alert),
+        }
+
+
+def rule_labels(alert: Alert, rule: Rule) -> dict[str, str]:
+    """What routes go by, beside the labels of the series."""
+    return {"severity": rule.severity, "area": alert.area, **rule.labels}
+
+
+def words(options: MonitoringOptions, alert: Alert) -> dict[str, str]:
+    """What a person reads."""
+    return {
+        "summary": alert.summary,
+        "description": alert.description,
+        "runbook_url": f"{options.runbook_url.rstrip('/')}/{alert.name}.md",
+    }
