@@ -29,8 +29,8 @@ EVERY = all_errors()
 
 # Ids are a promise: programs match on them. One may be added, none may go or change.
 IDS = {
-    "validation_error", "invalid_request", "body_too_large", "headers_too_large", "route_not_found",
-    "method_not_allowed",
+    "validation_error", "invalid_request", "body_too_large", "body_too_slow", "headers_too_large",
+    "route_not_found", "method_not_allowed",
     "not_authenticated", "not_allowed", "rate_limited", "budget_exhausted", "caller_gone",
     "upstream_fault", "upstream_refused_account", "upstream_answered_garbage", "upstream_answer_too_large",
     "upstream_broke", "upstream_unreachable", "upstream_timed_out", "upstream_rate_limited",
@@ -45,6 +45,7 @@ MAPPING = {
     "validation_error": (400, -32600, "validation_error", "client"),
     "invalid_request": (400, -32602, "validation_error", "client"),
     "body_too_large": (413, -32602, "validation_error", "client"),
+    "body_too_slow": (408, -32602, "validation_error", "client"),
     "headers_too_large": (431, -32602, "validation_error", "client"),
     "route_not_found": (404, -32601, "validation_error", "client"),
     "method_not_allowed": (405, -32601, "validation_error", "client"),

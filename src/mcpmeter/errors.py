@@ -4,6 +4,7 @@ MeterError
 ├── CallerError                        the caller can mend it
 │   ├── InvalidRequest           400   validation_error
 │   │   ├── BodyTooLarge         413
+│   │   ├── BodyTooSlow          408
 │   │   ├── HeadersTooLarge      431
 │   │   ├── RouteNotFound        404
 │   │   └── MethodNotAllowed     405
@@ -102,6 +103,13 @@ class BodyTooLarge(InvalidRequest):
 
     id = "body_too_large"
     http_status = 413
+
+
+class BodyTooSlow(InvalidRequest):
+    """The body did not arrive in time."""
+
+    id = "body_too_slow"
+    http_status = 408
 
 
 class HeadersTooLarge(InvalidRequest):

@@ -51,6 +51,13 @@ def by_team(address: str, metric: str) -> dict[str, float]:
     return totals
 
 
+def requests_at(address: str, endpoint: str) -> float:
+    with urllib.request.urlopen(f"{address}/metrics", timeout=20) as answer:
+        families = text_string_to_metric_families(answer.read().decode())
+        samples = [sample for family in families for sample in family.samples if sample.name == "mcp_requests_total"]
+    return sum(sample.value for sample in samples if sample.labels["endpoint"] == endpoint)
+
+
 def eventually(what, *, holds):
     """Look until it holds; returns what was seen."""
     deadline = time.monotonic() + SECONDS_TO_SEE_NUMBERS
@@ -86,6 +93,7 @@ class TestDemo:
         running, address = demo("--folder", tmp_path / "kept")
         told = running.says(r"mcpmeter (report --ledger \S+ --by team --by model)")[1]
         eventually(lambda: by_team(address, "mcp_tokens_total"), holds=lambda seen: len(seen) >= 3)
+        eventually(lambda: requests_at(address, "/v1/embeddings"), holds=lambda seen: seen >= 1)
         reported = run(*told.split())
         assert (reported.code, reported.stderr) == (0, "")
         assert {"search", "support", "research"} <= set(reported.stdout.split())

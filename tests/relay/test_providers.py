@@ -82,6 +82,12 @@ def test_the_order_is_the_contracts_and_generic_comes_last() -> None:
             "https://generativelanguage.googleapis.com/v1beta/models/a%2Fb:generateContent",
             "x-goog-api-key",
         ),
+        (
+            "gemini",
+            "batch_embed_contents",
+            "https://generativelanguage.googleapis.com/v1beta/models/a%2Fb:batchEmbedContents",
+            "x-goog-api-key",
+        ),
         ("openai", "responses", "https://api.openai.com/v1/responses", "authorization"),
         ("groq", "chat", "https://api.groq.com/openai/v1/chat/completions", "authorization"),
         ("openrouter", "chat", "https://openrouter.ai/api/v1/chat/completions", "authorization"),

@@ -48,9 +48,15 @@ DIALECTS = {
     "/v1/messages": "anthropic_messages",
     "/v1/messages/count_tokens": "anthropic_count_tokens",
     **{
-        f"/{version}/models/{{model}}:{action}": "gemini_generate"
+        f"/{version}/models/{{model}}:{action}": dialect
         for version in ("v1", "v1beta")
-        for action in ("generateContent", "streamGenerateContent")
+        for action, dialect in (
+            ("generateContent", "gemini_generate"),
+            ("streamGenerateContent", "gemini_generate"),
+            ("countTokens", "gemini_count_tokens"),
+            ("embedContent", "gemini_embeddings"),
+            ("batchEmbedContents", "gemini_embeddings"),
+        )
     },
 }
 """The relay's routes by the names that the simulator's books have for them."""

@@ -24,6 +24,8 @@ def ask_everything(to, number):
         to.anthropic.messages.count_tokens(model=MODELS[1], messages=asked),
         to.gemini.models.generate_content(model=MODELS[2], contents=text),
         list(to.gemini.models.generate_content_stream(model=MODELS[2], contents=text)),
+        to.gemini.models.count_tokens(model=MODELS[2], contents=text),
+        to.gemini.models.embed_content(model="gemini-embedding-2", contents=text),
     ]
 
 

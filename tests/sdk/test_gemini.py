@@ -1,4 +1,4 @@
-"""Google's SDK: generateContent and its stream, functions, JSON, system instructions, thoughts, chats."""
+"""Google's SDK: content and its stream, functions, JSON, system instructions, thoughts, chats, counts, embeddings."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import json
 
 import pytest
-from google.genai import types
+from google.genai import errors, types
 from pydantic import BaseModel
 
 MODEL = "gemini-2.5-flash"
@@ -169,6 +169,46 @@ def test_a_refusal(arm):
         lambda to: to.gemini.models.generate_content(model=MODEL, contents="[[simulate refusal=true]] No?")
     )
     assert answer.candidates[0].finish_reason == types.FinishReason.SAFETY
+
+
+@pytest.mark.parametrize("given", ["Count this", ["One", "Two"]], ids=["a text", "contents"])
+def test_tokens_are_counted_and_cost_nothing(arm, given):
+    model = f"gemini-counts-{len(given)}-{arm.name}"
+    counted = arm.run(lambda to: to.gemini.models.count_tokens(model=model, contents=given))
+    assert counted.total_tokens > 0
+    row = arm.row_of(model)
+    if row is not None:
+        assert (row.operation, row.outcome, row.token_source) == ("count_tokens", "ok", "reported")
+        assert (row.prompt_tokens, row.completion_tokens, row.cost_nanousd) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("given", ["Embed this", ["One", "Two", "Three"]], ids=["a text", "a batch"])
+def test_embeddings(arm, given):
+    options = types.EmbedContentConfig(output_dimensionality=8, task_type="RETRIEVAL_QUERY")
+    model = f"gemini-embedding-001-{len(given)}-{arm.name}"  # the SDK batches contents for this family alone
+    answer = arm.run(lambda to: to.gemini.models.embed_content(model=model, contents=given, config=options))
+    assert [len(embedding.values) for embedding in answer.embeddings] == [8] * (1 if isinstance(given, str) else 3)
+    row = arm.row_of(model)
+    if row is not None:
+        told = answer.usage_metadata.prompt_token_count
+        assert (row.operation, row.token_source, row.prompt_tokens) == ("embeddings", "reported", told)
+        assert row.completion_tokens == 0
+
+
+def test_an_embedding_whose_price_is_known_is_charged(arm):
+    embed = {"model": "gemini-embedding-001", "contents": "word " * 4000}
+    answer = arm.run(lambda to: to.gemini.models.embed_content(**embed))
+    row = arm.row_of("gemini-embedding-001")
+    if row is not None:
+        assert row.cost_source == "listed"
+        # $0.15 per million tokens
+        assert row.cost_nanousd == answer.usage_metadata.prompt_token_count * 150
+
+
+def test_an_embedding_that_is_refused_raises_what_it_does_directly(arm):
+    text = "[[simulate status=404]] No"
+    error = arm.run(lambda to: to.gemini.models.embed_content(model="gemini-embeds-no", contents=text))
+    assert (type(error), error.code) == (errors.ClientError, 404)
 
 
 def test_the_older_version_of_the_api(arm):

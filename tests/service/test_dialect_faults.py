@@ -523,7 +523,7 @@ async def test_what_is_no_request_is_refused_in_the_dialects_words(relay, speake
 
 
 @pytest.mark.parametrize("version", ["v1", "v1beta"])
-@pytest.mark.parametrize("action", ["countTokens", "embedContent", "predict", "generatecontent", ""])
+@pytest.mark.parametrize("action", ["computeTokens", "batchGenerateContent", "predict", "generatecontent", ""])
 async def test_an_action_of_geminis_that_is_not_served_is_not_found_in_geminis_words(relay, version, action):
     before = figures(relay)
     reply = await relay.ask({"contents": []}, f"/{version}/models/gemini-2.5-flash:{action}")

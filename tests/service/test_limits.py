@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-
 import pytest
 
 from mcpmeter.access.keys import new_key
@@ -36,18 +33,34 @@ async def test_a_known_key_is_asked_for_and_a_wrong_one_is_refused_alike_on_ever
     assert [row.team for row in relay.rows()] == ["search"]
 
 
-async def test_a_slow_upload_is_given_up(start_relay, monkeypatch):
+@pytest.mark.parametrize(
+    ("path", "where", "type_"),
+    [
+        ("/v1/chat/completions", ("error", "type"), "invalid_request_error"),
+        ("/v1/messages", ("error", "type"), "invalid_request_error"),
+        ("/v1beta/models/gemini-2.5-flash:generateContent", ("error", "status"), "DEADLINE_EXCEEDED"),
+    ],
+)
+async def test_a_slow_upload_is_given_up_and_its_connection_closed(start_relay, monkeypatch, path, where, type_):
     monkeypatch.setattr("mcpmeter.relay.exchange.SECONDS_FOR_THE_BODY", 0.05)
     relay = await start_relay()
-    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 500\r\n\r\n"
+    before = relay.counts()
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 500\r\n\r\n".encode()
     for start in (b"", b"{"):
-        reader, writer = await asyncio.open_connection(*relay.address)
-        writer.write(head + start)
-        assert b"did not arrive in time" in await asyncio.wait_for(reader.readuntil(b'"}}'), 5)
-        writer.close()
-        with contextlib.suppress(ConnectionError):
-            await writer.wait_closed()
+        reply = await relay.raw(head, rest=start)  # which reads to the connection's end
+        assert (reply.status, reply.json[where[0]][where[1]]) == (408, type_)
+        assert b'"body_too_slow"' in reply.body
+        assert b"did not arrive within" in reply.body
+        assert reply.headers["connection"] == "close"
+        assert reply.headers["x-mcpmeter-call-id"].encode() in reply.body
     await relay.until_idle()
+    after = await relay.scrape()
+    endpoint = path.replace("gemini-2.5-flash", "{model}")
+    requests = after.since(before, "mcp_requests_total")
+    assert requests[endpoint, "POST", "408"] == 2
+    assert after.since(before, "mcp_errors_total") == {("validation_error", "client"): 2}
+    assert relay.rows() == []
+    assert relay.simulator.books.totals.calls == 0
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import asyncio
 from aiohttp import web
 
 from mcpmeter.simulator import Simulator
-from mcpmeter.simulator.traffic import MIX, steady
+from mcpmeter.simulator.traffic import EMBEDDINGS, MIX, steady
 
 
 async def run_until(books, holds, base_url, **options):
@@ -32,6 +32,22 @@ async def test_the_mix_has_every_kind_and_both_teams_and_its_counts_add_up():
     assert 0 <= counts.sent - ended <= 32
     assert min(counts.ok, counts.refused, counts.failed, counts.broken) > 0
     assert totals.cancelled >= counts.left > 0
+
+
+async def test_embeddings_are_part_of_the_mix_where_there_are_models_for_them():
+    async with Simulator(seed=1) as sim:
+        counts = await run_until(
+            sim.books,
+            lambda books: "openai_embeddings" in books.totals_by_dialect,
+            sim.url,
+            per_second=200,
+            embedding_models=["text-embedding-3-small"],
+        )
+        embedded = {call.model for call in sim.books.calls() if call.dialect == "openai_embeddings"}
+        chatted = {call.model for call in sim.books.calls() if call.dialect == "openai_chat"}
+    assert embedded == {"text-embedding-3-small"}
+    assert chatted <= {"gpt-4.1", "deepseek-v3.2"}
+    assert counts.by_kind[EMBEDDINGS.name] >= 1
 
 
 async def test_a_key_is_sent_for_the_team_that_has_one_and_none_for_the_other():

@@ -76,7 +76,11 @@ TOOL: Final = Label("gen_ai_tool_name", vocabulary="tool")
 NETWORK_TRANSPORT: Final = Label("network_transport", ("tcp", "pipe", "inproc"))
 PROTOCOL_VERSION: Final = Label("mcp_protocol_version", PROTOCOL_VERSIONS)
 SERVER: Final = Label("server", vocabulary="server")
-OPERATION_NAME: Final = Label("gen_ai_operation_name", ("chat", "embeddings", "text_completion", "generate_content"))
+OPERATION_NAME: Final = Label(
+    "gen_ai_operation_name",
+    # The last is ours: counting a prompt's tokens is a call that OpenTelemetry has no name for.
+    ("chat", "embeddings", "text_completion", "generate_content", "count_tokens"),
+)
 PROVIDER_NAME: Final = Label("gen_ai_provider_name", vocabulary="provider")
 REQUEST_MODEL: Final = Label("gen_ai_request_model", vocabulary="model")
 RESPONSE_MODEL: Final = Label("gen_ai_response_model", vocabulary="model")

@@ -45,6 +45,7 @@ REMEDIES: Final = {
     "validation_error": "Correct the request as the sentence says.",
     "invalid_request": "Correct the request as the sentence says; the same one fails again.",
     "body_too_large": "Send less, or have the operator raise `server.max_body_bytes`.",
+    "body_too_slow": "Send the body in one go, within a minute; nothing was sent to a provider.",
     "overloaded": "Retry; the operator raises `max_connections` in `relay.timeouts`, or adds a replica.",
     "headers_too_large": "Send fewer or shorter headers; 64 KiB are taken.",
     "route_not_found": "Take a path that `GET /` lists.",

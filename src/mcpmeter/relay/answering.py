@@ -35,6 +35,8 @@ async def answer_error(
         headers.append((b"retry-after", error.retry_after.encode("latin-1", "replace")))
     if error.http_status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
+    if error.http_status == 408:  # RFC 9110, 15.5.9: what may still come of the body is not waited for
+        headers.append((b"connection", b"close"))
     await exchange.start(error.http_status, headers)
     await exchange.end(body)
 

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMappi
 from types import TracebackType
 from typing import Any, Final, Protocol
 
-from mcpmeter.errors import BodyTooLarge, CallerGone, InvalidRequest, MeterError
+from mcpmeter.errors import BodyTooLarge, BodyTooSlow, CallerGone, MeterError
 from mcpmeter.relay.dialects.base import NOTHING, Named
 
 Scope = MutableMapping[str, Any]
@@ -43,7 +43,7 @@ class Exchange(Protocol):
     """Whether the head of the answer is out, so that no other status can be sent."""
 
     async def read_body(self, limit_bytes: int) -> bytes:
-        """Raises BodyTooLarge, InvalidRequest, CallerGone."""
+        """Raises BodyTooLarge, BodyTooSlow, CallerGone."""
 
     def listening(self) -> Listening:
         """While inside, the caller's leaving is raised as CallerGone."""
@@ -149,7 +149,7 @@ class HttpExchange:
         self._send = send
 
     async def read_body(self, limit_bytes: int) -> bytes:
-        """The whole body. Raises BodyTooLarge, InvalidRequest, CallerGone."""
+        """The whole body. Raises BodyTooLarge, BodyTooSlow, CallerGone."""
         declared = self.headers.get(b"content-length", b"")
         if declared.isdigit() and int(declared) > limit_bytes:
             raise _too_large(limit_bytes)
@@ -157,7 +157,9 @@ class HttpExchange:
             async with asyncio.timeout(SECONDS_FOR_THE_BODY):
                 return await self._read_parts(limit_bytes)
         except TimeoutError:
-            raise InvalidRequest("The body did not arrive in time.", hint="Send it in one go.") from None
+            raise BodyTooSlow(
+                f"The body did not arrive within {SECONDS_FOR_THE_BODY:g} s.", hint="Send it in one go."
+            ) from None
 
     async def _read_parts(self, limit_bytes: int) -> bytes:
         parts: list[bytes] = []

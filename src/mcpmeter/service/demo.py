@@ -85,7 +85,13 @@ async def run_demo(options: DemoOptions, started: Callable[[DemoStarted], None])
         local = address.replace("0.0.0.0", "127.0.0.1")  # noqa: S104 (an address to call, not to listen on)
         started(DemoStarted(address, scraper, service.ledger_path, keys["search"], not is_loopback(options.host)))
         return await steady(
-            local, dict(keys), models=MODELS, per_second=options.calls_per_second, stop=stop, seed=options.seed
+            local,
+            dict(keys),
+            models=MODELS,
+            embedding_models=EMBEDDING_MODELS,
+            per_second=options.calls_per_second,
+            stop=stop,
+            seed=options.seed,
         )
 
 

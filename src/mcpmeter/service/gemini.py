@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 from urllib.parse import parse_qs
 
-from mcpmeter.relay.dialects.base import Named
+from mcpmeter.relay.dialects.base import Dialect, Named
+from mcpmeter.relay.dialects.gemini_count_tokens import GeminiCountTokens
+from mcpmeter.relay.dialects.gemini_embeddings import GeminiBatchEmbed, GeminiEmbed
 from mcpmeter.relay.dialects.gemini_generate import GeminiGenerate, GeminiGenerateArray
 from mcpmeter.relay.exchange import Scope
 from mcpmeter.relay.pipeline import Pipeline
@@ -15,29 +17,62 @@ from mcpmeter.relay.pipeline import Service as RelayedService
 from mcpmeter.service.app import PathTemplate, RelayEndpoint
 
 MOST_QUERY_BYTES: Final = 4096
-ACTIONS: Final = ("generateContent", "streamGenerateContent")
+STREAM: Final = "streamGenerateContent"
+WHOLE_ANSWERS: Final[Mapping[str, Dialect]] = {
+    "generateContent": GeminiGenerate(),
+    "countTokens": GeminiCountTokens(),
+    "embedContent": GeminiEmbed(),
+    "batchEmbedContents": GeminiBatchEmbed(),
+}
+"""Actions that never stream, and their dialects."""
 VERSIONS: Final = ("v1beta", "v1")
 """Google's newer SDKs ask for v1; upstream goes the path of the provider's file, v1beta, which has all of it."""
 
+Endpoint = Callable[[re.Match[str], Scope], RelayEndpoint]
+
 
 def gemini_templates(pipeline: Pipeline) -> Sequence[PathTemplate]:
-    """`POST /v1beta/models/{model}:generateContent` and `:streamGenerateContent`, as events or as an array; v1 too."""
+    """`POST /v1beta/models/{model}:generateContent` and the other actions; v1 too."""
+    found = []
+    for version in VERSIONS:
+        for action, dialect in WHOLE_ANSWERS.items():
+            found.append(_template(version, action, _whole(pipeline, _label(version, action), dialect)))
+        found.append(_template(version, STREAM, _stream(pipeline, _label(version, STREAM))))
+    return found
+
+
+def _label(version: str, action: str) -> str:
+    return f"/{version}/models/{{model}}:{action}"
+
+
+def _template(version: str, action: str, endpoint: Endpoint) -> PathTemplate:
+    return PathTemplate(re.compile(rf"/{version}/models/(?P<model>.+):{action}"), _label(version, action), endpoint)
+
+
+def _whole(pipeline: Pipeline, label: str, dialect: Dialect) -> Endpoint:
+    service = RelayedService(dialect=dialect)
+
+    def endpoint(match: re.Match[str], scope: Scope) -> RelayEndpoint:
+        return RelayEndpoint(pipeline, label, service, named=Named(match["model"]), secret=_key(_query(scope)))
+
+    return endpoint
+
+
+def _stream(pipeline: Pipeline, label: str) -> Endpoint:
+    """As events, or as one array unless `alt=sse` asks for events."""
     events, array = RelayedService(dialect=GeminiGenerate()), RelayedService(dialect=GeminiGenerateArray())
 
-    def template(version: str, action: str) -> PathTemplate:
-        label = f"/{version}/models/{{model}}:{action}"
-        is_stream = action == "streamGenerateContent"
+    def endpoint(match: re.Match[str], scope: Scope) -> RelayEndpoint:
+        query = _query(scope)
+        as_events = query.get("alt") == ["sse"]
+        named = Named(match["model"], stream=as_events)
+        return RelayEndpoint(pipeline, label, events if as_events else array, named=named, secret=_key(query))
 
-        def endpoint(match: re.Match[str], scope: Scope) -> RelayEndpoint:
-            query = _query(scope)
-            as_events = not is_stream or query.get("alt") == ["sse"]
-            named = Named(match["model"], stream=is_stream and as_events)
-            secret = query.get("key", [""])[0]
-            return RelayEndpoint(pipeline, label, events if as_events else array, named=named, secret=secret)
+    return endpoint
 
-        return PathTemplate(re.compile(rf"/{version}/models/(?P<model>.+):{action}"), label, endpoint)
 
-    return [template(version, action) for version in VERSIONS for action in ACTIONS]
+def _key(query: Mapping[str, list[str]]) -> str:
+    return query.get("key", [""])[0]
 
 
 def _query(scope: Scope) -> dict[str, list[str]]:

@@ -26,6 +26,7 @@ class Kind(NamedTuple):
     simulate: str = ""
     leaves: bool = False
     broken: bool = False
+    embeds: bool = False
 
 
 MIX = (
@@ -38,6 +39,8 @@ MIX = (
     Kind("limited", 5, simulate="status=429,retry_after=1"),
     Kind("cut", 3, stream=True, simulate="reset=body,after_tokens=10"),
 )
+EMBEDDINGS = Kind("embeddings", 10, embeds=True)
+"""Part of the mix where there are models for it."""
 
 
 class TrafficCounts(msgspec.Struct, kw_only=True):
@@ -62,26 +65,29 @@ async def steady(
     keys: Mapping[str, str | None],
     *,
     models: Sequence[str],
+    embedding_models: Sequence[str] = (),
     per_second: float = 4.0,
     stop: asyncio.Event,
     seed: int = 0,
 ) -> TrafficCounts:
-    """Send mixed requests to `/v1/chat/completions` and `/mcp/chat` below `base_url` until `stop` is set.
+    """Send mixed requests to `/v1/chat/completions`, `/mcp/chat` and, with `embedding_models`, `/v1/embeddings` below
+    `base_url` until `stop` is set.
 
     `keys` maps each team to its secret; None sends no Authorization. At most 32 requests are under way, requests beyond
     are left out. Whatever the target does is counted, never raised; requests under way at the end are broken off.
     """
     random = Random(seed)  # noqa: S311 (a repeatable mix)
     counts = TrafficCounts()
+    mix = (*MIX, EMBEDDINGS) if embedding_models else MIX
     running: set[asyncio.Task[None]] = set()
     async with aiohttp.ClientSession(timeout=REQUEST_TIMEOUT, connector=aiohttp.TCPConnector(limit=0)) as session:
         while not await _stopped_within(stop, random.expovariate(per_second)):
             if len(running) < MAX_IN_FLIGHT:
                 client = _Client(session, base_url.rstrip("/"), counts)
                 team = random.choice(list(keys))
-                task = asyncio.create_task(
-                    client.send(team, keys[team], random.choice(models), _pick(random), random.random())
-                )
+                kind = _pick(random, mix)
+                model = random.choice(embedding_models if kind.embeds else models)
+                task = asyncio.create_task(client.send(team, keys[team], model, kind, random.random()))
                 running.add(task)
                 task.add_done_callback(running.discard)
         for task in running:
@@ -100,7 +106,7 @@ class _Client(NamedTuple):
         counts.sent += 1
         counts.by_kind[kind.name] = counts.by_kind.get(kind.name, 0) + 1
         counts.by_team[team] = counts.by_team.get(team, 0) + 1
-        url = self.base_url + ("/mcp/chat" if chance < 1 / 4 else "/v1/chat/completions")
+        url = self.base_url + _path(kind, chance)
         headers = {} if secret is None else {"Authorization": f"Bearer {secret}"}
         with self._counting_failures():
             async with self.session.post(url, json=_body(kind, model, chance), headers=headers) as response:
@@ -131,12 +137,20 @@ class _Client(NamedTuple):
             self.counts.broken += 1
 
 
-def _pick(random: Random) -> Kind:
-    return random.choices(MIX, weights=[kind.weight for kind in MIX])[0]
+def _pick(random: Random, mix: Sequence[Kind]) -> Kind:
+    return random.choices(mix, weights=[kind.weight for kind in mix])[0]
+
+
+def _path(kind: Kind, chance: float) -> str:
+    if kind.embeds:
+        return "/v1/embeddings"
+    return "/mcp/chat" if chance < 1 / 4 else "/v1/chat/completions"
 
 
 def _body(kind: Kind, model: str, chance: float) -> dict[str, Any]:
     topic = TOPICS[int(chance * 997) % len(TOPICS)]
+    if kind.embeds:
+        return {"model": model, "input": [f"Notes about {topic}.", f"More about {topic}."], "dimensions": 64}
     body: dict[str, Any] = {"model": model, "messages": [{"role": "user", "content": f"Tell me about {topic}."}]}
     if kind.broken:
         body["messages"] = []

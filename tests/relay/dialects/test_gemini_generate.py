@@ -18,7 +18,8 @@ from mcpmeter.errors import InvalidRequest, MeterError
 from mcpmeter.records import Usage
 from mcpmeter.relay.dialects.base import Named, NotAnAnswer, Read
 from mcpmeter.relay.dialects.bodies import LONGEST_MODEL_NAME
-from mcpmeter.relay.dialects.gemini_generate import GeminiGenerate, GeminiGenerateArray, read_usage
+from mcpmeter.relay.dialects.gemini import read_usage
+from mcpmeter.relay.dialects.gemini_generate import GeminiGenerate, GeminiGenerateArray
 from mcpmeter.relay.dialects.openai import MOST_TOKENS
 from mcpmeter.relay.stream import StreamTee, whole_events
 

@@ -71,7 +71,7 @@ def check_model(name: str) -> None:
 
 def with_model(body: bytes, model: str) -> bytes:
     """The body under another model's name; every other value stays as it was written."""
-    present = _fields_decoder.decode(body)
+    present = fields_of(body)
     named = msgspec.json.encode(model)
     if "model" not in present:
         brace = body.index(b"{") + 1
@@ -81,7 +81,12 @@ def with_model(body: bytes, model: str) -> bytes:
 
 def names_model(body: bytes) -> bool:
     """Whether a request, known to be an object, has a `model`."""
-    return "model" in _fields_decoder.decode(body)
+    return "model" in fields_of(body)
+
+
+def fields_of(body: bytes) -> dict[str, msgspec.Raw]:
+    """The fields of a body that is known to be an object, each as it was written."""
+    return _fields_decoder.decode(body)
 
 
 def prompt_parts(value: Any, is_media: Callable[[dict[str, Any]], bool]) -> tuple[str, int]:

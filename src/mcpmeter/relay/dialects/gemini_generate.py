@@ -13,25 +13,18 @@ from typing import Any, Final
 import msgspec
 
 from mcpmeter.errors import InvalidRequest, MeterError
-from mcpmeter.records import TokenSource, Usage
-from mcpmeter.relay.dialects import bodies, json_text, openai
+from mcpmeter.relay.dialects import bodies, gemini, json_text, openai
 from mcpmeter.relay.dialects.base import NOTHING, Asked, Named, NotAnAnswer, Read, merge
-from mcpmeter.relay.dialects.openai import Tokens
 
 METERED_FIELDS: Final = (b"contents", b"model")
 """What is read of a request; each may be named once."""
 
-TOKENS_PER_MEDIUM: Final = 258
-"""What Google gives for an image, or for each tile of a larger one."""
-
 _HINT: Final = 'The least is {"contents": [{"role": "user", "parts": [{"text": "…"}]}]}.'
-_PREFIX: Final = "models/"
 _UNSPECIFIED: Final = ("FINISH_REASON_UNSPECIFIED", "BLOCKED_REASON_UNSPECIFIED", "BLOCK_REASON_UNSPECIFIED")
 _BY_A_FILTER: Final = frozenset(
     ("SAFETY", "BLOCKLIST", "PROHIBITED_CONTENT", "SPII", "IMAGE_SAFETY", "IMAGE_PROHIBITED_CONTENT", "MODEL_ARMOR")
 )
 """Finish reasons that say that a filter, not the model, ended the answer."""
-_MEDIA: Final = ("inlineData", "inline_data", "fileData", "file_data")
 _SSE_FIELDS: Final = (b"data:", b"event:", b"id:", b"retry:", b":")
 
 
@@ -61,29 +54,9 @@ class _Answer(msgspec.Struct, frozen=True, gc=False, rename="camel"):
     error: msgspec.Raw = openai.ABSENT
 
 
-class _Usage(msgspec.Struct, frozen=True, gc=False, rename="camel"):
-    prompt_token_count: Tokens | None = None
-    tool_use_prompt_token_count: Tokens | None = None
-    candidates_token_count: Tokens | None = None
-    thoughts_token_count: Tokens | None = None
-    total_token_count: Tokens | None = None
-    cached_content_token_count: msgspec.Raw = openai.ABSENT
-    prompt_tokens_details: msgspec.Raw = openai.ABSENT
-    tool_use_prompt_tokens_details: msgspec.Raw = openai.ABSENT
-    candidates_tokens_details: msgspec.Raw = openai.ABSENT
-
-
-class _Modality(msgspec.Struct, frozen=True, gc=False, rename="camel"):
-    modality: str = ""
-    token_count: Tokens = 0
-
-
 _request_decoder = msgspec.json.Decoder(_Request)
 _answer_decoder = msgspec.json.Decoder(_Answer)
 _answers_decoder = msgspec.json.Decoder(list[_Answer])
-_usage_decoder = msgspec.json.Decoder(_Usage)
-_tokens_decoder = msgspec.json.Decoder(Tokens)
-_modalities_decoder = msgspec.json.Decoder(list[_Modality])
 
 
 class GeminiGenerate:
@@ -104,7 +77,7 @@ class GeminiGenerate:
         if not request.contents:
             raise InvalidRequest("'contents' is empty.", hint="Send at least one content with parts.")
         return Asked(
-            model=_model_of(named, request),
+            model=gemini.model_of(named, request.model),
             stream=named.stream,
             usage_asked=True,  # every stream tells it
             prompt_tokens_estimate=max(1, len(body) // bodies.BYTES_PER_PROMPT_TOKEN),
@@ -112,9 +85,7 @@ class GeminiGenerate:
 
     def forwarded(self, body: bytes, asked: Asked, model: str) -> bytes:
         """The body unchanged; only where it repeats the path's model, which upstream differs, it is renamed too."""
-        if asked.model == model or not bodies.names_model(body):
-            return body
-        return bodies.with_model(body, _PREFIX + model)
+        return body if asked.model == model else gemini.renamed(body, model)
 
     def read_answer(self, body: bytes) -> Read:
         """Usage, model and finish reason of a JSON answer, or of a stream that came as one array.
@@ -169,9 +140,8 @@ class GeminiGenerate:
             return len(body) // bodies.BYTES_PER_PROMPT_TOKEN
         names = ("contents", "systemInstruction", "system_instruction", "tools")
         told = [bodies.under(request, name) for name in names]
-        text, media = bodies.prompt_parts(told, _is_media)
         framing = 4 * sum(1 for _content in bodies.dicts_in(told[0]))
-        return json_text.estimated_tokens(text) + TOKENS_PER_MEDIUM * media + framing
+        return gemini.estimated_tokens(told) + framing
 
     def completion_tokens(self, answer: bytes) -> int:
         """Estimate from the text of the candidates' parts, thoughts and calls too."""
@@ -184,28 +154,12 @@ class GeminiGenerate:
         return json_text.estimated_tokens("".join(texts))
 
     def error_body(self, error: MeterError, call_id: str) -> bytes:
-        """Google's error object (google.rpc.Status), our ids in an ErrorInfo."""
-        return msgspec.json.encode(
-            {
-                "error": {
-                    "code": error.http_status,
-                    "message": str(error),
-                    "status": _status(error.http_status),
-                    "details": [
-                        {
-                            "@type": "type.googleapis.com/google.rpc.ErrorInfo",
-                            "reason": error.id.upper(),
-                            "domain": "mcpmeter",
-                            "metadata": {"code": error.id, "call_id": call_id},
-                        }
-                    ],
-                }
-            }
-        )
+        """Google's error object."""
+        return gemini.error_body(error, call_id)
 
     def error_event(self, error: MeterError, call_id: str) -> bytes:
         """The error object as an event; Google's SDKs raise APIError on it."""
-        return b"data: " + self.error_body(error, call_id) + b"\r\n\r\n"
+        return gemini.error_event(error, call_id)
 
 
 class GeminiGenerateArray(GeminiGenerate):
@@ -222,20 +176,6 @@ class GeminiGenerateArray(GeminiGenerate):
     def error_body(self, error: MeterError, call_id: str) -> bytes:
         """Google's error object, in an array of its own."""
         return b"[" + super().error_body(error, call_id) + b"]"
-
-
-def _model_of(named: Named, request: _Request) -> str:
-    """The path's model; a body that repeats it must agree, for some upstreams believe the body."""
-    told = (request.model or "").removeprefix(_PREFIX)
-    if request.model is not None:
-        bodies.check_model(told)
-    model = named.model.removeprefix(_PREFIX)
-    if not model:
-        return told
-    bodies.check_model(model)
-    if told and told != model:
-        raise InvalidRequest("The body names another model than the path.", hint="Leave 'model' out of the body.")
-    return model
 
 
 def _answers_of(body: bytes) -> list[_Answer]:
@@ -272,7 +212,7 @@ def _read(answer: _Answer) -> Read:
     reason = blocked = _reason(answer.prompt_feedback.block_reason) if answer.prompt_feedback else ""
     for candidate in answer.candidates or ():
         reason = _reason(candidate.finish_reason) or reason
-    usage, bad = read_usage(answer.usage_metadata, "reported" if reason else "partial")
+    usage, bad = gemini.read_usage(answer.usage_metadata, "reported" if reason else "partial")
     return Read(
         usage=usage,
         bad_usage=bad,
@@ -301,65 +241,6 @@ def _is_content(part: dict[str, msgspec.Raw]) -> bool:
     return bool(part.keys() - {"text", "thought", "thoughtSignature"})
 
 
-def read_usage(raw: msgspec.Raw, source: TokenSource = "reported") -> tuple[Usage | None, bool]:
-    """(usage, whether it was there and cannot be). A prompt that is counted beside no completion is an answer of none:
-    Google leaves zeros out."""
-    if not openai.is_told(raw):
-        return None, False
-    try:
-        told = _usage_decoder.decode(raw)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return None, True
-    if told.prompt_token_count is None:
-        # Vertex AI names the traffic's type in every event and counts in the last.
-        counted = (told.tool_use_prompt_token_count, told.candidates_token_count, told.thoughts_token_count)
-        return None, any(count is not None for count in (*counted, told.total_token_count))
-    prompt = told.prompt_token_count + (told.tool_use_prompt_token_count or 0)
-    thoughts = told.thoughts_token_count or 0
-    written = told.candidates_token_count
-    if written is None:
-        written = max(0, (told.total_token_count or 0) - prompt - thoughts)
-    completion = written + thoughts
-    usage = Usage(
-        prompt_tokens=prompt,
-        completion_tokens=completion,
-        cached_read_tokens=min(_tokens(told.cached_content_token_count), prompt),
-        reasoning_tokens=thoughts,
-        audio_tokens=_audio_within(told, prompt, completion) if b'"AUDIO"' in bytes(raw) else 0,
-        source=source,
-    )
-    return usage, False
-
-
-def _audio_within(told: _Usage, prompt: int, completion: int) -> int:
-    heard = _audio(told.prompt_tokens_details) + _audio(told.tool_use_prompt_tokens_details)
-    return min(heard, prompt) + min(_audio(told.candidates_tokens_details), completion)
-
-
-def _tokens(raw: msgspec.Raw) -> int:
-    # Details that cannot be are left out; the totals beside them still count.
-    if not openai.is_told(raw):
-        return 0
-    try:
-        return _tokens_decoder.decode(raw)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return 0
-
-
-def _audio(raw: msgspec.Raw) -> int:
-    if not openai.is_told(raw):
-        return 0
-    try:
-        modalities = _modalities_decoder.decode(raw)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return 0
-    return sum(entry.token_count for entry in modalities if entry.modality == "AUDIO")
-
-
-def _is_media(part: dict[str, Any]) -> bool:
-    return any(name in part for name in _MEDIA)
-
-
 def _texts(value: Any) -> Iterator[str]:
     """What a model wrote; signatures are the service's, and images are not text."""
     for answer in bodies.dicts_in(value if isinstance(value, list) else [value]):
@@ -369,23 +250,3 @@ def _texts(value: Any) -> Iterator[str]:
                 for name in ("functionCall", "executableCode", "codeExecutionResult"):
                     if part.get(name):
                         yield msgspec.json.encode(part[name]).decode()
-
-
-_STATUSES: Final = {
-    400: "INVALID_ARGUMENT",
-    401: "UNAUTHENTICATED",
-    402: "RESOURCE_EXHAUSTED",
-    403: "PERMISSION_DENIED",
-    404: "NOT_FOUND",
-    405: "UNIMPLEMENTED",
-    429: "RESOURCE_EXHAUSTED",
-    499: "CANCELLED",
-    502: "UNAVAILABLE",
-    503: "UNAVAILABLE",
-    504: "DEADLINE_EXCEEDED",
-}
-
-
-def _status(http_status: int) -> str:
-    """The canonical code (google.rpc.Code) of an HTTP status."""
-    return _STATUSES.get(http_status, "INVALID_ARGUMENT" if http_status < 500 else "INTERNAL")
