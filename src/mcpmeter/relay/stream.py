@@ -26,6 +26,7 @@ class StreamTee:
     A dialect may have, besides what every dialect has:
     `end_marks`, of which its last event holds one (`is_end` decides);
     `joined(before, now)`, where a stream tells its usage in instalments: one of source `partial` is not final;
+    `without_null_usage(block)`, where being asked for usage changes other events too;
     `has_content(block)`, whether a block holds text or a tool's call, to know an empty answer by.
     """
 
@@ -37,6 +38,7 @@ class StreamTee:
         self._content_seen = False
         self._told = Read()
         self._withhold = withhold_usage
+        self._bare: Callable[[bytes], bytes] | None = getattr(dialect, "without_null_usage", None)
         self._held = b""
         self._kept: list[bytes] = []
         self._kept_bytes = 0
@@ -87,6 +89,8 @@ class StreamTee:
         return self._take(rest) if rest else b""
 
     def _take(self, block: bytes) -> bytes:
+        if self._withhold and self._bare is not None:
+            block = self._bare(block)
         read = self._dialect.read_events(block)
         if read is not None:
             self._told = self._joined(self._told, read)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
@@ -13,6 +14,12 @@ from mcpmeter.relay.dialects.base import NOTHING, Asked, Named, NotAnAnswer, Rea
 
 METERED_FIELDS: Final = (b"model", b"stream", b"stream_options", b"messages")
 """What is read of a request; each may be named once."""
+
+_NULL_USAGE: Final = re.compile(
+    rb', ?"usage": ?null(?=(?:, ?"obfuscation": ?"[^"\\]*")?\}(?:\r\n(?!data:)|\n(?!data:)|\r(?!\n|data:)))'
+)
+"""At the end of an event's last line of data, where OpenAI puts it: the brace behind it is the outermost object's. In a
+text its quotes would be escaped."""
 
 
 class _Message(msgspec.Struct, frozen=True, gc=False):
@@ -127,6 +134,10 @@ class OpenAiChat:
         except NotAnAnswer:
             return False
         return bool(answers) and all(a.choices == [] and openai.is_told(a.usage) for a in answers)
+
+    def without_null_usage(self, block: bytes) -> bytes:
+        """A block without the `"usage":null` that `include_usage` adds to each event; every other byte stays."""
+        return _NULL_USAGE.sub(b"", block) if block.rfind(b'"usage":') >= 0 else block
 
     def is_end(self, event: bytes) -> bool:
         """`data: [DONE]`."""
