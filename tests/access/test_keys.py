@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mcpmeter.access.keys import KeyRing, key_from_config, new_key
+from mcpmeter.access.keys import KeyLimits, KeyRing, key_from_config, new_key, rotated
 from mcpmeter.errors import ConfigInvalid, NotAuthenticated
 
 STRONG = "pk-7Rq2vX9bLw4TnZ8mKs1HdJ6yCf3Ga5Ue"
@@ -132,3 +132,57 @@ def test_names_that_would_break_a_label_or_a_terminal_are_refused(name):
             new_key(*arguments, 1)
         assert str(refused.value).isascii()
         assert str(refused.value).isprintable()
+
+
+def test_an_expired_key_is_refused_from_its_instant_on():
+    secret, key = new_key("n", "t", 1, KeyLimits(expires_at_ns=100))
+    ring = KeyRing([key])
+    assert ring.identify(secret, 99) == key
+    with pytest.raises(NotAuthenticated, match="has expired"):
+        ring.identify(secret, 100)
+
+
+def test_after_a_rotation_both_secrets_are_good_until_the_grace_is_over():
+    before, key = new_key("n", "t", 1)
+    after, turned = rotated(key, 1000, grace_ns=50)
+    assert (turned.id, turned.name, turned.created_at_ns) == (key.id, key.name, key.created_at_ns)
+    assert turned.prefix == after[: len(turned.prefix)]
+    ring = KeyRing([turned])
+    assert ring.identify(after, 1049) == turned
+    assert ring.identify(before, 1049) == turned
+    assert ring.identify(after, 1050) == turned
+    with pytest.raises(NotAuthenticated, match="not known"):
+        ring.identify(before, 1050)
+
+
+def test_a_rotation_without_grace_ends_the_old_secret_at_once():
+    before, key = new_key("n", "t", 1)
+    _, turned = rotated(key, 1000)
+    with pytest.raises(NotAuthenticated):
+        KeyRing([turned]).identify(before, 1000)
+
+
+def test_a_revoked_key_stays_revoked_by_either_secret_and_is_not_rotated():
+    before, key = new_key("n", "t", 1)
+    after, turned = rotated(key, 1000, grace_ns=10**6)
+    revoked = msgspec.structs.replace(turned, revoked_at_ns=1001)
+    for secret in (before, after):
+        with pytest.raises(NotAuthenticated):
+            KeyRing([revoked]).identify(secret, 1002)
+    with pytest.raises(ConfigInvalid, match="was revoked"):
+        rotated(revoked, 1003)
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [
+        KeyLimits(requests_per_minute=0),
+        KeyLimits(tokens_per_minute=-1),
+        KeyLimits(tokens_per_minute=10**13),
+        KeyLimits(expires_at_ns=1),
+        KeyLimits(project="a\nb"),
+    ],
+)
+def test_limits_that_cannot_be_are_refused(limits):
+    with pytest.raises(ConfigInvalid):
+        new_key("n", "t", 5, limits)

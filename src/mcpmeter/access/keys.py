@@ -9,11 +9,14 @@ import hashlib
 import hmac
 import re
 import secrets
+import time
 from collections.abc import Iterable
 from typing import Final
 
+import msgspec
+
 from mcpmeter.errors import ConfigInvalid, NotAuthenticated
-from mcpmeter.records import Key
+from mcpmeter.records import Key, Role
 
 SECRET_PREFIX: Final = "mk_"  # noqa: S105 (no secret: what every secret begins with)
 SECRET_BYTES: Final = 36
@@ -21,6 +24,7 @@ SECRET_BYTES: Final = 36
 
 SHOWN_CHARACTERS: Final = len(SECRET_PREFIX) + 6
 SHORTEST_SECRET: Final = 32
+MOST_PER_MINUTE: Final = 10**12
 FEWEST_DIFFERENT_CHARACTERS: Final = 10
 
 _TELLTALES: Final = frozenset(
@@ -64,10 +68,25 @@ _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._@+/:-]{0,63}")
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 
 
-def new_key(name: str, team: str, now_ns: int) -> tuple[str, Key]:
-    """A new secret, to be shown once, and the record that is kept. Raises `ConfigInvalid` for an unusable name."""
-    _require_names(name, team)
-    secret = SECRET_PREFIX + secrets.token_urlsafe(SECRET_BYTES)
+class KeyLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """What a key may do, beside calling at all."""
+
+    project: str = ""
+    role: Role = "caller"
+    models: tuple[str, ...] = ()
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    expires_at_ns: int | None = None
+
+
+NO_LIMITS: Final = KeyLimits()
+
+
+def new_key(name: str, team: str, now_ns: int, limits: KeyLimits = NO_LIMITS) -> tuple[str, Key]:
+    """A new secret, to be shown once, and the record that is kept. Raises `ConfigInvalid` for what cannot be."""
+    _require_names(name, team, limits.project)
+    _require_limits(name, limits, now_ns)
+    secret = _new_secret()
     return secret, Key(
         id=f"key_{secrets.token_hex(6)}",
         name=name,
@@ -75,15 +94,44 @@ def new_key(name: str, team: str, now_ns: int) -> tuple[str, Key]:
         prefix=secret[:SHOWN_CHARACTERS],
         sha256=_hash(secret),
         created_at_ns=now_ns,
+        **msgspec.structs.asdict(limits),
     )
 
 
-def key_from_config(*, name: str, team: str, secret: str | None = None, sha256: str | None = None) -> Key:
+def rotated(key: Key, now_ns: int, grace_ns: int = 0) -> tuple[str, Key]:
+    """A new secret for a key that keeps its id; the one before is good for `grace_ns` more.
+
+    Raises `ConfigInvalid` for a key that was revoked.
+    """
+    if key.revoked_at_ns is not None:
+        raise ConfigInvalid(f"The key {key.id} was revoked.", hint="Make another one: mcpmeter keys create.")
+    secret = _new_secret()
+    return secret, msgspec.structs.replace(
+        key,
+        prefix=secret[:SHOWN_CHARACTERS],
+        sha256=_hash(secret),
+        previous_sha256=key.sha256 if grace_ns > 0 else "",
+        previous_until_ns=now_ns + grace_ns if grace_ns > 0 else None,
+    )
+
+
+def _new_secret() -> str:
+    return SECRET_PREFIX + secrets.token_urlsafe(SECRET_BYTES)
+
+
+def key_from_config(
+    *,
+    name: str,
+    team: str,
+    secret: str | None = None,
+    sha256: str | None = None,
+    limits: KeyLimits = NO_LIMITS,
+) -> Key:
     """A key that configuration names by itself or by its hex SHA-256. Its id stays the same when its secret is changed.
 
     Raises `ConfigInvalid`, which never quotes the secret, for a weak or well-known one.
     """
-    _require_names(name, team)
+    _require_names(name, team, limits.project)
     if (secret is None) == (sha256 is None):
         raise ConfigInvalid(f"The key '{name}' needs either a secret or its SHA-256.", hint="Give exactly one of them.")
     if secret is not None:
@@ -101,16 +149,18 @@ def key_from_config(*, name: str, team: str, secret: str | None = None, sha256: 
         prefix=secret[:SHOWN_CHARACTERS] if secret is not None else "",
         sha256=hashed,
         created_at_ns=0,
+        **msgspec.structs.asdict(limits),
     )
 
 
 class KeyRing:
     """All keys at one moment; never changed, a reload makes another. Raises `ConfigInvalid` for two keys that clash."""
 
-    __slots__ = ("_by_hash", "empty")
+    __slots__ = ("_by_hash", "_by_previous", "empty")
 
     def __init__(self, keys: Iterable[Key]) -> None:
         self._by_hash: dict[str, Key] = {}
+        self._by_previous: dict[str, Key] = {}
         ids: dict[str, Key] = {}
         for key in keys:
             clash = self._by_hash.get(key.sha256) or ids.get(key.id)
@@ -120,6 +170,8 @@ class KeyRing:
                     hint="Give each its own secret and its own name: mcpmeter keys create --name N --team T",
                 )
             self._by_hash[key.sha256] = ids[key.id] = key
+            if key.previous_sha256:
+                self._by_previous[key.previous_sha256] = key
         self.empty = not self._by_hash
         """True when there is no key at all. Revoked ones count: revoking the last key must not open the door."""
 
@@ -128,17 +180,37 @@ class KeyRing:
         """The teams that have a key, revoked ones too."""
         return frozenset(key.team for key in self._by_hash.values())
 
-    def identify(self, secret: str | None) -> Key:
-        """Whose key this is. Raises `NotAuthenticated` for none, an unknown one and a revoked one."""
+    @property
+    def keys(self) -> tuple[Key, ...]:
+        """All keys, revoked ones too, in their order."""
+        return tuple(self._by_hash.values())
+
+    def identify(self, secret: str | None, now_ns: int | None = None) -> Key:
+        """Whose key this is. Raises `NotAuthenticated` for none, an unknown, a revoked and an expired one.
+
+        `now_ns` is Unix nanoseconds; the present unless given.
+        """
         if not secret:
             raise NotAuthenticated("No API key was sent.", hint="Send it as 'Authorization: Bearer mk_…'.")
         hashed = _hash(secret)
         key = self._by_hash.get(hashed)
-        if key is None or not hmac.compare_digest(key.sha256, hashed):
+        if key is None and self._by_previous:
+            key = self._before_rotation(hashed, time.time_ns() if now_ns is None else now_ns)
+        elif key is not None and not hmac.compare_digest(key.sha256, hashed):
+            key = None
+        if key is None:
             raise NotAuthenticated("This API key is not known here.", hint="Ask the operator: mcpmeter keys create.")
         if key.revoked_at_ns is not None:
             raise NotAuthenticated("This API key was revoked.", hint="Ask the operator: mcpmeter keys create.")
+        if key.expires_at_ns is not None and key.expires_at_ns <= (time.time_ns() if now_ns is None else now_ns):
+            raise NotAuthenticated("This API key has expired.", hint="Ask the operator: mcpmeter keys create.")
         return key
+
+    def _before_rotation(self, hashed: str, now_ns: int) -> Key | None:
+        key = self._by_previous.get(hashed)
+        if key is None or key.previous_until_ns is None or key.previous_until_ns <= now_ns:
+            return None
+        return key if hmac.compare_digest(key.previous_sha256, hashed) else None
 
 
 def _hash(secret: str) -> str:
@@ -146,13 +218,24 @@ def _hash(secret: str) -> str:
     return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def _require_names(name: str, team: str) -> None:
-    for what, text in (("name of a key", name), ("team", team)):
+def _require_names(name: str, team: str, project: str = "") -> None:
+    for what, text in (("name of a key", name), ("team", team), ("project", project or team)):
         if not _NAME.fullmatch(text):
             raise ConfigInvalid(
                 f"{text[:64]!a} cannot be the {what}.",
                 hint="Use 1 to 64 of: letters, digits, space and . _ @ + / : -, beginning with a letter or digit.",
             )
+
+
+def _require_limits(name: str, limits: KeyLimits, now_ns: int) -> None:
+    for what, most in (("requests", limits.requests_per_minute), ("tokens", limits.tokens_per_minute)):
+        if most is not None and not 0 < most <= MOST_PER_MINUTE:
+            raise ConfigInvalid(
+                f"The key '{name}' cannot be limited to {most} {what} a minute.",
+                hint=f"Give 1 to {MOST_PER_MINUTE}, or none.",
+            )
+    if limits.expires_at_ns is not None and limits.expires_at_ns <= now_ns:
+        raise ConfigInvalid(f"The key '{name}' would have expired before it is made.", hint="Give a later instant.")
 
 
 def weakness_of(secret: str) -> str:

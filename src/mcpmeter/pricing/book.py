@@ -47,11 +47,20 @@ class ModelPrice(msgspec.Struct, frozen=True, kw_only=True):
 class PriceBook:
     """All prices of a service: pure after construction, but for bounded caches. Safe to share between threads.
 
+    `fallback` is by what unpriced calls count against budgets; it is never a cost.
+
     Raises ConfigInvalid where a source names a list or a genai-prices provider that there is not, or two lists have
     one name; PartMissing where genai-prices is needed and not installed.
     """
 
-    def __init__(self, lists: Sequence[PriceList] = (), *, sources: Mapping[str, PriceSource] | None = None) -> None:
+    def __init__(
+        self,
+        lists: Sequence[PriceList] = (),
+        *,
+        sources: Mapping[str, PriceSource] | None = None,
+        fallback: Rates | None = None,
+    ) -> None:
+        self._fallback = fallback
         self._lists = {price_list.name: _ListedPrices(price_list) for price_list in lists}
         self._sources = dict(sources or {})
         if len(self._lists) != len(lists):
@@ -93,14 +102,31 @@ class PriceBook:
     def _listed(self, provider: str, model: str, usage: Usage, at_ns: int) -> Charge:
         timeline = self._resolve(provider, model)
         rates = timeline.at(at_ns) if timeline else None
-        if rates is None:
-            return Charge(unpriced_reason="unknown_model")
         if _nothing_known(usage):
-            return Charge(unpriced_reason="usage_missing")
+            return Charge(unpriced_reason="unknown_model" if rates is None else "usage_missing")
+        if rates is None:
+            return Charge(unpriced_reason="unknown_model", fallback_nanousd=self._fallen_back(usage))
         nanousd = rates.cost_nanousd(usage)
         if nanousd is None or nanousd > MAX_NANOUSD:
-            return Charge(unpriced_reason="not_determined")
+            return Charge(unpriced_reason="not_determined", fallback_nanousd=self._fallen_back(usage))
         return Charge(nanousd=nanousd, source="listed", price_list=rates.list_name, listed_nanousd=nanousd)
+
+    def _fallen_back(self, usage: Usage) -> int:
+        if self._fallback is None:
+            return 0
+        # By the totals alone: where their parts contradict each other there is no price by parts.
+        most = self._fallback.most_nanousd(max(usage.prompt_tokens, 0), max(usage.completion_tokens, 0))
+        return min(most or 0, MAX_NANOUSD)
+
+    def most_nanousd(self, provider: str, model: str, at_ns: int, *, prompt_tokens: int, completion_tokens: int) -> int:
+        """The most that a call of so many tokens at the most can cost by its list, else by the fallback price."""
+        timeline = self._resolve(provider, model)
+        rates = timeline.at(at_ns) if timeline else None
+        for priced in (rates, self._fallback):
+            most = priced.most_nanousd(prompt_tokens, completion_tokens) if priced else None
+            if most is not None:
+                return min(most, MAX_NANOUSD)
+        return 0
 
     def models(self, provider: str, at: datetime | None = None) -> list[ModelPrice]:
         """The models that have a price at an instant (now): the list's in its order, then genai-prices'."""

@@ -20,6 +20,8 @@ AttousdPerMtok = int
 DAY_NS: Final = 86_400 * 10**9
 _ATTO_DIGITS: Final = 18
 _ATTOUSD_PER_MTOK_IN_NANOUSD: Final = 10**15
+_PROMPT_RATES: Final = ("prompt", "cached_read", "cache_write", "audio_prompt", "audio_cached_read")
+_COMPLETION_RATES: Final = ("completion", "reasoning", "audio_completion")
 _EXACT: Final = Context(prec=60, traps=[Inexact])
 
 
@@ -88,6 +90,25 @@ class Rates(msgspec.Struct, frozen=True, gc=False, kw_only=True):
                 return None
             amount += surcharge
         return half_even(amount, _ATTOUSD_PER_MTOK_IN_NANOUSD)
+
+    def most_nanousd(self, prompt_tokens: int, completion_tokens: int) -> int | None:
+        """The most that so many tokens at the most can cost, however they are counted. None where a rate is missing."""
+        amount = self.request
+        for tokens, names in ((prompt_tokens, _PROMPT_RATES), (completion_tokens, _COMPLETION_RATES)):
+            if tokens:
+                rate = self._highest(prompt_tokens, names)
+                if rate is None:
+                    return None
+                amount += rate * tokens
+        # Rounded up: a reservation is never less than the cost.
+        return -(-amount // _ATTOUSD_PER_MTOK_IN_NANOUSD)
+
+    def _highest(self, prompt_tokens: int, names: tuple[str, ...]) -> AttousdPerMtok | None:
+        reached = [band for band in self.bands[1:] if prompt_tokens > band.above_prompt_tokens]
+        rates = [
+            rate for band in (self.bands[0], *reached) for name in names if (rate := getattr(band, name)) is not None
+        ]
+        return max(rates, default=None)
 
 
 class Dated(msgspec.Struct, frozen=True, gc=False, kw_only=True):

@@ -39,6 +39,7 @@ class _Request(msgspec.Struct, frozen=True, gc=False):
     messages: list[_RequestMessage]
     model: str | None = None
     stream: bool | None = None
+    max_tokens: msgspec.Raw = openai.ABSENT
 
 
 class _OutputDetails(msgspec.Struct, frozen=True, gc=False):
@@ -140,6 +141,7 @@ class AnthropicMessages:
             stream=bool(request.stream),
             usage_asked=True,  # every stream tells it
             prompt_tokens_estimate=max(1, len(body) // bodies.BYTES_PER_PROMPT_TOKEN),
+            most_completion_tokens=bodies.most_tokens(request.max_tokens),
         )
 
     def forwarded(self, body: bytes, asked: Asked, model: str) -> bytes:
@@ -250,7 +252,8 @@ class AnthropicCountTokens:
 
     def read_request(self, body: bytes, named: Named = NOTHING) -> Asked:
         """Read the model. Raises InvalidRequest."""
-        return Asked(model=_request_of(body, "a message to count").model or "")
+        model = _request_of(body, "a message to count").model or ""
+        return Asked(model=model, most_prompt_tokens=0, most_completion_tokens=0)
 
     def forwarded(self, body: bytes, asked: Asked, model: str) -> bytes:
         """The body unchanged, unless the model's name differs."""

@@ -31,6 +31,10 @@ class Asked:
     usage_asked: bool = False
     """Whether the client itself asked for usage in the stream."""
     prompt_tokens_estimate: int = 0
+    most_prompt_tokens: int | None = None
+    """None where the body bounds it, as it does for all that a model reads: no token is shorter than a byte."""
+    most_completion_tokens: int | None = None
+    """All choices together. None where the caller sets no limit."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from typing import Any, Final, TypeVar
 
@@ -15,6 +16,13 @@ LONGEST_MODEL_NAME: Final = 256
 BYTES_PER_PROMPT_TOKEN: Final = 4
 """For the estimate at opening, where speed counts: JSON and English both come to about four bytes a token."""
 
+LONGEST_COUNT: Final = 12
+SHORTEST_MEDIA_BYTES: Final = 20_000
+LEAST_TOKENS_OF_MEDIA: Final = 5_000
+BYTES_PER_MEDIA_TOKEN: Final = 50
+"""Generous: a page of a PDF takes some 3,000 tokens, a large picture less than 5,000."""
+
+_MEDIA: Final = re.compile(rb'(?:;base64,|"data"\s*:\s*")([A-Za-z0-9+/=_-]{20000,})')
 _T = TypeVar("_T")
 _fields_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
@@ -56,6 +64,31 @@ def value_of(answer: bytes) -> Any:
         return msgspec.json.decode(openai.lenient(answer))
     except (NotAnAnswer, msgspec.DecodeError, RecursionError):
         return None
+
+
+def most_tokens(*limits: msgspec.Raw, choices: msgspec.Raw = openai.ABSENT) -> int | None:
+    """The most tokens of an answer: the first limit that is given, for each of the choices asked for.
+
+    None where none is given. What is no count is the provider's to refuse.
+    """
+    limit = next((count for raw in limits if (count := _count_of(raw)) is not None), None)
+    return None if limit is None else limit * max(_count_of(choices) or 1, 1)
+
+
+def _count_of(raw: msgspec.Raw) -> int | None:
+    text = bytes(raw)
+    return int(text) if text.isdigit() and len(text) <= LONGEST_COUNT else None
+
+
+def most_prompt_tokens(body: bytes) -> int:
+    """No token is shorter than a byte, so a body bounds what a model reads; base64 in it is no text to a model."""
+    most = len(body)
+    if most < SHORTEST_MEDIA_BYTES:
+        return most
+    for found in _MEDIA.finditer(body):
+        size = found.end(1) - found.start(1)
+        most += max(LEAST_TOKENS_OF_MEDIA, size // BYTES_PER_MEDIA_TOKEN) - size
+    return most
 
 
 def check_model(name: str) -> None:

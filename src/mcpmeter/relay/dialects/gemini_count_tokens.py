@@ -58,7 +58,8 @@ class GeminiCountTokens:
         whole = request.whole or request.whole_in_snake_case
         if not (whole.contents if whole is not None else request.contents):
             raise InvalidRequest("'contents' is empty.", hint=_HINT)
-        return Asked(model=gemini.model_of(named, request.model or (whole.model if whole else None)))
+        model = gemini.model_of(named, request.model or (whole.model if whole else None))
+        return Asked(model=model, most_prompt_tokens=0, most_completion_tokens=0)
 
     def forwarded(self, body: bytes, asked: Asked, model: str) -> bytes:
         """The body unchanged; only where it repeats the path's model, which upstream differs, it is renamed too."""

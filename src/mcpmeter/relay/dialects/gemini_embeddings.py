@@ -61,6 +61,7 @@ class GeminiEmbed:
         return Asked(
             model=gemini.model_of(named, request.model),
             prompt_tokens_estimate=max(1, len(body) // bodies.BYTES_PER_PROMPT_TOKEN),
+            most_completion_tokens=0,
         )
 
     def forwarded(self, body: bytes, asked: Asked, model: str) -> bytes:
@@ -140,6 +141,7 @@ class GeminiBatchEmbed(GeminiEmbed):
         return Asked(
             model=models.pop(),
             prompt_tokens_estimate=max(1, len(body) // bodies.BYTES_PER_PROMPT_TOKEN),
+            most_completion_tokens=0,
         )
 
     def forwarded(self, body: bytes, asked: Asked, model: str) -> bytes:

@@ -31,6 +31,12 @@ _SSE_FIELDS: Final = (b"data:", b"event:", b"id:", b"retry:", b":")
 class _Request(msgspec.Struct, frozen=True, gc=False):
     contents: list[dict[str, msgspec.Raw]] | dict[str, msgspec.Raw]  # Google takes one object for a list of one
     model: str | None = None
+    generation_config: msgspec.Raw = msgspec.field(default=openai.ABSENT, name="generationConfig")
+
+
+class _Limits(msgspec.Struct, frozen=True, gc=False, rename="camel"):
+    max_output_tokens: msgspec.Raw = openai.ABSENT
+    candidate_count: msgspec.Raw = openai.ABSENT
 
 
 class _Content(msgspec.Struct, frozen=True, gc=False):
@@ -55,6 +61,7 @@ class _Answer(msgspec.Struct, frozen=True, gc=False, rename="camel"):
 
 
 _request_decoder = msgspec.json.Decoder(_Request)
+_limits_decoder = msgspec.json.Decoder(_Limits)
 _answer_decoder = msgspec.json.Decoder(_Answer)
 _answers_decoder = msgspec.json.Decoder(list[_Answer])
 
@@ -81,6 +88,7 @@ class GeminiGenerate:
             stream=named.stream,
             usage_asked=True,  # every stream tells it
             prompt_tokens_estimate=max(1, len(body) // bodies.BYTES_PER_PROMPT_TOKEN),
+            most_completion_tokens=_most_tokens(request.generation_config),
         )
 
     def forwarded(self, body: bytes, asked: Asked, model: str) -> bytes:
@@ -176,6 +184,14 @@ class GeminiGenerateArray(GeminiGenerate):
     def error_body(self, error: MeterError, call_id: str) -> bytes:
         """Google's error object, in an array of its own."""
         return b"[" + super().error_body(error, call_id) + b"]"
+
+
+def _most_tokens(generation_config: msgspec.Raw) -> int | None:
+    try:
+        limits = _limits_decoder.decode(generation_config)
+    except msgspec.DecodeError:  # not there, or not an object: Google's to refuse
+        return None
+    return bodies.most_tokens(limits.max_output_tokens, choices=limits.candidate_count)
 
 
 def _answers_of(body: bytes) -> list[_Answer]:

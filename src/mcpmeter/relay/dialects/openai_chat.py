@@ -36,6 +36,9 @@ class _Request(msgspec.Struct, frozen=True, gc=False):
     model: str | None = None
     stream: bool | None = None
     stream_options: _StreamOptions | None = None
+    max_completion_tokens: msgspec.Raw = openai.ABSENT
+    max_tokens: msgspec.Raw = openai.ABSENT
+    n: msgspec.Raw = openai.ABSENT
 
 
 class _Said(msgspec.Struct, frozen=True, gc=False):
@@ -93,6 +96,9 @@ class OpenAiChat:
             stream=bool(request.stream),
             usage_asked=bool(options and options.include_usage),
             prompt_tokens_estimate=max(1, len(body) // bodies.BYTES_PER_PROMPT_TOKEN),
+            most_completion_tokens=bodies.most_tokens(
+                request.max_completion_tokens, request.max_tokens, choices=request.n
+            ),
         )
 
     def forwarded(self, body: bytes, asked: Asked, model: str) -> bytes:

@@ -62,7 +62,11 @@ class OpenAiEmbeddings:
             raise InvalidRequest("'input' is empty.", hint="Send a text, a list of texts, or lists of tokens.")
         if request.model is not None:
             bodies.check_model(request.model)
-        return Asked(model=request.model or "", prompt_tokens_estimate=max(1, _prompt_tokens(request)))
+        return Asked(
+            model=request.model or "",
+            prompt_tokens_estimate=max(1, _prompt_tokens(request)),
+            most_completion_tokens=0,
+        )
 
     def forwarded(self, body: bytes, asked: Asked, model: str) -> bytes:
         """The body unchanged, unless the model's name differs."""

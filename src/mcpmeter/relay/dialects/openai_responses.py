@@ -38,6 +38,7 @@ class _Request(msgspec.Struct, frozen=True, gc=False):
     prompt: msgspec.Raw = openai.ABSENT
     previous_response_id: msgspec.Raw = openai.ABSENT
     conversation: msgspec.Raw = openai.ABSENT
+    max_output_tokens: msgspec.Raw = openai.ABSENT
 
 
 class _Usage(openai.ToldUsage, frozen=True, gc=False):
@@ -119,6 +120,7 @@ class OpenAiResponses:
             stream=bool(request.stream),
             usage_asked=True,
             prompt_tokens_estimate=max(1, len(body) // bodies.BYTES_PER_PROMPT_TOKEN),
+            most_completion_tokens=bodies.most_tokens(request.max_output_tokens),
         )
 
     def forwarded(self, body: bytes, asked: Asked, model: str) -> bytes:
