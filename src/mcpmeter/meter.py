@@ -16,7 +16,7 @@ from msgspec import structs
 
 from mcpmeter.catalog import service
 from mcpmeter.errors import LedgerUnavailable, MeterError, ServiceFault
-from mcpmeter.ledger.store import Store
+from mcpmeter.ledger.store import ClaimRefused, Store
 from mcpmeter.metrics.recorder import Recorder
 from mcpmeter.records import Call, Charge, LedgerRow, LlmTarget, McpTarget, Outcome, Settlement, Usage
 
@@ -92,7 +92,7 @@ class OpenCall:
     async def write_down(self, call: Call) -> None:
         """Make the open row durable, with what is now known of the call. Awaited before anything goes upstream.
 
-        Raises LedgerUnavailable: then the call must not be made.
+        Raises LedgerUnavailable, or ClaimRefused where a limit has no room: then the call must not be made.
         """
         self.call = call
         if self._meter.store is None:
@@ -100,7 +100,7 @@ class OpenCall:
         self._written = True  # before the wait: cancelling it does not take the row out of the writer's queue
         try:
             await self._meter.store.open(call)
-        except MeterError:
+        except (MeterError, ClaimRefused):
             self._written = False
             raise
 

@@ -24,10 +24,11 @@ class RowRefused(ServiceFault):
     id = "row_refused"
 
 
-class ClaimRefused(ServiceFault):
-    """A balance has no room for what a call claims of it: nothing was written. Who made the claim says it in words."""
+class ClaimRefused(Exception):
+    """A balance has no room for what a call claims of it: nothing was written.
 
-    id = "claim_refused"
+    No error of the tree: whoever made the claim catches it and says it in words, as `BudgetExhausted` or `RateLimited`.
+    """
 
     def __init__(self, claim: Claim, *, left: int) -> None:
         super().__init__("A limit has no room for this call.")

@@ -64,13 +64,14 @@ class Errand(msgspec.Struct, gc=False):
 
 Entry = Opening | Settling | Errand
 Row = Opening | Settling
+Refusal = MeterError | ClaimRefused
 
 
 class Answers(NamedTuple):
     """How a batch of rows ended, handed to the event loop in one piece."""
 
     kept: Sequence[Row]
-    failed: Sequence[tuple[Row, MeterError]]
+    failed: Sequence[tuple[Row, Refusal]]
     commit_s: float
 
 
@@ -221,12 +222,12 @@ def _has_balances(db: apsw.Connection) -> bool:
 
 def _write_together(
     db: apsw.Connection, opens: list[Opening], settles: list[Settling], *, keeps_balances: bool
-) -> list[tuple[Row, MeterError]] | None:
+) -> list[tuple[Row, Refusal]] | None:
     """The usual case: one transaction, two statements. None, and nothing written, if any row is not as it should be.
 
     A call that a balance has no room for is no such case: it is told so, and the others are written.
     """
-    refused: list[tuple[Row, MeterError]] = []
+    refused: list[tuple[Row, Refusal]] = []
     try:
         with transaction(db):
             if keeps_balances:
@@ -240,7 +241,7 @@ def _write_together(
     return refused
 
 
-def _admitted(db: apsw.Connection, opens: list[Opening], refused: list[tuple[Row, MeterError]]) -> list[Opening]:
+def _admitted(db: apsw.Connection, opens: list[Opening], refused: list[tuple[Row, Refusal]]) -> list[Opening]:
     admitted = []
     for row in opens:
         refusal = reserve(db, row.call) if row.call.claims else None
@@ -266,9 +267,9 @@ def _settle_together(db: apsw.Connection, settles: list[Settling], *, keeps_bala
         settle_claims(db, str(claims), row.settlement)
 
 
-def _write_one_by_one(db: apsw.Connection, rows: list[Row]) -> list[tuple[Row, MeterError]]:
+def _write_one_by_one(db: apsw.Connection, rows: list[Row]) -> list[tuple[Row, Refusal]]:
     """The same transaction with a savepoint for each row, so that a bad one is alone in being refused."""
-    failed: list[tuple[Row, MeterError]] = []
+    failed: list[tuple[Row, Refusal]] = []
     with transaction(db):
         for row in rows:
             db.execute("SAVEPOINT one")
