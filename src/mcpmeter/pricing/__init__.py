@@ -4,8 +4,8 @@ A `PriceBook` holds lists and, for each provider, where its prices come from. Na
 see `names` for the rule, `genai` for what genai-prices can and cannot say, `lists/README.md` for the files' format.
 """
 
+from mcpmeter.money import MAX_NANOUSD, format_usd, nanousd_to_usd, plain_usd, usd_to_nanousd
 from mcpmeter.pricing.book import ModelPrice, PriceBook, PriceSource
-from mcpmeter.pricing.money import MAX_NANOUSD, format_usd, nanousd_to_usd, plain_usd, usd_to_nanousd
 from mcpmeter.pricing.price_list import PriceEntry, PriceList, bundled_price_lists, load_price_list, parse_price_list
 from mcpmeter.pricing.rates import RateBand, Rates
 

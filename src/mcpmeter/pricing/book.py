@@ -12,9 +12,9 @@ from typing import Final
 import msgspec
 
 from mcpmeter.errors import ConfigInvalid
+from mcpmeter.money import MAX_NANOUSD
 from mcpmeter.pricing import names
 from mcpmeter.pricing.genai import GenaiPrices, genai_providers
-from mcpmeter.pricing.money import MAX_NANOUSD
 from mcpmeter.pricing.price_list import GENERAL_PURPOSE, PriceList
 from mcpmeter.pricing.rates import Rates, Timeline, unix_ns, usd_per_mtok
 from mcpmeter.records import Charge, Usage

@@ -11,7 +11,7 @@ from typing import Final
 
 import msgspec
 
-from mcpmeter.pricing.money import plain_usd
+from mcpmeter.money import plain_usd
 from mcpmeter.records import Usage
 
 AttousdPerMtok = int

@@ -1,0 +1,156 @@
+"""Budgets: which of them a call is under, what it claims of each, and how a refusal is put into words. Pure.
+
+What is spent is the ledger's to know: a claim goes there with the call's row, and comes back as `ClaimRefused`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from decimal import ROUND_FLOOR, Decimal
+from functools import cached_property
+from operator import attrgetter
+from typing import Final
+from urllib.parse import urlencode
+
+from mcpmeter.access.periods import Period
+from mcpmeter.errors import BudgetExhausted, ConfigInvalid
+from mcpmeter.money import format_usd
+from mcpmeter.records import Claim, Scope
+
+PARTS: Final = ("team", "project", "key_id", "model")
+SOFT_SHARES: Final = (Decimal("0.8"),)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much the calls of a scope may cost in one period."""
+
+    name: str
+    scope: Scope
+    limit_nanousd: int
+    period: Period
+    soft_shares: tuple[Decimal, ...] = SOFT_SHARES
+    """Shares of the limit at which it is told that it runs low."""
+    refuses: bool = True
+    """False: calls go on beyond the limit, which is only told."""
+
+    @cached_property
+    def balance(self) -> str:
+        """Id of what the ledger keeps. Another name or limit keeps what was spent, another scope or period does not.
+
+        Top-ups belong to a prepaid budget by its name, so that its name is in it.
+        """
+        named = {part: value for part in PARTS if (value := getattr(self.scope, part))}
+        period = self.period
+        turn = f"once|{self.name}" if period.kind == "once" else f"{period.kind}-{period.start_day}@{period.time_zone}"
+        return f"usd|{urlencode(named)}|{turn}"
+
+    def soft_limits(self, credit_nanousd: int = 0) -> list[int]:
+        """The amounts at which it is told that it runs low, the lowest first; the whole limit where none is set."""
+        whole = max(self.limit_nanousd + credit_nanousd, 0)
+        shares = sorted(self.soft_shares) or [Decimal(1)]
+        return [int((share * whole).to_integral_value(ROUND_FLOOR)) for share in shares]
+
+    def claim(self, amount_nanousd: int, at_ns: int) -> Claim:
+        """What a call that starts at an instant and can cost `amount_nanousd` claims of it."""
+        return self._claim(amount_nanousd, *self.period.bounds(at_ns))
+
+    def _claim(self, amount_nanousd: int, start_ns: int, end_ns: int) -> Claim:
+        return Claim(
+            balance=self.balance,
+            period_start_ns=start_ns,
+            period_end_ns=end_ns,
+            amount=amount_nanousd,
+            limit=self.limit_nanousd,
+            refuses=self.refuses,
+            scope=self.scope,
+        )
+
+
+class Budgets:
+    """All budgets of a configuration. Raises `ConfigInvalid` for two of one name, or over the same money."""
+
+    def __init__(self, budgets: Iterable[Budget] = ()) -> None:
+        self._budgets = tuple(budgets)
+        self._by_balance: dict[str, Budget] = {}
+        self._by_shape: dict[tuple[str, ...], dict[tuple[str, ...], list[Budget]]] = {}
+        """By the parts that scopes name, and by their values: a call looks up one entry a shape."""
+        self._bounds: dict[str, tuple[int, int]] = {}
+        """The present period of each balance, since a period is looked at by many calls before it turns."""
+        for budget in self._budgets:
+            self._take(budget)
+
+    def _take(self, budget: Budget) -> None:
+        same_name = next(known for known in self._budgets if known.name == budget.name)
+        for other in (self._by_balance.setdefault(budget.balance, budget), same_name):
+            if other is budget:
+                continue
+            raise ConfigInvalid(
+                f"The budgets '{other.name}' and '{budget.name}' have the same name, or the same scope and period.",
+                hint="Keep one of them; it may have several shares in 'soft'.",
+            )
+        shape = tuple(part for part in PARTS if getattr(budget.scope, part))
+        values = tuple(getattr(budget.scope, part) for part in shape)
+        self._by_shape.setdefault(shape, {}).setdefault(values, []).append(budget)
+
+    def __iter__(self) -> Iterator[Budget]:
+        return iter(self._budgets)
+
+    def __len__(self) -> int:
+        return len(self._budgets)
+
+    def claims(
+        self,
+        *,
+        most_nanousd: int,
+        at_ns: int,
+        team: str = "",
+        project: str = "",
+        key_id: str = "",
+        model: str = "",
+    ) -> tuple[Claim, ...]:
+        """What a call claims of every budget that covers it, ordered by balance, as every replica orders them."""
+        call = {"team": team, "project": project, "key_id": key_id, "model": model}
+        found: list[Budget] = []
+        for shape, by_values in self._by_shape.items():
+            found += by_values.get(tuple(call[part] for part in shape), ())
+        found.sort(key=attrgetter("balance"))
+        claims = (budget._claim(most_nanousd, *self._bounds_of(budget, at_ns)) for budget in found)
+        # Only a prepaid budget can begin after the call does.
+        return tuple(claim for claim in claims if claim.period_start_ns <= at_ns)
+
+    def current(self, at_ns: int) -> list[tuple[Budget, Claim]]:
+        """Every budget in the configuration's order, with a claim of nothing on its present period."""
+        return [(budget, budget._claim(0, *self._bounds_of(budget, at_ns))) for budget in self._budgets]
+
+    def _bounds_of(self, budget: Budget, at_ns: int) -> tuple[int, int]:
+        start_ns, end_ns = self._bounds.get(budget.balance, (1, 0))
+        if not start_ns <= at_ns < end_ns:
+            self._bounds[budget.balance] = start_ns, end_ns = budget.period.bounds(at_ns)
+        return start_ns, end_ns
+
+    def refusal(self, claim: Claim, left: int) -> BudgetExhausted:
+        """Why a claim was refused, by the ledger's word on what is left; negative where more was spent than allowed."""
+        budget = self._by_balance.get(claim.balance)
+        name = f"The budget '{budget.name}'" if budget else "A budget"
+        message = f"{name} {_standing(claim, left)}; this call could cost up to {format_usd(claim.amount)}."
+        if budget is None:
+            return BudgetExhausted(message, hint="Ask the operator.")
+        if not claim.period_end_ns:
+            advice = f"mcpmeter budgets top-up {budget.name} --usd AMOUNT"
+            return BudgetExhausted(f"{message} It is prepaid and does not reset.", hint=f"Ask the operator: {advice}.")
+        resets_at = budget.period.local_time(claim.period_end_ns).isoformat()
+        return BudgetExhausted(
+            f"{message} It resets at {resets_at}.",
+            hint=f"Wait until then, ask for fewer tokens, or ask the operator to raise 'limit_usd' of '{budget.name}'.",
+        )
+
+
+def _standing(claim: Claim, left: int) -> str:
+    # A prepaid budget has its credit beside the limit; what both were at first helps nobody.
+    whole = f" of {format_usd(claim.limit)}" if claim.period_end_ns else ""
+    if left < 0:
+        return f"{whole.lstrip()} is overspent by {format_usd(-left)}".lstrip()
+    amount = format_usd(left) if left else "nothing"
+    return f"has {amount} left{whole}, with what calls under way may cost set aside"

@@ -1,0 +1,84 @@
+"""How a budget stands and when it will be exhausted. Pure; one record for gauges, API, reports and alerts."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+from mcpmeter.access.budgets import Budget
+from mcpmeter.records import Balance, Scope
+
+NS_PER_HOUR: Final = 3600 * 1_000_000_000
+WINDOW_NS: Final = 6 * NS_PER_HOUR
+"""How far back the burn is looked at."""
+SHORTEST_WINDOW_NS: Final = NS_PER_HOUR // 4
+"""What was spent in the first minute of a period is no rate for the rest of it."""
+LAST_INSTANT: Final = 2**63 - 1
+
+
+class BudgetStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """How a budget stands in its present period. Amounts in nano-dollars, instants in Unix nanoseconds."""
+
+    name: str
+    scope: Scope
+    time_zone: str
+    refuses: bool
+    period_start_ns: int
+    period_end_ns: int
+    """0: it is prepaid and does not reset."""
+    limit_nanousd: int
+    credit_nanousd: int
+    """Topped up; it goes on top of the limit."""
+    soft_limit_nanousd: int
+    """The lowest amount at which it is told that it runs low."""
+    spent_nanousd: int
+    reserved_nanousd: int
+    """The most that open calls can cost."""
+    left_nanousd: int
+    """Limit and credit without what is spent and reserved; negative where it is overspent."""
+    burn_nanousd_per_hour: int
+    """Over the last six hours, or what the period has seen of them."""
+    exhausted_at_ns: int | None
+    """When nothing will be left if it burns on like this, be it after the period's end; None if nothing burns."""
+
+
+def burn_since_ns(period_start_ns: int, now_ns: int) -> int:
+    """From when on the burn is looked at: six hours ago, but never before the period began."""
+    return max(period_start_ns, now_ns - WINDOW_NS)
+
+
+def status_of(budget: Budget, balance: Balance, burned_nanousd: int, now_ns: int) -> BudgetStatus:
+    """How a budget stands. `burned_nanousd` is what its scope spent since `burn_since_ns`."""
+    window_ns = max(now_ns - burn_since_ns(balance.period_start_ns, now_ns), SHORTEST_WINDOW_NS)
+    whole = budget.limit_nanousd + balance.credit
+    left = whole - balance.spent - balance.reserved
+    return BudgetStatus(
+        name=budget.name,
+        scope=budget.scope,
+        time_zone=budget.period.time_zone,
+        refuses=budget.refuses,
+        period_start_ns=balance.period_start_ns,
+        period_end_ns=balance.period_end_ns,
+        limit_nanousd=budget.limit_nanousd,
+        credit_nanousd=balance.credit,
+        soft_limit_nanousd=budget.soft_limits(balance.credit)[0],
+        spent_nanousd=balance.spent,
+        reserved_nanousd=balance.reserved,
+        left_nanousd=left,
+        burn_nanousd_per_hour=burned_nanousd * NS_PER_HOUR // window_ns,
+        exhausted_at_ns=exhausted_at_ns(left, burned_nanousd, window_ns, now_ns),
+    )
+
+
+def exhausted_at_ns(left: int, burned: int, window_ns: int, now_ns: int) -> int | None:
+    """When nothing is left, if what burned in a window goes on burning; now, where nothing is left already.
+
+    None where nothing burns, or so little that no clock will see the end.
+    """
+    if left <= 0:
+        return now_ns
+    if burned <= 0:
+        return None
+    at_ns = now_ns + left * window_ns // burned
+    return at_ns if at_ns <= LAST_INSTANT else None
