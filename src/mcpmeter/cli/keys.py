@@ -1,8 +1,9 @@
-"""`mcpmeter keys`: create, list and revoke callers' keys, while a service runs on the same ledger or not."""
+"""`mcpmeter keys`: create, list, rotate and revoke callers' keys, while a service runs on the same ledger or not."""
 
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -12,10 +13,31 @@ from typing import Any
 
 import click
 
+from mcpmeter.access.shown import instant, shown
 from mcpmeter.errors import SetupError
-from mcpmeter.records import Key
+from mcpmeter.pricing.rates import unix_ns
+from mcpmeter.records import Key, Role
 
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
 _TAKEN_UP = "A service that runs on this ledger takes it up within seconds."
+
+
+class Lifetime(click.ParamType[int]):
+    """A length from now on (`90d`), a date or an instant: Unix nanoseconds, UTC."""
+
+    name = "when"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Called by click with what was typed."""
+        if isinstance(value, int):
+            return value
+        if found := re.fullmatch(r"([0-9]{1,6})([smhdw])", str(value)):
+            return time.time_ns() + int(found[1]) * _SECONDS[found[2]] * 10**9
+        try:
+            when = datetime.fromisoformat(str(value))
+        except ValueError:
+            self.fail(f"{value!a} is neither a length (90d, 12h), a date, nor an instant (RFC 3339).", param, ctx)
+        return unix_ns(when if when.tzinfo else when.replace(tzinfo=UTC))
 
 
 def _ledger_option(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -28,12 +50,13 @@ def _ledger_option(function: Callable[..., Any]) -> Callable[..., Any]:
 
 @click.group(name="keys")
 def command() -> None:
-    """Create, list and revoke the keys by which callers are known.
+    """Create, list, rotate and revoke the keys by which callers are known.
 
     \b
     Example:
-      mcpmeter keys create --name notebook --team research
+      mcpmeter keys create --name notebook --team research --expires 90d --model 'gpt-4.1*'
       mcpmeter keys list
+      mcpmeter keys rotate key_0123456789ab --grace 24h
       mcpmeter keys revoke key_0123456789ab
     """
 
@@ -41,9 +64,33 @@ def command() -> None:
 @command.command()
 @click.option("--name", required=True, help="What the key is for.")
 @click.option("--team", required=True, help="Who pays: the team on every row and counter.")
+@click.option("--project", default="", help="The team's project that its calls are for.")
+@click.option(
+    "--role",
+    type=click.Choice(["caller", "admin"]),
+    default="caller",
+    show_default=True,
+    help="An admin also sees and does all of the management API.",
+)
+@click.option("--model", "models", multiple=True, help="A model it may call, name or glob; several times for more.")
+@click.option("--requests-per-minute", type=click.IntRange(min=1), help="Most calls in a minute of the clock.")
+@click.option("--tokens-per-minute", type=click.IntRange(min=1), help="Most tokens in a minute, prompts and answers.")
+@click.option("--expires", type=Lifetime(), help="When it ends: 90d, 12h, a date, or an instant (RFC 3339).")
 @_ledger_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def create(name: str, team: str, ledger: Path | None, as_json: bool) -> None:
+def create(
+    *,
+    name: str,
+    team: str,
+    project: str,
+    role: Role,
+    models: tuple[str, ...],
+    requests_per_minute: int | None,
+    tokens_per_minute: int | None,
+    expires: int | None,
+    ledger: Path | None,
+    as_json: bool,
+) -> None:
     """Create a key and show it once; the ledger keeps only its SHA-256.
 
     The key alone goes to standard output, all else to standard error.
@@ -51,17 +98,30 @@ def create(name: str, team: str, ledger: Path | None, as_json: bool) -> None:
     \b
     Example:
       KEY=$(mcpmeter keys create --name notebook --team research)
+      mcpmeter keys create --name ops --team platform --role admin --expires 2027-01-01
     """
-    from mcpmeter.access.keys import new_key
+    from mcpmeter.access.keys import KeyLimits, new_key
     from mcpmeter.ledger.keys import add_key
 
-    secret, key = new_key(name, team, time.time_ns())
+    limits = KeyLimits(
+        project=project,
+        role=role,
+        models=models,
+        requests_per_minute=requests_per_minute,
+        tokens_per_minute=tokens_per_minute,
+        expires_at_ns=expires,
+    )
+    secret, key = new_key(name, team, time.time_ns(), limits)
     add_key(_path(ledger), key)
+    _show_secret(secret, key, as_json, f"Created {key.id} for team {team}.")
+
+
+def _show_secret(secret: str, key: Key, as_json: bool, done: str) -> None:
     if as_json:
-        click.echo(json.dumps({"key": secret, **_shown(key)}))
+        click.echo(json.dumps({"key": secret, **shown(key)}))
         return
     click.echo(secret)
-    click.echo(f"Created {key.id} for team {team}. It is shown only now. {_TAKEN_UP}", err=True)
+    click.echo(f"{done} The key is shown only now. {_TAKEN_UP}", err=True)
 
 
 @command.command("list")
@@ -76,7 +136,7 @@ def list_(ledger: Path | None, as_json: bool) -> None:
     """
     from mcpmeter.ledger.keys import list_keys
 
-    keys = [_shown(key) for key in list_keys(_path(ledger))]
+    keys = [shown(key) for key in list_keys(_path(ledger))]
     if as_json:
         click.echo(json.dumps(keys, indent=2))
     elif keys:
@@ -101,14 +161,54 @@ def revoke(key_id: str, ledger: Path | None, as_json: bool) -> None:
     path = _path(ledger)
     key = revoke_key(path, key_id, time.time_ns())
     if key is None:
-        raise SetupError(
-            f"The ledger {path} has no key with the ID {key_id!a}.",
-            hint="Run: mcpmeter keys list (IDs begin with key_)",
-        )
+        raise _no_such_key(path, key_id)
     if as_json:
-        click.echo(json.dumps(_shown(key)))
+        click.echo(json.dumps(shown(key)))
     else:
         click.echo(f"Revoked {key.id} ({key.name}, team {key.team}). {_TAKEN_UP}")
+
+
+@command.command()
+@click.argument("key_id", metavar="ID")
+@click.option(
+    "--grace",
+    type=Lifetime(),
+    default="0s",
+    show_default=True,
+    help="How long the secret before stays good beside the new one: 24h, 7d.",
+)
+@_ledger_option
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def rotate(key_id: str, grace: int, ledger: Path | None, as_json: bool) -> None:
+    """Give the key with this ID a new secret, shown once. Its name, team, limits and calls stay.
+
+    \b
+    Example:
+      KEY=$(mcpmeter keys rotate key_0123456789ab --grace 24h)
+    """
+    from mcpmeter.access.keys import rotated
+    from mcpmeter.ledger.keys import rotate_key
+
+    now_ns = time.time_ns()
+    secrets: list[str] = []
+
+    def turn(key: Key) -> Key:
+        secret, turned = rotated(key, now_ns, max(grace - now_ns, 0))
+        secrets.append(secret)
+        return turned
+
+    path = _path(ledger)
+    key = rotate_key(path, key_id, turn)
+    if key is None:
+        raise _no_such_key(path, key_id)
+    until = f" The one before is good until {instant(key.previous_until_ns)}." if key.previous_until_ns else ""
+    _show_secret(secrets[-1], key, as_json, f"Rotated {key.id} ({key.name}, team {key.team}).{until}")
+
+
+def _no_such_key(path: Path, key_id: str) -> SetupError:
+    return SetupError(
+        f"The ledger {path} has no key with the ID {key_id!a}.", hint="Run: mcpmeter keys list (IDs begin with key_)"
+    )
 
 
 def _path(option: Path | None) -> Path:
@@ -117,32 +217,21 @@ def _path(option: Path | None) -> Path:
     return option or default_ledger_path()
 
 
-def _shown(key: Key) -> dict[str, str | None]:
-    return {
-        "id": key.id,
-        "name": key.name,
-        "team": key.team,
-        "prefix": key.prefix,
-        "created_at": _instant(key.created_at_ns),
-        "revoked_at": _instant(key.revoked_at_ns),
-    }
-
-
-def _instant(unix_ns: int | None) -> str | None:
-    if unix_ns is None:
-        return None
-    return datetime.fromtimestamp(unix_ns // 10**9, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def _print_table(keys: list[dict[str, str | None]]) -> None:
+def _print_table(keys: list[dict[str, object]]) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
+    # A column that no key fills would only take the place of the others.
+    columns = [name for name in keys[0] if any(key[name] for key in keys)]
     table = Table(box=None, pad_edge=False)
-    for column in keys[0]:
+    for column in columns:
         table.add_column(column, overflow="fold")
     for key in keys:
-        table.add_row(*(Text(value or "-") for value in key.values()))
+        table.add_row(*(Text(_cell(key[name])) for name in columns))
     # A pipe has no width: a wide one keeps each key on one line.
     Console(width=None if sys.stdout.isatty() else 240).print(table)
+
+
+def _cell(value: object) -> str:
+    return ", ".join(value) if isinstance(value, list) else str(value or "-")

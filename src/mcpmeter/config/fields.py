@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -11,7 +12,7 @@ from typing import Annotated, Any, Final
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationInfo
 from pydantic_core import PydanticCustomError
 
-from mcpmeter.access.keys import weakness_of
+from mcpmeter.access.keys import MOST_PER_MINUTE, weakness_of
 from mcpmeter.relay.providers import base_url_fault
 
 
@@ -40,6 +41,17 @@ def decimal(value: object) -> Decimal:
     if isinstance(value, bool) or not isinstance(value, int | Decimal):
         raise must("must be a number in plain decimal")
     return Decimal(value)
+
+
+def _instant(value: object) -> datetime:
+    sentence = "must be a date, or an instant such as 2027-01-31T12:00:00Z"
+    try:
+        instant = datetime.fromisoformat(value) if isinstance(value, str) else value
+    except ValueError:
+        raise must(sentence) from None
+    if not isinstance(instant, datetime):
+        raise must(sentence)
+    return instant if instant.tzinfo is not None else instant.replace(tzinfo=UTC)
 
 
 def _seconds(value: object) -> float:
@@ -111,6 +123,8 @@ Port = Annotated[int, BeforeValidator(_whole), Field(ge=0, le=65535)]
 Bytes = Annotated[int, BeforeValidator(_whole), Field(ge=1024, le=1 << 40)]
 Seconds = Annotated[float, BeforeValidator(_seconds), Field(ge=0.01, le=86400, allow_inf_nan=False)]
 Milliseconds = Annotated[int, BeforeValidator(_whole), Field(ge=1, le=600_000)]
+PerMinute = Annotated[int, BeforeValidator(_whole), Field(ge=1, le=MOST_PER_MINUTE)]
+Instant = Annotated[datetime, BeforeValidator(_instant)]
 Weight = Annotated[int, BeforeValidator(_whole), Field(ge=1, le=1000)]
 Share = Annotated[Decimal, BeforeValidator(decimal), Field(ge=0, le=1, allow_inf_nan=False)]
 Rate = Annotated[Decimal, BeforeValidator(decimal), Field(gt=0, allow_inf_nan=False)]

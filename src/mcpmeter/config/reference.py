@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping
+from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, Final, Literal, get_args, get_origin
@@ -25,6 +26,7 @@ KINDS: Final = {
     Path: "path",
     Decimal: "number",
     bool: "true or false",
+    datetime: "instant",
 }
 
 HEAD: Final = """\

@@ -14,6 +14,7 @@ from pydantic import (
     model_validator,
 )
 
+from mcpmeter.access.keys import KeyLimits
 from mcpmeter.config.fields import (
     AliasTarget,
     ApiKey,
@@ -21,9 +22,11 @@ from mcpmeter.config.fields import (
     Bytes,
     FilePath,
     Host,
+    Instant,
     Milliseconds,
     ModelName,
     Name,
+    PerMinute,
     Port,
     Rate,
     Seconds,
@@ -42,6 +45,7 @@ from mcpmeter.config.fields import (
 )
 from mcpmeter.config.monitoring import MonitoringSettings
 from mcpmeter.errors import ConfigInvalid
+from mcpmeter.pricing.rates import unix_ns
 from mcpmeter.relay.failover.options import CircuitOptions, RetryOptions
 from mcpmeter.relay.providers import Provider, load_providers
 from mcpmeter.relay.routing import RouteRule, Routing, RuleUpstream, Upstream
@@ -303,12 +307,37 @@ class KeySettings(Section):
     sha256: Sha256 | None = setting(
         None, help="Or its SHA-256 in hex, so that no secret is here.", example=hashlib.sha256(b"").hexdigest()
     )
+    project: TeamName | None = setting(None, help="The team's project that its calls are for.", example="web")
+    role: Literal["caller", "admin"] = setting(
+        "caller", help="An admin also sees and does all of the management API.", example="admin"
+    )
+    models: tuple[ModelName, ...] = setting(
+        (), help="Models that it may call, names or globs; all unless given.", example=["gpt-4.1*", "deepseek-*"]
+    )
+    requests_per_minute: PerMinute | None = setting(None, help="Most calls in a minute of the clock.", example=600)
+    tokens_per_minute: PerMinute | None = setting(
+        None, help="Most tokens in a minute of the clock, prompts and answers together.", example=200_000
+    )
+    expires: Instant | None = setting(
+        None, help="From this instant on it is refused: a date (its start, UTC), or RFC 3339.", example="2027-01-01"
+    )
 
     @model_validator(mode="after")
     def _one_of_two(self) -> KeySettings:
         if (self.secret is None) == (self.sha256 is None):
             raise must("needs 'secret' or 'sha256', one of them")
         return self
+
+    def limits(self) -> KeyLimits:
+        """What the key may do, as the ring of keys takes it."""
+        return KeyLimits(
+            project=self.project or "",
+            role=self.role,
+            models=self.models,
+            requests_per_minute=self.requests_per_minute,
+            tokens_per_minute=self.tokens_per_minute,
+            expires_at_ns=None if self.expires is None else unix_ns(self.expires),
+        )
 
     @property
     def digest(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from pathlib import Path
 
 from mcpmeter.ledger.connection import explain, open_for_reading, open_for_writing
@@ -29,3 +30,18 @@ def revoke_key(path: Path, key_id: str, now_ns: int) -> Key | None:
     with contextlib.closing(open_for_writing(path)) as db, explain(path), transaction(db):
         db.execute("UPDATE keys SET revoked_at_ns = ? WHERE id = ? AND revoked_at_ns IS NULL", (now_ns, key_id))
         return next((key for key in read_keys(db) if key.id == key_id), None)
+
+
+def rotate_key(path: Path, key_id: str, turn: Callable[[Key], Key]) -> Key | None:
+    """Give a key another secret, as `turn` makes it of the record; None if there is no such key."""
+    open_for_reading(path).close()  # never makes a ledger just to find nothing in it
+    with contextlib.closing(open_for_writing(path)) as db, explain(path), transaction(db):
+        key = next((key for key in read_keys(db) if key.id == key_id), None)
+        if key is None:
+            return None
+        turned = turn(key)
+        db.execute(
+            "UPDATE keys SET prefix = ?, sha256 = ?, previous_sha256 = ?, previous_until_ns = ? WHERE id = ?",
+            (turned.prefix, turned.sha256, turned.previous_sha256, turned.previous_until_ns, key_id),
+        )
+        return turned

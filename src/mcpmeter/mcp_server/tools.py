@@ -184,10 +184,10 @@ class Tools:
             ) from None
 
     def _team(self, ctx: ToolContext) -> str | None:
-        """The caller's team, or None while there are no keys. Raises NotAuthenticated."""
+        """The caller's team; None for who may see all: an admin, and anybody while there are no keys."""
         wiring = self._pipeline.wiring
-        team, _ = wiring.identify(_secret(ctx))
-        return None if wiring.keys.empty else team
+        caller = wiring.identify(_secret(ctx))
+        return None if caller.is_admin else caller.team
 
 
 class _Progress:

@@ -7,6 +7,7 @@ from functools import partial
 
 import msgspec
 
+from mcpmeter.access.callers import Attribution
 from mcpmeter.errors import CallerGone, Draining, InvalidRequest, MeterError
 from mcpmeter.meter import Ending, Meter, OpenCall
 from mcpmeter.records import Outcome, Settlement
@@ -91,7 +92,7 @@ class Pipeline:
 
     async def _admit(self, opened: OpenCall, exchange: Exchange, service: Service, wiring: Wiring) -> Flight:
         self._refuse_while_draining()
-        team, key_id = wiring.identify(exchange.secret)
+        caller = wiring.identify(exchange.secret)
         body = await exchange.read_body(wiring.options.max_body_bytes)
         asked = await off_loop_if_large(partial(service.dialect.read_request, named=exchange.named), body)
         self._refuse_while_draining()  # it may have begun during a slow upload
@@ -99,8 +100,14 @@ class Pipeline:
         if not model:
             raise InvalidRequest("'model' is missing.", hint="Name a model of GET /v1/models.")
         plan = wiring.plan(model, service.dialect.path_name(asked))
+        if caller.models:
+            caller.require_model(model, *(route.model for route in plan.routes[:1]))
+        if wiring.attribution is not None:
+            caller = caller.refined(wiring.attribution, _told(exchange, wiring.attribution))
         target = target_of(plan.first.upstream.provider, plan.first.model, service.dialect, asked)
-        call = msgspec.structs.replace(opened.call, team=team, key_id=key_id, llm=target)
+        call = msgspec.structs.replace(
+            opened.call, team=caller.team, project=caller.project, key_id=caller.key_id, llm=target
+        )
         await opened.write_down(call)
         return Flight(
             opened=opened,
@@ -116,6 +123,11 @@ class Pipeline:
     def _refuse_while_draining(self) -> None:
         if self.draining:
             raise Draining("The service is stopping and takes no new calls.", hint="Retry; another replica may answer.")
+
+
+def _told(exchange: Exchange, attribution: Attribution) -> str | None:
+    told = exchange.headers.get(attribution.header.encode())
+    return None if told is None else told.decode("latin-1").strip()
 
 
 async def refuse(exchange: Exchange, opened: OpenCall, error: MeterError, dialect: Dialect) -> Settlement:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from mcpmeter.access.callers import Attribution, Caller
 from mcpmeter.access.keys import KeyRing
 from mcpmeter.errors import InvalidRequest, NotAuthenticated
 from mcpmeter.relay.dialects.base import Dialect
@@ -30,18 +31,21 @@ class Wiring:
     routing: Routing
     client: UpstreamClient
     keys: KeyRing
+    attribution: Attribution | None = None
 
-    def identify(self, secret: str | None) -> tuple[str, str]:
-        """(team, key id) of a caller. Until a key exists everybody is the default team. Raises NotAuthenticated."""
+    def identify(self, secret: str | None) -> Caller:
+        """Who calls. Until a key exists everybody is the default team, and an admin. Raises NotAuthenticated."""
         if self.keys.empty:
-            return self.options.default_team, ""
+            return self._anybody()
         try:
-            key = self.keys.identify(secret)
+            return Caller.of(self.keys.identify(secret))
         except NotAuthenticated:
             if self.options.keys_optional:
-                return self.options.default_team, ""
+                return self._anybody()
             raise
-        return key.team, key.id
+
+    def _anybody(self) -> Caller:
+        return Caller(team=self.options.default_team, role="admin")
 
     def plan(self, model: str, path_name: str) -> Plan:
         """Where a call may go: upstreams that speak its dialect. Raises InvalidRequest: there is none.

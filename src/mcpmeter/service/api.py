@@ -9,11 +9,12 @@ from typing import Any, Final
 
 import msgspec
 
+from mcpmeter.access.callers import Caller
 from mcpmeter.relay.exchange import Header, HttpExchange
 from mcpmeter.relay.quota_board import QuotaBoard, QuotaReport
 from mcpmeter.service.app import Page
 
-Identify = Callable[[str | None], object]
+Identify = Callable[[str | None], Caller]
 """Raises NotAuthenticated for a caller without a known key where there are keys."""
 
 HEADERS: Final[tuple[Header, ...]] = ((b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff"))

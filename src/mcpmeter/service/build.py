@@ -15,6 +15,7 @@ from typing import Final
 
 from prometheus_client import CollectorRegistry, ProcessCollector
 
+from mcpmeter.access.callers import Caller
 from mcpmeter.access.keys import KeyRing, key_from_config
 from mcpmeter.catalog import labels, llm, mcp, money, quality
 from mcpmeter.catalog import service as service_rows
@@ -223,7 +224,8 @@ class Service:
 
     async def _keys(self, settings: Settings | None = None) -> KeyRing:
         configured = [
-            key_from_config(name=key.name, team=key.team, sha256=key.digest) for key in (settings or self.settings).keys
+            key_from_config(name=key.name, team=key.team, sha256=key.digest, limits=key.limits())
+            for key in (settings or self.settings).keys
         ]
         return KeyRing([*configured, *await self._store.keys()])
 
@@ -386,7 +388,7 @@ class Service:
         routes["/-/reload"] = {"POST": PageEndpoint(self.meter, "/-/reload", reload)}
         return routes
 
-    def _identify(self, secret: str | None) -> object:
+    def _identify(self, secret: str | None) -> Caller:
         return self.pipeline.wiring.identify(secret)
 
     # Own numbers -----------------------------------------------------------------------------------------------------

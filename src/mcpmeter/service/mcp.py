@@ -81,16 +81,18 @@ class McpEndpoint:
         try:
             if self._pipeline.draining:
                 raise Draining("The service is stopping.", hint="Retry; another replica may answer.")
-            team, key_id = self._pipeline.wiring.identify(secret_of(dict(scope["headers"])))
+            caller = self._pipeline.wiring.identify(secret_of(dict(scope["headers"])))
         except MeterError as error:
             if (request := metered_request(scope)) is not None:
                 request.refusal = error
             await _refuse(send, error)
             return
-        scope.setdefault("state", {})[PRINCIPAL_KEY] = (team, key_id)
-        if key_id:
+        scope.setdefault("state", {})[PRINCIPAL_KEY] = (caller.team, caller.key_id)
+        if key_id := caller.key_id:
             # The SDK binds a session to this user and asks for the same one at each request.
-            scope["user"] = AuthenticatedUser(AccessToken(token=key_id, client_id=key_id, scopes=[], subject=team))
+            scope["user"] = AuthenticatedUser(
+                AccessToken(token=key_id, client_id=key_id, scopes=[], subject=caller.team)
+            )
         await self._sessions.handle_request(scope, receive, send)
 
 
