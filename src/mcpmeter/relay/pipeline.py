@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from functools import partial
 
 import msgspec
 
-from mcpmeter.access.callers import Attribution
+from mcpmeter.access.callers import Attribution, Caller
 from mcpmeter.errors import CallerGone, Draining, InvalidRequest, MeterError
+from mcpmeter.ledger.store import ClaimRefused
 from mcpmeter.meter import Ending, Meter, OpenCall
-from mcpmeter.records import Outcome, Settlement
+from mcpmeter.records import Claim, Outcome, Settlement
 from mcpmeter.relay.answering import answer_error
-from mcpmeter.relay.dialects.base import Dialect
+from mcpmeter.relay.dialects.base import Asked, Dialect
+from mcpmeter.relay.dialects.bodies import most_prompt_tokens
 from mcpmeter.relay.exchange import Exchange
 from mcpmeter.relay.failover import Failover
 from mcpmeter.relay.flight import Flight, off_loop_if_large, target_of
+from mcpmeter.relay.limits import Limits
 from mcpmeter.relay.quota_board import QuotaBoard
+from mcpmeter.relay.routing import Plan
 from mcpmeter.relay.upstream import UpstreamClient
 from mcpmeter.relay.wiring import RelayOptions, Service, Wiring
 
@@ -100,15 +105,25 @@ class Pipeline:
         if not model:
             raise InvalidRequest("'model' is missing.", hint="Name a model of GET /v1/models.")
         plan = wiring.plan(model, service.dialect.path_name(asked))
-        if caller.models:
-            caller.require_model(model, *(route.model for route in plan.routes[:1]))
+        caller.require_model(model, plan.first.model)
         if wiring.attribution is not None:
             caller = caller.refined(wiring.attribution, _told(exchange, wiring.attribution))
-        target = target_of(plan.first.upstream.provider, plan.first.model, service.dialect, asked)
-        call = msgspec.structs.replace(
-            opened.call, team=caller.team, project=caller.project, key_id=caller.key_id, llm=target
+        claims, most_nanousd = await _claims(
+            wiring.limits, caller, plan, asked=asked, body=body, at_ns=opened.call.started_at_ns
         )
-        await opened.write_down(call)
+        call = msgspec.structs.replace(
+            opened.call,
+            team=caller.team,
+            project=caller.project,
+            key_id=caller.key_id,
+            llm=target_of(plan.first.upstream.provider, plan.first.model, service.dialect, asked),
+            claims=claims,
+            reserved_nanousd=most_nanousd,
+        )
+        try:
+            await opened.write_down(call)
+        except ClaimRefused as refused:
+            raise wiring.limits.refusal(refused, time.time_ns()) from None
         return Flight(
             opened=opened,
             exchange=exchange,
@@ -123,6 +138,18 @@ class Pipeline:
     def _refuse_while_draining(self) -> None:
         if self.draining:
             raise Draining("The service is stopping and takes no new calls.", hint="Retry; another replica may answer.")
+
+
+async def _claims(
+    limits: Limits, caller: Caller, plan: Plan, *, asked: Asked, body: bytes, at_ns: int
+) -> tuple[tuple[Claim, ...], int]:
+    """What a call claims, and the most that it can cost; nothing where no limit asks for it."""
+    if not limits.concern(caller):
+        return (), 0
+    most_prompt = asked.most_prompt_tokens
+    if most_prompt is None:
+        most_prompt = await off_loop_if_large(most_prompt_tokens, body)
+    return limits.claims(caller, plan, asked, most_prompt, at_ns)
 
 
 def _told(exchange: Exchange, attribution: Attribution) -> str | None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from mcpmeter.access.callers import Attribution, Caller
 from mcpmeter.access.keys import KeyRing
 from mcpmeter.errors import InvalidRequest, NotAuthenticated
 from mcpmeter.relay.dialects.base import Dialect
+from mcpmeter.relay.limits import Limits
 from mcpmeter.relay.routing import Plan, Routing, route
 from mcpmeter.relay.upstream import UpstreamClient
 
@@ -32,6 +33,7 @@ class Wiring:
     client: UpstreamClient
     keys: KeyRing
     attribution: Attribution | None = None
+    limits: Limits = field(default_factory=Limits)
 
     def identify(self, secret: str | None) -> Caller:
         """Who calls. Until a key exists everybody is the default team, and an admin. Raises NotAuthenticated."""

@@ -1,0 +1,79 @@
+"""What a call claims of its limits, wherever its plan may take it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from mcpmeter.access.budgets import Budget, Budgets
+from mcpmeter.access.callers import Caller
+from mcpmeter.access.periods import Period
+from mcpmeter.errors import BudgetExhausted, RateLimited
+from mcpmeter.ledger.store import ClaimRefused
+from mcpmeter.records import Claim, Scope
+from mcpmeter.relay.dialects.base import Asked
+from mcpmeter.relay.limits import ASSUMED_COMPLETION_TOKENS, Limits
+from mcpmeter.relay.providers import load_providers
+from mcpmeter.relay.routing import Plan, Route, Upstream
+
+NOON = 1_793_534_400_000_000_000
+PROVIDERS = load_providers()
+PLAN = Plan(
+    routes=(
+        Route(upstream=Upstream(provider=PROVIDERS["holysheep"]), model="cheap"),
+        Route(upstream=Upstream(provider=PROVIDERS["openai"]), model="dear"),
+    )
+)
+CALLER = Caller(team="search", project="web", key_id="key_1")
+BUDGET = Budget(name="search", scope=Scope(team="search"), limit_nanousd=100, period=Period(kind="month"))
+
+
+def most(provider: str, model: str, at_ns: int, *, prompt_tokens: int, completion_tokens: int) -> int:
+    return (prompt_tokens + 10 * completion_tokens) * {"cheap": 1, "dear": 3}[model]
+
+
+@pytest.fixture
+def limits() -> Limits:
+    return Limits(budgets=Budgets([BUDGET]), most_nanousd=most)
+
+
+def test_without_budgets_and_rates_nothing_has_to_be_known(limits):
+    assert not Limits().concern(CALLER)
+    assert limits.concern(CALLER)
+    assert Limits().concern(replace(CALLER, tokens_per_minute=5))
+
+
+def test_a_call_claims_what_the_dearest_place_of_its_plan_could_cost(limits):
+    claims, most_nanousd = limits.claims(CALLER, PLAN, Asked(model="cheap", most_completion_tokens=2), 7, NOON)
+    assert most_nanousd == (7 + 20) * 3
+    assert [(claim.balance, claim.amount, claim.limit) for claim in claims] == [(BUDGET.balance, 81, 100)]
+
+
+def test_a_call_without_a_limit_of_its_answer_is_taken_at_the_assumed_length(limits):
+    _, most_nanousd = limits.claims(CALLER, PLAN, Asked(model="cheap"), 0, NOON)
+    assert most_nanousd == 10 * ASSUMED_COMPLETION_TOKENS * 3
+
+
+def test_rates_are_claimed_beside_budgets(limits):
+    caller = replace(CALLER, requests_per_minute=5, tokens_per_minute=100)
+    claims, _ = limits.claims(caller, PLAN, Asked(model="cheap", most_completion_tokens=2), 7, NOON)
+    assert [(claim.unit, claim.amount) for claim in claims] == [("requests", 1), ("tokens", 9), ("nanousd", 81)]
+
+
+def test_a_call_under_no_budget_claims_nothing(limits):
+    claims, _ = limits.claims(replace(CALLER, team="support"), PLAN, Asked(model="cheap"), 7, NOON)
+    assert claims == ()
+
+
+def test_a_refusal_is_said_in_the_words_of_its_limit_and_told():
+    told: list[Claim] = []
+    limits = Limits(budgets=Budgets([BUDGET]), most_nanousd=most, on_refusal=told.append)
+    money = BUDGET.claim(81, NOON)
+    assert isinstance(limits.refusal(ClaimRefused(money, left=3), NOON), BudgetExhausted)
+    caller = replace(CALLER, requests_per_minute=5)
+    (request, _), _ = limits.claims(caller, PLAN, Asked(model="cheap"), 7, NOON)
+    refusal = limits.refusal(ClaimRefused(request, left=0), NOON)
+    assert isinstance(refusal, RateLimited)
+    assert refusal.retry_after is not None
+    assert told == [money, request]
