@@ -12,6 +12,7 @@ from mcpmeter.access.keys import KeyRing
 from mcpmeter.cli._group import run
 from mcpmeter.errors import NotAuthenticated
 from mcpmeter.ledger.connection import open_for_writing
+from mcpmeter.ledger.keys import list_keys
 from mcpmeter.ledger.sqlite import SqliteStore
 
 
@@ -131,7 +132,56 @@ def make_ring():
     return make
 
 
-@pytest.mark.parametrize("command", ["create", "list", "revoke"])
+@pytest.mark.parametrize("command", ["create", "list", "revoke", "rotate"])
 def test_help_shows_an_example(capsys, command):
     assert run(["keys", command, "--help"]) == 0
     assert f"mcpmeter keys {command}" in capsys.readouterr().out.split("Example:")[1]
+
+
+def test_what_a_key_may_do_is_kept_and_listed(capsys, create):
+    made = create("--project", "web", "--role", "admin", "--model", "gpt-4.1*", "--model", "deepseek-*",
+                  "--requests-per-minute", "60", "--tokens-per-minute", "9000", "--expires", "2099-01-01")  # fmt: skip
+    assert run(["keys", "list", "--json"]) == 0
+    (listed,) = json.loads(capsys.readouterr().out)
+    assert {**listed, "key": made["key"]} == made
+    assert (listed["project"], listed["role"], listed["models"]) == ("web", "admin", ["gpt-4.1*", "deepseek-*"])
+    assert (listed["requests_per_minute"], listed["tokens_per_minute"]) == (60, 9000)
+    assert listed["expires_at"] == "2099-01-01T00:00:00Z"
+    assert run(["keys", "list"]) == 0
+    assert "gpt-4.1*, deepseek-*" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("when", ["soon", "90", "2026-13-01", "-5d"])
+def test_a_lifetime_that_is_none_is_refused_with_an_example(capsys, when):
+    assert run(["keys", "create", "--name", "n", "--team", "t", "--expires", when]) == 2
+    assert "90d" in capsys.readouterr().err
+
+
+def test_a_key_that_would_be_dead_at_once_is_not_made(capsys, ledger):
+    assert run(["keys", "create", "--name", "n", "--team", "t", "--expires", "2020-01-01"]) == 1
+    assert "expired before it is made" in capsys.readouterr().err
+    assert not ledger.exists()
+
+
+def test_a_rotated_key_has_another_secret_and_the_one_before_lives_on_for_its_grace(capsys, ledger, create):
+    made = create()
+    assert run(["keys", "rotate", made["id"], "--grace", "24h", "--json"]) == 0
+    turned = json.loads(capsys.readouterr().out)
+    assert turned["id"] == made["id"]
+    assert turned["key"] != made["key"]
+    ring = KeyRing(list_keys(ledger))
+    assert ring.identify(turned["key"]).id == ring.identify(made["key"]).id == made["id"]
+
+    assert run(["keys", "rotate", made["id"]]) == 0
+    latest = capsys.readouterr().out.strip()
+    ring = KeyRing(list_keys(ledger))
+    assert ring.identify(latest).id == made["id"]
+    for secret in (made["key"], turned["key"]):
+        with pytest.raises(NotAuthenticated):
+            ring.identify(secret)
+
+
+def test_a_key_that_there_is_not_cannot_be_rotated(capsys, create):
+    create()
+    assert run(["keys", "rotate", "key_000000000000"]) == 1
+    assert "has no key with the ID" in capsys.readouterr().err

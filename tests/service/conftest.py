@@ -208,9 +208,13 @@ def make_settings(ledger: Path, upstream: str, **changes: Any) -> Settings:
         ledger=LedgerSettings(path=ledger),
         relay=RelaySettings(**relay),
         providers=(ProviderSettings(name="holysheep", base_url=upstream, api_key=SecretStr(UPSTREAM_KEY)),),
-        keys=tuple(KeySettings(name=f"{team}-key", team=team, secret=SecretStr(key)) for team, key in keys.items()),
+        keys=keys if isinstance(keys, tuple) else tuple(_key(team, secret) for team, secret in keys.items()),
         **changes,
     )
+
+
+def _key(team: str, secret: str) -> KeySettings:
+    return KeySettings(name=f"{team}-key", team=team, secret=SecretStr(secret))
 
 
 @asynccontextmanager

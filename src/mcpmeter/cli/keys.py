@@ -234,4 +234,4 @@ def _print_table(keys: list[dict[str, object]]) -> None:
 
 
 def _cell(value: object) -> str:
-    return ", ".join(value) if isinstance(value, list) else str(value or "-")
+    return ", ".join(value) if isinstance(value, list | tuple) else str(value or "-")

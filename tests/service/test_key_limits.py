@@ -1,0 +1,80 @@
+"""What a key allows, through the real service: models, rates, expiry, its project; and who is let into the API."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+from pydantic import SecretStr
+
+from mcpmeter.access.callers import Attribution
+from mcpmeter.config import KeySettings
+
+SECRET = "pk-7Rq2vX9bLw4TnZ8mKs1HdJ6yCf3Ga5Ue"
+
+
+def key(secret: str = SECRET, **limits: object) -> tuple[KeySettings, ...]:
+    return (KeySettings(name="backend", team="search", secret=SecretStr(secret), **limits),)
+
+
+async def test_a_model_outside_the_keys_list_is_refused_before_anything_is_sent(start_relay):
+    relay = await start_relay(keys=key(models=("deepseek-*",)))
+    refused = await relay.chat(key=SECRET)
+    assert (refused.status, refused.error["code"]) == (403, "not_allowed")
+    assert "deepseek-*" in refused.error["message"]
+    assert (await relay.chat(key=SECRET, model="deepseek-v3.2")).status == 200
+    assert [row.model for row in relay.rows()] == ["deepseek-v3.2"]
+
+
+async def test_a_key_of_two_requests_a_minute_gets_two_and_is_told_when_to_come_back(start_relay):
+    relay = await start_relay(keys=key(requests_per_minute=2))
+    answers = await asyncio.gather(*(relay.chat(key=SECRET) for _ in range(6)))
+    statuses = [answer.status for answer in answers]
+    # The minute of the clock may turn in the middle, and then another two are let in.
+    assert statuses.count(200) in (2, 3, 4)
+    assert set(statuses) == {200, 429}
+    refused = next(answer for answer in answers if answer.status == 429)
+    assert 1 <= int(refused.headers["retry-after"]) <= 60
+    assert refused.error["code"] == "rate_limited"
+    assert "2 requests a minute" in refused.error["message"]
+    scrape = await relay.scrape()
+    assert scrape.of("mcp_errors_total", error_type="rate_limited", side="client") == statuses.count(429)
+
+
+async def test_tokens_a_minute_are_reserved_and_settled_to_what_was_taken(start_relay):
+    relay = await start_relay(keys=key(tokens_per_minute=1_000_000))
+    assert (await relay.chat(key=SECRET, max_tokens=50)).status == 200
+    (row,) = relay.rows()
+    (claim,) = [claim for claim in _claims(row.claims) if claim[2] == "tokens"]
+    assert claim[3] > 50
+    assert row.prompt_tokens + row.completion_tokens < claim[3]
+
+
+def _claims(kept: str) -> list[list[object]]:
+    return json.loads(kept)
+
+
+async def test_an_expired_key_is_known_no_more(start_relay):
+    yesterday = datetime.now(UTC) - timedelta(days=1)
+    relay = await start_relay(keys=key(expires=yesterday))
+    refused = await relay.chat(key=SECRET)
+    assert (refused.status, refused.error["code"]) == (401, "not_authenticated")
+    assert "expired" in refused.error["message"]
+
+
+async def test_the_ledger_says_whose_project_a_call_was_for(start_relay):
+    relay = await start_relay(keys=key(project="web"))
+    relay.service.pipeline.wiring = _with_attribution(relay, "x-mcpmeter-project", ("web", "mobile"))
+    headers = {"authorization": f"Bearer {SECRET}"}
+    body = {"model": "gpt-4.1", "messages": [{"role": "user", "content": "Hello"}]}
+    await relay.ask(body, headers=headers)
+    await relay.ask(body, headers={**headers, "x-mcpmeter-project": "mobile"})
+    refused = await relay.ask(body, headers={**headers, "x-mcpmeter-project": "invented"})
+    assert refused.status == 403
+    assert [row.project for row in relay.rows()] == ["web", "mobile"]
+
+
+def _with_attribution(relay, header, values):
+    return replace(relay.service.pipeline.wiring, attribution=Attribution(header=header, values=values))
