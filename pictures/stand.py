@@ -1,0 +1,205 @@
+"""A live stack: the service on two simulated providers, an instrumented MCP server, callers, a real Prometheus."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from decimal import Decimal
+from pathlib import Path
+from random import Random
+from typing import Any, Final
+
+import aiohttp
+import mcp
+import mcpmeter
+from mcp.server.mcpserver import MCPServer
+from prometheus_client import CollectorRegistry
+from pydantic import SecretStr
+
+from mcpmeter.config import KeySettings, LedgerSettings, ProviderSettings, ServerSettings, Settings
+from mcpmeter.config.settings import RouteSettings
+from mcpmeter.service import Service, bind
+from mcpmeter.service.run import running
+from mcpmeter.service.stack import prometheus
+from mcpmeter.simulator import Latency, Price, Quota, Simulator
+from mcpmeter.simulator.traffic import steady
+
+TEAMS: Final = ("search", "support", "research")
+MODELS: Final = ("gpt-4.1", "claude-sonnet-4.5", "gemini-2.5-flash", "deepseek-v3.2")
+PRICES: Final = {
+    "gpt-4.1": Price(Decimal("2.50"), Decimal("10.00")),
+    "gemini-2.5-flash": Price(Decimal("0.11"), Decimal("0.43")),
+}
+"""What one provider says that a call cost; for the second model it is not what the list says."""
+
+ODD_CALLS: Final[tuple[Mapping[str, Any], ...]] = (
+    {"model": "llama-of-our-own"},
+    {"model": "gpt-4.1", "metadata": {"simulate": "usage=missing"}},
+    {"model": "deepseek-v3.2", "metadata": {"simulate": "cached_tokens=40,reasoning_tokens=20,completion_tokens=90"}},
+    {"model": "deepseek-v3.2", "metadata": {"simulate": "completion_tokens=0"}},
+    {"model": "claude-sonnet-4.5", "metadata": {"simulate": "refusal=true"}},
+    {"model": "gemini-2.5-flash", "metadata": {"simulate": "completion_tokens=90"}, "max_tokens": 20},
+)
+CITIES: Final = ("Oslo", "Lima", "Nairobi", "Atlantis", "Perth")
+JOB: Final = "mcpmeter"
+TOOLS_JOB: Final = "weather"
+
+Caller = Callable[[], Awaitable[None]]
+
+
+class Stand:
+    """Where the parts of the stack answer."""
+
+    def __init__(self, service: str, scraper: str) -> None:
+        self.service = service
+        self.prometheus = scraper
+
+
+@asynccontextmanager
+async def stand(folder: Path, *, seed: int = 1, calls_per_second: float = 8.0) -> AsyncIterator[Stand]:
+    """Run the stack with its callers until the block ends."""
+    keys = {team: f"mk_{secrets.token_urlsafe(36)}" for team in TEAMS}
+    async with AsyncExitStack() as stack:
+        pace = {"first_byte": Latency.parse("lognormal:180,0.6"), "between_chunks": Latency.from_rate("lognormal:60,0.4")}
+        first = await stack.enter_async_context(Simulator(seed=seed, prices=PRICES, **pace))
+        quota = Quota(requests=20_000, tokens=60_000, window_seconds=900)
+        second = await stack.enter_async_context(Simulator(seed=seed + 1, quota=quota, **pace))
+        settings = _settings(folder, first.base_url, second.base_url, keys)
+        service = Service(lambda: settings)
+        address = await stack.enter_async_context(running(service, bind("127.0.0.1", 0)))
+        weather = _weather(Random(seed))  # noqa: S311 (a repeatable run)
+        metered = mcpmeter.instrument(weather, registry=CollectorRegistry(), port=0)
+        stack.callback(metered.close)
+        scraper = await stack.enter_async_context(
+            prometheus(
+                address, folder / "prometheus", scrape_interval="1s", also={TOOLS_JOB: f"http://127.0.0.1:{metered.port}"}
+            )
+        )
+        session = await stack.enter_async_context(aiohttp.ClientSession())
+        stop = asyncio.Event()
+        callers = await stack.enter_async_context(asyncio.TaskGroup())
+        chance = Random(seed)  # noqa: S311
+        callers.create_task(steady(address, keys, models=MODELS, per_second=calls_per_second, stop=stop, seed=seed))
+        for call, every in (
+            (_odd_calls(session, address, keys["research"], chance), 1.0),
+            (_embeddings(session, address, keys["search"]), 0.7),
+            (_bad_messages(session, address, keys["support"]), 2.0),
+            (_relay_tools(address, keys["support"]), 1.5),
+            (_weather_calls(weather, chance), 0.3),
+        ):
+            callers.create_task(_again_and_again(call, every, stop))
+        stack.callback(stop.set)
+        yield Stand(address, scraper)
+
+
+async def _again_and_again(call: Caller, every: float, stop: asyncio.Event) -> None:
+    while not stop.is_set():
+        await call()
+        try:
+            async with asyncio.timeout(every):
+                await stop.wait()
+        except TimeoutError:
+            continue
+
+
+def _settings(folder: Path, first: str, second: str, keys: Mapping[str, str]) -> Settings:
+    return Settings(
+        server=ServerSettings(host="127.0.0.1", port=0, drain_seconds=1.0),
+        ledger=LedgerSettings(path=folder / "ledger.db"),
+        providers=(
+            ProviderSettings(name="holysheep", base_url=first, api_key=SecretStr("simulated")),
+            ProviderSettings(
+                name="openai", base_url=second, api_key=SecretStr("simulated"), models=("text-embedding-3-*",)
+            ),
+        ),
+        routes=(
+            RouteSettings.model_validate({"models": ["gpt-4.1"], "upstreams": ["openai", "holysheep"]}),
+            RouteSettings.model_validate({"models": ["deepseek-v3.2"], "upstreams": ["holysheep", "openai"]}),
+        ),
+        keys=tuple(KeySettings(name=f"{team}-key", team=team, secret=SecretStr(key)) for team, key in keys.items()),
+    )
+
+
+def _odd_calls(session: aiohttp.ClientSession, address: str, key: str, chance: Random) -> Caller:
+    async def call() -> None:
+        body = {"messages": [{"role": "user", "content": "Hello"}], **chance.choice(ODD_CALLS)}
+        await _post(session, f"{address}/v1/chat/completions", key, body)
+
+    return call
+
+
+def _embeddings(session: aiohttp.ClientSession, address: str, key: str) -> Caller:
+    async def call() -> None:
+        body = {"model": "text-embedding-3-small", "input": ["a text of some words", "and another one"]}
+        await _post(session, f"{address}/v1/embeddings", key, body)
+
+    return call
+
+
+def _bad_messages(session: aiohttp.ClientSession, address: str, key: str) -> Caller:
+    async def call() -> None:
+        await _post(session, f"{address}/mcp", key, "{")
+        await _post(session, f"{address}/mcp", key, {"jsonrpc": "2.0", "id": 1, "method": "no/such/method", "params": {}})
+
+    return call
+
+
+async def _post(session: aiohttp.ClientSession, url: str, key: str, body: Any) -> None:
+    headers = {
+        "Authorization": f"Bearer {key}",
+        "Accept": "application/json, text/event-stream",
+        "traceparent": f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-01",
+    }
+    given = {"data": body} if isinstance(body, str) else {"json": body}
+    async with session.post(url, headers=headers, **given) as answer:
+        await answer.read()
+
+
+def _relay_tools(address: str, key: str) -> Caller:
+    from mcp.client.streamable_http import create_mcp_http_client, streamable_http_client  # noqa: PLC0415
+
+    async def call() -> None:
+        async with (
+            create_mcp_http_client(headers={"Authorization": f"Bearer {key}"}) as http,
+            mcp.Client(streamable_http_client(f"{address}/mcp", http_client=http)) as client,
+        ):
+            await client.list_tools()
+            await client.call_tool("list_models", {})
+            await client.call_tool("chat", {"model": "deepseek-v3.2", "messages": [{"role": "user", "content": "Hello"}]})
+
+    return call
+
+
+def _weather(chance: Random) -> MCPServer[Any]:
+    server: MCPServer[Any] = MCPServer("weather", log_level="CRITICAL")
+
+    @server.tool()
+    async def forecast(city: str) -> str:
+        """The weather of tomorrow."""
+        await asyncio.sleep(chance.lognormvariate(-2.5, 0.5))
+        if city == "Atlantis":
+            raise ValueError("no such place")
+        return f"Rain in {city}."
+
+    @server.tool()
+    async def radar(city: str) -> str:
+        """A map of the rain."""
+        await asyncio.sleep(chance.lognormvariate(-1.2, 0.6))
+        return f"A map of {city}."
+
+    return server
+
+
+def _weather_calls(server: MCPServer[Any], chance: Random) -> Caller:
+    async def call() -> None:
+        mode = chance.choice(("auto", "legacy"))
+        async with mcp.Client(server, mode=mode) as client:
+            await client.list_tools()
+            for _ in range(3):
+                tool = chance.choice(("forecast", "forecast", "radar"))
+                await client.call_tool(tool, {"city": chance.choice(CITIES)})
+            await client.call_tool("forecast", {"town": "Oslo"})
+
+    return call

@@ -1,0 +1,140 @@
+"""Panels into Grafana's, by its SDK."""
+
+from __future__ import annotations
+
+import string
+import warnings
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any, Final
+
+from mcpmeter.monitoring.dashboards.spec import Panel
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", DeprecationWarning)
+    from grafana_foundation_sdk.builders import dashboard as builders
+from grafana_foundation_sdk.builders import common, prometheus, stat, table, timeseries
+from grafana_foundation_sdk.models import common as commons
+from grafana_foundation_sdk.models import dashboard as models
+from grafana_foundation_sdk.models.prometheus import PromQueryFormat
+
+SOURCE: Final = commons.DataSourceRef(type_val="prometheus", uid="${datasource}")
+
+Builder = timeseries.Panel | stat.Panel | table.Panel
+
+
+def panel(content: Panel, number: int) -> Builder:
+    """One panel with everything that every kind has."""
+    made: Builder = {
+        "timeseries": _lines,
+        "stat": _figure,
+        "verdict": _sentence,
+        "table": _table,
+    }[content.kind](content)
+    made.id(number).title(content.title).description(content.description)
+    made.datasource(SOURCE).span(content.width).height(content.height)
+    made.unit(content.unit).thresholds(_thresholds(content))
+    made.no_value("–" if content.kind == "stat" else "Nothing in this time")
+    if content.decimals is not None:
+        made.decimals(content.decimals)
+    for letter, query in zip(string.ascii_uppercase, content.queries, strict=False):
+        made.with_target(_target(content, letter, query.expr, query.legend))
+    return made
+
+
+def _target(content: Panel, letter: str, expr: str, legend: str) -> prometheus.Dataquery:
+    target = prometheus.Dataquery().ref_id(letter).expr(expr).datasource(SOURCE).legend_format(legend)
+    if content.kind == "table":
+        return target.instant().format(PromQueryFormat.TABLE).exemplar(False)
+    if content.kind == "timeseries":
+        return target.range().exemplar("_bucket" in expr)
+    # A tile shows the last value and no line: one question instead of a hundred.
+    return target.instant().exemplar(False)
+
+
+def _lines(content: Panel) -> timeseries.Panel:
+    made = (
+        timeseries.Panel()
+        .line_width(1)
+        .fill_opacity(40 if content.stacked else 8)
+        .show_points(commons.VisibilityMode.NEVER)
+        .legend(_legend())
+        .tooltip(common.VizTooltipOptions().mode(commons.TooltipDisplayMode.MULTI).sort(commons.SortOrder.DESCENDING))
+        .axis_soft_min(0)
+        .color_scheme(builders.FieldColor().mode(models.FieldColorModeId.PALETTE_CLASSIC_BY_NAME))
+    )
+    if content.stacked:
+        made.stacking(common.StackingConfig().mode(commons.StackingMode.NORMAL).group("A"))
+    if content.logarithmic:
+        made.scale_distribution(common.ScaleDistributionConfig().type(commons.ScaleDistribution.LOG).log(10))
+    if len(content.thresholds) > 1:
+        made.thresholds_style(common.GraphThresholdsStyleConfig().mode(commons.GraphThresholdsStyleMode.DASHED))
+    if content.greatest is not None:
+        made.max(content.greatest)
+    for name, colour in (content.colours or {}).items():
+        fixed = {"mode": "fixed", "fixedColor": colour}
+        made.override_by_name(name, [models.DynamicConfigValue(id_val="color", value=fixed)])
+    return made
+
+
+def _legend() -> common.VizLegendOptions:
+    return (
+        common.VizLegendOptions()
+        .display_mode(commons.LegendDisplayMode.LIST)
+        .placement(commons.LegendPlacement.BOTTOM)
+        .show_legend(True)
+        .calcs([])
+    )
+
+
+def _figure(content: Panel) -> stat.Panel:
+    several = len(content.queries) > 1 or "{{" in content.queries[0].legend
+    return (
+        stat.Panel()
+        .reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]).fields("").values(False))
+        .graph_mode(commons.BigValueGraphMode.NONE)
+        .color_mode(commons.BigValueColorMode.VALUE)
+        .text_mode(commons.BigValueTextMode.VALUE_AND_NAME if several else commons.BigValueTextMode.VALUE)
+        .justify_mode(commons.BigValueJustifyMode.AUTO)
+        .color_scheme(builders.FieldColor().mode(models.FieldColorModeId.THRESHOLDS))
+    )
+
+
+def _sentence(content: Panel) -> stat.Panel:
+    return _figure(content).mappings(list(_sayings(content))).color_mode(commons.BigValueColorMode.BACKGROUND_SOLID)
+
+
+def _sayings(content: Panel) -> Iterator[models.RangeMap]:
+    """The highest bit that is set tells which sentence it is."""
+    colours = [colour for _, colour in content.thresholds]
+    texts = [content.queries[0].legend, *(content.colours or {})]
+    bounds = [0, *(2**place for place in range(len(texts)))]
+    for place, ((first, beyond), text, colour) in enumerate(zip(pairwise(bounds), texts, colours, strict=True)):
+        said = models.ValueMappingResult(text=text, color=colour, index=place)
+        options = builders.DashboardRangeMapOptions().from_val(first).to(beyond - 1).result(said).build()
+        yield models.RangeMap(options=options)
+
+
+def _table(content: Panel) -> table.Panel:
+    letters = dict(zip(string.ascii_uppercase, content.queries, strict=False))
+    one = len(content.queries) == 1
+    names = {("Value" if one else f"Value #{letter}"): query.legend for letter, query in letters.items()}
+    made = (
+        table.Panel()
+        .with_transformation(models.DataTransformerConfig(id_val="merge", options={}))
+        .with_transformation(
+            models.DataTransformerConfig(
+                id_val="organize", options={"excludeByName": {"Time": True}, "indexByName": {}, "renameByName": names}
+            )
+        )
+        .sort_by([common.TableSortByFieldState().display_name(content.queries[0].legend).desc(True)])
+    )
+    for name, unit in (content.units or {}).items():
+        made.override_by_name(name, [models.DynamicConfigValue(id_val="unit", value=unit)])
+    return made
+
+
+def _thresholds(content: Panel) -> builders.ThresholdsConfig:
+    steps: list[Any] = [models.Threshold(value=value, color=colour) for value, colour in content.thresholds]
+    made = builders.ThresholdsConfig().mode(models.ThresholdsMode.ABSOLUTE)
+    return made.steps(steps or [models.Threshold(value=None, color="text")])
