@@ -12,7 +12,7 @@ DEV_STAMP := $(VENV)/.installed-dev
 PINS := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-fast check bench size trials docs constraints clean
+.PHONY: help install run test test-fast check bench size trials docs pictures constraints clean
 .DELETE_ON_ERROR:
 
 help: ## list these commands
@@ -64,7 +64,13 @@ docs: $(DEV_STAMP) ## write deploy/ and the generated pages of docs/ anew: setti
 	@$(BIN)/python -m mcpmeter.catalog.reference >docs/metrics.md
 	@$(BIN)/python -m mcpmeter.cli._reference errors >docs/errors.md
 	@$(BIN)/python -m mcpmeter.cli._reference cli >docs/cli.md
+	@$(BIN)/python -m mcpmeter.monitoring.dashboards._build
 	@rm -rf deploy && $(BIN)/mcpmeter monitoring write deploy --config examples/monitoring.yaml
+
+pictures: $(DEV_STAMP) ## draw the dashboards from a seeded run of 4 minutes, into docs/images
+	@scripts/need.sh prometheus=prometheus
+	@echo "mcpmeter: running the service under Prometheus and drawing what the panels ask (about 5 minutes)"
+	@$(BIN)/python -m pictures $(ARGS)
 
 constraints: $(VENV_STAMP) ## write constraints.txt anew: the newest versions that fit pyproject.toml
 	@echo "mcpmeter: resolving every extra in a fresh environment (about a minute)"
@@ -75,7 +81,7 @@ constraints: $(VENV_STAMP) ## write constraints.txt anew: the newest versions th
 
 clean: ## remove .venv, caches and everything built
 	@echo "mcpmeter: removing .venv, caches and build products"
-	@rm -rf $(VENV) .bench dist build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	@rm -rf $(VENV) .bench .cache dist build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	@find src tests benchmarks scripts -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV_STAMP):

@@ -10,16 +10,22 @@ from decimal import Decimal
 from pathlib import Path
 from random import Random
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 import aiohttp
 import mcp
-import mcpmeter
+from mcp.client.streamable_http import (  # type: ignore[attr-defined]  # its documentation imports it from here
+    create_mcp_http_client,
+    streamable_http_client,
+)
 from mcp.server.mcpserver import MCPServer
 from prometheus_client import CollectorRegistry
 from pydantic import SecretStr
 
+import mcpmeter
 from mcpmeter.config import KeySettings, LedgerSettings, ProviderSettings, ServerSettings, Settings
 from mcpmeter.config.settings import RouteSettings
+from mcpmeter.monitoring import MonitoringOptions, files
 from mcpmeter.service import Service, bind
 from mcpmeter.service.run import running
 from mcpmeter.service.stack import prometheus
@@ -43,8 +49,7 @@ ODD_CALLS: Final[tuple[Mapping[str, Any], ...]] = (
     {"model": "gemini-2.5-flash", "metadata": {"simulate": "completion_tokens=90"}, "max_tokens": 20},
 )
 CITIES: Final = ("Oslo", "Lima", "Nairobi", "Atlantis", "Perth")
-JOB: Final = "mcpmeter"
-TOOLS_JOB: Final = "weather"
+REGION: Final = "eu-west"
 
 Caller = Callable[[], Awaitable[None]]
 
@@ -62,25 +67,26 @@ async def stand(folder: Path, *, seed: int = 1, calls_per_second: float = 8.0) -
     """Run the stack with its callers until the block ends."""
     keys = {team: f"mk_{secrets.token_urlsafe(36)}" for team in TEAMS}
     async with AsyncExitStack() as stack:
-        pace = {"first_byte": Latency.parse("lognormal:180,0.6"), "between_chunks": Latency.from_rate("lognormal:60,0.4")}
-        first = await stack.enter_async_context(Simulator(seed=seed, prices=PRICES, **pace))
+        first_byte, between = Latency.parse("lognormal:180,0.6"), Latency.from_rate("lognormal:60,0.4")
         quota = Quota(requests=20_000, tokens=60_000, window_seconds=900)
-        second = await stack.enter_async_context(Simulator(seed=seed + 1, quota=quota, **pace))
+        first = await stack.enter_async_context(
+            Simulator(seed=seed, prices=PRICES, first_byte=first_byte, between_chunks=between)
+        )
+        second = await stack.enter_async_context(
+            Simulator(seed=seed + 1, quota=quota, first_byte=first_byte, between_chunks=between)
+        )
         settings = _settings(folder, first.base_url, second.base_url, keys)
         service = Service(lambda: settings)
         address = await stack.enter_async_context(running(service, bind("127.0.0.1", 0)))
-        weather = _weather(Random(seed))  # noqa: S311 (a repeatable run)
+        weather = _weather(Random(seed))
         metered = mcpmeter.instrument(weather, registry=CollectorRegistry(), port=0)
         stack.callback(metered.close)
-        scraper = await stack.enter_async_context(
-            prometheus(
-                address, folder / "prometheus", scrape_interval="1s", also={TOOLS_JOB: f"http://127.0.0.1:{metered.port}"}
-            )
-        )
+        config = _monitoring(folder, address, f"http://127.0.0.1:{metered.port}")
+        scraper = await stack.enter_async_context(prometheus(address, folder / "prometheus-data", config=config))
         session = await stack.enter_async_context(aiohttp.ClientSession())
         stop = asyncio.Event()
         callers = await stack.enter_async_context(asyncio.TaskGroup())
-        chance = Random(seed)  # noqa: S311
+        chance = Random(seed)
         callers.create_task(steady(address, keys, models=MODELS, per_second=calls_per_second, stop=stop, seed=seed))
         for call, every in (
             (_odd_calls(session, address, keys["research"], chance), 1.0),
@@ -122,6 +128,23 @@ def _settings(folder: Path, first: str, second: str, keys: Mapping[str, str]) ->
     )
 
 
+def _monitoring(folder: Path, *targets: str) -> Path:
+    """What `mcpmeter monitoring write` makes, with everything every second."""
+    options = MonitoringOptions(
+        targets=tuple(urlsplit(target).netloc for target in targets),
+        matchers={"region": REGION},
+        scrape_interval_seconds=1,
+        service_scrape_interval_seconds=1,
+        evaluation_interval_seconds=1,
+        alertmanagers=(),
+    )
+    for path, content in files(options).items():
+        place = folder / "deploy" / path
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text(content)
+    return folder / "deploy" / "prometheus" / "prometheus.yml"
+
+
 def _odd_calls(session: aiohttp.ClientSession, address: str, key: str, chance: Random) -> Caller:
     async def call() -> None:
         body = {"messages": [{"role": "user", "content": "Hello"}], **chance.choice(ODD_CALLS)}
@@ -141,7 +164,9 @@ def _embeddings(session: aiohttp.ClientSession, address: str, key: str) -> Calle
 def _bad_messages(session: aiohttp.ClientSession, address: str, key: str) -> Caller:
     async def call() -> None:
         await _post(session, f"{address}/mcp", key, "{")
-        await _post(session, f"{address}/mcp", key, {"jsonrpc": "2.0", "id": 1, "method": "no/such/method", "params": {}})
+        await _post(
+            session, f"{address}/mcp", key, {"jsonrpc": "2.0", "id": 1, "method": "no/such/method", "params": {}}
+        )
 
     return call
 
@@ -158,8 +183,6 @@ async def _post(session: aiohttp.ClientSession, url: str, key: str, body: Any) -
 
 
 def _relay_tools(address: str, key: str) -> Caller:
-    from mcp.client.streamable_http import create_mcp_http_client, streamable_http_client  # noqa: PLC0415
-
     async def call() -> None:
         async with (
             create_mcp_http_client(headers={"Authorization": f"Bearer {key}"}) as http,
@@ -167,7 +190,9 @@ def _relay_tools(address: str, key: str) -> Caller:
         ):
             await client.list_tools()
             await client.call_tool("list_models", {})
-            await client.call_tool("chat", {"model": "deepseek-v3.2", "messages": [{"role": "user", "content": "Hello"}]})
+            await client.call_tool(
+                "chat", {"model": "deepseek-v3.2", "messages": [{"role": "user", "content": "Hello"}]}
+            )
 
     return call
 

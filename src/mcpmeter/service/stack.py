@@ -6,10 +6,9 @@ import asyncio
 import shutil
 import socket
 import subprocess
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
-from types import MappingProxyType
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -33,20 +32,15 @@ def find_prometheus() -> str:
 
 @asynccontextmanager
 async def prometheus(
-    target: str,
-    folder: Path,
-    *,
-    port: int = 0,
-    scrape_interval: str = "2s",
-    also: Mapping[str, str] = MappingProxyType({}),
+    target: str, folder: Path, *, port: int = 0, scrape_interval: str = "2s", config: Path | None = None
 ) -> AsyncIterator[str]:
     """Run Prometheus scraping `target` (a base URL), its data in `folder`; yields its address, ends it afterwards.
 
-    `also` names further jobs and their targets.
+    A `config` of one's own stands in the place of `target` and `scrape_interval`.
     """
     program = find_prometheus()
     port = port or free_port()
-    config = _write_config(folder, {"mcpmeter": target, **also}, scrape_interval)
+    config = config or _write_config(folder, target, scrape_interval)
     process = await asyncio.create_subprocess_exec(
         program,
         f"--config.file={config}",
@@ -67,14 +61,17 @@ async def prometheus(
         await _end(process)
 
 
-def _write_config(folder: Path, targets: Mapping[str, str], scrape_interval: str) -> Path:
+def _write_config(folder: Path, target: str, scrape_interval: str) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     config = folder / "prometheus.yml"
-    jobs = "".join(
-        f"  - job_name: {job}\n    static_configs:\n      - targets: ['{urlsplit(target).netloc}']\n"
-        for job, target in targets.items()
+    config.write_text(
+        "global:\n"
+        f"  scrape_interval: {scrape_interval}\n"
+        "scrape_configs:\n"
+        "  - job_name: mcpmeter\n"
+        "    static_configs:\n"
+        f"      - targets: ['{urlsplit(target).netloc}']\n"
     )
-    config.write_text(f"global:\n  scrape_interval: {scrape_interval}\nscrape_configs:\n{jobs}")
     return config
 
 

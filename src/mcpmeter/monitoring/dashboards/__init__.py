@@ -17,10 +17,12 @@ MADE: Final = "made"
 def pages() -> Mapping[str, Page]:
     """Name of the file to the dashboard, by name."""
     found = {}
-    for module in sorted(pkgutil.iter_modules(__path__), key=lambda module: module.name):
-        page = getattr(importlib.import_module(f"{__name__}.{module.name}"), "PAGE", None)
+    for name in sorted(module.name for module in pkgutil.iter_modules(__path__)):
+        if name.startswith("_"):
+            continue  # these need the SDK
+        page = getattr(importlib.import_module(f"{__name__}.{name}"), "PAGE", None)
         if isinstance(page, Page):
-            found[module.name] = page
+            found[name] = page
     return found
 
 

@@ -1,12 +1,11 @@
 """Pages into Grafana's Classic JSON, by Grafana's own SDK. Run as a module it writes `made/`: `make dashboards`.
 
-With `_panels.py` all that knows the SDK, which is not among what a user installs.
+The SDK is not among what a user installs, so nothing else may import this.
 """
 
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -14,14 +13,9 @@ from typing import Any, Final
 from mcpmeter.catalog import Metric, llm, mcp, money, service, upstream
 from mcpmeter.monitoring.dashboards import MADE, pages
 from mcpmeter.monitoring.dashboards._panels import SOURCE, panel
+from mcpmeter.monitoring.dashboards._sdk import JSONEncoder, builders, models
 from mcpmeter.monitoring.dashboards.promql import SCOPE
 from mcpmeter.monitoring.dashboards.spec import BAD, Page
-
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore", DeprecationWarning)  # the SDK prefers schema v2, which file provisioning refuses
-    from grafana_foundation_sdk.builders import dashboard as builders
-from grafana_foundation_sdk.cog.encoder import JSONEncoder
-from grafana_foundation_sdk.models import dashboard as models
 
 SCHEMA_VERSION: Final = 42
 """The last one of Classic JSON."""
@@ -92,7 +86,6 @@ def _variable(name: str, label: str, query: str, *, every: str) -> builders.Quer
         .label(label)
         .datasource(SOURCE)
         .query({"query": query, "refId": f"variable-{name}"})
-        .definition(query)
         .refresh(models.VariableRefresh.ON_TIME_RANGE_CHANGED)
         .sort(models.VariableSort.ALPHABETICAL_ASC)
         .multi(True)

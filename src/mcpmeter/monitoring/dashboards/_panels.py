@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import string
-import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from itertools import pairwise
 from typing import Any, Final
 
-from mcpmeter.monitoring.dashboards.spec import Panel
-
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore", DeprecationWarning)
-    from grafana_foundation_sdk.builders import dashboard as builders
-from grafana_foundation_sdk.builders import common, prometheus, stat, table, timeseries
-from grafana_foundation_sdk.models import common as commons
-from grafana_foundation_sdk.models import dashboard as models
-from grafana_foundation_sdk.models.prometheus import PromQueryFormat
+from mcpmeter.monitoring.dashboards._sdk import (
+    PromQueryFormat,
+    builders,
+    common,
+    commons,
+    models,
+    prometheus,
+    stat,
+    table,
+    timeseries,
+)
+from mcpmeter.monitoring.dashboards.spec import Kind, Panel
 
 SOURCE: Final = commons.DataSourceRef(type_val="prometheus", uid="${datasource}")
 
@@ -25,12 +27,7 @@ Builder = timeseries.Panel | stat.Panel | table.Panel
 
 def panel(content: Panel, number: int) -> Builder:
     """One panel with everything that every kind has."""
-    made: Builder = {
-        "timeseries": _lines,
-        "stat": _figure,
-        "verdict": _sentence,
-        "table": _table,
-    }[content.kind](content)
+    made = KINDS[content.kind](content)
     made.id(number).title(content.title).description(content.description)
     made.datasource(SOURCE).span(content.width).height(content.height)
     made.unit(content.unit).thresholds(_thresholds(content))
@@ -138,3 +135,11 @@ def _thresholds(content: Panel) -> builders.ThresholdsConfig:
     steps: list[Any] = [models.Threshold(value=value, color=colour) for value, colour in content.thresholds]
     made = builders.ThresholdsConfig().mode(models.ThresholdsMode.ABSOLUTE)
     return made.steps(steps or [models.Threshold(value=None, color="text")])
+
+
+KINDS: Final[Mapping[Kind, Callable[[Panel], Builder]]] = {
+    "timeseries": _lines,
+    "stat": _figure,
+    "verdict": _sentence,
+    "table": _table,
+}

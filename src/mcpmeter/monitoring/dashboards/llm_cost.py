@@ -1,13 +1,12 @@
-"""LLM cost and tokens: who spends what on which model, how far it is from a limit, and how far the figures can be trusted."""
+"""LLM cost and tokens: who spends what on which model, how far it is from a limit, and where the figures are from."""
 
 from __future__ import annotations
 
 from typing import Final
 
 from mcpmeter.catalog import llm, money, quality
-from mcpmeter.monitoring.dashboards.promql import Queries, share, yes
+from mcpmeter.monitoring.dashboards.promql import PageQueries, share, yes
 from mcpmeter.monitoring.dashboards.spec import (
-    BAD,
     CALLER,
     OK,
     SERVED,
@@ -22,7 +21,7 @@ from mcpmeter.monitoring.dashboards.spec import (
     verdict,
 )
 
-q: Final = Queries("team", "model", "provider")
+q: Final = PageQueries("team", "model", "provider")
 HOUR: Final = 3600
 REPORTED: Final = 'source="reported"'
 
@@ -157,21 +156,21 @@ TRUST: Final = Row(
     (
         Panel(
             "Drift",
-            "What a provider reported by what its list says, since start: 1 is no drift. Off it, the list is out of date.",
+            "What a provider reported by what its list says, since start; 1 is no drift. Off it, the list is too old.",
             (Query(q.greatest(money.COST_DRIFT, "provider"), "{{provider}}"),),
             "none",
             thresholds=((None, WARN), (0.95, OK), (1.05, WARN)),
             decimals=3,
         ),
         Panel(
-            "Calls without a price",
+            "Why there is no price",
             "Calls a second, by why no price was found.",
             (Query(q.moving(money.UNPRICED, "provider", "reason"), "{{provider}}: {{reason}}"),),
             "reqps",
             stacked=True,
         ),
         Panel(
-            "Calls without usage",
+            "Why there is no usage",
             "Calls a second whose provider told no tokens, by why.",
             (Query(q.moving(llm.USAGE_MISSING, "provider", "reason"), "{{provider}}: {{reason}}"),),
             "reqps",

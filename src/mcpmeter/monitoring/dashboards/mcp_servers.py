@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from mcpmeter.catalog import mcp
-from mcpmeter.monitoring.dashboards.promql import Queries, share, yes
+from mcpmeter.monitoring.dashboards.promql import PageQueries, share, yes
 from mcpmeter.monitoring.dashboards.spec import (
     BAD,
     CALLER,
@@ -22,7 +22,7 @@ from mcpmeter.monitoring.dashboards.spec import (
     verdict,
 )
 
-q: Final = Queries("server")
+q: Final = PageQueries("server")
 OPERATIONS: Final = mcp.SERVER_OPERATION_DURATION
 
 CALLS: Final = 'mcp_method_name="tools/call"'
@@ -133,7 +133,10 @@ NOW: Final = Row(
                 Query(q.count_rate(OPERATIONS, where=GOOD), "answered"),
                 Query(q.count_rate(OPERATIONS, where=TOOL_FAILED), "tool_error"),
                 Query(f"{q.count_rate(OPERATIONS, where=CALLER_FAILED)} or vector(0)", "refused by the protocol"),
-                Query(f"{q.count_rate(OPERATIONS, where=BROKEN_OFF)} or vector(0)", "broken off, timed out, asks for input"),
+                Query(
+                    f"{q.count_rate(OPERATIONS, where=BROKEN_OFF)} or vector(0)",
+                    "broken off, timed out, asks for input",
+                ),
                 Query(f"{q.count_rate(OPERATIONS, where=OURS_FAILED)} or vector(0)", "failed in the server"),
             ),
             "reqps",
@@ -150,7 +153,11 @@ NOW: Final = Row(
         Panel(
             "Latency of each tool, p95",
             "The slowest tools on top. Over replicas, to the end of the answer.",
-            (Query(f"topk(10, {q.quantile(0.95, OPERATIONS, 'gen_ai_tool_name', where=CALLS)})", "{{gen_ai_tool_name}}"),),
+            (
+                Query(
+                    f"topk(10, {q.quantile(0.95, OPERATIONS, 'gen_ai_tool_name', where=CALLS)})", "{{gen_ai_tool_name}}"
+                ),
+            ),
             "s",
             width=12,
             logarithmic=True,
@@ -159,7 +166,9 @@ NOW: Final = Row(
             "Tools",
             "Each tool in the time shown: how often it was called, how long it took, and how many of its calls failed.",
             (
-                Query(f"{q.grown(OPERATIONS, 'gen_ai_tool_name', 'server', where=CALLS, suffix='_count')} > 0", "Calls"),
+                Query(
+                    f"{q.grown(OPERATIONS, 'gen_ai_tool_name', 'server', where=CALLS, suffix='_count')} > 0", "Calls"
+                ),
                 Query(q.quantile_of_range(0.5, OPERATIONS, "gen_ai_tool_name", "server", where=CALLS), "p50"),
                 Query(q.quantile_of_range(0.95, OPERATIONS, "gen_ai_tool_name", "server", where=CALLS), "p95"),
                 Query(
@@ -224,7 +233,7 @@ PROTOCOL: Final = Row(
 PAGE: Final = Page(
     uid="mcpmeter-mcp",
     title="mcpmeter: MCP servers and tools",
-    description="What agents call, how it ends and how long it takes: the relay's own tools and every instrumented server.",
+    description="What agents call, how it ends and how long it takes: the relay's tools and every instrumented server.",
     rows=(NOW, PROTOCOL),
     wanted=("server",),
 )

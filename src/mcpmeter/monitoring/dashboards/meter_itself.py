@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from mcpmeter.catalog import llm, mcp, service
-from mcpmeter.monitoring.dashboards.promql import SCOPE, Queries, yes
+from mcpmeter.monitoring.dashboards.promql import SCOPE, PageQueries, yes
 from mcpmeter.monitoring.dashboards.spec import (
     BAD,
     OK,
@@ -19,9 +19,11 @@ from mcpmeter.monitoring.dashboards.spec import (
     Sentence,
     verdict,
 )
+from mcpmeter.monitoring.queries import WATCHING
+from mcpmeter.monitoring.recording import LISTENING
 
-q: Final = Queries()
-CALLS: Final = 'endpoint!="/metrics"'
+q: Final = PageQueries()
+CALLS: Final = f"{WATCHING}, {LISTENING}"
 
 TRUST: Final = Row(
     "Can the numbers be trusted?",
@@ -66,7 +68,7 @@ TRUST: Final = Row(
         ),
         Panel(
             "Calls open in the ledger",
-            "Calls written down and not settled yet: those under way. Higher than the active requests for long is a leak.",
+            "Calls written down and not settled yet: those under way. For long above the active requests is a leak.",
             (Query(q.total(service.LEDGER_OPEN_ROWS), "open"),),
             "short",
             kind="stat",
@@ -117,7 +119,7 @@ TRUST: Final = Row(
         ),
         Panel(
             "Ledger commits",
-            "How long a durable commit takes. A call is sent only after its row is on disk, so this is in every latency.",
+            "How long a durable commit takes. A call is sent when its row is on disk, so this is in every latency.",
             tuple(Query(q.quantile(at, service.LEDGER_COMMIT), f"p{at * 100:.0f}") for at in (0.5, 0.99)),
             "s",
             thresholds=((None, OK), (0.25, BAD)),
@@ -125,8 +127,8 @@ TRUST: Final = Row(
         ),
         Panel(
             "Time beside the upstreams",
-            "Mean time of a request that was not spent in a model call: our own work, the ledger, waits between attempts "
-            "and slow readers.",
+            "Mean time of a request that was not spent in a model call: our own work, the ledger, waits between "
+            "attempts and slow readers.",
             (
                 Query(
                     f"clamp_min({q.rate(mcp.REQUEST_DURATION, where=CALLS, suffix='_sum')} - "
@@ -140,7 +142,7 @@ TRUST: Final = Row(
         ),
         Panel(
             "Values shown as other",
-            "Values a second outside a label's closed set. Announce the name in configuration if it should be told apart.",
+            "Values a second outside a label's closed set. Announce the name in configuration to tell it apart.",
             (Query(q.moving(service.LABEL_OVERFLOW, "label"), "{{label}}"),),
             "cps",
             stacked=True,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from mcpmeter.catalog import llm, mcp, money, service, upstream
-from mcpmeter.monitoring.dashboards.promql import SCOPE, Queries, share, yes
+from mcpmeter.monitoring.dashboards.promql import SCOPE, PageQueries, share, yes
 from mcpmeter.monitoring.dashboards.spec import (
     BAD,
     CALLER,
@@ -22,10 +22,14 @@ from mcpmeter.monitoring.dashboards.spec import (
     Sentence,
     verdict,
 )
+from mcpmeter.monitoring.queries import WATCHING
+from mcpmeter.monitoring.recording import LISTENING
 
-q: Final = Queries()
+q: Final = PageQueries()
 
-NOT_A_SCRAPE: Final = 'endpoint!="/metrics"'
+TIMED: Final = f"{WATCHING}, {LISTENING}"
+"""Requests whose duration says something: a subscription lasts for hours and is well."""
+
 OURSELVES: Final = "ours"
 UPSTREAMS: Final = "upstream's"
 TOOLS: Final = "the tool's"
@@ -43,7 +47,7 @@ COLOURS: Final = {
     TOOLS: TOOL,
     CALLERS: CALLER,
 }
-ALL_CALLS: Final = q.rate(mcp.REQUESTS, where=NOT_A_SCRAPE)
+ALL_CALLS: Final = q.rate(mcp.REQUESTS, where=WATCHING)
 
 
 def failing(side: str) -> str:
@@ -95,8 +99,8 @@ VERDICT: Final = verdict(
             BAD,
         ),
     ),
-    "Read this first. The gravest thing that is true now; the panels below prove it. A failure counts on the side whose "
-    "fault it is, so a caller's typing error never looks like ours.",
+    "Read this first. The gravest thing that is true now; the panels below prove it. A failure counts on the side "
+    "whose fault it is, so a caller's typing error never looks like ours.",
 )
 
 SIGNALS: Final = Row(
@@ -105,7 +109,7 @@ SIGNALS: Final = Row(
         VERDICT,
         Panel(
             "Calls",
-            "Requests and MCP messages answered a second, scrapes left out.",
+            "Requests and MCP messages answered a second; probes, scrapes and pages are left out.",
             (Query(ALL_CALLS, "calls"),),
             "reqps",
             kind="stat",
@@ -113,7 +117,9 @@ SIGNALS: Final = Row(
             height=4,
             thresholds=((None, SERVED),),
         ),
-        _tile("Failing, ours", OURSELVES, "Share of requests that fail because of this service. Look at The meter itself."),
+        _tile(
+            "Failing, ours", OURSELVES, "Share of requests that fail because of this service. Look at The meter itself."
+        ),
         _tile(
             "Failing, upstream's",
             UPSTREAMS,
@@ -122,12 +128,12 @@ SIGNALS: Final = Row(
         _tile(
             "Failing, callers'",
             CALLERS,
-            "Share of requests that no service could answer: bad bodies, unknown keys, spent budgets, clients that left.",
+            "Share of requests that nobody could serve: bad bodies, unknown keys, spent budgets, clients that left.",
         ),
         Panel(
             "Latency p95",
             "95 of 100 requests end within this time, last byte included. A stream lasts as long as the model talks.",
-            (Query(q.quantile(0.95, mcp.REQUEST_DURATION, where=NOT_A_SCRAPE), "p95"),),
+            (Query(q.quantile(0.95, mcp.REQUEST_DURATION, where=TIMED), "p95"),),
             "s",
             kind="stat",
             width=4,
@@ -174,15 +180,14 @@ GUIDE: Final = Row(
         Panel(
             "Request rate",
             "Requests a second by endpoint.",
-            (Query(q.moving(mcp.REQUESTS, "endpoint", where=NOT_A_SCRAPE), "{{endpoint}}"),),
+            (Query(q.moving(mcp.REQUESTS, "endpoint", where=WATCHING), "{{endpoint}}"),),
             "reqps",
         ),
         Panel(
             "Latency",
             "Request duration over all replicas, to the last byte. Buckets reach 600 s: an answer may take minutes.",
             tuple(
-                Query(q.quantile(at, mcp.REQUEST_DURATION, where=NOT_A_SCRAPE), f"p{at * 100:.0f}")
-                for at in (0.5, 0.95, 0.99)
+                Query(q.quantile(at, mcp.REQUEST_DURATION, where=TIMED), f"p{at * 100:.0f}") for at in (0.5, 0.95, 0.99)
             ),
             "s",
             logarithmic=True,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 from mcpmeter.catalog import Metric
@@ -21,7 +22,10 @@ CHOSEN: Final = {
 """Labels that a variable of the page narrows, where the page has it."""
 
 
-class Queries:
+LABEL: Final = re.compile(r"(?:^|, )(\w+)[=!]")
+
+
+class PageQueries:
     """Expressions of one page: its `variables` narrow the series that carry their label."""
 
     def __init__(self, *variables: str) -> None:
@@ -29,7 +33,7 @@ class Queries:
 
     def series(self, row: Metric, where: str = "", suffix: str = "") -> str:
         """The row's series in scope. Raises ValueError for a label that the row has not."""
-        labels = {part.split("=")[0].rstrip("!") for part in where.split(", ") if part}
+        labels = set(LABEL.findall(where))
         if unknown := labels - set(row.label_names):
             raise ValueError(f"{row.name} has no label {', '.join(sorted(unknown))}")
         chosen = [

