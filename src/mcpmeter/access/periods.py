@@ -18,12 +18,14 @@ PeriodKind = Literal["day", "week", "month", "once"]
 NS_PER_S: Final = 1_000_000_000
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _DAY: Final = timedelta(days=1)
+_OF_THIS_MACHINE: Final = "localtime"
+"""Some systems have it as a zone; it would mean something else on each replica."""
 _ZONE_NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9_+-]*(/[A-Za-z0-9_+-]+)*")
 
 
 def is_time_zone(name: str) -> bool:
     """Whether there is such a zone in the IANA database (`Europe/Berlin`, `UTC`)."""
-    if not _ZONE_NAME.fullmatch(name):
+    if not _ZONE_NAME.fullmatch(name) or name == _OF_THIS_MACHINE:
         return False
     try:
         ZoneInfo(name)

@@ -1,5 +1,7 @@
 """The one strict settings tree: read from a YAML file or from the environment, every fault named with its line."""
 
+from mcpmeter.config.budgets import AttributionSettings, BudgetSettings, FallbackSettings, TeamSettings
+from mcpmeter.config.limits import attribution_of, budgets_of
 from mcpmeter.config.loading import find_file, load, load_monitoring
 from mcpmeter.config.prices import price_book
 from mcpmeter.config.rules import is_loopback, refuse_open_bind
@@ -13,12 +15,14 @@ from mcpmeter.config.settings import (
     RelaySettings,
     ServerSettings,
     Settings,
-    TeamSettings,
     TimeoutSettings,
 )
 
 __all__ = [
+    "AttributionSettings",
+    "BudgetSettings",
     "CurrencySettings",
+    "FallbackSettings",
     "KeySettings",
     "LedgerSettings",
     "MetricsSettings",
@@ -29,6 +33,8 @@ __all__ = [
     "Settings",
     "TeamSettings",
     "TimeoutSettings",
+    "attribution_of",
+    "budgets_of",
     "find_file",
     "is_loopback",
     "load",

@@ -99,6 +99,8 @@ def _without_sections(data: Value, faults: list[Fault]) -> dict[str, Value]:
     bad = {fault.where[0] for fault in faults if fault.where}
     if "server" in bad:
         bad.add("metrics")  # the ports of the two are compared
+    if bad & {"teams", "keys", "attribution"}:
+        bad.add("budgets")  # they name what stands there
     return {name: value for name, value in data.items() if name not in bad} if isinstance(data, dict) else {}
 
 

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from mcpmeter.config.budgets import FallbackSettings
 from mcpmeter.config.settings import Settings
-from mcpmeter.pricing import PriceBook, PriceSource, bundled_price_lists, load_price_list
+from mcpmeter.pricing import PriceBook, PriceSource, RateBand, Rates, bundled_price_lists, load_price_list
+from mcpmeter.pricing.rates import attousd_per_mtok
 from mcpmeter.relay.providers import Provider
 
 
 def price_book(settings: Settings) -> PriceBook:
     """The bundled lists and the configured ones, with the source of each provider's prices. Raises ConfigInvalid."""
     lists = [*bundled_price_lists(), *(load_price_list(path) for path in settings.pricing.files)]
-    return PriceBook(lists, sources=_sources(upstream.provider for upstream in settings.upstreams()))
+    sources = _sources(upstream.provider for upstream in settings.upstreams())
+    return PriceBook(lists, sources=sources, fallback=_fallback(settings.pricing.fallback))
+
+
+def _fallback(settings: FallbackSettings) -> Rates:
+    prompt, completion = map(attousd_per_mtok, (settings.prompt_usd_per_mtok, settings.completion_usd_per_mtok))
+    return Rates(list_name="fallback", bands=(RateBand(prompt=prompt, completion=completion),))
 
 
 def _sources(providers: Iterable[Provider]) -> dict[str, PriceSource]:

@@ -8,6 +8,7 @@ from ipaddress import ip_address
 from typing import Final
 
 from mcpmeter.config.faults import Fault, Where, dotted, nearest
+from mcpmeter.config.limits import budget_faults, project_faults
 from mcpmeter.config.settings import ProviderSettings, RouteSettings, Settings, TimeoutSettings
 from mcpmeter.errors import ConfigInvalid
 from mcpmeter.relay.providers import GENERIC, Provider
@@ -50,12 +51,15 @@ def broken_rules(settings: Settings, builtin: Mapping[str, Provider]) -> Iterato
     yield from _repeated("providers", (entry.name for entry in settings.providers))
     yield from _repeated("teams", (entry.name for entry in settings.teams))
     yield from _repeated("keys", (entry.name for entry in settings.keys))
+    yield from _repeated("budgets", (entry.name for entry in settings.budgets))
     yield from _same_secret(settings)
     for index, entry in enumerate(settings.providers):
         yield from _provider_faults(("providers", index), entry, builtin)
         yield from _several_keys_faults(("providers", index), entry)
         yield from _own_timeout_faults(("providers", index), entry, settings.relay.timeouts)
     yield from _team_faults(settings)
+    yield from project_faults(settings)
+    yield from budget_faults(settings)
     yield from _default_provider_faults(settings)
     yield from _metrics_faults(settings)
     yield from _timeout_faults(settings)

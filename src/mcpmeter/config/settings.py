@@ -15,6 +15,7 @@ from pydantic import (
 )
 
 from mcpmeter.access.keys import KeyLimits
+from mcpmeter.config.budgets import AttributionSettings, BudgetSettings, FallbackSettings, TeamSettings
 from mcpmeter.config.fields import (
     AliasTarget,
     ApiKey,
@@ -283,21 +284,6 @@ class RouteSettings(Section):
         )
 
 
-class TeamSettings(Section):
-    """A team that calls are charged to. Its name alone, as text, will do."""
-
-    name: TeamName = setting(help="The team's name, a label in metrics and the ledger.", example="search")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _name_alone(cls, value: object) -> object:
-        if isinstance(value, str):
-            return {"name": value}
-        if not isinstance(value, dict | TeamSettings):
-            raise must("must be the team's name, in quotes")
-        return value
-
-
 class KeySettings(Section):
     """A caller's key: the secret itself by `${VARIABLE}`, or its SHA-256. `mcpmeter keys create` makes others."""
 
@@ -365,6 +351,11 @@ class PricingSettings(Section):
     currency: CurrencySettings | None = setting(
         None, help="A second currency to show amounts in.", example={"code": "CNY", "rate": Decimal("7.2")}
     )
+    fallback: FallbackSettings = setting(
+        FallbackSettings(),
+        help="What models without a price count against budgets.",
+        example={"prompt_usd_per_mtok": Decimal("2.5")},
+    )
 
 
 class Settings(Section):
@@ -396,6 +387,14 @@ class Settings(Section):
     )
     keys: tuple[KeySettings, ...] = setting(
         (), help="Callers' keys.", example=[{"name": "backend", "team": "search", "secret": "${SEARCH_KEY}"}]
+    )
+    attribution: AttributionSettings = setting(
+        AttributionSettings(), help="The project of a call.", example={"values": ["web", "mobile"]}
+    )
+    budgets: tuple[BudgetSettings, ...] = setting(
+        (),
+        help="What calls may cost.",
+        example=[{"name": "search-monthly", "team": "search", "limit_usd": Decimal(500)}],
     )
     pricing: PricingSettings = setting(PricingSettings(), help="Prices.", example={"files": ["prices/ours.toml"]})
     monitoring: MonitoringSettings = setting(
