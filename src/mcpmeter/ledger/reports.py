@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Final, Literal, get_args
 
 import msgspec
 
-from mcpmeter.ledger.connection import explain, open_for_reading
-from mcpmeter.ledger.rows import read_row
+from mcpmeter.ledger.location import Location
+from mcpmeter.ledger.reading import Reader, open_reader
+from mcpmeter.ledger.rows import SELECT_ROWS_SQL, row_of
 from mcpmeter.records import LedgerRow
 
 Grouping = Literal["team", "model", "provider", "key", "day", "outcome"]
@@ -46,12 +45,11 @@ class Total(msgspec.Struct, frozen=True, kw_only=True):
     reported_cost_calls: int
 
 
-_GROUP_SQL: Final[dict[Grouping, str]] = {
+_COLUMNS: Final[dict[Grouping, str]] = {
     "team": "team",
     "model": "model",
     "provider": "provider",
     "key": "key_id",
-    "day": "strftime('%Y-%m-%d', started_at_ns / 1000000000, 'unixepoch')",
     "outcome": "CASE state WHEN 'open' THEN 'open' ELSE outcome END",
 }
 _COUNTED: Final = {
@@ -82,7 +80,7 @@ _SUMS_SQL: Final = ", ".join(
 
 
 def totals(
-    path: Path, *, by: Sequence[Grouping], since_ns: int | None = None, until_ns: int | None = None
+    ledger: Location, *, by: Sequence[Grouping], since_ns: int | None = None, until_ns: int | None = None
 ) -> list[Total]:
     """Sums of all calls started in [since, until), one for each group that has any, ordered by group.
 
@@ -91,18 +89,18 @@ def totals(
     unknown = set(by) - set(GROUPINGS)
     if unknown:
         raise ValueError(f"no grouping {sorted(unknown)}; there are {', '.join(GROUPINGS)}")
-    with contextlib.closing(open_for_reading(path)) as db, explain(path):
-        return [_total(tuple(row), len(by)) for row in db.execute(_totals_sql(by), (since_ns, until_ns))]
+    with open_reader(ledger) as reader:
+        return [_total(row, len(by)) for row in reader.rows(_totals_sql(by, reader), (since_ns, until_ns))]
 
 
-def find_call(path: Path, call_id: str) -> LedgerRow | None:
+def find_call(ledger: Location, call_id: str) -> LedgerRow | None:
     """The row of one call, or None. Raises `LedgerNotUsable`."""
-    with contextlib.closing(open_for_reading(path)) as db, explain(path):
-        return read_row(db, call_id)
+    with open_reader(ledger) as reader:
+        return next((row_of(row) for row in reader.rows(f"{SELECT_ROWS_SQL} WHERE id = ?", (call_id,))), None)
 
 
-def _totals_sql(by: Sequence[Grouping]) -> str:
-    groups = [_GROUP_SQL[name] for name in by]
+def _totals_sql(by: Sequence[Grouping], reader: Reader) -> str:
+    groups = [reader.day("started_at_ns") if name == "day" else _COLUMNS[name] for name in by]
     places = ", ".join(str(place) for place in range(1, len(groups) + 1))
     return (
         f"SELECT {', '.join([*groups, _SUMS_SQL])} FROM calls "  # noqa: S608 (constants only)

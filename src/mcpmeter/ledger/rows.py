@@ -165,14 +165,13 @@ def settle_one(db: apsw.Connection, settlement: Settlement) -> None:
 
 def read_open_rows(db: apsw.Connection) -> list[LedgerRow]:
     """Rows that are not settled, oldest first."""
-    rows = [_as(LedgerRow, ROW_COLUMNS, row) for row in db.execute(OPEN_ROWS_SQL)]
+    rows = [row_of(tuple(row)) for row in db.execute(OPEN_ROWS_SQL)]
     return sorted(rows, key=lambda row: (row.started_at_ns, row.id))
 
 
-def read_row(db: apsw.Connection, call_id: str) -> LedgerRow | None:
-    """The row of one call."""
-    row = db.execute(f"{SELECT_ROWS_SQL} WHERE id = ?", (call_id,)).fetchone()
-    return None if row is None else _as(LedgerRow, ROW_COLUMNS, row)
+def row_of(row: tuple[Any, ...]) -> LedgerRow:
+    """A row from its columns, in the order of `ROW_COLUMNS`."""
+    return _as(LedgerRow, ROW_COLUMNS, row)
 
 
 def read_keys(db: apsw.Connection) -> list[Key]:

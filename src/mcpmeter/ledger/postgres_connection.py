@@ -1,0 +1,148 @@
+"""Connecting to PostgreSQL: the checks before, the settings after, and one line for each thing that can be wrong."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator
+from typing import Any, Final
+
+import psycopg
+from psycopg import errors
+from psycopg.conninfo import conninfo_to_dict
+
+from mcpmeter.errors import LedgerNotUsable
+from mcpmeter.ledger.location import PostgresUrl
+from mcpmeter.ledger.postgres_migrations import SCHEMA, migrate, require_current
+
+OLDEST_SERVER: Final = 140000
+CONNECT_TIMEOUT_S: Final = 10
+
+# READ COMMITTED, because a statement after a lock has to see what the lock was waited for.
+SESSION_SQL: Final = (
+    f"SET search_path TO {SCHEMA}; SET timezone TO 'UTC'; SET default_transaction_isolation TO 'read committed'"
+)
+WRITER_SQL: Final = f"{SESSION_SQL}; SET default_transaction_read_only TO off"
+DURABLE_SQL: Final = (
+    "SELECT set_config('synchronous_commit', 'on', false)"
+    " WHERE current_setting('synchronous_commit') NOT IN ('on', 'remote_apply')"
+)
+"""A commit that is told before it is on disk is none; `remote_apply` waits for even more."""
+
+
+def conninfo(location: PostgresUrl) -> dict[str, Any]:
+    """The address as libpq understands it, with what we add where it says nothing. Raises `LedgerNotUsable`."""
+    try:
+        given = conninfo_to_dict(location.reveal())
+    except psycopg.Error:
+        # libpq quotes what it stumbles over, which may be the password: its words are left out.
+        raise LedgerNotUsable(
+            "The ledger's address is no address that libpq understands.",
+            hint="Write postgresql://user:password@host:5432/database; a character like @ or / in the password as %40, %2F.",
+        ) from None
+    defaults = {"connect_timeout": CONNECT_TIMEOUT_S, "application_name": "mcpmeter"}
+    return {**defaults, **given}
+
+
+def connect_for_writing(location: PostgresUrl) -> psycopg.Connection[Any]:
+    """Connect and bring the tables up to date; commits by itself. Raises `LedgerNotUsable`."""
+    return _connect(location, writes=True)
+
+
+def connect_for_reading(location: PostgresUrl) -> psycopg.Connection[Any]:
+    """Connect without changing anything; commits by itself. Raises `LedgerNotUsable`."""
+    return _connect(location, writes=False)
+
+
+@contextlib.contextmanager
+def explain(location: PostgresUrl) -> Iterator[None]:
+    """Turns whatever PostgreSQL says inside into `LedgerNotUsable`."""
+    try:
+        yield
+    except psycopg.Error as error:
+        raise not_usable(location, error) from error
+
+
+def not_usable(location: PostgresUrl, error: psycopg.Error) -> LedgerNotUsable:
+    """The one line for an error of PostgreSQL, with what to do."""
+    said = what_it_said(error)
+    for kinds, pattern, what, hint in _KNOWN:
+        if isinstance(error, kinds) and re.search(pattern, said, re.IGNORECASE):
+            return LedgerNotUsable(f"The ledger {location} {what}: {said}.", hint=hint)
+    return LedgerNotUsable(f"The ledger {location} cannot be used: {said}.", hint="Look at PostgreSQL's log.")
+
+
+def what_it_said(error: psycopg.Error) -> str:
+    """The first line of PostgreSQL's own words; a detail, which may quote a row, is left out."""
+    primary = error.diag.message_primary
+    if primary:
+        return primary.rstrip(".")
+    first = str(error).strip().partition("\n")[0]
+    return re.sub(r"^.*(failed|FATAL): +", "", first).rstrip(".") or type(error).__name__
+
+
+_ANYTHING: Final = r""
+_KNOWN: Final[tuple[tuple[type[psycopg.Error] | tuple[type[psycopg.Error], ...], str, str, str], ...]] = (
+    (
+        psycopg.OperationalError,
+        r"password|authentication|pg_hba|role .* does not exist",
+        "lets nobody in with this user and password",
+        "Mend user and password in the address, or pg_hba.conf on the server.",
+    ),
+    (
+        psycopg.OperationalError,
+        r"database .* does not exist",
+        "is not there",
+        "Run: createdb (as PostgreSQL's administrator), or name another database.",
+    ),
+    (
+        psycopg.OperationalError,
+        r"too many (clients|connections)|connection slots",
+        "has no connection left",
+        "Raise max_connections on the server, or end what holds them (SELECT * FROM pg_stat_activity).",
+    ),
+    (
+        (errors.InsufficientPrivilege,),
+        _ANYTHING,
+        "does not give this user the rights it needs",
+        f"Run on it, as its owner: CREATE SCHEMA {SCHEMA} AUTHORIZATION <the user>.",
+    ),
+    (
+        (errors.ReadOnlySqlTransaction,),
+        _ANYTHING,
+        "takes no writes (a standby?)",
+        "Name the primary server; with several hosts add ?target_session_attrs=read-write.",
+    ),
+    (
+        psycopg.OperationalError,
+        _ANYTHING,
+        "cannot be reached",
+        "See that PostgreSQL runs there and that this machine may connect to it.",
+    ),
+)
+
+
+def _connect(location: PostgresUrl, *, writes: bool) -> psycopg.Connection[Any]:
+    with explain(location):
+        db = psycopg.connect(**conninfo(location), autocommit=True)
+        try:
+            _require_server(db, location)
+            db.execute(WRITER_SQL.encode() if writes else SESSION_SQL.encode())
+            if writes:
+                db.execute(DURABLE_SQL.encode())
+                migrate(db, location)
+            else:
+                require_current(db, location)
+        except BaseException:
+            db.close()
+            raise
+    return db
+
+
+def _require_server(db: psycopg.Connection[Any], location: PostgresUrl) -> None:
+    if db.info.server_version < OLDEST_SERVER:
+        major = db.info.server_version // 10_000
+        raise LedgerNotUsable(
+            f"The ledger {location} is on PostgreSQL {major}; it has to be {OLDEST_SERVER // 10_000} or newer.",
+            hint="Name another server, or upgrade this one.",
+        )
