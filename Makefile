@@ -25,8 +25,8 @@ install: $(SERVER_STAMP) ## make .venv and put the product into it, as .venv/bin
 run: $(SERVER_STAMP) ## watch it work: mcpmeter demo; needs no key and no network (ARGS="--port 9000")
 	@$(BIN)/mcpmeter demo $(ARGS)
 
-test: $(DEV_STAMP) ## all tests; installs what they need, Debian's prometheus too (ARGS="-k ledger")
-	@scripts/need.sh prometheus=prometheus
+test: $(DEV_STAMP) ## all tests; installs what they need from Debian too (ARGS="-k ledger")
+	@scripts/need.sh prometheus=prometheus pg_ctlcluster=postgresql
 	@echo "mcpmeter: running all tests"
 	@PATH="$$PATH:/usr/sbin" $(BIN)/python -m pytest $(ARGS)
 
@@ -54,7 +54,7 @@ size: $(VENV_STAMP) ## what an installation costs in seconds and megabytes, the 
 	@$(BIN)/python scripts/install_size.py $(ARGS)
 
 trials: $(DEV_STAMP) ## the long trials in full; writes docs/reliability.md
-	@scripts/need.sh prometheus=prometheus
+	@scripts/need.sh prometheus=prometheus pg_ctlcluster=postgresql
 	@echo "mcpmeter: running the trials in full (this takes a while)"
 	@PATH="$$PATH:/usr/sbin" MCPMETER_TRIALS=full MCPMETER_TRIALS_REPORT=docs/reliability.md \
 	  $(BIN)/python -m pytest -m trial -o timeout=3600 $(ARGS)

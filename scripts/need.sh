@@ -38,7 +38,9 @@ if ! "${apt[@]}" install -y --no-install-recommends "${packages[@]}" >>"$log" 2>
   refuse "apt-get could not install (its log: $log)"
 fi
 rm -f "$log"
-for name in "${commands[@]}"; do
+for name in "${commands[@]}" "${packages[@]}"; do
   if command -v systemctl >/dev/null; then systemctl disable --quiet "$name" 2>/dev/null || true; fi
+done
+for name in "${commands[@]}"; do
   command -v "$name" >/dev/null || refuse "is still not found after installing"
 done

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
+import psycopg
 import pytest
 
 COMMAND = Path(sys.executable).with_name("mcpmeter")
@@ -134,6 +140,164 @@ def prometheus_is_here() -> None:
     """Fails where there is no Prometheus: a missing install must not look like a passing run."""
     if shutil.which("prometheus") is None:
         pytest.fail("no Prometheus on the PATH; on Debian: apt-get install prometheus, or run: make test")
+
+
+class PostgresServer:
+    """A PostgreSQL server of the tests' own on a free port of loopback, with a password, ended by its process id.
+
+    `safe`: with fsync, for trials that kill it; else without, which no test of anything but its death can tell.
+    """
+
+    PASSWORD = "s3cret-of-the-test-server"
+
+    def __init__(self, folder: Path, *, safe: bool = False) -> None:
+        self.folder = folder
+        self._safe = safe
+        self._databases = itertools.count(1)
+        # PostgreSQL refuses to run as root; Debian's package has made a user for it.
+        self._user = "postgres" if os.geteuid() == 0 else None
+        if self._user:
+            shutil.chown(folder, self._user)
+        self._make_cluster()
+        self.port = _free_port()
+        self.start()
+
+    def _make_cluster(self) -> None:
+        password = self.folder / "password"
+        password.write_text(self.PASSWORD)
+        password.chmod(0o644)
+        self._run("initdb", "--pgdata", self.data, "--username=meter", f"--pwfile={password}", "--auth=scram-sha-256",
+                  "--encoding=UTF8", "--no-locale", "--no-sync", "--no-instructions")  # fmt: skip
+
+    @property
+    def data(self) -> Path:
+        return self.folder / "data"
+
+    def start(self) -> None:
+        """Start it and wait until it answers."""
+        options = {
+            "port": self.port,
+            "listen_addresses": "127.0.0.1",
+            "unix_socket_directories": "",
+            "max_connections": 90,
+            "shared_buffers": "32MB",
+            "fsync": "on" if self._safe else "off",
+            "logging_collector": "off",
+        }
+        settings = [word for name, value in options.items() for word in ("-c", f"{name}={value}")]
+        with (self.folder / "log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [_postgres_program("postgres"), "-D", str(self.data), *settings],
+                user=self._user,
+                group=self._user,
+                extra_groups=[] if self._user else None,
+                cwd=self.folder,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        deadline = time.monotonic() + SECONDS_TO_SPEAK
+        while not self.answers():
+            assert self.process.poll() is None, (self.folder / "log").read_text()
+            assert time.monotonic() < deadline, (self.folder / "log").read_text()
+            time.sleep(0.02)
+
+    def answers(self) -> bool:
+        """Whether it takes connections now."""
+        try:
+            psycopg.connect(self.url("postgres"), connect_timeout=5).close()
+        except psycopg.OperationalError:
+            return False
+        return True
+
+    def stop(self, number: signal.Signals = signal.SIGINT) -> None:
+        """End it: at once but orderly by SIGINT, like a crash by SIGKILL; waits until its children are gone too."""
+        self.process.send_signal(number)
+        self.process.wait(SECONDS_TO_END)
+        # Children notice by themselves that it is gone; a new one refuses to start while one of them lives.
+        deadline = time.monotonic() + SECONDS_TO_END
+        while _group_lives(self.process.pid):
+            assert time.monotonic() < deadline, "children of PostgreSQL do not end"
+            time.sleep(0.01)
+
+    def url(self, database: str) -> str:
+        return f"postgresql://meter:{self.PASSWORD}@127.0.0.1:{self.port}/{database}"
+
+    def new_database(self) -> str:
+        """The address of an empty database."""
+        name = f"ledger_{next(self._databases)}"
+        with psycopg.connect(self.url("postgres"), autocommit=True) as db:
+            db.execute(f"CREATE DATABASE {name}".encode())
+        return self.url(name)
+
+    def _run(self, program: str, *arguments: object) -> None:
+        done = subprocess.run(
+            [_postgres_program(program), *map(str, arguments)],
+            user=self._user,
+            group=self._user,
+            extra_groups=[] if self._user else None,
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+
+
+def _postgres_program(name: str) -> str:
+    """Debian keeps PostgreSQL's own programs away from the PATH, one folder a version."""
+    newest = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"), key=lambda path: int(path.parts[-3]))
+    found = str(newest[-1]) if newest else shutil.which(name)
+    if found is None:
+        pytest.fail(f"no PostgreSQL server here ({name}); on Debian: apt-get install postgresql, or run: make test")
+    return found
+
+
+def _group_lives(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextlib.contextmanager
+def _running_postgres(*, safe: bool) -> Iterator[PostgresServer]:
+    # Not in pytest's own folder, which only its user may enter.
+    with tempfile.TemporaryDirectory(prefix="mcpmeter-postgres-", ignore_cleanup_errors=True) as folder:
+        server = PostgresServer(Path(folder), safe=safe)
+        try:
+            yield server
+        finally:
+            if server.process.poll() is None:
+                server.stop()
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[PostgresServer]:
+    """One PostgreSQL server for all tests that do not harm it."""
+    with _running_postgres(safe=False) as server:
+        yield server
+
+
+@pytest.fixture
+def postgres_to_kill() -> Iterator[PostgresServer]:
+    """One of the test's own, which writes as it does in production: for trials of its death."""
+    with _running_postgres(safe=True) as server:
+        yield server
+
+
+@pytest.fixture
+def postgres_url(postgres_server: PostgresServer) -> str:
+    """The address of an empty database."""
+    return postgres_server.new_database()
 
 
 @dataclass

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from mcpmeter.ledger.location import Location, location_of
 from mcpmeter.ledger.sqlite import SqliteStore
 from mcpmeter.records import Call, Charge, LlmTarget, Settlement, Usage
 
@@ -54,6 +55,32 @@ def make_settlement() -> Callable[..., Settlement]:
         return Settlement(call=call, **{**defaults, **changes})
 
     return make
+
+
+ENGINES = ("sqlite", "postgres")
+
+NewLedger = Callable[[], Location]
+
+
+@pytest.fixture(scope="module", params=ENGINES)
+def engine(request: pytest.FixtureRequest) -> str:
+    """Which engine keeps the ledger: a test that asks for it, or for `ledger`, runs on each."""
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def new_ledger(engine: str, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> NewLedger:
+    """Places for ledgers of this engine; nothing is there yet."""
+    if engine == "sqlite":
+        return lambda: tmp_path_factory.mktemp("ledger") / "state" / "ledger.db"
+    server = request.getfixturevalue("postgres_server")
+    return lambda: location_of(server.new_database())
+
+
+@pytest.fixture
+def ledger(new_ledger: NewLedger) -> Location:
+    """A place for a ledger of this engine."""
+    return new_ledger()
 
 
 @pytest.fixture

@@ -6,17 +6,19 @@ import json
 import re
 import sys
 import time
-from collections.abc import Callable
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
 from mcpmeter.access.shown import instant, shown
+from mcpmeter.cli._ledger import ledger_at, ledger_option
 from mcpmeter.errors import SetupError
 from mcpmeter.pricing.rates import unix_ns
 from mcpmeter.records import Key, Role
+
+if TYPE_CHECKING:
+    from mcpmeter.ledger.location import Location
 
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
 _TAKEN_UP = "A service that runs on this ledger takes it up within seconds."
@@ -38,14 +40,6 @@ class Lifetime(click.ParamType[int]):
         except ValueError:
             self.fail(f"{value!a} is neither a length (90d, 12h), a date, nor an instant (RFC 3339).", param, ctx)
         return unix_ns(when if when.tzinfo else when.replace(tzinfo=UTC))
-
-
-def _ledger_option(function: Callable[..., Any]) -> Callable[..., Any]:
-    return click.option(
-        "--ledger",
-        type=click.Path(path_type=Path),
-        help="The ledger's file. Default: $MCPMETER_LEDGER, or ~/.local/state/mcpmeter/ledger.db.",
-    )(function)
 
 
 @click.group(name="keys")
@@ -76,7 +70,7 @@ def command() -> None:
 @click.option("--requests-per-minute", type=click.IntRange(min=1), help="Most calls in a minute of the clock.")
 @click.option("--tokens-per-minute", type=click.IntRange(min=1), help="Most tokens in a minute, prompts and answers.")
 @click.option("--expires", type=Lifetime(), help="When it ends: 90d, 12h, a date, or an instant (RFC 3339).")
-@_ledger_option
+@ledger_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def create(
     *,
@@ -88,7 +82,7 @@ def create(
     requests_per_minute: int | None,
     tokens_per_minute: int | None,
     expires: int | None,
-    ledger: Path | None,
+    ledger: Location | None,
     as_json: bool,
 ) -> None:
     """Create a key and show it once; the ledger keeps only its SHA-256.
@@ -112,7 +106,7 @@ def create(
         expires_at_ns=expires,
     )
     secret, key = new_key(name, team, time.time_ns(), limits)
-    add_key(_path(ledger), key)
+    add_key(ledger_at(ledger), key)
     _show_secret(secret, key, as_json, f"Created {key.id} for team {team}.")
 
 
@@ -125,9 +119,9 @@ def _show_secret(secret: str, key: Key, as_json: bool, done: str) -> None:
 
 
 @command.command("list")
-@_ledger_option
+@ledger_option
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON array.")
-def list_(ledger: Path | None, as_json: bool) -> None:
+def list_(ledger: Location | None, as_json: bool) -> None:
     """List all keys, revoked ones too. A key itself is never shown again.
 
     \b
@@ -136,7 +130,7 @@ def list_(ledger: Path | None, as_json: bool) -> None:
     """
     from mcpmeter.ledger.keys import list_keys
 
-    keys = [shown(key) for key in list_keys(_path(ledger))]
+    keys = [shown(key) for key in list_keys(ledger_at(ledger))]
     if as_json:
         click.echo(json.dumps(keys, indent=2))
     elif keys:
@@ -147,9 +141,9 @@ def list_(ledger: Path | None, as_json: bool) -> None:
 
 @command.command()
 @click.argument("key_id", metavar="ID")
-@_ledger_option
+@ledger_option
 @click.option("--json", "as_json", is_flag=True, help="Print the key's record as a JSON object.")
-def revoke(key_id: str, ledger: Path | None, as_json: bool) -> None:
+def revoke(key_id: str, ledger: Location | None, as_json: bool) -> None:
     """Revoke the key with this ID. Its calls stay in the ledger.
 
     \b
@@ -158,10 +152,10 @@ def revoke(key_id: str, ledger: Path | None, as_json: bool) -> None:
     """
     from mcpmeter.ledger.keys import revoke_key
 
-    path = _path(ledger)
-    key = revoke_key(path, key_id, time.time_ns())
+    place = ledger_at(ledger)
+    key = revoke_key(place, key_id, time.time_ns())
     if key is None:
-        raise _no_such_key(path, key_id)
+        raise _no_such_key(place, key_id)
     if as_json:
         click.echo(json.dumps(shown(key)))
     else:
@@ -177,9 +171,9 @@ def revoke(key_id: str, ledger: Path | None, as_json: bool) -> None:
     show_default=True,
     help="How long the secret before stays good beside the new one: 24h, 7d.",
 )
-@_ledger_option
+@ledger_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def rotate(key_id: str, grace: int, ledger: Path | None, as_json: bool) -> None:
+def rotate(key_id: str, grace: int, ledger: Location | None, as_json: bool) -> None:
     """Give the key with this ID a new secret, shown once. Its name, team, limits and calls stay.
 
     \b
@@ -197,24 +191,18 @@ def rotate(key_id: str, grace: int, ledger: Path | None, as_json: bool) -> None:
         secrets.append(secret)
         return turned
 
-    path = _path(ledger)
-    key = rotate_key(path, key_id, turn)
+    place = ledger_at(ledger)
+    key = rotate_key(place, key_id, turn)
     if key is None:
-        raise _no_such_key(path, key_id)
+        raise _no_such_key(place, key_id)
     until = f" The one before is good until {instant(key.previous_until_ns)}." if key.previous_until_ns else ""
     _show_secret(secrets[-1], key, as_json, f"Rotated {key.id} ({key.name}, team {key.team}).{until}")
 
 
-def _no_such_key(path: Path, key_id: str) -> SetupError:
+def _no_such_key(place: Location, key_id: str) -> SetupError:
     return SetupError(
-        f"The ledger {path} has no key with the ID {key_id!a}.", hint="Run: mcpmeter keys list (IDs begin with key_)"
+        f"The ledger {place} has no key with the ID {key_id!a}.", hint="Run: mcpmeter keys list (IDs begin with key_)"
     )
-
-
-def _path(option: Path | None) -> Path:
-    from mcpmeter.ledger.sqlite import default_ledger_path
-
-    return option or default_ledger_path()
 
 
 def _print_table(keys: list[dict[str, object]]) -> None:

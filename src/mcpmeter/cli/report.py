@@ -8,12 +8,14 @@ import json
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from mcpmeter.cli._ledger import ledger_at, ledger_option
+
 if TYPE_CHECKING:
+    from mcpmeter.ledger.location import Location
     from mcpmeter.ledger.reports import Grouping, Total
 
 _DAY = click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"])
@@ -42,11 +44,7 @@ _TABLE_COLUMNS = {
 )
 @click.option("--since", type=_DAY, help="Calls started from this instant on (UTC).")
 @click.option("--until", type=_DAY, help="Calls started before this instant (UTC); itself not included.")
-@click.option(
-    "--ledger",
-    type=click.Path(path_type=Path),
-    help="The ledger's file. Default: $MCPMETER_LEDGER, or ~/.local/state/mcpmeter/ledger.db.",
-)
+@ledger_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV with a heading line.")
 def command(
@@ -54,7 +52,7 @@ def command(
     by: tuple[Grouping, ...],
     since: datetime | None,
     until: datetime | None,
-    ledger: Path | None,
+    ledger: Location | None,
     as_json: bool,
     as_csv: bool,
 ) -> None:
@@ -66,15 +64,13 @@ def command(
       mcpmeter report --by day --csv > days.csv
     """
     from mcpmeter.ledger.reports import totals
-    from mcpmeter.ledger.sqlite import default_ledger_path
 
     if as_json and as_csv:
         raise click.UsageError("Choose one of --json and --csv.")
     if since and until and since >= until:
         raise click.UsageError("--since must be before --until.")
     groupings = tuple(dict.fromkeys(by))
-    path = ledger or default_ledger_path()
-    rows = totals(path, by=groupings, since_ns=_unix_ns(since), until_ns=_unix_ns(until))
+    rows = totals(ledger_at(ledger), by=groupings, since_ns=_unix_ns(since), until_ns=_unix_ns(until))
     if as_json:
         period = {"since": _utc(since), "until": _utc(until)}
         click.echo(json.dumps({**period, "by": groupings, "rows": [_record(groupings, row) for row in rows]}, indent=2))

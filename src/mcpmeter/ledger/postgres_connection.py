@@ -38,7 +38,7 @@ def conninfo(location: PostgresUrl) -> dict[str, Any]:
         # libpq quotes what it stumbles over, which may be the password: its words are left out.
         raise LedgerNotUsable(
             "The ledger's address is no address that libpq understands.",
-            hint="Write postgresql://user:password@host:5432/database; a character like @ or / in the password as %40, %2F.",
+            hint="Write postgresql://user:password@host:5432/database; in the password @ as %40, / as %2F.",
         ) from None
     defaults = {"connect_timeout": CONNECT_TIMEOUT_S, "application_name": "mcpmeter"}
     return {**defaults, **given}

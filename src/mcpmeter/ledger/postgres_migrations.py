@@ -1,4 +1,4 @@
-"""The ledger's tables on PostgreSQL as named steps. Steps are appended, never edited: a ledger in the field has run them.
+"""The tables on PostgreSQL as named steps. Steps are appended, never edited: a ledger in the field has run them.
 
 The columns and checks are SQLite's, and a test holds them so. Texts compare by their bytes, as they do there, so that
 a report has one order on both. What SQLite needs no column for is `owner`: which replica opened the call.
@@ -179,7 +179,9 @@ def _make_schema(db: psycopg.Connection[Any]) -> None:
     if not _found(db, "to_regnamespace", SCHEMA):
         db.execute(f"CREATE SCHEMA {SCHEMA}".encode())
     if not _has_tables(db):
-        db.execute('CREATE TABLE migrations (name text COLLATE "C" NOT NULL PRIMARY KEY, applied_at_ns bigint NOT NULL)')
+        db.execute(
+            'CREATE TABLE migrations (name text COLLATE "C" NOT NULL PRIMARY KEY, applied_at_ns bigint NOT NULL)'
+        )
 
 
 def _take_lock(db: psycopg.Connection[Any]) -> None:

@@ -96,8 +96,8 @@ class SqliteReader:
         if zone not in self._zones:
             there = ZoneInfo(zone)
 
-            def day(unix_ns: int) -> str:
-                return datetime.fromtimestamp(unix_ns // 10**9, there).date().isoformat()
+            def day(*values: Any) -> str:
+                return datetime.fromtimestamp(values[0] // 10**9, there).date().isoformat()
 
             self._zones[zone] = f"day_in_zone_{len(self._zones)}"
             self._db.create_scalar_function(self._zones[zone], day, 1, deterministic=True)

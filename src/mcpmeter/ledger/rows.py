@@ -169,6 +169,12 @@ def read_open_rows(db: apsw.Connection) -> list[LedgerRow]:
     return sorted(rows, key=lambda row: (row.started_at_ns, row.id))
 
 
+def read_row(db: apsw.Connection, call_id: str) -> LedgerRow | None:
+    """The row of one call."""
+    row = db.execute(f"{SELECT_ROWS_SQL} WHERE id = ?", (call_id,)).fetchone()
+    return None if row is None else row_of(row)
+
+
 def row_of(row: tuple[Any, ...]) -> LedgerRow:
     """A row from its columns, in the order of `ROW_COLUMNS`."""
     return _as(LedgerRow, ROW_COLUMNS, row)
