@@ -89,7 +89,7 @@ def shared_ledger(new_ledger):
     return new_ledger()
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=20)
 @given(rows=st.lists(ROWS, min_size=1, max_size=30))
 def test_the_totals_by_every_grouping_are_equal_and_exact(shared_ledger, rows):
     path = shared_ledger
