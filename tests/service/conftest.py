@@ -207,7 +207,10 @@ def make_settings(ledger: Path, upstream: str, **changes: Any) -> Settings:
         server=ServerSettings(**{"drain_seconds": 5.0, **changes.pop("server", {})}),
         ledger=LedgerSettings(path=ledger),
         relay=RelaySettings(**relay),
-        providers=(ProviderSettings(name="holysheep", base_url=upstream, api_key=SecretStr(UPSTREAM_KEY)),),
+        providers=(
+            ProviderSettings(name="holysheep", base_url=upstream, api_key=SecretStr(UPSTREAM_KEY)),
+            *changes.pop("extra_providers", ()),
+        ),
         keys=keys if isinstance(keys, tuple) else tuple(_key(team, secret) for team, secret in keys.items()),
         **changes,
     )

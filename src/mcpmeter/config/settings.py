@@ -48,6 +48,7 @@ from mcpmeter.config.monitoring import MonitoringSettings
 from mcpmeter.errors import ConfigInvalid
 from mcpmeter.pricing.rates import unix_ns
 from mcpmeter.relay.failover.options import CircuitOptions, RetryOptions
+from mcpmeter.relay.limits import ASSUMED_COMPLETION_TOKENS
 from mcpmeter.relay.providers import Provider, load_providers
 from mcpmeter.relay.routing import RouteRule, Routing, RuleUpstream, Upstream
 from mcpmeter.relay.upstream import Timeouts
@@ -165,6 +166,11 @@ class RelaySettings(Section):
     )
     default_provider: Name | None = setting(
         None, help="The provider of models that no other serves; the first unless given.", example="openai"
+    )
+    assumed_completion_tokens: Annotated[Whole, Field(ge=1, le=10_000_000)] = setting(
+        ASSUMED_COMPLETION_TOKENS,
+        help="What a call that sets no limit of its answer reserves for it of budgets and rates, in tokens.",
+        example=16_384,
     )
     max_answer_bytes: Bytes = setting(67_108_864, help="Largest answer of a provider, in bytes.", example=16_777_216)
     timeouts: TimeoutSettings = setting(

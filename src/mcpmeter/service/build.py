@@ -20,7 +20,7 @@ from mcpmeter.access.keys import KeyRing, key_from_config
 from mcpmeter.catalog import labels, llm, mcp, money, quality
 from mcpmeter.catalog import service as service_rows
 from mcpmeter.catalog.spec import NANO
-from mcpmeter.config import Settings, is_loopback, price_book, refuse_open_bind
+from mcpmeter.config import Settings, attribution_of, budgets_of, is_loopback, price_book, refuse_open_bind
 from mcpmeter.errors import Draining, MeterError
 from mcpmeter.ledger.sqlite import SqliteStore, default_ledger_path
 from mcpmeter.mcp_server import ModelInfo
@@ -38,6 +38,7 @@ from mcpmeter.relay.dialects.openai_responses import OpenAiResponses
 from mcpmeter.relay.exchange import HttpExchange
 from mcpmeter.relay.failover import Failover, UpstreamMetrics
 from mcpmeter.relay.http1 import Http1Client
+from mcpmeter.relay.limits import Limits
 from mcpmeter.relay.pipeline import Pipeline, RelayOptions, Wiring
 from mcpmeter.relay.pipeline import Service as RelayedService
 from mcpmeter.relay.quota_board import QuotaBoard
@@ -218,6 +219,12 @@ class Service:
             routing=settings.routing(self._upstreams),
             client=client,
             keys=keys,
+            attribution=attribution_of(settings),
+            limits=Limits(
+                budgets=budgets_of(settings),
+                most_nanousd=self._book.most_nanousd,
+                assumed_completion_tokens=settings.relay.assumed_completion_tokens,
+            ),
         )
 
     # Keys ------------------------------------------------------------------------------------------------------------
