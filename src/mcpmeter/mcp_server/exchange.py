@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from typing import Any, Final
@@ -39,14 +38,23 @@ class ToolExchange:
         self.answer = AnswerText()
         self._body = body
         self._on_text = on_text
-        self._gone = asyncio.Event()
+        self._is_gone = False
+        self._on_gone: Callable[[], None] | None = None
 
     def hang_up(self) -> None:
         """The caller has left: the call upstream is cancelled, and what was delivered is settled."""
-        self._gone.set()
+        self._is_gone = True
+        if self._on_gone is not None:
+            self._on_gone()
 
-    async def _until_gone(self) -> None:
-        await self._gone.wait()
+    def _watch(self, on_gone: Callable[[], None] | None) -> None:
+        self._on_gone = on_gone
+        if on_gone is not None and self._is_gone:
+            on_gone()
+
+    @property
+    def wire(self) -> None:
+        """There is none."""
 
     async def read_body(self, limit_bytes: int) -> bytes:
         """Raises BodyTooLarge."""
@@ -56,7 +64,7 @@ class ToolExchange:
 
     def listening(self) -> Listening:
         """While inside, `hang_up` is raised as CallerGone."""
-        return Listening(self._until_gone)
+        return Listening(self._watch)
 
     async def start(self, status: int, headers: Iterable[Header]) -> None:
         """The head of the answer, of which only the kind of body matters."""

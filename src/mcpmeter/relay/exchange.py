@@ -1,10 +1,9 @@
-"""One request and its answer, as the pipeline sees them: over ASGI, or from inside for the MCP tools."""
+"""One request and its answer, as the pipeline sees them: over HTTP, or from inside for the MCP tools."""
 
 from __future__ import annotations
 
 import asyncio
 import re
-import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 from types import TracebackType
 from typing import Any, Final, Protocol
@@ -19,13 +18,47 @@ Send = Callable[[Message], Awaitable[None]]
 Header = tuple[bytes, bytes]
 
 SECONDS_FOR_THE_BODY: Final = 60.0
-SECONDS_UNWATCHED: Final = 0.05
-"""How long a call runs before anybody looks whether its client is still there."""
-
 SECONDS_FOR_THE_READER: Final = 120.0
 """How long a client may leave what it was sent unread, before it counts as gone."""
 
+WIRE: Final = "mcpmeter.wire"
+"""The ASGI extension under which our own server offers its `Wire`."""
+
 _TRACEPARENT: Final = re.compile(rb"^[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
+
+
+class Wire(Protocol):
+    """The connection under a request, in callbacks and plain calls: tasks and messages cost more than the bytes."""
+
+    response_started: bool
+
+    async def receive(self) -> Message:
+        """ASGI's next message."""
+
+    def whole_body(self) -> bytes | None:
+        """The request's body, if all of it is there."""
+
+    def watch(self, on_gone: Callable[[], None] | None) -> None:
+        """Tell when the client has gone."""
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the client does not read what was sent."""
+
+    async def room(self) -> None:
+        """Wait until it reads, or has gone."""
+
+    on_room: Callable[[], None] | None
+    """Told when it reads again."""
+
+    def start(self, status: int, headers: Iterable[Header]) -> None:
+        """The head of the answer; it goes with the first part of the body."""
+
+    def write(self, data: bytes) -> None:
+        """A part of the body. Nothing happens when the client has gone."""
+
+    def end(self, data: bytes) -> None:
+        """The last part of the body."""
 
 
 class Exchange(Protocol):
@@ -57,45 +90,28 @@ class Exchange(Protocol):
     async def end(self, data: bytes = b"") -> None:
         """Send the last part."""
 
+    @property
+    def wire(self) -> Wire | None:
+        """The connection itself, where there is one."""
+
 
 class Listening:
-    """Runs a block and cancels it when the caller leaves, or when the service cuts it off.
+    """Runs a block and cancels it when the caller leaves, or the service cuts it off: tokens stop burning at once."""
 
-    Starlette's middleware hides disconnects, so this watches the raw `receive`: tokens stop burning at once. Watching
-    takes a task, which calls that are over in a moment do without.
-    """
+    __slots__ = ("_cut", "_task", "_watch")
 
-    __slots__ = ("_cut", "_seconds_in_send", "_task", "_timer", "_wait_until_gone", "_watcher")
-
-    def __init__(
-        self, wait_until_gone: Callable[[], Awaitable[None]], seconds_in_send: Callable[[], float] = lambda: 0.0
-    ) -> None:
-        self._wait_until_gone = wait_until_gone
-        self._seconds_in_send = seconds_in_send
+    def __init__(self, watch: Callable[[Callable[[], None] | None], None]) -> None:
+        """`watch` takes what is to be told that the caller has gone, and None at the end."""
+        self._watch = watch
         self._cut: MeterError | None = None
-        self._watcher: asyncio.Task[None] | None = None
-        self._timer: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[Any] | None = None
 
-    async def __aenter__(self) -> Listening:
+    def __enter__(self) -> Listening:
         self._task = asyncio.current_task()
-        self._timer = asyncio.get_running_loop().call_later(SECONDS_UNWATCHED, self._begin_to_watch)
+        self._watch(self._gone)
         return self
 
-    def _begin_to_watch(self) -> None:
-        self._watcher = asyncio.get_running_loop().create_task(self._watch())
-        self._look_at_the_reader()
-
-    def _look_at_the_reader(self) -> None:
-        # Looked at from time to time: a time-out around each chunk would cost more than sending it.
-        if self._seconds_in_send() > SECONDS_FOR_THE_READER:
-            self.cut(CallerGone("The client stopped reading the answer."))
-            return
-        pause = SECONDS_FOR_THE_READER / 4
-        self._timer = asyncio.get_running_loop().call_later(pause, self._look_at_the_reader)
-
-    async def _watch(self) -> None:
-        await self._wait_until_gone()
+    def _gone(self) -> None:
         self.cut(CallerGone("The client closed the connection before the answer was complete."))
 
     def cut(self, error: MeterError) -> None:
@@ -104,37 +120,21 @@ class Listening:
             self._cut = error
             self._task.cancel()
 
-    async def __aexit__(
+    def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         task, self._task = self._task, None
-        if self._timer is not None:
-            self._timer.cancel()
-        if self._watcher is not None:
-            self._watcher.cancel()
+        self._watch(None)
         if self._cut is not None and task is not None and task.uncancel() == 0 and kind is not None:
             raise self._cut from None
 
 
 class HttpExchange:
-    """An exchange over ASGI 3."""
+    """An exchange with a client of our own server."""
 
-    __slots__ = (
-        "_receive",
-        "_send",
-        "_sending_since",
-        "endpoint",
-        "headers",
-        "method",
-        "named",
-        "parent_id",
-        "peer",
-        "secret",
-        "started",
-        "trace_id",
-    )
+    __slots__ = ("endpoint", "headers", "method", "named", "parent_id", "peer", "secret", "started", "trace_id", "wire")
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send, *, endpoint: str, named: Named = NOTHING) -> None:
+    def __init__(self, scope: Scope, *, endpoint: str, named: Named = NOTHING) -> None:
         self.endpoint = endpoint
         self.named = named
         self.method: str = scope["method"]
@@ -144,15 +144,16 @@ class HttpExchange:
         self.trace_id = trace_id_of(self.headers)
         self.secret = secret_of(self.headers)
         self.started = False
-        self._sending_since = 0.0
-        self._receive = receive
-        self._send = send
+        self.wire: Wire = scope["extensions"][WIRE]
 
     async def read_body(self, limit_bytes: int) -> bytes:
         """The whole body. Raises BodyTooLarge, BodyTooSlow, CallerGone."""
         declared = self.headers.get(b"content-length", b"")
         if declared.isdigit() and int(declared) > limit_bytes:
             raise _too_large(limit_bytes)
+        body = self.wire.whole_body()
+        if body is not None:
+            return _within(body, limit_bytes)
         try:
             async with asyncio.timeout(SECONDS_FOR_THE_BODY):
                 return await self._read_parts(limit_bytes)
@@ -165,7 +166,7 @@ class HttpExchange:
         parts: list[bytes] = []
         size = 0
         while True:
-            message = await self._receive()
+            message = await self.wire.receive()
             if message["type"] == "http.disconnect":
                 raise CallerGone("The client closed the connection while sending its request.")
             part: bytes = message.get("body", b"")
@@ -178,43 +179,46 @@ class HttpExchange:
 
     def listening(self) -> Listening:
         """While inside, the client's leaving is raised as CallerGone."""
-        return Listening(self._wait_until_gone, self._seconds_in_send)
-
-    def _seconds_in_send(self) -> float:
-        return time.monotonic() - self._sending_since if self._sending_since else 0.0
-
-    async def _wait_until_gone(self) -> None:
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
+        return Listening(self.wire.watch)
 
     async def start(self, status: int, headers: Iterable[Header]) -> None:
-        """Send the head."""
+        """Take the head; it goes with the first part of the body."""
         self.started = True
-        await self._send({"type": "http.response.start", "status": status, "headers": list(headers)})
+        self.wire.start(status, headers)
 
     async def send(self, data: bytes) -> None:
-        """Send a part; waits while the client does not read. Inside `listening` too long a wait raises CallerGone."""
-        self._sending_since = time.monotonic()
-        await self._send({"type": "http.response.body", "body": data, "more_body": True})
-        self._sending_since = 0.0
+        """Send a part. Waits while the client does not read; raises CallerGone when that takes too long."""
+        if self.wire.is_full:
+            await self._until_there_is_room()
+        self.wire.write(data)
 
     async def end(self, data: bytes = b"") -> None:
         """Send the last part. Raises CallerGone when the client does not read it."""
+        if self.wire.is_full:
+            await self._until_there_is_room()
+        self.wire.end(data)
+
+    async def _until_there_is_room(self) -> None:
         try:
             async with asyncio.timeout(SECONDS_FOR_THE_READER):
-                await self._send({"type": "http.response.body", "body": data})
+                await self.wire.room()
         except TimeoutError:
-            raise CallerGone("The client stopped reading the answer.") from None
+            raise reader_stuck() from None
 
 
-def trace_id_of(headers: dict[bytes, bytes]) -> str:
+def reader_stuck() -> CallerGone:
+    """The client has left too long unread what it was sent."""
+    return CallerGone("The client stopped reading the answer.")
+
+
+def trace_id_of(headers: Mapping[bytes, bytes]) -> str:
     """The trace id of a `traceparent` header (W3C Trace Context), or empty."""
     header = headers.get(b"traceparent")
     found = _TRACEPARENT.match(header) if header else None
     return found[1].decode() if found else ""
 
 
-def secret_of(headers: dict[bytes, bytes]) -> str | None:
+def secret_of(headers: Mapping[bytes, bytes]) -> str | None:
     """The caller's key, from wherever the dialects' SDKs put it."""
     authorization = headers.get(b"authorization")
     if authorization is not None:
@@ -224,6 +228,12 @@ def secret_of(headers: dict[bytes, bytes]) -> str | None:
         if name in headers:
             return headers[name].decode("latin-1").strip()
     return None
+
+
+def _within(body: bytes, limit_bytes: int) -> bytes:
+    if len(body) > limit_bytes:
+        raise _too_large(limit_bytes)
+    return body
 
 
 def _too_large(limit_bytes: int) -> BodyTooLarge:

@@ -95,7 +95,7 @@ class Flight:
                 self._answer.abort()
 
     async def _relay(self) -> Settlement:
-        async with self._exchange.listening() as self._listening:
+        with self._exchange.listening() as self._listening:
             answer = self._answer = await self._send()
             content_type = answer.headers.get("content-type", "").partition(";")[0].strip().lower()
             if answer.status >= 300:

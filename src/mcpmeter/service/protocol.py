@@ -1,4 +1,5 @@
-"""uvicorn's HTTP protocol with two holes closed: heads without an end, and refusals that nobody counts.
+"""uvicorn's HTTP protocol with two holes closed, heads without an end and refusals that nobody counts, and with a wire:
+answers of the relay go out by it in one write, without ASGI's messages.
 
 Neither uvicorn nor httptools bounds a request's head, so that one connection could fill the memory; and what is no HTTP
 at all is answered before any application sees it.
@@ -6,14 +7,20 @@ at all is answered before any application sees it.
 
 from __future__ import annotations
 
-from typing import Final
+import asyncio
+import re
+from typing import Any, Final
+from urllib.parse import unquote
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from mcpmeter.catalog import OTHER
 from mcpmeter.errors import HeadersTooLarge, InvalidRequest, MeterError
 from mcpmeter.meter import Ending, Meter
 from mcpmeter.relay.dialects import openai
+from mcpmeter.relay.exchange import WIRE
+from mcpmeter.service.wire import Cycle
 
 MOST_HEAD_BYTES: Final = 64 * 1024
 MOST_DISCARDED_BYTES: Final = 4 * 1024 * 1024
@@ -24,9 +31,7 @@ REASONS: Final = {400: b"Bad Request", 431: b"Request Header Fields Too Large"}
 def bounded_protocol(meter: Meter) -> type[HttpToolsProtocol]:
     """The protocol class of a listener whose refusals `meter` counts."""
 
-    class BoundedProtocol(HttpToolsProtocol):
-        _head_bytes = 0
-        _is_in_head = True
+    class BoundedProtocol(_WiredProtocol):
         _refused = False
 
         def data_received(self, data: bytes) -> None:
@@ -41,18 +46,6 @@ def bounded_protocol(meter: Meter) -> type[HttpToolsProtocol]:
                     self._refuse(HeadersTooLarge(limit, hint="Send fewer or shorter headers."))
                     return
             super().data_received(data)
-
-        def on_message_begin(self) -> None:
-            self._is_in_head = True
-            super().on_message_begin()
-
-        def on_headers_complete(self) -> None:
-            self._is_in_head, self._head_bytes = False, 0
-            super().on_headers_complete()
-
-        def on_message_complete(self) -> None:
-            self._is_in_head, self._head_bytes = True, 0
-            super().on_message_complete()
 
         def send_400_response(self, msg: str) -> None:
             self._refuse(InvalidRequest("This is not a valid HTTP/1.1 request.", hint="Send one."))
@@ -83,3 +76,112 @@ def bounded_protocol(meter: Meter) -> type[HttpToolsProtocol]:
                 self.transport.abort()
 
     return BoundedProtocol
+
+
+class _WiredProtocol(HttpToolsProtocol):
+    """Gives each request a `Cycle`, and looks for idle connections by one timer each.
+
+    uvicorn makes and cancels a timer for each request, parses each address anew and tells nobody of a lost connection.
+    """
+
+    cycle: Cycle | None  # type: ignore[assignment]
+    _head_bytes = 0
+    _is_in_head = True
+    _idle_since = 0.0
+
+    def on_message_begin(self) -> None:
+        self._is_in_head = True
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        self._is_in_head, self._head_bytes = False, 0
+        self._complete_scope()
+        before = self.cycle
+        self.cycle = cycle = self._new_cycle()
+        if before is None or before.response_complete:
+            self._start_asgi_task(cycle, self.app)
+        else:
+            self.flow.pause_reading()  # what is pipelined waits for its turn
+            self.pipeline.appendleft((cycle, self.app))
+
+    def _complete_scope(self) -> None:
+        scope: Any = self.scope
+        url = self.url
+        if url[:1] == b"/" and not _NEEDS_PARSING(url):
+            scope["path"], scope["raw_path"], scope["query_string"] = url.decode("ascii"), url, b""
+        else:
+            parsed = httptools.parse_url(url)
+            path = parsed.path.decode("ascii")
+            scope["path"], scope["raw_path"] = unquote(path) if "%" in path else path, parsed.path
+            scope["query_string"] = parsed.query or b""
+        scope["method"] = self.parser.get_method().decode("ascii")
+
+    def _new_cycle(self) -> Cycle:
+        version = self.parser.get_http_version()
+        if version != "1.1":
+            self.scope["http_version"] = version
+        cycle = Cycle(
+            scope=self.scope,
+            transport=self.transport,
+            flow=self.flow,
+            logger=self.logger,
+            access_logger=self.access_logger,
+            access_log=False,
+            default_headers=self.server_state.default_headers,
+            message_event=asyncio.Event(),
+            expect_100_continue=self.expect_100_continue,
+            keep_alive=version != "1.0" and self.parser.should_keep_alive(),
+            on_response=self.on_response_complete,
+        )
+        self.scope["extensions"] = {WIRE: cycle}  # type: ignore[dict-item]
+        return cycle
+
+    def on_message_complete(self) -> None:
+        self._is_in_head, self._head_bytes = True, 0
+        super().on_message_complete()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self.cycle is not None:
+            self.cycle.tell_room()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        if self.timeout_keep_alive_task is not None:
+            self.timeout_keep_alive_task.cancel()
+        if self.cycle is not None:
+            self.cycle.tell_gone()
+        for cycle, _app in self.pipeline:
+            cycle.disconnected = True
+
+    # Idle connections ---------------------------------------------------------------------------------------------
+
+    def _unset_keepalive_if_required(self) -> None:
+        """Called whenever something comes or goes: the timer looks itself whether the connection is idle."""
+
+    def on_response_complete(self) -> None:
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            cycle, app = self.pipeline.pop()
+            self._start_asgi_task(cycle, app)
+        else:
+            self._idle_since = self.loop.time()
+            if self.timeout_keep_alive_task is None:
+                self._look_again_in(self.timeout_keep_alive)
+
+    def _look_again_in(self, seconds: float) -> None:
+        self.timeout_keep_alive_task = self.loop.call_later(seconds, self.timeout_keep_alive_handler)
+
+    def timeout_keep_alive_handler(self) -> None:
+        is_busy = self._head_bytes or not self._is_in_head or (self.cycle and not self.cycle.response_complete)
+        seconds_left = self._idle_since + self.timeout_keep_alive - self.loop.time()
+        if is_busy or seconds_left > 0:
+            self._look_again_in(self.timeout_keep_alive if is_busy else seconds_left)
+        else:
+            super().timeout_keep_alive_handler()
+
+
+_NEEDS_PARSING: Final = re.compile(rb"[%?#]").search
