@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -219,7 +218,7 @@ class TestOneSettlementManyViews:
 
     async def test_prices_are_asked_once_with_the_answer_as_it_came(self, meter: Meter, prices: Prices) -> None:
         opened = await written_down(meter)
-        await opened.settle(replace(OK, reported_nanousd=12))
+        await opened.settle(msgspec.structs.replace(OK, reported_nanousd=12))
         assert prices.asked == [(TARGET, "gpt-4.1", USAGE, opened.call.started_at_ns, 12)]
 
     @pytest.mark.parametrize("usage", [None, USAGE])
@@ -232,7 +231,7 @@ class TestOneSettlementManyViews:
 
     async def test_without_prices_a_call_keeps_what_the_provider_said_and_is_unpriced(self, recorder: Recorder) -> None:
         opened = await written_down(Meter(recorder))
-        settlement = await opened.settle(replace(OK, reported_nanousd=12))
+        settlement = await opened.settle(msgspec.structs.replace(OK, reported_nanousd=12))
         assert settlement.charge == Charge(source="unpriced", reported_nanousd=12)
 
     async def test_the_librarys_meter_needs_neither_store_nor_prices(self, recorder: Recorder) -> None:

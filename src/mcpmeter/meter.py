@@ -8,10 +8,10 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from random import Random
 from typing import Final
 
+import msgspec
 from msgspec import structs
 
 from mcpmeter.catalog import service
@@ -38,8 +38,7 @@ def new_call_id() -> str:
     return f"call_{time.time_ns() // 1_000_000:012x}{_IDS.getrandbits(80):020x}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ending:
+class Ending(msgspec.Struct, frozen=True, kw_only=True):
     """How a call ended, as the path that ended it knows it; `Meter` makes the settlement of it."""
 
     status: str

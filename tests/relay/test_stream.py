@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -233,7 +232,7 @@ def test_usage_that_is_not_final_makes_no_stream_whole_and_is_kept_apart():
     class Counting(OpenAiChat):
         def joined(self, before: Read, now: Read) -> Read:
             usage = now.usage and structs.replace(now.usage, source="reported" if now.finish_reason else "partial")
-            return replace(merge(before, now), usage=usage)
+            return structs.replace(merge(before, now), usage=usage)
 
     tee = StreamTee(Counting(), withhold_usage=False)
     for reason in (b"null", b'"stop"'):

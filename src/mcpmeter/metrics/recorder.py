@@ -11,6 +11,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass
 from itertools import product
+from typing import Final, NamedTuple
 
 from mcpmeter.catalog import ALL, OTHER, Metric, llm, mcp, money, quality, service
 from mcpmeter.catalog.spec import NANO, Label
@@ -21,6 +22,22 @@ Labels = tuple[str, ...]
 
 CHILDREN_AT_START = 4096
 """The most zero children that one family is given at start; a family with more possible ones grows as they happen."""
+
+
+MOST_NAMES: Final = 4096
+"""Combinations of a model call's names that are kept."""
+
+
+class _Names(NamedTuple):
+    """A model call's label values, each out of its closed set."""
+
+    provider: str
+    model: str
+    team: str
+    operation: str
+    otel_provider: str
+    response_model: str
+    error_type: str
 
 
 class Cell:
@@ -105,6 +122,8 @@ class Recorder:
         self._durations = self.families[mcp.REQUEST_DURATION.name]
         self._overflow = self.families[service.LABEL_OVERFLOW.name]
         self._active = self.families[mcp.ACTIVE_REQUESTS.name]
+        self._names: dict[tuple[str, ...], _Names] = {}
+        self._names_version = 0
         self._cost_told: dict[str, tuple[int, int]] = {}
         """Provider -> nano-dollars (reported, listed) of the calls that have both."""
         for row in rows:
@@ -165,12 +184,16 @@ class Recorder:
 
     def _count_request(self, settlement: Settlement) -> None:
         call = settlement.call
-        endpoint = self.closed(mcp.REQUESTS.labels[0], call.endpoint)
-        method = self.closed(mcp.REQUESTS.labels[1], call.method)
-        status = self.closed(mcp.REQUESTS.labels[2], settlement.status)
-        self._requests.add((endpoint, method, status))
+        labels = call.endpoint, call.method, settlement.status
+        if labels not in self._requests.cells or OTHER in labels:  # else all are closed already
+            labels = (
+                self.closed(mcp.REQUESTS.labels[0], call.endpoint),
+                self.closed(mcp.REQUESTS.labels[1], call.method),
+                self.closed(mcp.REQUESTS.labels[2], settlement.status),
+            )
+        self._requests.add(labels)
         if settlement.outcome != "recovered":  # how long such a call took is not known
-            self._durations.observe((endpoint, method), settlement.duration_ns, call.trace_id)
+            self._durations.observe(labels[:2], settlement.duration_ns, call.trace_id)
         if settlement.error_type:
             self.add(mcp.ERRORS, (settlement.error_type, settlement.error_side))
 
@@ -187,11 +210,10 @@ class Recorder:
         self.observe(row, labels, settlement.duration_ns, settlement.call.trace_id)
 
     def _count_llm(self, settlement: Settlement, target: LlmTarget) -> None:
-        provider = self.closed(llm.TOKENS.labels[3], target.provider)
-        model = self._model(target.provider, target.model)
-        team = self.closed(llm.TOKENS.labels[2], settlement.call.team)
+        names = self._names_of(settlement, target)
+        provider, model, team = names.provider, names.model, names.team
         if settlement.outcome != "recovered":
-            self._count_duration(settlement, target, model)
+            self._count_duration(settlement, names)
         if settlement.usage is not None:
             self._count_tokens(settlement.usage, model, team, provider)
             if settlement.missing_reason:
@@ -200,6 +222,33 @@ class Recorder:
         self._count_quality(settlement, model, provider)
         if settlement.charge is not None:
             self._count_cost(settlement, settlement.charge, model, team, provider)
+
+    def _names_of(self, settlement: Settlement, target: LlmTarget) -> _Names:
+        """Kept, since looking up a name costs more than counting; but never where one is `other`, which is counted."""
+        if self._names_version != self.vocabulary.version or len(self._names) >= MOST_NAMES:
+            self._names.clear()
+            self._names_version = self.vocabulary.version
+        team, error_type, answered_by = settlement.call.team, settlement.otel_error_type, settlement.response_model
+        key = (target.provider, target.model, answered_by, team, error_type, target.operation, target.otel_provider)
+        names = self._names.get(key)
+        if names is None:
+            names = self._look_up(target, answered_by, team, error_type)
+            if OTHER not in names:
+                self._names[key] = names
+        return names
+
+    def _look_up(self, target: LlmTarget, answered_by: str, team: str, error_type: str) -> _Names:
+        provider = self.closed(llm.TOKENS.labels[3], target.provider)
+        model = self._model(target.provider, target.model)
+        return _Names(
+            provider,
+            model,
+            self.closed(llm.TOKENS.labels[2], team),
+            self.closed(llm.OPERATION_DURATION.labels[0], target.operation),
+            self.closed(llm.OPERATION_DURATION.labels[1], target.otel_provider or target.provider),
+            self._model(target.provider, answered_by) if answered_by else model,
+            self.closed(llm.OPERATION_DURATION.labels[4], error_type),
+        )
 
     def _model(self, provider: str, model: str) -> str:
         if model in self.vocabulary.of("model"):
@@ -264,15 +313,11 @@ class Recorder:
             rate = tokens * NANO * NANO // settlement.duration_ns
             self.families[quality.OUTPUT_RATE.name].observe((model, provider), rate, settlement.call.trace_id)
 
-    def _count_duration(self, settlement: Settlement, target: LlmTarget, model: str) -> None:
-        provider = self.closed(llm.OPERATION_DURATION.labels[1], target.otel_provider or target.provider)
-        operation = self.closed(llm.OPERATION_DURATION.labels[0], target.operation)
-        answered_by = settlement.response_model
-        response_model = self._model(target.provider, answered_by) if answered_by else model
-        error_type = self.closed(llm.OPERATION_DURATION.labels[4], settlement.otel_error_type)
-        names = (operation, provider, model, response_model)
+    def _count_duration(self, settlement: Settlement, known: _Names) -> None:
+        names = (known.operation, known.otel_provider, known.model, known.response_model)
         trace_id = settlement.call.trace_id
-        self.families[llm.OPERATION_DURATION.name].observe((*names, error_type), settlement.duration_ns, trace_id)
+        durations = self.families[llm.OPERATION_DURATION.name]
+        durations.observe((*names, known.error_type), settlement.duration_ns, trace_id)
         if settlement.chunks:
             first_ns = settlement.time_to_first_chunk_ns
             self.families[llm.TIME_TO_FIRST_CHUNK.name].observe(names, first_ns, trace_id)

@@ -13,10 +13,13 @@ class Vocabulary:
 
     def __init__(self) -> None:
         self._sets: dict[str, set[str]] = {}
+        self.version = 0
+        """Grows with each announcement, for whoever keeps what he has looked up."""
 
     def announce(self, name: str, values: Iterable[str]) -> None:
         """Add values to a set. They stay: a counter that was shown must not vanish at a reload."""
         self._set(name).update(map(printable, values))
+        self.version += 1
 
     def of(self, name: str) -> Set[str]:
         """The announced values of a set; a view that later announcements show in."""

@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
+from mcpmeter.catalog.spec import NANO
 from mcpmeter.errors import MeterError
-from mcpmeter.pricing import nanousd_to_usd
 from mcpmeter.records import Settlement
 from mcpmeter.relay.exchange import Exchange, Header
 from mcpmeter.relay.upstream import Answer
@@ -23,6 +23,7 @@ NOT_HANDED_ON: Final = frozenset((
     "set-cookie", "alt-svc", "strict-transport-security",
 ))
 # fmt: on
+_NEVER_HANDED_ON: Final = ("x-mcpmeter-", "access-control-")
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 
 
@@ -62,7 +63,7 @@ def cost_headers(settlement: Settlement) -> list[Header]:
     if charge is None or charge.source == "unpriced":
         return [(b"x-mcpmeter-cost-source", b"unpriced")]
     return [
-        (b"x-mcpmeter-cost-usd", f"{nanousd_to_usd(charge.nanousd):f}".encode()),
+        (b"x-mcpmeter-cost-usd", b"%d.%09d" % divmod(charge.nanousd, NANO)),
         (b"x-mcpmeter-cost-source", charge.source.encode()),
     ]
 
@@ -71,9 +72,9 @@ def handed_on(headers: Mapping[str, str]) -> Iterator[Header]:
     connection = headers.get("connection", "")
     named = {name.strip().lower() for name in connection.split(",")} if connection else ()
     for name, value in headers.items():
-        if name in NOT_HANDED_ON or name in named or name.startswith(("x-mcpmeter-", "access-control-")):
+        if name in NOT_HANDED_ON or name in named or name.startswith(_NEVER_HANDED_ON):
             continue
-        if not _CONTROL.search(value):
+        if value.isprintable() or not _CONTROL.search(value):
             yield name.encode("latin-1"), value.encode("latin-1", "replace")
 
 

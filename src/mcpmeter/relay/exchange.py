@@ -31,9 +31,8 @@ class Wire(Protocol):
     """The connection under a request, in callbacks and plain calls: tasks and messages cost more than the bytes."""
 
     response_started: bool
-
-    async def receive(self) -> Message:
-        """ASGI's next message."""
+    disconnected: bool
+    """Whether the client has gone."""
 
     def whole_body(self) -> bytes | None:
         """The request's body, if all of it is there."""
@@ -130,11 +129,16 @@ class Listening:
 
 
 class HttpExchange:
-    """An exchange with a client of our own server."""
+    """An exchange over HTTP: by the wire of our own server, or by ASGI's messages where another one offers none."""
 
-    __slots__ = ("endpoint", "headers", "method", "named", "parent_id", "peer", "secret", "started", "trace_id", "wire")
+    # fmt: off
+    __slots__ = (
+        "_receive", "_send", "_watcher", "endpoint", "headers", "method", "named", "parent_id", "peer", "secret",
+        "started", "trace_id", "wire",
+    )
+    # fmt: on
 
-    def __init__(self, scope: Scope, *, endpoint: str, named: Named = NOTHING) -> None:
+    def __init__(self, scope: Scope, receive: Receive, send: Send, *, endpoint: str, named: Named = NOTHING) -> None:
         self.endpoint = endpoint
         self.named = named
         self.method: str = scope["method"]
@@ -144,14 +148,17 @@ class HttpExchange:
         self.trace_id = trace_id_of(self.headers)
         self.secret = secret_of(self.headers)
         self.started = False
-        self.wire: Wire = scope["extensions"][WIRE]
+        self.wire: Wire | None = scope.get("extensions", {}).get(WIRE)
+        self._receive = receive
+        self._send = send
+        self._watcher: asyncio.Task[None] | None = None
 
     async def read_body(self, limit_bytes: int) -> bytes:
         """The whole body. Raises BodyTooLarge, BodyTooSlow, CallerGone."""
         declared = self.headers.get(b"content-length", b"")
         if declared.isdigit() and int(declared) > limit_bytes:
             raise _too_large(limit_bytes)
-        body = self.wire.whole_body()
+        body = self.wire.whole_body() if self.wire is not None else None
         if body is not None:
             return _within(body, limit_bytes)
         try:
@@ -166,7 +173,7 @@ class HttpExchange:
         parts: list[bytes] = []
         size = 0
         while True:
-            message = await self.wire.receive()
+            message = await self._receive()
             if message["type"] == "http.disconnect":
                 raise CallerGone("The client closed the connection while sending its request.")
             part: bytes = message.get("body", b"")
@@ -179,29 +186,50 @@ class HttpExchange:
 
     def listening(self) -> Listening:
         """While inside, the client's leaving is raised as CallerGone."""
-        return Listening(self.wire.watch)
+        return Listening(self._watch if self.wire is None else self.wire.watch)
+
+    def _watch(self, on_gone: Callable[[], None] | None) -> None:
+        if self._watcher is not None:
+            self._watcher.cancel()
+        if on_gone is not None:
+            self._watcher = asyncio.get_running_loop().create_task(self._tell_when_gone(on_gone))
+
+    async def _tell_when_gone(self, on_gone: Callable[[], None]) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        on_gone()
 
     async def start(self, status: int, headers: Iterable[Header]) -> None:
-        """Take the head; it goes with the first part of the body."""
+        """Send the head; by wire it goes with the first part of the body."""
         self.started = True
-        self.wire.start(status, headers)
+        if self.wire is not None:
+            self.wire.start(status, headers)
+        else:
+            await self._send({"type": "http.response.start", "status": status, "headers": list(headers)})
 
     async def send(self, data: bytes) -> None:
         """Send a part. Waits while the client does not read; raises CallerGone when that takes too long."""
+        if self.wire is None:
+            await self._in_time(self._send({"type": "http.response.body", "body": data, "more_body": True}))
+            return
         if self.wire.is_full:
-            await self._until_there_is_room()
+            await self._in_time(self.wire.room())
         self.wire.write(data)
 
     async def end(self, data: bytes = b"") -> None:
         """Send the last part. Raises CallerGone when the client does not read it."""
+        if self.wire is None:
+            await self._in_time(self._send({"type": "http.response.body", "body": data}))
+            return
         if self.wire.is_full:
-            await self._until_there_is_room()
+            await self._in_time(self.wire.room())
         self.wire.end(data)
 
-    async def _until_there_is_room(self) -> None:
+    @staticmethod
+    async def _in_time(sending: Awaitable[None]) -> None:
         try:
             async with asyncio.timeout(SECONDS_FOR_THE_READER):
-                await self.wire.room()
+                await sending
         except TimeoutError:
             raise reader_stuck() from None
 

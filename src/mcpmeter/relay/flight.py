@@ -6,8 +6,10 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping
 from contextlib import aclosing
-from dataclasses import replace
+from functools import partial
 from typing import Final, TypeVar
+
+from msgspec.structs import replace
 
 from mcpmeter.errors import (
     CallerGone,
@@ -30,8 +32,9 @@ from mcpmeter.pricing import usd_to_nanousd
 from mcpmeter.records import LlmTarget, Settlement, Usage
 from mcpmeter.relay.answering import answer_error, cost_headers, handed_on, length, own_headers, request_id, went_to
 from mcpmeter.relay.dialects.base import Asked, Dialect, NotAnAnswer, Read
-from mcpmeter.relay.exchange import Exchange, Header, Listening
+from mcpmeter.relay.exchange import Exchange, Header, Listening, Wire
 from mcpmeter.relay.failover import Attempts, Candidate, Refuse, Send, Wait
+from mcpmeter.relay.piping import Pipe
 from mcpmeter.relay.providers import Provider
 from mcpmeter.relay.quota_board import QuotaBoard
 from mcpmeter.relay.stream import StreamTee
@@ -160,9 +163,10 @@ class Flight:
             "accept": "text/event-stream" if self._asked.stream else "application/json",
             "accept-encoding": "identity",
             "user-agent": "mcpmeter",
-            **self._passed_headers(),
-            **provider.auth_headers(candidate.credential.secret, path_name),
         }
+        if dialect.passed_headers:
+            headers |= self._passed_headers()
+        headers |= provider.auth_headers(candidate.credential.secret, path_name)
         asked = self._asked if provider.asks_stream_usage else replace(self._asked, usage_asked=True)
         self._withhold_usage = asked.stream and not asked.usage_asked
         body = dialect.forwarded(self._body, asked, candidate.model)
@@ -173,16 +177,36 @@ class Flight:
         return await self.wiring.client.post(provider.name, url, headers, body, times)
 
     def _passed_headers(self) -> dict[str, str]:
-        wanted = self._dialect.passed_headers
-        if not wanted:
+        wanted, given = self._dialect.passed_headers, self._exchange.headers
+        if wanted.isdisjoint(given):
             return {}
-        given = self._exchange.headers.items()
-        return {name.decode("latin-1"): value.decode("latin-1") for name, value in given if name in wanted}
+        return {name.decode("latin-1"): value.decode("latin-1") for name, value in given.items() if name in wanted}
 
     async def _pass_stream(self, answer: Answer) -> StreamTee:
         """Hand a stream on, all but its end."""
         # Kept from the first byte on, so that what was delivered is known however the stream ends.
         tee = self._tee = StreamTee(self._dialect, withhold_usage=self._withhold_usage)
+        wire = self._exchange.wire
+        if wire is not None and answer.is_plain and self._listening is not None:
+            pipe = Pipe(wire, answer, tee, self._listening)
+            await pipe.run(self.wiring.options.max_answer_bytes, partial(self._begin_stream, answer, wire))
+        else:
+            await self._hand_on_parts(answer, tee)
+        if tee.end:
+            return tee
+        part = tee.finish()
+        if not tee.is_whole:
+            raise self._ended_early()
+        if part:
+            await self._exchange.send(part)
+        return tee
+
+    def _begin_stream(self, answer: Answer, wire: Wire) -> None:
+        self._first_chunk_ns = self._opened.elapsed_ns()
+        self._exchange.started = True
+        wire.start(answer.status, self._headers(answer))
+
+    async def _hand_on_parts(self, answer: Answer, tee: StreamTee) -> None:
         async with aclosing(answer.chunks(self.wiring.options.max_answer_bytes)) as chunks:
             async for data in chunks:
                 if not self._exchange.started:
@@ -192,13 +216,7 @@ class Flight:
                 if part := tee.feed(data):
                     await self._exchange.send(part)
                 if tee.end:
-                    return tee
-        part = tee.finish()
-        if not tee.is_whole:
-            raise self._ended_early()
-        if part:
-            await self._exchange.send(part)
-        return tee
+                    return
 
     def _ended_early(self) -> UpstreamFault:
         name = self._provider.name
@@ -214,7 +232,8 @@ class Flight:
 
     async def _hand_on_answer(self, answer: Answer, body: bytes) -> Settlement:
         try:
-            read = await off_loop_if_large(self._dialect.read_answer, body)
+            reading = self._dialect.read_answer
+            read = reading(body) if len(body) <= IN_A_THREAD_BYTES else await asyncio.to_thread(reading, body)
         except NotAnAnswer:
             kind = "an empty body" if not body.strip() else "a body that is not a JSON answer"
             raise UpstreamAnsweredGarbage(

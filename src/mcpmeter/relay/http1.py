@@ -11,7 +11,7 @@ import asyncio
 import socket
 import ssl
 from collections import deque
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass
 from typing import Final, NamedTuple, cast
 from urllib.parse import quote, urlsplit
@@ -289,9 +289,9 @@ class Connection(asyncio.Protocol):
     # fmt: off
     __slots__ = (
         "_abandoned", "_buffered_bytes", "_fault", "_give_up_at", "_has_head", "_has_place", "_header_bytes",
-        "_is_paused", "_is_reusable", "_overhead_bytes", "_parser", "_parts", "_pool", "_provider", "_seconds_left",
-        "_timer", "_timer_at", "_transport", "_waiter", "_what_is_late", "headers", "idle_since", "is_complete",
-        "origin", "status",
+        "_is_paused", "_is_reusable", "_loop", "_overhead_bytes", "_parser", "_parts", "_pool", "_provider",
+        "_seconds_left", "_sink", "_timer", "_timer_at", "_transport", "_waiter", "_waits_for", "_waits_since",
+        "_waits_up_to", "headers", "idle_since", "is_complete", "origin", "status",
     )
     # fmt: on
 
@@ -307,12 +307,16 @@ class Connection(asyncio.Protocol):
         self._seconds_left = 0.0
         self._transport: asyncio.Transport | None = None
         self._parser: httptools.HttpResponseParser | None = None
-        self._fault: MeterError | None = None
+        self._fault: Exception | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
         self._give_up_at = 0.0
-        self._what_is_late = ""
+        self._waits_for = ""
+        self._waits_up_to = 0.0
+        self._waits_since = 0.0
+        self._sink: Callable[[bytes], bool] | None = None
+        self._loop = asyncio.get_running_loop()
         self._parts: list[bytes] = []
         self._buffered_bytes = 0
         self._header_bytes = 0
@@ -357,6 +361,10 @@ class Connection(asyncio.Protocol):
         part = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
         self._drop_parts()
         return part
+
+    def whole_body(self) -> bytes | None:
+        """The body, if all of it came with the head, as a small answer's does."""
+        return self._parts[0] if self.is_complete and len(self._parts) == 1 else None
 
     def finish(self) -> None:
         """The answer is all that was wanted: use the connection again if its end is there or comes soon."""
@@ -417,48 +425,97 @@ class Connection(asyncio.Protocol):
             if self._transport is not None and not self._transport.is_closing():
                 self._transport.resume_reading()
 
+    async def pipe(self, sink: Callable[[bytes], bool], seconds: float) -> None:
+        """Hand what comes to `sink`, from inside the parser's callback, until it says False or the body has ended."""
+        while self._parts:
+            if not sink(self._parts.pop(0)):
+                return
+        self._drop_parts()
+        if self.is_complete:
+            return
+        self._sink = sink
+        try:
+            await self._wait(seconds, "sent nothing between two parts of its answer")
+        finally:
+            self._sink = None
+
+    def _pour(self, sink: Callable[[bytes], bool], body: bytes) -> None:
+        if self._give_up_at:
+            self._start_clock()
+        try:
+            wants_more = sink(body)
+        except Exception as fault:  # goes to whoever waits; the parser would make another one of it
+            self._sink = None
+            self._fail(fault)
+            return
+        if not wants_more:
+            self._sink = None
+            self._wake()
+
+    def hold(self) -> None:
+        """Read nothing, and do not time the provider, who cannot send."""
+        if self._sink is not None and not self._is_paused and self.is_usable:
+            self._is_paused = True
+            self._stop_clock()
+            cast("asyncio.Transport", self._transport).pause_reading()
+
+    def go_on(self) -> None:
+        """The end of `hold`."""
+        if self._sink is not None and self._is_paused:
+            self._start_clock()
+            self._drop_parts()
+
     async def _wait(self, seconds: float, what: str) -> None:
         if self._fault is not None:
             raise self._fault
-        loop = asyncio.get_running_loop()
-        began = loop.time()
-        if self._seconds_left < seconds:
-            seconds, what = self._seconds_left, "did not end its answer in time"
-        waiter = self._waiter = loop.create_future()
-        self._give_up_at, self._what_is_late = began + seconds, what
-        self._set_timer(loop)
+        waiter = self._waiter = self._loop.create_future()
+        self._waits_up_to, self._waits_for = seconds, what
+        self._waits_since = self._loop.time()
+        self._start_clock()
         try:
             await waiter
         finally:
             self._waiter = None
-            self._seconds_left -= loop.time() - began
+            self._stop_clock()
 
-    def _set_timer(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _start_clock(self) -> None:
+        """A wait begins, or begins anew as a part of a pipe has come."""
+        now = self._loop.time()
+        if self._give_up_at:
+            self._seconds_left -= now - self._waits_since
+        self._waits_since = now
+        self._give_up_at = now + min(self._waits_up_to, self._seconds_left)
+        if self._timer is None or self._timer_at > self._give_up_at:
+            self._set_timer()
+
+    def _stop_clock(self) -> None:
+        if self._give_up_at:
+            self._seconds_left -= self._loop.time() - self._waits_since
+            self._give_up_at = 0.0
+
+    def _set_timer(self) -> None:
         """One timer serves all waits of a stream, whose times only move on: making one a chunk would cost more than
         reading it."""
         if self._timer is not None:
-            if self._timer_at <= self._give_up_at:
-                return
             self._timer.cancel()
         self._timer_at = self._give_up_at
-        self._timer = loop.call_at(self._timer_at, self._look_at_the_clock)
+        self._timer = self._loop.call_at(self._timer_at, self._look_at_the_clock)
 
     def _look_at_the_clock(self) -> None:
         self._timer = None
-        if self._waiter is None:
+        if not self._give_up_at:
             return
-        loop = asyncio.get_running_loop()
-        if loop.time() < self._give_up_at:
-            self._set_timer(loop)
+        if self._loop.time() < self._give_up_at:
+            self._set_timer()
         else:
-            late = f"{self._provider} {self._what_is_late}."
-            self._fail(UpstreamTimedOut(late, hint="Retry, or raise relay.timeouts."))
+            what = self._waits_for if self._waits_up_to <= self._seconds_left else "did not end its answer in time"
+            self._fail(UpstreamTimedOut(f"{self._provider} {what}.", hint="Retry, or raise relay.timeouts."))
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    def _fail(self, fault: MeterError) -> None:
+    def _fail(self, fault: Exception) -> None:
         if self._fault is None:
             self._fault = fault
         if self._waiter is not None and not self._waiter.done():
@@ -552,6 +609,10 @@ class Connection(asyncio.Protocol):
         self._overhead_bytes = 0
         if self.is_complete or self._abandoned is not None:
             return
+        sink = self._sink
+        if sink is not None:
+            self._pour(sink, body)
+            return
         self._parts.append(body)
         self._buffered_bytes += len(body)
         self._wake()
@@ -582,6 +643,9 @@ class Http1Answer:
 
     async def read(self, limit_bytes: int) -> bytes:
         """The whole body. Raises UpstreamAnswerTooLarge, UpstreamBroke, UpstreamTimedOut."""
+        body = self._connection.whole_body()
+        if body is not None and len(body) <= limit_bytes and "content-encoding" not in self.headers:
+            return body
         parts = [part async for part in self.chunks(limit_bytes)]
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
@@ -600,6 +664,32 @@ class Http1Answer:
                 yield part
         if inflate is not None:
             inflate.finish()
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the body is as it came. What is unpacked may be a thousand times what came, so it is not piped."""
+        return self.headers.get("content-encoding", "identity") == "identity"
+
+    async def pipe(self, take: Callable[[bytes], bool], limit_bytes: int) -> None:
+        """Hand each part to `take` the moment it comes, until it says False or all has come."""
+        total = 0
+
+        def sink(data: bytes) -> bool:
+            nonlocal total
+            total += len(data)
+            if total > limit_bytes:
+                raise too_large(self._provider, limit_bytes)
+            return take(data)
+
+        await self._connection.pipe(sink, self._idle_seconds)
+
+    def hold(self) -> None:
+        """Read nothing more of a pipe for now."""
+        self._connection.hold()
+
+    def go_on(self) -> None:
+        """Read on."""
+        self._connection.go_on()
 
     def finish(self) -> None:
         """Nothing more is wanted of an answer that was complete: its connection may be used again."""

@@ -51,6 +51,8 @@ class Upstream:
     """The listed globs, then what the provider's own file says it serves."""
     credentials: tuple[Credential, ...] = field(init=False, repr=False)
     """Every key once, in order; one with an empty secret where there is no key."""
+    secrets: tuple[str, ...] = field(init=False, repr=False)
+    """The same, without their ids."""
 
     def __post_init__(self) -> None:
         globs = tuple(name for name in self.models if is_glob(name))
@@ -60,6 +62,7 @@ class Upstream:
         object.__setattr__(self, "api_key", secrets[0])
         numbered = (Credential(id=f"{self.name}-{n}", secret=secret) for n, secret in enumerate(secrets, 1))
         object.__setattr__(self, "credentials", tuple(numbered))
+        object.__setattr__(self, "secrets", tuple(secrets))
 
     @property
     def name(self) -> str:
@@ -138,6 +141,8 @@ class Routing:
         self._aliases = dict(aliases)
         self._default = default
         self._rules = [(rule, self._routes_of(rule)) for rule in rules]
+        self.known_plans: dict[tuple[str, str], Plan] = {}
+        """(model, dialect's path name) -> what `Wiring.plan` made of it; bounded, for callers name the models."""
 
     def plan(self, model: str) -> Plan:
         """An alias stands for its target; then `provider/model`, then the first rule that covers it, then `route`.

@@ -7,8 +7,9 @@ and the stream's own end, until the call is settled.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Final
+
+from msgspec.structs import replace
 
 from mcpmeter.records import Usage
 from mcpmeter.relay.dialects.base import Dialect, Read, merge

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import Protocol
 
+import msgspec
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Timeouts:
+
+class Timeouts(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """Seconds, each with its own error: to connect, to the answer's head, between chunks, and for the whole call."""
 
     connect_seconds: float = 5.0
@@ -29,6 +29,22 @@ class Answer(Protocol):
 
     def chunks(self, limit_bytes: int) -> AsyncGenerator[bytes, None]:
         """The body as it comes. Raises as `read`."""
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the body can be piped."""
+
+    async def pipe(self, take: Callable[[bytes], bool], limit_bytes: int) -> None:
+        """Hand each part to `take` the moment it comes, without waking a task, until it says False or all has come.
+
+        For plain bodies. Raises as `read`, and whatever `take` raises.
+        """
+
+    def hold(self) -> None:
+        """Read nothing more of a pipe for now. The provider is not timed meanwhile."""
+
+    def go_on(self) -> None:
+        """Read on."""
 
     def finish(self) -> None:
         """Nothing more is wanted of an answer that was complete: its connection may be reused."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Final
 
 from mcpmeter.access.callers import Attribution, Caller
 from mcpmeter.access.keys import KeyRing
@@ -11,6 +12,8 @@ from mcpmeter.relay.dialects.base import Dialect
 from mcpmeter.relay.limits import Limits
 from mcpmeter.relay.routing import Plan, Routing, route
 from mcpmeter.relay.upstream import UpstreamClient
+
+MOST_PLANS: Final = 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +58,15 @@ class Wiring:
         A name such as `claude-*` may be listed for a provider that speaks another dialect only; then it goes to the
         first that speaks this one, unless the caller has named the provider.
         """
+        known = self.routing.known_plans
+        plan = known.get((model, path_name))
+        if plan is None:
+            if len(known) >= MOST_PLANS:
+                known.clear()
+            plan = known[model, path_name] = self._new_plan(model, path_name)
+        return plan
+
+    def _new_plan(self, model: str, path_name: str) -> Plan:
         plan = self.routing.plan(model)
         speaking = plan.where(lambda upstream: path_name in upstream.provider.paths)
         if speaking is not None:

@@ -16,7 +16,7 @@ from mcpmeter.errors import MeterError, MethodNotAllowed, NotAllowed, RouteNotFo
 from mcpmeter.meter import Ending, Meter
 from mcpmeter.relay.dialects import openai
 from mcpmeter.relay.dialects.base import NOTHING, Named
-from mcpmeter.relay.exchange import WIRE, Header, HttpExchange, Receive, Scope, Send
+from mcpmeter.relay.exchange import WIRE, Header, HttpExchange, Receive, Scope, Send, Wire
 from mcpmeter.relay.pipeline import Pipeline, answer_error
 from mcpmeter.relay.pipeline import Service as RelayedService
 
@@ -55,7 +55,7 @@ class PageEndpoint:
         self._make = make
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        exchange = HttpExchange(scope, endpoint=self._endpoint)
+        exchange = HttpExchange(scope, receive, send, endpoint=self._endpoint)
         opened = self._meter.open(self._endpoint, exchange.method, trace_id=exchange.trace_id)
         try:
             page = await self._make(exchange)
@@ -84,7 +84,7 @@ class RelayEndpoint:
         self.error_body = service.dialect.error_body
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        exchange = HttpExchange(scope, endpoint=self._endpoint, named=self._named)
+        exchange = HttpExchange(scope, receive, send, endpoint=self._endpoint, named=self._named)
         if exchange.secret is None and self._secret:
             exchange.secret = self._secret
         await self._pipeline.run(exchange, self._service)
@@ -185,12 +185,13 @@ class App:
             endpoint = self._find(scope)
             await endpoint(scope, receive, send)
         except MeterError as error:
-            await self._refuse(scope, error)
+            await self._refuse(scope, receive, send, error)
         except Exception as fault:
             log.error("fault while answering %s: %s", self._route_of(scope), _where(fault))
-            if not scope["extensions"][WIRE].response_started:
+            wire: Wire | None = scope.get("extensions", {}).get(WIRE)
+            if wire is None or not wire.response_started:
                 ours = ServiceFault("The service failed.", hint="It is our fault; the service's log says where.")
-                await self._refuse(scope, ours)
+                await self._refuse(scope, receive, send, ours)
 
     def _find(self, scope: Scope) -> Endpoint:
         self._guard.check(dict(scope["headers"]))
@@ -223,9 +224,9 @@ class App:
         found = self._template_of(scope)
         return found[0].label if found else OTHER
 
-    async def _refuse(self, scope: Scope, error: MeterError) -> None:
+    async def _refuse(self, scope: Scope, receive: Receive, send: Send, error: MeterError) -> None:
         path = self._route_of(scope)
-        exchange = HttpExchange(scope, endpoint=path)
+        exchange = HttpExchange(scope, receive, send, endpoint=path)
         opened = self._meter.open(path, exchange.method, trace_id=exchange.trace_id)
         opened.count(Ending(status=str(error.http_status), outcome="error", error=error))
         verbs = self._verbs_of(scope)

@@ -113,8 +113,7 @@ class _Counts:
 _NOTHING_COUNTED: Final = _Counts()
 
 
-@dataclass(frozen=True, slots=True)
-class _Instalment(Read):
+class _Instalment(Read, frozen=True, gc=False):
     """What an event says, with its counts still apart."""
 
     counts: _Counts = _NOTHING_COUNTED

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
+import msgspec
+
 from mcpmeter.errors import MeterError
 from mcpmeter.records import Usage
 
@@ -21,8 +23,7 @@ class Named:
 NOTHING: Final = Named()
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
+class Asked(msgspec.Struct, frozen=True, gc=False):
     """What a request asks for, of which only what the meter needs is read."""
 
     model: str
@@ -37,8 +38,7 @@ class Asked:
     """All choices together. None where the caller sets no limit."""
 
 
-@dataclass(frozen=True, slots=True)
-class Read:
+class Read(msgspec.Struct, frozen=True, gc=False):
     """What an answer says of itself."""
 
     usage: Usage | None = None

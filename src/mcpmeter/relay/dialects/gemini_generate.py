@@ -7,10 +7,10 @@ Each of its events may count the tokens so far; the count that comes with the fi
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import Any, Final
 
 import msgspec
+from msgspec.structs import replace
 
 from mcpmeter.errors import InvalidRequest, MeterError
 from mcpmeter.relay.dialects import bodies, gemini, json_text, openai

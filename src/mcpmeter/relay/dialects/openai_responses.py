@@ -8,10 +8,10 @@ so there is no usage yet: the call passes and counts as one whose usage is missi
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import Any, Final
 
 import msgspec
+from msgspec.structs import replace
 
 from mcpmeter.errors import InvalidRequest, MeterError
 from mcpmeter.relay.dialects import bodies, json_text, openai

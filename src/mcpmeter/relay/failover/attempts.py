@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Final, Self
+
+import msgspec
 
 from mcpmeter.catalog.spec import NANO
 from mcpmeter.errors import UpstreamFault, UpstreamRateLimited, UpstreamRefusedAccount
@@ -22,29 +23,25 @@ DOUBT_AFTER_REFUSAL_NS: Final = 60 * NANO
 """How long a credential that got 401, 402 or 403 goes behind the others."""
 
 
-@dataclass(frozen=True, slots=True)
-class Send:
+class Send(msgspec.Struct, frozen=True):
     """Send the call there now."""
 
     candidate: Candidate
 
 
-@dataclass(frozen=True, slots=True)
-class Wait:
+class Wait(msgspec.Struct, frozen=True):
     """Sleep, then ask again: by then another call may have learned something."""
 
     seconds: float
 
 
-@dataclass(frozen=True, slots=True)
-class Refuse:
+class Refuse(msgspec.Struct, frozen=True):
     """There is nowhere to send it: raise this."""
 
     error: UpstreamFault
 
 
-@dataclass(frozen=True, slots=True)
-class _Result:
+class _Result(msgspec.Struct, frozen=True):
     """What came of the last attempt."""
 
     entry: Entry

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
 from typing import Literal
+
+import msgspec
 
 from mcpmeter.relay.failover.options import CircuitOptions, nanoseconds
 
 State = Literal["closed", "open", "half_open"]
 
 
-@dataclass(frozen=True, slots=True)
-class Permit:
+class Permit(msgspec.Struct, frozen=True, gc=False):
     """That a call was sent, and into which of the circuit's periods its result belongs."""
 
     period: int

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+
+import msgspec
 
 from mcpmeter.relay.failover.state import Cooling, Shared, UpstreamState
 from mcpmeter.relay.routing import Credential, Plan, Route, Upstream
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
+class Candidate(msgspec.Struct, frozen=True):
     """An upstream, the model's name there, and the credential to send."""
 
     upstream: Upstream
@@ -20,8 +19,7 @@ class Candidate:
     credential: Credential
 
 
-@dataclass(slots=True, eq=False)
-class Entry:
+class Entry(msgspec.Struct, eq=False):
     """A candidate with what is known of it, and how often this call has tried it."""
 
     candidate: Candidate
@@ -50,7 +48,7 @@ class Candidates:
     def __init__(self, plan: Plan, shared: Shared) -> None:
         routes = drawn_by_weight(plan.routes, shared.random) if plan.mode == "weighted" else plan.routes
         self._entries = [entry for route in routes for entry in _entries(route, shared.of(route.upstream))]
-        self._failures: Counter[UpstreamState] = Counter()
+        self._failures: dict[UpstreamState, int] = {}
 
     def ready(self, now_ns: int, *, is_retry: bool) -> Entry | None:
         """The best that may be sent to now.
@@ -58,6 +56,8 @@ class Candidates:
         Where every circuit that is left is open, a first attempt goes to the one that will half-open first: nobody is
         refused for a circuit's sake. A further attempt has been refused already, and goes nowhere.
         """
+        if len(self._entries) == 1:
+            return self._only(self._entries[0], now_ns, is_retry=is_retry)
         free = [entry for entry in self._entries if not entry.is_out and entry.until_ns <= now_ns]
         let_through = [entry for entry in free if entry.state.breaker.lets_through(now_ns)]
         if let_through:
@@ -66,8 +66,15 @@ class Candidates:
             return None
         return min(free, key=lambda entry: entry.state.breaker.half_opens_at_ns)
 
+    @staticmethod
+    def _only(entry: Entry, now_ns: int, *, is_retry: bool) -> Entry | None:
+        """The usual case: there is one place, and no choice."""
+        if entry.is_out or (entry.cooling.waits and entry.until_ns > now_ns):
+            return None
+        return None if is_retry and not entry.state.breaker.lets_through(now_ns) else entry
+
     def _rank(self, entry: Entry, now_ns: int) -> tuple[bool, int, int]:
-        return entry.cooling.doubtful_until_ns > now_ns, self._failures[entry.state], entry.tries
+        return entry.cooling.doubtful_until_ns > now_ns, self._failures.get(entry.state, 0), entry.tries
 
     def soonest(self, now_ns: int) -> Entry | None:
         """Of those that only wait for a Retry-After to pass, the one whose wait ends first."""
@@ -85,7 +92,7 @@ class Candidates:
 
     def failed(self, entry: Entry) -> None:
         """The upstream failed in this call: others go first."""
-        self._failures[entry.state] += 1
+        self._failures[entry.state] = self._failures.get(entry.state, 0) + 1
 
     def refused(self, entry: Entry) -> None:
         """The credential is not tried again in this call."""
@@ -94,7 +101,7 @@ class Candidates:
 
     def was_tried(self, entry: Entry) -> bool:
         """Whether a further attempt there has to be spaced out: the same credential, or an upstream that failed."""
-        return bool(entry.tries or self._failures[entry.state])
+        return bool(entry.tries or entry.state in self._failures)
 
 
 def drawn_by_weight(routes: tuple[Route, ...], random: Callable[[], float]) -> list[Route]:

@@ -106,8 +106,7 @@ class Shared:
 
         A circuit belongs to a name and address, a credential to an address: two names for one account share it.
         """
-        address = upstream.provider.base_url
-        secrets = tuple(credential.secret for credential in upstream.credentials)
+        address, secrets = upstream.provider.base_url, upstream.secrets
         state = self._upstreams.get((upstream.name, address, secrets))
         if state is None:
             breaker = self._breakers.setdefault((upstream.name, address), Breaker(self.circuit))
