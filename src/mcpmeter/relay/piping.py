@@ -1,6 +1,6 @@
 """A stream from the provider's connection to the client's, within the event loop's own callbacks.
 
-Waking a task for each chunk costs more than all that is done with it: see docs/decisions/014-streams-without-tasks.md.
+Waking a task for each chunk costs more than all that is done with it: see docs/decisions/015-a-wire-under-asgi.md.
 """
 
 from __future__ import annotations

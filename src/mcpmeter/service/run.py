@@ -23,6 +23,9 @@ from mcpmeter.service.protocol import bounded_protocol
 
 log = logging.getLogger("mcpmeter")
 
+KEEP_ALIVE_SECONDS = 75
+"""How long an idle connection is kept."""
+
 Started = Callable[[Service, str], None]
 """Told once, with the address, when the service answers."""
 
@@ -97,7 +100,7 @@ async def listening(app: App, meter: Meter, listener: socket.socket) -> AsyncIte
             server_header=False,
             proxy_headers=False,
             timeout_graceful_shutdown=2,
-            timeout_keep_alive=75,
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
         )
     )
     task = asyncio.get_running_loop().create_task(server.serve(sockets=[listener]))
