@@ -73,6 +73,15 @@ async def test_a_stream_is_framed_and_its_head_goes_with_its_first_part() -> Non
     assert transport.is_closed
 
 
+async def test_an_answer_may_close_its_connection() -> None:
+    transport = Transport()
+    cycle = cycle_on(transport)
+    cycle.start(408, [(b"connection", b"close"), (b"content-length", b"0")])
+    cycle.end(b"")
+    assert b"".join(transport.writes).count(b"connection: close") == 1
+    assert transport.is_closed
+
+
 async def test_an_answer_to_head_has_no_body() -> None:
     transport = Transport()
     cycle = cycle_on(transport, method="HEAD")

@@ -69,6 +69,9 @@ class Cycle(RequestResponseCycle):
             if name == b"content-length":
                 self.expected_content_length = int(value)
                 self.chunked_encoding = False
+            elif name == b"connection" and value == b"close":
+                self.keep_alive = False
+                continue
             lines.append(b"%b: %b\r\n" % (name, value))
         if not self.keep_alive:
             lines.append(b"connection: close\r\n")
