@@ -9,14 +9,14 @@ from pathlib import Path
 
 import mcpmeter
 from mcpmeter import catalog
-from mcpmeter.catalog import ALL, llm, mcp, money, quality, quota, service, upstream
+from mcpmeter.catalog import ALL, budget, llm, mcp, money, quality, quota, service, upstream
 
 PACKAGE = Path(mcpmeter.__file__).parent
 CATALOG = PACKAGE / "catalog"
 TREES = {path: ast.parse(path.read_text()) for path in PACKAGE.rglob("*.py") if CATALOG not in path.parents}
 ROWS = {
     f"{module.__name__.rpartition('.')[2]}.{name}": value
-    for module in (mcp, llm, quality, money, upstream, quota, service)
+    for module in (budget, mcp, llm, quality, money, upstream, quota, service)
     for name, value in vars(module).items()
     if isinstance(value, catalog.Metric)
 }

@@ -68,6 +68,14 @@ OTHERS = {
     "mcp_usage_missing_total": ("counter", "provider reason"),
     "mcp_provider_reported_cost_usd_total": ("counter", "provider"),
     "mcp_cost_drift_ratio": ("gauge", "provider"),
+    "mcp_budget_spent_usd": ("gauge", "team budget"),
+    "mcp_budget_reserved_usd": ("gauge", "team budget"),
+    "mcp_budget_limit_usd": ("gauge", "team budget"),
+    "mcp_budget_soft_limit_usd": ("gauge", "team budget"),
+    "mcp_budget_period_end_timestamp_seconds": ("gauge", "team budget"),
+    "mcp_budget_exhaustion_timestamp_seconds": ("gauge", "team budget"),
+    "mcp_budget_refusals_total": ("counter", "team budget"),
+    "mcp_budget_fallback_priced_total": ("counter", "provider"),
     "mcp_finish_reasons_total": ("counter", "model reason"),
     "mcp_empty_completions_total": ("counter", "model"),
     "mcp_refusals_total": ("counter", "model provider"),
@@ -148,7 +156,7 @@ class TestEveryRow:
 
     @every_row
     def test_what_is_kept_in_nanos_is_time_or_money_or_a_quotient(self, row: Metric) -> None:
-        is_sum = row.type != "gauge" and row.unit in ("seconds", "usd")
+        is_sum = row.unit == "usd" or (row.type != "gauge" and row.unit == "seconds")
         is_quotient = row.unit == "ratio" or row.name.endswith("_per_second")
         assert row.scale == (NANO if is_sum or is_quotient else 1)
 

@@ -20,11 +20,12 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 from pydantic import SecretStr
 
 from mcpmeter.catalog import ALL
+from mcpmeter.catalog import budget as budget_rows
 from mcpmeter.catalog import mcp as mcp_rows
 from mcpmeter.catalog import quota as quota_rows
 from mcpmeter.catalog import service as service_rows
 from mcpmeter.catalog import upstream as upstream_rows
-from mcpmeter.config import LedgerSettings, ProviderSettings, ServerSettings, Settings
+from mcpmeter.config import BudgetSettings, LedgerSettings, ProviderSettings, ServerSettings, Settings
 from mcpmeter.ledger.sqlite import SqliteStore
 from mcpmeter.meter import new_call_id
 from mcpmeter.metrics.recorder import Recorder
@@ -50,6 +51,7 @@ NOT_MOVED_BY_A_SOUND_RELAY = {
     service_rows.INTERNAL_FAULTS.name: "moves when the meter itself is broken",
     upstream_rows.CIRCUIT_OPEN.name: "moves when a provider fails again and again",
     upstream_rows.RETRIES.name: "moves when there is another place to go",
+    budget_rows.REFUSALS.name: "moves when a budget has no room",
     quota_rows.EXHAUSTION.name: "moves when a quota burns faster than it is filled",
 }
 """Rows that other tests move."""
@@ -116,6 +118,7 @@ async def running_relay(folder: Path) -> AsyncIterator[Running]:
             server=ServerSettings(host="127.0.0.1", port=0),
             ledger=LedgerSettings(path=folder / "ledger.db"),
             providers=(provider,),
+            budgets=(BudgetSettings(name="all", limit_usd=Decimal(100)),),
         )
         service = Service(lambda: settings)
         async with running(service, bind("127.0.0.1", 0)) as address, aiohttp.ClientSession() as client:
@@ -162,6 +165,7 @@ async def test_every_row_moves_under_real_calls(tmp_path: Path) -> None:
         await traffic(relay)
         waiting = asyncio.create_task(relay.chat("stall=headers,stall_seconds=30"))
         await relay.upstream.books.wait_until(lambda books: books.open_calls == 1)
+        await relay.service.budgets.refresh()
         during = await relay.scrape()
         waiting.cancel()
         with suppress(asyncio.CancelledError):
@@ -174,6 +178,9 @@ async def test_every_row_moves_under_real_calls(tmp_path: Path) -> None:
     still = {row.name for row in ALL if after[row.name] == before[row.name]}
     set_at_start = {name for name in still if before[name]}
     assert set_at_start == {
+        "mcp_budget_limit_usd",
+        "mcp_budget_period_end_timestamp_seconds",
+        "mcp_budget_soft_limit_usd",
         "mcp_ledger_recovered_total",
         "mcp_upstream_up",
         "mcpmeter_build_info",

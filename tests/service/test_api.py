@@ -10,16 +10,22 @@ import msgspec
 import pytest
 from jsonschema import Draft202012Validator
 
+from mcpmeter.access.budgets import Budget
+from mcpmeter.access.callers import Caller
+from mcpmeter.access.forecast import BudgetStatus, status_of
+from mcpmeter.access.periods import Period
 from mcpmeter.catalog import ALL
 from mcpmeter.catalog import quota as rows
 from mcpmeter.errors import NotAuthenticated
 from mcpmeter.meter import Meter
 from mcpmeter.metrics.recorder import Recorder
+from mcpmeter.records import Balance, Scope
 from mcpmeter.relay.quota_board import QuotaBoard, QuotaReport
 from mcpmeter.service.api import OPERATIONS, ApiPages
 from mcpmeter.service.app import App, HostGuard, PageEndpoint
 
 KEY = "mk_a-key-that-this-service-knows"
+USD = 10**9
 NOW = int(datetime(2026, 11, 22, 11, 0, 0, tzinfo=UTC).timestamp()) * 10**9
 HEADERS = {
     "x-ratelimit-limit-requests": "10000",
@@ -30,10 +36,44 @@ HEADERS = {
 }
 
 
-def identify(secret: str | None) -> object:
-    if secret != KEY:
+CALLERS = {
+    KEY: Caller(team="operations", role="admin"),
+    "mk_of-search": Caller(team="search", key_id="key_0123456789ab"),
+    "mk_of-support": Caller(team="support", key_id="key_ba9876543210"),
+}
+
+
+def identify(secret: str | None) -> Caller:
+    if secret not in CALLERS:
         raise NotAuthenticated("This API key is not known here.")
-    return None
+    return CALLERS[secret]
+
+
+def status(name: str, **scope: str) -> BudgetStatus:
+    """Half spent of ten dollars, in November 2026 of Berlin."""
+    budget = Budget(name, Scope(**scope), 10 * USD, Period("month", "Europe/Berlin"))
+    claim = budget.claim(0, NOW)
+    balance = Balance(
+        balance=claim.balance,
+        unit="nanousd",
+        period_start_ns=claim.period_start_ns,
+        period_end_ns=claim.period_end_ns,
+        spent=5 * USD,
+        reserved=USD // 2,
+        credit=0,
+        carried=0,
+    )
+    return status_of(budget, balance, 6 * USD, NOW)
+
+
+class Budgets:
+    """Budgets that stand still."""
+
+    def __init__(self) -> None:
+        self.statuses: list[BudgetStatus] = []
+
+    def status(self) -> list[BudgetStatus]:
+        return self.statuses
 
 
 class Api:
@@ -42,7 +82,8 @@ class Api:
     def __init__(self) -> None:
         recorder = Recorder(rows=tuple(dict.fromkeys((*ALL, *rows.ROWS))))
         self.board = QuotaBoard(recorder)
-        pages = ApiPages(self.board, identify, "1.2.3", now=lambda: NOW)
+        self.budgets = Budgets()
+        pages = ApiPages(self.board, self.budgets, identify, "1.2.3", now=lambda: NOW)
         meter = Meter(recorder)
         routes = {path: {"GET": PageEndpoint(meter, path, make)} for path, make in pages.routes()}
         self._app = App(meter, routes, HostGuard(None))
@@ -125,6 +166,58 @@ async def test_nothing_is_told_without_a_known_key(api: Api, path: str, key: str
     assert "openai" not in json.dumps(body)
 
 
+async def test_budgets_are_told_in_dollars_and_by_the_clocks_of_their_zone(api: Api) -> None:
+    api.budgets.statuses = [status("search", team="search")]
+    code, headers, body = await api.get("/api/budgets")
+    assert (code, headers["cache-control"]) == (200, "no-store")
+    assert body == {
+        "at": "2026-11-22T11:00:00Z",
+        "budgets": [
+            {
+                "name": "search",
+                "team": "search",
+                "project": "",
+                "key_id": "",
+                "model": "",
+                "hard": True,
+                "period": "month",
+                "time_zone": "Europe/Berlin",
+                "period_start": "2026-11-01T00:00:00+01:00",
+                "resets_at": "2026-12-01T00:00:00+01:00",
+                "limit_usd": "10.00",
+                "credit_usd": "0.00",
+                "soft_limit_usd": "8.00",
+                "spent_usd": "5.00",
+                "reserved_usd": "0.50",
+                "left_usd": "4.50",
+                "burn_usd_per_hour": "1.00",
+                "exhausted_at": "2026-11-22T16:30:00+01:00",
+            }
+        ],
+    }
+
+
+@pytest.mark.parametrize(
+    ("key", "seen"),
+    [
+        (KEY, ["all", "search", "search-key", "support", "key-alone", "model"]),
+        ("mk_of-search", ["search", "search-key", "key-alone"]),
+        ("mk_of-support", ["support"]),
+    ],
+)
+async def test_a_caller_sees_budgets_of_its_team_and_key_an_admin_all(api: Api, key: str, seen: list[str]) -> None:
+    api.budgets.statuses = [
+        status("all"),
+        status("search", team="search"),
+        status("search-key", team="search", key_id="key_0123456789ab"),
+        status("support", team="support"),
+        status("key-alone", key_id="key_0123456789ab"),
+        status("model", model="gpt-4.1"),
+    ]
+    _, _, body = await api.get("/api/budgets", key)
+    assert [budget["name"] for budget in body["budgets"]] == seen
+
+
 class TestDescription:
     def schema(self, description: dict[str, Any], path: str, answer: str) -> Draft202012Validator:
         responses = description["paths"][path]["get"]["responses"]
@@ -155,6 +248,14 @@ class TestDescription:
         quota.validate(body)
         assert not quota.is_valid({**body, "quotas": [{**body["quotas"][0], "remaining": -1}]})
         assert not quota.is_valid({**body, "quotas": [{**body["quotas"][0], "limit": 9.22e18}]})
+
+    async def test_budgets_are_what_it_says(self, api: Api) -> None:
+        _, _, described = await api.get("/api/openapi.json")
+        budgets = self.schema(described, "/api/budgets", "200")
+        api.budgets.statuses = [status("search", team="search")]
+        _, _, body = await api.get("/api/budgets")
+        budgets.validate(body)
+        assert not budgets.is_valid({**body, "budgets": [{**body["budgets"][0], "limit_usd": 10.0}]})
 
     async def test_errors_are_what_it_says(self, api: Api) -> None:
         _, _, described = await api.get("/api/openapi.json")

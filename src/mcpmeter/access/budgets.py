@@ -130,9 +130,13 @@ class Budgets:
             self._bounds[budget.balance] = start_ns, end_ns = budget.period.bounds(at_ns)
         return start_ns, end_ns
 
+    def of(self, claim: Claim) -> Budget | None:
+        """The budget that a claim is on; None for claims on other limits, and for a budget that a reload took away."""
+        return self._by_balance.get(claim.balance)
+
     def refusal(self, claim: Claim, left: int) -> BudgetExhausted:
         """Why a claim was refused, by the ledger's word on what is left; negative where more was spent than allowed."""
-        budget = self._by_balance.get(claim.balance)
+        budget = self.of(claim)
         name = f"The budget '{budget.name}'" if budget else "A budget"
         message = f"{name} {_standing(claim, left)}; this call could cost up to {format_usd(claim.amount)}."
         if budget is None:

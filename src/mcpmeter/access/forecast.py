@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Final
 
 import msgspec
 
 from mcpmeter.access.budgets import Budget
+from mcpmeter.access.periods import PeriodKind
 from mcpmeter.records import Balance, Scope
 
 NS_PER_HOUR: Final = 3600 * 1_000_000_000
@@ -14,6 +16,7 @@ WINDOW_NS: Final = 6 * NS_PER_HOUR
 """How far back the burn is looked at."""
 SHORTEST_WINDOW_NS: Final = NS_PER_HOUR // 4
 """What was spent in the first minute of a period is no rate for the rest of it."""
+BETWEEN_POINTS_NS: Final = NS_PER_HOUR // 60
 LAST_INSTANT: Final = 2**63 - 1
 
 
@@ -22,6 +25,7 @@ class BudgetStatus(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str
     scope: Scope
+    period: PeriodKind
     time_zone: str
     refuses: bool
     period_start_ns: int
@@ -56,6 +60,7 @@ def status_of(budget: Budget, balance: Balance, burned_nanousd: int, now_ns: int
     return BudgetStatus(
         name=budget.name,
         scope=budget.scope,
+        period=budget.period.kind,
         time_zone=budget.period.time_zone,
         refuses=budget.refuses,
         period_start_ns=balance.period_start_ns,
@@ -82,3 +87,50 @@ def exhausted_at_ns(left: int, burned: int, window_ns: int, now_ns: int) -> int 
         return None
     at_ns = now_ns + left * window_ns // burned
     return at_ns if at_ns <= LAST_INSTANT else None
+
+
+class Burn:
+    """What a balance had spent at instants of the last hours, so that nobody has to add up the ledger for its burn."""
+
+    def __init__(self) -> None:
+        self._period_start_ns = -1
+        self._points: deque[tuple[int, int]] = deque(maxlen=WINDOW_NS // BETWEEN_POINTS_NS + 2)
+        """(Unix ns, nano-dollars spent), the oldest first, at least `BETWEEN_POINTS_NS` apart."""
+
+    def knows(self, period_start_ns: int, now_ns: int) -> bool:
+        """Whether it reaches back to where the burn is looked at from; if not, `begin` it with the ledger's sum."""
+        self._forget_after(now_ns)
+        if self._period_start_ns != period_start_ns:
+            self._period_start_ns = period_start_ns
+            self._points.clear()
+        since_ns = burn_since_ns(period_start_ns, now_ns)
+        if not self._points and since_ns == period_start_ns:
+            self._points.append((since_ns, 0))  # a young period has spent all of it since then
+        return bool(self._points) and self._points[0][0] <= since_ns
+
+    def begin(self, since_ns: int, spent_nanousd: int) -> None:
+        """What was spent by then, from the ledger."""
+        self._points.clear()
+        self._points.append((since_ns, spent_nanousd))
+
+    def take(self, now_ns: int, spent_nanousd: int) -> int:
+        """What is spent now; returns what of it was spent since the window's start."""
+        since_ns = burn_since_ns(self._period_start_ns, now_ns)
+        while len(self._points) > 1 and self._points[1][0] <= since_ns:
+            self._points.popleft()
+        if not self._points or now_ns - self._points[-1][0] >= BETWEEN_POINTS_NS:
+            self._points.append((now_ns, spent_nanousd))
+        return max(spent_nanousd - self._spent_by(since_ns, now_ns, spent_nanousd), 0)
+
+    def _spent_by(self, at_ns: int, now_ns: int, spent_nanousd: int) -> int:
+        """By an instant between two points, as if it had burned evenly between them."""
+        after = next(((at, spent) for at, spent in self._points if at > at_ns), (now_ns, spent_nanousd))
+        before = next(((at, spent) for at, spent in reversed(self._points) if at <= at_ns), self._points[0])
+        span_ns = after[0] - before[0]
+        if span_ns <= 0 or at_ns <= before[0]:
+            return before[1]
+        return before[1] + (after[1] - before[1]) * (at_ns - before[0]) // span_ns
+
+    def _forget_after(self, now_ns: int) -> None:
+        while self._points and self._points[-1][0] > now_ns:  # the clock was set back
+            self._points.pop()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from mcpmeter.catalog import llm, mcp, money, quality, quota, service, upstream
+from mcpmeter.catalog import budget, llm, mcp, money, quality, quota, service, upstream
 from mcpmeter.catalog.spec import OTHER, Label, Metric
 
 ALL: Final[tuple[Metric, ...]] = (
@@ -12,6 +12,7 @@ ALL: Final[tuple[Metric, ...]] = (
     *llm.ROWS,
     *quality.ROWS,
     *money.ROWS,
+    *budget.ROWS,
     *upstream.ROWS,
     *quota.ROWS,
     *service.ROWS,

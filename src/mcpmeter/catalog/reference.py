@@ -6,13 +6,14 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from mcpmeter.catalog import OTHER, Label, Metric, llm, mcp, money, quality, quota, service, upstream
+from mcpmeter.catalog import OTHER, Label, Metric, budget, llm, mcp, money, quality, quota, service, upstream
 
 FAMILIES: Final = (
     ("Requests and MCP operations", mcp.ROWS),
     ("Model calls", llm.ROWS),
     ("Quality of answers", quality.ROWS),
     ("Money", money.ROWS),
+    ("Budgets", budget.ROWS),
     ("Upstreams", upstream.ROWS),
     ("Upstream quotas", quota.ROWS),
     ("The meter itself", service.ROWS),
@@ -21,6 +22,8 @@ VOCABULARIES: Final = {
     "endpoint": "the templates of the routes that are served",
     "model": "models that configuration or a price list names",
     "team": "teams of the configuration and of the keys",
+    "budget_team": "teams of the configured budgets; empty for a budget over all",
+    "budget": "the configured budgets",
     "provider": "providers that are switched on, by their own name and by OpenTelemetry's",
     "credential": "the providers' keys, by provider and place in the configuration",
     "tool": "tools that the server's own list names, or none",

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Final, NamedTuple
 
-from mcpmeter.catalog import ALL, OTHER, Metric, llm, mcp, money, quality, service
+from mcpmeter.catalog import ALL, OTHER, Metric, budget, llm, mcp, money, quality, service
 from mcpmeter.catalog.spec import NANO, Label
 from mcpmeter.metrics.vocabulary import Vocabulary
 from mcpmeter.records import Charge, LlmTarget, McpTarget, Settlement, Usage
@@ -276,6 +276,8 @@ class Recorder:
         if charge.source == "unpriced":
             reason = self.closed(money.UNPRICED.labels[1], charge.unpriced_reason or "unknown_model")
             self.families[money.UNPRICED.name].add((provider, reason))
+            if charge.fallback_nanousd:
+                self.families[budget.FALLBACK_PRICED.name].add((provider,))
         else:
             source = self.closed(money.COST.labels[3], charge.source)
             self.families[money.COST.name].add((model, team, provider, source), charge.nanousd)

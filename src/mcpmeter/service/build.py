@@ -17,7 +17,7 @@ from prometheus_client import CollectorRegistry, ProcessCollector
 
 from mcpmeter.access.callers import Caller
 from mcpmeter.access.keys import KeyRing, key_from_config
-from mcpmeter.catalog import labels, llm, mcp, money, quality
+from mcpmeter.catalog import budget, labels, llm, mcp, money, quality
 from mcpmeter.catalog import service as service_rows
 from mcpmeter.catalog.spec import NANO
 from mcpmeter.config import Settings, attribution_of, budgets_of, is_loopback, price_book, refuse_open_bind
@@ -47,6 +47,7 @@ from mcpmeter.relay.upstream import Timeouts
 from mcpmeter.service import pages
 from mcpmeter.service.api import ApiPages
 from mcpmeter.service.app import App, Endpoint, HostGuard, PageEndpoint, RelayEndpoint
+from mcpmeter.service.budgets import BudgetBoard
 from mcpmeter.service.gemini import gemini_templates
 from mcpmeter.service.mcp import McpEndpoint
 
@@ -89,6 +90,7 @@ LINKS: Final = [
     ("/mcp/models", "models and their prices"),
     ("/v1/models", "the same in OpenAI's shape"),
     ("/api/quota", "what providers say is left of their quotas"),
+    ("/api/budgets", "how budgets stand, and when they will be exhausted"),
     ("/health", "liveness"),
     ("/-/ready", "readiness"),
 ]
@@ -116,6 +118,7 @@ class Service:
         self._tally = UpstreamMetrics(self.recorder)
         self._failover = Failover(self._tally)
         self._quota = QuotaBoard(self.recorder)
+        self.budgets = BudgetBoard(self._store, self.recorder)
         self.recovered = 0
 
     @asynccontextmanager
@@ -140,6 +143,7 @@ class Service:
             if self.recovered:
                 log.warning("%d calls that an earlier run left open were settled as recovered", self.recovered)
             await self._sessions.enter_async_context(self._mcp.running())
+            await self.budgets.refresh()
             self._set_config_loaded(successful=True)
             watcher = asyncio.get_running_loop().create_task(self._watch_keys_and_ledger())
             stack.push_async_callback(_cancelled, watcher)
@@ -184,6 +188,7 @@ class Service:
         old = self.pipeline.wiring
         self.pipeline.wiring = self._wiring(settings, keys, self._client(settings))
         self._announce(settings, keys)
+        await self._refresh_budgets()
         self._set_config_loaded(successful=True)
         self._closing = asyncio.get_running_loop().create_task(self._close_when_unused(old))
         log.info("configuration reloaded from %s", settings.source)
@@ -224,6 +229,7 @@ class Service:
                 budgets=budgets_of(settings),
                 most_nanousd=self._book.most_nanousd,
                 assumed_completion_tokens=settings.relay.assumed_completion_tokens,
+                on_refusal=self.budgets.note_refusal,
             ),
         )
 
@@ -249,6 +255,13 @@ class Service:
                     self.pipeline.wiring = replace(self.pipeline.wiring, keys=keys)
             except MeterError as fault:
                 log.debug("the ledger cannot be looked at: %s", fault.message)
+            await self._refresh_budgets()
+
+    async def _refresh_budgets(self) -> None:
+        try:
+            await self.budgets.refresh()
+        except MeterError as fault:
+            log.debug("the budgets cannot be looked at: %s", fault.message)
 
     # Prices and models -----------------------------------------------------------------------------------------------
 
@@ -284,6 +297,7 @@ class Service:
         self._quota.announce([credential.id for upstream in self._upstreams for credential in upstream.credentials])
         self._tally.announce([upstream.name for upstream in self._upstreams])
         self._failover.configure(settings.relay.retries.options(), settings.relay.circuit.options(), self._upstreams)
+        self.budgets.configure(self.pipeline.wiring.limits.budgets)
         self._announce_teams(keys.teams | {team.name for team in settings.teams})
 
     def _known_as(self, provider: str, model: str) -> str | None:
@@ -300,6 +314,7 @@ class Service:
         for row in (llm.USAGE_MISSING, money.UNPRICED):
             recorder.announce_children(row, (provider, row.labels[1].values or ()))
         recorder.announce_children(money.PROVIDER_REPORTED_COST, (provider,))
+        recorder.announce_children(budget.FALLBACK_PRICED, (provider,))
         models = [price.id for name, price in self.models() if name == upstream.name]
         if len(models) <= MODELS_AT_ZERO:
             sources = labels.TOKEN_SOURCE.values or ()
@@ -389,7 +404,7 @@ class Service:
         ):
             page = PageEndpoint(self.meter, path, make)
             routes[path] = {"GET": page, "HEAD": page}
-        for path, answer in ApiPages(self._quota, self._identify, self.version).routes():
+        for path, answer in ApiPages(self._quota, self.budgets, self._identify, self.version).routes():
             routes[path] = {"GET": PageEndpoint(self.meter, path, answer)}
         reload = pages.ReloadPage(self.reload, _is_local)
         routes["/-/reload"] = {"POST": PageEndpoint(self.meter, "/-/reload", reload)}

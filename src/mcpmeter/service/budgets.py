@@ -1,0 +1,135 @@
+"""How every budget stands, refreshed from the ledger: one list for the gauges, the API, the log and the alerts."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from decimal import Decimal
+
+from mcpmeter.access.budgets import Budget, Budgets
+from mcpmeter.access.forecast import BudgetStatus, Burn, burn_since_ns, status_of
+from mcpmeter.catalog import budget as rows
+from mcpmeter.ledger.store import Store
+from mcpmeter.metrics.recorder import Labels, Recorder
+from mcpmeter.money import format_usd
+from mcpmeter.records import Balance, Claim
+
+log = logging.getLogger("mcpmeter")
+
+NS_PER_S = 1_000_000_000
+
+
+class BudgetBoard:
+    """The latest status of each budget. `configure` it at start and reload, `refresh` it every second."""
+
+    def __init__(self, store: Store, recorder: Recorder, now: Callable[[], int] = time.time_ns) -> None:
+        self._store = store
+        self._recorder = recorder
+        self._now = now
+        self._budgets = Budgets()
+        self._statuses: list[BudgetStatus] = []
+        self._burns: dict[str, Burn] = {}
+        self._shown: dict[str, Labels] = {}
+        self._warned: dict[str, tuple[int, Decimal]] = {}
+        """By balance: the period, and the highest share of its limit that the log has told of."""
+
+    def configure(self, budgets: Budgets) -> None:
+        """Take these from now on, and make the labels and counters of them exist."""
+        self._budgets = budgets
+        vocabulary = self._recorder.vocabulary
+        vocabulary.announce(rows.TEAM.vocabulary, {budget.scope.team for budget in budgets})
+        vocabulary.announce(rows.BUDGET.vocabulary, {budget.name for budget in budgets})
+        for budget in budgets:
+            self._recorder.announce_children(rows.REFUSALS, ([budget.scope.team], [budget.name]))
+        names = {budget.name: self._labels_of(budget) for budget in budgets}
+        for name in [name for name, shown in self._shown.items() if names.get(name) != shown]:
+            self._take_back(self._shown.pop(name))
+        balances = {budget.balance for budget in budgets}
+        self._burns = {balance: burn for balance, burn in self._burns.items() if balance in balances}
+        self._warned = {balance: told for balance, told in self._warned.items() if balance in balances}
+
+    async def refresh(self) -> None:
+        """Read the balances and set the gauges. Raises what the ledger raises; then the last ones stay."""
+        now_ns, budgets = self._now(), self._budgets
+        current = budgets.current(now_ns)
+        if not current:
+            self._statuses = []
+            return
+        balances = await self._store.balances([claim for _, claim in current])
+        await self._begin_one_burn(current, balances, now_ns)
+        statuses = [
+            self._status(budget, balance, now_ns) for (budget, _), balance in zip(current, balances, strict=True)
+        ]
+        if budgets is not self._budgets:  # a reload came in between; the next refresh is by the new ones
+            return
+        self._statuses = statuses
+        for (budget, _), status in zip(current, statuses, strict=True):
+            self._show(budget, status)
+            self._warn(budget, status)
+
+    def status(self) -> list[BudgetStatus]:
+        """How every budget stood a moment ago, in the configuration's order."""
+        return list(self._statuses)
+
+    def note_refusal(self, claim: Claim) -> None:
+        """Count a claim that its budget had no room for. Claims of other limits are not counted here."""
+        budget = self._budgets.of(claim)
+        if budget is not None:
+            self._recorder.add(rows.REFUSALS, self._labels_of(budget))
+
+    def _status(self, budget: Budget, balance: Balance, now_ns: int) -> BudgetStatus:
+        burn = self._burns.setdefault(budget.balance, Burn())
+        burn.knows(balance.period_start_ns, now_ns)
+        return status_of(budget, balance, burn.take(now_ns, balance.spent), now_ns)
+
+    async def _begin_one_burn(
+        self, current: list[tuple[Budget, Claim]], balances: Sequence[Balance], now_ns: int
+    ) -> None:
+        """Of a period that began before the service did, the ledger says what burned: one a refresh, since it adds up
+        six hours of calls where other calls wait to be written.
+        """
+        for (budget, claim), balance in zip(current, balances, strict=True):
+            burn = self._burns.setdefault(budget.balance, Burn())
+            if not burn.knows(balance.period_start_ns, now_ns):
+                since_ns = burn_since_ns(balance.period_start_ns, now_ns)
+                burned = await self._store.burn_nanousd(claim, since_ns, now_ns)
+                burn.begin(since_ns, max(balance.spent - burned, 0))
+                return
+
+    def _show(self, budget: Budget, status: BudgetStatus) -> None:
+        shown = self._shown[budget.name] = self._labels_of(budget)
+        exhausted_at_ns = status.exhausted_at_ns or 0
+        values = {
+            rows.SPENT: status.spent_nanousd,
+            rows.RESERVED: status.reserved_nanousd,
+            rows.LIMIT: status.limit_nanousd + status.credit_nanousd,
+            rows.SOFT_LIMIT: status.soft_limit_nanousd,
+            rows.PERIOD_END: status.period_end_ns // NS_PER_S,
+            rows.EXHAUSTION: exhausted_at_ns // NS_PER_S,
+        }
+        for row, value in values.items():
+            self._recorder.set(row, shown, value)
+
+    def _labels_of(self, budget: Budget) -> Labels:
+        return (budget.scope.team, budget.name)
+
+    def _take_back(self, shown: Labels) -> None:
+        for row in rows.ROWS:
+            if row.type == "gauge":  # absent is the truth: the last value of a budget that is gone would page somebody
+                self._recorder.families[row.name].cells.pop(shown, None)
+
+    def _warn(self, budget: Budget, status: BudgetStatus) -> None:
+        """Tell the log once a period of each soft share that is passed."""
+        shares_and_limits = zip(sorted(budget.soft_shares), budget.soft_limits(status.credit_nanousd), strict=False)
+        passed = [share for share, limit in shares_and_limits if 0 < status.spent_nanousd >= limit]
+        period_start_ns, told = self._warned.get(budget.balance, (0, Decimal(0)))
+        if period_start_ns != status.period_start_ns:
+            told = Decimal(0)
+        if passed and passed[-1] > told:
+            percent = f"{(passed[-1] * 100).normalize():f}"
+            whole = format_usd(status.limit_nanousd + status.credit_nanousd)
+            spent = format_usd(status.spent_nanousd)
+            log.warning("budget '%s' has passed %s %% of %s: %s is spent", budget.name, percent, whole, spent)
+            told = passed[-1]
+        self._warned[budget.balance] = (status.period_start_ns, told)
