@@ -14,7 +14,7 @@ from mcpmeter.catalog import Metric, llm, mcp, money, service, upstream
 from mcpmeter.monitoring.dashboards import MADE, pages
 from mcpmeter.monitoring.dashboards._panels import SOURCE, panel
 from mcpmeter.monitoring.dashboards._sdk import JSONEncoder, builders, models
-from mcpmeter.monitoring.dashboards.promql import SCOPE
+from mcpmeter.monitoring.dashboards.promql import SCOPE, PageQueries
 from mcpmeter.monitoring.dashboards.spec import BAD, Page
 
 SCHEMA_VERSION: Final = 42
@@ -113,7 +113,7 @@ def _restarts() -> builders.AnnotationQuery:
         .datasource(SOURCE)
         .enable(True)
         .icon_color(BAD)
-        .expr(f"changes({started}) > 0")
+        .expr(f"changes({started}) > 0 and on (job, instance) {PageQueries().series(service.BUILD_INFO)}")
         .title_format("Restarted")
         .text_format("{{instance}}")
         .step("1m")

@@ -18,7 +18,7 @@ from mcpmeter.monitoring.dashboards._sdk import (
     table,
     timeseries,
 )
-from mcpmeter.monitoring.dashboards.spec import Kind, Panel
+from mcpmeter.monitoring.dashboards.spec import HEADINGS, Kind, Panel
 
 SOURCE: Final = commons.DataSourceRef(type_val="prometheus", uid="${datasource}")
 
@@ -57,7 +57,7 @@ def _lines(content: Panel) -> timeseries.Panel:
         .show_points(commons.VisibilityMode.NEVER)
         .legend(_legend())
         .tooltip(common.VizTooltipOptions().mode(commons.TooltipDisplayMode.MULTI).sort(commons.SortOrder.DESCENDING))
-        .axis_soft_min(0)
+        .axis_soft_min(content.least)
         .color_scheme(builders.FieldColor().mode(models.FieldColorModeId.PALETTE_CLASSIC_BY_NAME))
     )
     if content.stacked:
@@ -67,7 +67,7 @@ def _lines(content: Panel) -> timeseries.Panel:
     if len(content.thresholds) > 1:
         made.thresholds_style(common.GraphThresholdsStyleConfig().mode(commons.GraphThresholdsStyleMode.DASHED))
     if content.greatest is not None:
-        made.max(content.greatest)
+        made.axis_soft_max(content.greatest)
     for name, colour in (content.colours or {}).items():
         fixed = {"mode": "fixed", "fixedColor": colour}
         made.override_by_name(name, [models.DynamicConfigValue(id_val="color", value=fixed)])
@@ -121,7 +121,8 @@ def _table(content: Panel) -> table.Panel:
         .with_transformation(models.DataTransformerConfig(id_val="merge", options={}))
         .with_transformation(
             models.DataTransformerConfig(
-                id_val="organize", options={"excludeByName": {"Time": True}, "indexByName": {}, "renameByName": names}
+                id_val="organize",
+                options={"excludeByName": {"Time": True}, "indexByName": {}, "renameByName": {**HEADINGS, **names}},
             )
         )
         .sort_by([common.TableSortByFieldState().display_name(content.queries[0].legend).desc(True)])

@@ -160,6 +160,8 @@ TRUST: Final = Row(
             (Query(q.greatest(money.COST_DRIFT, "provider"), "{{provider}}"),),
             "none",
             thresholds=((None, WARN), (0.95, OK), (1.05, WARN)),
+            least=0.9,
+            greatest=1.1,
             decimals=3,
         ),
         Panel(

@@ -182,6 +182,7 @@ NOW: Final = Row(
             "short",
             kind="table",
             width=24,
+            height=6,
             units={"p50": "s", "p95": "s", "Failed": "percentunit"},
             decimals=2,
         ),

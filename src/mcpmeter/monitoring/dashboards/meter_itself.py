@@ -23,6 +23,7 @@ from mcpmeter.monitoring.queries import WATCHING
 from mcpmeter.monitoring.recording import LISTENING
 
 q: Final = PageQueries()
+
 CALLS: Final = f"{WATCHING}, {LISTENING}"
 
 TRUST: Final = Row(
@@ -51,7 +52,7 @@ TRUST: Final = Row(
                     "The meter failed to record something: the numbers of this time are too low",
                     BAD,
                 ),
-                Sentence(yes(f"up{{{SCOPE}}} == bool 0"), "A replica does not answer its scrape", BAD),
+                Sentence(yes(f"({q.of_ours('up')}) == bool 0"), "A replica does not answer its scrape", BAD),
             ),
             "Read this first. Everything on this page is our own side.",
         ),
@@ -156,13 +157,13 @@ PROCESS: Final = Row(
         Panel(
             "Memory",
             "Resident memory of each process.",
-            (Query(f"process_resident_memory_bytes{{{SCOPE}}}", "{{instance}}"),),
+            (Query(q.of_ours("process_resident_memory_bytes"), "{{instance}}"),),
             "bytes",
         ),
         Panel(
             "Processor",
             "Cores that each process uses; one process can use one.",
-            (Query(f"rate(process_cpu_seconds_total{{{SCOPE}}}[$__rate_interval])", "{{instance}}"),),
+            (Query(q.cores(), "{{instance}}"),),
             "short",
             thresholds=((None, OK), (0.8, WARN), (0.95, BAD)),
         ),
@@ -171,7 +172,7 @@ PROCESS: Final = Row(
             "Share of the open files that each process may have. Each connection is one.",
             (
                 Query(
-                    f"process_open_fds{{{SCOPE}}} / process_max_fds{{{SCOPE}}}",
+                    f"({q.of_ours('process_open_fds')}) / process_max_fds{{{SCOPE}}}",
                     "{{instance}}",
                 ),
             ),
@@ -181,13 +182,13 @@ PROCESS: Final = Row(
         Panel(
             "Duration of a scrape",
             "How long /metrics takes. It is rendered off the event loop, so calls do not wait for it.",
-            (Query(f"scrape_duration_seconds{{{SCOPE}}}", "{{instance}}"),),
+            (Query(q.of_ours("scrape_duration_seconds"), "{{instance}}"),),
             "s",
         ),
         Panel(
             "Series",
             "Samples of a scrape. Labels come from closed sets, so this follows configuration and not traffic.",
-            (Query(f"scrape_samples_scraped{{{SCOPE}}}", "{{instance}}"),),
+            (Query(q.of_ours("scrape_samples_scraped"), "{{instance}}"),),
             "short",
         ),
         Panel(

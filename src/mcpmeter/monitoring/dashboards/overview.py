@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from mcpmeter.catalog import llm, mcp, money, service, upstream
-from mcpmeter.monitoring.dashboards.promql import SCOPE, PageQueries, share, yes
+from mcpmeter.monitoring.dashboards.promql import PageQueries, share, yes
 from mcpmeter.monitoring.dashboards.spec import (
     BAD,
     CALLER,
@@ -94,7 +94,7 @@ VERDICT: Final = verdict(
         ),
         Sentence(yes(f"{failing(OURSELVES)} > bool 0.01"), "We fail ourselves: see The meter itself", BAD),
         Sentence(
-            yes(f"up{{{SCOPE}}} == bool 0"),
+            yes(f"({q.of_ours('up')}) == bool 0"),
             "A replica does not answer its scrape: see The meter itself",
             BAD,
         ),
@@ -229,7 +229,7 @@ SATURATION: Final = Row(
         Panel(
             "Answering",
             "Whether Prometheus reaches each replica.",
-            (Query(f"max by (job, instance) (up{{{SCOPE}}})", "{{job}} {{instance}}"),),
+            (Query(q.of_ours("up"), "{{job}} {{instance}}"),),
             "bool_on_off",
             kind="stat",
             thresholds=((None, BAD), (1, OK)),
@@ -237,7 +237,7 @@ SATURATION: Final = Row(
         Panel(
             "Processor",
             "Share of one core that each replica uses. One process uses one core: near 1 it is full, add a replica.",
-            (Query(f"rate(process_cpu_seconds_total{{{SCOPE}}}[$__rate_interval])", "{{instance}}"),),
+            (Query(q.cores(), "{{instance}}"),),
             "percentunit",
             thresholds=((None, OK), (0.8, WARN), (0.95, BAD)),
         ),

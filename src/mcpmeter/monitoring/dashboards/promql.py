@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from mcpmeter.catalog import Metric
+from mcpmeter.catalog import Metric, service
 from mcpmeter.catalog.labels import MODEL, PROVIDER, PROVIDER_NAME, REQUEST_MODEL, SERVER, TEAM
 
 SCOPE: Final = 'job=~"$job", instance=~"$instance", region=~"$region"'
@@ -66,6 +66,19 @@ class PageQueries:
     def quantile_of_range(self, share: float, row: Metric, *by: str, where: str = "") -> str:
         """The same over all that the reader looks at."""
         return f"histogram_quantile({share}, {self.grown(row, 'le', *by, where=where, suffix='_bucket')})"
+
+    def of_ours(self, name: str) -> str:
+        """A series that Prometheus or the process adds to a target, of targets that were metered in the last day.
+
+        Under All the job may be any: without this, strangers' targets would count as ours.
+        """
+        metered = f"max_over_time({self.series(service.BUILD_INFO)}[1d])"
+        return f"{name}{{{SCOPE}}} and on (job, instance) {metered}"
+
+    def cores(self) -> str:
+        """Cores that each of our processes uses."""
+        used = f"rate(process_cpu_seconds_total{{{SCOPE}}}[$__rate_interval])"
+        return f"{used} and on (job, instance) {self.series(service.BUILD_INFO)}"
 
     def greatest(self, row: Metric, *by: str, where: str = "") -> str:
         """A gauge that every replica shows the same."""

@@ -20,6 +20,22 @@ OURS: Final = "#b8477a"
 CALLER: Final = "#6b7280"
 """Whose fault it is: one colour each, the same on every dashboard."""
 
+HEADINGS: Final = {
+    "gen_ai_tool_name": "Tool",
+    "server": "Server",
+    "team": "Team",
+    "budget": "Budget",
+    "model": "Model",
+    "provider": "Provider",
+    "credential": "Credential",
+    "resource": "Resource",
+    "job": "Job",
+    "instance": "Instance",
+    "version": "Version",
+    "python_version": "Python",
+}
+"""Of a table's columns that are labels."""
+
 COLUMNS: Final = 24
 """Width of Grafana's grid."""
 
@@ -47,8 +63,9 @@ class Panel:
     colours: Mapping[str, str] | None = None
     stacked: bool = False
     decimals: int | None = None
+    least: float = 0
     greatest: float | None = None
-    """The end of the scale."""
+    """Both ends of the scale, if the data does not reach further."""
     units: Mapping[str, str] | None = None
     """Of a table: units of single columns, by heading."""
     logarithmic: bool = False

@@ -30,10 +30,10 @@ SOON: Final = f"{q.least(quota.EXHAUSTION, *PLACE)}"
 OUTCOMES: Final = {
     "ok": ('outcome="ok"', SERVED),
     "the caller's": ('outcome="caller_error"', CALLER),
-    "limited": ('outcome="rate_limited"', WARN),
+    "limited": ('outcome="rate_limited"', "#8a57c2"),
     "key refused": ('outcome=~"refused|forbidden"', OURS),
     "failed": (FAILED, UPSTREAM),
-    "given up by us": ('outcome="abandoned"', "#8a57c2"),
+    "given up by us": ('outcome="abandoned"', "#36c5b8"),
 }
 
 HEALTH: Final = Row(
@@ -154,6 +154,7 @@ QUOTA: Final = Row(
             "short",
             kind="table",
             width=24,
+            height=6,
             units={"Resets in": "s"},
         ),
     ),

@@ -1,0 +1,35 @@
+"""What compose and Kubernetes have in common: how the service runs in a container."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from mcpmeter.monitoring.options import MonitoringOptions
+from mcpmeter.monitoring.render._yaml import to_yaml
+
+NAME: Final = "mcpmeter"
+PORT: Final = 8000
+USER: Final = 10001
+CONFIG: Final = "/etc/mcpmeter/mcpmeter.yaml"
+LEDGER_FOLDER: Final = "/var/lib/mcpmeter"
+HEALTHY: Final = "/-/healthy"
+READY: Final = "/-/ready"
+DRAIN_SECONDS: Final = 30
+SECONDS_TO_STOP: Final = DRAIN_SECONDS + 15
+"""What a stop may take: streams drain, then the ledger is closed."""
+
+NOTE: Final = """\
+The service in a container. Providers are those whose key is in the environment (OPENAI_API_KEY, ANTHROPIC_API_KEY …);
+MCPMETER_KEY is the first caller's own key: openssl rand -hex 32 makes a good one. docs/deploy.md says more."""
+
+
+def service_config(options: MonitoringOptions) -> str:
+    """`mcpmeter.yaml` for the container. Secrets are names of environment variables."""
+    document: dict[str, Any] = {
+        "server": {"host": "0.0.0.0", "port": PORT, "drain_seconds": DRAIN_SECONDS},  # noqa: S104 (asks for keys)
+        "ledger": {"path": f"{LEDGER_FOLDER}/ledger.db"},
+        "keys": [{"name": "first", "team": "default", "secret": "${MCPMETER_KEY}"}],
+    }
+    if options.bearer_token_file:
+        document["metrics"] = {"bearer_token": "${METRICS_TOKEN}"}
+    return to_yaml(document, NOTE)

