@@ -277,7 +277,7 @@ def _running_postgres(*, safe: bool) -> Iterator[PostgresServer]:
             yield server
         finally:
             if server.process.poll() is None:
-                server.stop()
+                server.stop(signal.SIGQUIT)  # what it has not written yet goes with its folder
 
 
 @pytest.fixture(scope="session")

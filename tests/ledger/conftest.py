@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import apsw
+import psycopg
 import pytest
 
 from mcpmeter.ledger.location import Location, location_of
+from mcpmeter.ledger.postgres import PostgresStore
 from mcpmeter.ledger.sqlite import SqliteStore
+from mcpmeter.ledger.store import Store
 from mcpmeter.records import Call, Charge, LlmTarget, Settlement, Usage
 
 STARTED_AT_NS = 1_793_534_400_000_000_000  # 2026-11-01T12:00:00Z
@@ -81,6 +86,50 @@ def new_ledger(engine: str, request: pytest.FixtureRequest, tmp_path_factory: py
 def ledger(new_ledger: NewLedger) -> Location:
     """A place for a ledger of this engine."""
     return new_ledger()
+
+
+MakeStore = Callable[..., Store]
+
+
+@pytest.fixture(scope="session")
+def make_store() -> MakeStore:
+    """The store for a ledger, by the engine that its place names; not started."""
+
+    def make(place: Location, **options: Any) -> Store:
+        return SqliteStore(place, **options) if isinstance(place, Path) else PostgresStore(place, **options)
+
+    return make
+
+
+@pytest.fixture
+async def engine_store(make_store: MakeStore, ledger: Location) -> AsyncIterator[Store]:
+    """A started store of each engine on `ledger`."""
+    store = make_store(ledger)
+    await store.start()
+    yield store
+    await store.close()
+
+
+@pytest.fixture
+def held() -> Callable[[Location], contextlib.AbstractContextManager[None]]:
+    """Another connection holds the ledger, so that a commit cannot end before the test lets it."""
+
+    @contextlib.contextmanager
+    def hold(place: Location) -> Iterator[None]:
+        if isinstance(place, Path):
+            other = apsw.Connection(str(place))
+            other.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+            finally:
+                other.execute("ROLLBACK")
+                other.close()
+        else:
+            with psycopg.connect(place.reveal()) as db:
+                db.execute("LOCK TABLE mcpmeter.calls IN EXCLUSIVE MODE")
+                yield
+
+    return hold
 
 
 @pytest.fixture

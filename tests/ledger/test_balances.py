@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mcpmeter.ledger.sqlite import SqliteStore
-from mcpmeter.ledger.store import ClaimRefused, RowRefused, SettlementConflict
+from mcpmeter.ledger.reading import open_writer
+from mcpmeter.ledger.store import ClaimRefused, RowRefused, SettlementConflict, Store
 from mcpmeter.records import Balance, Charge, Claim, Scope, TopUp, Usage
 
 MONTH = (1_793_491_200_000_000_000, 1_796_083_200_000_000_000)  # November 2026, UTC
@@ -21,7 +21,12 @@ def claim(amount: int, limit: int = 100, balance: str = "team=research|month", *
     return Claim(**{**values, "scope": Scope(team="research"), **changes})  # type: ignore[arg-type]
 
 
-async def balance_of(store: SqliteStore, of: Claim) -> Balance:
+@pytest.fixture
+def store(engine_store) -> Store:
+    return engine_store
+
+
+async def balance_of(store: Store, of: Claim) -> Balance:
     (balance,) = await store.balances([of])
     return balance
 
@@ -140,8 +145,10 @@ async def test_topping_up_lets_calls_in_again(store, make_call):
     assert (balance.credit, balance.reserved) == (10, 60)
 
 
-async def test_balances_outlive_the_service_and_recovery_gives_back_what_was_reserved(path, make_call, make_settlement):
-    first = SqliteStore(path)
+async def test_balances_outlive_the_service_and_recovery_gives_back_what_was_reserved(
+    make_store, ledger, make_call, make_settlement
+):
+    first = make_store(ledger)
     await first.start()
     lost, kept = (make_call(claims=(claim(40),), reserved_nanousd=40) for _ in range(2))
     await first.open(lost)
@@ -149,7 +156,7 @@ async def test_balances_outlive_the_service_and_recovery_gives_back_what_was_res
     await first.settle(make_settlement(kept, nanousd=7))
     await first.close()
 
-    second = SqliteStore(path)
+    second = make_store(ledger)
     await second.start()
     assert (await balance_of(second, claim(0))).reserved == 40
     (row,) = await second.left_open()
@@ -168,17 +175,25 @@ async def test_burn_is_what_the_scope_spent_in_the_time_asked_for(store, make_ca
     assert await store.burn_nanousd(claim(0), MONTH[0] + 5, MONTH[0] + 20) == 5
 
 
+@pytest.fixture(scope="module")
+def emptied(new_ledger):
+    """One ledger for all examples of a property, which empty it."""
+    return new_ledger()
+
+
 @settings(deadline=None, max_examples=40)
 @given(
     calls=st.lists(
         st.tuples(st.integers(0, 60), st.integers(0, 60), st.booleans(), st.sampled_from(["a", "b", "ab"])), max_size=25
     )
 )
-def test_a_balance_is_always_the_sum_of_its_calls(calls, make_call, make_settlement, tmp_path_factory):
-    path = tmp_path_factory.mktemp("sums") / "ledger.db"
+def test_a_balance_is_always_the_sum_of_its_calls(calls, make_store, emptied, make_call, make_settlement):
+    with open_writer(emptied) as writer:
+        for table in ("calls", "balances"):
+            writer.execute(f"DELETE FROM {table}")
 
     async def run() -> None:
-        store = SqliteStore(path)
+        store = make_store(emptied)
         await store.start()
         try:
             spent, reserved = {"a": 0, "b": 0}, {"a": 0, "b": 0}

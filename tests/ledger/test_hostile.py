@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from mcpmeter.errors import ServiceFault
 from mcpmeter.ledger.reports import find_call, totals
-from mcpmeter.ledger.sqlite import SqliteStore
 from mcpmeter.records import Call, Charge, LlmTarget, Settlement, Usage
 
 NUMBERS = st.one_of(
@@ -54,16 +53,16 @@ SETTLED = {
 
 
 @pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]:
-    path = tmp_path_factory.mktemp("hostile") / "ledger.db"
+def service(new_ledger, make_store) -> Iterator[SimpleNamespace]:
+    path = new_ledger()
     with asyncio.Runner() as runner:
-        store = SqliteStore(path)
+        store = make_store(path)
         runner.run(store.start())
         yield SimpleNamespace(run=runner.run, store=store, path=path)
         runner.run(store.close())
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=100)
 @given(hostile=st.lists(st.tuples(CALLS, st.fixed_dictionaries(SETTLED)), min_size=1, max_size=6))
 def test_every_future_ends_and_good_rows_are_kept_beside_hostile_ones(service, make_call, make_settlement, hostile):
     good = make_call()
@@ -85,7 +84,7 @@ def test_every_future_ends_and_good_rows_are_kept_beside_hostile_ones(service, m
     assert service.store.healthy
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 @given(changed=st.fixed_dictionaries({}, optional=SETTLED))
 def test_a_settlement_that_was_kept_can_be_replayed_and_one_that_was_refused_leaves_the_row_open(
     service, make_call, make_settlement, changed
