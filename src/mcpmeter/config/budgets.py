@@ -38,7 +38,7 @@ def _instant(text: str) -> str:
 def _exact(amount: Decimal) -> Decimal:
     if amount > nanousd_to_usd(MAX_NANOUSD):
         raise must("must be at most 9 billion")
-    if amount.scaleb(9) % 1:
+    if amount != amount.quantize(nanousd_to_usd(1)):
         raise must("must have at most nine decimals: money is kept in whole nano-dollars")
     return amount
 

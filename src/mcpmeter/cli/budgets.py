@@ -1,0 +1,292 @@
+"""`mcpmeter budgets`: how they stand, and topping up prepaid ones, while a service runs on the same ledger or not."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import sys
+import time
+from decimal import Decimal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from mcpmeter.cli._ledger import ledger_option
+from mcpmeter.errors import SetupError
+
+if TYPE_CHECKING:
+    from mcpmeter.access.budgets import Budget
+    from mcpmeter.access.shown_budgets import ShownBudget
+    from mcpmeter.config import Settings
+    from mcpmeter.ledger.budgets import Standing
+    from mcpmeter.ledger.location import Location
+
+_AMOUNT: Final = re.compile(r"-?[0-9]{1,9}(\.[0-9]{1,9})?", re.ASCII)
+
+config_option = click.option(
+    "--config",
+    "config_path",
+    type=click.Path(path_type=Path),
+    help="The file; else $MCPMETER_CONFIG or ./mcpmeter.yaml.",
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object; amounts are strings.")
+
+
+class Dollars(click.ParamType[int]):
+    """An amount in US dollars, exact to the nano-dollar; negative to take back. As nano-dollars."""
+
+    name = "amount"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Called by click with what was typed."""
+        if not _AMOUNT.fullmatch(str(value)) or not (nanousd := int(Decimal(str(value)).scaleb(9))):
+            self.fail(f"{value!a} is no amount. Write for example 50 or 12.50, at most nine decimals.", param, ctx)
+        return nanousd
+
+
+@click.group(name="budgets")
+def command() -> None:
+    """Show how the configured budgets stand, and top up prepaid ones.
+
+    Needs the configuration and the environment that the service has, and its ledger.
+
+    \b
+    Example:
+      mcpmeter budgets list
+      mcpmeter budgets show search-monthly
+      mcpmeter budgets top-up support-credit --usd 50 --note 'invoice 7'
+    """
+
+
+@command.command("list")
+@config_option
+@ledger_option
+@json_option
+def list_(config_path: Path | None, ledger: Location | None, as_json: bool) -> None:
+    """List all budgets: spent, set aside, left, when they reset and when they will be exhausted.
+
+    \b
+    Example:
+      mcpmeter budgets list
+      mcpmeter budgets list --json | jq -r '.budgets[] | select(.exhausted_at != null) | .name'
+    """
+    import msgspec
+
+    from mcpmeter.access.periods import Period
+    from mcpmeter.access.shown_budgets import BudgetReport
+
+    settings = _settings(config_path)
+    now_ns = time.time_ns()
+    found = [budget for budget, _ in _look(settings, ledger, now_ns)]
+    if as_json:
+        report = BudgetReport(at=Period("day").local_time(now_ns), budgets=found)
+        click.echo(json.dumps(msgspec.to_builtins(report), indent=2))
+    elif found:
+        _print_list(found)
+    else:
+        click.echo(f"No budget is configured in {settings.source}. See docs/budgets.md.", err=True)
+
+
+@command.command()
+@click.argument("name")
+@config_option
+@ledger_option
+@json_option
+def show(name: str, config_path: Path | None, ledger: Location | None, as_json: bool) -> None:
+    """Show one budget with its earlier periods and its top-ups.
+
+    \b
+    Example:
+      mcpmeter budgets show support-credit
+    """
+    import msgspec
+
+    settings = _settings(config_path)
+    _find(settings, name)
+    found, standing = next(pair for pair in _look(settings, ledger, time.time_ns()) if pair[0].name == name)
+    told = {
+        "budget": msgspec.to_builtins(found),
+        "periods": [_period(found, balance) for balance in standing.periods],
+        "top_ups": [_top_up(found, top_up) for top_up in standing.top_ups],
+    }
+    if as_json:
+        click.echo(json.dumps(told, indent=2))
+    else:
+        _print_one(told)
+
+
+@command.command("top-up")
+@click.argument("name")
+@click.option("--usd", "nanousd", type=Dollars(), required=True, help="How much; negative takes back.")
+@click.option("--note", default="", help="What it is for, such as an invoice's number.")
+@config_option
+@ledger_option
+@json_option
+def top_up(
+    *, name: str, nanousd: int, note: str, config_path: Path | None, ledger: Location | None, as_json: bool
+) -> None:
+    """Add to the credit of a prepaid budget (`period: once`). Each top-up is a record of the ledger.
+
+    \b
+    Example:
+      mcpmeter budgets top-up support-credit --usd 50 --note 'invoice 7'
+    """
+    from mcpmeter.ledger.budgets import add_top_up
+    from mcpmeter.money import format_usd, nanousd_to_usd, plain_usd
+    from mcpmeter.records import TopUp
+
+    settings = _settings(config_path)
+    budget = _find(settings, name)
+    if budget.period.kind != "once":
+        raise SetupError(
+            f"The budget '{name}' starts anew each {budget.period.kind}; only a prepaid one is topped up.",
+            hint=f"Raise 'limit_usd' of '{name}' under 'budgets' instead, and reload the service.",
+        )
+    if len(note) > 500 or not note.isprintable():
+        raise click.UsageError("--note takes one line of at most 500 printable characters.")
+    record = TopUp(
+        id=f"top_{secrets.token_hex(6)}",
+        balance=budget.balance,
+        amount_nanousd=nanousd,
+        at_ns=time.time_ns(),
+        note=note,
+    )
+    credit = add_top_up(_ledger(settings, ledger), record)
+    if as_json:
+        amounts = {"amount_usd": plain_usd(nanousd_to_usd(nanousd)), "credit_usd": plain_usd(nanousd_to_usd(credit))}
+        click.echo(json.dumps({"id": record.id, "budget": name, **amounts, "note": note}))
+    else:
+        click.echo(f"{record.id}: {format_usd(nanousd)} to '{name}'; topped up by {format_usd(credit)} in all.")
+
+
+def _settings(config_path: Path | None) -> Settings:
+    from mcpmeter.config import find_file, load
+
+    return load(find_file(config_path, os.environ), os.environ)
+
+
+def _ledger(settings: Settings, option: Location | None) -> Location:
+    from mcpmeter.ledger.location import default_location, location_of
+
+    if option is not None:
+        return option
+    return location_of(settings.ledger.path) if settings.ledger.path is not None else default_location()
+
+
+def _find(settings: Settings, name: str) -> Budget:
+    from mcpmeter.config import budgets_of
+    from mcpmeter.config.faults import nearest
+
+    budgets = {budget.name: budget for budget in budgets_of(settings)}
+    if name not in budgets:
+        advice = nearest(name, budgets) if budgets else "; none is"
+        raise SetupError(f"No budget '{name[:64]!s}' is configured in {settings.source}{advice}.")
+    return budgets[name]
+
+
+def _look(settings: Settings, option: Location | None, now_ns: int) -> list[tuple[ShownBudget, Standing]]:
+    """How every budget stands, by the ledger itself."""
+    from mcpmeter.access.forecast import burn_since_ns, status_of
+    from mcpmeter.access.shown_budgets import shown_budget
+    from mcpmeter.config import budgets_of
+    from mcpmeter.ledger.budgets import read_standings
+
+    current = budgets_of(settings).current(now_ns)
+    if not current:
+        return []
+    asked = [(claim, burn_since_ns(claim.period_start_ns, now_ns)) for _, claim in current]
+    standings = read_standings(_ledger(settings, option), asked, now_ns)
+    statuses = [
+        status_of(budget, standing.balance, standing.burned_nanousd, now_ns)
+        for (budget, _), standing in zip(current, standings, strict=True)
+    ]
+    return [(shown_budget(status), standing) for status, standing in zip(statuses, standings, strict=True)]
+
+
+def _period(budget: ShownBudget, balance: Any) -> dict[str, str | None]:
+    from mcpmeter.access.periods import Period
+    from mcpmeter.money import nanousd_to_usd, plain_usd
+
+    zone, end_ns = Period("day", budget.time_zone), balance.period_end_ns
+    return {
+        "start": zone.local_time(balance.period_start_ns).isoformat(),
+        "end": zone.local_time(end_ns).isoformat() if end_ns else None,
+        "spent_usd": plain_usd(nanousd_to_usd(balance.spent)),
+    }
+
+
+def _top_up(budget: ShownBudget, top_up: Any) -> dict[str, str]:
+    from mcpmeter.access.periods import Period
+    from mcpmeter.money import nanousd_to_usd, plain_usd
+
+    return {
+        "id": top_up.id,
+        "at": Period("day", budget.time_zone).local_time(top_up.at_ns).isoformat(),
+        "amount_usd": plain_usd(nanousd_to_usd(top_up.amount_nanousd)),
+        "note": top_up.note,
+    }
+
+
+def _print_list(budgets: list[ShownBudget]) -> None:
+    rows = [
+        {
+            "budget": budget.name,
+            "for": _scope(budget),
+            "spent": budget.spent_usd,
+            "set aside": budget.reserved_usd,
+            "left": budget.left_usd,
+            "of": _whole(budget),
+            "beyond": "refused" if budget.hard else "told",
+            "resets": str(budget.resets_at or "never"),
+            "exhausted": _exhausted(budget),
+        }
+        for budget in budgets
+    ]
+    _print_table(rows, {"spent", "set aside", "left", "of"})
+
+
+def _scope(budget: ShownBudget) -> str:
+    parts = {"team": budget.team, "project": budget.project, "key": budget.key_id, "model": budget.model}
+    return " ".join(f"{part}={value}" for part, value in parts.items() if value) or "all calls"
+
+
+def _whole(budget: ShownBudget) -> str:
+    return f"{budget.limit_usd} + {budget.credit_usd}" if Decimal(budget.credit_usd) else budget.limit_usd
+
+
+def _exhausted(budget: ShownBudget) -> str:
+    """By when, if that is before it resets: nobody has to worry about what comes after."""
+    at, resets_at = budget.exhausted_at, budget.resets_at
+    if at is None:
+        return "nothing burns"
+    if resets_at is not None and at >= resets_at:
+        return "not before it resets"
+    return "now" if Decimal(budget.left_usd) <= 0 else f"{at:%Y-%m-%d %H:%M}"
+
+
+def _print_one(told: dict[str, Any]) -> None:
+    budget = told["budget"]
+    width = max(map(len, budget))
+    for name, value in budget.items():
+        click.echo(f"{name:<{width}}  {'-' if value in ('', None) else value}")
+    for title, rows in (("Periods", told["periods"]), ("Top-ups", told["top_ups"])):
+        if rows:
+            click.echo(f"\n{title}")
+            _print_table(rows, {"spent_usd", "amount_usd"})
+
+
+def _print_table(rows: list[dict[str, Any]], amounts: set[str]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False)
+    for column in rows[0]:
+        table.add_column(column, overflow="fold", justify="right" if column in amounts else "left")
+    for row in rows:
+        table.add_row(*(Text(str(value or "-")) for value in row.values()))
+    # A pipe has no width: a wide one keeps each budget on one line.
+    Console(width=None if sys.stdout.isatty() else 240).print(table)
