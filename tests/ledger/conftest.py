@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import itertools
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -16,9 +17,17 @@ from mcpmeter.ledger.location import Location, location_of
 from mcpmeter.ledger.postgres import PostgresStore
 from mcpmeter.ledger.sqlite import SqliteStore
 from mcpmeter.ledger.store import Store
-from mcpmeter.records import Call, Charge, LlmTarget, Settlement, Usage
+from mcpmeter.records import Call, Charge, Claim, LlmTarget, Scope, Settlement, Usage
 
 STARTED_AT_NS = 1_793_534_400_000_000_000  # 2026-11-01T12:00:00Z
+BUDGET = Claim(
+    balance="team=research|month",
+    period_start_ns=1_793_491_200_000_000_000,
+    period_end_ns=1_796_083_200_000_000_000,
+    amount=5_000,
+    limit=10**15,
+    scope=Scope(team="research"),
+)
 
 
 @pytest.fixture(scope="session")
@@ -143,3 +152,25 @@ async def store(path: Path) -> AsyncIterator[SqliteStore]:
     await store.start()
     yield store
     await store.close()
+
+
+Fill = Callable[..., list[Call]]
+
+
+@pytest.fixture
+def fill(path: Path, make_call: Callable[..., Call], make_settlement: Callable[..., Settlement]) -> Fill:
+    """Write settled calls into the ledger at `path`, a minute apart, under a budget of their team; some left open."""
+
+    async def write(count: int, left_open: int, values: dict[str, Any]) -> list[Call]:
+        store = SqliteStore(path)
+        await store.start()
+        calls = [
+            make_call(**{"started_at_ns": STARTED_AT_NS + place * 60 * 10**9, "claims": (BUDGET,), **values})
+            for place in range(count + left_open)
+        ]
+        await asyncio.gather(*(store.open(call) for call in calls))
+        await asyncio.gather(*(store.settle(make_settlement(call)) for call in calls[:count]))
+        await store.close()
+        return calls
+
+    return lambda count, left_open=0, **values: asyncio.run(write(count, left_open, values))

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from mcpmeter.errors import LedgerNotUsable
 from mcpmeter.ledger import reports
-from mcpmeter.ledger.reading import open_reader, open_writer
+from mcpmeter.ledger.reading import open_writer
 from mcpmeter.ledger.reports import GROUPINGS, Total, find_call, totals
 from mcpmeter.ledger.rows import OPEN_ROWS_SQL, ROW_COLUMNS
 from mcpmeter.ledger.sqlite import SqliteStore
@@ -33,18 +33,19 @@ SETTLED_ROWS = st.fixed_dictionaries(
         "prompt_tokens": COUNTS,
         "completion_tokens": COUNTS,
         "cached_read_tokens": COUNTS,
-        "cost_nanousd": COUNTS,
-        "cost_source": st.sampled_from(["reported", "listed"]),
         "reported_cost_nanousd": st.none() | COUNTS,
     }
 )
+CHARGES = st.fixed_dictionaries({"cost_nanousd": COUNTS, "cost_source": st.sampled_from(["reported", "listed"])})
+UNPRICED = st.fixed_dictionaries({"fallback_cost_nanousd": COUNTS, "cost_source": st.just("unpriced")})
 OPEN_ROWS = st.just({"state": "open", "ended_at_ns": None, "outcome": ""})
 ROWS = st.tuples(
-    SETTLED_ROWS | OPEN_ROWS,
+    st.builds(lambda row, charge: row | charge, SETTLED_ROWS, CHARGES | UNPRICED) | OPEN_ROWS,
     st.fixed_dictionaries(
         {
             "started_at_ns": st.integers(0, 4 * DAY_NS),
             "team": st.sampled_from(["research", "search", ""]),
+            "project": st.sampled_from(["ranking", ""]),
             "model": st.sampled_from(["gpt-4.1", "deepseek-v3.2", "É", ""]),
             "provider": st.sampled_from(["holysheep", ""]),
             "key_id": st.sampled_from(["key_1", "key_2"]),
@@ -79,6 +80,9 @@ def summed(rows: list[LedgerRow]) -> dict[str, int]:
         "unpriced_calls": sum(row.cost_source == "unpriced" for row in settled),
         "reported_cost_nanousd": sum(reported),
         "reported_cost_calls": len(reported),
+        "listed_cost_nanousd": sum(row.cost_nanousd for row in settled if row.cost_source == "listed"),
+        "fallback_calls": sum(row.fallback_cost_nanousd > 0 for row in settled),
+        "fallback_cost_nanousd": sum(row.fallback_cost_nanousd for row in settled),
         **{f"{source}_calls": sources[source] for source in ("reported", "estimated", "partial", "missing")},
     }
 
@@ -174,13 +178,14 @@ def test_a_missing_ledger_is_named_with_what_to_do(path):
         totals(path, by=["team"])
 
 
-async def test_a_period_and_open_rows_are_found_by_index_and_not_by_reading_all_rows(store, path):
+async def test_a_period_and_open_rows_are_found_by_index_and_not_by_reading_all_rows(store):
     def plan(db, sql: str, values: tuple[object, ...]) -> list[str]:
         return [row[3] for row in db.execute(f"EXPLAIN QUERY PLAN {sql}", values)]
 
-    with open_reader(path) as reader:
-        sql = reports._totals_sql(["team"], reader)
-    period = await store._run(lambda db: plan(db, sql, (1, None)))
-    assert "SEARCH calls USING INDEX calls_by_start (started_at_ns>?)" in period
+    selection = reports.Selection(by=("team",), since_ns=1)
+    sql, values = reports._statement(selection, reports.stretches(UTC, 1, 2**63 - 1))
+    period = await store._run(lambda db: plan(db, sql, values))
+    assert "SEARCH calls USING INDEX calls_by_start (started_at_ns>? AND started_at_ns<?)" in period
+    assert "SEARCH pruned_calls USING INDEX pruned_calls_by_start (started_at_ns>? AND started_at_ns<?)" in period
     left = await store._run(lambda db: plan(db, OPEN_ROWS_SQL, ()))
     assert left == ["SCAN calls USING INDEX calls_open"]

@@ -4,13 +4,14 @@ with its row, and what it spent with its settlement, so that the two cannot disa
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, cast
 
 import apsw
 import msgspec
 
-from mcpmeter.ledger.claims import amount_taken, read_claims, write_claims
+from mcpmeter.ledger.claims import amount_taken, read_claims, taken_by_row, write_claims
 from mcpmeter.ledger.store import ClaimRefused
 from mcpmeter.records import Balance, Call, Claim, Settlement, TopUp, Unit
 
@@ -26,8 +27,8 @@ _SETTLE_SQL: Final = (
     "UPDATE balances SET reserved = max(reserved - ?3, 0), spent = min(spent + ?4, 9223372036854775807)"
     " WHERE balance = ?1 AND period_start_ns = ?2"
 )
-_SELECT_SQL: Final = f"SELECT {', '.join(BALANCE_COLUMNS)} FROM balances"  # noqa: S608 (constants only)
-_ONE_SQL: Final = f"{_SELECT_SQL} WHERE balance = ? AND period_start_ns = ?"
+SELECT_BALANCES_SQL: Final = f"SELECT {', '.join(BALANCE_COLUMNS)} FROM balances"  # noqa: S608 (constants only)
+_ONE_SQL: Final = f"{SELECT_BALANCES_SQL} WHERE balance = ? AND period_start_ns = ?"
 _INSERT_SQL: Final = (
     f"INSERT INTO balances ({', '.join(BALANCE_COLUMNS)})"  # noqa: S608 (constants only)
     f" VALUES ({', '.join('?' * len(BALANCE_COLUMNS))})"
@@ -41,6 +42,8 @@ _AMOUNT: Final[dict[Unit, str]] = {
     "requests": "1",
     "tokens": "prompt_tokens + completion_tokens",
 }
+_CLAIMING_SQL: Final = f"SELECT state, claims, {_AMOUNT['nanousd']}, {_AMOUNT['tokens']} FROM calls WHERE claims <> ''"  # noqa: S608
+_PRUNED_AMOUNT: Final = _AMOUNT | {"requests": "calls"}
 _RESERVED: Final[dict[Unit, str]] = {
     "nanousd": "reserved_nanousd",
     "requests": "1",
@@ -103,7 +106,7 @@ def _ensure_one(db: apsw.Connection, claim: Claim) -> Balance:
 
 def _read_one(db: apsw.Connection, claim: Claim) -> Balance | None:
     row = db.execute(_ONE_SQL, (claim.balance, claim.period_start_ns)).fetchone()
-    return None if row is None else _balance(row)
+    return None if row is None else balance_of(row)
 
 
 def _carried(db: apsw.Connection, claim: Claim) -> int:
@@ -112,12 +115,18 @@ def _carried(db: apsw.Connection, claim: Claim) -> int:
 
 
 def _sum(db: apsw.Connection, unit: Unit, scope: tuple[Any, ...]) -> int:
-    amount = _AMOUNT[unit]
+    halves = [_halves(amount) for amount in (_AMOUNT[unit], _PRUNED_AMOUNT[unit])]
+    sql = (
+        f"SELECT {halves[0]} FROM calls WHERE state = 'settled' AND {_IN_SCOPE}"  # noqa: S608 (constants only)
+        f" UNION ALL SELECT {halves[1]} FROM pruned_calls WHERE {_IN_SCOPE}"
+    )
+    rows = cast("Iterable[tuple[int, int]]", db.execute(sql, scope))
+    return min(sum((high << 32) + low for high, low in rows), MOST)
+
+
+def _halves(amount: str) -> str:
     # Two halves, because a sum beyond 64 bits is an error in SQLite.
-    halves = f"coalesce(sum(({amount}) >> 32), 0), coalesce(sum(({amount}) & 4294967295), 0)"
-    sql = f"SELECT {halves} FROM calls WHERE state = 'settled' AND {_IN_SCOPE}"  # noqa: S608 (constants only)
-    ((high, low),) = db.execute(sql, scope)
-    return min((int(high) << 32) + int(low), MOST)
+    return f"coalesce(sum(({amount}) >> 32), 0), coalesce(sum(({amount}) & 4294967295), 0)"
 
 
 def _claim_for_open_calls(db: apsw.Connection, claim: Claim) -> int:
@@ -149,10 +158,30 @@ def burn_nanousd(db: apsw.Connection, claim: Claim, since_ns: int, until_ns: int
 def read_balances(db: apsw.Connection, since_ns: int = 0) -> list[Balance]:
     """All balances whose period has not ended before an instant, by id and period."""
     rows = db.execute(
-        f"{_SELECT_SQL} WHERE period_end_ns = 0 OR period_end_ns > ? ORDER BY balance, period_start_ns",
+        f"{SELECT_BALANCES_SQL} WHERE period_end_ns = 0 OR period_end_ns > ? ORDER BY balance, period_start_ns",
         (since_ns,),
     )
-    return [_balance(row) for row in rows]
+    return [balance_of(row) for row in rows]
+
+
+def claimed_by_calls(
+    rows: Callable[[str], Iterable[Sequence[Any]]],
+) -> tuple[Counter[tuple[str, int]], Counter[tuple[str, int]]]:
+    """What the calls in the ledger, and those that were pruned, say of each balance and period: spent, reserved.
+
+    `rows` answers a SELECT of either engine.
+    """
+    spent: Counter[tuple[str, int]] = Counter()
+    reserved: Counter[tuple[str, int]] = Counter()
+    for state, kept, nanousd, tokens in rows(_CLAIMING_SQL):
+        for balance, start_ns, unit, amount in read_claims(kept):
+            if state == "open":
+                reserved[balance, start_ns] += amount
+            else:
+                spent[balance, start_ns] += taken_by_row(unit, nanousd, tokens)
+    for balance, start_ns, amount in rows("SELECT balance, period_start_ns, spent FROM pruned_claims"):
+        spent[balance, start_ns] += amount
+    return spent, reserved
 
 
 def forget_minutes(db: apsw.Connection, before_ns: int) -> None:
@@ -187,5 +216,5 @@ def _credit(db: apsw.Connection, balance: str) -> int:
     return int(row[0]) if row else 0
 
 
-def _balance(row: Sequence[Any]) -> Balance:
+def balance_of(row: Sequence[Any]) -> Balance:
     return msgspec.convert(dict(zip(BALANCE_COLUMNS, row, strict=True)), Balance)

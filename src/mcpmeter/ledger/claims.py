@@ -33,12 +33,14 @@ def read_claims(kept: str) -> list[KeptClaim]:
 
 def amount_taken(unit: Unit, settlement: Settlement) -> int:
     """What a settled call took of a limit that counts in `unit`."""
-    match unit:
-        case "requests":
-            return 1
-        case "tokens":
-            usage = settlement.usage
-            return usage.prompt_tokens + usage.completion_tokens if usage else 0
-        case _:
-            charge = settlement.charge
-            return charge.nanousd + charge.fallback_nanousd if charge else 0
+    usage, charge = settlement.usage, settlement.charge
+    return taken_by_row(
+        unit,
+        charge.nanousd + charge.fallback_nanousd if charge else 0,
+        usage.prompt_tokens + usage.completion_tokens if usage else 0,
+    )
+
+
+def taken_by_row(unit: Unit, nanousd: int, tokens: int) -> int:
+    """The same from the sums of a settled row: its cost and fallback cost, its tokens."""
+    return 1 if unit == "requests" else tokens if unit == "tokens" else nanousd

@@ -100,6 +100,22 @@ class FileLock:
             self._fd = None
 
 
+def lock_holder(path: Path) -> tuple[str, int]:
+    """The process that has taken the ledger and since when (Unix nanoseconds); empty and 0 if none has."""
+    try:
+        fd = os.open(path.with_name(path.name + ".lock"), os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return "", 0
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        holder = os.pread(fd, 32, 0).decode("ascii", "replace").strip() or "unknown"
+        return holder, os.fstat(fd).st_mtime_ns
+    finally:
+        os.close(fd)
+    return "", 0
+
+
 def _prepare(db: apsw.Connection, path: Path) -> None:
     mode = db.pragma("journal_mode", "wal")
     if mode != "wal":
@@ -200,8 +216,7 @@ def _not_writable(path: Path, error: OSError) -> LedgerNotUsable:
 def _damaged(path: Path) -> LedgerNotUsable:
     return LedgerNotUsable(
         f"The ledger {path} is damaged.",
-        hint=f"Run: mv {path} {path}.damaged && sqlite3 {path}.damaged .recover | sqlite3 {path}, "
-        "or restore it from a backup.",
+        hint=f"Run: mcpmeter ledger recover {path} {path}.new (keeps all intact rows), or restore it from a backup.",
     )
 
 

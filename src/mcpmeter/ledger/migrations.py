@@ -139,6 +139,42 @@ MIGRATIONS: Final = (
         ALTER TABLE keys ADD COLUMN previous_until_ns INTEGER CHECK (previous_until_ns >= 0);
         """,
     ),
+    Migration(
+        "0004_pruned_calls",
+        """
+        CREATE TABLE pruned_calls (
+          started_at_ns INTEGER NOT NULL CHECK (started_at_ns >= 0),
+          team TEXT NOT NULL,
+          project TEXT NOT NULL,
+          key_id TEXT NOT NULL,
+          provider TEXT NOT NULL,
+          model TEXT NOT NULL,
+          outcome TEXT NOT NULL CHECK (outcome <> ''),
+          token_source TEXT NOT NULL,
+          cost_source TEXT NOT NULL,
+          calls INTEGER NOT NULL CHECK (calls > 0),
+          prompt_tokens INTEGER NOT NULL CHECK (prompt_tokens >= 0),
+          completion_tokens INTEGER NOT NULL CHECK (completion_tokens >= 0),
+          cached_read_tokens INTEGER NOT NULL CHECK (cached_read_tokens >= 0),
+          cache_write_tokens INTEGER NOT NULL CHECK (cache_write_tokens >= 0),
+          reasoning_tokens INTEGER NOT NULL CHECK (reasoning_tokens >= 0),
+          audio_tokens INTEGER NOT NULL CHECK (audio_tokens >= 0),
+          cost_nanousd INTEGER NOT NULL CHECK (cost_nanousd >= 0),
+          fallback_cost_nanousd INTEGER NOT NULL CHECK (fallback_cost_nanousd >= 0),
+          fallback_calls INTEGER NOT NULL CHECK (fallback_calls >= 0),
+          reported_cost_nanousd INTEGER NOT NULL CHECK (reported_cost_nanousd >= 0),
+          reported_cost_calls INTEGER NOT NULL CHECK (reported_cost_calls >= 0)
+        ) STRICT;
+        CREATE INDEX pruned_calls_by_start ON pruned_calls (started_at_ns);
+
+        CREATE TABLE pruned_claims (
+          balance TEXT NOT NULL CHECK (balance <> ''),
+          period_start_ns INTEGER NOT NULL CHECK (period_start_ns >= 0),
+          spent INTEGER NOT NULL CHECK (spent >= 0),
+          PRIMARY KEY (balance, period_start_ns)
+        ) STRICT, WITHOUT ROWID;
+        """,
+    ),
 )
 
 APPLICATION_ID: Final = 0x6D63706D

@@ -144,6 +144,42 @@ POSTGRES_MIGRATIONS: Final = (
         );
         """,
     ),
+    Migration(
+        "0002_pruned_calls",
+        """
+        CREATE TABLE pruned_calls (
+          started_at_ns bigint NOT NULL CHECK (started_at_ns >= 0),
+          team text COLLATE "C" NOT NULL,
+          project text COLLATE "C" NOT NULL,
+          key_id text COLLATE "C" NOT NULL,
+          provider text COLLATE "C" NOT NULL,
+          model text COLLATE "C" NOT NULL,
+          outcome text COLLATE "C" NOT NULL CHECK (outcome <> ''),
+          token_source text COLLATE "C" NOT NULL,
+          cost_source text COLLATE "C" NOT NULL,
+          calls bigint NOT NULL CHECK (calls > 0),
+          prompt_tokens bigint NOT NULL CHECK (prompt_tokens >= 0),
+          completion_tokens bigint NOT NULL CHECK (completion_tokens >= 0),
+          cached_read_tokens bigint NOT NULL CHECK (cached_read_tokens >= 0),
+          cache_write_tokens bigint NOT NULL CHECK (cache_write_tokens >= 0),
+          reasoning_tokens bigint NOT NULL CHECK (reasoning_tokens >= 0),
+          audio_tokens bigint NOT NULL CHECK (audio_tokens >= 0),
+          cost_nanousd bigint NOT NULL CHECK (cost_nanousd >= 0),
+          fallback_cost_nanousd bigint NOT NULL CHECK (fallback_cost_nanousd >= 0),
+          fallback_calls bigint NOT NULL CHECK (fallback_calls >= 0),
+          reported_cost_nanousd bigint NOT NULL CHECK (reported_cost_nanousd >= 0),
+          reported_cost_calls bigint NOT NULL CHECK (reported_cost_calls >= 0)
+        );
+        CREATE INDEX pruned_calls_by_start ON pruned_calls (started_at_ns);
+
+        CREATE TABLE pruned_claims (
+          balance text COLLATE "C" NOT NULL CHECK (balance <> ''),
+          period_start_ns bigint NOT NULL CHECK (period_start_ns >= 0),
+          spent bigint NOT NULL CHECK (spent >= 0),
+          PRIMARY KEY (balance, period_start_ns)
+        );
+        """,
+    ),
 )
 
 

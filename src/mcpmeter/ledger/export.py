@@ -1,0 +1,98 @@
+"""Every call as a row of CSV or Parquet. Money stays in whole nano-dollars; instants are UTC."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from itertools import islice
+from pathlib import Path
+from typing import Any, Final, TextIO
+
+from mcpmeter.errors import PartMissing
+from mcpmeter.ledger.reading import Reader, Row
+from mcpmeter.records import LedgerRow
+
+AT_ONCE: Final = 10_000
+"""Rows read at once, and in one row group of Parquet."""
+
+LATEST_NS: Final = 2**63 - 1
+_FORMULA_STARTS: Final = ("=", "+", "-", "@", "\t", "\r")
+_INSTANTS: Final = {"started_at_ns": "started_at", "ended_at_ns": "ended_at"}
+_TEXTS: Final = {name for name, kind in LedgerRow.__annotations__.items() if "int" not in kind and kind != "bool"}
+SOURCE_COLUMNS: Final = tuple(name for name in LedgerRow.__struct_fields__ if name != "claims")
+COLUMNS: Final = tuple(_INSTANTS.get(name, name) for name in SOURCE_COLUMNS)
+_SQL: Final = (
+    f"SELECT {', '.join(SOURCE_COLUMNS)} FROM calls"  # noqa: S608 (constants only)
+    " WHERE started_at_ns >= ?1 AND started_at_ns <= ?2 ORDER BY started_at_ns, id"
+)
+
+
+def batches(reader: Reader, since_ns: int, until_ns: int | None) -> Iterator[list[Row]]:
+    """Calls that started in [since, until), oldest first, in `SOURCE_COLUMNS`; some thousands at a time."""
+    last_ns = LATEST_NS if until_ns is None else min(until_ns - 1, LATEST_NS)
+    rows = reader.rows(_SQL, (since_ns, last_ns))
+    while batch := list(islice(rows, AT_ONCE)):
+        yield batch
+
+
+def write_csv(rows: Iterator[list[Row]], file: TextIO) -> int:
+    """With a heading line; returns how many rows. A text that a spreadsheet would run as a formula is quoted by `'`."""
+    lines = csv.writer(file, lineterminator="\n")
+    lines.writerow(COLUMNS)
+    count = 0
+    for batch in rows:
+        lines.writerows([_csv_values(row) for row in batch])
+        count += len(batch)
+    return count
+
+
+def _csv_values(row: Sequence[Any]) -> list[Any]:
+    return [
+        _instant(value) if name in _INSTANTS else formula_safe(value)
+        for name, value in zip(SOURCE_COLUMNS, row, strict=True)
+    ]
+
+
+def formula_safe(value: Any) -> Any:
+    """A name may come from a caller; a spreadsheet must not run it."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA_STARTS) else value
+
+
+def _instant(unix_ns: int | None) -> str:
+    if unix_ns is None:
+        return ""
+    seconds, nanos = divmod(unix_ns, 10**9)
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{nanos:09d}Z"
+
+
+def write_parquet(rows: Iterator[list[Row]], path: Path) -> int:
+    """Through pyarrow, a row group at a time; returns how many rows. Raises `PartMissing` without it."""
+    try:
+        import pyarrow as pa  # noqa: PLC0415 (an optional part)
+        import pyarrow.parquet as pq  # noqa: PLC0415
+    except ModuleNotFoundError as missing:
+        raise PartMissing(
+            f"Parquet needs the package '{missing.name}', which is not installed.",
+            hint="Run: pip install 'mcpmeter[parquet]'",
+        ) from None
+    schema = pa.schema([_field(pa, name) for name in SOURCE_COLUMNS])
+    count = 0
+    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+        for batch in rows:
+            columns = [
+                pa.array(values, type=field.type)
+                for values, field in zip(zip(*batch, strict=True), schema, strict=True)
+            ]
+            writer.write_table(pa.Table.from_arrays(columns, schema=schema))
+            count += len(batch)
+    return count
+
+
+def _field(pa: Any, name: str) -> Any:
+    kind = LedgerRow.__annotations__[name]
+    if name in _INSTANTS:
+        return pa.field(_INSTANTS[name], pa.timestamp("ns", tz="UTC"), nullable=kind.endswith("None"))
+    if kind == "bool":
+        return pa.field(name, pa.bool_(), nullable=False)
+    return pa.field(name, pa.string() if name in _TEXTS else pa.int64(), nullable=kind.endswith("None"))

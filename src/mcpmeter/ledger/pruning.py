@@ -1,0 +1,163 @@
+"""Old calls become exact sums: each quarter of an hour, team, project, key, provider, model, outcome and source one.
+
+A quarter, because every time zone's days begin on one: reports in any zone, and budgets of any period, stay exact.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from mcpmeter.errors import SetupError
+from mcpmeter.ledger.claims import read_claims, taken_by_row
+from mcpmeter.ledger.connection import explain, open_for_writing
+from mcpmeter.ledger.location import Location
+from mcpmeter.ledger.migrations import transaction
+from mcpmeter.ledger.reading import SqliteWriter, Writer, open_reader, open_writer, require_ledger
+from mcpmeter.records import Unit
+
+Begin = Callable[[], contextlib.AbstractContextManager[Writer]]
+
+QUARTER_NS: Final = 900 * 10**9
+KEPT_NS: Final = 48 * 3600 * 10**9
+"""Calls of the last two days stay: forecasts look at the last hours' burn to the nanosecond."""
+
+AT_ONCE: Final = 2_000
+"""Calls in one transaction: a service that writes to the same ledger waits for it."""
+
+MOST: Final = 2**63 - 1
+
+GROUP: Final = ("team", "project", "key_id", "provider", "model", "outcome", "token_source", "cost_source")
+SUMMED: Final = (
+    "prompt_tokens",
+    "completion_tokens",
+    "cached_read_tokens",
+    "cache_write_tokens",
+    "reasoning_tokens",
+    "audio_tokens",
+    "cost_nanousd",
+    "fallback_cost_nanousd",
+)
+COLUMNS: Final = (
+    "started_at_ns",
+    *GROUP,
+    "calls",
+    *SUMMED,
+    "fallback_calls",
+    "reported_cost_nanousd",
+    "reported_cost_calls",
+)
+_OLD: Final = "FROM calls WHERE started_at_ns < ?1 AND state = 'settled'"
+# Only the constants above are ever joined into SQL.
+_SELECT_SQL: Final = (
+    f"SELECT id, claims, reported_cost_nanousd, started_at_ns, {', '.join(GROUP + SUMMED)} {_OLD}"
+    " ORDER BY started_at_ns LIMIT ?2"
+)
+_INSERT_SQL: Final = f"INSERT INTO pruned_calls ({', '.join(COLUMNS)}) VALUES ({', '.join('?' * len(COLUMNS))})"  # noqa: S608
+_KEEP_CLAIM_SQL: Final = (
+    "INSERT INTO pruned_claims (balance, period_start_ns, spent) VALUES (?1, ?2, ?3)"
+    " ON CONFLICT (balance, period_start_ns) DO UPDATE SET spent = CASE"
+    " WHEN pruned_claims.spent > 9223372036854775807 - ?3 THEN 9223372036854775807 ELSE pruned_claims.spent + ?3 END"
+)
+_COUNT_SQL: Final = f"SELECT count(*), coalesce(min(started_at_ns), 0), coalesce(max(started_at_ns), 0) {_OLD}"
+
+
+class Prunable(msgspec.Struct, frozen=True, kw_only=True):
+    """Settled calls that started before an instant."""
+
+    calls: int
+    first_ns: int
+    last_ns: int
+
+
+def prunable(ledger: Location, before_ns: int) -> Prunable:
+    """What `prune` would turn into sums. Raises `LedgerNotUsable`."""
+    with open_reader(ledger) as reader:
+        ((calls, first_ns, last_ns),) = reader.rows(_COUNT_SQL, (before_ns,))
+    return Prunable(calls=int(calls), first_ns=int(first_ns), last_ns=int(last_ns))
+
+
+def prune(
+    ledger: Location, before_ns: int, now_ns: int, on_progress: Callable[[int], None] = lambda calls: None
+) -> int:
+    """Turn settled calls that started before an instant into sums; returns how many. A service may run meanwhile.
+
+    Raises `SetupError` for an instant within the last two days or not on a quarter of an hour, and `LedgerNotUsable`.
+    """
+    if before_ns > now_ns - KEPT_NS:
+        raise SetupError("Calls of the last two days are not pruned.", hint="Give an earlier day.")
+    if before_ns % QUARTER_NS:
+        raise SetupError("Calls are pruned up to a quarter of an hour.", hint="Give a day, or a time such as 12:15.")
+    require_ledger(ledger)  # never makes a ledger just to find nothing in it
+    pruned = 0
+    with _transactions(ledger) as begin:
+        while calls := _prune_some(begin, before_ns):
+            pruned += calls
+            on_progress(pruned)
+    return pruned
+
+
+@contextlib.contextmanager
+def _transactions(ledger: Location) -> Iterator[Begin]:
+    """Short transactions, one after the other. A file is opened once: at each opening it is checked."""
+    if not isinstance(ledger, Path):
+        yield lambda: open_writer(ledger)
+        return
+    with contextlib.closing(open_for_writing(ledger)) as db, explain(ledger):
+
+        @contextlib.contextmanager
+        def begin() -> Iterator[Writer]:
+            with transaction(db):
+                yield SqliteWriter(db)
+
+        yield begin
+
+
+def _prune_some(begin: Begin, before_ns: int) -> int:
+    with begin() as writer:
+        rows = writer.execute(_SELECT_SQL, (before_ns, AT_ONCE))
+        for values in sums(row[1:] for row in rows):
+            writer.execute(_INSERT_SQL, values)
+        for claim in _claims(rows):
+            writer.execute(_KEEP_CLAIM_SQL, claim)
+        for row in rows:
+            writer.execute("DELETE FROM calls WHERE id = ?", (row[0],))
+    return len(rows)
+
+
+def sums(rows: Iterable[tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:
+    """Rows of `pruned_calls` for calls as `_SELECT_SQL` has them, less the id.
+
+    A group has one more row where its sums would pass 64 bits.
+    """
+    groups: dict[tuple[Any, ...], list[int]] = {}
+    for _, reported, started_at_ns, *values in rows:
+        group = (started_at_ns - started_at_ns % QUARTER_NS, *values[: len(GROUP)])
+        amounts = values[len(GROUP) :]
+        figures = [1, *amounts, int(amounts[-1] > 0), reported or 0, int(reported is not None)]
+        known = groups.get(group)
+        added = figures if known is None else [a + b for a, b in zip(known, figures, strict=True)]
+        if max(added) > MOST and known is not None:
+            yield (*group, *known)
+            added = figures
+        groups[group] = added
+    yield from ((*group, *figures) for group, figures in groups.items())
+
+
+def _claims(rows: Iterable[tuple[Any, ...]]) -> Iterator[tuple[str, int, int]]:
+    spent: Counter[tuple[str, int]] = Counter()
+    for row in rows:
+        for balance, period_start_ns, unit, _ in read_claims(row[1]):
+            spent[balance, period_start_ns] += _taken(unit, row)
+    yield from ((balance, start, min(amount, MOST)) for (balance, start), amount in spent.items())
+
+
+def _taken(unit: Unit, row: tuple[Any, ...]) -> int:
+    amounts = dict(zip(SUMMED, row[4 + len(GROUP) :], strict=True))
+    cost, tokens = ("cost_nanousd", "fallback_cost_nanousd"), ("prompt_tokens", "completion_tokens")
+    return taken_by_row(unit, sum(amounts[name] for name in cost), sum(amounts[name] for name in tokens))

@@ -1,0 +1,213 @@
+"""What can be read of a damaged ledger goes into a new one. The damaged file is only read, and stays as it is."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import apsw
+import msgspec
+
+from mcpmeter.errors import LedgerNotUsable
+from mcpmeter.ledger.balances import claimed_by_calls, read_balances
+from mcpmeter.ledger.connection import explain, open_for_writing
+from mcpmeter.ledger.migrations import transaction
+from mcpmeter.ledger.salvage import Value, free_pages, rows_of_page
+
+TABLES: Final = ("calls", "keys", "pruned_calls", "pruned_claims", "top_ups", "balances")
+FEWEST_COLUMNS: Final = 37
+"""Of a call's row, as the first migration made it."""
+
+_STATES: Final = ("open", "settled")
+
+
+class Recovered(msgspec.Struct, frozen=True, kw_only=True):
+    """How much of one table came through."""
+
+    table: str
+    kept: int
+    refused: int
+    """Rows that could be read and are none that a ledger may hold."""
+    lost: int | None
+    """As the table's indexes count; None where they cannot be read either."""
+
+
+def recover(damaged: Path, target: Path) -> list[Recovered]:
+    """Read a ledger, by its tree and where that is broken page by page, and write its intact rows into `target`.
+
+    Raises `LedgerNotUsable` if there is something at `target` already, or nothing of a ledger in the file.
+    """
+    if not damaged.is_file():
+        raise LedgerNotUsable(f"There is no ledger at {damaged}.", hint="Name the damaged file.")
+    if target.exists():
+        raise LedgerNotUsable(f"There is something at {target} already.", hint="Name a file that is not there yet.")
+    target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".recover-", dir=target.parent) as folder:
+        copy = _copied(damaged, Path(folder))
+        made = Path(folder) / "new.db"
+        with contextlib.closing(open_for_writing(made)) as new, explain(made):
+            found = [_recover_table(copy, new, table) for table in TABLES]
+            if not any(table.kept for table in found):
+                raise LedgerNotUsable(
+                    f"Nothing of a ledger was found in {damaged}.", hint="Restore a backup: mcpmeter ledger backup."
+                )
+            _balance(new)
+            new.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            new.pragma("journal_mode", "delete")  # one whole file to move; the next start turns the log on again
+        _move(made, target)
+    return found
+
+
+def _copied(damaged: Path, folder: Path) -> Path:
+    """With what is in its log, which may hold the newest rows."""
+    copy = folder / "damaged.db"
+    for ending in ("", "-wal"):
+        source = damaged.with_name(damaged.name + ending)
+        if source.exists():
+            shutil.copyfile(source, folder / f"damaged.db{ending}")
+    with contextlib.suppress(apsw.Error), contextlib.closing(apsw.Connection(str(copy))) as db:
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+    return copy
+
+
+def _move(made: Path, target: Path) -> None:
+    fd = os.open(made, os.O_RDONLY)
+    os.fsync(fd)
+    os.close(fd)
+    # A link and not a rename, which would overwrite what came to be there meanwhile.
+    os.link(made, target)
+
+
+def _recover_table(copy: Path, new: apsw.Connection, table: str) -> Recovered:
+    columns = [str(row[1]) for row in new.execute(f"PRAGMA table_info({table})")]
+    writer = _TableWriter(new, table, columns)
+    whole = writer.write(_by_tree(copy, table, columns))
+    if not whole and table == "calls":
+        writer.write(_by_page(copy, columns))
+    lost = 0 if whole and not writer.refused else _lost(copy, table, writer.kept)
+    return Recovered(table=table, kept=writer.kept, refused=writer.refused, lost=lost)
+
+
+class _TableWriter:
+    """Puts rows into one table of the new ledger, each once, and counts those that its checks refuse."""
+
+    def __init__(self, db: apsw.Connection, table: str, columns: Sequence[str]) -> None:
+        self._db = db
+        self._table = table
+        self._known = columns
+        self.kept = self.refused = 0
+
+    def write(self, rows: Iterable[dict[str, Any] | None]) -> bool:
+        """Returns whether the source could be read to its end."""
+        whole = True
+        with transaction(self._db):
+            for row in rows:
+                if row is None:
+                    whole = False
+                else:
+                    self._write_one(row)
+        return whole
+
+    def _write_one(self, row: dict[str, Any]) -> None:
+        names = [name for name in self._known if name in row]
+        sql = (
+            f"INSERT INTO {self._table} ({', '.join(names)}) VALUES ({', '.join(f':{name}' for name in names)})"  # noqa: S608
+            " ON CONFLICT DO NOTHING"
+        )
+        try:
+            self._db.execute(sql, row)
+        except (apsw.ConstraintError, apsw.MismatchError, apsw.TooBigError, OverflowError):
+            self.refused += 1
+        else:
+            self.kept += self._db.changes()
+
+
+def _by_tree(copy: Path, table: str, columns: Sequence[str]) -> Iterator[dict[str, Any] | None]:
+    """From the first row on and then from the last one back, up to where the tree is broken; None for the break."""
+    for direction in ("ASC", "DESC"):
+        try:
+            with contextlib.closing(_opened(copy)) as db:
+                there = [str(row[1]) for row in db.execute(f"PRAGMA table_info({table})")]
+                names = [name for name in columns if name in there]
+                if not names:
+                    return
+                order = _order(table, direction)
+                for row in db.execute(f"SELECT {', '.join(names)} FROM {table} ORDER BY {order}"):  # noqa: S608
+                    yield dict(zip(names, row, strict=True))
+            return
+        except apsw.Error:
+            yield None
+
+
+def _order(table: str, direction: str) -> str:
+    if table in ("balances", "pruned_claims"):
+        return f"balance {direction}, period_start_ns {direction}"
+    return f"rowid {direction}"
+
+
+def _opened(copy: Path) -> apsw.Connection:
+    db = apsw.Connection(str(copy), flags=apsw.SQLITE_OPEN_READONLY)
+    db.pragma("cell_size_check", "on")
+    db.pragma("trusted_schema", "off")
+    return db
+
+
+def _by_page(copy: Path, columns: Sequence[str]) -> Iterator[dict[str, Any] | None]:
+    """Rows of calls, wherever a page holds them. Those that were read by the tree are refused as known."""
+    with copy.open("rb") as file:
+        size = int.from_bytes(file.read(20)[16:18], "big")
+        size = 65536 if size == 1 else size
+        if size < 512 or size & (size - 1):
+            return
+
+        def read(number: int) -> bytes:
+            file.seek((number - 1) * size)
+            return file.read(size) if number > 0 else b""
+
+        free = free_pages(read)
+        usable = size - (read(1)[20:21] or b"\0")[0]
+        for number in range(1, copy.stat().st_size // size + 1):
+            if number not in free:
+                yield from filter(None, (_call(row, columns) for row in rows_of_page(number, read, usable) if row))
+
+
+def _call(values: Sequence[Value], columns: Sequence[str]) -> dict[str, Any] | None:
+    # A row that was written before a migration lacks that migration's columns, and gets their defaults.
+    if not FEWEST_COLUMNS <= len(values) <= len(columns) or values[1] not in _STATES:
+        return None
+    return dict(zip(columns, values, strict=False))
+
+
+def _lost(copy: Path, table: str, kept: int) -> int | None:
+    """By the index that counts most rows; a damaged table's indexes may be whole."""
+    counts = []
+    with contextlib.closing(_opened(copy)) as db, contextlib.suppress(apsw.Error):
+        for _, index, *_rest in db.execute(f"PRAGMA index_list({table})").fetchall():
+            if index == "calls_open":
+                continue
+            with contextlib.suppress(apsw.Error):
+                ((count,),) = db.execute(f"SELECT count(*) FROM {table} INDEXED BY {index}")  # noqa: S608
+                counts.append(int(count))
+    return max(0, max(counts) - kept) if counts else None
+
+
+def _balance(db: apsw.Connection) -> None:
+    """What lost calls had spent stays spent, as carried; what they had reserved is given back."""
+    spent, reserved = claimed_by_calls(db.execute)
+    with transaction(db):
+        for kept in read_balances(db):
+            key = (kept.balance, kept.period_start_ns)
+            db.execute(
+                "UPDATE balances SET spent = ?3, carried = ?4, reserved = ?5"
+                " WHERE balance = ?1 AND period_start_ns = ?2",
+                (*key, max(kept.spent, spent[key]), max(kept.spent - spent[key], 0), reserved[key]),
+            )
+        db.execute(
+            "UPDATE balances SET credit = coalesce((SELECT sum(amount_nanousd) FROM top_ups"
+            " WHERE top_ups.balance = balances.balance), 0)"
+        )

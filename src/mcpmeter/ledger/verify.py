@@ -1,0 +1,136 @@
+"""Whether a ledger is whole: its file, its rows, its sums and its balances, all from one state of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from mcpmeter.ledger.balances import MOST, SELECT_BALANCES_SQL, balance_of, claimed_by_calls
+from mcpmeter.ledger.connection import lock_holder
+from mcpmeter.ledger.location import Location
+from mcpmeter.ledger.reading import Reader, open_reader
+from mcpmeter.ledger.reports import GROUPINGS, Selection, Total, select_in
+from mcpmeter.records import Balance
+
+MOST_TOLD: Final = 20
+
+_ROW_FAULTS: Final = {
+    "are settled without an end, or open with one": "(state = 'open') <> (ended_at_ns IS NULL)",
+    "are settled without an outcome, or open with one": "(state = 'open') <> (outcome = '')",
+    "are unpriced and have a cost": "cost_source = 'unpriced' AND cost_nanousd <> 0",
+    "have a fallback price though they are priced": "fallback_cost_nanousd <> 0 AND cost_source <> 'unpriced'",
+    "have tokens of no source": (
+        "state = 'settled' AND token_source IN ('', 'missing') AND prompt_tokens + completion_tokens <> 0"
+    ),
+    "have a cost of no source": "cost_source = '' AND cost_nanousd <> 0",
+    "have a negative number": (
+        "started_at_ns < 0 OR ended_at_ns < 0 OR duration_ns < 0 OR prompt_tokens < 0 OR completion_tokens < 0"
+        " OR cost_nanousd < 0 OR fallback_cost_nanousd < 0 OR reserved_nanousd < 0 OR reported_cost_nanousd < 0"
+    ),
+}
+_TOPPED_UP_SQL: Final = "SELECT balance, sum(amount_nanousd) FROM top_ups GROUP BY balance"
+_FIGURES: Final = tuple(name for name in Total.__struct_fields__ if name != "group")
+NOTHING: Final = Total(group=(), **dict.fromkeys(_FIGURES, 0))
+
+
+class Verdict(msgspec.Struct, frozen=True, kw_only=True):
+    """What was looked at, and what is wrong: nothing, if it is whole."""
+
+    calls: int = 0
+    open_calls: int = 0
+    pruned_calls: int = 0
+    cost_nanousd: int = 0
+    balances: int = 0
+    service: str
+    """The process that has taken the ledger, or empty."""
+    wrong: list[str]
+
+
+def verify(ledger: Location) -> Verdict:
+    """Look at everything. It may take minutes on a ledger of years. Raises `LedgerNotUsable` for one not to be read."""
+    service, since_ns = lock_holder(ledger) if isinstance(ledger, Path) else ("", 0)
+    with open_reader(ledger) as reader:
+        wrong = list(_file_faults(reader)) if isinstance(ledger, Path) else []
+        if wrong:  # nothing that a damaged file says about its rows is to be trusted
+            return Verdict(service=service, wrong=wrong)
+        total = next(iter(select_in(reader, Selection())), NOTHING)
+        balances = [balance_of(row) for row in reader.rows(SELECT_BALANCES_SQL)]
+        wrong += [*_row_faults(reader), *_sum_faults(reader, total), *_balance_faults(reader, balances)]
+        wrong += _open_faults(reader, service, since_ns) if isinstance(ledger, Path) else _orphans(reader)
+        ((pruned,),) = reader.rows("SELECT coalesce(sum(calls), 0) FROM pruned_calls")
+        return Verdict(
+            calls=total.calls,
+            open_calls=total.open_calls,
+            pruned_calls=int(pruned),
+            cost_nanousd=total.cost_nanousd,
+            balances=len(balances),
+            service=service,
+            wrong=wrong,
+        )
+
+
+def _file_faults(reader: Reader) -> Iterator[str]:
+    """Pages, indexes, types and checks of every row, by SQLite itself."""
+    for (fault,) in reader.rows(f"PRAGMA integrity_check({MOST_TOLD})"):
+        if fault != "ok":
+            yield f"The file is damaged: {' '.join(str(fault).split())}."
+
+
+def _row_faults(reader: Reader) -> Iterator[str]:
+    for what, condition in _ROW_FAULTS.items():
+        ((count, one),) = reader.rows(f"SELECT count(*), min(id) FROM calls WHERE {condition}")  # noqa: S608
+        if count:
+            yield f"{count} calls {what} (one is {one})."
+    for table in ("calls", "pruned_calls"):
+        ((count,),) = reader.rows(
+            f"SELECT count(*) FROM {table} WHERE outcome NOT IN ('', 'ok', 'error', 'partial', 'recovered')"  # noqa: S608
+        )
+        if count:
+            yield f"{count} rows of {table} have an outcome that there is not."
+
+
+def _sum_faults(reader: Reader, total: Total) -> Iterator[str]:
+    for grouping in GROUPINGS:
+        groups = select_in(reader, Selection(by=(grouping,)))
+        for name in _FIGURES:
+            found = sum(getattr(group, name) for group in groups)
+            if found != getattr(total, name):
+                yield f"Summed by {grouping}, {name} is {found}; over all it is {getattr(total, name)}."
+
+
+def _balance_faults(reader: Reader, balances: Sequence[Balance]) -> Iterator[str]:
+    """A balance is what was carried into it and what the calls that claim it took, or reserve while they are open."""
+    spent, reserved = claimed_by_calls(reader.rows)
+    topped_up = {str(balance): int(amount) for balance, amount in reader.rows(_TOPPED_UP_SQL)}
+    for kept in balances:
+        if kept.unit != "nanousd":
+            continue  # of a minute: forgotten when it is over, and made anew if a clock steps back
+        key = (kept.balance, kept.period_start_ns)
+        for name, said, found in (
+            ("spent", kept.spent, min(kept.carried + spent[key], MOST)),
+            ("reserved", kept.reserved, reserved[key]),
+            ("credit", kept.credit, topped_up.get(kept.balance, 0)),
+        ):
+            if said != found:
+                yield f"The balance {kept.balance} ({kept.period_start_ns}) has {name} {said}; its calls say {found}."
+
+
+def _open_faults(reader: Reader, service: str, since_ns: int) -> Iterator[str]:
+    before = since_ns if service else 2**63 - 1
+    ((count,),) = reader.rows("SELECT count(*) FROM calls WHERE state = 'open' AND started_at_ns < ?", (before,))
+    if count and service:
+        yield f"{count} calls are open that started before the service did (process {service})."
+    elif count:
+        yield f"{count} calls are open and no service runs: the next start settles them as recovered."
+
+
+def _orphans(reader: Reader) -> Iterator[str]:
+    """On PostgreSQL a call belongs to the replica that opened it."""
+    ((count,),) = reader.rows(
+        "SELECT count(*) FROM calls WHERE state = 'open' AND owner NOT IN (SELECT id FROM replicas)"
+    )
+    if count:
+        yield f"{count} calls are open whose replica is gone: the next start settles them as recovered."

@@ -1,0 +1,163 @@
+"""Of a damaged ledger every intact row is kept, once; the damaged file stays as it is."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from random import Random
+
+import apsw
+import pytest
+
+from mcpmeter.access.keys import new_key
+from mcpmeter.errors import LedgerNotUsable
+from mcpmeter.ledger.connection import open_for_reading
+from mcpmeter.ledger.keys import add_key, list_keys
+from mcpmeter.ledger.recovery import recover
+from mcpmeter.ledger.salvage import free_pages, rows_of_page
+from mcpmeter.ledger.verify import verify
+
+PAGE = 4096
+
+
+def rows(path) -> dict[str, tuple]:
+    with contextlib.closing(open_for_reading(path)) as db:
+        return {str(row[0]): tuple(row) for row in db.execute("SELECT * FROM calls")}
+
+
+def table_pages(path, kinds: bytes) -> list[int]:
+    """Numbers of the pages of the table `calls` of these kinds, past its root."""
+    with contextlib.closing(apsw.Connection(str(path))) as db:
+        pages = [int(row[0]) for row in db.execute("SELECT pageno FROM dbstat WHERE name = 'calls'")]
+    content = path.read_bytes()
+    return [number for number in pages if content[(number - 1) * PAGE] in kinds]
+
+
+def destroy(path, *numbers: int, by: bytes = b"\xa5") -> None:
+    with path.open("r+b") as file:
+        for number in numbers:
+            file.seek((number - 1) * PAGE)
+            file.write(by * PAGE)
+
+
+def digest(path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def kept_of(found) -> dict[str, tuple[int, int | None]]:
+    return {table.table: (table.kept, table.lost) for table in found}
+
+
+def test_a_whole_ledger_comes_through_whole(path, fill, tmp_path):
+    fill(300, left_open=3)
+    before, mark = rows(path), digest(path)
+    target = tmp_path / "new.db"
+    found = kept_of(recover(path, target))
+    assert (found["calls"], found["balances"]) == ((303, 0), (1, 0))
+    assert rows(target) == before
+    assert digest(path) == mark
+    assert oct(target.stat().st_mode & 0o777) == "0o600"
+    assert len(verify(target).wrong) == 1, "the calls that are open"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["new.db", "state"]
+
+
+def test_rows_that_are_only_in_the_log_come_through(path, tmp_path, fill, make_call):
+    calls = fill(50)
+    away = tmp_path / "copy.db"
+    with contextlib.closing(apsw.Connection(str(path))) as db:
+        db.execute("DELETE FROM calls WHERE id = ?", (calls[0].id,))
+        away.write_bytes(path.read_bytes())
+        away.with_name("copy.db-wal").write_bytes(path.with_name("ledger.db-wal").read_bytes())
+    recover(away, tmp_path / "new.db")
+    assert len(rows(tmp_path / "new.db")) == 49
+
+
+def test_a_destroyed_leaf_takes_its_own_rows_and_no_others(path, fill, tmp_path):
+    fill(600)
+    before = rows(path)
+    leaf = Random(4).choice(table_pages(path, b"\x0d"))
+    on_it = [row for row in rows_of_page(leaf, lambda n: path.read_bytes()[(n - 1) * PAGE : n * PAGE], PAGE) if row]
+    assert on_it
+    destroy(path, leaf)
+    found = kept_of(recover(path, tmp_path / "new.db"))
+    assert found["calls"] == (600 - len(on_it), len(on_it))
+    after = rows(tmp_path / "new.db")
+    assert after == {call: row for call, row in before.items() if call not in {row[0] for row in on_it}}
+    assert verify(tmp_path / "new.db").wrong == [], "what the lost rows had spent is carried"
+    assert verify(tmp_path / "new.db").calls == 600 - len(on_it)
+
+
+def test_a_destroyed_root_takes_no_row(path, fill, tmp_path):
+    fill(600)
+    before = rows(path)
+    destroy(path, *table_pages(path, b"\x05"))
+    found = kept_of(recover(path, tmp_path / "new.db"))
+    assert found["calls"] == (600, 0)
+    assert rows(tmp_path / "new.db") == before
+    assert verify(tmp_path / "new.db").wrong == []
+
+
+def test_deleted_rows_do_not_rise_from_free_pages(path, fill, tmp_path):
+    fill(600)
+    with contextlib.closing(apsw.Connection(str(path))) as db:
+        db.execute("DELETE FROM calls WHERE rowid <= 300")
+        db.execute("DELETE FROM balances")
+    before = rows(path)
+    destroy(path, *table_pages(path, b"\x05"))
+    recover(path, tmp_path / "new.db")
+    assert rows(tmp_path / "new.db") == before
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_random_damage_ends_in_a_ledger_whose_rows_are_all_true(path, fill, tmp_path, seed):
+    random = Random(seed)
+    fill(400)
+    key = new_key("backend", "research", 1)[1]
+    add_key(path, key)
+    before = rows(path)
+    pages = path.stat().st_size // PAGE
+    for _ in range(3):
+        destroy(path, random.randrange(2, pages + 1), by=random.randbytes(1))
+    found = kept_of(recover(path, tmp_path / "new.db"))
+    after = rows(tmp_path / "new.db")
+    assert len(after) == found["calls"][0] > 0
+    assert all(before[call] == row for call, row in after.items())
+    assert list_keys(tmp_path / "new.db") in ([], [key])
+    assert verify(tmp_path / "new.db").wrong == []
+
+
+def test_neither_a_file_that_is_there_is_overwritten_nor_a_ledger_made_of_nothing(path, fill, tmp_path):
+    fill(1)
+    taken = tmp_path / "taken"
+    taken.write_text("mine")
+    with pytest.raises(LedgerNotUsable, match="something at"):
+        recover(path, taken)
+    assert taken.read_text() == "mine"
+    with pytest.raises(LedgerNotUsable, match="no ledger at"):
+        recover(tmp_path / "absent.db", tmp_path / "new.db")
+    with pytest.raises(LedgerNotUsable, match="Nothing of a ledger"):
+        recover(taken, tmp_path / "new.db")
+    assert not (tmp_path / "new.db").exists()
+
+
+class TestPages:
+    @pytest.mark.parametrize("seed", range(200))
+    def test_any_bytes_are_read_without_a_fault(self, seed):
+        random = Random(seed)
+        pages = {n: b"\x0d" + random.randbytes(2) + b"\x00\x20" + random.randbytes(507) for n in range(1, 5)}
+        read = lambda number: pages.get(number, b"")  # noqa: E731
+        free_pages(read)
+        for number in pages:
+            list(rows_of_page(number, read, 512))
+
+    @pytest.mark.parametrize("length", [0, 10, 4_000, 4_061, 4_062, 5_000, 50_000])
+    def test_rows_with_and_without_overflow_are_read_as_sqlite_reads_them(self, tmp_path, length):
+        path = tmp_path / "any.db"
+        row = ["x" * length, None, 0, 1, -1, 2**63 - 1, -(2**40), 1.5, b"\x00\xff", "é"]
+        with contextlib.closing(apsw.Connection(str(path))) as db:
+            db.execute(f"CREATE TABLE t ({', '.join(f'c{n}' for n in range(len(row)))})")
+            db.execute(f"INSERT INTO t VALUES ({', '.join('?' * len(row))})", row)
+            ((root,),) = db.execute("SELECT rootpage FROM sqlite_schema")
+        content = path.read_bytes()
+        read = lambda number: content[(number - 1) * PAGE : number * PAGE]  # noqa: E731
+        assert list(rows_of_page(int(root), read, PAGE)) == [row]
