@@ -36,7 +36,7 @@ def day_text(days_since_epoch: int) -> str:
 
 def _changes(zone: tzinfo, first_s: int, last_s: int) -> Iterator[int]:
     """The seconds, after the first and up to the last, from which on another offset holds."""
-    low = first_s
+    low = last_s if zone is UTC else first_s
     while low < last_s:
         high = min(low + DAY_S, last_s)
         if _offset_s(zone, low) != _offset_s(zone, high):

@@ -80,8 +80,8 @@ def write_parquet(rows: Iterator[list[Row]], path: Path) -> int:
     count = 0
     with pq.ParquetWriter(path, schema, compression="zstd") as writer:
         for batch in rows:
-            columns = [
-                pa.array(values, type=field.type)
+            columns = [  # SQLite has no truth values, only 0 and 1
+                pa.array(map(bool, values) if pa.types.is_boolean(field.type) else values, type=field.type)
                 for values, field in zip(zip(*batch, strict=True), schema, strict=True)
             ]
             writer.write_table(pa.Table.from_arrays(columns, schema=schema))

@@ -1,0 +1,84 @@
+"""Every call as CSV and as Parquet, with whole nano-dollars and instants to the nanosecond."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import sys
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from mcpmeter.errors import PartMissing
+from mcpmeter.ledger import export
+from mcpmeter.ledger.connection import open_for_reading
+from mcpmeter.ledger.export import COLUMNS, batches, write_csv, write_parquet
+
+MINUTE_NS = 60 * 10**9
+START_NS = 1_793_534_400_000_000_000
+
+
+@pytest.fixture(autouse=True)
+def few_at_once(monkeypatch):
+    monkeypatch.setattr(export, "AT_ONCE", 7)
+
+
+def read(path, since_ns=0, until_ns=None):
+    with contextlib.closing(open_for_reading(path)) as db:
+        yield from batches(db, since_ns, until_ns)
+
+
+def test_parquet_has_a_row_group_for_each_batch_and_the_types_of_a_ledger(path, fill, tmp_path):
+    calls = fill(20, left_open=1)
+    target = tmp_path / "calls.parquet"
+    assert write_parquet(read(path), target) == 21
+    file = pq.ParquetFile(target)
+    assert file.num_row_groups == 3
+    schema = file.schema_arrow
+    assert schema.names == list(COLUMNS)
+    assert schema.field("started_at").type == pa.timestamp("ns", tz="UTC")
+    assert {schema.field(name).type for name in COLUMNS if name.endswith("_nanousd")} == {pa.int64()}
+    assert schema.field("stream").type == pa.bool_()
+    table = file.read()
+    assert table["id"].to_pylist() == [call.id for call in calls]
+    assert sum(table["cost_nanousd"].to_pylist()) == 20 * 1_890
+    assert table["started_at"].cast(pa.int64()).to_pylist() == [call.started_at_ns for call in calls]
+    assert table["ended_at"].null_count == 1
+
+
+def test_csv_has_the_same_rows(path, fill):
+    calls = fill(20, left_open=1)
+    text = io.StringIO()
+    assert write_csv(read(path), text) == 21
+    rows = list(csv.DictReader(io.StringIO(text.getvalue())))
+    assert [row["id"] for row in rows] == [call.id for call in calls]
+    assert sum(int(row["cost_nanousd"]) for row in rows) == 20 * 1_890
+    assert (rows[1]["started_at"], rows[-1]["ended_at"]) == ("2026-11-01T12:01:00.000000000Z", "")
+
+
+def test_a_period_takes_its_first_instant_and_not_its_last(path, fill):
+    calls = fill(30)
+    found = [row for batch in read(path, START_NS + 2 * MINUTE_NS, START_NS + 20 * MINUTE_NS) for row in batch]
+    assert [row[0] for row in found] == [call.id for call in calls[2:20]]
+
+
+def test_calls_of_one_instant_are_all_there_once(path, fill):
+    calls = fill(23, started_at_ns=START_NS)
+    found = [row[0] for batch in read(path) for row in batch]
+    assert sorted(found) == sorted(call.id for call in calls)
+
+
+def test_names_that_callers_choose_do_not_reach_a_spreadsheet_as_formulas(path, fill):
+    fill(1, model="=HYPERLINK(1)", claims=())
+    text = io.StringIO()
+    write_csv(read(path), text)
+    assert next(csv.DictReader(io.StringIO(text.getvalue())))["model"] == "'=HYPERLINK(1)"
+
+
+def test_without_pyarrow_the_command_that_installs_it_is_said(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(PartMissing, match=r"pip install 'mcpmeter\[parquet\]'"):
+        write_parquet(iter([]), tmp_path / "calls.parquet")
+    assert not (tmp_path / "calls.parquet").exists()
