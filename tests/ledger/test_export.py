@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import io
 import sys
@@ -13,8 +12,8 @@ import pytest
 
 from mcpmeter.errors import PartMissing
 from mcpmeter.ledger import export
-from mcpmeter.ledger.connection import open_for_reading
 from mcpmeter.ledger.export import COLUMNS, batches, write_csv, write_parquet
+from mcpmeter.ledger.reading import open_reader
 
 MINUTE_NS = 60 * 10**9
 START_NS = 1_793_534_400_000_000_000
@@ -26,8 +25,8 @@ def few_at_once(monkeypatch):
 
 
 def read(path, since_ns=0, until_ns=None):
-    with contextlib.closing(open_for_reading(path)) as db:
-        yield from batches(db, since_ns, until_ns)
+    with open_reader(path) as reader:
+        yield from batches(reader, since_ns, until_ns)
 
 
 def test_parquet_has_a_row_group_for_each_batch_and_the_types_of_a_ledger(path, fill, tmp_path):

@@ -102,4 +102,4 @@ def test_a_damaged_page_is_named_and_nothing_else_is_believed(path, fill):
         file.write(bytes(4096))
     verdict = verify(path)
     assert verdict.wrong
-    assert all(fault.startswith("The file is damaged:") for fault in verdict.wrong)
+    assert all("is damaged" in fault for fault in verdict.wrong)

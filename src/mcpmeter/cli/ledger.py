@@ -71,7 +71,8 @@ def verify(ledger: Location | None, as_json: bool) -> int:
 def backup(file: Path, ledger: Location | None) -> None:
     """Copy the ledger into a new FILE, while a service writes to it or not, and check the copy.
 
-    A ledger on PostgreSQL is backed up by pg_dump. To restore a copy, stop the service and put the copy in the ledger's place, without the -wal and -shm beside that.
+    To restore it, stop the service and put the copy in the ledger's place, without the -wal and -shm beside that. What
+    backs up a ledger on PostgreSQL is pg_dump.
 
     \b
     Example:

@@ -8,6 +8,7 @@ from typing import Final
 
 import msgspec
 
+from mcpmeter.errors import LedgerNotUsable
 from mcpmeter.ledger.balances import MOST, SELECT_BALANCES_SQL, balance_of, claimed_by_calls
 from mcpmeter.ledger.connection import lock_holder
 from mcpmeter.ledger.location import Location
@@ -74,9 +75,12 @@ def verify(ledger: Location) -> Verdict:
 
 def _file_faults(reader: Reader) -> Iterator[str]:
     """Pages, indexes, types and checks of every row, by SQLite itself."""
-    for (fault,) in reader.rows(f"PRAGMA integrity_check({MOST_TOLD})"):
-        if fault != "ok":
-            yield f"The file is damaged: {' '.join(str(fault).split())}."
+    try:
+        found = [str(fault) for (fault,) in reader.rows(f"PRAGMA integrity_check({MOST_TOLD})")]
+    except LedgerNotUsable as damage:
+        yield str(damage)
+    else:
+        yield from (f"The file is damaged: {' '.join(fault.split())}." for fault in found if fault != "ok")
 
 
 def _row_faults(reader: Reader) -> Iterator[str]:
