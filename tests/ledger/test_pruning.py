@@ -19,7 +19,6 @@ from mcpmeter.ledger.pruning import KEPT_NS, QUARTER_NS, prunable, prune, sums
 from mcpmeter.ledger.reading import open_reader, open_writer
 from mcpmeter.ledger.reports import GROUPINGS, Selection, find_call, select_in, totals
 from mcpmeter.ledger.rows import ROW_COLUMNS
-from mcpmeter.ledger.sqlite import SqliteStore
 from mcpmeter.ledger.verify import verify
 from mcpmeter.records import Claim, LedgerRow, Scope
 
@@ -127,23 +126,18 @@ def test_the_balances_stay_and_are_the_sum_of_what_is_kept(path, fill):
 
 
 @pytest.mark.parametrize("unit", ["nanousd", "requests", "tokens"])
-async def test_a_limit_that_comes_after_counts_what_was_pruned(path, make_call, make_settlement, unit):
-    store = SqliteStore(path)
-    await store.start()
+async def test_a_limit_that_comes_after_counts_what_was_pruned(ledger, engine_store, make_call, make_settlement, unit):
     for place in range(4):
         call = make_call(started_at_ns=START_NS + place * QUARTER_NS)
-        await store.open(call)
-        await store.settle(make_settlement(call))
-    await store.close()
-    await asyncio.to_thread(prune, path, START_NS + 3 * QUARTER_NS, LATER_NS)
+        await engine_store.open(call)
+        await engine_store.settle(make_settlement(call))
+    await asyncio.to_thread(prune, ledger, START_NS + 3 * QUARTER_NS, LATER_NS)
 
-    again = SqliteStore(path)
-    await again.start()
     claim = Claim(balance="once", period_start_ns=0, amount=0, unit=unit, scope=Scope(team="research"))
-    (balance,) = await again.balances([claim])
+    (balance,) = await engine_store.balances([claim])
     assert balance.carried == {"nanousd": 4 * 1_890, "requests": 4, "tokens": 4 * 21}[unit]
-    assert await again.burn_nanousd(claim, START_NS, START_NS + 2 * QUARTER_NS) == 2 * 1_890
-    await again.close()
+    assert await engine_store.burn_nanousd(claim, START_NS, START_NS + 2 * QUARTER_NS) == 2 * 1_890
+    assert (await asyncio.to_thread(verify, ledger)).wrong == []
 
 
 async def test_a_service_goes_on_writing_meanwhile(path, store, make_call, make_settlement):

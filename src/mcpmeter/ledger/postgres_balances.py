@@ -53,6 +53,7 @@ _AMOUNT: Final[dict[Unit, str]] = {
     "requests": "1",
     "tokens": "prompt_tokens::numeric + completion_tokens",
 }
+_PRUNED_AMOUNT: Final = _AMOUNT | {"requests": "calls"}
 _RESERVED: Final[dict[Unit, str]] = {
     "nanousd": "reserved_nanousd",
     "requests": "1",
@@ -205,9 +206,11 @@ async def burn_nanousd(db: Db, claim: Claim, since_ns: int, until_ns: int) -> in
 
 
 async def _sum(db: Db, unit: Unit, scope: tuple[Any, ...]) -> int:
-    sql = f"SELECT coalesce(sum({_AMOUNT[unit]}), 0) FROM calls WHERE state = 'settled' AND {_IN_SCOPE}"  # noqa: S608
-    [(total,)] = await execute(db, sql, scope)
-    return min(int(total), MOST)
+    sql = (
+        f"SELECT coalesce(sum({_AMOUNT[unit]}), 0) FROM calls WHERE state = 'settled' AND {_IN_SCOPE}"  # noqa: S608
+        f" UNION ALL SELECT coalesce(sum({_PRUNED_AMOUNT[unit]}), 0) FROM pruned_calls WHERE {_IN_SCOPE}"
+    )
+    return min(sum(int(total) for (total,) in await execute(db, sql, scope)), MOST)
 
 
 def _scope_values(claim: Claim) -> tuple[Any, ...]:
