@@ -172,6 +172,7 @@ async def test_an_error_object_comes_with_status_200(sim, speaker, stream):
         ("negative", lambda value, truth: value == -truth - 1),
         ("string", lambda value, truth: value == str(truth)),
         ("nan", lambda value, truth: math.isnan(value)),
+        ("overflow", lambda value, truth: value == math.inf),
         ("missing", lambda value, truth: value is None),
         ("twice", lambda value, truth: value == truth),
     ],

@@ -152,6 +152,7 @@ async def test_an_error_object_with_status_200(sim, post, stream):
         ("negative", lambda value, truth: value == -truth - 1),
         ("string", lambda value, truth: value == str(truth)),
         ("nan", lambda value, truth: value != value),
+        ("overflow", lambda value, truth: value == float("inf")),
     ],
 )
 async def test_usage_is_told_wrongly_while_the_books_keep_the_truth(sim, post, usage, check, stream):

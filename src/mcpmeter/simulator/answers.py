@@ -186,6 +186,8 @@ def number(value: int, fault: Fault) -> str:
             return f'"{value}"'
         case "nan":
             return "NaN"
+        case "overflow":
+            return "1e400"
         case _:
             return str(value)
 

@@ -224,9 +224,10 @@ class _Exchange:
             return
         size = max(1, rate // DRIPS_PER_SECOND)
         for start in range(0, len(data), size):
-            self._writer.write(data[start : start + size])
+            drop = data[start : start + size]
+            self._writer.write(drop)
             await self._writer.drain()
-            await asyncio.sleep(1 / DRIPS_PER_SECOND)
+            await asyncio.sleep(len(drop) / rate)
 
     async def _break_at(self, stage: Stage) -> None:
         """Break the connection, if it is to be broken here: returns only where it is not."""

@@ -33,7 +33,7 @@ from mcpmeter.simulator.vendors.google import JSON_UTF8, error_object
 
 _FINISH = {"stop": "STOP", "length": "MAX_TOKENS", "tool_calls": "STOP", "refusal": "SAFETY"}
 _MIME_FORMATS = {"application/json": "json", "text/x.enum": "enum"}
-_ODD_USAGES = ("zero", "negative", "string", "nan")
+_ODD_USAGES = ("zero", "negative", "string", "nan", "overflow")
 _USAGE_KEY = b"usageMetadata"
 
 

@@ -1,0 +1,232 @@
+"""Every dialect alike: clients that leave, what is refused before any dialect is read, whose credentials go where."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from pydantic import SecretStr
+from tests.service.speakers import (
+    ANTHROPIC,
+    COUNTS,
+    EVERY,
+    GEMINI,
+    OPENAI,
+    STREAMS,
+    Generate,
+    Messages,
+    Speaker,
+    by_name,
+)
+
+from mcpmeter.config import ProviderSettings
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+UPSTREAM_KEY = "sk-upstream-credential-0123456789"
+CLIENT_KEY = f"mk_{secrets.token_urlsafe(36)}"
+MEGABYTE = 1024 * 1024
+
+
+async def wired(relay: Any, url: str) -> Any:
+    """The relay with each vendor's own provider, all of them at this address."""
+    key = SecretStr(UPSTREAM_KEY)
+    bases = {OPENAI: "/v1", ANTHROPIC: "/v1", GEMINI: "/v1beta"}
+    providers = tuple(ProviderSettings(name=name, base_url=url + base, api_key=key) for name, base in bases.items())
+    settings = relay.settings.model_copy(update={"providers": providers})
+    relay.service._load = lambda: settings
+    await relay.service.reload()
+    return relay
+
+
+async def before_the_simulator(start_module_relay: Any, **changes: Any) -> Any:
+    relay = await start_module_relay(**changes)
+    return await wired(relay, relay.simulator.url)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def before_raw(start_module_relay, raw_upstream) -> Any:
+    """A relay that asks for a key, before an upstream that keeps every byte it was sent."""
+    relay = await start_module_relay(upstream=raw_upstream.url, keys={"search": CLIENT_KEY})
+    return await wired(relay, raw_upstream.url.removesuffix("/v1"))
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def relay(start_module_relay) -> Any:
+    return await before_the_simulator(start_module_relay, relay={"max_answer_bytes": MEGABYTE})
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def keyed(start_module_relay) -> Any:
+    """A relay that asks for a key."""
+    return await before_the_simulator(start_module_relay, keys={"search": CLIENT_KEY}, server={"max_body_bytes": 2048})
+
+
+async def ask(relay: Any, speaker: Speaker, simulate: str = "", model: str = "", **more: Any) -> Any:
+    name = model or speaker.model
+    return await relay.ask(speaker.body(simulate, name), speaker.url(name), **more)
+
+
+def figures(relay: Any) -> dict[str, dict[tuple[str, ...], float]]:
+    """What the counters of interest say, straight from the recorder."""
+    names = ("mcp_requests_total", "mcp_errors_total", "mcp_usage_missing_total", "mcp_tokens_total")
+    families = relay.service.recorder.families
+    return {name: {labels: cell.value for labels, cell in families[name].cells.items()} for name in names}
+
+
+def rose(before: Any, after: Any, name: str) -> dict[tuple[str, ...], float]:
+    old = before[name]
+    return {labels: value - old.get(labels, 0) for labels, value in after[name].items() if value != old.get(labels, 0)}
+
+
+# Clients that leave ------------------------------------------------------------------------------------------------
+
+
+def request_of(speaker: Speaker, simulate: str, model: str = "") -> bytes:
+    name = model or speaker.model
+    body = json.dumps(speaker.body(simulate, name)).encode()
+    head = f"POST {speaker.url(name)} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
+    return head.encode() + body
+
+
+@pytest.mark.parametrize("speaker", EVERY, **by_name)
+async def test_a_client_that_leaves_before_the_answer_cancels_the_provider_and_pays_for_the_prompt(relay, speaker):
+    before, cancelled = figures(relay), relay.simulator.books.totals.cancelled
+    _, writer = await asyncio.open_connection(*relay.address)
+    writer.write(request_of(speaker, "stall=headers"))
+    await relay.simulator.books.wait_until(lambda books: books.open_calls == 1)
+    writer.transport.abort()
+    await relay.simulator.books.wait_until(lambda books: books.totals.cancelled == cancelled + 1)
+    await relay.until_idle()
+    row = relay.rows()[-1]
+    assert (row.status, row.outcome, row.error_id, row.token_source) == ("499", "partial", "caller_gone", "partial")
+    assert (row.prompt_tokens > 0, row.completion_tokens) == (speaker not in COUNTS, 0)
+    assert rose(before, figures(relay), "mcp_errors_total") == {("client_disconnected", "client"): 1}
+
+
+@pytest.mark.parametrize("speaker", STREAMS, **by_name)
+async def test_a_client_that_leaves_in_the_middle_of_a_stream_pays_for_what_it_got(relay, speaker):
+    before, cancelled = figures(relay), relay.simulator.books.totals.cancelled
+    reader, writer = await asyncio.open_connection(*relay.address, limit=2**16)
+    writer.write(request_of(speaker, "stall=body,after_tokens=20"))
+    got = b""
+    async with asyncio.timeout(10):
+        while len(speaker.text(got)) < 20 * 4:
+            got += await reader.read(65536)
+    writer.transport.abort()
+    await relay.simulator.books.wait_until(lambda books: books.totals.cancelled == cancelled + 1)
+    await relay.until_idle()
+    row, call = relay.rows()[-1], list(relay.simulator.books.calls())[-1]
+    assert (row.status, row.outcome, row.error_id, row.token_source) == ("499", "partial", "caller_gone", "partial")
+    assert call.delivered_tokens == 20
+    assert row.completion_tokens == pytest.approx(20, abs=2)
+    assert rose(before, figures(relay), "mcp_usage_missing_total") == {(speaker.provider, "client_gone"): 1}
+
+
+# Before any dialect is read ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("speaker", EVERY, **by_name)
+async def test_who_has_no_key_is_refused_in_the_dialects_words_and_reaches_nobody(keyed, speaker):
+    calls = keyed.simulator.books.totals.calls
+    for headers in ({}, {"authorization": "Bearer wrong"}, {"x-api-key": "wrong"}, {"x-goog-api-key": "wrong"}):
+        reply = await ask(keyed, speaker, headers=headers)
+        told = speaker.error(reply.json)
+        assert (reply.status, told.code) == (401, "not_authenticated")
+        assert told.call_id == reply.headers["x-mcpmeter-call-id"]
+        assert "wrong" not in told.message
+        assert reply.headers["www-authenticate"] == "Bearer"
+    assert keyed.simulator.books.totals.calls == calls
+    assert keyed.rows() == [] or {row.team for row in keyed.rows()} == {"search"}
+
+
+@pytest.mark.parametrize("speaker", EVERY, **by_name)
+async def test_a_body_that_is_too_large_is_refused_in_the_dialects_words(keyed, speaker):
+    body = speaker.body("", speaker.model) | {"padding": "x" * 4096}
+    headers = {"authorization": f"Bearer {CLIENT_KEY}"}
+    reply = await keyed.ask(body, speaker.url(speaker.model), headers=headers)
+    assert (reply.status, speaker.error(reply.json).code) == (413, "body_too_large")
+
+
+@pytest.mark.parametrize("speaker", EVERY, **by_name)
+async def test_another_verb_is_refused_in_the_dialects_words(relay, speaker):
+    before = figures(relay)
+    reply = await relay.ask(path=speaker.url(speaker.model), method="GET")
+    assert (reply.status, speaker.error(reply.json).code) == (405, "method_not_allowed")
+    assert reply.headers["allow"] == "POST"
+    assert rose(before, figures(relay), "mcp_requests_total") == {(speaker.endpoint, "GET", "405"): 1}
+
+
+@pytest.mark.parametrize("speaker", EVERY, **by_name)
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"{}", b"\xff\xfe", b'{"a":' * 300], ids=repr)
+async def test_what_is_no_request_is_refused_in_the_dialects_words(relay, speaker, body):
+    calls = relay.simulator.books.totals.calls
+    reply = await relay.ask(body, speaker.url(speaker.model))
+    assert (reply.status, speaker.error(reply.json).code) == (400, "invalid_request")
+    assert relay.simulator.books.totals.calls == calls
+
+
+@pytest.mark.parametrize("version", ["v1", "v1beta"])
+@pytest.mark.parametrize("action", ["computeTokens", "batchGenerateContent", "predict", "generatecontent", ""])
+async def test_an_action_of_geminis_that_is_not_served_is_not_found_in_geminis_words(relay, version, action):
+    before = figures(relay)
+    reply = await relay.ask({"contents": []}, f"/{version}/models/gemini-2.5-flash:{action}")
+    assert (reply.status, reply.json["error"]["code"]) == (404, 404)
+    told = Generate().error(reply.json)
+    assert told.code == "route_not_found"
+    assert reply.json["error"]["status"] == "NOT_FOUND"
+    # A caller's text makes no label.
+    assert {labels[0] for labels in rose(before, figures(relay), "mcp_requests_total")} == {"other"}
+
+
+async def test_a_path_below_anthropics_that_is_not_served_is_not_found_in_anthropics_words(relay):
+    reply = await relay.ask({}, "/v1/messages/batches")
+    assert (reply.status, reply.json["error"]["type"]) == (404, "not_found_error")
+    assert Messages().error(reply.json).code == "route_not_found"
+
+
+# Credentials -------------------------------------------------------------------------------------------------------
+
+WAYS = {
+    "bearer": ({"authorization": f"Bearer {CLIENT_KEY}"}, ""),
+    "x-api-key": ({"x-api-key": CLIENT_KEY}, ""),
+    "x-goog-api-key": ({"x-goog-api-key": CLIENT_KEY}, ""),
+    "?key=": ({}, f"key={CLIENT_KEY}"),
+}
+
+
+async def answer_at_length(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """An echo of nothing: what counts is what was sent."""
+    body = b'{"error":{"message":"no","type":"invalid_request_error"}}'
+    head = b"HTTP/1.1 400 Bad Request\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+    writer.write(head % len(body) + body)
+    await writer.drain()
+
+
+OPENINGS = [
+    pytest.param(speaker, way, id=f"{speaker.name} {way}")
+    for speaker in EVERY
+    for way in WAYS
+    if speaker.provider == GEMINI or way != "?key="  # only Google's clients put a key into the query
+]
+
+
+@pytest.mark.parametrize(("speaker", "way"), OPENINGS)
+async def test_a_clients_key_opens_the_relay_and_goes_no_further(before_raw, raw_upstream, speaker, way):
+    raw_upstream.play(answer_at_length)
+    headers, query = WAYS[way]
+    url = speaker.url(speaker.model)
+    url += f"{'&' if '?' in url else '?'}{query}" if query else ""
+    reply = await before_raw.ask(speaker.body("", speaker.model), url, headers=headers)
+    assert reply.status == 400
+    (sent,) = raw_upstream.requests
+    assert CLIENT_KEY.encode() not in sent
+    assert sent.count(UPSTREAM_KEY.encode()) == 1
+    assert UPSTREAM_KEY not in f"{reply.headers}{reply.body!r}"
+    (row,) = [row for row in before_raw.rows() if row.id == reply.headers["x-mcpmeter-call-id"]]
+    assert (row.team, row.key_id != "") == ("search", True)
+    assert CLIENT_KEY not in repr(row)
