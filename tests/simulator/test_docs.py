@@ -31,7 +31,7 @@ def test_examples_that_are_tests_pass_under_pytest(tmp_path):
         "[pytest]\nfilterwarnings = error\nasyncio_default_fixture_loop_scope = function\n"
     )
     shown = run(tmp_path, "-m", "pytest", "-q", "-p", "no:cacheprovider")
-    assert "5 passed" in shown
+    assert "6 passed" in shown
 
 
 @pytest.mark.parametrize("example", PROGRAMS)
