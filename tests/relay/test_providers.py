@@ -66,7 +66,9 @@ def test_the_contracts_providers_are_built_in(name: str, address: str, variable:
 def test_the_order_is_the_contracts_and_generic_comes_last() -> None:
     names = list(BUILT_IN)
     assert names[:5] == ["holysheep", "openai", "anthropic", "gemini", "deepseek"]
-    assert sorted(names[5:-1]) == ["azure-openai", "groq", "mistral", "ollama", "openrouter", "together", "vllm"]
+    assert sorted(names[5:-1]) == [
+        "azure-deployments", "azure-openai", "groq", "mistral", "ollama", "openrouter", "together", "vllm",
+    ]  # fmt: skip
     assert names[-1] == GENERIC
     assert not BUILT_IN[GENERIC].key_env
 
@@ -97,6 +99,17 @@ def test_a_dialect_has_its_own_path_and_way_to_send_the_key(name: str, path: str
     provider = BUILT_IN[name]
     assert provider.url(path, "a/b") == url
     assert list(provider.auth_headers("k", path)) == [header]
+
+
+def test_azure_is_asked_at_either_of_its_addresses() -> None:
+    resource = "https://acme.openai.azure.com"
+    newer = BUILT_IN["azure-openai"].renamed("azure", base_url=f"{resource}/openai/v1")
+    older = BUILT_IN["azure-deployments"].renamed("azure", base_url=resource)
+    assert newer.url("chat", "our-gpt") == f"{resource}/openai/v1/chat/completions"
+    deployment = f"{resource}/openai/deployments/our-gpt"
+    assert older.url("chat", "our-gpt") == f"{deployment}/chat/completions?api-version=2024-10-21"
+    assert older.url("embeddings", "our-gpt") == f"{deployment}/embeddings?api-version=2024-10-21"
+    assert newer.auth_headers("k", "chat") == older.auth_headers("k", "chat") == {"api-key": "k"}
 
 
 def test_only_holysheep_says_what_a_call_cost() -> None:

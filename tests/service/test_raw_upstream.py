@@ -11,6 +11,9 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+from pydantic import SecretStr
+
+from mcpmeter.config import ProviderSettings
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -232,6 +235,27 @@ async def test_upstream_is_sent_the_relays_credential_and_nothing_of_the_callers
     assert b"Bearer sk-upstream-credential-0123456789" in head
     assert secret.encode() not in request
     assert sent == body
+
+
+async def test_azures_deployment_stands_in_the_path_its_version_in_the_query_and_its_key_in_a_header_of_its_own(
+    start_module_relay, raw_upstream
+):
+    raw_upstream.play(http(WHOLE))
+    relay = await start_module_relay(upstream=raw_upstream.url)
+    key = SecretStr("azures-own-key-0123456789")
+    azure = ProviderSettings(
+        name="azure", type="azure-deployments", base_url=raw_upstream.url.removesuffix("/v1"), api_key=key
+    )
+    settings = relay.settings.model_copy(update={"providers": (azure,)})
+    relay.service._load = lambda: settings
+    await relay.service.reload()
+    reply, row = await outcome_of(relay, model="our-deployment")
+    (request,) = raw_upstream.requests
+    path = b"/openai/deployments/our-deployment/chat/completions?api-version=2024-10-21"
+    assert request.startswith(b"POST " + path + b" HTTP/1.1\r\n")
+    assert b"\r\napi-key: azures-own-key-0123456789\r\n" in request
+    assert b"authorization" not in request.lower()
+    assert (reply.body, row.provider, row.model) == (WHOLE, "azure", "our-deployment")
 
 
 async def test_a_large_request_goes_on_whole(relay, raw_upstream):
