@@ -230,3 +230,65 @@ async def test_a_clients_key_opens_the_relay_and_goes_no_further(before_raw, raw
     (row,) = [row for row in before_raw.rows() if row.id == reply.headers["x-mcpmeter-call-id"]]
     assert (row.team, row.key_id != "") == ("search", True)
     assert CLIENT_KEY not in repr(row)
+
+
+def answering(status: str, body: bytes, *headers: str) -> Any:
+    """A provider's answer of a whole body."""
+    lines = (f"HTTP/1.1 {status}", "Content-Type: application/json", f"Content-Length: {len(body)}", *headers)
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write("\r\n".join(lines).encode() + b"\r\n\r\n" + body)
+        await writer.drain()
+
+    return answer
+
+
+KEYED = {"authorization": f"Bearer {CLIENT_KEY}"}
+
+
+@pytest.mark.parametrize("speaker", EVERY, **by_name)
+@pytest.mark.parametrize("status", ["400 Bad Request", "422 No", "500 Fault"])
+async def test_an_error_that_repeats_the_relays_key_is_told_in_our_words(before_raw, raw_upstream, speaker, status):
+    body = json.dumps({"error": {"message": f"Incorrect API key provided: {UPSTREAM_KEY}"}}).encode()
+    raw_upstream.play(answering(status, body, f"X-Echo: Bearer {UPSTREAM_KEY}"))
+    reply = await before_raw.ask(speaker.body("", speaker.model), speaker.url(speaker.model), headers=KEYED)
+    assert (reply.status, speaker.error(reply.json).code) == (502, "upstream_refused_account")
+    assert UPSTREAM_KEY not in f"{reply.headers}{reply.body!r}"
+    assert reply.headers["x-mcpmeter-provider"] == speaker.provider
+
+
+@pytest.mark.parametrize("speaker", EVERY, **by_name)
+async def test_a_header_that_repeats_the_relays_key_stays_behind(before_raw, raw_upstream, speaker):
+    body = b'{"error":{"message":"no"}}'
+    raw_upstream.play(answering("400 No", body, f"X-Echo: Bearer {UPSTREAM_KEY}", "X-Kept: yes"))
+    reply = await before_raw.ask(speaker.body("", speaker.model), speaker.url(speaker.model), headers=KEYED)
+    assert (reply.status, reply.body, reply.headers["x-kept"]) == (400, body, "yes")
+    assert UPSTREAM_KEY not in f"{reply.headers}"
+
+
+@pytest.mark.parametrize(
+    "speaker", [speaker for speaker in EVERY if speaker.provider == GEMINI and not speaker.streams], **by_name
+)
+async def test_googles_400_for_a_bad_key_is_the_operators_to_mend(before_raw, raw_upstream, speaker):
+    """What it says of a key is of the relay's, which the caller can do nothing about."""
+    reason = {"@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": "API_KEY_INVALID"}
+    error = {"code": 400, "message": "API key not valid.", "status": "INVALID_ARGUMENT", "details": [reason]}
+    raw_upstream.play(answering("400 Bad Request", json.dumps({"error": error}).encode()))
+    reply = await before_raw.ask(speaker.body("", speaker.model), speaker.url(speaker.model), headers=KEYED)
+    assert (reply.status, speaker.error(reply.json).code) == (502, "upstream_refused_account")
+
+
+@pytest.mark.parametrize("speaker", EVERY, **by_name)
+async def test_a_fault_of_our_own_says_where_the_call_went_and_is_settled(relay, speaker, monkeypatch):
+    def broken(*_: object) -> None:
+        raise RuntimeError("a fault of ours")
+
+    calls = relay.service.pipeline
+    monkeypatch.setattr("mcpmeter.relay.flight.Flight._hand_on_error", broken)
+    reply = await ask(relay, speaker, "status=422")
+    assert calls.in_flight == set()
+    assert (reply.status, speaker.error(reply.json).code) == (500, "internal_error")
+    assert "a fault of ours" not in f"{reply.body!r}"
+    assert (reply.headers["x-mcpmeter-provider"], reply.headers["x-mcpmeter-attempts"]) == (speaker.provider, "1")
+    (row,) = [row for row in relay.rows() if row.id == reply.headers["x-mcpmeter-call-id"]]
+    assert (row.state, row.outcome, row.error_id) == ("settled", "error", "internal_error")

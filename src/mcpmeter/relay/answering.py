@@ -68,11 +68,14 @@ def cost_headers(settlement: Settlement) -> list[Header]:
     ]
 
 
-def handed_on(headers: Mapping[str, str]) -> Iterator[Header]:
+def handed_on(headers: Mapping[str, str], secret: str = "") -> Iterator[Header]:
+    """A provider's headers that may go to the client: none that acts on it, and none that repeats our own key."""
     connection = headers.get("connection", "")
     named = {name.strip().lower() for name in connection.split(",")} if connection else ()
     for name, value in headers.items():
         if name in NOT_HANDED_ON or name in named or name.startswith(_NEVER_HANDED_ON):
+            continue
+        if secret and secret in value:
             continue
         if value.isprintable() or not _CONTROL.search(value):
             yield name.encode("latin-1"), value.encode("latin-1", "replace")

@@ -70,6 +70,7 @@ class Flight:
         self._attempts = attempts
         self._quota = quota
         self._provider = attempts.first
+        self._secret = ""
         self._asked = asked
         self._withhold_usage = False
         self._body = body
@@ -153,7 +154,7 @@ class Flight:
         # The first attempt too may go elsewhere than the row says: by weight, or past an open circuit.
         if target != self._opened.call.llm:
             self._opened.goes_to(target)
-        self._provider = provider
+        self._provider, self._secret = provider, candidate.credential.secret
 
     async def _post(self, candidate: Candidate) -> Answer:
         provider, dialect = candidate.upstream.provider, self._dialect
@@ -248,8 +249,8 @@ class Flight:
 
     async def _hand_on_error(self, answer: Answer, body: bytes) -> Settlement:
         """What a provider refused goes on as it came, unless it is about our account or the endpoint maps faults."""
-        error = self._error_of(answer)
-        if self._must_map(answer.status):
+        error = self._error_of(answer, body)
+        if isinstance(error, UpstreamRefusedAccount) or self._must_map(answer.status):
             raise error
         answer.finish()
         settlement = await self._settle(
@@ -267,15 +268,22 @@ class Flight:
 
     def _must_map(self, status: int) -> bool:
         maps = self._service.maps_upstream_faults
-        return status < 400 or status in (401, 402, 403) or status > 599 or (maps and status >= 500)
+        return status < 400 or status > 599 or (maps and status >= 500)
 
-    def _error_of(self, answer: Answer) -> MeterError:
+    def _refuses_account(self, status: int, body: bytes) -> bool:
+        """By its status, by what the provider is known to say, or by repeating our key, which nobody may see."""
+        if status in (401, 402, 403):
+            return True
+        marks = self._provider.refused_account_marks
+        return any(mark.encode() in body for mark in marks) or bool(self._secret and self._secret.encode() in body)
+
+    def _error_of(self, answer: Answer, body: bytes) -> MeterError:
         name, status = self._provider.name, answer.status
         if status < 400:
             return UpstreamAnsweredGarbage(
                 f"{name} answered {status}, a redirect, which is never followed.", hint="Correct its base_url."
             )
-        if status in (401, 402, 403):
+        if self._refuses_account(status, body):
             return UpstreamRefusedAccount(
                 f"{name} refused the relay's own account (HTTP {status}).",
                 hint="The operator has to check its key and credit; the caller's key was not sent.",
@@ -349,6 +357,7 @@ class Flight:
                 error,
                 self._dialect.error_body(error, self._opened.call.id),
                 self._opened.call.id,
+                self._went_to(),
             )
 
     async def _settle(self, ending: Ending) -> Settlement:
@@ -416,7 +425,7 @@ class Flight:
 
     def _headers(self, answer: Answer) -> list[Header]:
         ours = own_headers(self._opened.call.id, self._provider.name, self._attempts.made)
-        return [*ours, *handed_on(answer.headers)]
+        return [*ours, *handed_on(answer.headers, self._secret)]
 
 
 def target_of(provider: Provider, model: str, dialect: Dialect, asked: Asked) -> LlmTarget:

@@ -60,6 +60,8 @@ class Provider:
     """Whether a stream tells its usage only when asked by `stream_options`; False: it tells unasked, or never."""
     quota: str = ""
     """Which rate-limit headers it sends, as `relay.quota.STYLES` names them; "" to try all."""
+    refused_account_marks: tuple[Text, ...] = ()
+    """What stands in an error's body, whatever its status, when it is the relay's own key that was refused."""
     cost_in_body: bool = False
     """Whether `usage.cost` in its answers is US dollars: other relays mean credits or cents by it."""
     cost_header: str = ""
