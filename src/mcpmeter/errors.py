@@ -33,6 +33,7 @@ MeterError
     ├── PortTaken
     ├── LedgerNotUsable
     ├── PartMissing
+    ├── BillInvalid                    (reconcile/bills/base.py)
     ├── ServerNotSupported             (instrument/__init__.py)
     └── RegistryTaken                  (instrument/__init__.py)
 

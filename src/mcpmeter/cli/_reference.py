@@ -72,6 +72,7 @@ REMEDIES: Final = {
     "setup_error": "Do what the line says.",
     "config_invalid": "Correct the line that is named; `mcpmeter check` tells all faults at once.",
     "port_taken": "Stop what listens there, or choose another port.",
+    "bill_invalid": "Correct the line that is named, or download the bill again; nothing was compared.",
     "ledger_not_usable": "Do what the line says: another file, more rights, or `mcpmeter serve` stopped first.",
     "part_missing": "Run the `pip install` of the line.",
     "registry_taken": "Give each meter its own registry, or close the first one.",

@@ -70,7 +70,7 @@ def command(
     if since and until and since >= until:
         raise click.UsageError("--since must be before --until.")
     groupings = tuple(dict.fromkeys(by))
-    rows = totals(ledger_at(ledger), by=groupings, since_ns=_unix_ns(since), until_ns=_unix_ns(until))
+    rows = totals(ledger_at(ledger), by=groupings, since_ns=unix_ns(since), until_ns=unix_ns(until))
     if as_json:
         period = {"since": _utc(since), "until": _utc(until)}
         click.echo(json.dumps({**period, "by": groupings, "rows": [_record(groupings, row) for row in rows]}, indent=2))
@@ -110,11 +110,12 @@ def _csv(by: Sequence[str], rows: Sequence[Total]) -> str:
     lines = csv.writer(text, lineterminator="\n")
     lines.writerow([*by, *figures, "cost_usd", "reported_cost_usd"])
     for row in rows:
-        lines.writerow([_cell(value) for value in _record(by, row).values()])
+        lines.writerow([cell(value) for value in _record(by, row).values()])
     return text.getvalue()
 
 
-def _cell(value: object) -> object:
+def cell(value: object) -> object:
+    """A value as it goes into CSV."""
     # A model's name comes from the caller; a spreadsheet must not run it as a formula.
     return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA_STARTS) else value
 
@@ -132,16 +133,18 @@ def _print_table(by: Sequence[str], rows: Sequence[Total]) -> None:
     table.add_column("USD", footer=usd(sum(row.cost_nanousd for row in rows)), justify="right", no_wrap=True)
     for row in rows:
         figures = [f"{getattr(row, name):,}" for name in _TABLE_COLUMNS]
-        table.add_row(*(Text(_printable(value)) for value in row.group), *figures, usd(row.cost_nanousd))
+        table.add_row(*(Text(printable(value)) for value in row.group), *figures, usd(row.cost_nanousd))
     # A pipe has no width: a wide one keeps each group on one line.
     Console(width=None if sys.stdout.isatty() else 240).print(table)
 
 
-def _printable(value: str) -> str:
+def printable(value: str) -> str:
+    """A name as it goes to a terminal."""
     return "".join(letter if letter.isprintable() else "\ufffd" for letter in value) or "-"
 
 
-def _unix_ns(instant: datetime | None) -> int | None:
+def unix_ns(instant: datetime | None) -> int | None:
+    """An instant that was typed (UTC) as Unix ns, held to what the ledger can hold."""
     if instant is None:
         return None
     return max(0, min(int(instant.replace(tzinfo=UTC).timestamp()) * 10**9, _LARGEST_NS))

@@ -23,6 +23,9 @@ NOT_HANDED_ON: Final = frozenset((
     "set-cookie", "alt-svc", "strict-transport-security",
 ))
 # fmt: on
+REQUEST_ID_HEADERS: Final = ("x-generation-id", "x-request-id", "request-id")
+"""OpenRouter's (its bill names calls by it), OpenAI's and most others', Anthropic's."""
+
 _NEVER_HANDED_ON: Final = ("x-mcpmeter-", "access-control-")
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 
@@ -43,7 +46,8 @@ async def answer_error(
 
 
 def request_id(answer: Answer) -> str:
-    told = answer.headers.get("x-request-id", answer.headers.get("request-id", ""))[:128]
+    """The id by which the provider's own records, and its bill, name the call; empty if it told none."""
+    told = next((answer.headers[name] for name in REQUEST_ID_HEADERS if name in answer.headers), "")[:128]
     return told if told.isascii() and told.isprintable() else ""
 
 

@@ -1,0 +1,56 @@
+"""The ledger as a bill is compared with it: settled calls, in the order of the provider's request ids."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from mcpmeter.ledger.connection import explain, open_for_reading
+
+
+class SettledCall(msgspec.Struct, frozen=True, gc=False):
+    """What a provider's bill can be compared with. The fields are columns of the ledger, in this order."""
+
+    id: str
+    started_at_ns: int
+    provider: str
+    model: str
+    response_model: str
+    status: str
+    prompt_tokens: int
+    completion_tokens: int
+    cached_read_tokens: int
+    cache_write_tokens: int
+    reasoning_tokens: int
+    audio_tokens: int
+    token_source: str
+    cost_nanousd: int
+    cost_source: str
+    reported_cost_nanousd: int | None
+    upstream_request_id: str
+
+
+_COLUMNS: Final = ", ".join(SettledCall.__struct_fields__)
+# By id in byte order, in which the lines of a bill are sorted too; the call's own id makes it one order only.
+_SQL: Final = (
+    f"SELECT {_COLUMNS} FROM calls WHERE state = 'settled' "  # noqa: S608 (constants only)
+    "AND started_at_ns >= ?1 AND started_at_ns < ?2 AND (?3 IS NULL OR provider = ?3) AND provider <> '' "
+    "AND (NOT ?4 OR reported_cost_nanousd IS NOT NULL) ORDER BY upstream_request_id, id"
+)
+
+
+def settled_calls(
+    ledger: Path, *, since_ns: int, until_ns: int, provider: str | None = None, with_reported_cost: bool = False
+) -> Iterator[SettledCall]:
+    """Model calls started in [since, until), ordered by the bytes of `upstream_request_id`, read one by one.
+
+    `provider` is its name in the configuration; `with_reported_cost` leaves out calls whose provider told no cost.
+    Raises `LedgerNotUsable`.
+    """
+    with contextlib.closing(open_for_reading(ledger)) as db, explain(ledger):
+        for row in db.execute(_SQL, (since_ns, until_ns, provider, with_reported_cost)):
+            yield SettledCall(*row)

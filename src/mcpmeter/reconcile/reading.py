@@ -1,0 +1,220 @@
+"""From a file to the lines of a bill: which format it is, then one line after the other. Nothing is skipped unseen."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Final
+
+import msgspec
+
+from mcpmeter.reconcile.bills.base import BillFormat, BillInvalid, Columns, Unreadable, shown
+from mcpmeter.reconcile.lines import BillLine
+
+MOST_JSON_BYTES: Final = 256 * 2**20
+"""A page is read as a whole; the APIs' largest have a few megabytes."""
+
+MOST_LINE_BYTES: Final = 1 << 20
+SNIFFED_BYTES: Final = 1 << 20
+PROGRESS_LINES: Final = 10_000
+
+Progress = Callable[[str, int, int], None]
+"""Told now and then: what is read, how far it is, how far it goes (0: nobody knows)."""
+
+
+@dataclass(frozen=True)
+class BillFile:
+    """A bill as it was given, and what it is."""
+
+    path: Path
+    format: BillFormat
+    is_json: bool
+
+    def place(self, line: int) -> str:
+        """How a person finds a line."""
+        return f"{self.path}, {'result' if self.is_json else 'line'} {line}"
+
+
+def recognise(path: Path, formats: Mapping[str, BillFormat]) -> BillFile:
+    """What a file is, by its first bytes. Raises BillInvalid that says what it lacks."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(SNIFFED_BYTES)
+    except OSError as fault:
+        raise BillInvalid(
+            f"The bill {path} cannot be read: {fault.strerror}.", hint="Give the file you downloaded."
+        ) from None
+    if not head.strip():
+        raise BillInvalid(f"The bill {path} is empty.", hint="Download it again, for a period that has calls.")
+    if head.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] in {b"{", b"["}:
+        return BillFile(path, _json_format(path, head, formats), is_json=True)
+    return BillFile(path, _csv_format(path, head, formats), is_json=False)
+
+
+def read(bill: BillFile, progress: Progress) -> Iterator[BillLine]:
+    """The lines of a bill, one by one. Raises BillInvalid naming the file and the line."""
+    return _json_lines(bill, _decoded(bill)) if bill.is_json else _csv_lines(bill, progress)
+
+
+def has_more(bill: BillFile) -> bool:
+    """Whether the API said that another page follows this one."""
+    return bill.is_json and bool(getattr(_decoded(bill), "has_more", False))
+
+
+def _json_format(path: Path, head: bytes, formats: Mapping[str, BillFormat]) -> BillFormat:
+    known = [found for found in formats.values() if found.document is not None]
+    for found in known:
+        if found.marks and all(mark in head for mark in found.marks):
+            return found
+    if len(known) == 1 == len(formats):
+        return known[0]
+    raise BillInvalid(
+        f"The bill {path} is JSON, and none that is known ({_names(known)}), or nothing is billed in it.",
+        hint="Name it: --format. Or give the CSV file with a mapping: --mapping.",
+    )
+
+
+def _csv_format(path: Path, head: bytes, formats: Mapping[str, BillFormat]) -> BillFormat:
+    known = [found for found in formats.values() if found.columns]
+    best: tuple[float, BillFormat, list[str]] | None = None
+    for found in known:
+        names = _header(path, head, found.delimiter)
+        missing = [column for column in found.columns if column not in names]
+        if not missing:
+            return found
+        score = 1 - len(missing) / len(found.columns)
+        if best is None or score > best[0]:
+            best = (score, found, missing)
+    if best is None:
+        raise BillInvalid(f"The bill {path} is no JSON, which this format is.", hint="Name another one: --format.")
+    score, nearest, missing = best
+    lacks = ", ".join(f"'{column}'" for column in missing)
+    if score == 0 and len(known) > 1:
+        raise BillInvalid(
+            f"The bill {path} has the columns of none that is known ({_names(known)}); it has: {_seen(path, head)}.",
+            hint="Say what its columns are: --mapping FILE.toml (docs/reconcile.md).",
+        )
+    raise BillInvalid(
+        f"The bill {path} lacks columns of {nearest.name}: {lacks}; it has: {_seen(path, head, nearest.delimiter)}.",
+        hint="Export it again with all columns, or say what is what: --mapping FILE.toml (docs/reconcile.md).",
+    )
+
+
+def _names(formats: list[BillFormat]) -> str:
+    return ", ".join(found.name for found in formats)
+
+
+def _seen(path: Path, head: bytes, delimiter: str = ",") -> str:
+    return ", ".join(shown(name) for name in _header(path, head, delimiter)[:30])
+
+
+def _header(path: Path, head: bytes, delimiter: str) -> list[str]:
+    first = head.removeprefix(b"\xef\xbb\xbf").lstrip(b"\r\n").partition(b"\n")[0]
+    try:
+        return [name.strip() for name in next(csv.reader([first.decode()], delimiter=delimiter, strict=True), [])]
+    except UnicodeDecodeError:
+        raise BillInvalid(f"The bill {path}, line 1: not UTF-8.", hint="Save it as CSV UTF-8.") from None
+    except csv.Error as fault:
+        raise BillInvalid(f"The bill {path}, line 1: {fault}.", hint="Download it again.") from None
+
+
+def _csv_lines(bill: BillFile, progress: Progress) -> Iterator[BillLine]:
+    size = bill.path.stat().st_size
+    with bill.path.open("rb") as file:
+        texts = _Texts(file, bill.path, size, progress)
+        rows = csv.reader(texts, delimiter=bill.format.delimiter, strict=True)
+        try:
+            yield from _rows(bill, rows, texts)
+        except csv.Error as fault:
+            raise _broken(bill, texts.line, str(fault)) from None
+
+
+def _rows(bill: BillFile, rows: Iterator[list[str]], texts: _Texts) -> Iterator[BillLine]:
+    names = [name.strip() for name in next((row for row in rows if row), [])]
+    missing = [column for column in bill.format.columns if column not in names]
+    if missing or bill.format.row_reader is None:
+        raise _broken(bill, texts.line, f"the columns {missing} are missing")
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise _broken(bill, texts.line, f"the column {shown(twice)} is there twice")
+    read_row, width = bill.format.row_reader(Columns(names)), len(names)
+    for row in rows:
+        if not row:
+            continue
+        if len(row) != width:
+            raise _broken(bill, texts.line, f"{len(row)} cells under {width} columns")
+        try:
+            line = read_row(texts.line, row)
+        except Unreadable as fault:
+            raise _broken(bill, texts.line, str(fault)) from None
+        if line is not None:
+            yield line
+
+
+class _Texts:
+    """The lines of a file as text, counted; the bytes tell how far it is."""
+
+    def __init__(self, file: BinaryIO, path: Path, size: int, progress: Progress) -> None:
+        self._file = file
+        self._path = path
+        self._size = size
+        self._progress = progress
+        self._bytes = 0
+        self.line = 0
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        raw = self._file.readline(MOST_LINE_BYTES)
+        if not raw:
+            raise StopIteration
+        self.line += 1
+        if len(raw) == MOST_LINE_BYTES:
+            raise BillInvalid(f"The bill {self._path}, line {self.line}: too long.", hint="Is it a CSV file?")
+        if self.line == 1:
+            raw = raw.removeprefix(b"\xef\xbb\xbf")
+        self._bytes += len(raw)
+        if self.line % PROGRESS_LINES == 0:
+            self._progress(f"{self._path.name}: {self.line:,} lines", self._bytes, self._size)
+        try:
+            return raw.decode()
+        except UnicodeDecodeError:
+            raise BillInvalid(
+                f"The bill {self._path}, line {self.line}: not UTF-8.", hint="Save it as CSV UTF-8."
+            ) from None
+
+
+def _json_lines(bill: BillFile, page: object) -> Iterator[BillLine]:
+    if bill.format.lines_of is None:
+        raise BillInvalid(f"{bill.path}: {bill.format.name} has no JSON form.", hint="Give the CSV file.")
+    number = 0
+    try:
+        for line in bill.format.lines_of(page):
+            number = line.line
+            yield line
+    except Unreadable as fault:
+        raise BillInvalid(f"{bill.place(number)} or the next: {fault}.", hint="Fetch the page again.") from None
+
+
+def _decoded(bill: BillFile) -> object:
+    size = bill.path.stat().st_size
+    if size > MOST_JSON_BYTES:
+        raise BillInvalid(
+            f"The bill {bill.path} has {size:,} bytes; a page of JSON may have {MOST_JSON_BYTES:,}.",
+            hint="Fetch it in several pages, or give the CSV export, which may have any size.",
+        )
+    try:
+        return msgspec.json.decode(bill.path.read_bytes().removeprefix(b"\xef\xbb\xbf"), type=bill.format.document)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as fault:
+        raise BillInvalid(
+            f"The bill {bill.path} is no {bill.format.name}: {fault}.", hint="Fetch the page again."
+        ) from None
+
+
+def _broken(bill: BillFile, line: int, what: str) -> BillInvalid:
+    return BillInvalid(
+        f"{bill.place(line)}: {what}.", hint="Nothing was compared. Correct the line or download it again."
+    )
