@@ -304,7 +304,7 @@ def _notes(result: Result) -> Iterator[str]:
         yield f"{result.outside:,} lines are before --since or after --until and were not compared."
     if not result.lines:
         yield "Nothing is billed in it."
-    if result.lines_with_id and not result.paired_by_id:
+    if result.lines_with_id > result.outside and not result.paired_by_id:
         yield "No request id of the bill is in the ledger. Compare by model and day: --by day."
     if totals["free"].findings:
         yield f"{totals['free'].findings:,} calls of no tokens and no cost are in the ledger; no bill has to name them."
@@ -334,7 +334,9 @@ def _print(results: list[Result], options: Options) -> None:
 def _summary(results: list[Result], options: Options) -> Table:
     from rich.table import Table
 
-    allowed = f"tolerance {_plain(options.tolerance.share * 100)} % of the bill, or ${usd(options.tolerance.floor_nanousd)}"
+    allowed = (
+        f"tolerance {_plain(options.tolerance.share * 100)} % of the bill, or ${usd(options.tolerance.floor_nanousd)}"
+    )
     table = Table(box=None, pad_edge=False, caption=allowed, caption_justify="left")
     for name in ("provider", "bill"):
         table.add_column(name, overflow="fold")

@@ -12,6 +12,9 @@ from mcpmeter.reconcile.lines import DIFFERENCES, Amount, Finding, Verdict
 VERDICTS: Final[tuple[Verdict, ...]] = get_args(Verdict)
 
 
+_Ranked = tuple[tuple[int, int, str, str, str, str, str, int, int, int], Finding]
+
+
 @dataclass(frozen=True)
 class Tolerance:
     """How far apart bill and ledger may be: the larger of a share of the bill and an amount."""
@@ -61,7 +64,7 @@ class Tally:
     off_tokens: int = 0
     base_nanousd: int = 0
     """What is billed, credits counted as if they were charges."""
-    _largest: list[tuple[tuple[int, int, str, str, str, str, int, int], Finding]] = field(default_factory=list)
+    _largest: list[_Ranked] = field(default_factory=list)
 
     def add(self, finding: Finding) -> None:
         """Count a finding; the largest differences are kept."""
@@ -82,17 +85,18 @@ class Tally:
             self._keep(abs(nanousd), tokens, finding)
 
     def _keep(self, nanousd: int, tokens: int, finding: Finding) -> None:
-        name = (finding.day, finding.model, finding.request_id, finding.call_id)
-        entry = ((nanousd, tokens, *name, finding.file, finding.line), finding)
+        name = (finding.day, finding.model, finding.request_id, finding.call_id, finding.verdict)
+        # Their number last: two findings that are alike in all of this cannot be put into an order by themselves.
+        ranked = ((nanousd, tokens, *name, finding.file, finding.line, self.differences), finding)
         if len(self._largest) < self.most:
-            heappush(self._largest, entry)
-        elif self._largest and entry[0] > self._largest[0][0]:
-            heapreplace(self._largest, entry)
+            heappush(self._largest, ranked)
+        elif self._largest and ranked[0] > self._largest[0][0]:
+            heapreplace(self._largest, ranked)
 
     @property
     def largest(self) -> list[Finding]:
         """The largest differences, the largest first."""
-        return [finding for _, finding in sorted(self._largest, key=lambda entry: entry[0], reverse=True)]
+        return [finding for _, finding in sorted(self._largest, key=lambda ranked: ranked[0], reverse=True)]
 
     @property
     def differences(self) -> int:

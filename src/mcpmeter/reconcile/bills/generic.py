@@ -1,25 +1,4 @@
-"""Any CSV file, read by a mapping: a TOML file that says which column is what.
-
-provider = "holysheep"          # as the configuration calls it
-timezone = "Asia/Shanghai"      # of days and instants without an offset; UTC if not said
-delimiter = ";"                 # , if not said
-
-time_format = "%d.%m.%Y"        # Python's, or "unix" for seconds; ISO 8601 if not said
-cost_multiplier = "0.01"        # to US dollars: from cents; "0.14" from yuan at that rate
-
-[columns]
-time = "Date"                   # a day or an instant
-model = "Model"                 # the others may be left out where the bill does not tell them
-request_id = "Request"
-requests = "Calls"
-prompt_tokens = ["Input", "Cached input"]     # several columns are summed
-completion_tokens = "Output"
-cost = "Amount"
-
-[[only]]                        # lines that count; several of these all have to hold
-column = "Type"
-is = ["usage"]                  # or is_not = ["top-up"]
-"""
+"""Any CSV file, read by a mapping: a TOML file that says which column is what. docs/reconcile.md shows a whole one."""
 
 from __future__ import annotations
 

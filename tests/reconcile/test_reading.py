@@ -1,0 +1,122 @@
+"""What a file is, and how it is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.reconcile.conftest import GOLDEN
+
+from mcpmeter.reconcile import reading
+from mcpmeter.reconcile.bills import formats
+from mcpmeter.reconcile.bills.base import BillInvalid, Unreadable, count, nanousd
+from mcpmeter.reconcile.reading import has_more, read, recognise
+
+BILLS = sorted(path.name for path in GOLDEN.iterdir() if path.suffix in {".csv", ".json"} and path.stem != "mapped")
+OPENROUTER = (GOLDEN / "openrouter.csv").read_text()
+
+
+@pytest.mark.parametrize("name", BILLS)
+def test_every_golden_bill_is_recognised_as_what_it_is_called(name: str) -> None:
+    assert name.replace("_", "-").startswith(recognise(GOLDEN / name, formats()).format.name)
+
+
+def test_every_format_has_a_golden_bill_of_each_form() -> None:
+    for name in formats():
+        assert {f"{name.replace('-', '_')}{form}" for form in (".csv", ".json")} <= set(BILLS)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "is empty"),
+        ("\n \n", "is empty"),
+        ("{}", "is JSON, and none that is known"),
+        ('{"data": []}', "or nothing is billed in it"),
+        ("a,b,c\n1,2,3\n", r"the columns of none that is known \(.*openrouter.*\); it has: 'a', 'b', 'c'"),
+        (OPENROUTER.replace("cost_total", "price", 1), "lacks columns of openrouter: 'cost_total'"),
+        (OPENROUTER.replace("cost_cache", "cost_total", 1), "'cost_total' is there twice"),
+        (OPENROUTER.replace("generation_id", "\xff", 1).encode("latin-1"), "line 1: not UTF-8"),
+        (OPENROUTER + "x\n", "line 4: 1 cells under 24 columns"),
+        (OPENROUTER + "y" * 3_000_000, "line 4: too long"),
+        (OPENROUTER + "y" * 200_000, "line 4: field larger than field limit"),
+    ],
+    ids=range(11),
+)
+def test_what_is_no_bill_is_refused_by_name_and_line(read_text, text: str | bytes, said: str) -> None:
+    with pytest.raises(BillInvalid, match=said):
+        read_text(text)
+
+
+def test_a_byte_order_mark_other_line_ends_and_blank_lines_are_no_fault(read_text, golden) -> None:
+    told = ("﻿" + OPENROUTER.replace("\n", "\r\n") + "\r\n").encode()
+    assert read_text(told) == golden("openrouter.csv")[1]
+
+
+def test_a_missing_file_and_a_folder_are_told(tmp_path: Path) -> None:
+    for path, said in ((tmp_path / "none.csv", "No such file"), (tmp_path, "Is a directory")):
+        with pytest.raises(BillInvalid, match=said):
+            recognise(path, formats())
+
+
+def test_a_page_with_a_next_one_says_so() -> None:
+    pages = {name: has_more(recognise(GOLDEN / name, formats())) for name in ("openai_usage.json", "openai_costs.json")}
+    assert pages == {"openai_usage.json": True, "openai_costs.json": False}
+
+
+def test_a_page_of_json_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "MOST_JSON_BYTES", 100)
+    bill = recognise(GOLDEN / "openrouter.json", formats())
+    with pytest.raises(BillInvalid, match="give the CSV export"):
+        list(read(bill, lambda what, done, total: None))
+
+
+def test_progress_tells_how_far_the_file_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "PROGRESS_LINES", 2)
+    told: list[tuple[str, int, int]] = []
+    size = (GOLDEN / "openrouter.csv").stat().st_size
+    list(read(recognise(GOLDEN / "openrouter.csv", formats()), lambda *news: told.append(news)))
+    assert [(what, total) for what, _, total in told] == [("openrouter.csv: 2 lines", size)]
+    assert 0 < told[0][1] < size
+
+
+@given(st.sampled_from(BILLS), st.data())
+def test_a_damaged_bill_is_read_or_refused_and_never_breaks(tmp_path_factory, name: str, data: st.DataObject) -> None:
+    bill = bytearray((GOLDEN / name).read_bytes())
+    for _ in range(data.draw(st.integers(1, 4))):
+        place = data.draw(st.integers(0, len(bill) - 1))
+        bill[place : place + data.draw(st.integers(0, 3))] = data.draw(st.binary(max_size=4))
+    path = tmp_path_factory.mktemp("damaged") / name
+    path.write_bytes(bill)
+    lines, refusal = [], str(path)
+    try:
+        lines = list(read(recognise(path, formats()), lambda what, done, total: None))
+    except BillInvalid as refused:
+        refusal = str(refused)
+    assert str(path) in refusal
+    assert all(line.at_ns >= 0 and abs(line.nanousd or 0) < 2**63 for line in lines)
+
+
+@given(st.text(max_size=30) | st.decimals().map(str))
+def test_an_amount_is_exact_to_half_a_nano_dollar_or_refused(text: str) -> None:
+    from decimal import Decimal, localcontext
+
+    try:
+        found = nanousd(text)
+    except Unreadable:
+        return
+    with localcontext(prec=300):
+        assert abs(Decimal(text.strip()) * 10**9 - found) <= Decimal("0.5")
+
+
+@pytest.mark.parametrize(("text", "number"), [("12", 12), ("59200.0", 59_200), (" 7 ", 7), ("", 0), ("0", 0)])
+def test_a_count_is_whole(text: str, number: int) -> None:
+    assert count(text) == number
+
+
+@pytest.mark.parametrize("text", ["1.5", "-1", "1e3", "1,000", "٣", "²", "x", "9" * 17, "1_000"])
+def test_what_is_no_count_is_refused(text: str) -> None:
+    with pytest.raises(Unreadable):
+        count(text)
