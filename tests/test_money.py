@@ -12,7 +12,11 @@ import mcpmeter
 from mcpmeter.pricing import MAX_NANOUSD, format_usd, nanousd_to_usd, plain_usd, usd_to_nanousd
 
 SOURCES = Path(mcpmeter.__file__).parent
-MONEY_PATH = [*sorted((SOURCES / "pricing").glob("*.py")), SOURCES / "cli" / "cost.py", SOURCES / "cli" / "models.py"]
+MONEY_PATH = [
+    *sorted((SOURCES / "pricing").glob("*.py")),
+    *sorted((SOURCES / "reconcile").rglob("*.py")),
+    *(SOURCES / "cli" / name for name in ("cost.py", "models.py", "reconcile.py")),
+]
 
 
 @pytest.mark.parametrize(

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from tests.conftest import COMMAND
 
 from mcpmeter.ledger.connection import open_for_writing
 from mcpmeter.ledger.migrations import transaction
 from mcpmeter.ledger.rows import OPEN_SQL, SETTLE_SQL, open_values, settled_values
 from mcpmeter.records import Call, Charge, LlmTarget, Settlement, Usage
-from tests.conftest import COMMAND
 
 LINES = 20_000
 LINES_IN_FULL = 1_000_000
@@ -120,8 +120,8 @@ def test_a_million_lines_are_compared_in_bounded_memory_and_every_false_one_is_f
     wanted = {(wrong, request_id(place)) for place in range(count) if (wrong := planted(place))}
     trials.record(
         "A bill of a million lines",
-        "A ledger and a bill of a request a line, sorted by neither side; one call in a hundred is false in one of five ways. "
-        "The bill is compared by request id, and then by model and day.",
+        "A ledger and a bill of a request a line, sorted by neither side; one call in a hundred is false in one of "
+        "five ways. The bill is compared by request id, and then by model and day.",
         {
             "lines": by_id.report["bills"][0]["lines"],
             "seconds by request id": by_id.seconds,
