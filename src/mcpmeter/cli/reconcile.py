@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mcpmeter.cli._ledger import ledger_at, ledger_option
 from mcpmeter.cli.report import cell, printable, unix_ns, usd
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from mcpmeter.ledger.location import Location
     from mcpmeter.pricing import PriceBook
     from mcpmeter.reconcile.lines import Amount, Finding
     from mcpmeter.reconcile.reading import BillFile
@@ -80,11 +82,7 @@ def dollars(_ctx: click.Context, _param: click.Parameter, value: str) -> int:
 @click.option(
     "--floor-usd", default="0.01", show_default=True, callback=dollars, help="An amount that may differ anyhow."
 )
-@click.option(
-    "--ledger",
-    type=click.Path(path_type=Path),
-    help="The ledger's file. Default: $MCPMETER_LEDGER, or ~/.local/state/mcpmeter/ledger.db.",
-)
+@ledger_option
 @click.option(
     "--config", "config_path", type=click.Path(path_type=Path),
     help="The service's configuration, for its providers and prices; else $MCPMETER_CONFIG or ./mcpmeter.yaml.",
@@ -104,7 +102,7 @@ def command(
     until: datetime | None,
     tolerance: Decimal,
     floor_usd: int,
-    ledger: Path | None,
+    ledger: Location | None,
     config_path: Path | None,
     limit: int,
     csv_path: Path | None,
@@ -123,20 +121,19 @@ def command(
       mcpmeter reconcile --inline --tolerance 0.5%
     """
     from mcpmeter.cli._progress import progress
-    from mcpmeter.ledger.connection import default_ledger_path
     from mcpmeter.reconcile.run import Options, reconcile, reconcile_inline
     from mcpmeter.reconcile.verdict import Tolerance
 
     _refuse_misuse(bills, inline=inline, mapping=mapping, format_name=format_name, since=since, until=until)
     allowed = Tolerance(tolerance, floor_usd)
     options = Options(unix_ns(since), unix_ns(until), by == "day", allowed, limit)
-    path, book = ledger or default_ledger_path(), _price_book(config_path)
+    place, book = ledger_at(ledger), _price_book(config_path)
     files = _bills(bills, provider, format_name, mapping)
     with _differences(csv_path) as keep, progress() as told:
         if inline:
-            results = reconcile_inline(path, book, options, provider=provider, progress=told, on_finding=keep)
+            results = reconcile_inline(place, book, options, provider=provider, progress=told, on_finding=keep)
         else:
-            results = reconcile(files, path, book, options, progress=told, on_finding=keep)
+            results = reconcile(files, place, book, options, progress=told, on_finding=keep)
     beyond = [result for result in results if result.tally.is_beyond(allowed)]
     if as_json:
         click.echo(json.dumps(_report(results, options), indent=2))

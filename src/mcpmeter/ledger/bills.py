@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Final
 
 import msgspec
 
-from mcpmeter.ledger.connection import explain, open_for_reading
+from mcpmeter.ledger.location import Location
+from mcpmeter.ledger.reading import open_reader
 
 
 class SettledCall(msgspec.Struct, frozen=True, gc=False):
@@ -44,13 +43,13 @@ _SQL: Final = (
 
 
 def settled_calls(
-    ledger: Path, *, since_ns: int, until_ns: int, provider: str | None = None, with_reported_cost: bool = False
+    ledger: Location, *, since_ns: int, until_ns: int, provider: str | None = None, with_reported_cost: bool = False
 ) -> Iterator[SettledCall]:
     """Model calls started in [since, until), ordered by the bytes of `upstream_request_id`, read one by one.
 
     `provider` is its name in the configuration; `with_reported_cost` leaves out calls whose provider told no cost.
     Raises `LedgerNotUsable`.
     """
-    with contextlib.closing(open_for_reading(ledger)) as db, explain(ledger):
-        for row in db.execute(_SQL, (since_ns, until_ns, provider, with_reported_cost)):
+    with open_reader(ledger) as reader:
+        for row in reader.rows(_SQL, (since_ns, until_ns, provider, with_reported_cost)):
             yield SettledCall(*row)

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, time, timedelta, tzinfo
 from functools import lru_cache
-from pathlib import Path
 from typing import Final
 
 from mcpmeter.ledger.bills import SettledCall, settled_calls
+from mcpmeter.ledger.location import Location
 from mcpmeter.pricing import PriceBook, names
 from mcpmeter.reconcile.bills.base import unix_ns
 from mcpmeter.reconcile.lines import BillLine, Finding
@@ -70,7 +70,7 @@ OnFinding = Callable[[Result, Finding], None]
 
 def reconcile(
     bills: Iterable[tuple[str, BillFile]],
-    ledger: Path,
+    ledger: Location,
     book: PriceBook,
     options: Options,
     *,
@@ -96,7 +96,7 @@ def reconcile(
 
 
 def reconcile_inline(
-    ledger: Path,
+    ledger: Location,
     book: PriceBook,
     options: Options,
     *,
@@ -171,7 +171,7 @@ def _set_period(result: Result, options: Options) -> None:
     result.since_ns, result.until_ns = since, max(since, until)
 
 
-def _calls(result: Result, ledger: Path) -> Iterator[SettledCall]:
+def _calls(result: Result, ledger: Location) -> Iterator[SettledCall]:
     since, until = max(0, result.since_ns - MARGIN_NS), min(result.until_ns, _LAST_NS) + MARGIN_NS
     return settled_calls(ledger, since_ns=since, until_ns=until, provider=result.provider)
 

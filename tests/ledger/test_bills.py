@@ -1,0 +1,75 @@
+"""Settled calls as a bill is compared with them, the same from both engines."""
+
+from __future__ import annotations
+
+import pytest
+
+from mcpmeter.ledger.bills import SettledCall, settled_calls
+from mcpmeter.ledger.reading import open_writer
+from mcpmeter.ledger.rows import OPEN_SQL, SETTLE_SQL, open_values, settled_values
+from mcpmeter.records import Charge, Usage
+
+AT = 1_793_534_400_000_000_000
+EVER = {"since_ns": 0, "until_ns": 2**63 - 1}
+
+
+@pytest.fixture
+def put(ledger, make_call, make_settlement):
+    """Write a settled call, or an open one where `settled` is false."""
+
+    def write(id_: str, *, settled: bool = True, provider: str = "openai", at_ns: int = AT, **ending) -> None:
+        call = make_call(id=id_, started_at_ns=at_ns, provider=provider, model="gpt-4.1")
+        with open_writer(ledger) as writer:
+            writer.execute(OPEN_SQL, [int(v) if isinstance(v, bool) else v for v in open_values(call)])
+            if settled:
+                writer.execute(SETTLE_SQL, settled_values(make_settlement(call, **ending)))
+
+    return write
+
+
+def ids(ledger, **asked) -> list[str]:
+    return [call.id for call in settled_calls(ledger, **{**EVER, **asked})]
+
+
+def test_a_call_comes_with_all_that_a_bill_tells(ledger, put):
+    usage = Usage(
+        prompt_tokens=9, completion_tokens=8, cached_read_tokens=7, cache_write_tokens=6, reasoning_tokens=5,
+        audio_tokens=4, source="partial",
+    )  # fmt: skip
+    charge = Charge(nanousd=2**62, source="reported", reported_nanousd=2**62)
+    put("a", usage=usage, charge=charge, response_model="gpt-4.1-2025-04-14", upstream_request_id="req_1")
+    assert list(settled_calls(ledger, **EVER)) == [
+        SettledCall(
+            "a", AT, "openai", "gpt-4.1", "gpt-4.1-2025-04-14", "200", 9, 8, 7, 6, 5, 4, "partial", 2**62, "reported",
+            2**62, "req_1",
+        )
+    ]  # fmt: skip
+
+
+def test_they_come_in_the_order_of_the_bytes_of_their_request_ids(ledger, put):
+    # By the rules of a language, punctuation would not count and b would come before B.
+    told = ["", "b", "B", "_", "-b", "é", "zz", "a-c", "ab", "\U0001f600", "\uffff"]
+    for place, request_id in enumerate(told):
+        put(f"call_{place:02}", upstream_request_id=request_id)
+    found = [call.upstream_request_id for call in settled_calls(ledger, **EVER)]
+    assert found == sorted(told)
+
+
+def test_open_calls_and_those_that_reached_no_provider_are_left_out(ledger, put):
+    put("open", settled=False)
+    put("nowhere", provider="")
+    put("settled")
+    assert ids(ledger) == ["settled"]
+
+
+def test_a_period_has_its_first_instant_and_not_its_last(ledger, put):
+    for offset in range(4):
+        put(f"c{offset}", at_ns=AT + offset)
+    assert ids(ledger, since_ns=AT + 1, until_ns=AT + 3) == ["c1", "c2"]
+
+
+def test_providers_and_told_costs_can_be_asked_for(ledger, put):
+    put("a", provider="openai")
+    put("b", provider="openrouter", charge=Charge(nanousd=1, source="reported", reported_nanousd=0))
+    assert ids(ledger, provider="openai") == ["a"]
+    assert ids(ledger, with_reported_cost=True) == ["b"]
