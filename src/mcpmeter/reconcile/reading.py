@@ -78,28 +78,29 @@ def _json_format(path: Path, head: bytes, formats: Mapping[str, BillFormat]) -> 
 
 def _csv_format(path: Path, head: bytes, formats: Mapping[str, BillFormat]) -> BillFormat:
     known = [found for found in formats.values() if found.columns]
-    best: tuple[float, BillFormat, list[str]] | None = None
-    for found in known:
-        names = _header(path, head, found.delimiter)
-        missing = [column for column in found.columns if column not in names]
-        if not missing:
-            return found
-        score = 1 - len(missing) / len(found.columns)
-        if best is None or score > best[0]:
-            best = (score, found, missing)
-    if best is None:
+    if not known:
         raise BillInvalid(f"The bill {path} is no JSON, which this format is.", hint="Name another one: --format.")
-    score, nearest, missing = best
-    lacks = ", ".join(f"'{column}'" for column in missing)
-    if score == 0 and len(known) > 1:
+    nearest, missing = min(
+        ((found, _missing(path, head, found)) for found in known),
+        key=lambda pair: (len(pair[1]), len(pair[1]) - len(pair[0].columns)),
+    )
+    if not missing:
+        return nearest
+    if len(known) > 1 and len(missing) == len(nearest.columns):
         raise BillInvalid(
             f"The bill {path} has the columns of none that is known ({_names(known)}); it has: {_seen(path, head)}.",
             hint="Say what its columns are: --mapping FILE.toml (docs/reconcile.md).",
         )
+    lacks = ", ".join(f"'{column}'" for column in missing)
     raise BillInvalid(
         f"The bill {path} lacks columns of {nearest.name}: {lacks}; it has: {_seen(path, head, nearest.delimiter)}.",
         hint="Export it again with all columns, or say what is what: --mapping FILE.toml (docs/reconcile.md).",
     )
+
+
+def _missing(path: Path, head: bytes, format_: BillFormat) -> list[str]:
+    names = _header(path, head, format_.delimiter)
+    return [column for column in format_.columns if column not in names]
 
 
 def _names(formats: list[BillFormat]) -> str:
