@@ -38,6 +38,7 @@ IDS = {
     "setup_error", "config_invalid", "port_taken", "ledger_not_usable", "part_missing",
     # raised by one part of the package alone
     "settled_twice", "settlement_conflict", "row_refused", "registry_taken", "server_not_supported",
+    "bill_invalid",
 }  # fmt: skip
 
 MAPPING = {
