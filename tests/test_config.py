@@ -20,6 +20,7 @@ from pydantic.fields import FieldInfo
 from mcpmeter.config import (
     BudgetSettings,
     KeySettings,
+    LedgerSettings,
     MetricsSettings,
     ProviderSettings,
     ServerSettings,
@@ -443,9 +444,12 @@ def test_every_setting_has_a_description_and_an_example_that_is_taken(model: typ
         del examples["sha256"]
     if model is BudgetSettings:
         del examples["start"]  # of `once` only
+    if model is LedgerSettings:
+        del examples["path"]  # it, or `url`
     if model is Settings:
         examples["keys"], examples["metrics"] = [], {}
     variables = {"METRICS_TOKEN": SECRET, "SEARCH_KEY": SECRET, "OPENAI_API_KEY": SECRET}
+    variables["LEDGER_URL"] = "postgresql://meter@127.0.0.1/meter"
     filled = read_document(json.dumps(examples, default=str).encode(), variables)
     assert not filled.faults
     assert model.model_validate(filled.data)

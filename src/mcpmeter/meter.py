@@ -16,7 +16,7 @@ from msgspec import structs
 
 from mcpmeter.catalog import service
 from mcpmeter.errors import LedgerUnavailable, MeterError, ServiceFault
-from mcpmeter.ledger.store import ClaimRefused, Store
+from mcpmeter.ledger.store import ClaimRefused, SettlementConflict, Store
 from mcpmeter.metrics.recorder import Recorder
 from mcpmeter.records import Call, Charge, LedgerRow, LlmTarget, McpTarget, Outcome, Settlement, Usage
 
@@ -224,13 +224,17 @@ class Meter:
         """
         if self.store is None:
             return 0
-        rows = await self.store.left_open()
+        rows, recovered = await self.store.left_open(), 0
         for row in rows:
             settlement = self.make_settlement(_call_of(row), _recovered(row), 0)
-            await self.store.settle(settlement)
+            try:
+                await self.store.settle(settlement)
+            except SettlementConflict:
+                continue  # a replica that was taken for dead has settled it after all, and knows better
             self.recorder.settle(settlement)
             self.recorder.add(service.LEDGER_RECOVERED)
-        return len(rows)
+            recovered += 1
+        return recovered
 
 
 def _recovered(row: LedgerRow) -> Ending:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import secrets
 import urllib.request
@@ -13,7 +12,8 @@ from typing import Any, NamedTuple
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from mcpmeter.ledger.connection import open_for_reading
+from mcpmeter.ledger.reading import open_reader
+from mcpmeter.ledger.rows import ROW_COLUMNS, SELECT_ROWS_SQL
 
 UPSTREAM_KEY = "sk-simulated-upstream"
 KEYS = {team: f"mk_{secrets.token_urlsafe(36)}" for team in ("search", "support")}
@@ -33,7 +33,8 @@ class Stand:
         self._start = start
         self._run = run
         self.config = folder / "mcpmeter.yaml"
-        self.ledger = folder / "ledger.db"
+        self.ledger: Path | str = folder / "ledger.db"
+        """A file, or the address of a PostgreSQL database."""
         self.address = ""
         self.upstream = ""
         self.relay: Any = None
@@ -46,11 +47,19 @@ class Stand:
         named = "".join(f"  - {{name: {team}-key, team: {team}, secret: '{KEYS[team]}'}}\n" for team in keys)
         self.config.write_text(
             f"server: {{port: 0, drain_seconds: {drain_seconds}}}\n"
-            f"ledger: {{path: {self.ledger}}}\n"
+            f"ledger: {self._ledger_section}\n"
             f"providers:\n"
             f"  - {{name: holysheep, base_url: '{self.upstream}/v1', api_key: '${{UPSTREAM_KEY}}'}}\n"
             + (f"keys:\n{named}" if named else "")
             + extra
+        )
+
+    @property
+    def _ledger_section(self) -> str:
+        return (
+            f"{{path: {self.ledger}}}"
+            if isinstance(self.ledger, Path)
+            else f"{{url: '{self.ledger}', lease_seconds: 2}}"
         )
 
     def start_relay(self) -> None:
@@ -88,9 +97,9 @@ class Stand:
 
     def rows(self) -> list[dict[str, Any]]:
         """Every row of the ledger as it is kept."""
-        with contextlib.closing(open_for_reading(self.ledger)) as db:
-            names = [name for (name,) in db.execute("SELECT name FROM pragma_table_info('calls')")]
-            return [dict(zip(names, row, strict=True)) for row in db.execute("SELECT * FROM calls ORDER BY id")]
+        with open_reader(self.ledger) as reader:
+            found = reader.rows(f"{SELECT_ROWS_SQL} ORDER BY id")
+            return [dict(zip(ROW_COLUMNS, row, strict=True)) for row in found]
 
 
 def _get(url: str) -> bytes:

@@ -11,11 +11,12 @@ from urllib.parse import urlsplit
 
 import click
 
-from mcpmeter.errors import ConfigInvalid, LedgerNotUsable
+from mcpmeter.errors import ConfigInvalid, LedgerNotUsable, PartMissing
 
 if TYPE_CHECKING:
     from mcpmeter.config import Settings
     from mcpmeter.config.settings import RouteSettings
+    from mcpmeter.ledger.location import Location
     from mcpmeter.relay.routing import Upstream
 
 COLUMN: Final = 14
@@ -54,13 +55,11 @@ def command(config_path: Path | None, as_json: bool) -> int:
 
 def _plan(settings: Settings) -> dict[str, Any]:
     from mcpmeter.config import price_book
-    from mcpmeter.ledger.connection import default_ledger_path
 
     price_book(settings)
     upstreams = settings.upstreams()
-    ledger = settings.ledger.path or default_ledger_path()
-    keys, unreadable = _keys(settings, ledger)
-    problems = [*unreadable, *_not_writable(ledger), *_open_binds(settings, bool(keys))]
+    ledger, keys, unreadable = _ledger(settings)
+    problems = [*unreadable, *_open_binds(settings, bool(keys))]
     return {
         "ok": not problems,
         "source": settings.source,
@@ -73,7 +72,7 @@ def _plan(settings: Settings) -> dict[str, Any]:
         "aliases": dict(settings.aliases),
         "teams": [team.name for team in settings.teams],
         "keys": keys,
-        "ledger": {"path": str(ledger), "exists": ledger.exists(), "writable": not list(_not_writable(ledger))},
+        "ledger": ledger,
         "price_lists": _price_lists(settings),
         "warnings": list(_warnings(settings, upstreams)),
         "problems": problems,
@@ -128,23 +127,28 @@ def _metrics_address(settings: Settings) -> str:
     return f"{_address(own.host or '127.0.0.1', own.port)}/metrics"
 
 
-def _keys(settings: Settings, ledger: Path) -> tuple[list[dict[str, str]], list[str]]:
-    """Keys of the configuration and of the ledger, by name; and what is wrong with the ledger, if it cannot be read."""
-    keys = [{"name": key.name, "team": key.team, "from": "configuration"} for key in settings.keys]
-    if not ledger.is_file() or not ledger.stat().st_size:
-        return keys, []
-    from mcpmeter.ledger.connection import open_for_reading
-    from mcpmeter.ledger.rows import read_keys
+def _ledger(settings: Settings) -> tuple[dict[str, Any], list[dict[str, str]], list[str]]:
+    """The ledger; the keys of the configuration and of it, by name; and what is wrong with it."""
+    from mcpmeter.ledger.reading import has_tables
 
+    place = settings.ledger.location
+    keys = [{"name": key.name, "team": key.team, "from": "configuration"} for key in settings.keys]
+    problems = list(_not_writable(place)) if isinstance(place, Path) else []
+    exists = False
     try:
-        db = open_for_reading(ledger)
-    except LedgerNotUsable as fault:
-        return keys, [str(fault)]
-    try:
-        kept = [key for key in read_keys(db) if key.revoked_at_ns is None]
-    finally:
-        db.close()
-    return [*keys, *({"name": key.name, "team": key.team, "from": "ledger"} for key in kept)], []
+        exists = has_tables(place)
+        keys += _kept_keys(place) if exists else []
+    except (LedgerNotUsable, PartMissing) as fault:
+        problems.insert(0, str(fault))
+    found = exists or (isinstance(place, Path) and place.exists())
+    return {"path": str(place), "exists": found, "writable": not problems}, keys, problems
+
+
+def _kept_keys(place: Location) -> list[dict[str, str]]:
+    from mcpmeter.ledger.keys import list_keys
+
+    kept = [key for key in list_keys(place) if key.revoked_at_ns is None]
+    return [{"name": key.name, "team": key.team, "from": "ledger"} for key in kept]
 
 
 def _not_writable(ledger: Path) -> Iterator[str]:

@@ -10,8 +10,11 @@ from typing import TYPE_CHECKING
 
 import click
 
+from mcpmeter.cli._ledger import ledger_option
+
 if TYPE_CHECKING:
     from mcpmeter.config import Settings
+    from mcpmeter.ledger.location import Location
     from mcpmeter.service import Service
 
 
@@ -24,8 +27,8 @@ if TYPE_CHECKING:
 )
 @click.option("--host", help="Address to listen on, instead of server.host.")
 @click.option("--port", type=click.IntRange(0, 65535), help="Port, instead of server.port; 0 takes a free one.")
-@click.option("--ledger", type=click.Path(path_type=Path), help="The ledger's file, instead of ledger.path.")
-def command(config_path: Path | None, host: str | None, port: int | None, ledger: Path | None) -> None:
+@ledger_option
+def command(config_path: Path | None, host: str | None, port: int | None, ledger: Location | None) -> None:
     """Run the metered relay: OpenAI's API at /v1, an MCP server at /mcp, numbers at /metrics.
 
     Without a configuration every provider whose key is in the environment is switched on.
@@ -51,12 +54,12 @@ def command(config_path: Path | None, host: str | None, port: int | None, ledger
     run(serve(service, listener, _say_where))
 
 
-def with_options(settings: Settings, *, host: str | None, port: int | None, ledger: Path | None) -> Settings:
+def with_options(settings: Settings, *, host: str | None, port: int | None, ledger: Location | None) -> Settings:
     """Settings with what the command line overrides."""
     server = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
     update: dict[str, object] = {"server": settings.server.model_copy(update=server)}
     if ledger is not None:
-        update["ledger"] = settings.ledger.model_copy(update={"path": ledger})
+        update["ledger"] = settings.ledger.at(ledger)
     return settings.model_copy(update=update)
 
 

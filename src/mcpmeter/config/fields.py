@@ -98,6 +98,13 @@ def _sendable_secret(secret: SecretStr) -> SecretStr:
     return secret
 
 
+def _ledger_url(secret: SecretStr) -> SecretStr:
+    text = secret.get_secret_value()
+    if not text.startswith(("postgresql://", "postgres://")) or not text.isprintable():
+        raise must("must begin with postgresql://")
+    return secret
+
+
 def _strong_secret(secret: SecretStr) -> SecretStr:
     if weakness := weakness_of(secret.get_secret_value()):
         raise must(f"{weakness}; `openssl rand -hex 32` makes a good one")
@@ -154,6 +161,8 @@ AliasTarget = Annotated[
     AfterValidator(matching(rf"{NAME_PATTERN}/[!-~]{{1,200}}", "must be 'provider/model', one of 'providers' first")),
 ]
 BaseUrl = Annotated[str, AfterValidator(_base_url)]
+LedgerUrl = Annotated[SecretStr, AfterValidator(_ledger_url)]
+Lease = Annotated[Seconds, Field(ge=1)]
 ApiKey = Annotated[SecretStr, AfterValidator(_sendable_secret)]
 Secret = Annotated[SecretStr, AfterValidator(_strong_secret)]
 Sha256 = Annotated[str, AfterValidator(matching(r"[0-9a-f]{64}", "must be a SHA-256: 64 hex digits in lower case"))]

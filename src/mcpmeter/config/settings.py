@@ -11,6 +11,7 @@ from pydantic import (
     AfterValidator,
     Field,
     PrivateAttr,
+    SecretStr,
     model_validator,
 )
 
@@ -24,6 +25,8 @@ from mcpmeter.config.fields import (
     FilePath,
     Host,
     Instant,
+    Lease,
+    LedgerUrl,
     Milliseconds,
     ModelName,
     Name,
@@ -46,6 +49,7 @@ from mcpmeter.config.fields import (
 )
 from mcpmeter.config.monitoring import MonitoringSettings
 from mcpmeter.errors import ConfigInvalid
+from mcpmeter.ledger.location import Location, PostgresUrl, default_location, location_of
 from mcpmeter.pricing.rates import unix_ns
 from mcpmeter.relay.failover.options import CircuitOptions, RetryOptions
 from mcpmeter.relay.limits import ASSUMED_COMPLETION_TOKENS
@@ -86,6 +90,33 @@ class LedgerSettings(Section):
     path: FilePath | None = setting(
         None, help="The ledger's file; the user's data folder unless given.", example="/var/lib/mcpmeter/ledger.db"
     )
+    url: LedgerUrl | None = setting(
+        None,
+        help="Or a PostgreSQL database, for several replicas: `postgresql://user:password@host:5432/database`.",
+        example="${LEDGER_URL}",
+    )
+    lease_seconds: Lease = setting(
+        30.0, help="With `url`: after so many seconds of silence a replica's open calls are recovered.", example=10.0
+    )
+
+    @model_validator(mode="after")
+    def _one_place(self) -> LedgerSettings:
+        if self.path is not None and self.url is not None:
+            raise must("takes 'path' or 'url', not both")
+        return self
+
+    def at(self, place: Location) -> LedgerSettings:
+        """The same with the ledger at another place."""
+        if isinstance(place, PostgresUrl):
+            return self.model_copy(update={"path": None, "url": SecretStr(place.reveal())})
+        return self.model_copy(update={"path": place, "url": None})
+
+    @property
+    def location(self) -> Location:
+        """Where the ledger is: as configured, else `$MCPMETER_LEDGER`, else the user's own file."""
+        if self.url is not None:
+            return location_of(self.url.get_secret_value())
+        return self.path or default_location()
 
 
 class TimeoutSettings(Section):

@@ -94,7 +94,10 @@ class PostgresStore:
     async def left_open(self) -> Sequence[LedgerRow]:
         """Rows whose replica is dead, and those of this one that it failed to settle, oldest first; now its own."""
         writer = self._accepting()
-        return await self._run(lambda: self._replica.left_open(lambda: writer.open_ids | writer.under_way))
+        strays = set(writer.strays)
+        rows = await self._run(lambda: self._replica.left_open(lambda: writer.looked_after))
+        writer.forget(strays - {row.id for row in rows} - writer.under_way)
+        return rows
 
     async def keys(self) -> Sequence[Key]:
         """All keys, revoked ones too, oldest first."""

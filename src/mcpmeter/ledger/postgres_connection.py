@@ -13,7 +13,7 @@ from psycopg.conninfo import conninfo_to_dict
 
 from mcpmeter.errors import LedgerNotUsable
 from mcpmeter.ledger.location import PostgresUrl
-from mcpmeter.ledger.postgres_migrations import SCHEMA, migrate, require_current
+from mcpmeter.ledger.postgres_migrations import SCHEMA, is_current, migrate, require_current
 
 OLDEST_SERVER: Final = 140000
 CONNECT_TIMEOUT_S: Final = 10
@@ -122,20 +122,44 @@ _KNOWN: Final[tuple[tuple[type[psycopg.Error] | tuple[type[psycopg.Error], ...],
 )
 
 
-def _connect(location: PostgresUrl, *, writes: bool) -> psycopg.Connection[Any]:
+def connect(location: PostgresUrl) -> psycopg.Connection[Any]:
+    """Connect to a server that is new enough, whatever is there; commits by itself. Raises `LedgerNotUsable`."""
     with explain(location):
         db = psycopg.connect(**conninfo(location), autocommit=True)
         try:
             _require_server(db, location)
+        except BaseException:
+            db.close()
+            raise
+    return db
+
+
+def may_be_used(db: psycopg.Connection[Any], location: PostgresUrl) -> bool:
+    """Whether the tables are there and up to date. Raises `LedgerNotUsable` where this user may not make them."""
+    schema = db.execute("SELECT to_regnamespace(%s) IS NOT NULL", (SCHEMA,)).fetchone() == (True,)
+    row = db.execute(
+        f"SELECT has_schema_privilege('{SCHEMA}', 'USAGE')"
+        if schema
+        else "SELECT has_database_privilege(current_database(), 'CREATE')"
+    ).fetchone()
+    if row != (True,):
+        raise not_usable(location, errors.InsufficientPrivilege(f"permission denied for schema {SCHEMA}"))
+    return is_current(db, location)
+
+
+def _connect(location: PostgresUrl, *, writes: bool) -> psycopg.Connection[Any]:
+    db = connect(location)
+    try:
+        with explain(location):
             db.execute(WRITER_SQL.encode() if writes else SESSION_SQL.encode())
             if writes:
                 db.execute(DURABLE_SQL.encode())
                 migrate(db, location)
             else:
                 require_current(db, location)
-        except BaseException:
-            db.close()
-            raise
+    except BaseException:
+        db.close()
+        raise
     return db
 
 

@@ -188,7 +188,7 @@ def migrate(db: psycopg.Connection[Any], location: PostgresUrl) -> None:
 
     Raises `LedgerNotUsable` for a ledger of a newer program.
     """
-    if _has_tables(db) and len(_applied(db, location)) == len(POSTGRES_MIGRATIONS):
+    if is_current(db, location):
         return
     with db.transaction():
         _take_lock(db)
@@ -203,11 +203,16 @@ def migrate(db: psycopg.Connection[Any], location: PostgresUrl) -> None:
 
 def require_current(db: psycopg.Connection[Any], location: PostgresUrl) -> None:
     """For readers, who do not migrate. Raises `LedgerNotUsable` unless every step, and no other, has run."""
-    if not _has_tables(db) or len(_applied(db, location)) < len(POSTGRES_MIGRATIONS):
+    if not is_current(db, location):
         raise LedgerNotUsable(
             f"The ledger {location} is empty or of an older mcpmeter.",
             hint="Start `mcpmeter serve` on it once: that brings it up to date.",
         )
+
+
+def is_current(db: psycopg.Connection[Any], location: PostgresUrl) -> bool:
+    """Whether every step has run. Raises `LedgerNotUsable` if one of a newer program has."""
+    return _has_tables(db) and len(_applied(db, location)) == len(POSTGRES_MIGRATIONS)
 
 
 def _make_schema(db: psycopg.Connection[Any]) -> None:
@@ -225,7 +230,7 @@ def _take_lock(db: psycopg.Connection[Any]) -> None:
 
 
 def _applied(db: psycopg.Connection[Any], location: PostgresUrl) -> set[str]:
-    names = {str(name) for (name,) in db.execute("SELECT name FROM migrations")}
+    names = {str(name) for (name,) in db.execute("SELECT name FROM mcpmeter.migrations")}
     unknown = sorted(names - {migration.name for migration in POSTGRES_MIGRATIONS})
     if unknown:
         raise LedgerNotUsable(

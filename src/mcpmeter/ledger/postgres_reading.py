@@ -13,7 +13,7 @@ from psycopg import IsolationLevel, RawCursor, RawServerCursor
 from psycopg.adapt import Buffer, Loader
 
 from mcpmeter.ledger.location import PostgresUrl
-from mcpmeter.ledger.postgres_connection import connect_for_reading, connect_for_writing, explain
+from mcpmeter.ledger.postgres_connection import connect, connect_for_reading, connect_for_writing, explain, may_be_used
 
 ROWS_AT_ONCE: Final = 2_000
 
@@ -38,6 +38,12 @@ def open_writer(location: PostgresUrl) -> Iterator[PostgresWriter]:
         _read_whole_numbers(db)
         with db.transaction():
             yield PostgresWriter(db)
+
+
+def has_tables(location: PostgresUrl) -> bool:
+    """Whether the tables are there, made by this version; raises `LedgerNotUsable` where they could not be made."""
+    with contextlib.closing(connect(location)) as db, explain(location):
+        return may_be_used(db, location)
 
 
 class PostgresReader:

@@ -30,6 +30,8 @@ class PostgresWriter:
         self.healthy = True
         self.open_ids: set[str] = set()
         """Rows opened in this life and not settled."""
+        self.strays: set[str] = set()
+        """Of those, the ones that could not be settled: nobody will try again, so they are to be recovered."""
         self.under_way: set[str] = set()
         """Rows that are queued to be opened or settled, or being so."""
         self._lane = lane
@@ -47,6 +49,16 @@ class PostgresWriter:
         self._queue.append(row)
         self.under_way.add(_id(row))
         self._news.set()
+
+    @property
+    def looked_after(self) -> set[str]:
+        """Rows that somebody here is going to settle."""
+        return (self.open_ids - self.strays) | self.under_way
+
+    def forget(self, strays: set[str]) -> None:
+        """These are settled after all: their commit came through, and only its answer did not."""
+        self.strays -= strays
+        self.open_ids -= strays
 
     async def finish(self) -> None:
         """Write what is queued, and end."""
@@ -89,6 +101,7 @@ class PostgresWriter:
         bad = {id(row) for row, _ in failed}
         kept = [row for row in batch if id(row) not in bad]
         self._count_open(kept)
+        self.strays |= {_id(row) for row, _ in failed if isinstance(row, Settling)} & self.open_ids
         waiting = {_id(row) for row in self._queue}
         self.under_way -= {_id(row) for row in batch} - waiting
         self._on_answers(Answers(kept, failed, (time.perf_counter_ns() - began_ns) / 1e9))
@@ -99,6 +112,7 @@ class PostgresWriter:
                 self.open_ids.add(row.call.id)
             else:
                 self.open_ids.discard(row.settlement.call.id)
+                self.strays.discard(row.settlement.call.id)
 
     async def _write_all(self, rows: Sequence[Row]) -> Failed:
         """All in one transaction; if one row is at fault, halves of it, until that row is alone."""

@@ -71,6 +71,20 @@ def require_ledger(location: str | Location) -> None:
         pass
 
 
+def has_tables(location: str | Location) -> bool:
+    """Whether a ledger has been made there; looks and changes nothing.
+
+    Raises `LedgerNotUsable` where none could be made, or what is there cannot be used; `PartMissing`.
+    """
+    place = location_of(location)
+    if isinstance(place, PostgresUrl):
+        return bool(_postgres().has_tables(place))
+    if not place.is_file() or not place.stat().st_size:
+        return False
+    require_ledger(place)
+    return True
+
+
 class SqliteReader:
     """`Reader` on SQLite."""
 

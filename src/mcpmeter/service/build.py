@@ -22,7 +22,8 @@ from mcpmeter.catalog import service as service_rows
 from mcpmeter.catalog.spec import NANO
 from mcpmeter.config import Settings, attribution_of, budgets_of, is_loopback, price_book, refuse_open_bind
 from mcpmeter.errors import Draining, MeterError
-from mcpmeter.ledger.sqlite import SqliteStore, default_ledger_path
+from mcpmeter.ledger.location import PostgresUrl
+from mcpmeter.ledger.opening import open_store
 from mcpmeter.mcp_server import ModelInfo
 from mcpmeter.meter import Meter
 from mcpmeter.metrics.collector import Exposition
@@ -108,10 +109,10 @@ class Service:
         self._load = load
         self._keys_optional = keys_optional
         self.settings = load()
-        self.ledger_path = self.settings.ledger.path or default_ledger_path()
+        self.ledger_path = self.settings.ledger.location
         self.version = installed_version("mcpmeter")
         self.recorder = Recorder()
-        self._store = SqliteStore(self.ledger_path, on_commit=self._on_commit)
+        self._store = open_store(self.ledger_path, self._on_commit, lease_s=self.settings.ledger.lease_seconds)
         self._book = price_book(self.settings)
         self._upstreams = self.settings.upstreams()
         self._sessions = AsyncExitStack()
@@ -120,6 +121,7 @@ class Service:
         self._quota = QuotaBoard(self.recorder)
         self.budgets = BudgetBoard(self._store, self.recorder)
         self.recovered = 0
+        self._recovers_next = 0.0
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Service]:
@@ -249,6 +251,7 @@ class Service:
             try:
                 if not self._store.healthy:
                     await self._store.probe()
+                await self._recover_for_others()
                 if await self._store.keys_changed():
                     keys = await self._keys()
                     self._announce_teams(keys.teams)
@@ -256,6 +259,16 @@ class Service:
             except MeterError as fault:
                 log.debug("the ledger cannot be looked at: %s", fault.message)
             await self._refresh_budgets()
+
+    async def _recover_for_others(self) -> None:
+        """Where replicas share a ledger, whoever lives settles what a dead one left open."""
+        if not isinstance(self.ledger_path, PostgresUrl) or time.monotonic() < self._recovers_next:
+            return
+        recovered = await self.meter.recover()
+        self._recovers_next = time.monotonic() + self.settings.ledger.lease_seconds / 2
+        if recovered:
+            self.recovered += recovered
+            log.warning("%d calls that a replica left open were settled as recovered", recovered)
 
     async def _refresh_budgets(self) -> None:
         try:
@@ -438,7 +451,7 @@ def _needs_restart(old: Settings, new: Settings) -> list[str]:
         "server.port": (old.server.port, new.server.port),
         "server.allowed_hosts": (old.server.allowed_hosts, new.server.allowed_hosts),
         "metrics": (old.metrics, new.metrics),
-        "ledger.path": (old.ledger.path, new.ledger.path),
+        "ledger": (old.ledger, new.ledger),
     }
     return [name for name, (before, after) in pairs.items() if before != after]
 

@@ -21,6 +21,7 @@ from mcpmeter.config import (
     Settings,
     is_loopback,
 )
+from mcpmeter.ledger.location import Location
 from mcpmeter.service.build import Service
 from mcpmeter.service.run import bind, running
 from mcpmeter.service.stack import find_prometheus, prometheus
@@ -52,7 +53,7 @@ class DemoStarted:
 
     address: str
     prometheus: str | None
-    ledger: Path
+    ledger: Location
     key: str
     """A key of team `search`, made for this run."""
     key_needed: bool

@@ -6,7 +6,6 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 from mcp.server.auth.middleware.bearer_auth import AuthenticatedUser
 from mcp.server.auth.provider import AccessToken
@@ -17,6 +16,7 @@ from mcpmeter.errors import Draining, MeterError, NotAuthenticated
 from mcpmeter.instrument.asgi import TransportMeter
 from mcpmeter.instrument.http_request import PRINCIPAL_KEY, metered_request
 from mcpmeter.instrument.sdk_v2 import instrument_with
+from mcpmeter.ledger.location import Location
 from mcpmeter.ledger.reports import Grouping, Total, totals
 from mcpmeter.mcp_server import ModelInfo, build_mcp_server
 from mcpmeter.meter import Meter
@@ -42,7 +42,7 @@ class McpEndpoint:
         service: RelayedService,
         list_models: Callable[[], list[ModelInfo]],
         price_book: Callable[[], PriceBook],
-        ledger_path: Path,
+        ledger_path: Location,
         version: str,
     ) -> None:
         async def usage_report(by: Sequence[Grouping], since_ns: int, until_ns: int) -> Sequence[Total]:

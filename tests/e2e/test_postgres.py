@@ -1,0 +1,287 @@
+"""The ledger on PostgreSQL: services and the database itself are killed under load; replicas share one budget."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping
+from random import Random
+from typing import Any, NamedTuple
+
+import aiohttp
+import pytest
+
+from mcpmeter.ledger.reading import open_reader
+
+CLIENTS = 16
+ANSWERS_BEFORE_A_KILL = (20, 150)
+PACE = (
+    "--latency-ms",
+    "uniform:0-30",
+    "--chunks-per-second",
+    "lognormal:500,0.5",
+    "--completion-tokens",
+    "uniform:5-60",
+)
+BUDGET = "budgets: [{name: whole, limit_usd: 1000000, period: month}]\n"
+
+
+class Answered(NamedTuple):
+    """A call whose answer a client has in full."""
+
+    call_id: str
+    prompt_tokens: int
+    completion_tokens: int
+
+
+class Load:
+    """Clients that call one after the other, whatever they are told, until they are stopped."""
+
+    def __init__(self, address: Callable[[], str], random: Random) -> None:
+        self._address = address
+        self._random = random
+        self._news = asyncio.Condition()
+        self.stopping = False
+        self.answered: list[Answered] = []
+        self.refused: Counter[int] = Counter()
+        """Other statuses than 200."""
+        self.cut = 0
+
+    async def run(self) -> None:
+        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=60)) as session:
+            await asyncio.gather(*(self._client(session) for _ in range(CLIENTS)))
+
+    async def until(self, holds: Callable[[], bool]) -> None:
+        async with self._news:
+            await asyncio.wait_for(self._news.wait_for(holds), 90)
+
+    async def _client(self, session: aiohttp.ClientSession) -> None:
+        while not self.stopping:
+            try:
+                await self._call(session, stream=self._random.random() < 0.5)
+            except aiohttp.ClientError:
+                self.cut += 1
+                await asyncio.sleep(0.05)  # a service that is gone would be asked thousands of times
+            async with self._news:
+                self._news.notify_all()
+
+    async def _call(self, session: aiohttp.ClientSession, *, stream: bool) -> None:
+        body: dict[str, Any] = {"model": "gpt-4.1", "messages": [{"role": "user", "content": "Count."}]}
+        if stream:
+            body |= {"stream": True, "stream_options": {"include_usage": True}}
+        async with session.post(f"{self._address()}/v1/chat/completions", json=body) as answer:
+            content = await answer.read()
+            if answer.status != 200:
+                self.refused[answer.status] += 1
+                await asyncio.sleep(0.05)
+                return
+            usage = _usage_of_stream(content) if stream else json.loads(content)["usage"]
+            call_id = answer.headers["x-mcpmeter-call-id"]
+            self.answered.append(Answered(call_id, usage["prompt_tokens"], usage["completion_tokens"]))
+
+
+def _usage_of_stream(content: bytes) -> Mapping[str, int]:
+    if not content.endswith(b"data: [DONE]\n\n"):
+        raise aiohttp.ClientPayloadError("a stream without its end")
+    return json.loads(content.split(b"\n\n")[-3][6:])["usage"]
+
+
+async def until(holds: Callable[[], Awaitable[bool]], seconds: float = 60) -> None:
+    """Wait for something in another process."""
+    async with asyncio.timeout(seconds):
+        while not await holds():
+            await asyncio.sleep(0.05)
+
+
+async def ready(address: str) -> bool:
+    async with aiohttp.ClientSession() as session, session.get(f"{address}/-/ready") as answer:
+        return answer.status == 200
+
+
+def none_open(stand: Any) -> Callable[[], Awaitable[bool]]:
+    async def holds() -> bool:
+        return all(row["state"] == "settled" for row in await asyncio.to_thread(stand.rows))
+
+    return holds
+
+
+def faults_of(stand: Any, answered: list[Answered]) -> dict[str, int]:
+    """What may not be, counted: in the ledger, and between it, the clients, the provider's books and the budget."""
+    rows = stand.rows()
+    row_of = {row["id"]: row for row in rows}
+    requests = Counter(row["upstream_request_id"] for row in rows if row["upstream_request_id"])
+    with open_reader(stand.ledger) as reader:
+        [(spent, reserved)] = reader.rows("SELECT sum(spent), sum(reserved) FROM balances WHERE unit = 'nanousd'")
+    kept = sum(row["cost_nanousd"] + row["fallback_cost_nanousd"] for row in rows)
+    return {
+        "answered calls missing from the ledger, or with other tokens": sum(
+            not _is_kept(call, row_of.get(call.call_id)) for call in answered
+        ),
+        "duplicates": len(rows) - len(row_of) + sum(count - 1 for count in requests.values()),
+        "calls of the provider's books without a row": max(0, stand.books()["totals"]["calls"] - len(rows)),
+        "rows open at the end": sum(row["state"] == "open" for row in rows),
+        "nano-dollars between the budget's month and the sum of its rows": abs(spent - kept),
+        "nano-dollars still reserved": reserved,
+    }
+
+
+def _is_kept(call: Answered, row: Mapping[str, Any] | None) -> bool:
+    return row is not None and (
+        row["state"], row["outcome"], row["token_source"], row["prompt_tokens"], row["completion_tokens"]
+    ) == ("settled", "ok", "reported", call.prompt_tokens, call.completion_tokens)  # fmt: skip
+
+
+@pytest.mark.trial
+async def test_no_answered_call_is_lost_when_the_service_is_killed(stand, trials, postgres_url):
+    stand.ledger = postgres_url
+    stand.start_simulator("--seed", 5, *PACE)
+    stand.configure(extra=BUDGET)
+    random = Random(31)
+    answered: list[Answered] = []
+    cut = recovered = unequal = 0
+    seconds_to_restart: list[float] = []
+    rounds = 50 if trials.full else 3
+    await asyncio.to_thread(stand.start_relay)
+    for _ in range(rounds):
+        load = Load(lambda: stand.address, random)
+        running = asyncio.create_task(load.run())
+        aim = random.randrange(*ANSWERS_BEFORE_A_KILL)
+        await load.until(lambda load=load, aim=aim: len(load.answered) >= aim)
+        load.stopping = True
+        assert (await asyncio.to_thread(stand.relay.end, signal.SIGKILL)).code == -signal.SIGKILL
+        await running
+        answered += load.answered
+        cut += load.cut
+        before = {row["id"]: row for row in await asyncio.to_thread(stand.rows)}
+        began = time.monotonic()
+        await asyncio.to_thread(stand.start_relay)
+        seconds_to_restart.append(time.monotonic() - began)
+        await until(none_open(stand))
+        after = {row["id"]: row for row in await asyncio.to_thread(stand.rows)}
+        settled = [row for row in before.values() if row["state"] == "settled"]
+        unequal += sum(after.get(row["id"]) != row for row in settled) + len(after.keys() ^ before.keys())
+        recovered += len(before) - len(settled)
+
+    faults = await asyncio.to_thread(faults_of, stand, answered)
+    trials.record(
+        "kill -9 of the service on PostgreSQL",
+        f"The ledger is on PostgreSQL, with one budget; {CLIENTS} clients call, every second call a stream. After each "
+        "restart every row has to be as it was before, and those left open recovered when the dead one's lease of two "
+        "seconds is over.",
+        {
+            "kills": rounds,
+            "answered calls": len(answered),
+            "calls cut off by a kill": cut,
+            "rows left open by a kill, and recovered": recovered,
+            "settled rows that a restart changed": unequal,
+            **faults,
+            "seconds to start again, most": max(seconds_to_restart),
+        },
+    )
+    assert set(faults.values()) == {0}, faults
+    assert unequal == 0
+    assert recovered > 0, "no kill met an open call: the load is too small to prove anything"
+    assert (await asyncio.to_thread(stand.relay.end)).code == 0
+
+
+@pytest.mark.trial
+async def test_no_answered_call_is_lost_when_the_database_is_killed(stand, trials, postgres_to_kill):
+    stand.ledger = postgres_to_kill.new_database()
+    stand.start_simulator("--seed", 6, *PACE)
+    stand.configure(extra=BUDGET)
+    random = Random(37)
+    rounds = 20 if trials.full else 2
+    await asyncio.to_thread(stand.start_relay)
+    load = Load(lambda: stand.address, random)
+    running = asyncio.create_task(load.run())
+    seconds_to_come_back: list[float] = []
+    for _ in range(rounds):
+        aim = len(load.answered) + random.randrange(*ANSWERS_BEFORE_A_KILL)
+        await load.until(lambda aim=aim: len(load.answered) >= aim)
+        refused = load.refused.total()
+        await asyncio.to_thread(postgres_to_kill.stop, signal.SIGKILL)
+        # Away: calls are refused, and the service says that it is not ready, until it is there again.
+        await load.until(lambda refused=refused: load.refused.total() >= refused + CLIENTS)
+        assert not await ready(stand.address)
+        await asyncio.to_thread(postgres_to_kill.start)
+        began = time.monotonic()
+        await until(lambda: ready(stand.address))
+        seconds_to_come_back.append(time.monotonic() - began)
+    aim = len(load.answered) + CLIENTS
+    await load.until(lambda: len(load.answered) >= aim)
+    load.stopping = True
+    await running
+    await until(none_open(stand))
+
+    faults = await asyncio.to_thread(faults_of, stand, load.answered)
+    trials.record(
+        "kill -9 of PostgreSQL",
+        f"The server's first process is killed, and so all of them, while {CLIENTS} clients call; it recovers from its "
+        "log, and the service goes on without a restart. While it is away, calls are refused with 503 before they are "
+        "sent; those that were under way are cut or told so.",
+        {
+            "kills": rounds,
+            "answered calls": len(load.answered),
+            "calls refused while it was away": load.refused[503],
+            "answers of any other kind than 200 and 503": load.refused.total() - load.refused[503],
+            "calls cut off": load.cut,
+            **faults,
+            "seconds until the service is ready again, most": max(seconds_to_come_back),
+        },
+    )
+    assert set(faults.values()) == {0}, faults
+    assert load.refused.keys() == {503}
+    assert (await asyncio.to_thread(stand.relay.end)).code == 0
+
+
+@pytest.mark.trial
+async def test_three_replicas_never_pass_a_budget_together(stand, trials, postgres_url):
+    stand.ledger = postgres_url
+    stand.start_simulator("--seed", 7)
+    rounds, calls = (200 if trials.full else 5), 100
+    # Each round has a model of its own with a budget of its own; the price holds three calls of the hundred.
+    models = [f"round-{number}" for number in range(rounds)]
+    price = "pricing: {fallback: {prompt_usd_per_mtok: 1, completion_usd_per_mtok: 1}}\n"
+    budgets = "".join(
+        f"  - {{name: {model}, model: {model}, limit_usd: 0.000350, period: month}}\n" for model in models
+    )
+    stand.configure(extra=f"{price}budgets:\n{budgets}")
+    addresses = []
+    for _ in range(3):
+        await asyncio.to_thread(stand.start_relay)
+        addresses.append(stand.address)
+    statuses: Counter[int] = Counter()
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
+
+        async def call(number: int, model: str) -> int:
+            body = {"model": model, "max_tokens": 90, "messages": [{"role": "user", "content": "Count."}]}
+            url = f"{addresses[number % 3]}/v1/chat/completions"
+            async with session.post(url, json=body) as answer:
+                await answer.read()
+                return answer.status
+
+        for model in models:
+            statuses.update(await asyncio.gather(*(call(number, model) for number in range(calls))))
+    with open_reader(stand.ledger) as reader:
+        spent = list(reader.rows("SELECT spent, reserved FROM balances"))
+    overspent = [max(0, taken - 350_000) for taken, _ in spent]
+    trials.record(
+        "three replicas, one budget",
+        f"{calls} calls at once over three services on one PostgreSQL, at a budget that holds a few of them.",
+        {
+            "rounds": rounds,
+            "calls answered": statuses[200],
+            "calls refused with 402": statuses[402],
+            "answers of any other kind": statuses.total() - statuses[200] - statuses[402],
+            "overspent, nano-dollars, all rounds together": sum(overspent),
+            "nano-dollars still reserved": sum(reserved for _, reserved in spent),
+        },
+    )
+    assert statuses.keys() == {200, 402}
+    assert len(spent) == rounds
+    assert sum(overspent) == 0
+    assert sum(reserved for _, reserved in spent) == 0
+    assert statuses[200] >= rounds
