@@ -1,4 +1,4 @@
-"""`mcpmeter reconcile` as the installed command."""
+"""`mcpmeter reconcile`: what it says to people, programs and spreadsheets, and by its exit code."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.conftest import COMMAND
+from tests.conftest import COMMAND, Finished
 
+from mcpmeter.cli._group import run
 from mcpmeter.ledger.sqlite import SqliteStore
 from mcpmeter.records import Call, Charge, LlmTarget, Settlement, Usage
 
@@ -73,8 +74,17 @@ def write(ledger: Path) -> Callable[..., None]:
 
 
 @pytest.fixture
-def reconcile(run, ledger: Path) -> Callable[..., Any]:
-    return lambda *words: run("reconcile", "--ledger", ledger, *words)
+def reconcile(ledger: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """The command in this process; tests/e2e runs it as it is installed."""
+    monkeypatch.chdir(ledger.parent)
+    monkeypatch.delenv("MCPMETER_CONFIG", raising=False)
+
+    def in_process(*words: object) -> Finished:
+        code = run(["reconcile", "--ledger", str(ledger), *map(str, words)])
+        said = capsys.readouterr()
+        return Finished(code, said.out, said.err)
+
+    return in_process
 
 
 @pytest.fixture
@@ -280,6 +290,16 @@ class TestFaults:
         write(*OPENAI)
         finished = reconcile(GOLDEN / "openai_usage.json")
         assert "fetch it and give all pages" in finished.stderr
+
+
+def test_the_installed_command_says_the_same(write, run, ledger: Path) -> None:
+    write({**OPENROUTER[0], "nanousd": 12_200_000}, OPENROUTER[1])
+    words = ("reconcile", GOLDEN / "openrouter.csv", "--ledger", ledger)
+    within, beyond = run(*words), run(*words, *EXACT)
+    assert (within.code, beyond.code) == (0, 1)
+    assert (within.stderr, beyond.stderr) == ("", "")
+    assert "1 of 1 differences" in within.stdout
+    assert "BEYOND" in beyond.stdout
 
 
 def test_a_terminal_sees_a_bar_that_leaves_nothing_behind(write, ledger: Path, tmp_path: Path) -> None:
