@@ -22,6 +22,10 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from hypothesis import settings
+
+settings.register_profile("unhurried", deadline=None)  # a busy machine is no fault of what is tried
+settings.load_profile("unhurried")
 
 COMMAND = Path(sys.executable).with_name("mcpmeter")
 SECONDS_TO_SPEAK = 40.0
