@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from decimal import Decimal
 from pathlib import Path
 
@@ -33,6 +34,16 @@ def test_three_lines_are_a_hard_monthly_budget_that_warns_at_eighty_percent(tmp_
     budget = only(tmp_path, "budgets:\n  - name: search\n    team: search\n    limit_usd: 500\n")
     assert budget == Budget("search", Scope(team="search"), 500 * 10**9, Period("month", "UTC", 1), (Decimal("0.8"),))
     assert budget.refuses
+
+
+PAGE = (Path(__file__).parents[2] / "docs" / "budgets.md").read_text(encoding="utf-8")
+EXAMPLES = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
+
+
+@pytest.mark.parametrize("text", EXAMPLES, ids=["three lines", "everything"])
+def test_the_examples_of_the_page_on_budgets_are_taken(tmp_path: Path, text: str) -> None:
+    names = [budget.name for budget in budgets_of(loaded(tmp_path, text))]
+    assert names == re.findall(r"name: (\S+-(?:monthly|daily|weekly|credit))", text)
 
 
 def test_without_budgets_nothing_is_limited(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from mcpmeter.access.budgets import Budget
 from mcpmeter.access.periods import Period
 from mcpmeter.errors import LedgerNotUsable, SetupError
 from mcpmeter.ledger.budgets import Standing, add_top_up, read_standings
+from mcpmeter.ledger.pruning import prune
 from mcpmeter.ledger.reading import open_reader, open_writer
 from mcpmeter.ledger.rows import ROW_COLUMNS
 from mcpmeter.ledger.sqlite import SqliteStore
@@ -81,6 +82,16 @@ def test_a_balance_that_no_call_has_touched_is_what_the_calls_of_its_scope_make_
     found = standing(ledger)
     assert (found.balance.spent, found.balance.reserved, found.balance.credit) == (11 + 19, 40, 0)
     assert found.periods == []
+
+
+def test_calls_that_were_pruned_count_as_before(ledger):
+    write_calls(ledger, {"cost_nanousd": 11, "started_at_ns": START}, {"cost_nanousd": 13})
+    before = standing(ledger)
+    assert prune(ledger, START + 900 * 10**9, NOW) == 1
+    with open_reader(ledger) as reader:
+        assert list(reader.rows("SELECT count(*) FROM calls")) == [(1,)]
+    assert standing(ledger) == before
+    assert before.balance.spent == 24
 
 
 def test_burn_is_what_the_scope_took_since_the_instant_asked_for(ledger):

@@ -20,10 +20,12 @@ _IN_SCOPE: Final = (
     " AND (?5 = '' OR key_id = ?5) AND (?6 = '' OR model = ?6)"
 )
 # Summed as two halves, because a sum beyond 64 bits is an error in SQLite.
+_HALVES: Final = (
+    "SELECT coalesce(sum((cost_nanousd + fallback_cost_nanousd) >> 32), 0),"
+    " coalesce(sum((cost_nanousd + fallback_cost_nanousd) & 4294967295), 0) FROM"
+)
 _TAKEN: Final = (
-    "SELECT coalesce(sum((cost_nanousd + fallback_cost_nanousd) >> 32), 0),"  # noqa: S608 (constants only)
-    " coalesce(sum((cost_nanousd + fallback_cost_nanousd) & 4294967295), 0)"
-    f" FROM calls WHERE state = 'settled' AND {_IN_SCOPE}"
+    f"{_HALVES} calls WHERE state = 'settled' AND {_IN_SCOPE} UNION ALL {_HALVES} pruned_calls WHERE {_IN_SCOPE}"
 )
 _RESERVED: Final = f"SELECT coalesce(sum(reserved_nanousd), 0) FROM calls WHERE state = 'open' AND {_IN_SCOPE}"  # noqa: S608
 _CREDIT: Final = "SELECT coalesce(sum(amount_nanousd), 0) FROM top_ups WHERE balance = ?1"
@@ -79,8 +81,8 @@ def _made_of_calls(reader: Reader, claim: Claim) -> Balance:
 
 
 def _taken(reader: Reader, claim: Claim, since_ns: int, until_ns: int) -> int:
-    ((high, low),) = reader.rows(_TAKEN, _scope(claim, since_ns, until_ns))
-    return (int(high) << 32) + int(low)
+    rows = reader.rows(_TAKEN, _scope(claim, since_ns, until_ns))
+    return sum((int(high) << 32) + int(low) for high, low in rows)
 
 
 def _scope(claim: Claim, since_ns: int, until_ns: int) -> tuple[int | str, ...]:
