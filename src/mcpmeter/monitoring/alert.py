@@ -72,6 +72,12 @@ def quiet(title: str, at: str, series: Mapping[str, str]) -> Case:
     return Case(title, at, series)
 
 
+def on(replica: str, series: str) -> str:
+    """The series as another replica exports it."""
+    name, _, labels = series.partition("{")
+    return f'{name}{{instance="{replica}:8000"{"," if labels else ""}{labels or "}"}'
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Alert:
     """Everything about one alert. Renderers make the rule, its unit tests and its page of it."""

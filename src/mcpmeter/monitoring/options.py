@@ -12,6 +12,8 @@ class PagerDuty:
     """Who is woken."""
 
     routing_key_file: str
+    url: str = ""
+    """Another one than PagerDuty's own events API."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
@@ -37,6 +38,7 @@ class Queries:
     def __init__(self, options: MonitoringOptions, thresholds: Mapping[str, Decimal] | None = None) -> None:
         self.options = options
         self._thresholds = thresholds or {}
+        self._own = [_equals(name, value) for name, value in options.matchers.items()]
         self._dimensions = sorted({*DIMENSIONS, *options.matchers})
 
     def __getitem__(self, parameter: Parameter) -> str:
@@ -47,6 +49,10 @@ class Queries:
         """A selector: `mcp_errors_total{job="mcpmeter",side="server"}`."""
         return f"{row.name}{f'_{part}' if part else ''}{{{self.matching(*where)}}}"
 
+    def of_job(self, job: str, row: Metric) -> str:
+        """A selector of one job alone, whose labels `absent` then has."""
+        return f"{row.name}{{{','.join([_equals('job', job), *self._own])}}}"
+
     def recorded(self, name: str, *where: str) -> str:
         """A selector of what a recording rule made."""
         return f"{name}{{{self.matching(*where)}}}"
@@ -54,8 +60,8 @@ class Queries:
     def matching(self, *where: str) -> str:
         """The matchers of every selector, and these."""
         jobs = self.options.jobs
-        job = f'job="{jobs[0]}"' if len(jobs) == 1 else f'job=~"{"|".join(jobs)}"'
-        return ",".join([job, *(f'{name}="{value}"' for name, value in self.options.matchers.items()), *where])
+        job = _equals("job", jobs[0]) if len(jobs) == 1 else f'job=~"{"|".join(map(re.escape, jobs))}"'
+        return ",".join([job, *self._own, *where])
 
     def by(self, *labels: str) -> str:
         """`by (cluster, job, region, team)`."""
@@ -88,6 +94,10 @@ class Queries:
     def seconds(self, text: str) -> str:
         """The same as a number of seconds."""
         return plain(Decimal(milliseconds(text)) / 1000 / self.options.speedup)
+
+
+def _equals(name: str, value: str) -> str:
+    return f'{name}="{value}"'
 
 
 def plain(number: Decimal) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from mcpmeter.catalog import mcp
-from mcpmeter.monitoring.alert import Alert, Check, Firing, Rule, Runbook, fires, quiet
+from mcpmeter.monitoring.alert import Alert, Check, Firing, Rule, Runbook, fires, on, quiet
 from mcpmeter.monitoring.queries import WATCHING, Parameter, Queries
 from mcpmeter.monitoring.recording import OURS
 
@@ -57,10 +57,10 @@ def alert(q: Queries) -> Alert:
                 "every request fails on one replica of three",
                 "20m",
                 {
-                    OK.replace("{", '{instance="a:8000",'): "0+60x30",
-                    OK.replace("{", '{instance="b:8000",'): "0+60x30",
-                    BAD.replace("{", '{instance="c:8000",'): "0+60x30",
-                    ERRORS.replace("{", '{instance="c:8000",'): "0+60x30",
+                    on("a", OK): "0+60x30",
+                    on("b", OK): "0+60x30",
+                    on("c", BAD): "0+60x30",
+                    on("c", ERRORS): "0+60x30",
                 },
                 Firing(shown="33.33%"),
             ),
@@ -75,9 +75,9 @@ def alert(q: Queries) -> Alert:
                 "one noisy replica of twenty",
                 "20m",
                 {
-                    OK.replace("{", '{instance="rest:8000",'): "0+1140x30",
-                    OK.replace("{", '{instance="noisy:8000",'): "0+30x30",
-                    ERRORS.replace("{", '{instance="noisy:8000",'): "0+30x30",
+                    on("rest", OK): "0+1140x30",
+                    on("noisy", OK): "0+30x30",
+                    on("noisy", ERRORS): "0+30x30",
                 },
             ),
         ),

@@ -6,17 +6,19 @@ An alert whose numbers were set otherwise has no file, since its cases are writt
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from mcpmeter.monitoring.alert import Alert, Case, Firing, Rule
 from mcpmeter.monitoring.alerts import alerts
 from mcpmeter.monitoring.options import MonitoringOptions
+from mcpmeter.monitoring.recording import recording_groups
 from mcpmeter.monitoring.render import rules
 from mcpmeter.monitoring.render._yaml import to_yaml
 
 FOLDER: Final = "prometheus/tests"
 LABEL: Final = re.compile(r"\{\{ \$labels\.(\w+) \}\}")
+WITH: Final = re.compile(r"\{\{ with \$labels\.(\w+) \}\}(.*?)\{\{ end \}\}")
 VALUE: Final = re.compile(r"\{\{ \$value[^}]*\}\}")
 DEFAULTS: Final = MonitoringOptions()
 
@@ -39,10 +41,19 @@ def _is_tuned(options: MonitoringOptions) -> bool:
 
 def _document(options: MonitoringOptions, alert: Alert) -> dict[str, Any]:
     return {
-        "rule_files": ["../rules/mcpmeter-recording.yml", "../rules/mcpmeter-alerts.yml"],
+        "rule_files": [f"../rules/{rules.file_of(name)}" for name in _groups(options, alert)],
         "evaluation_interval": alert.step,
         "tests": [_test(options, alert, case) for case in alert.cases],
     }
+
+
+def _groups(options: MonitoringOptions, alert: Alert) -> Iterator[str]:
+    """The groups that the alert stands on, and its own."""
+    asked = " ".join(rule.expr for rule in alert.rules)
+    for group in recording_groups(options):
+        if any(f"{rule.record}{{" in asked for rule in group.rules):
+            yield group.name
+    yield rules.alert_group(alert.area)
 
 
 def _test(options: MonitoringOptions, alert: Alert, case: Case) -> dict[str, Any]:
@@ -73,7 +84,7 @@ def _expected(options: MonitoringOptions, alert: Alert, firing: Firing) -> dict[
     rule = _rule_of(alert, firing)
     own = {} if rule.expr.startswith("vector(") else _common(options)
     labels = {**own, **rules.rule_labels(alert, rule), **firing.labels}
-    told = {name: _filled_in(text, labels, firing.shown) for name, text in rules.words(options, alert).items()}
+    told = {name: _filled_in(text, labels, firing.shown) for name, text in rules.words(options, alert, rule).items()}
     return {"exp_labels": labels, "exp_annotations": told}
 
 
@@ -88,4 +99,5 @@ def _rule_of(alert: Alert, firing: Firing) -> Rule:
 
 
 def _filled_in(text: str, labels: Mapping[str, str], shown: str) -> str:
+    text = WITH.sub(lambda found: found[2].replace("{{ . }}", labels[found[1]]) if found[1] in labels else "", text)
     return VALUE.sub(shown, LABEL.sub(lambda found: labels.get(found[1], ""), text))

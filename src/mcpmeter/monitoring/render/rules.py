@@ -1,4 +1,4 @@
-"""Prometheus's rule files: recording rules and alerts."""
+"""Prometheus's rule files: recording rules and alerts, a file for each group."""
 
 from __future__ import annotations
 
@@ -12,16 +12,18 @@ from mcpmeter.monitoring.queries import Queries
 from mcpmeter.monitoring.recording import recording_groups
 from mcpmeter.monitoring.render._yaml import to_yaml
 
-RECORDING: Final = "prometheus/rules/mcpmeter-recording.yml"
-ALERTS: Final = "prometheus/rules/mcpmeter-alerts.yml"
+FOLDER: Final = "prometheus/rules"
 
 
 def render(options: MonitoringOptions) -> Mapping[str, str]:
-    """Both files."""
-    return {
-        RECORDING: to_yaml({"groups": recording_rule_groups(options)}),
-        ALERTS: to_yaml({"groups": alert_rule_groups(options)}),
-    }
+    """A file for each group."""
+    groups = [*recording_rule_groups(options), *alert_rule_groups(options)]
+    return {f"{FOLDER}/{file_of(group['name'])}": to_yaml({"groups": [group]}) for group in groups}
+
+
+def file_of(group: str) -> str:
+    """The name of a group's file: small ones, so that a unit test evaluates only what it is about."""
+    return f"{group.replace('.', '-')}.yml"
 
 
 def recording_rule_groups(options: MonitoringOptions) -> list[dict[str, Any]]:
@@ -37,7 +39,12 @@ def alert_rule_groups(options: MonitoringOptions) -> list[dict[str, Any]]:
     q, groups = Queries(options), dict[str, list[dict[str, Any]]]()
     for alert in alerts(options):
         groups.setdefault(alert.area, []).extend(_rules(q, alert))
-    return [{"name": f"mcpmeter.alerts.{area}", "rules": rules} for area, rules in sorted(groups.items())]
+    return [{"name": alert_group(area), "rules": rules} for area, rules in sorted(groups.items())]
+
+
+def alert_group(area: str) -> str:
+    """The name of an area's group."""
+    return f"mcpmeter.alerts.{area}"
 
 
 def _rules(q: Queries, alert: Alert) -> Iterator[dict[str, Any]]:
@@ -47,7 +54,7 @@ def _rules(q: Queries, alert: Alert) -> Iterator[dict[str, Any]]:
             "expr": rule.expr,
             **({"for": q.span(rule.hold)} if rule.hold else {}),
             "labels": rule_labels(alert, rule),
-            "annotations": words(q.options, alert),
+            "annotations": words(q.options, alert, rule),
         }
 
 
@@ -56,10 +63,13 @@ def rule_labels(alert: Alert, rule: Rule) -> dict[str, str]:
     return {"severity": rule.severity, "area": alert.area, **rule.labels}
 
 
-def words(options: MonitoringOptions, alert: Alert) -> dict[str, str]:
-    """What a person reads."""
-    return {
+def words(options: MonitoringOptions, alert: Alert, rule: Rule) -> dict[str, str]:
+    """What a person reads. Prometheus's `$labels` has not got the rule's own labels, so these are put in here."""
+    made = {
         "summary": alert.summary,
         "description": alert.description,
         "runbook_url": f"{options.runbook_url.rstrip('/')}/{alert.name}.md",
     }
+    for label, value in rule.labels.items():
+        made = {name: text.replace(f"{{{{ $labels.{label} }}}}", value) for name, text in made.items()}
+    return made

@@ -1,0 +1,40 @@
+"""What the three alerts on budgets share. Every replica shows the same gauges, so they take the highest."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from mcpmeter.catalog import budget
+from mcpmeter.monitoring.alert import Check
+from mcpmeter.monitoring.queries import Queries
+
+OF: Final = ("team", "budget")
+WHOSE: Final = "The budget {{ $labels.budget }}{{ with $labels.team }} of team {{ . }}{{ end }}"
+
+_LABELS: Final = 'team="search",budget="month"'
+SPENT: Final = f"mcp_budget_spent_usd{{{_LABELS}}}"
+LIMIT: Final = f"mcp_budget_limit_usd{{{_LABELS}}}"
+SOFT: Final = f"mcp_budget_soft_limit_usd{{{_LABELS}}}"
+END: Final = f"mcp_budget_period_end_timestamp_seconds{{{_LABELS}}}"
+GONE: Final = f"mcp_budget_exhaustion_timestamp_seconds{{{_LABELS}}}"
+REFUSED: Final = f"mcp_budget_refusals_total{{{_LABELS}}}"
+SEARCH: Final = {"team": "search", "budget": "month"}
+
+
+def spent(q: Queries) -> str:
+    """US dollars of the present period."""
+    return q.highest(budget.SPENT, *OF)
+
+
+def limit(q: Queries) -> str:
+    """The limits that are any: one of 0 blocks a team, which is no news."""
+    return f"({q.highest(budget.LIMIT, *OF)} > 0)"
+
+
+def checks(q: Queries) -> tuple[Check, ...]:
+    """The queries of all three runbooks."""
+    return (
+        Check("How much is spent, as a share", f"{spent(q)} / {limit(q)}"),
+        Check("How much is set aside for calls under way", q.highest(budget.RESERVED, *OF)),
+        Check("Hours until nothing is left", f"({q.highest(budget.EXHAUSTION, *OF)} > 0) / 3600 - time() / 3600"),
+    )

@@ -1,0 +1,57 @@
+"""MCPUnpricedTraffic: calls were made that no price is known for, so that the books miss their cost."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from mcpmeter.catalog import money, service
+from mcpmeter.monitoring.alert import Alert, Check, Firing, Rule, Runbook, fires, on, quiet
+from mcpmeter.monitoring.queries import Parameter, Queries
+
+NAME: Final = "MCPUnpricedTraffic"
+CALLS: Final = Parameter("calls", "5", "Unpriced calls in an hour that may pass.")
+PARAMETERS: Final = (CALLS,)
+
+UNPRICED: Final = 'mcp_unpriced_requests_total{provider="openai",reason="unknown_model"}'
+
+
+def alert(q: Queries) -> Alert:
+    """A model without a price is not free: its cost is missing."""
+    expr = f"{q.increase(money.UNPRICED, '1h', 'provider', 'reason')} > {q[CALLS]}"
+    return Alert(
+        name=NAME,
+        area="money",
+        parameters=PARAMETERS,
+        rules=(Rule(expr=expr),),
+        summary="Calls to {{ $labels.provider }} have no price.",
+        description="{{ $value | humanize }} calls to {{ $labels.provider }} in the last hour have no price "
+        "({{ $labels.reason }}). Budgets and reports do not see their cost.",
+        runbook=Runbook(
+            means="`unknown_model`: no price list names the model. `usage_missing`: nobody counted the tokens. "
+            "`not_determined`: the price does not cover these tokens.",
+            check=(
+                Check("By provider and reason", q.increase(money.UNPRICED, "1d", "provider", "reason")),
+                Check("Which models are not announced", q.of(service.LABEL_OVERFLOW, "", 'label="model"')),
+            ),
+            do=(
+                "`mcpmeter report --by model` shows the models whose cost is unpriced.",
+                "`unknown_model`: add a price list (`pricing.files`), or update `genai-prices`.",
+                "`usage_missing`: see what the provider leaves out; with streams, usage is asked for by itself.",
+            ),
+            fault="The operator's: a price is to be entered.",
+        ),
+        cases=(
+            fires(
+                "a model that no list names",
+                "2h",
+                {UNPRICED: "0+1x130"},
+                Firing({"provider": "openai", "reason": "unknown_model"}, "60"),
+            ),
+            quiet("low traffic: two such calls", "2h", {UNPRICED: "0x100 1x10 2x20"}),
+            quiet("none for an hour", "4h", {UNPRICED: "0+1x100 100x150"}),
+            quiet("a restart resets the counter", "2h", {UNPRICED: "900x100 0x30"}),
+            quiet("first scrape of a service that had many", "2m", {UNPRICED: "9000"}),
+            quiet("the series is missing", "2h", {}),
+            quiet("one noisy replica had them two hours ago", "3h", {on("noisy", UNPRICED): "0+1x60 60x150"}),
+        ),
+    )
