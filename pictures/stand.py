@@ -24,6 +24,7 @@ from pydantic import SecretStr
 
 import mcpmeter
 from mcpmeter.config import KeySettings, LedgerSettings, ProviderSettings, ServerSettings, Settings
+from mcpmeter.config.budgets import BudgetSettings
 from mcpmeter.config.settings import RouteSettings
 from mcpmeter.monitoring import MonitoringOptions, files
 from mcpmeter.service import Service, bind
@@ -123,6 +124,10 @@ def _settings(folder: Path, first: str, second: str, keys: Mapping[str, str]) ->
         routes=(
             RouteSettings.model_validate({"models": ["gpt-4.1"], "upstreams": ["openai", "holysheep"]}),
             RouteSettings.model_validate({"models": ["deepseek-v3.2"], "upstreams": ["holysheep", "openai"]}),
+        ),
+        budgets=(
+            BudgetSettings(name="search-month", team="search", limit_usd=Decimal(100)),
+            BudgetSettings(name="all-day", period="day", limit_usd=Decimal(1000), hard=False),
         ),
         keys=tuple(KeySettings(name=f"{team}-key", team=team, secret=SecretStr(key)) for team, key in keys.items()),
     )

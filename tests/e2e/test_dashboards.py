@@ -1,4 +1,4 @@
-"""Every question of every panel has an answer on a live stack, and so have those of the published guide."""
+"""Every question of every panel and every operand of every rule has an answer on a live stack, as have the guide's."""
 
 from __future__ import annotations
 
@@ -14,8 +14,12 @@ import pytest
 from pictures.asking import Prometheus, filled_in, is_range
 from pictures.stand import REGION, TEAMS, stand
 
+from mcpmeter.monitoring import MonitoringOptions
+from mcpmeter.monitoring.alerts import alerts
 from mcpmeter.monitoring.dashboards import made, pages
 from mcpmeter.monitoring.dashboards.spec import Panel
+from mcpmeter.monitoring.lint.live import selectors
+from mcpmeter.monitoring.recording import recording_groups
 
 SECONDS_FOR_EVERY_ANSWER = 90
 SECONDS_BETWEEN_LOOKS = 1.0
@@ -77,8 +81,25 @@ async def test_every_target_of_every_panel_and_every_variable_returns_data(tmp_p
         assert len(asked) > 100
         assert list(await unanswered(prometheus, asked)) == []
 
+        assert await operands_without_series(prometheus) == []
+
         await a_choice_narrows(prometheus)
         await exemplars_are_kept(session, live.prometheus)
+
+
+ONLY_WHEN_IT_IS_SO = ("mcp_upstream_quota_exhaustion_seconds",)
+"""Shown while a quota burns faster than it resets."""
+
+
+async def operands_without_series(prometheus: Prometheus) -> list[str]:
+    """Of every rule: the selectors that match nothing, so that the rule could never say anything."""
+    options = MonitoringOptions(matchers={"region": REGION})
+    expressions = [rule.expr for group in recording_groups(options) for rule in group.rules]
+    expressions += [rule.expr for alert in alerts(options) for rule in alert.rules]
+    asked = {selector for expr in expressions for selector in selectors(expr)}
+    assert len(asked) > 50
+    always = sorted(selector for selector in asked if not selector.startswith(ONLY_WHEN_IT_IS_SO))
+    return [selector for selector in always if not await prometheus.now(f"count({selector})")]
 
 
 async def a_choice_narrows(prometheus: Prometheus) -> None:

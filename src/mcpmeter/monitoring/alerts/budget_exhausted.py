@@ -24,7 +24,8 @@ def alert(q: Queries) -> Alert:
         parameters=PARAMETERS,
         rules=(Rule(expr=expr, severity="critical"),),
         summary=f"{WHOSE} is exhausted.",
-        description=f"{WHOSE} is spent or reserved to its limit. Its calls are refused with 402, budget_exceeded.",
+        description=f"{WHOSE} is spent or reserved to its limit. Its calls are refused (402), unless "
+        "it only tells (`hard: false`).",
         runbook=Runbook(
             means="The team cannot work until the period turns, or somebody gives it more.",
             check=(Check("How many calls were refused", refused), *checks(q)),
