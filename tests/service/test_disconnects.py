@@ -166,3 +166,14 @@ async def test_a_reader_that_never_reads_counts_as_gone_in_the_end(start_module_
     assert (row.outcome, row.error_id) == ("partial", "caller_gone")
     writer.transport.abort()
     await relay.until_idle()
+
+
+async def test_a_client_that_leaves_with_another_request_in_the_pipe_cancels_the_provider(relay):
+    before, cancelled = relay.counts(), relay.simulator.books.totals.cancelled
+    body = chat("stall=body,after_tokens=20", stream=True)
+    reader, writer = await connected(relay, body)
+    writer.write(HEAD % (b"/v1/chat/completions", len(body)) + body)
+    await asyncio.wait_for(reader.readuntil(b'"content":"'), 5)
+    writer.close()
+    await relay.simulator.books.wait_until(lambda books: books.totals.cancelled == cancelled + 1)
+    assert (await after_leaving(relay, before)).error_id == "caller_gone"

@@ -33,16 +33,14 @@ class Wire(Protocol):
     response_started: bool
     disconnected: bool
     """Whether the client has gone."""
+    is_full: bool
+    """Whether the client does not read what was sent."""
 
     def whole_body(self) -> bytes | None:
         """The request's body, if all of it is there."""
 
     def watch(self, on_gone: Callable[[], None] | None) -> None:
         """Tell when the client has gone."""
-
-    @property
-    def is_full(self) -> bool:
-        """Whether the client does not read what was sent."""
 
     async def room(self) -> None:
         """Wait until it reads, or has gone."""

@@ -288,10 +288,11 @@ class Connection(asyncio.Protocol):
 
     # fmt: off
     __slots__ = (
-        "_abandoned", "_buffered_bytes", "_fault", "_give_up_at", "_has_head", "_has_place", "_header_bytes",
-        "_is_paused", "_is_reusable", "_loop", "_overhead_bytes", "_parser", "_parts", "_pool", "_provider",
-        "_seconds_left", "_sink", "_timer", "_timer_at", "_transport", "_waiter", "_waits_for", "_waits_since",
-        "_waits_up_to", "headers", "idle_since", "is_complete", "origin", "status",
+        "_abandoned", "_buffered_bytes", "_fault", "_has_head", "_has_place", "_header_bytes", "_heard_at",
+        "_is_paused", "_is_reusable", "_is_timed", "_limit_bytes", "_loop", "_may_pipe_bytes", "_overhead_bytes",
+        "_parser", "_parts", "_pool", "_provider", "_seconds_left", "_sink", "_timer", "_timer_at", "_transport",
+        "_waiter", "_waits_for", "_waits_since", "_waits_up_to", "headers", "idle_since", "is_complete", "origin",
+        "status",
     )
     # fmt: on
 
@@ -311,10 +312,12 @@ class Connection(asyncio.Protocol):
         self._waiter: asyncio.Future[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
-        self._give_up_at = 0.0
+        self._is_timed = False
         self._waits_for = ""
         self._waits_up_to = 0.0
         self._waits_since = 0.0
+        self._heard_at = 0.0
+        self._limit_bytes = self._may_pipe_bytes = 0
         self._sink: Callable[[bytes], bool] | None = None
         self._loop = asyncio.get_running_loop()
         self._parts: list[bytes] = []
@@ -425,32 +428,33 @@ class Connection(asyncio.Protocol):
             if self._transport is not None and not self._transport.is_closing():
                 self._transport.resume_reading()
 
-    async def pipe(self, sink: Callable[[bytes], bool], seconds: float) -> None:
+    async def pipe(self, sink: Callable[[bytes], bool], limit_bytes: int, seconds: float) -> None:
         """Hand what comes to `sink`, from inside the parser's callback, until it says False or the body has ended."""
-        while self._parts:
-            if not sink(self._parts.pop(0)):
-                return
+        self._limit_bytes = self._may_pipe_bytes = limit_bytes
+        parts, self._parts = self._parts, []
         self._drop_parts()
-        if self.is_complete:
-            return
         self._sink = sink
         try:
-            await self._wait(seconds, "sent nothing between two parts of its answer")
+            if all(self._pour(sink, part) for part in parts) and not self.is_complete:
+                await self._wait(seconds, "sent nothing between two parts of its answer")
+            elif self._fault is not None:
+                raise self._fault
         finally:
             self._sink = None
 
-    def _pour(self, sink: Callable[[bytes], bool], body: bytes) -> None:
-        if self._give_up_at:
-            self._start_clock()
+    def _pour(self, sink: Callable[[bytes], bool], body: bytes) -> bool:
+        self._heard_at = self._loop.time()
+        self._may_pipe_bytes -= len(body)
         try:
-            wants_more = sink(body)
+            if self._may_pipe_bytes < 0:
+                raise too_large(self._provider, self._limit_bytes)
+            if sink(body):
+                return True
         except Exception as fault:  # goes to whoever waits; the parser would make another one of it
-            self._sink = None
             self._fail(fault)
-            return
-        if not wants_more:
-            self._sink = None
-            self._wake()
+        self._sink = None
+        self._wake()
+        return False
 
     def hold(self) -> None:
         """Read nothing, and do not time the provider, who cannot send."""
@@ -470,8 +474,8 @@ class Connection(asyncio.Protocol):
             raise self._fault
         waiter = self._waiter = self._loop.create_future()
         self._waits_up_to, self._waits_for = seconds, what
-        self._waits_since = self._loop.time()
-        self._start_clock()
+        if not self._is_paused or self._sink is None:
+            self._start_clock()
         try:
             await waiter
         finally:
@@ -479,36 +483,38 @@ class Connection(asyncio.Protocol):
             self._stop_clock()
 
     def _start_clock(self) -> None:
-        """A wait begins, or begins anew as a part of a pipe has come."""
-        now = self._loop.time()
-        if self._give_up_at:
-            self._seconds_left -= now - self._waits_since
-        self._waits_since = now
-        self._give_up_at = now + min(self._waits_up_to, self._seconds_left)
-        if self._timer is None or self._timer_at > self._give_up_at:
-            self._set_timer()
+        self._is_timed = True
+        self._waits_since = self._heard_at = self._loop.time()
+        give_up_at = self._give_up_at()
+        if self._timer is None or self._timer_at > give_up_at:
+            self._set_timer(give_up_at)
 
     def _stop_clock(self) -> None:
-        if self._give_up_at:
+        if self._is_timed:
+            self._is_timed = False
             self._seconds_left -= self._loop.time() - self._waits_since
-            self._give_up_at = 0.0
 
-    def _set_timer(self) -> None:
+    def _give_up_at(self) -> float:
+        return min(self._heard_at + self._waits_up_to, self._waits_since + self._seconds_left)
+
+    def _set_timer(self, at: float) -> None:
         """One timer serves all waits of a stream, whose times only move on: making one a chunk would cost more than
         reading it."""
         if self._timer is not None:
             self._timer.cancel()
-        self._timer_at = self._give_up_at
-        self._timer = self._loop.call_at(self._timer_at, self._look_at_the_clock)
+        self._timer_at = at
+        self._timer = self._loop.call_at(at, self._look_at_the_clock)
 
     def _look_at_the_clock(self) -> None:
         self._timer = None
-        if not self._give_up_at:
+        if not self._is_timed:
             return
-        if self._loop.time() < self._give_up_at:
-            self._set_timer()
+        give_up_at = self._give_up_at()
+        if self._loop.time() < give_up_at:
+            self._set_timer(give_up_at)
         else:
-            what = self._waits_for if self._waits_up_to <= self._seconds_left else "did not end its answer in time"
+            is_silent = self._heard_at + self._waits_up_to <= give_up_at
+            what = self._waits_for if is_silent else "did not end its answer in time"
             self._fail(UpstreamTimedOut(f"{self._provider} {what}.", hint="Retry, or raise relay.timeouts."))
 
     def _wake(self) -> None:
@@ -607,11 +613,11 @@ class Connection(asyncio.Protocol):
 
     def on_body(self, body: bytes) -> None:
         self._overhead_bytes = 0
-        if self.is_complete or self._abandoned is not None:
-            return
         sink = self._sink
         if sink is not None:
             self._pour(sink, body)
+            return
+        if self.is_complete or self._abandoned is not None:
             return
         self._parts.append(body)
         self._buffered_bytes += len(body)
@@ -621,6 +627,7 @@ class Connection(asyncio.Protocol):
         if self.is_complete or not self._has_head or self._parser is None:
             return
         self.is_complete = True
+        self._sink = None  # whatever follows belongs to nobody
         self._is_reusable = self._parser.should_keep_alive()
         if self._abandoned is not None:
             # Not from inside the parser's own callback: it may still hold data.
@@ -672,16 +679,7 @@ class Http1Answer:
 
     async def pipe(self, take: Callable[[bytes], bool], limit_bytes: int) -> None:
         """Hand each part to `take` the moment it comes, until it says False or all has come."""
-        total = 0
-
-        def sink(data: bytes) -> bool:
-            nonlocal total
-            total += len(data)
-            if total > limit_bytes:
-                raise too_large(self._provider, limit_bytes)
-            return take(data)
-
-        await self._connection.pipe(sink, self._idle_seconds)
+        await self._connection.pipe(take, limit_bytes, self._idle_seconds)
 
     def hold(self) -> None:
         """Read nothing more of a pipe for now."""

@@ -51,6 +51,8 @@ class StreamTee:
     def feed(self, data: bytes) -> bytes:
         """Take what came; return what may go on now. After `end` is set nothing more is taken."""
         self.total_bytes += len(data)
+        if not self._held and data.endswith(b"\n\n"):
+            return self._take(data)
         if self._held:
             data = self._held + data
         cut = _end_of_last_event(data)

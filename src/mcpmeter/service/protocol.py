@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from typing import Any, Final
+from typing import Any, Final, cast
 from urllib.parse import unquote
 
 import httptools
@@ -85,6 +85,7 @@ class _WiredProtocol(HttpToolsProtocol):
     """
 
     cycle: Cycle | None  # type: ignore[assignment]
+    _answering: Cycle | None = None
     _head_bytes = 0
     _is_in_head = True
     _idle_since = 0.0
@@ -99,10 +100,15 @@ class _WiredProtocol(HttpToolsProtocol):
         before = self.cycle
         self.cycle = cycle = self._new_cycle()
         if before is None or before.response_complete:
-            self._start_asgi_task(cycle, self.app)
+            self._answer(cycle)
         else:
             self.flow.pause_reading()  # what is pipelined waits for its turn
             self.pipeline.appendleft((cycle, self.app))
+
+    def _answer(self, cycle: Cycle) -> None:
+        self._answering = cycle
+        cycle.is_full = self.flow.write_paused
+        self._start_asgi_task(cycle, self.app)
 
     def _complete_scope(self) -> None:
         scope: Any = self.scope
@@ -140,19 +146,24 @@ class _WiredProtocol(HttpToolsProtocol):
         self._is_in_head, self._head_bytes = True, 0
         super().on_message_complete()
 
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        if self._answering is not None:
+            self._answering.is_full = True
+
     def resume_writing(self) -> None:
         super().resume_writing()
-        if self.cycle is not None:
-            self.cycle.tell_room()
+        if self._answering is not None:
+            self._answering.tell_room()
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         if self.timeout_keep_alive_task is not None:
             self.timeout_keep_alive_task.cancel()
-        if self.cycle is not None:
-            self.cycle.tell_gone()
-        for cycle, _app in self.pipeline:
-            cycle.disconnected = True
+        # uvicorn tells the request that came last, which need not be the one that is being answered.
+        if self._answering is not None and not self._answering.response_complete:
+            self._answering.tell_gone()
+        self.pipeline.clear()
 
     # Idle connections ---------------------------------------------------------------------------------------------
 
@@ -165,8 +176,7 @@ class _WiredProtocol(HttpToolsProtocol):
             return
         self.flow.resume_reading()
         if self.pipeline:
-            cycle, app = self.pipeline.pop()
-            self._start_asgi_task(cycle, app)
+            self._answer(cast("Cycle", self.pipeline.pop()[0]))
         else:
             self._idle_since = self.loop.time()
             if self.timeout_keep_alive_task is None:

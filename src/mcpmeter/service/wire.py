@@ -16,6 +16,8 @@ class Cycle(RequestResponseCycle):
 
     on_gone: Callable[[], None] | None = None
     on_room: Callable[[], None] | None = None
+    is_full = False
+    """Whether the client does not read: what is written now only fills our memory."""
     _head = b""
     """The head until something of the body goes with it: one write is the dearest step of a small answer."""
 
@@ -40,15 +42,12 @@ class Cycle(RequestResponseCycle):
 
     def tell_gone(self) -> None:
         """The connection is lost."""
+        self.disconnected, self.is_full = True, False
+        self.message_event.set()
         if self.on_gone is not None:
             self.on_gone()
 
     # The answer ---------------------------------------------------------------------------------------------------
-
-    @property
-    def is_full(self) -> bool:
-        """Whether the client does not read: what is written now only fills our memory."""
-        return self.flow.write_paused and not self.disconnected
 
     async def room(self) -> None:
         """Wait until the client reads, or has gone."""
@@ -57,6 +56,7 @@ class Cycle(RequestResponseCycle):
 
     def tell_room(self) -> None:
         """The client reads again."""
+        self.is_full = False
         if self.on_room is not None:
             self.on_room()
 
@@ -85,7 +85,10 @@ class Cycle(RequestResponseCycle):
 
     def write(self, data: bytes) -> None:
         """A part of the body."""
-        if self.chunked_encoding:
+        if not self._head and data and self.chunked_encoding:
+            if not self.disconnected:
+                self.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+        elif self.chunked_encoding:
             self._write(b"%b%x\r\n%b\r\n" % (self._head, len(data), data) if data else self._head)
         else:
             self._write(self._counted(data))
