@@ -46,6 +46,7 @@ class Peer:
     route: Route = OPENAI
     install: Callable[[], object] | None = None
     foreign: bool = False
+    keeps_a_ledger: bool = False
     rebuilds: bool = False
     """Whether it takes answers apart and puts them together anew; bytes may differ then, text and usage not."""
     prove_while_running: Callable[[Server, Route, int], None] | None = None
@@ -181,6 +182,7 @@ PEERS = {
             "relay",
             "mcpmeter serve, metrics on, ledger FULL on disk",
             _relay,
+            keeps_a_ledger=True,
             prove_while_running=_relay_counted_every_call,
             prove_after=_relay_wrote_every_call,
         ),

@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import socket
+import statistics
 import subprocess
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -13,6 +14,10 @@ from pathlib import Path
 
 TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+
+
+FLUSHED_BYTES = 4 * 4120
+"""What a commit of one row writes into SQLite's log: four pages with their frames' heads."""
 
 
 class BenchError(Exception):
@@ -103,6 +108,33 @@ def running(
         yield server
     finally:
         server.stop()
+
+
+def two_flushes_ms(folder: Path, core: int, *, tries: int = 200) -> float:
+    """The median of twice one write and `fdatasync` of a file that does not grow, a few a second apart, on one core.
+
+    No ledger that opens a call durably before it is sent and settles it durably before it is answered can add less.
+    """
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {core})
+    path = folder / "flushes"
+    try:
+        with path.open("w+b", buffering=0) as file:
+            file.write(bytes(FLUSHED_BYTES * tries))
+            os.fsync(file.fileno())
+            taken = [_flush_ns(file.fileno(), FLUSHED_BYTES * number) for number in range(tries)]
+    finally:
+        path.unlink(missing_ok=True)
+        os.sched_setaffinity(0, before)
+    return 2 * statistics.median(taken) / 1e6
+
+
+def _flush_ns(file: int, offset: int) -> int:
+    time.sleep(0.002)  # as after a pause between two calls: a disk that is kept busy answers sooner
+    began = time.perf_counter_ns()
+    os.pwrite(file, b"x" * FLUSHED_BYTES, offset)
+    os.fdatasync(file)
+    return time.perf_counter_ns() - began
 
 
 def busy_seconds(cores: Collection[int]) -> float:

@@ -79,6 +79,14 @@ def test_a_bad_answer_voids_the_burst(tmp_path: Path, answer: bytes, fault: str)
         teller.join()
 
 
+def test_two_flushes_are_timed_on_a_file_that_is_gone_afterwards(tmp_path: Path) -> None:
+    from benchmarks.processes import two_flushes_ms
+
+    cores = os.sched_getaffinity(0)
+    assert two_flushes_ms(tmp_path, CORE, tries=3) > 0
+    assert (list(tmp_path.iterdir()), os.sched_getaffinity(0)) == ([], cores)
+
+
 class _Bad:
     name = "bad"
 
