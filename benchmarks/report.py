@@ -215,8 +215,8 @@ def _added_p50(relay: Results, direct: Results, rate: int) -> str:
 
 def _floor(two_flushes_ms: Sequence[float]) -> str:
     return (
-        f"- two flushes one after the other took {median(two_flushes_ms):.2f} ms at the median on the ledger's disk and the"
-        " server's core, measured between the bursts: whoever makes a call durable twice adds at least that"
+        f"- two flushes one after the other took {median(two_flushes_ms):.2f} ms at the median on the ledger's disk and"
+        " the server's core, measured between the bursts: whoever makes a call durable twice adds at least that"
     )
 
 
