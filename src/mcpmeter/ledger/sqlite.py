@@ -48,7 +48,7 @@ class SqliteStore:
         try:
             await writer.start()
         except asyncio.CancelledError:
-            writer.queue.put(Errand(None, loop.create_future()))
+            writer.submit(Errand(None, loop.create_future()))
             raise
         self._writer = writer
 
@@ -58,21 +58,21 @@ class SqliteStore:
             return
         if self._closing is None:
             self._closing = self._writer.loop.create_future()
-            self._writer.queue.put(Errand(None, self._closing))
+            self._writer.submit(Errand(None, self._closing))
         await asyncio.shield(self._closing)
 
     def open(self, call: Call) -> asyncio.Future[None]:
         """Write the open row; resolves when it is on disk. Fails as `Store.open` says, or with `LedgerUnavailable`."""
         writer = self._accepting()
         future: asyncio.Future[None] = writer.loop.create_future()
-        writer.queue.put(Opening(call, future))
+        writer.submit(Opening(call, future))
         return future
 
     def settle(self, settlement: Settlement) -> asyncio.Future[None]:
         """Settle the row of the same id; also fails with `SettlementConflict`. Cancelling the wait cancels no write."""
         writer = self._accepting()
         future: asyncio.Future[None] = writer.loop.create_future()
-        writer.queue.put(Settling(settlement, future))
+        writer.submit(Settling(settlement, future))
         return future
 
     async def left_open(self) -> Sequence[LedgerRow]:
@@ -150,7 +150,7 @@ class SqliteStore:
     async def _run(self, work: Callable[[apsw.Connection], _Result], *, writes: bool = False) -> _Result:
         writer = self._accepting()
         future: asyncio.Future[_Result] = writer.loop.create_future()
-        writer.queue.put(Errand(work, future, writes))
+        writer.submit(Errand(work, future, writes))
         return await future
 
     def _answer(self, answers: Answers) -> None:

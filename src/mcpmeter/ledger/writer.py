@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import queue
 import threading
 import time
@@ -30,7 +31,7 @@ from mcpmeter.ledger.store import ClaimRefused, RowRefused, SettlementConflict
 from mcpmeter.records import Call, Settlement
 
 MOST_ROWS: Final = 2_000
-"""In one transaction: bounds how long the first row of a batch waits for the last."""
+"""In one transaction, about: bounds how long the first row of a batch waits for the last."""
 
 GATHER_S: Final = 0.001
 """How long a commit waits for company when many calls are on their way: a commit costs the processor as much as a
@@ -76,10 +77,11 @@ class Answers(NamedTuple):
 
 
 class Writer:
-    """Owns the connection, the lock on the file and the thread. Entries come in by `queue`; answers go to the loop."""
+    """Owns the connection, the lock on the file and the thread. Entries come by `submit`; answers go to the loop."""
 
     def __init__(self, path: Path, loop: asyncio.AbstractEventLoop, on_answers: Callable[[Answers], None]) -> None:
-        self.queue: queue.SimpleQueue[Entry] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[list[Entry]] = queue.SimpleQueue()
+        self._gathered: list[Entry] = []
         self.healthy = True
         self.open_ids: set[str] = set()
         """Rows opened in this life and not settled."""
@@ -96,6 +98,17 @@ class Writer:
         """Resolves when the ledger is open; fails with `LedgerNotUsable`."""
         self._thread.start()
         return self._started
+
+    def submit(self, entry: Entry) -> None:
+        """From the event loop's thread. All that one turn of the loop submits is handed over in one piece: waking the
+        thread for each row would cost more than writing it."""
+        self._gathered.append(entry)
+        if len(self._gathered) == 1:
+            self.loop.call_soon(self._hand_over)
+
+    def _hand_over(self) -> None:
+        gathered, self._gathered = self._gathered, []
+        self._queue.put(gathered)
 
     def _run(self) -> None:
         try:
@@ -133,11 +146,16 @@ class Writer:
                     self._run_errand(db, entry)
 
     def _take_batch(self) -> list[Entry]:
-        batch = [self.queue.get()]
-        if GATHER_CALLS <= len(self.open_ids) > self.queue.qsize() + 1:
+        batch = self._queue.get()
+        self._take_more(batch)
+        if GATHER_CALLS <= len(self.open_ids) > len(batch):
             time.sleep(GATHER_S)
-        batch += [self.queue.get_nowait() for _ in range(min(self.queue.qsize(), MOST_ROWS - 1))]
+            self._take_more(batch)
         return batch
+
+    def _take_more(self, batch: list[Entry]) -> None:
+        while len(batch) < MOST_ROWS and not self._queue.empty():
+            batch += self._queue.get_nowait()
 
     def _write(self, db: apsw.Connection, opens: list[Opening], settles: list[Settling]) -> Answers:
         began_ns = time.perf_counter_ns()
@@ -183,7 +201,7 @@ class Writer:
 
     def _require_same_file(self) -> None:
         # SQLite goes on writing into a file that was removed, and those rows would be gone with the process.
-        if self._path.stat().st_ino != self._inode:
+        if os.stat(self._path).st_ino != self._inode:
             raise OSError("another file took its place")
 
     def _tell(self, callback: Callable[..., None], *arguments: object) -> None:
