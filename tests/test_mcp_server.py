@@ -6,7 +6,7 @@ import asyncio
 import json
 import logging
 import socket
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -43,6 +43,7 @@ from mcpmeter.relay.quota_board import QuotaBoard
 from mcpmeter.relay.routing import Routing, Upstream
 from mcpmeter.relay.upstream import Timeouts
 from mcpmeter.simulator import Fault, Latency, Simulator, Spread
+from mcpmeter.usage import UsageQuery, UsageReport, usage_report
 
 HELLO: Any = [{"role": "user", "content": "Say something."}]
 LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
@@ -110,17 +111,17 @@ async def whole(tmp_path: Path) -> AsyncIterator[Whole]:
         failover = Failover(UpstreamMetrics(recorder), retries=RetryOptions(max_attempts=1))
         pipeline = Pipeline(meter, wiring, failover, QuotaBoard(recorder))
 
-        async def usage_report(by: Sequence[Any], since_ns: int, until_ns: int) -> Sequence[Total]:
+        async def ask(query: UsageQuery) -> UsageReport:
             if made.report_fault is not None:
                 raise made.report_fault
-            return await asyncio.to_thread(totals, ledger, by=by, since_ns=since_ns, until_ns=until_ns)
+            return await asyncio.to_thread(usage_report, ledger, query)
 
         server = build_mcp_server(
             pipeline=pipeline,
             service=Service(dialect=OpenAiChat(), default_model="deepseek-v3.2", maps_upstream_faults=True),
             list_models=lambda: [ModelInfo.of("sim", price) for price in book.models("sim")],
             price_book=lambda: book,
-            usage_report=usage_report,
+            usage_report=ask,
             version="0.0.1",
         )
         instrument_with(meter, server)
@@ -496,6 +497,21 @@ class TestOtherTools:
         assert "/secret" not in text_of(result)
         assert whole.counts("mcp_errors_total") == {("internal_error", "server"): 1}
 
+    async def test_several_groupings_and_a_month_of_a_time_zone_can_be_asked_for(self, whole: Whole) -> None:
+        async with connected(whole, "memory", "auto") as client:
+            await client.call_tool("chat", {"messages": HELLO, "model": "mystery"})
+            asked = {"by": ["provider", "model"], "time_zone": "Asia/Kathmandu"}
+            result = await client.call_tool("usage_report", asked)
+            other = await client.call_tool("usage_report", {"month": "2020-02", "time_zone": "Europe/Berlin"})
+            wrong = await client.call_tool("usage_report", {"time_zone": "Europe/Nowhere"})
+        (row,) = result.structured_content["rows"]
+        assert row["groups"]["model"] == "mystery"
+        assert row["group"] == f"{row['groups']['provider']} / mystery"
+        assert (row["unpriced_calls"], row["fallback_usd"]) == (1, "0.00")
+        assert other.structured_content["rows"] == []
+        assert other.structured_content["since"] == "2020-01-31T23:00:00Z"
+        assert "no time zone" in text_of(wrong)
+
 
 class TestKeys:
     @pytest.fixture
@@ -592,7 +608,7 @@ class TestTheProcess:
                 service=Service(dialect=OpenAiChat()),
                 list_models=list,
                 price_book=PriceBook,
-                usage_report=lambda by, since, until: asyncio.sleep(0, []),
+                usage_report=lambda query: asyncio.sleep(0),
                 version="1",
             )
             assert root.handlers == []

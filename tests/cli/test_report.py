@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from mcpmeter.cli._group import run
 from mcpmeter.cli.report import usd
+from mcpmeter.ledger.reading import open_writer
 from mcpmeter.ledger.sqlite import SqliteStore
 from mcpmeter.records import Call, Charge, LlmTarget, Settlement, Usage
 
@@ -128,10 +129,63 @@ def test_a_missing_ledger_is_one_line_with_what_to_do(capsys):
     assert "mcpmeter serve" in err
 
 
+def test_months_last_days_and_days_of_a_time_zone(write, capsys):
+    write(("a", "m", 0, 1), ("a", "m", 29, 1))
+    asked = ["report", "--by", "day", "--month", "2026-12", "--json"]
+    assert run(asked) == 0
+    assert [row["day"] for row in json.loads(capsys.readouterr().out)["rows"]] == ["2026-12-01"]
+    assert run(["report", "--by", "day", "--time-zone", "Pacific/Kiritimati", "--json"]) == 0
+    assert [row["day"] for row in json.loads(capsys.readouterr().out)["rows"]] == ["2026-11-03", "2026-12-02"]
+    assert run(["report", "--last", "1h", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["rows"] == []
+
+
+def test_a_second_currency_stands_beside_the_dollars(write, capsys, tmp_path):
+    write(("a", "m", 0, 3_000_000_001))
+    assert run(["report", "--by", "team", "--currency", "CNY", "--rate", "7.2", "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)["rows"]
+    assert (row["cost_usd"], row["cost_in_currency"]) == ("3.000000001", "21.600000007")
+    config = tmp_path / "mcpmeter.yaml"
+    config.write_text("pricing: {currency: {code: EUR, rate: 0.5}}\nproviders: [{name: ollama}]\n")
+    assert run(["report", "--by", "team", "--config", str(config)]) == 0
+    heading, line, _ = (line.split() for line in capsys.readouterr().out.splitlines())
+    assert (heading[-2:], line[-2:]) == (["EUR", "USD"], ["1.50", "3.000000001"])
+
+
+def test_what_budgets_count_unpriced_calls_as_stands_apart(write, ledger, capsys):
+    write(("a", "m", 0, 5), ("a", "m", 0, None))
+    with open_writer(ledger) as writer:
+        writer.execute("UPDATE calls SET fallback_cost_nanousd = 9 WHERE cost_source = 'unpriced'")
+    assert run(["report", "--by", "team"]) == 0
+    heading, line, _ = (line.split() for line in capsys.readouterr().out.splitlines())
+    assert heading[-3:] == ["fallback", "USD", "USD"]
+    assert line[-2:] == ["0.000000009", "0.000000005"]
+
+
+def test_a_statement_is_written_as_a_page_and_as_lines(write, capsys, tmp_path):
+    write(("a", "m", 0, 10**9), ("b", "n", 0, 1))
+    page, lines = tmp_path / "november.html", tmp_path / "november.csv"
+    asked = ["report", "statement", "--month", "2026-11", "--html", str(page), "--csv", str(lines)]
+    assert run([*asked, "--currency", "EUR", "--rate", "0.9"]) == 0
+    assert capsys.readouterr().err == "2 lines, 2 calls, $1.000000001.\n"
+    assert "1.000000001" in page.read_text()
+    rows = list(csv.DictReader(io.StringIO(lines.read_text())))
+    assert [(row["kind"], row["cost_nanousd"], row["amount_eur"]) for row in rows] == [
+        ("line", "1000000000", "0.90"),
+        ("line", "1", "0.00"),
+        ("total", "1000000001", "0.90"),
+    ]
+    assert run(["report", "statement", "--month", "2026-11"]) == 2
+    assert run(["report", "statement", "--month", "11", "--html", str(page)]) == 2
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
         ["--by", "colour"],
+        ["--month", "2026-11", "--last", "7d"],
+        ["--time-zone", "Mars/Olympus"],
+        ["--currency", "CNY"],
         ["--since", "yesterday"],
         ["--since", "2026-11-02", "--until", "2026-11-01"],
         ["--json", "--csv"],

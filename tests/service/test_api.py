@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -17,15 +18,18 @@ from mcpmeter.access.periods import Period
 from mcpmeter.catalog import ALL
 from mcpmeter.catalog import quota as rows
 from mcpmeter.errors import NotAuthenticated
+from mcpmeter.ledger.reading import open_writer
 from mcpmeter.meter import Meter
 from mcpmeter.metrics.recorder import Recorder
 from mcpmeter.records import Balance, Scope
 from mcpmeter.relay.quota_board import QuotaBoard, QuotaReport
 from mcpmeter.service.api import OPERATIONS, ApiPages
 from mcpmeter.service.app import App, HostGuard, PageEndpoint
+from mcpmeter.usage import UsageQuery, UsageReport, usage_report
 
 KEY = "mk_a-key-that-this-service-knows"
 USD = 10**9
+NOVEMBER = int(datetime(2026, 11, 1, 4, 30, tzinfo=UTC).timestamp()) * 10**9
 NOW = int(datetime(2026, 11, 22, 11, 0, 0, tzinfo=UTC).timestamp()) * 10**9
 HEADERS = {
     "x-ratelimit-limit-requests": "10000",
@@ -79,21 +83,28 @@ class Budgets:
 class Api:
     """The API behind the service's own application."""
 
-    def __init__(self) -> None:
+    def __init__(self, ledger: Path) -> None:
+        self.ledger = ledger
+        self.asked: list[UsageQuery] = []
         recorder = Recorder(rows=tuple(dict.fromkeys((*ALL, *rows.ROWS))))
         self.board = QuotaBoard(recorder)
         self.budgets = Budgets()
-        pages = ApiPages(self.board, self.budgets, identify, "1.2.3", now=lambda: NOW)
+        pages = ApiPages(self.board, self.budgets, identify, "1.2.3", ask_usage=self.ask_usage, now=lambda: NOW)
         meter = Meter(recorder)
         routes = {path: {"GET": PageEndpoint(meter, path, make)} for path, make in pages.routes()}
         self._app = App(meter, routes, HostGuard(None))
+
+    async def ask_usage(self, query: UsageQuery) -> UsageReport:
+        self.asked.append(query)
+        return usage_report(self.ledger, query)
 
     async def get(self, path: str, key: str | None = KEY) -> tuple[int, dict[str, str], Any]:
         sent: list[Any] = []
         scope = {
             "type": "http",
             "method": "GET",
-            "path": path,
+            "path": path.partition("?")[0],
+            "query_string": path.partition("?")[2].encode(),
             "headers": [(b"authorization", f"Bearer {key}".encode())] if key else [],
         }
 
@@ -109,8 +120,20 @@ class Api:
 
 
 @pytest.fixture
-def api() -> Api:
-    return Api()
+def api(tmp_path: Path) -> Api:
+    """On a ledger of six calls: two of each team on the 1st, the 2nd and the 3rd of November 2026."""
+    ledger = tmp_path / "ledger.db"
+    insert = (
+        "INSERT INTO calls (id, state, started_at_ns, ended_at_ns, endpoint, method, team, key_id, parent_id, trace_id,"
+        " provider, model, operation, stream, prompt_tokens_estimate, outcome, token_source, cost_nanousd, cost_source)"
+        " VALUES (?, 'settled', ?, 1, '', '', ?, '', '', '', 'openai', ?, 'chat', 0, 0, 'ok', 'reported', 7, 'listed')"
+    )
+    with open_writer(ledger) as writer:
+        for day in range(3):
+            for team in ("search", "support"):
+                started = NOVEMBER + day * 86_400 * 10**9
+                writer.execute(insert, (f"call_{day}_{team}", started, team, f"m{day}"))
+    return Api(ledger)
 
 
 async def test_quotas_are_told_with_instants_and_durations(api: Api) -> None:
@@ -216,6 +239,97 @@ async def test_a_caller_sees_budgets_of_its_team_and_key_an_admin_all(api: Api, 
     ]
     _, _, body = await api.get("/api/budgets", key)
     assert [budget["name"] for budget in body["budgets"]] == seen
+
+
+class TestUsage:
+    async def test_an_admin_sees_all_teams_and_another_caller_its_own(self, api: Api) -> None:
+        status, _, everything = await api.get("/api/usage?by=team&month=2026-11")
+        assert status == 200
+        assert [(row["team"], row["calls"], row["cost_usd"]) for row in everything["rows"]] == [
+            ("search", 3, "0.000000021"),
+            ("support", 3, "0.000000021"),
+        ]
+        assert (everything["team"], everything["total"]["cost_nanousd"]) == (None, 42)
+        for path in ("/api/usage?by=team", "/api/usage?by=team&team=search"):
+            _, _, own = await api.get(path, "mk_of-search")
+            assert (own["team"], [row["team"] for row in own["rows"]], own["total"]["calls"]) == (
+                "search",
+                ["search"],
+                3,
+            )
+        _, _, one = await api.get("/api/usage?by=team&team=support")
+        assert [row["team"] for row in one["rows"]] == ["support"]
+
+    async def test_another_teams_usage_is_not_told(self, api: Api) -> None:
+        status, _, refused = await api.get("/api/usage?team=support", "mk_of-search")
+        assert (status, refused["error"]["code"]) == (403, "not_allowed")
+        assert api.asked == []
+
+    async def test_pages_in_a_stable_order_hold_every_row_once(self, api: Api) -> None:
+        seen, path = [], "/api/usage?by=team,day,model&limit=2"
+        cursor = ""
+        for _ in range(3):
+            _, _, page = await api.get(f"{path}{cursor}")
+            assert len(page["rows"]) == 2
+            assert page["total"]["calls"] == 6
+            seen += [(row["team"], row["day"]) for row in page["rows"]]
+            cursor = f"&cursor={page['next_cursor']}"
+        assert page["next_cursor"] is None
+        assert seen == [(team, f"2026-11-0{day}") for team in ("search", "support") for day in (1, 2, 3)]
+
+    async def test_it_is_this_month_unless_another_period_is_asked_for(self, api: Api) -> None:
+        _, _, body = await api.get("/api/usage?by=")
+        assert (body["since"], body["until"]) == ("2026-11-01T00:00:00Z", "2026-12-01T00:00:00Z")
+        _, _, body = await api.get("/api/usage?since=2026-11-02&until=2026-11-03T00:00:00Z")
+        assert body["total"]["calls"] == 2
+        _, _, body = await api.get("/api/usage?last=24h")
+        assert (body["until"], body["total"]["calls"]) == ("2026-11-22T11:00:00Z", 0)
+
+    async def test_days_are_those_of_the_time_zone(self, api: Api) -> None:
+        _, _, body = await api.get("/api/usage?by=day&month=2026-11&time_zone=America/New_York&team=search")
+        assert [row["day"] for row in body["rows"]] == ["2026-11-01", "2026-11-01", "2026-11-02"][1:]
+        assert body["since"] == "2026-11-01T04:00:00Z"
+
+    @pytest.mark.parametrize(
+        "query",
+        [
+            "by=colour",
+            "by=team,",
+            "month=2026-13",
+            "month=2026-11&last=7d",
+            "since=2026-11-02&until=2026-11-01",
+            "since=yesterday",
+            "last=7",
+            "time_zone=Mars/Olympus",
+            "time_zone=../../etc/passwd",
+            "limit=0",
+            "limit=10001",
+            "limit=%C2%B2",
+            "cursor=!!",
+            "cursor=WyJhIl0",
+            "by=team&by=model",
+            "colour=red",
+        ],
+    )
+    async def test_a_question_that_makes_no_sense_is_refused_by_name(self, api: Api, query: str) -> None:
+        status, _, body = await api.get(f"/api/usage?{query}")
+        assert (status, body["error"]["code"]) == (400, "invalid_request")
+
+    async def test_a_ledger_that_cannot_be_read_is_our_fault_and_its_path_stays_here(self, api: Api) -> None:
+        api.ledger = api.ledger.with_name("absent.db")
+        status, _, body = await api.get("/api/usage")
+        assert status == 500
+        assert "absent.db" not in json.dumps(body)
+
+    async def test_it_is_what_its_description_says(self, api: Api) -> None:
+        _, _, described = await api.get("/api/openapi.json")
+        schema = TestDescription().schema(described, "/api/usage", "200")
+        _, _, body = await api.get("/api/usage?by=team,project,model,provider,key,day,outcome")
+        assert len(body["rows"]) == 6
+        schema.validate(body)
+        assert not schema.is_valid({**body, "total": {**body["total"], "cost_usd": 0.1}})
+        names = {parameter["name"] for parameter in described["paths"]["/api/usage"]["get"]["parameters"]}
+        assert names == {"by", "since", "until", "month", "last", "time_zone", "team", "limit", "cursor"}
 
 
 class TestDescription:

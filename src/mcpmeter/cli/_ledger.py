@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import click
 
 if TYPE_CHECKING:
     from mcpmeter.ledger.location import Location
+
+
+_LARGEST_NS = 2**63 - 1
 
 
 class LedgerType(click.ParamType[Any]):
@@ -42,3 +46,10 @@ def ledger_at(option: Location | None) -> Location:
     from mcpmeter.ledger.location import default_location
 
     return option or default_location()
+
+
+def unix_ns(instant: datetime | None) -> int | None:
+    """An instant that was typed (UTC) as Unix ns, held to what a ledger can hold."""
+    if instant is None:
+        return None
+    return max(0, min(int(instant.replace(tzinfo=UTC).timestamp()) * 10**9, _LARGEST_NS))

@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mcpmeter.cli._ledger import ledger_at, ledger_option
+from mcpmeter.cli._ledger import ledger_at, ledger_option, unix_ns
 from mcpmeter.errors import LedgerNotUsable
 
 if TYPE_CHECKING:
     from mcpmeter.ledger.location import Location
 
 _DAY = click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"])
-_LARGEST_NS = 2**63 - 1
 _NEW_FILE = click.Path(path_type=Path, dir_okay=False)
 
 
@@ -139,7 +138,7 @@ def export(
     if (csv_file is None) == (parquet_file is None):
         raise click.UsageError("Choose one of --csv and --parquet.")
     with open_reader(ledger_at(ledger)) as reader:
-        rows = batches(reader, _unix_ns(since) or 0, _unix_ns(until))
+        rows = batches(reader, unix_ns(since) or 0, unix_ns(until))
         if parquet_file is not None:
             count = write_parquet(rows, parquet_file)
         elif str(csv_file) == "-":
@@ -167,7 +166,7 @@ def prune(before: datetime, yes: bool, ledger: Location | None) -> None:
     """
     from mcpmeter.ledger import pruning
 
-    path, before_ns = ledger_at(ledger), _unix_ns(before) or 0
+    path, before_ns = ledger_at(ledger), unix_ns(before) or 0
     found = pruning.prunable(path, before_ns)
     if not found.calls:
         click.echo("The ledger has no settled calls from before that.", err=True)
@@ -193,9 +192,3 @@ def _file_of(ledger: Location | None) -> Path:
         "The ledger is on PostgreSQL, which has its own tool for this.",
         hint="Run: pg_dump --format=custom --schema=mcpmeter --file=FILE and the ledger's address.",
     )
-
-
-def _unix_ns(instant: datetime | None) -> int | None:
-    if instant is None:
-        return None
-    return max(0, min(int(instant.replace(tzinfo=UTC).timestamp()) * 10**9, _LARGEST_NS))

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mcpmeter.cli._ledger import ledger_at, ledger_option
-from mcpmeter.cli.report import cell, printable, unix_ns, usd
+from mcpmeter.cli._ledger import ledger_at, ledger_option, unix_ns
+from mcpmeter.cli.report import printable, usd
+from mcpmeter.ledger.export import formula_safe as cell
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from mcpmeter.pricing import ModelPrice, plain_usd
+from mcpmeter.usage import UsageReport
+from mcpmeter.usage import UsageRow as Reported
 
 
 class ChatMessage(BaseModel):
@@ -96,12 +99,37 @@ class CostEstimate(BaseModel):
 class UsageRow(BaseModel):
     """What one group used."""
 
-    group: Annotated[str, Field(description="The team, model, provider, key or day.")]
+    group: Annotated[str, Field(description="The team, model, provider, key or day; several are joined by ' / '.")]
+    groups: Annotated[dict[str, str], Field(description="The same by the name of each grouping.")]
     calls: Annotated[int, Field(description="Settled calls.")]
+    open_calls: Annotated[int, Field(description="Calls that are not settled yet; they are in no sum.")]
     prompt_tokens: int
     completion_tokens: int
     usd: Annotated[str, Field(description="Cost of the priced calls in US dollars as decimal text, exact.")]
     unpriced_calls: Annotated[int, Field(description="Calls that no price is known for; their cost is not in usd.")]
+    fallback_usd: Annotated[str, Field(description="What budgets count the unpriced calls as; not in usd.")]
+    estimated_calls: Annotated[int, Field(description="Calls whose tokens the relay estimated.")]
+    partial_calls: Annotated[int, Field(description="Calls that broke off; estimated as far as they were delivered.")]
+    missing_calls: Annotated[int, Field(description="Calls whose tokens nobody knows.")]
+
+    @classmethod
+    def of(cls, by: Sequence[str], row: Reported) -> UsageRow:
+        """A row of the report."""
+        groups = {name: str(getattr(row, name)) for name in by}
+        return cls(
+            group=" / ".join(groups.values()),
+            groups=groups,
+            calls=row.calls,
+            open_calls=row.open_calls,
+            prompt_tokens=row.prompt_tokens,
+            completion_tokens=row.completion_tokens,
+            usd=row.cost_usd,
+            unpriced_calls=row.unpriced_calls,
+            fallback_usd=row.fallback_cost_usd,
+            estimated_calls=row.estimated_calls,
+            partial_calls=row.partial_calls,
+            missing_calls=row.missing_calls,
+        )
 
 
 class UsageSummary(BaseModel):
@@ -110,7 +138,22 @@ class UsageSummary(BaseModel):
     by: str
     since: datetime
     until: datetime
-    team: Annotated[str | None, Field(description="The team it is of; null: all of them, as there are no keys.")]
+    time_zone: Annotated[str, Field(description="Whose days are meant.")]
+    team: Annotated[str | None, Field(description="The team it is of; null: all of them.")]
     rows: list[UsageRow]
     total_usd: Annotated[str, Field(description="Sum of usd over all groups.")]
     left_out: Annotated[int, Field(description="Groups that did not fit; total_usd holds them.")]
+
+    @classmethod
+    def of(cls, report: UsageReport) -> UsageSummary:
+        """The report, as the tool answers it."""
+        return cls(
+            by=" / ".join(report.by),
+            since=datetime.fromisoformat(report.since or ""),
+            until=datetime.fromisoformat(report.until or ""),
+            time_zone=report.time_zone,
+            team=report.team,
+            rows=[UsageRow.of(report.by, row) for row in report.rows],
+            total_usd=report.total.cost_usd,
+            left_out=report.left_out,
+        )

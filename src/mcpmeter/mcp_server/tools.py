@@ -6,9 +6,9 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any, Final, Literal
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from typing import Annotated, Any, Final
 
 import anyio
 from mcp.server.mcpserver import Context
@@ -17,7 +17,7 @@ from pydantic import BaseModel, Field
 
 from mcpmeter.errors import InvalidRequest, MeterError, ServiceFault, SetupError
 from mcpmeter.instrument.operation import Operation, current_operation
-from mcpmeter.ledger.reports import Grouping, Total
+from mcpmeter.ledger.reports import Grouping
 from mcpmeter.mcp_server.exchange import AnswerText, ToolExchange, clean
 from mcpmeter.mcp_server.schemas import (
     ChatAnswer,
@@ -27,7 +27,6 @@ from mcpmeter.mcp_server.schemas import (
     ModelInfo,
     ModelList,
     TokenUsage,
-    UsageRow,
     UsageSummary,
 )
 from mcpmeter.meter import new_call_id
@@ -35,14 +34,17 @@ from mcpmeter.pricing import PriceBook, nanousd_to_usd, plain_usd
 from mcpmeter.records import Settlement, Usage
 from mcpmeter.relay.exchange import secret_of
 from mcpmeter.relay.pipeline import Pipeline, Service
+from mcpmeter.usage import Span, UsageQuery, UsageReport, span_of
+from mcpmeter.usage import time_zone as named_zone
+from mcpmeter.usage.periods import unix_ns
 
 log = logging.getLogger("mcpmeter")
 
 MOST_TOKENS: Final = 10**12
 MOST_ROWS: Final = 1000
 
-ReadUsage = Callable[[Sequence[Grouping], int, int], Awaitable[Sequence[Total]]]
-"""(groupings, from Unix ns, to Unix ns) -> the ledger's totals of calls started in between."""
+ReadUsage = Callable[[UsageQuery], Awaitable[UsageReport]]
+"""Asks the ledger, off the event loop."""
 
 ToolContext = Context[Any, Any]
 
@@ -155,27 +157,28 @@ class Tools:
         self,
         ctx: ToolContext,
         *,
-        by: Annotated[
-            Literal["team", "model", "provider", "key", "day"], Field(description="What to group by.")
-        ] = "model",
+        by: Annotated[Grouping | list[Grouping], Field(description="What to group by: one, or several.")] = "model",
         since: Annotated[
             datetime | None, Field(description="From then on (ISO 8601, UTC unless said); left out: this month.")
         ] = None,
         until: Annotated[datetime | None, Field(description="Up to then; left out: now.")] = None,
+        month: Annotated[str | None, Field(description="Instead of since and until: a month such as 2026-11.")] = None,
+        time_zone: Annotated[str, Field(description="Whose days and months are meant, such as Europe/Berlin.")] = "UTC",
     ) -> Annotated[CallToolResult, UsageSummary]:
         """What was used and what it cost, from the ledger: of the caller's own team, or of all while no keys exist."""
         try:
             team = self._team(ctx)
-            start, end = _period(since, until)
-            totals = await self._totals(by, start, end)
+            groupings = (by,) if isinstance(by, str) else tuple(dict.fromkeys(by))
+            span = _span(since, until, month, time_zone)
+            query = UsageQuery(by=groupings, span=span, zone=time_zone, team=team, limit=MOST_ROWS)
+            report = await self._ask(query)
         except MeterError as error:
             return _refused(error)
-        return _result(_summary(by, start, end, team, totals))
+        return _result(UsageSummary.of(report))
 
-    async def _totals(self, by: Grouping, start: datetime, end: datetime) -> Sequence[Total]:
+    async def _ask(self, query: UsageQuery) -> UsageReport:
         try:
-            # Always by team too, so that another team's calls can be told apart and left out.
-            return await self._read_usage(("team", by), _unix_ns(start), _unix_ns(end))
+            return await self._read_usage(query)
         except SetupError as fault:
             # Its sentence names files of the server's, which are not the caller's to know.
             log.error("usage_report cannot read the ledger: %s", fault)
@@ -256,47 +259,22 @@ def _usd(nanousd: int) -> str:
     return plain_usd(nanousd_to_usd(nanousd))
 
 
-def _period(since: datetime | None, until: datetime | None) -> tuple[datetime, datetime]:
-    now = datetime.now(UTC)
+def _span(since: datetime | None, until: datetime | None, month: str | None, zone: str) -> Span:
+    if month:
+        return span_of(
+            month=month,
+            since=since.isoformat() if since else "",
+            until=until.isoformat() if until else "",
+            zone=named_zone(zone),
+            now_ns=time.time_ns(),
+        )
+    now = datetime.now(named_zone(zone))
     start = _aware(since) if since else now.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
     end = _aware(until) if until else now
     if start >= end:
         raise InvalidRequest("'since' is not before 'until'.", hint="Give a period that has begun, oldest first.")
-    return start, end
+    return Span(unix_ns(start), unix_ns(end))
 
 
 def _aware(instant: datetime) -> datetime:
     return instant.replace(tzinfo=UTC) if instant.tzinfo is None else instant
-
-
-def _unix_ns(instant: datetime) -> int:
-    return (instant - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1) * 1000
-
-
-def _summary(by: str, start: datetime, end: datetime, team: str | None, totals: Sequence[Total]) -> UsageSummary:
-    groups: dict[str, list[Total]] = {}
-    for total in totals:
-        if team is None or total.group[0] == team:
-            groups.setdefault(total.group[1], []).append(total)
-    rows = [_usage_row(group, parts) for group, parts in sorted(groups.items())]
-    total_nanousd = sum(part.cost_nanousd for parts in groups.values() for part in parts)
-    return UsageSummary(
-        by=by,
-        since=start,
-        until=end,
-        team=team,
-        rows=rows[:MOST_ROWS],
-        total_usd=_usd(total_nanousd),
-        left_out=max(0, len(rows) - MOST_ROWS),
-    )
-
-
-def _usage_row(group: str, parts: Sequence[Total]) -> UsageRow:
-    return UsageRow(
-        group=group,
-        calls=sum(part.calls for part in parts),
-        prompt_tokens=sum(part.prompt_tokens for part in parts),
-        completion_tokens=sum(part.completion_tokens for part in parts),
-        usd=_usd(sum(part.cost_nanousd for part in parts)),
-        unpriced_calls=sum(part.unpriced_calls for part in parts),
-    )

@@ -131,8 +131,8 @@ class HttpExchange:
 
     # fmt: off
     __slots__ = (
-        "_receive", "_send", "_watcher", "endpoint", "headers", "method", "named", "parent_id", "peer", "secret",
-        "started", "trace_id", "wire",
+        "_receive", "_send", "_watcher", "endpoint", "headers", "method", "named", "parent_id", "peer", "query",
+        "secret", "started", "trace_id", "wire",
     )
     # fmt: on
 
@@ -143,6 +143,7 @@ class HttpExchange:
         self.headers: Mapping[bytes, bytes] = dict(scope["headers"])
         self.parent_id = ""
         self.peer: str = (scope.get("client") or ("",))[0]
+        self.query: bytes = scope.get("query_string", b"")
         self.trace_id = trace_id_of(self.headers)
         self.secret = secret_of(self.headers)
         self.started = False

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Final, Protocol
+from urllib.parse import parse_qsl
 
 import msgspec
 
@@ -13,9 +16,17 @@ from mcpmeter.access.callers import Caller
 from mcpmeter.access.forecast import BudgetStatus
 from mcpmeter.access.periods import Period
 from mcpmeter.access.shown_budgets import BudgetReport, shown_budget
+from mcpmeter.errors import InvalidRequest, NotAllowed, ServiceFault, SetupError
+from mcpmeter.ledger.reports import GROUPINGS
 from mcpmeter.relay.exchange import Header, HttpExchange
 from mcpmeter.relay.quota_board import QuotaBoard, QuotaReport
 from mcpmeter.service.app import Page
+from mcpmeter.usage import UsageQuery, UsageReport, grouping, span_of, time_zone
+
+log = logging.getLogger("mcpmeter")
+
+AskUsage = Callable[[UsageQuery], Awaitable[UsageReport]]
+"""Asks the ledger, off the event loop."""
 
 Identify = Callable[[str | None], Caller]
 """Raises NotAuthenticated for a caller without a known key where there are keys."""
@@ -28,6 +39,8 @@ class Standings(Protocol):
         """Every budget's, in the configuration's order."""
 
 
+ROWS: Final = 1_000
+MOST_ROWS: Final = 10_000
 HEADERS: Final[tuple[Header, ...]] = ((b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff"))
 _REFS: Final = "#/components/schemas/{name}"
 
@@ -49,6 +62,15 @@ class Error(msgspec.Struct):
 
 
 @dataclass(frozen=True, slots=True)
+class Parameter:
+    """What may stand in the query."""
+
+    name: str
+    what: str
+    example: str
+
+
+@dataclass(frozen=True, slots=True)
 class Operation:
     """A GET of the API, as its description names it."""
 
@@ -56,6 +78,7 @@ class Operation:
     id: str
     summary: str
     answer: type[msgspec.Struct]
+    parameters: tuple[Parameter, ...] = ()
 
 
 OPERATIONS: Final = (
@@ -65,6 +88,25 @@ OPERATIONS: Final = (
         "getBudgets",
         "How budgets stand: the caller's team's and key's; an admin sees all.",
         BudgetReport,
+    ),
+    Operation(
+        "/api/usage",
+        "getUsage",
+        "What was used and what it cost: of the caller's team; an admin sees all.",
+        UsageReport,
+        (
+            Parameter(
+                "by", f"Groupings with commas between: {', '.join(GROUPINGS)}. Left out: team,model.", "team,day"
+            ),
+            Parameter("since", "From this instant on; left out with until, month and last: this month.", "2026-11-01"),
+            Parameter("until", "Before this instant.", "2026-11-08T00:00:00Z"),
+            Parameter("month", "Instead of since and until: a month.", "2026-11"),
+            Parameter("last", "Instead of those: hours, days or weeks up to now.", "7d"),
+            Parameter("time_zone", "Whose days and months are meant. Left out: UTC.", "Europe/Berlin"),
+            Parameter("team", "Only this team. Others than the caller's own only for an admin.", "search"),
+            Parameter("limit", f"Rows on a page, at most {MOST_ROWS}. Left out: {ROWS}.", "100"),
+            Parameter("cursor", "next_cursor of the page before.", "WyJzZWFyY2giXQ"),
+        ),
     ),
 )
 
@@ -78,11 +120,14 @@ class ApiPages:
         budgets: Standings,
         identify: Identify,
         version: str,
+        *,
+        ask_usage: AskUsage,
         now: Callable[[], int] = time.time_ns,
     ) -> None:
         self._board = board
         self._budgets = budgets
         self._identify = identify
+        self._ask_usage = ask_usage
         self._now = now
         self._description = msgspec.json.encode(openapi(version))
 
@@ -91,6 +136,7 @@ class ApiPages:
         return [
             ("/api/quota", self.quota),
             ("/api/budgets", self.budgets),
+            ("/api/usage", self.usage),
             ("/api/openapi.json", self.openapi),
         ]
 
@@ -106,6 +152,18 @@ class ApiPages:
         at = Period("day").local_time(self._now())
         return Page(msgspec.json.encode(BudgetReport(at=at, budgets=seen)), headers=HEADERS)
 
+    async def usage(self, exchange: HttpExchange) -> Page:
+        """`GET /api/usage`: a UsageReport."""
+        caller = self._identify(exchange.secret)
+        query = usage_query(exchange.query, caller, self._now())
+        try:
+            report = await self._ask_usage(query)
+        except SetupError as fault:
+            # Its sentence names files of the server's, which are not the caller's to know.
+            log.error("/api/usage cannot read the ledger: %s", fault)
+            raise ServiceFault("The ledger cannot be read now.", hint="The log says why.") from None
+        return Page(msgspec.json.encode(report), headers=HEADERS)
+
     async def openapi(self, exchange: HttpExchange) -> Page:
         """`GET /api/openapi.json`: OpenAPI 3.1."""
         self._identify(exchange.secret)
@@ -118,6 +176,45 @@ def _may_see(caller: Caller, status: BudgetStatus) -> bool:
     return caller.is_admin or (
         scope.key_id in ("", caller.key_id) and scope.team in ("", caller.team) and bool(scope.team or scope.key_id)
     )
+
+
+def usage_query(raw: bytes, caller: Caller, now_ns: int) -> UsageQuery:
+    """What is asked for, within what the caller may see. Raises InvalidRequest, NotAllowed."""
+    asked = _parameters(raw)
+    team = asked.get("team")
+    if not caller.is_admin:
+        if team not in (None, caller.team):
+            raise NotAllowed("This API key sees only its own team's usage.", hint="Ask with an admin's key.")
+        team = caller.team
+    zone = time_zone(asked.get("time_zone", "UTC"))
+    named = {name: asked[name] for name in ("since", "until", "month", "last") if name in asked}
+    this_month = f"{datetime.fromtimestamp(now_ns // 10**9, zone):%Y-%m}"
+    by = asked.get("by", "team,model")
+    return UsageQuery(
+        by=tuple(grouping(name) for name in by.split(",")) if by else (),
+        span=span_of(**(named or {"month": this_month}), zone=zone, now_ns=now_ns),
+        zone=asked.get("time_zone", "UTC"),
+        team=team,
+        limit=_limit(asked.get("limit", str(ROWS))),
+        cursor=asked.get("cursor", ""),
+    )
+
+
+def _parameters(raw: bytes) -> dict[str, str]:
+    pairs = parse_qsl(raw.decode("ascii", "replace"), keep_blank_values=True, max_num_fields=50)
+    known = {parameter.name for operation in OPERATIONS for parameter in operation.parameters}
+    names = [name for name, _ in pairs]
+    if unknown := sorted(set(names) - known):
+        raise InvalidRequest(f"There is no parameter {unknown[0]!a}.", hint=f"There are {', '.join(sorted(known))}.")
+    if len(set(names)) < len(names):
+        raise InvalidRequest("A parameter was given twice.", hint="Give each once; groupings with commas between.")
+    return dict(pairs)
+
+
+def _limit(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or len(text) > 9 or not 1 <= int(text) <= MOST_ROWS:
+        raise InvalidRequest("This limit is none.", hint=f"Give a number from 1 to {MOST_ROWS}.")
+    return int(text)
 
 
 def openapi(version: str) -> dict[str, Any]:
@@ -150,6 +247,16 @@ def _described(operation: Operation, schema: dict[str, Any], error: dict[str, An
     return {
         "operationId": operation.id,
         "summary": operation.summary,
+        "parameters": [
+            {
+                "name": parameter.name,
+                "in": "query",
+                "description": parameter.what,
+                "schema": {"type": "string"},
+                "example": parameter.example,
+            }
+            for parameter in operation.parameters
+        ],
         "responses": {
             "200": {"description": "The answer.", "content": {"application/json": {"schema": schema}}},
             "default": {"description": "An error.", "content": {"application/json": {"schema": error}}},

@@ -13,6 +13,7 @@ from dataclasses import replace
 from importlib.metadata import version as installed_version
 from typing import Final
 
+import msgspec
 from prometheus_client import CollectorRegistry, ProcessCollector
 
 from mcpmeter.access.callers import Caller
@@ -51,6 +52,7 @@ from mcpmeter.service.app import App, Endpoint, HostGuard, PageEndpoint, RelayEn
 from mcpmeter.service.budgets import BudgetBoard
 from mcpmeter.service.gemini import gemini_templates
 from mcpmeter.service.mcp import McpEndpoint
+from mcpmeter.usage import Currency, UsageQuery, UsageReport, usage_report
 
 log = logging.getLogger("mcpmeter")
 
@@ -91,6 +93,7 @@ LINKS: Final = [
     ("/mcp/models", "models and their prices"),
     ("/v1/models", "the same in OpenAI's shape"),
     ("/api/quota", "what providers say is left of their quotas"),
+    ("/api/usage", "what was used this month and what it cost"),
     ("/api/budgets", "how budgets stand, and when they will be exhausted"),
     ("/health", "liveness"),
     ("/-/ready", "readiness"),
@@ -417,11 +420,19 @@ class Service:
         ):
             page = PageEndpoint(self.meter, path, make)
             routes[path] = {"GET": page, "HEAD": page}
-        for path, answer in ApiPages(self._quota, self.budgets, self._identify, self.version).routes():
+        api = ApiPages(self._quota, self.budgets, self._identify, self.version, ask_usage=self._ask_usage)
+        for path, answer in api.routes():
             routes[path] = {"GET": PageEndpoint(self.meter, path, answer)}
         reload = pages.ReloadPage(self.reload, _is_local)
         routes["/-/reload"] = {"POST": PageEndpoint(self.meter, "/-/reload", reload)}
         return routes
+
+    async def _ask_usage(self, query: UsageQuery) -> UsageReport:
+        shown = self.settings.pricing.currency
+        currency = Currency(shown.code, shown.rate) if shown else None
+        return await asyncio.to_thread(
+            usage_report, self.ledger_path, msgspec.structs.replace(query, currency=currency)
+        )
 
     def _identify(self, secret: str | None) -> Caller:
         return self.pipeline.wiring.identify(secret)

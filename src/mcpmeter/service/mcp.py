@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from mcp.server.auth.middleware.bearer_auth import AuthenticatedUser
@@ -17,7 +17,6 @@ from mcpmeter.instrument.asgi import TransportMeter
 from mcpmeter.instrument.http_request import PRINCIPAL_KEY, metered_request
 from mcpmeter.instrument.sdk_v2 import instrument_with
 from mcpmeter.ledger.location import Location
-from mcpmeter.ledger.reports import Grouping, Total, totals
 from mcpmeter.mcp_server import ModelInfo, build_mcp_server
 from mcpmeter.meter import Meter
 from mcpmeter.pricing import PriceBook
@@ -25,6 +24,7 @@ from mcpmeter.relay.exchange import Receive, Scope, Send, secret_of
 from mcpmeter.relay.pipeline import Pipeline
 from mcpmeter.relay.pipeline import Service as RelayedService
 from mcpmeter.service.app import Page
+from mcpmeter.usage import UsageQuery, UsageReport, usage_report
 
 log = logging.getLogger("mcpmeter")
 
@@ -45,15 +45,15 @@ class McpEndpoint:
         ledger_path: Location,
         version: str,
     ) -> None:
-        async def usage_report(by: Sequence[Grouping], since_ns: int, until_ns: int) -> Sequence[Total]:
-            return await asyncio.to_thread(totals, ledger_path, by=by, since_ns=since_ns, until_ns=until_ns)
+        async def ask(query: UsageQuery) -> UsageReport:
+            return await asyncio.to_thread(usage_report, ledger_path, query)
 
         server = build_mcp_server(
             pipeline=pipeline,
             service=service,
             list_models=list_models,
             price_book=price_book,
-            usage_report=usage_report,
+            usage_report=ask,
             version=version,
         )
         # The App keeps mcp_active_requests, and this endpoint puts the transport's counter in front itself.

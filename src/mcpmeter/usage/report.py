@@ -1,0 +1,188 @@
+"""One question to the ledger, one answer: rows by group in a stable order, their total, and the next page."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Iterable, Sequence
+from decimal import ROUND_HALF_EVEN, Context, Decimal
+from typing import Annotated, Any, Final
+
+import msgspec
+
+from mcpmeter.errors import InvalidRequest
+from mcpmeter.ledger.location import Location
+from mcpmeter.ledger.reports import GROUPINGS, Grouping, Selection, Total, select
+from mcpmeter.pricing import nanousd_to_usd, plain_usd
+from mcpmeter.usage.periods import Span, time_zone, utc_text
+
+FIGURES: Final = tuple(name for name in Total.__struct_fields__ if name != "group")
+_CONTEXT: Final = Context(prec=60, rounding=ROUND_HALF_EVEN)
+_NANO: Final = Decimal("1e-9")
+
+Count = Annotated[int, msgspec.Meta(ge=0)]
+Money = Annotated[str, msgspec.Meta(pattern=r"^[0-9]+\.[0-9]{2,}$", description="Decimal text.")]
+Text = str | msgspec.UnsetType
+
+
+class Currency(msgspec.Struct, frozen=True):
+    """A second currency to show amounts in; the books stay in USD."""
+
+    code: str
+    rate: Decimal
+    """Units for one USD."""
+
+
+class UsageQuery(msgspec.Struct, frozen=True, kw_only=True):
+    """What is asked for."""
+
+    by: tuple[Grouping, ...] = ()
+    span: Span = Span(None, None)
+    zone: str = "UTC"
+    team: str | None = None
+    currency: Currency | None = None
+    limit: int | None = None
+    cursor: str = ""
+
+
+class UsageRow(msgspec.Struct, frozen=True, kw_only=True):
+    """Sums of one group of calls; of the groupings those are there that were asked for.
+
+    Tokens and cost are those of settled calls. `cost_usd` is exact; it holds no call without a price.
+    """
+
+    team: Text = msgspec.UNSET
+    project: Text = msgspec.UNSET
+    model: Text = msgspec.UNSET
+    provider: Text = msgspec.UNSET
+    key: Text = msgspec.UNSET
+    day: Text = msgspec.UNSET
+    outcome: Text = msgspec.UNSET
+    calls: Count
+    open_calls: Count
+    prompt_tokens: Count
+    completion_tokens: Count
+    cached_read_tokens: Count
+    cache_write_tokens: Count
+    reasoning_tokens: Count
+    audio_tokens: Count
+    reported_calls: Count
+    estimated_calls: Count
+    partial_calls: Count
+    missing_calls: Count
+    unpriced_calls: Count
+    cost_nanousd: Count
+    listed_cost_nanousd: Count
+    reported_cost_nanousd: Count
+    reported_cost_calls: Count
+    fallback_calls: Count
+    fallback_cost_nanousd: Count
+    cost_usd: Money
+    reported_cost_usd: Money
+    fallback_cost_usd: Money
+    cost_in_currency: Money | msgspec.UnsetType = msgspec.UNSET
+    """At the rate of the report, rounded half to even at nine decimals."""
+
+
+class UsageReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What was used in a period. A call is of the period that it started in."""
+
+    since: str | None
+    """Instants are UTC; null: no bound."""
+    until: str | None
+    time_zone: str
+    by: list[Grouping]
+    team: str | None
+    """The one team that it is about; null: all."""
+    currency: str | None = None
+    rate: str | None = None
+    rows: list[UsageRow]
+    total: UsageRow
+    """Over all groups, those on other pages too."""
+    left_out: Count = 0
+    """Groups after the last row."""
+    next_cursor: str | None = None
+    """To ask for the next page with; null: this is the last one."""
+
+
+def usage_report(ledger: Location, query: UsageQuery) -> UsageReport:
+    """Ask the ledger; blocks. Raises InvalidRequest for a query that makes no sense, and `LedgerNotUsable`."""
+    by = tuple(dict.fromkeys(query.by))
+    zone = time_zone(query.zone)
+    after = _group_of(query.cursor, len(by))
+    since_ns, until_ns = query.span
+    found = select(ledger, Selection(by, since_ns or 0, until_ns, query.team, zone))
+    rest = [total for total in found if after is None or total.group > after]
+    page = rest if query.limit is None else rest[: query.limit]
+    return UsageReport(
+        since=utc_text(since_ns),
+        until=utc_text(until_ns),
+        time_zone=query.zone,
+        by=list(by),
+        team=query.team,
+        currency=query.currency.code if query.currency else None,
+        rate=f"{query.currency.rate:f}" if query.currency else None,
+        rows=[usage_row(by, total, query.currency) for total in page],
+        total=usage_row((), summed(found), query.currency),
+        left_out=len(rest) - len(page),
+        next_cursor=_cursor_of(page[-1].group) if page and len(page) < len(rest) else None,
+    )
+
+
+def grouping(name: str) -> Grouping:
+    """A grouping by its name. Raises InvalidRequest."""
+    for known in GROUPINGS:
+        if known == name:
+            return known
+    raise InvalidRequest(f"There is no grouping {name[:40]!a}.", hint=f"There are {', '.join(GROUPINGS)}.")
+
+
+def summed(totals: Iterable[Total]) -> Total:
+    """All of them together, without a group."""
+    sums = dict.fromkeys(FIGURES, 0)
+    for total in totals:
+        for name in FIGURES:
+            sums[name] += getattr(total, name)
+    return Total(group=(), **sums)
+
+
+def usage_row(by: Sequence[Grouping], total: Total, currency: Currency | None = None) -> UsageRow:
+    """A ledger's total as it is shown."""
+    groups: dict[str, Any] = dict(zip(by, total.group, strict=True))
+    return UsageRow(
+        **groups,
+        **{name: getattr(total, name) for name in FIGURES},
+        cost_usd=usd_text(total.cost_nanousd),
+        reported_cost_usd=usd_text(total.reported_cost_nanousd),
+        fallback_cost_usd=usd_text(total.fallback_cost_nanousd),
+        cost_in_currency=in_currency(total.cost_nanousd, currency) if currency else msgspec.UNSET,
+    )
+
+
+def usd_text(nanousd: int) -> str:
+    """Nano-dollars as dollars, exact, with at least two decimals: `0.00225`, `12.00`."""
+    return plain_usd(nanousd_to_usd(nanousd))
+
+
+def in_currency(nanousd: int, currency: Currency) -> str:
+    """The amount at the rate, rounded half to even at nine decimals."""
+    amount = _CONTEXT.multiply(nanousd_to_usd(nanousd), currency.rate)
+    return plain_usd(amount.quantize(_NANO, context=_CONTEXT))
+
+
+def _cursor_of(group: tuple[str, ...]) -> str:
+    return base64.urlsafe_b64encode(msgspec.json.encode(group)).decode().rstrip("=")
+
+
+def _group_of(cursor: str, places: int) -> tuple[str, ...] | None:
+    if not cursor:
+        return None
+    try:
+        group = msgspec.json.decode(base64.urlsafe_b64decode(f"{cursor}{'=' * (-len(cursor) % 4)}"), type=list[str])
+    except (binascii.Error, ValueError, msgspec.DecodeError):
+        group = []
+    if len(group) != places or not group:
+        raise InvalidRequest(
+            "This cursor is of no page of this report.", hint="Take next_cursor of an answer to the same question."
+        )
+    return tuple(group)
