@@ -161,7 +161,7 @@ class RateLimited(CallerError):
 
 
 class BudgetExhausted(CallerError):
-    """The team's budget is spent or reserved."""
+    """A budget has no room for the most that the call can cost; the message names it and says when it resets."""
 
     id = "budget_exhausted"
     error_type = "budget_exceeded"

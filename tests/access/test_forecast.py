@@ -9,11 +9,13 @@ from hypothesis import strategies as st
 
 from mcpmeter.access.budgets import Budget
 from mcpmeter.access.forecast import (
+    BETWEEN_POINTS_NS,
     LAST_INSTANT,
     NS_PER_HOUR,
     SHORTEST_WINDOW_NS,
     WINDOW_NS,
     BudgetStatus,
+    Burn,
     burn_since_ns,
     exhausted_at_ns,
     status_of,
@@ -134,3 +136,52 @@ def test_a_status_is_told_in_whole_numbers_whatever_the_ledger_holds(
     assert found.left_nanousd == 100 * USD + credit - spent - reserved
     numbers = [value for value in msgspec.structs.astuple(found) if isinstance(value, int | float)]
     assert all(isinstance(value, int) for value in numbers)
+
+
+class TestBurn:
+    def test_a_young_period_needs_no_ledger_it_has_spent_all_of_it_since_it_began(self) -> None:
+        burn = Burn()
+        assert burn.knows(MIDNIGHT, MIDNIGHT + NS_PER_HOUR)
+        assert burn.take(MIDNIGHT + NS_PER_HOUR, 7 * USD) == 7 * USD
+
+    def test_an_older_period_asks_the_ledger_once_and_goes_on_from_there(self) -> None:
+        burn, now_ns = Burn(), MIDNIGHT + 10 * NS_PER_HOUR
+        assert not burn.knows(MIDNIGHT, now_ns)
+        burn.begin(now_ns - WINDOW_NS, 40 * USD)
+        assert burn.take(now_ns, 52 * USD) == 12 * USD
+        for _ in range(3 * 60):
+            now_ns += BETWEEN_POINTS_NS
+            assert burn.knows(MIDNIGHT, now_ns)
+            burned = burn.take(now_ns, 52 * USD)
+        assert burned == 6 * USD  # half of what the ledger told of, as if it had burned evenly
+
+    def test_another_period_begins_from_nothing_and_the_one_before_is_asked_for_again(self) -> None:
+        burn = Burn()
+        burn.begin(NEXT - WINDOW_NS, 0)
+        assert burn.knows(NEXT, NEXT + 1)
+        assert burn.take(NEXT + 1, 3) == 3
+        assert not burn.knows(MIDNIGHT, NEXT - 1)
+
+    @given(
+        steps=st.lists(
+            st.tuples(st.integers(-NS_PER_HOUR, 2 * NS_PER_HOUR), st.integers(0, USD)), min_size=1, max_size=60
+        )
+    )
+    def test_it_never_burns_less_than_nothing_nor_more_than_was_spent_wherever_the_clock_goes(
+        self, steps: list[tuple[int, int]]
+    ) -> None:
+        burn, now_ns, spent = Burn(), MIDNIGHT + NS_PER_HOUR, 0
+        for step_ns, cost in steps:
+            now_ns, spent = max(now_ns + step_ns, MIDNIGHT), spent + cost
+            if not burn.knows(MIDNIGHT, now_ns):
+                burn.begin(burn_since_ns(MIDNIGHT, now_ns), spent)
+            assert 0 <= burn.take(now_ns, spent) <= spent
+
+    @given(per_minute=st.integers(0, USD), minutes=st.integers(1, 20 * 60))
+    def test_an_even_burn_is_told_to_within_a_minute_of_it(self, per_minute: int, minutes: int) -> None:
+        burn, burned = Burn(), 0
+        for minute in range(1, minutes + 1):
+            now_ns = MIDNIGHT + minute * BETWEEN_POINTS_NS
+            assert burn.knows(MIDNIGHT, now_ns)
+            burned = burn.take(now_ns, minute * per_minute)
+        assert burned == min(minutes, 6 * 60) * per_minute

@@ -53,7 +53,7 @@ REMEDIES: Final = {
     "not_authenticated": "Send a key: `Authorization: Bearer …`. `mcpmeter keys create` makes one.",
     "not_allowed": "Use a Host, Origin, model or key that the configuration allows.",
     "rate_limited": "Wait as long as Retry-After says.",
-    "budget_exhausted": "Wait for the next period, or have the team's budget raised.",
+    "budget_exhausted": "Wait until it resets, ask for fewer tokens, or have it raised or topped up: docs/budgets.md.",
     "caller_gone": "Nothing: nobody reads it. What was delivered is charged as `partial`.",
     "upstream_fault": "Retry; if it lasts, look at the provider's status page.",
     "upstream_refused_account": "The operator checks the provider's key and credit.",
