@@ -467,6 +467,19 @@ class TestRecovery:
         store.on_settle = _at_once
         assert await meter.recover() == 1
 
+    async def test_a_row_that_a_slow_replica_settles_after_all_is_not_counted_as_recovered(
+        self, meter: Meter, store: MemoryStore, recorder: Recorder
+    ) -> None:
+        store.earlier = [row_left_open("call_a"), row_left_open("call_b")]
+
+        async def taken(settlement: Settlement) -> None:
+            if settlement.call.id == "call_a":
+                raise SettlementConflict("This call was settled already, with other figures.")
+
+        store.on_settle = taken
+        assert await meter.recover() == 1
+        assert total(recorder, "mcp_ledger_recovered_total") == 1
+
     async def test_without_a_ledger_there_is_nothing_to_recover(self, recorder: Recorder) -> None:
         assert await Meter(recorder).recover() == 0
 

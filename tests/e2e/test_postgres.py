@@ -134,6 +134,41 @@ def _is_kept(call: Answered, row: Mapping[str, Any] | None) -> bool:
     ) == ("settled", "ok", "reported", call.prompt_tokens, call.completion_tokens)  # fmt: skip
 
 
+async def test_the_installed_command_serves_checks_and_reports_on_postgresql(stand, run, postgres_url):
+    stand.ledger = postgres_url
+    stand.start_simulator("--seed", 4)
+    stand.configure(extra=BUDGET)
+    env = {"UPSTREAM_KEY": "sk-simulated-upstream"}
+    checked = await asyncio.to_thread(run, "check", "--config", stand.config, env=env)
+    assert (checked.code, postgres_url.rpartition("@")[2] in checked.stdout) == (0, True)
+    await asyncio.to_thread(stand.start_relay)
+    load = Load(lambda: stand.address, Random(3))
+    running = asyncio.create_task(load.run())
+    await load.until(lambda: len(load.answered) >= 30)
+    load.stopping = True
+    await running
+    [total] = await asyncio.to_thread(stand.report, "outcome")
+    assert (total["outcome"], total["calls"]) == ("ok", len(load.answered))
+    assert total["completion_tokens"] == sum(call.completion_tokens for call in load.answered)
+    assert set((await asyncio.to_thread(faults_of, stand, load.answered)).values()) == {0}
+
+    made = await asyncio.to_thread(run, "keys", "create", "--name", "n", "--team", "t", "--ledger", postgres_url)
+    assert made.code == 0
+    await until(lambda: answers_401(stand.address))  # a key that exists is asked for
+    checked = await asyncio.to_thread(run, "check", "--config", stand.config, env=env)
+    assert "n (t, ledger)" in checked.stdout
+    finished = await asyncio.to_thread(stand.relay.end)
+    said = "".join((finished.stdout, finished.stderr, checked.stdout, checked.stderr, made.stdout, made.stderr))
+    assert postgres_url.split(":")[2].partition("@")[0] not in said
+
+
+async def answers_401(address: str) -> bool:
+    body = {"model": "gpt-4.1", "messages": [{"role": "user", "content": "Count."}]}
+    async with aiohttp.ClientSession() as session, session.post(f"{address}/v1/chat/completions", json=body) as answer:
+        await answer.read()
+        return answer.status == 401
+
+
 @pytest.mark.trial
 async def test_no_answered_call_is_lost_when_the_service_is_killed(stand, trials, postgres_url):
     stand.ledger = postgres_url

@@ -92,9 +92,11 @@ def new_ledger(engine: str, request: pytest.FixtureRequest, tmp_path_factory: py
 
 
 @pytest.fixture
-def ledger(new_ledger: NewLedger) -> Location:
+def ledger(engine: str, request: pytest.FixtureRequest, tmp_path: Path) -> Location:
     """A place for a ledger of this engine."""
-    return new_ledger()
+    return (
+        tmp_path / "state" / "ledger.db" if engine == "sqlite" else location_of(request.getfixturevalue("postgres_url"))
+    )
 
 
 MakeStore = Callable[..., Store]

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-import msgspec
 import pytest
 import pytest_asyncio
 import uvloop
@@ -32,8 +31,9 @@ from mcpmeter.config import (
     Settings,
     TimeoutSettings,
 )
-from mcpmeter.ledger.connection import open_for_reading
-from mcpmeter.ledger.rows import ROW_COLUMNS, SELECT_ROWS_SQL
+from mcpmeter.ledger.location import Location, location_of
+from mcpmeter.ledger.reading import open_reader
+from mcpmeter.ledger.rows import SELECT_ROWS_SQL, row_of
 from mcpmeter.metrics.collector import to_family
 from mcpmeter.records import LedgerRow
 from mcpmeter.service import Service, bind, running
@@ -105,7 +105,7 @@ class Relay:
 
     url: str
     service: Service
-    ledger: Path
+    ledger: Location
     session: aiohttp.ClientSession
     simulator: Simulator | None = None
     settings: Settings = field(default_factory=Settings)
@@ -166,12 +166,8 @@ class Relay:
 
     def rows(self) -> list[LedgerRow]:
         """All rows of the ledger, oldest first, as another process would read them."""
-        db = open_for_reading(self.ledger)
-        try:
-            found = db.execute(f"{SELECT_ROWS_SQL} ORDER BY started_at_ns, id").fetchall()
-        finally:
-            db.close()
-        return [msgspec.convert(dict(zip(ROW_COLUMNS, row, strict=True)), LedgerRow, strict=False) for row in found]
+        with open_reader(self.ledger) as reader:
+            return [row_of(row) for row in reader.rows(f"{SELECT_ROWS_SQL} ORDER BY started_at_ns, id")]
 
     async def until(self, holds: Callable[[], bool], *, seconds: float = 10.0) -> None:
         """Wait for something that has no event of its own to await."""
@@ -200,14 +196,14 @@ def chat_body(simulate: str = "", **more: Any) -> dict[str, Any]:
     return body
 
 
-def make_settings(ledger: Path, upstream: str, **changes: Any) -> Settings:
+def make_settings(ledger: Location, upstream: str, **changes: Any) -> Settings:
     """Settings in code, as the demo makes them; waits are short."""
     times = {"first_byte_seconds": 5.0, "idle_seconds": 5.0, **changes.pop("timeouts", {})}
     relay = {"timeouts": TimeoutSettings(**times), **changes.pop("relay", {})}
     keys = changes.pop("keys", {})
     return Settings(
         server=ServerSettings(**{"drain_seconds": 5.0, **changes.pop("server", {})}),
-        ledger=LedgerSettings(path=ledger),
+        ledger=LedgerSettings().at(ledger),
         relay=RelaySettings(**relay),
         providers=(
             ProviderSettings(name="holysheep", base_url=upstream, api_key=SecretStr(UPSTREAM_KEY)),
@@ -223,7 +219,7 @@ def _key(team: str, secret: str) -> KeySettings:
 
 
 @asynccontextmanager
-async def relay_before(upstream: str, ledger: Path, **changes: Any) -> AsyncIterator[Relay]:
+async def relay_before(upstream: str, ledger: Location, **changes: Any) -> AsyncIterator[Relay]:
     """The service relaying to `upstream`. At its end nothing is under way and every row is settled."""
     settings = make_settings(ledger, upstream, **changes)
     service = Service(lambda: settings)
@@ -268,8 +264,7 @@ class Kept:
 
 
 @asynccontextmanager
-async def starting_relays(folder: Path) -> AsyncIterator[StartRelay]:
-    numbers = itertools.count(1)
+async def starting_relays(new_place: Callable[[], Location]) -> AsyncIterator[StartRelay]:
     async with AsyncExitStack() as stack:
 
         async def start(*, upstream: str | None = None, simulator: Simulator | None = None, **changes: Any) -> Relay:
@@ -278,7 +273,7 @@ async def starting_relays(folder: Path) -> AsyncIterator[StartRelay]:
                 await simulator.start()
                 stack.push_async_callback(simulator.close)
                 upstream = simulator.base_url
-            kept = Kept(relay_before(upstream, folder / str(next(numbers)) / "ledger.db", **changes))
+            kept = Kept(relay_before(upstream, new_place(), **changes))
             stack.push_async_callback(kept.close)
             relay: Relay = await kept.value()
             relay.simulator, relay.end = simulator, kept.close
@@ -287,17 +282,36 @@ async def starting_relays(folder: Path) -> AsyncIterator[StartRelay]:
         yield start
 
 
+def _files_in(folder: Path) -> Callable[[], Location]:
+    numbers = itertools.count(1)
+    return lambda: folder / str(next(numbers)) / "ledger.db"
+
+
 @pytest.fixture
-async def start_relay(tmp_path: Path) -> AsyncIterator[StartRelay]:
+def new_place(tmp_path: Path) -> Callable[[], Location]:
+    """Where each relay of a test has its ledger: files, unless a module of tests says otherwise."""
+    return _files_in(tmp_path)
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def place_of_either_engine(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], Location]:
+    """For a module that runs on both: its `new_place`, for one relay a test."""
+    if request.param == "sqlite":
+        return _files_in(tmp_path)
+    return lambda: location_of(request.getfixturevalue("postgres_url"))
+
+
+@pytest.fixture
+async def start_relay(new_place: Callable[[], Location]) -> AsyncIterator[StartRelay]:
     """Start a relay with settings of the test's own, before the simulator unless `upstream` names an address."""
-    async with starting_relays(tmp_path) as start:
+    async with starting_relays(new_place) as start:
         yield start
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def start_module_relay(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[StartRelay]:
     """The same for a relay that serves a whole module of tests."""
-    async with starting_relays(tmp_path_factory.mktemp("relay")) as start:
+    async with starting_relays(_files_in(tmp_path_factory.mktemp("relay"))) as start:
         yield start
 
 

@@ -10,8 +10,7 @@ import pytest
 from pydantic import SecretStr
 
 from mcpmeter.config import BudgetSettings, KeySettings, ProviderSettings
-from mcpmeter.ledger.balances import read_balances
-from mcpmeter.ledger.connection import open_for_reading
+from mcpmeter.ledger.reading import open_reader
 from mcpmeter.simulator import Simulator
 
 SECRET = "pk-7Rq2vX9bLw4TnZ8mKs1HdJ6yCf3Ga5Ue"
@@ -22,17 +21,20 @@ KEYS = (
 )
 
 
+@pytest.fixture
+def new_place(place_of_either_engine):
+    return place_of_either_engine
+
+
 def budget(limit_usd: str, **more: object) -> tuple[BudgetSettings, ...]:
     return (BudgetSettings(**{"name": "monthly", "limit_usd": Decimal(limit_usd), **more}),)
 
 
 def balances(relay) -> dict[str, tuple[int, int]]:
     """(spent, reserved) by balance, as another process reads them."""
-    db = open_for_reading(relay.ledger)
-    try:
-        return {balance.balance: (balance.spent, balance.reserved) for balance in read_balances(db)}
-    finally:
-        db.close()
+    with open_reader(relay.ledger) as reader:
+        rows = reader.rows("SELECT balance, spent, reserved FROM balances")
+        return {balance: (spent, reserved) for balance, spent, reserved in rows}
 
 
 async def test_a_call_that_could_pass_the_budget_is_refused_with_its_name_and_when_it_resets(start_relay):

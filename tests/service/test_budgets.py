@@ -215,6 +215,11 @@ class TestBoard:
         assert ledger.board.status() == []
 
 
+@pytest.fixture
+def new_place(place_of_either_engine):
+    return place_of_either_engine
+
+
 def tight(**changes: Any) -> BudgetSettings:
     """Room for one call of a hundred completion tokens of gpt-4.1, which cost a tenth of a cent, its prompt beside."""
     return BudgetSettings(**{"name": "tight", "limit_usd": Decimal("0.002"), **changes})

@@ -7,12 +7,18 @@ import json
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
+import pytest
 from pydantic import SecretStr
 
 from mcpmeter.access.callers import Attribution
 from mcpmeter.config import KeySettings
 
 SECRET = "pk-7Rq2vX9bLw4TnZ8mKs1HdJ6yCf3Ga5Ue"
+
+
+@pytest.fixture
+def new_place(place_of_either_engine):
+    return place_of_either_engine
 
 
 def key(secret: str = SECRET, **limits: object) -> tuple[KeySettings, ...]:

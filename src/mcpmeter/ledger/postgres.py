@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, TypeVar
@@ -15,7 +16,7 @@ from typing import Final, TypeVar
 from mcpmeter.errors import LedgerUnavailable, MeterError
 from mcpmeter.ledger.location import PostgresUrl
 from mcpmeter.ledger.postgres_balances import add_top_up, burn_nanousd, find_balances, forget_minutes, make_balances
-from mcpmeter.ledger.postgres_connection import connect_for_writing
+from mcpmeter.ledger.postgres_connection import prepare
 from mcpmeter.ledger.postgres_lane import ANSWER_LIMIT_S, ROW_FAULTS, SUM_LIMIT_S, Lane, refusal, unavailable
 from mcpmeter.ledger.postgres_replicas import Replica
 from mcpmeter.ledger.postgres_rows import Db, execute
@@ -25,6 +26,8 @@ from mcpmeter.ledger.sqlite import KEPT_MINUTES_NS
 from mcpmeter.ledger.store import OnCommit
 from mcpmeter.ledger.writer import Answers, Opening, Row, Settling, fail, resolve
 from mcpmeter.records import Balance, Call, Claim, Key, LedgerRow, Settlement, TopUp
+
+log = logging.getLogger("mcpmeter")
 
 _Result = TypeVar("_Result")
 
@@ -54,11 +57,12 @@ class PostgresStore:
 
     async def start(self) -> None:
         """Connect, bring the tables up to date, join the other replicas. Raises `LedgerNotUsable`, one line."""
-        await asyncio.to_thread(lambda: connect_for_writing(self._location).close())
+        if not await asyncio.to_thread(prepare, self._location):
+            log.warning("PostgreSQL runs with fsync off: when the machine fails, calls that were answered can be lost")
         self._lane = Lane(self._location)
         self._writers_lane = Lane(self._location)
         self._replica = Replica(Lane(self._location), self._lease_s)
-        await self._replica.beat()
+        await self._run(self._replica.beat)
         self._beating = asyncio.get_running_loop().create_task(self._replica.keep_beating())
         self._writer = PostgresWriter(self._writers_lane, self._replica.id, self._answer)
 

@@ -49,6 +49,12 @@ def connect_for_writing(location: PostgresUrl) -> psycopg.Connection[Any]:
     return _connect(location, writes=True)
 
 
+def prepare(location: PostgresUrl) -> bool:
+    """Bring the tables up to date; whether what the server says is on disk is there. Raises `LedgerNotUsable`."""
+    with contextlib.closing(connect_for_writing(location)) as db, explain(location):
+        return db.execute("SHOW fsync").fetchone() == ("on",)
+
+
 def connect_for_reading(location: PostgresUrl) -> psycopg.Connection[Any]:
     """Connect without changing anything; commits by itself. Raises `LedgerNotUsable`."""
     return _connect(location, writes=False)

@@ -13,6 +13,7 @@ from psycopg import IsolationLevel, RawCursor, RawServerCursor
 from psycopg.adapt import Buffer, Loader
 
 from mcpmeter.ledger.location import PostgresUrl
+from mcpmeter.ledger.postgres_balances import MAKING_LOCK
 from mcpmeter.ledger.postgres_connection import connect, connect_for_reading, connect_for_writing, explain, may_be_used
 
 ROWS_AT_ONCE: Final = 2_000
@@ -37,6 +38,8 @@ def open_writer(location: PostgresUrl) -> Iterator[PostgresWriter]:
     with contextlib.closing(connect_for_writing(location)) as db, explain(location):
         _read_whole_numbers(db)
         with db.transaction():
+            # Sums of top-ups and of calls are made by one at a time, the services' own among them.
+            db.execute("SELECT pg_advisory_xact_lock(%s)", (MAKING_LOCK,))
             yield PostgresWriter(db)
 
 

@@ -88,16 +88,8 @@ class PostgresWriter:
 
     async def _write(self, batch: list[Row]) -> None:
         began_ns = time.perf_counter_ns()
-        try:
-            if self._unsure:
-                await self._take_back()
-            rows, failed = _fitting(batch)
-            failed += await self._write_all(rows)
-            self.healthy = True
-        except Exception as error:  # the task outlives every error, and each waiter hears of it
-            self.healthy = False
-            self._unsure |= {row.call.id for row in batch if isinstance(row, Opening)}
-            failed = [(row, unavailable(error)) for row in batch]
+        rows, failed = _fitting(batch)
+        failed += await self._write_all(rows)
         bad = {id(row) for row, _ in failed}
         kept = [row for row in batch if id(row) not in bad]
         self._count_open(kept)
@@ -119,10 +111,18 @@ class PostgresWriter:
         if not rows:
             return []
         try:
-            return await self._write_surely(rows)
+            if self._unsure:
+                await self._take_back()
+            failed = await self._write_surely(rows)
         except ROW_FAULTS as error:
             if len(rows) == 1:
                 return [(rows[0], refusal(error))]
+        except Exception as error:  # the task outlives every error, and each waiter hears of it
+            self.healthy = False
+            return [(row, unavailable(error)) for row in rows]
+        else:
+            self.healthy = True
+            return failed
         middle = len(rows) // 2
         return [*await self._write_all(rows[:middle]), *await self._write_all(rows[middle:])]
 
@@ -132,9 +132,11 @@ class PostgresWriter:
         try:
             return await self._run(attempt)
         except ConnectionLost:
-            if await self._lane.run(attempt.was_kept):
-                return attempt.failed
-            return await self._run(attempt)
+            self._unsure |= attempt.opened
+            kept = await self._lane.run(attempt.was_kept)
+            failed = attempt.failed if kept else await self._run(attempt)
+            self._unsure -= attempt.opened
+            return failed
 
     async def _run(self, attempt: _Attempt) -> Failed:
         while True:
@@ -172,6 +174,11 @@ class _Attempt:
                 self._settles.setdefault(row.settlement.call.id, []).append(row)
 
     @property
+    def opened(self) -> set[str]:
+        """The ids of those that are to be opened."""
+        return {row.call.id for row in self._opens}
+
+    @property
     def claims(self) -> list[Claim]:
         """One claim on each balance, in the order of names."""
         claims = {(c.balance, c.period_start_ns): c for row in self._opens for c in row.call.claims}
@@ -200,8 +207,8 @@ class _Attempt:
 
     async def was_kept(self, db: Db) -> bool:
         """Whether the transaction was kept before its connection broke. Settling once more does no harm."""
-        refused = {id(row) for row, _ in self.failed}
-        ids = [row.call.id for row in self._opens if id(row) not in refused]
+        refused = {_id(row) for row, _ in self.failed}
+        ids = sorted(self.opened - refused)
         if not ids:
             return False
         sql = "SELECT count(*) FROM calls WHERE id = ANY($1::text[]) AND owner = $2"

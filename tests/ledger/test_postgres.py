@@ -1,0 +1,361 @@
+"""What is PostgreSQL's own: replicas and their leases, locks in one order, connections that break, settings."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import signal
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from random import Random
+
+import psycopg
+import pytest
+
+from mcpmeter.errors import LedgerNotUsable, LedgerUnavailable, PartMissing
+from mcpmeter.ledger import postgres_connection
+from mcpmeter.ledger.connection import open_for_writing
+from mcpmeter.ledger.location import PostgresUrl, location_of
+from mcpmeter.ledger.opening import open_store
+from mcpmeter.ledger.postgres import PostgresStore
+from mcpmeter.ledger.postgres_lane import ConnectionLost
+from mcpmeter.ledger.reading import open_reader, open_writer
+from mcpmeter.ledger.reports import find_call
+from mcpmeter.ledger.store import ClaimRefused, RowRefused
+from mcpmeter.records import Claim, TopUp
+
+StartStore = Callable[..., Awaitable[PostgresStore]]
+
+
+@pytest.fixture
+def place(postgres_url: str) -> PostgresUrl:
+    found = location_of(postgres_url)
+    assert isinstance(found, PostgresUrl)
+    return found
+
+
+@pytest.fixture
+async def start(place: PostgresUrl) -> AsyncIterator[StartStore]:
+    """Start replicas on one database; those that were not closed are at the end."""
+    stores: list[PostgresStore] = []
+
+    async def started(**options: object) -> PostgresStore:
+        store = PostgresStore(place, **options)  # type: ignore[arg-type]
+        await store.start()
+        stores.append(store)
+        return store
+
+    yield started
+    for store in stores:
+        await store.close()
+
+
+def claim(amount: int, limit: int = 100, balance: str = "b") -> Claim:
+    return Claim(balance=balance, period_start_ns=1, period_end_ns=2**62, amount=amount, limit=limit)
+
+
+def fall_silent(store: PostgresStore) -> None:
+    """As when the process is killed: no beat from now on, and none for a long time."""
+    store._beating.cancel()
+
+
+def age(place: PostgresUrl, store: PostgresStore, seconds: float) -> None:
+    with psycopg.connect(place.reveal()) as db:
+        db.execute(
+            "UPDATE mcpmeter.replicas SET beat_at = beat_at - make_interval(secs => %s) WHERE id = %s",
+            (seconds, store._replica.id),
+        )
+
+
+def one(place: PostgresUrl, sql: str) -> object:
+    with psycopg.connect(place.reveal()) as db:
+        row = db.execute(sql.encode()).fetchone()
+        return row and row[0]
+
+
+# Replicas ------------------------------------------------------------------------------------------------------------
+
+
+async def test_open_calls_of_a_replica_that_lives_are_left_alone_and_of_a_dead_one_taken_over_once(
+    start, place, make_call, make_settlement
+):
+    # A lease shorter than the server's own life: it has heard from everybody who lives.
+    dead, *living = [await start(lease_s=0.2) for _ in range(3)]
+    calls = [make_call() for _ in range(20)]
+    await asyncio.gather(*(dead.open(call) for call in calls))
+    assert [await store.left_open() for store in living] == [[], []]
+    fall_silent(dead)
+    age(place, dead, 60)
+    first, second = await asyncio.gather(*(store.left_open() for store in living))
+    assert sorted(row.id for row in [*first, *second]) == sorted(call.id for call in calls)
+    for store, rows in zip(living, (first, second), strict=True):
+        for row in rows:
+            await store.settle(make_settlement(make_call(id=row.id), outcome="recovered"))
+        assert await store.left_open() == []
+    # It was not dead after all: the first settlement stays, and nobody loses count.
+    await dead.settle(make_settlement(make_call(id=calls[0].id), outcome="recovered"))
+    assert find_call(place, calls[0].id).outcome == "recovered"
+
+
+async def test_what_a_taker_leaves_behind_is_taken_over_again(start, place, make_call):
+    first, second, third = [await start(lease_s=0.2) for _ in range(3)]
+    call = make_call()
+    await first.open(call)
+    for before, after in itertools.pairwise((first, second, third)):
+        fall_silent(before)
+        age(place, before, 60)
+        assert [row.id for row in await after.left_open()] == [call.id]
+
+
+async def test_a_server_that_has_just_come_back_has_nobody_declared_dead(start, place, make_call):
+    silent, living = [await start(lease_s=3600) for _ in range(2)]
+    await silent.open(make_call())
+    fall_silent(silent)
+    age(place, silent, 2 * 3600)
+    assert await living.left_open() == []  # the server itself is not up for an hour
+
+
+async def test_a_replica_that_closes_leaves_its_open_calls_to_the_others_at_once(start, make_call):
+    leaving, staying = [await start() for _ in range(2)]
+    call = make_call()
+    await leaving.open(call)
+    await leaving.close()
+    assert [row.id for row in await staying.left_open()] == [call.id]
+
+
+async def test_replicas_that_start_at_once_make_the_tables_once(start):
+    stores = await asyncio.gather(*(start() for _ in range(5)))
+    assert [await store.keys() for store in stores] == [[]] * 5
+
+
+# Balances ------------------------------------------------------------------------------------------------------------
+
+
+async def test_replicas_with_claims_in_any_order_never_dead_lock_nor_overspend(
+    start, place, make_call, make_settlement
+):
+    stores = [await start() for _ in range(3)]
+    random = Random(5)
+    settled = 0
+
+    async def customer(store: PostgresStore) -> None:
+        nonlocal settled
+        for _ in range(12):
+            names = random.sample("abcdef", 4)
+            call = make_call(claims=tuple(claim(7, 600, name) for name in names), reserved_nanousd=7)
+            try:
+                await store.open(call)
+            except ClaimRefused:
+                continue
+            await store.settle(make_settlement(call, nanousd=7))
+            settled += 1
+
+    await asyncio.gather(*(customer(store) for store in stores for _ in range(10)))
+    balances = await stores[0].balances([claim(0, 600, name) for name in "abcdef"])
+    assert max(balance.spent for balance in balances) == 595
+    assert sum(balance.spent for balance in balances) == settled * 4 * 7
+    assert [balance.reserved for balance in balances] == [0] * 6
+    assert one(place, "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()") == 0
+
+
+async def test_of_a_hundred_calls_at_once_on_three_replicas_as_many_are_let_in_as_the_limit_holds(start, make_call):
+    stores = [await start() for _ in range(3)]
+    for number in range(5):
+        name = f"round-{number}"
+        answers = await asyncio.gather(
+            *(stores[place % 3].open(make_call(claims=(claim(30, 100, name),))) for place in range(100)),
+            return_exceptions=True,
+        )
+        assert sum(answer is None for answer in answers) == 3
+        assert sum(isinstance(answer, ClaimRefused) for answer in answers) == 97
+
+
+async def test_a_balance_that_is_made_while_others_settle_misses_no_call(start, make_call, make_settlement):
+    busy, maker = [await start() for _ in range(2)]
+    calls = [make_call(started_at_ns=5, reserved_nanousd=10) for _ in range(60)]
+    await asyncio.gather(*(busy.open(call) for call in calls))
+
+    async def settle() -> None:
+        for call in calls:
+            await busy.settle(make_settlement(call, nanousd=3))
+
+    async def make() -> None:
+        for number in range(10):
+            await maker.balances([claim(0, 0, f"b{number}")])
+
+    await asyncio.gather(settle(), make())
+    found = await maker.balances([claim(0, 0, f"b{number}") for number in range(10)])
+    assert [(balance.spent, balance.reserved) for balance in found] == [(180, 0)] * 10
+
+
+async def test_top_ups_at_the_same_moment_all_count(start):
+    stores = [await start() for _ in range(3)]
+    await stores[0].balances([claim(0)])
+    await asyncio.gather(
+        *(
+            stores[number % 3].top_up(TopUp(id=f"top_{number}", balance="b", amount_nanousd=10, at_ns=1))
+            for number in range(12)
+        )
+    )
+    [balance] = await stores[0].balances([claim(0)])
+    assert balance.credit == 120
+
+
+# Connections that break ----------------------------------------------------------------------------------------------
+
+
+async def test_a_connection_that_the_server_closed_costs_no_call(start, place, make_call, make_settlement):
+    store = await start()
+    call = make_call(claims=(claim(40),))
+    await store.open(call)
+    one(place, "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE pid <> pg_backend_pid()"
+               " AND datname = current_database()")  # fmt: skip
+    await store.settle(make_settlement(call, nanousd=7))
+    await store.open(make_call(claims=(claim(40),)))
+    assert store.healthy
+    [balance] = await store.balances([claim(0)])
+    assert (balance.spent, balance.reserved) == (7, 40)
+
+
+def break_after_commit(store: PostgresStore, times: int) -> None:
+    """The next transactions of the writer are kept, and their answers lost."""
+    run, left = store._writers_lane.run, iter(range(times))
+
+    async def broken(work, **options):
+        result = await run(work, **options)
+        if next(left, None) is not None:
+            raise ConnectionLost(psycopg.OperationalError("gone"))
+        return result
+
+    store._writers_lane.run = broken
+
+
+async def test_a_commit_whose_answer_was_lost_counts_once(start, place, make_call, make_settlement):
+    store = await start()
+    await store.balances([claim(0)])
+    call, refused = make_call(claims=(claim(40),)), make_call(claims=(claim(70),))
+    break_after_commit(store, 1)
+    answers = await asyncio.gather(store.open(call), store.open(refused), return_exceptions=True)
+    assert answers[0] is None
+    assert isinstance(answers[1], ClaimRefused)
+    break_after_commit(store, 1)
+    await store.settle(make_settlement(call, nanousd=7))
+    [balance] = await store.balances([claim(0)])
+    assert (balance.spent, balance.reserved, store.open_rows) == (7, 0, 0)
+    assert find_call(place, call.id).state == "settled"
+
+
+async def test_an_opening_that_failed_leaves_no_row_though_its_commit_came_through(start, place, make_call):
+    store = await start()
+    await store.balances([claim(0)])
+    call = make_call(claims=(claim(40),))
+    break_after_commit(store, 2)  # the transaction, and the question whether it was kept
+    with pytest.raises(LedgerUnavailable):
+        await store.open(call)
+    assert not store.healthy
+    assert find_call(place, call.id).state == "open"
+    await store.open(make_call())
+    assert find_call(place, call.id) is None
+    [balance] = await store.balances([claim(0)])
+    assert (balance.reserved, store.open_rows, store.healthy) == (0, 1, True)
+
+
+async def test_while_the_database_is_away_calls_fail_and_it_comes_back_by_itself(
+    postgres_to_kill, make_call, make_settlement
+):
+    place = location_of(postgres_to_kill.new_database())
+    store = PostgresStore(place, lease_s=0.2)
+    await store.start()
+    kept = make_call()
+    await store.open(kept)
+    await asyncio.to_thread(postgres_to_kill.stop, signal.SIGKILL)
+    for attempt in (store.open(make_call()), store.settle(make_settlement(kept)), store.probe(), store.keys()):
+        with pytest.raises(LedgerUnavailable, match=r"could not be written: .*") as unavailable:
+            await attempt
+        assert "\n" not in str(unavailable.value)
+        assert postgres_to_kill.PASSWORD not in str(unavailable.value)
+    assert not store.healthy
+
+    await asyncio.to_thread(postgres_to_kill.start)
+    await store.probe()
+    assert store.healthy
+    # What could not be settled is nobody's any more, so that it is recovered.
+    assert [row.id for row in await store.left_open()] == [kept.id]
+    await store.settle(make_settlement(kept, outcome="recovered"))
+    assert (await store.left_open(), store.open_rows) == ([], 0)
+    await store.close()
+
+
+async def test_a_settlement_whose_commit_came_through_is_not_recovered(start, make_call, make_settlement):
+    store = await start()
+    call = make_call()
+    await store.open(call)
+    break_after_commit(store, 2)
+    with pytest.raises(LedgerUnavailable):
+        await store.settle(make_settlement(call))
+    assert store.open_rows == 1
+    assert await store.left_open() == []
+    assert store.open_rows == 0
+
+
+# Settings and rights -------------------------------------------------------------------------------------------------
+
+
+async def test_commits_are_on_disk_before_they_are_told_whatever_the_server_is_set_to(start, place):
+    with psycopg.connect(place.reveal(), autocommit=True) as db:
+        name = one(place, "SELECT current_database()")
+        for setting in ("synchronous_commit = off", "default_transaction_isolation = 'serializable'"):
+            db.execute(f"ALTER DATABASE {name} SET {setting}".encode())
+    store = await start()
+
+    async def settings(db) -> list[object]:
+        names = ("synchronous_commit", "transaction_isolation")
+        return [(await (await db.execute(f"SHOW {name}".encode())).fetchone())[0] for name in names]
+
+    for lane in (store._writers_lane, store._lane):
+        assert await lane.run(settings) == ["on", "read committed"]
+
+
+async def test_texts_that_postgresql_cannot_hold_are_refused_alone(start, make_call):
+    store = await start()
+    answers = await asyncio.gather(
+        *(store.open(make_call(team=team)) for team in ("a\x00b", "\ud800", "fine")), return_exceptions=True
+    )
+    assert [type(answer) for answer in answers] == [RowRefused, RowRefused, type(None)]
+    assert "a\x00b" not in str(answers[0])
+
+
+def test_an_old_server_is_refused(place, monkeypatch):
+    monkeypatch.setattr(postgres_connection, "OLDEST_SERVER", 990_000)
+    with pytest.raises(LedgerNotUsable, match=r"PostgreSQL \d+; it has to be 99 or newer"), open_reader(place):
+        pass
+
+
+def test_without_psycopg_the_line_says_what_to_install(place, monkeypatch):
+    for name in [name for name in sys.modules if name.startswith(("psycopg", "mcpmeter.ledger.postgres"))]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    monkeypatch.delattr("mcpmeter.ledger.postgres", raising=False)
+    monkeypatch.delattr("mcpmeter.ledger.postgres_reading", raising=False)
+    with pytest.raises(PartMissing, match=r"pip install 'mcpmeter\[server,postgres\]'"):
+        open_store(place, lease_s=1)
+    with pytest.raises(PartMissing, match=r"pip install 'mcpmeter\[server,postgres\]'"), open_reader(place):
+        pass
+
+
+def test_the_tables_have_the_columns_of_sqlite(place, path):
+    with open_writer(place) as writer:
+        rows = writer.execute(
+            "SELECT table_name, column_name, is_nullable FROM information_schema.columns"
+            " WHERE table_schema = 'mcpmeter'"
+        )
+    own = {"replicas", "key_changes"}
+    theirs = {(table, column, null == "YES") for table, column, null in rows if table not in own}
+    db = open_for_writing(path)
+    ours = {
+        (table, column, not required)
+        for (table,) in db.execute("SELECT name FROM sqlite_schema WHERE type = 'table'").fetchall()
+        for _, column, _, required, _, _ in db.execute(f"PRAGMA table_info({table})")
+    }
+    db.close()
+    assert theirs - {("calls", "owner", False)} == ours
