@@ -178,7 +178,7 @@ async def test_no_answered_call_is_lost_when_the_service_is_killed(stand, trials
     answered: list[Answered] = []
     cut = recovered = unequal = 0
     seconds_to_restart: list[float] = []
-    rounds = 50 if trials.full else 3
+    rounds = 50 if trials.full else 2
     await asyncio.to_thread(stand.start_relay)
     for _ in range(rounds):
         load = Load(lambda: stand.address, random)
@@ -276,7 +276,7 @@ async def test_no_answered_call_is_lost_when_the_database_is_killed(stand, trial
 async def test_three_replicas_never_pass_a_budget_together(stand, trials, postgres_url):
     stand.ledger = postgres_url
     stand.start_simulator("--seed", 7)
-    rounds, calls = (200 if trials.full else 5), 100
+    rounds, calls = (200 if trials.full else 3), 100
     # Each round has a model of its own with a budget of its own; the price holds three calls of the hundred.
     models = [f"round-{number}" for number in range(rounds)]
     price = "pricing: {fallback: {prompt_usd_per_mtok: 1, completion_usd_per_mtok: 1}}\n"
