@@ -1,0 +1,166 @@
+"""Run as a program: write a ledger and crash at one numbered operation on its files, for one number after the other.
+
+`python crashing.py FOLDER MODE STEP` prints a JSON object a line. Modes: `kill` ends the process before the operation;
+`power` also takes back what was written since each file was last synced, but for a random part of it, torn at times;
+`normal` is `power` on `synchronous=NORMAL`, which must lose rows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+from random import Random
+
+import apsw
+
+from mcpmeter.ledger.connection import open_for_writing
+from mcpmeter.ledger.sqlite import SqliteStore
+from mcpmeter.ledger.verify import verify
+from mcpmeter.records import Call, Charge, Claim, LlmTarget, Settlement, Usage
+
+SECTOR = 512
+CALLS = 8
+BUDGET = Claim(balance="b", period_start_ns=1, period_end_ns=10**18, amount=100, limit=10**9)
+
+
+class Crash:
+    """Counts operations, and ends the process before the one of its number."""
+
+    def __init__(self, at: int, mode: str) -> None:
+        self.at = at
+        self.loses_power = mode != "kill"
+        self.random = Random(at)
+        self.count = 0
+        self.files: list[File] = []
+
+    def operation(self) -> None:
+        self.count += 1
+        if self.count == self.at:
+            if self.loses_power:
+                for file in self.files:
+                    file.lose_what_is_not_synced(self.random)
+            os._exit(9)
+
+
+class File(apsw.VFSFile):
+    def __init__(self, crash: Crash, name, flags) -> None:
+        super().__init__("unix", name, flags)
+        self.crash = crash
+        self.synced_size = self.xFileSize()
+        self.written: list[tuple[int, bytes, bytes]] = []
+        crash.files.append(self)
+
+    def xWrite(self, data, offset):
+        self.crash.operation()
+        size = self.xFileSize()
+        before = bytes(self.xRead(min(len(data), size - offset), offset)) if offset < size else b""
+        self.written.append((offset, before, bytes(data)))
+        super().xWrite(data, offset)
+
+    def xSync(self, flags):
+        self.crash.operation()
+        super().xSync(flags)
+        self.written.clear()
+        self.synced_size = self.xFileSize()
+
+    def xTruncate(self, size):
+        self.crash.operation()
+        super().xTruncate(size)
+
+    def xClose(self):
+        if self in self.crash.files:
+            self.crash.files.remove(self)
+        super().xClose()
+
+    def lose_what_is_not_synced(self, random: Random) -> None:
+        for offset, before, _ in reversed(self.written):
+            if before:
+                super().xWrite(before, offset)
+        if self.xFileSize() > self.synced_size:
+            super().xTruncate(self.synced_size)
+        for offset, _, data in self.written:
+            fate = random.choice(("lost", "kept", "torn")) if self.crash.at % 2 else "lost"
+            kept = data if fate == "kept" else data[: random.randrange(len(data)) // SECTOR * SECTOR]
+            if fate != "lost" and kept:
+                super().xWrite(kept, offset)
+
+
+class FaultyVfs(apsw.VFS):
+    def __init__(self, crash: Crash) -> None:
+        super().__init__("crashing", "unix", makedefault=True)
+        self.crash = crash
+
+    def xOpen(self, name, flags):
+        return File(self.crash, name, flags)
+
+    def xDelete(self, name, sync):
+        self.crash.operation()
+        super().xDelete(name, sync)
+
+
+async def work(path: Path, told: int, mode: str) -> None:
+    store = SqliteStore(path)
+    await store.start()
+    if mode == "normal":
+        await store._run(lambda db: db.pragma("synchronous", "normal"))
+    for number in range(CALLS):
+        call = Call(
+            id=f"call_{number}",
+            started_at_ns=10 + number,
+            endpoint="/mcp",
+            method="POST",
+            llm=LlmTarget(provider="p", model="m"),
+            claims=(BUDGET,),
+        )
+        await store.open(call)
+        os.write(told, f"open {call.id}\n".encode())
+        if number % 4 == 3:
+            continue
+        usage, charge = Usage(prompt_tokens=1, source="reported"), Charge(nanousd=7, source="listed")
+        await store.settle(
+            Settlement(call=call, ended_at_ns=20, duration_ns=1, status="200", usage=usage, charge=charge)
+        )
+        os.write(told, f"settled {call.id}\n".encode())
+    await store.close()
+
+
+def crashed_at(number: int, mode: str, folder: Path) -> dict[str, object]:
+    """What a process that crashed there left behind; `ended` if it had no operation of this number."""
+    folder.mkdir()
+    path, log = folder / "ledger.db", folder / "told"
+    told = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    child = os.fork()
+    if child == 0:
+        crash = Crash(number, mode)
+        vfs = FaultyVfs(crash)
+        asyncio.run(work(path, told, mode))
+        os._exit(0 if vfs.crash.count else 1)
+    os.close(told)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert status in (0, 9), status
+    db = open_for_writing(path)
+    states = {str(call): str(state) for call, state in db.execute("SELECT id, state FROM calls")}
+    db.close()
+    promised = [line.split() for line in log.read_text().splitlines()]
+    lost = [call for what, call in promised if call not in states or (what == "settled" and states[call] != "settled")]
+    wrong = [fault for fault in verify(path).wrong if "no service runs" not in fault]
+    shutil.rmtree(folder)
+    return {"at": number, "ended": status == 0, "promised": len(promised), "lost": len(lost), "wrong": wrong}
+
+
+def main(folder: str, mode: str, step: str) -> None:
+    """Every `step`-th number, from 1 on, until the work is done before the operation comes."""
+    number, ended = 1, False
+    while not ended:
+        found = crashed_at(number, mode, Path(folder) / f"{mode}-{number}")
+        print(json.dumps(found), flush=True)
+        ended = bool(found["ended"])
+        number += int(step)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
