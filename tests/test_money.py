@@ -15,7 +15,22 @@ SOURCES = Path(mcpmeter.__file__).parent
 MONEY_PATH = [
     *sorted((SOURCES / "pricing").glob("*.py")),
     *sorted((SOURCES / "reconcile").rglob("*.py")),
-    *(SOURCES / "cli" / name for name in ("cost.py", "models.py", "reconcile.py")),
+    *sorted((SOURCES / "usage").glob("*.py")),
+    *(
+        SOURCES / "ledger" / f"{name}.py"
+        for name in (
+            "claims",
+            "balances",
+            "postgres_balances",
+            "rows",
+            "reports",
+            "pruning",
+            "verify",
+            "export",
+            "days",
+        )
+    ),
+    *(SOURCES / "cli" / name for name in ("cost.py", "models.py", "reconcile.py", "report.py")),
 ]
 
 

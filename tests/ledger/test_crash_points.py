@@ -1,4 +1,4 @@
-"""A crash before any operation on the ledger's files, and a power loss there: what was promised is there, and adds up."""
+"""A crash, or a power loss, before any operation on the ledger's files: what was promised is there, and adds up."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ WHAT = {
     "normal": "The control: the same power loss on synchronous=NORMAL",
 }
 HOW = (
-    "A process makes a ledger, runs its migrations, reserves and settles eight calls under a budget and closes; it ends "
-    "before the numbered write, sync, truncation or deletion, and the ledger is opened again and verified."
+    "A process makes a ledger, runs its migrations, reserves and settles eight calls under a budget and closes. It "
+    "ends before the numbered write, sync, truncation or deletion, and the ledger is opened again and verified."
 )
 LOSS = (
-    " What was written to a file since its last sync is lost; at every second point a random part of it is kept, some of "
-    "it torn at a sector."
+    " What was written to a file since its last sync is lost; at every second point a random part of it is kept, some "
+    "of it torn at a sector."
 )
 
 
