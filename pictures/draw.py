@@ -198,8 +198,8 @@ def _finish(axes: Axes, panel: Panel) -> None:
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_minor_locator(NullLocator())
     else:
-        low, high = axes.get_ylim()
-        axes.set_ylim(min(panel.least, low if low < 0 else panel.least), max(high, panel.greatest or high))
+        _, high = axes.get_ylim()
+        axes.set_ylim(min(panel.least, axes.dataLim.y0), max(high, panel.greatest or high))
         axes.yaxis.set_major_locator(_steps(panel.unit, axes.get_ylim()[1]))
     low, high = axes.get_ylim()
     for least, colour in panel.thresholds:

@@ -25,7 +25,7 @@ from pydantic import SecretStr
 import mcpmeter
 from mcpmeter.config import KeySettings, LedgerSettings, ProviderSettings, ServerSettings, Settings
 from mcpmeter.config.budgets import BudgetSettings
-from mcpmeter.config.settings import RouteSettings
+from mcpmeter.config.settings import RelaySettings, RouteSettings
 from mcpmeter.monitoring import MonitoringOptions, files
 from mcpmeter.service import Service, bind
 from mcpmeter.service.run import running
@@ -49,6 +49,13 @@ ODD_CALLS: Final[tuple[Mapping[str, Any], ...]] = (
     {"model": "claude-sonnet-4.5", "metadata": {"simulate": "refusal=true"}},
     {"model": "gemini-2.5-flash", "metadata": {"simulate": "completion_tokens=90"}, "max_tokens": 20},
 )
+BUDGETS: Final[tuple[Mapping[str, Any], ...]] = (
+    {"name": "search-monthly", "team": "search", "limit_usd": "5"},
+    {"name": "support-daily", "team": "support", "limit_usd": "0.30", "period": "day", "soft": ["0.5"]},
+    {"name": "claude-daily", "team": "research", "model": "claude-sonnet-4.5", "limit_usd": "0.03", "period": "day"},
+)
+"""One that lasts, one that may not, and one that is soon used up and refuses."""
+
 CITIES: Final = ("Oslo", "Lima", "Nairobi", "Atlantis", "Perth")
 REGION: Final = "eu-west"
 
@@ -125,10 +132,8 @@ def _settings(folder: Path, first: str, second: str, keys: Mapping[str, str]) ->
             RouteSettings.model_validate({"models": ["gpt-4.1"], "upstreams": ["openai", "holysheep"]}),
             RouteSettings.model_validate({"models": ["deepseek-v3.2"], "upstreams": ["holysheep", "openai"]}),
         ),
-        budgets=(
-            BudgetSettings(name="search-month", team="search", limit_usd=Decimal(100)),
-            BudgetSettings(name="all-day", period="day", limit_usd=Decimal(1000), hard=False),
-        ),
+        relay=RelaySettings(assumed_completion_tokens=400),
+        budgets=tuple(map(BudgetSettings.model_validate, BUDGETS)),
         keys=tuple(KeySettings(name=f"{team}-key", team=team, secret=SecretStr(key)) for team, key in keys.items()),
     )
 

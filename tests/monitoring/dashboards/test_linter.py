@@ -10,7 +10,7 @@ from typing import Any
 import promql_parser
 import pytest
 
-from mcpmeter.catalog import ALL
+from mcpmeter.catalog import ALL, budget
 from mcpmeter.monitoring.dashboards import made, pages
 from mcpmeter.monitoring.dashboards.spec import COLUMNS
 
@@ -185,6 +185,18 @@ def test_counters_stand_in_rate_or_increase_and_gauges_in_neither(dashboard: dic
                 )
             else:
                 assert not functions & {"rate", "increase"}, expr
+
+
+def test_what_every_replica_shows_the_same_is_never_added_up() -> None:
+    gauges = {row.name for row in budget.ROWS if row.type == "gauge"}
+    asked = 0
+    for expr in expressions(DASHBOARDS["llm_cost"]):
+        for selector, above in selectors(expr):
+            if selector.name in gauges:
+                asked += 1
+                (aggregation, *_) = [node for node in reversed(above) if isinstance(node, promql_parser.AggregateExpr)]
+                assert str(aggregation.op) == "max", expr
+    assert asked >= len(gauges)
 
 
 @EVERY_DASHBOARD

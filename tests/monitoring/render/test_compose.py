@@ -13,7 +13,7 @@ import yaml
 from mcpmeter.monitoring import MonitoringOptions, files
 from mcpmeter.monitoring.render import compose
 
-FROM_THE_OPERATOR = ("./secrets", "./mcpmeter.env", "./alertmanager/alertmanager.yml")
+FROM_THE_OPERATOR = ("./secrets", "./mcpmeter.env")
 """Who starts it brings these."""
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Final
 
-from mcpmeter.catalog import llm, money, quality
+from mcpmeter.catalog import budget, llm, money, quality
 from mcpmeter.monitoring.dashboards.promql import PageQueries, share, yes
 from mcpmeter.monitoring.dashboards.spec import (
+    BAD,
     CALLER,
     OK,
     SERVED,
@@ -24,6 +25,14 @@ from mcpmeter.monitoring.dashboards.spec import (
 q: Final = PageQueries("team", "model", "provider")
 HOUR: Final = 3600
 REPORTED: Final = 'source="reported"'
+EACH: Final = ("team", "budget")
+SPENT: Final = q.greatest(budget.SPENT, *EACH)
+LIMIT: Final = f"({q.greatest(budget.LIMIT, *EACH)} > 0)"
+USED: Final = f"({SPENT} / {LIMIT})"
+EXHAUSTED_AT: Final = f"({q.greatest(budget.EXHAUSTION, *EACH)} > 0)"
+"""0 says that nothing burns, which is no instant."""
+
+ENDS_AT: Final = f"({q.greatest(budget.PERIOD_END, *EACH)} > 0)"
 
 
 def _tile(title: str, why: str, expr: str, unit: str, warn: float | None = None) -> Panel:
@@ -45,7 +54,7 @@ SPEND: Final = Row(
     "What it costs",
     (
         verdict(
-            "All is well: every call has a price",
+            "All is well: every budget lasts, every call has a price",
             (
                 Sentence(
                     yes(f"{q.grown(money.UNPRICED)} > bool 0"),
@@ -56,6 +65,21 @@ SPEND: Final = Row(
                     yes(f"abs({q.greatest(money.COST_DRIFT, 'provider')} - 1) > bool 0.05"),
                     "A provider bills another price than its list says: see Drift",
                     WARN,
+                ),
+                Sentence(
+                    yes(f"{SPENT} > bool ({q.greatest(budget.SOFT_LIMIT, *EACH)} > 0)"),
+                    "A budget runs low: its soft limit is passed",
+                    WARN,
+                ),
+                Sentence(
+                    yes(f"{EXHAUSTED_AT} < bool {ENDS_AT}"),
+                    "A budget will not last: at this rate it is gone before its period ends",
+                    BAD,
+                ),
+                Sentence(
+                    yes(f"{q.grown(budget.REFUSALS)} > bool 0"),
+                    "A budget has no room left: calls are refused, the table says whose",
+                    BAD,
                 ),
             ),
             "Read this first. The budgets below come from the ledger; they survive restarts, which counters do not.",
@@ -120,6 +144,57 @@ SPEND: Final = Row(
             width=24,
             units={"Cost": "currencyUSD", "A million tokens": "currencyUSD"},
             decimals=2,
+        ),
+    ),
+)
+
+BUDGETS: Final = Row(
+    "Budgets, by the ledger",
+    (
+        Panel(
+            "Budgets",
+            "Each budget's present period: spent, set aside for calls under way, its limit, and when it is gone at "
+            "this rate. Every replica shows the same, from the ledger.",
+            (
+                Query(USED, "Used"),
+                Query(SPENT, "Spent"),
+                Query(q.greatest(budget.RESERVED, *EACH), "Set aside"),
+                Query(q.greatest(budget.SOFT_LIMIT, *EACH), "Soft limit"),
+                Query(q.greatest(budget.LIMIT, *EACH), "Limit"),
+                Query(f"clamp_min({EXHAUSTED_AT} - time(), 0)", "Gone in"),
+                Query(f"clamp_min({ENDS_AT} - time(), 0)", "Begins anew in"),
+            ),
+            "currencyUSD",
+            kind="table",
+            width=24,
+            height=6,
+            units={"Used": "percentunit", "Gone in": "s", "Begins anew in": "s"},
+            decimals=2,
+        ),
+        Panel(
+            "Used of each limit",
+            "Share of the limit that the present period has spent. At the upper mark a hard one refuses calls.",
+            (Query(USED, "{{team}} {{budget}}"),),
+            "percentunit",
+            width=12,
+            greatest=1,
+            thresholds=((None, OK), (0.8, WARN), (1, BAD)),
+        ),
+        Panel(
+            "Refused for want of budget",
+            "Calls a second that were refused because the most that they could cost did not fit.",
+            (Query(q.rate(budget.REFUSALS, *EACH), "{{team}} {{budget}}"),),
+            "reqps",
+            width=6,
+            stacked=True,
+        ),
+        Panel(
+            "Counted by the fallback price",
+            "Calls a second without a price, which count against budgets by the fallback price and are no cost.",
+            (Query(q.rate(budget.FALLBACK_PRICED, "provider"), "{{provider}}"),),
+            "reqps",
+            width=6,
+            stacked=True,
         ),
     ),
 )
@@ -214,6 +289,6 @@ PAGE: Final = Page(
     uid="mcpmeter-llm",
     title="mcpmeter: LLM cost and tokens",
     description="Who spends what on which model, how far it is from a limit, and where each figure is from.",
-    rows=(SPEND, TOKENS, TRUST, ANSWERS),
+    rows=(SPEND, BUDGETS, TOKENS, TRUST, ANSWERS),
     wanted=("team", "model", "provider"),
 )

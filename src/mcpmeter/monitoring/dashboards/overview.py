@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from mcpmeter.catalog import llm, mcp, money, service, upstream
+from mcpmeter.catalog import budget, llm, mcp, money, service, upstream
 from mcpmeter.monitoring.dashboards.promql import PageQueries, share, yes
 from mcpmeter.monitoring.dashboards.spec import (
     BAD,
@@ -75,6 +75,11 @@ VERDICT: Final = verdict(
         Sentence(
             yes(f"{failing(CALLERS)} > bool 0.05"),
             "Callers send what cannot be served: see the errors by type below",
+            WARN,
+        ),
+        Sentence(
+            yes(f"{q.rate(budget.REFUSALS)} > bool 0"),
+            "A budget has no room left and refuses calls: see LLM cost and tokens",
             WARN,
         ),
         Sentence(

@@ -93,7 +93,9 @@ def _alertmanager() -> dict[str, Any]:
         **_of("alertmanager", 9093),
         "command": ["--config.file=/etc/alertmanager/alertmanager.yml", "--storage.path=/alertmanager"],
         "volumes": [
+            # File by file: a folder mounted read-only could not take the secrets below it.
             "./alertmanager/alertmanager.yml:/etc/alertmanager/alertmanager.yml:ro",
+            "./alertmanager/mcpmeter.tmpl:/etc/alertmanager/mcpmeter.tmpl:ro",
             "./secrets:/etc/alertmanager/secrets:ro",
             "alertmanager:/alertmanager",
         ],

@@ -23,7 +23,7 @@ WORKDIR /build
 COPY {" ".join(name for name in COPIED if name != "src")} ./
 COPY src ./src
 RUN python -m venv /opt/mcpmeter \\
- && /opt/mcpmeter/bin/pip install --no-cache-dir --disable-pip-version-check --constraint constraints.txt '.[server]'
+ && /opt/mcpmeter/bin/pip install --no-cache-dir --constraint constraints.txt '.[server,postgres]'
 
 FROM {PYTHON}
 RUN useradd --uid {USER} --user-group --no-create-home --shell /usr/sbin/nologin mcpmeter \\

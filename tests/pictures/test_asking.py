@@ -1,0 +1,28 @@
+"""Expressions are filled in as Grafana fills them in."""
+
+from __future__ import annotations
+
+import pytest
+from pictures.asking import filled_in
+
+
+def test_all_takes_series_with_and_without_the_label_but_for_job_and_instance() -> None:
+    expr = 'a{job=~"$job", instance=~"$instance", region=~"$region", team=~"$team"}'
+    assert filled_in(expr, range_seconds=60) == 'a{job=~".+", instance=~".+", region=~".*", team=~".*"}'
+
+
+def test_a_chosen_value_stands_in_its_place_alone() -> None:
+    assert filled_in('{team=~"$team", model=~"$model"}', range_seconds=60, team="search") == (
+        '{team=~"search", model=~".*"}'
+    )
+
+
+@pytest.mark.parametrize(
+    ("expr", "said"),
+    [
+        ("rate(a[$__rate_interval])", "rate(a[15s])"),
+        ("increase(a[$__range])", "increase(a[240s])"),
+    ],
+)
+def test_windows_are_those_of_the_run(expr: str, said: str) -> None:
+    assert filled_in(expr, range_seconds=240) == said
