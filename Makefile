@@ -50,6 +50,7 @@ bench: $(DEV_STAMP) ## the relay against nginx, LiteLLM, Portkey and the guide's
 	@scripts/need.sh nginx=nginx-light cc=gcc
 	@echo "mcpmeter: measuring, one server at a time on one core (about 10 minutes; ARGS=\"--peers nginx,relay\" for a part)"
 	@PATH="$$PATH:/usr/sbin" $(BIN)/python -m benchmarks.run $(ARGS)
+	@$(BIN)/python -m benchmarks.ledger --write
 
 size: $(VENV_STAMP) ## what an installation costs in seconds and megabytes, the product and the library alone
 	@$(BIN)/python scripts/install_size.py $(ARGS)
