@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,10 @@ from hypothesis import settings as budget
 from hypothesis import strategies as st
 
 from mcpmeter.catalog import ALL
+from mcpmeter.cli._group import run as run_command
 from mcpmeter.errors import SetupError
+from mcpmeter.monitoring import MonitoringOptions
+from mcpmeter.monitoring.alerts import alerts
 from mcpmeter.monitoring.lint import Finding, Known, lint, read
 from mcpmeter.monitoring.lint.live import known_of, selectors
 from mcpmeter.monitoring.lint.reading import filled_in
@@ -234,6 +238,14 @@ DOCUMENTS = st.recursive(
 )
 
 
+def test_every_query_of_a_runbook_is_sound() -> None:
+    queries = [check.query for alert in alerts(MonitoringOptions()) for check in alert.runbook.check]
+    rules = [{"record": f"r{number}", "expr": query} for number, query in enumerate(queries)]
+    text = yaml.safe_dump({"groups": [{"name": "g", "rules": rules}]})
+    assert len(queries) > 40
+    assert lint({"runbooks": text}, Known.from_catalog()) == []
+
+
 class TestFiles:
     def test_a_prometheus_rule_and_a_config_map_of_dashboards_are_read(self) -> None:
         spec = {"groups": [{"name": "g", "rules": [{"alert": "A", "expr": "mcp_gone > 1"}]}]}
@@ -323,6 +335,13 @@ class TestCommand:
         quiet.write_text("groups: [{name: g, rules: [{alert: A, expr: 'increase(mcp_errors_total[5m]) > 0'}]}]")
         assert run("monitoring", "lint", quiet).code == 0
         assert run("monitoring", "lint", "--strict", quiet).code == 1
+
+    def test_without_the_grammar_it_says_what_to_install(self, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+        for name in [name for name in sys.modules if name.startswith("mcpmeter.monitoring.lint")]:
+            monkeypatch.delitem(sys.modules, name)
+        monkeypatch.setitem(sys.modules, "promql_parser", None)
+        assert run_command(["monitoring", "lint", str(RULES)]) == 1
+        assert "pip install 'mcpmeter[server,monitoring]'" in capsys.readouterr().err
 
     def test_a_file_that_cannot_be_read_is_named(self, run, tmp_path: Path) -> None:
         done = run("monitoring", "lint", tmp_path / "none.yml")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mcpmeter.errors import SetupError
+from mcpmeter.errors import PartMissing, SetupError
 
 if TYPE_CHECKING:
     from mcpmeter.monitoring.lint import Finding
@@ -100,9 +100,11 @@ def lint(files: Sequence[Path], scrape: str | None, prometheus_url: str | None, 
       mcpmeter monitoring lint rules/*.yml dashboards/*.json
       mcpmeter monitoring lint --scrape http://127.0.0.1:8000/metrics alerts.yml
     """
-    from mcpmeter.monitoring.lint import lint as find
-    from mcpmeter.monitoring.lint.live import known_of, unmatched
-
+    try:
+        from mcpmeter.monitoring.lint import lint as find
+        from mcpmeter.monitoring.lint.live import known_of, unmatched
+    except ModuleNotFoundError as missing:
+        raise _grammar_missing(missing) from None
     texts = {str(path): _read(path) for path in files}
     findings = find(texts, known_of(scrape))
     if prometheus_url:
@@ -114,6 +116,15 @@ def lint(files: Sequence[Path], scrape: str | None, prometheus_url: str | None, 
     else:
         _print(findings, len(texts))
     return 1 if any(strict or found.level == "error" for found in findings) else 0
+
+
+def _grammar_missing(missing: ModuleNotFoundError) -> Exception:
+    if missing.name != "promql_parser":
+        return missing
+    return PartMissing(
+        "The linter needs the package 'promql-parser', which is not installed.",
+        hint="Run: pip install 'mcpmeter[server,monitoring]'",
+    )
 
 
 def _read(path: Path) -> str:
