@@ -168,3 +168,37 @@ aliases: {cheap: holysheep/deepseek-v3.2}
     for line in ("key: 2 present, in turn", "gpt-4.1: openai then holysheep", "cheap: holysheep/deepseek-v3.2"):
         assert line in told
     assert "sk-aaaaaaaa" not in told
+
+
+def test_the_live_checklist_names_what_is_wrong_and_what_to_do(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = f"""\
+server: {{port: 9}}
+providers: [{{name: local, type: generic, base_url: "http://127.0.0.1:9/v1", api_key: {SECRET}}}]
+"""
+    config = write(tmp_path, text)
+    assert run(["check", "--live", "--config", config]) == 1
+    out, _ = capsys.readouterr()
+    lines = out.splitlines()
+    assert lines[0] == f"ok           configuration: {config} is valid"
+    assert "failed       service: http://127.0.0.1:9 cannot be reached (Connection refused)" in lines
+    assert "             -> Start it: mcpmeter serve" in lines
+    assert any(line.startswith("not checked  prometheus: say where it is: --prometheus") for line in lines)
+    assert SECRET not in out
+
+
+def test_the_live_checklist_as_json_is_a_line_for_each_check(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = write(tmp_path, 'providers: [{name: local, type: generic, base_url: "http://127.0.0.1:9/v1"}]')
+    assert run(["check", "--live", "--json", "--service", "http://127.0.0.1:9", "--config", config]) == 1
+    findings = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    states = {finding["check"]: finding["state"] for finding in findings}
+    assert (states["ledger"], states["service"], states["provider local"]) == ("ok", "failed", "failed")
+    assert all(finding["todo"] for finding in findings if finding["state"] == "failed")
+
+
+def test_addresses_of_running_parts_go_with_live(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["check", "--prometheus", "http://127.0.0.1:9090"]) == 2
+    assert "go with --live" in capsys.readouterr().err

@@ -115,11 +115,11 @@ class TestDemo:
         assert "taken" in finished.stderr
 
     @pytest.mark.usefixtures("prometheus_is_here")
-    def test_with_the_stack_a_real_prometheus_scrapes_it_and_is_ended_with_it(self, demo):
+    def test_with_the_stack_a_real_prometheus_scrapes_it_and_all_is_ended_with_it(self, demo):
         running, _ = demo("--stack")
         prometheus = running.says(r"Prometheus +(http://[\d.:]+)/")[1]
         children = psutil.Process(running.process.pid).children(recursive=True)
-        assert [child.name() for child in children] == ["prometheus"]
+        assert sorted(child.name() for child in children) == ["prometheus", "prometheus-alertmanager"]
         query = f"{prometheus}/api/v1/query?query=count(sum%20by%20(team)(mcp_tokens_total%3E0))"
         eventually(
             lambda: get_json(query)["data"]["result"],

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from mcpmeter.config.settings import RouteSettings
     from mcpmeter.ledger.location import Location
     from mcpmeter.relay.routing import Upstream
+    from mcpmeter.service.live import Finding
 
 COLUMN: Final = 14
 
@@ -29,18 +30,41 @@ COLUMN: Final = 14
     type=click.Path(path_type=Path),
     help="The file; else $MCPMETER_CONFIG or ./mcpmeter.yaml.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def command(config_path: Path | None, as_json: bool) -> int:
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object; with --live, one line each check.")
+@click.option("--live", is_flag=True, help="Check what is running too: the deployment checklist.")
+@click.option("--service", metavar="URL", help="With --live: where it runs; as the configuration says, unless given.")
+@click.option("--prometheus", metavar="URL", default="", help="With --live: the Prometheus that scrapes it.")
+@click.option("--alertmanager", metavar="URL", default="", help="With --live: the Alertmanager; it gets a test alert.")
+@click.option("--grafana", metavar="URL", default="", help="With --live: Grafana; its token is $GRAFANA_TOKEN.")
+def command(
+    *,
+    config_path: Path | None,
+    as_json: bool,
+    live: bool,
+    service: str | None,
+    prometheus: str,
+    alertmanager: str,
+    grafana: str,
+) -> int:
     """Validate the configuration and print what would run; no key is ever printed.
 
+    With --live go through the deployment checklist: ledger, service, metrics, clock, providers and their keys,
+    Prometheus and its rules, a test alert through Alertmanager, dashboards. A line each, and what to do.
+
     \b
-    Exit code 0: it would run; 1: it would not.
+    Exit code 0: it would run, or runs as it should; 1: it would not, or a check failed.
     Example:
       mcpmeter check --config mcpmeter.yaml
       mcpmeter check --json | jq .problems
+      mcpmeter check --live --prometheus http://127.0.0.1:9090 --alertmanager http://127.0.0.1:9093
     """
     from mcpmeter.config import find_file, load
 
+    if not live and (service or prometheus or alertmanager or grafana):
+        raise click.UsageError("--service, --prometheus, --alertmanager and --grafana go with --live.")
+    if live:
+        parts = {"prometheus": prometheus, "alertmanager": alertmanager, "grafana": grafana}
+        return _check_live(load(find_file(config_path, os.environ), os.environ), service, parts, as_json=as_json)
     try:
         settings = load(find_file(config_path, os.environ), os.environ)
         plan = _plan(settings)
@@ -51,6 +75,46 @@ def command(config_path: Path | None, as_json: bool) -> int:
     else:
         _print_plan(plan)
     return 0 if plan["ok"] else 1
+
+
+def _check_live(settings: Settings, service: str | None, parts: dict[str, str], *, as_json: bool) -> int:
+    import asyncio
+
+    from mcpmeter.service.live import Addresses, check_live
+
+    base = (service or _reachable(settings.server.host, settings.server.port)).rstrip("/")
+    own = settings.metrics
+    metrics = base if own.port is None else _reachable(own.host or "127.0.0.1", own.port)
+    given = {name: url.rstrip("/") for name, url in parts.items()}
+    token = os.environ.get("GRAFANA_TOKEN", "")
+    addresses = Addresses(service=base, metrics=metrics, grafana_token=token, **given)
+
+    async def run() -> bool:
+        failed = False
+        click.echo(f"{'ok':<12} configuration: {settings.source} is valid" if not as_json else "", nl=not as_json)
+        async for finding in check_live(settings, addresses):
+            failed = failed or finding.state == "failed"
+            _print_finding(finding, as_json)
+        return failed
+
+    return 1 if asyncio.run(run()) else 0
+
+
+def _print_finding(finding: Finding, as_json: bool) -> None:
+    import msgspec
+
+    if as_json:
+        click.echo(msgspec.json.encode(finding).decode())
+        return
+    click.echo(f"{finding.state:<12} {finding.check}: {finding.says}")
+    if finding.todo:
+        click.echo(f"{'':<12} -> {finding.todo}")
+
+
+def _reachable(host: str, port: int) -> str:
+    """Where a listener on every address is reached from this machine."""
+    every = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "[::]": "[::1]"}  # noqa: S104 (compared, not bound)
+    return _address(every.get(host, host), port)
 
 
 def _plan(settings: Settings) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+from urllib.parse import urlsplit
 
 from pydantic import SecretStr
 
@@ -22,9 +23,12 @@ from mcpmeter.config import (
     is_loopback,
 )
 from mcpmeter.ledger.location import Location
+from mcpmeter.monitoring.options import MonitoringOptions
 from mcpmeter.service.build import Service
+from mcpmeter.service.pager import Notice, pager
 from mcpmeter.service.run import bind, running
-from mcpmeter.service.stack import find_prometheus, prometheus
+from mcpmeter.service.stack import StackStarted, find_prometheus
+from mcpmeter.service.stack import stack as run_stack
 from mcpmeter.simulator import Latency, Simulator
 from mcpmeter.simulator.traffic import TrafficCounts, steady
 
@@ -32,6 +36,7 @@ TEAMS: Final = ("search", "support", "research")
 MODELS: Final = ("gpt-4.1", "claude-sonnet-4.5", "gemini-2.5-flash", "deepseek-v3.2")
 EMBEDDING_MODELS: Final = ("text-embedding-3-small", "text-embedding-3-large")
 DRAIN_SECONDS: Final = 2.0
+STACK_SPEEDUP: Final = 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +46,8 @@ class DemoOptions:
     host: str
     port: int
     folder: Path
-    """For the ledger and Prometheus's data."""
-    with_prometheus: bool
+    """For the ledger and the stack's data."""
+    with_stack: bool
     calls_per_second: float
     seed: int
 
@@ -52,16 +57,21 @@ class DemoStarted:
     """What to tell whoever watches."""
 
     address: str
-    prometheus: str | None
+    stack: StackStarted | None
     ledger: Location
     key: str
     """A key of team `search`, made for this run."""
     key_needed: bool
 
 
-async def run_demo(options: DemoOptions, started: Callable[[DemoStarted], None]) -> TrafficCounts:
-    """Run until SIGINT or SIGTERM; returns what the traffic did. Raises SetupError as `serve` does."""
-    if options.with_prometheus:
+async def run_demo(
+    options: DemoOptions, started: Callable[[DemoStarted], None], paged: Callable[[str, Notice], None]
+) -> TrafficCounts:
+    """Run until SIGINT or SIGTERM; returns what the traffic did. Raises SetupError as `serve` does.
+
+    With a stack, `paged` is told of each alert and of the receiver that it would have gone to.
+    """
+    if options.with_stack:
         find_prometheus()
     listener = bind(options.host, options.port)
     stop = asyncio.Event()
@@ -80,11 +90,13 @@ async def run_demo(options: DemoOptions, started: Callable[[DemoStarted], None])
         settings = demo_settings(options, upstream.base_url, keys)
         service = Service(lambda: settings, keys_optional=is_loopback(options.host))
         address = await stack.enter_async_context(running(service, listener))
-        scraper = None
-        if options.with_prometheus:
-            scraper = await stack.enter_async_context(prometheus(address, options.folder / "prometheus"))
         local = address.replace("0.0.0.0", "127.0.0.1")  # noqa: S104 (an address to call, not to listen on)
-        started(DemoStarted(address, scraper, service.ledger_path, keys["search"], not is_loopback(options.host)))
+        beside = None
+        if options.with_stack:
+            notify = await stack.enter_async_context(pager(paged))
+            monitoring = stack_options(local)
+            beside = await stack.enter_async_context(run_stack(monitoring, options.folder / "stack", notify=notify))
+        started(DemoStarted(address, beside, service.ledger_path, keys["search"], not is_loopback(options.host)))
         return await steady(
             local,
             dict(keys),
@@ -94,6 +106,17 @@ async def run_demo(options: DemoOptions, started: Callable[[DemoStarted], None])
             stop=stop,
             seed=options.seed,
         )
+
+
+def stack_options(address: str) -> MonitoringOptions:
+    """Our own rules on the demo, thirty times as fast: what takes an hour to page somebody takes two minutes here."""
+    return MonitoringOptions(
+        targets=(urlsplit(address).netloc,),
+        scrape_interval_seconds=2,
+        service_scrape_interval_seconds=2,
+        evaluation_interval_seconds=2,
+        speedup=STACK_SPEEDUP,
+    )
 
 
 def demo_settings(options: DemoOptions, upstream: str, keys: dict[str, str]) -> Settings:

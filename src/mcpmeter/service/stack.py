@@ -1,4 +1,4 @@
-"""A real Prometheus beside the service, for the demo and for tests."""
+"""A real Prometheus and Alertmanager beside the service, for the demo and for tests."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import asyncio
 import shutil
 import socket
 import subprocess
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, closing
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, closing
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
@@ -15,9 +16,22 @@ from urllib.parse import urlsplit
 import aiohttp
 
 from mcpmeter.errors import PartMissing, PortTaken
+from mcpmeter.monitoring.options import MonitoringOptions, Webhook
+from mcpmeter.monitoring.render import files
 
 SECONDS_TO_BE_READY: Final = 20.0
 SECONDS_TO_STOP: Final = 5.0
+ALERTMANAGER_NAMES: Final = ("prometheus-alertmanager", "alertmanager")
+"""Debian's name for it, and everybody else's."""
+
+
+@dataclass(frozen=True, slots=True)
+class StackStarted:
+    """Where the parts answer."""
+
+    prometheus: str
+    alertmanager: str | None
+    """None where it is not installed."""
 
 
 def find_prometheus() -> str:
@@ -30,35 +44,61 @@ def find_prometheus() -> str:
     return found
 
 
+def find_alertmanager() -> str | None:
+    """The program's path, or None."""
+    return next((found for name in ALERTMANAGER_NAMES if (found := shutil.which(name))), None)
+
+
+@asynccontextmanager
+async def stack(options: MonitoringOptions, folder: Path, *, notify: str = "") -> AsyncIterator[StackStarted]:
+    """Run both from what `mcpmeter monitoring write` makes of `options`, on free ports, with their data in `folder`.
+
+    `notify`: a URL that every notification goes to, beside the receivers of `options`. Raises PartMissing, PortTaken.
+    """
+    program, manager = find_prometheus(), find_alertmanager()
+    manager_at = f"127.0.0.1:{free_port()}" if manager else ""
+    made = _made_for(options, manager_at, notify)
+    _write(made, folder)
+    async with AsyncExitStack() as parts:
+        if manager:
+            await parts.enter_async_context(_alertmanager(manager, folder, manager_at))
+        config = folder / "prometheus" / "prometheus.yml"
+        # What fired before it had found Alertmanager is sent again only after this time.
+        resend = f"--rules.alert.resend-delay={max(1, 60 // options.speedup)}s"
+        started = _prometheus(program, config, folder / "prometheus-data", free_port(), resend)
+        address = await parts.enter_async_context(started)
+        yield StackStarted(address, f"http://{manager_at}" if manager else None)
+
+
+def _made_for(options: MonitoringOptions, manager_at: str, notify: str) -> MonitoringOptions:
+    receivers = options.receivers
+    if notify:
+        hook = Webhook(url=notify)
+        receivers = replace(
+            receivers, webhook=receivers.webhook or hook, dead_mans_switch=receivers.dead_mans_switch or hook
+        )
+    return replace(options, alertmanagers=(manager_at,) if manager_at else (), receivers=receivers)
+
+
+def _write(options: MonitoringOptions, folder: Path) -> None:
+    for path, content in files(options).items():
+        file = folder / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(content)
+
+
 @asynccontextmanager
 async def prometheus(
     target: str, folder: Path, *, port: int = 0, scrape_interval: str = "2s", config: Path | None = None
 ) -> AsyncIterator[str]:
-    """Run Prometheus scraping `target` (a base URL), its data in `folder`; yields its address, ends it afterwards.
+    """Run Prometheus alone, scraping `target` (a base URL); yields its address, ends it afterwards.
 
     A `config` of one's own stands in the place of `target` and `scrape_interval`.
     """
     program = find_prometheus()
-    port = port or free_port()
     config = config or _write_config(folder, target, scrape_interval)
-    process = await asyncio.create_subprocess_exec(
-        program,
-        f"--config.file={config}",
-        f"--storage.tsdb.path={folder / 'data'}",
-        f"--web.listen-address=127.0.0.1:{port}",
-        "--enable-feature=exemplar-storage",
-        "--log.level=error",
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,  # a Ctrl-C on the terminal is ours to hand on
-    )
-    try:
-        address = f"http://127.0.0.1:{port}"
-        await _until_ready(address, process)
+    async with _prometheus(program, config, folder / "data", port or free_port()) as address:
         yield address
-    finally:
-        await _end(process)
 
 
 def _write_config(folder: Path, target: str, scrape_interval: str) -> Path:
@@ -75,7 +115,52 @@ def _write_config(folder: Path, target: str, scrape_interval: str) -> Path:
     return config
 
 
-async def _until_ready(address: str, process: asyncio.subprocess.Process) -> None:
+@asynccontextmanager
+async def _prometheus(program: str, config: Path, data: Path, port: int, *more: str) -> AsyncIterator[str]:
+    arguments = (
+        program,
+        f"--config.file={config}",
+        f"--storage.tsdb.path={data}",
+        f"--web.listen-address=127.0.0.1:{port}",
+        "--enable-feature=exemplar-storage",
+        "--log.level=error",
+        *more,
+    )
+    async with _running("Prometheus", arguments, f"http://127.0.0.1:{port}") as address:
+        yield address
+
+
+@asynccontextmanager
+async def _alertmanager(program: str, folder: Path, address: str) -> AsyncIterator[str]:
+    arguments = (
+        program,
+        f"--config.file={folder / 'alertmanager' / 'alertmanager.yml'}",
+        f"--storage.path={folder / 'alertmanager-data'}",
+        f"--web.listen-address={address}",
+        "--cluster.listen-address=",  # alone: it would look for others on every interface
+        "--log.level=error",
+    )
+    async with _running("Alertmanager", arguments, f"http://{address}") as reached:
+        yield reached
+
+
+@asynccontextmanager
+async def _running(name: str, arguments: Sequence[str], address: str) -> AsyncIterator[str]:
+    process = await asyncio.create_subprocess_exec(
+        *arguments,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,  # a Ctrl-C on the terminal is ours to hand on
+    )
+    try:
+        await _until_ready(name, address, process)
+        yield address
+    finally:
+        await _end(process)
+
+
+async def _until_ready(name: str, address: str, process: asyncio.subprocess.Process) -> None:
     async with asyncio.timeout(SECONDS_TO_BE_READY), aiohttp.ClientSession() as session:
         while process.returncode is None:
             try:
@@ -85,7 +170,7 @@ async def _until_ready(address: str, process: asyncio.subprocess.Process) -> Non
             except aiohttp.ClientError:
                 pass  # it does not listen yet
             await asyncio.sleep(0.1)
-    raise PortTaken("Prometheus did not start.", hint=f"Is {urlsplit(address).netloc} taken by another one?")
+    raise PortTaken(f"{name} did not start.", hint=f"Is {urlsplit(address).netloc} taken by another one?")
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:

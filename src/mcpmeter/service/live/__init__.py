@@ -1,0 +1,46 @@
+"""`mcpmeter check --live`: the deployment checklist as a program. Each check answers for itself; none stops another."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import aiohttp
+
+from mcpmeter.config import Settings
+from mcpmeter.service.live import alertmanager, grafana, itself, page, prometheus
+from mcpmeter.service.live.finding import Addresses, Finding, Live, failed
+
+__all__ = ["Addresses", "Finding", "check_live"]
+
+SECONDS_FOR_ONE_CHECK = 20.0
+
+Check = Callable[[Live], Awaitable[list[Finding]]]
+CHECKS: tuple[tuple[str, Check], ...] = (
+    ("ledger", itself.ledger),
+    ("service", page.service),
+    ("metrics", page.metrics),
+    ("clock", itself.clock),
+    ("provider", itself.providers),
+    ("prometheus", prometheus.prometheus),
+    ("rules", prometheus.rules),
+    ("alertmanager", alertmanager.alertmanager),
+    ("dashboards", grafana.dashboards),
+)
+
+
+async def check_live(settings: Settings, addresses: Addresses) -> AsyncIterator[Finding]:
+    """Run the checks one after the other; each finding comes as soon as it is there."""
+    timeout = aiohttp.ClientTimeout(total=10, connect=5)
+    async with aiohttp.ClientSession(timeout=timeout) as session:
+        live = Live(settings, addresses, session)
+        for name, check in CHECKS:
+            for finding in await _answered(name, check(live)):
+                yield finding
+
+
+async def _answered(name: str, check: Awaitable[list[Finding]]) -> list[Finding]:
+    try:
+        return await asyncio.wait_for(check, SECONDS_FOR_ONE_CHECK)
+    except TimeoutError:
+        return [failed(name, f"no answer within {SECONDS_FOR_ONE_CHECK:g} s", "Look at its log and its load.")]

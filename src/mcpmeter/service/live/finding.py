@@ -1,0 +1,112 @@
+"""What a check finds, and what checks share: the settings, the addresses, one HTTP session."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import aiohttp
+import msgspec
+
+from mcpmeter.config import Settings
+
+State = Literal["ok", "failed", "not checked"]
+
+
+class Finding(msgspec.Struct, frozen=True, kw_only=True):
+    """One line of the checklist."""
+
+    check: str
+    state: State
+    says: str
+    todo: str = ""
+    """What to do, where it failed."""
+
+
+def ok(check: str, says: str) -> Finding:
+    """The check passed."""
+    return Finding(check=check, state="ok", says=says)
+
+
+def failed(check: str, says: str, todo: str) -> Finding:
+    """The check failed."""
+    return Finding(check=check, state="failed", says=says, todo=todo)
+
+
+def not_checked(check: str, says: str) -> Finding:
+    """There was nothing to check, or nobody said where."""
+    return Finding(check=check, state="not checked", says=says)
+
+
+def some(names: Sequence[str]) -> str:
+    """The first few of many names."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Addresses:
+    """Where the running parts are; base URLs without a slash at the end, empty for those that are not to be checked."""
+
+    service: str
+    metrics: str
+    prometheus: str = ""
+    alertmanager: str = ""
+    grafana: str = ""
+    grafana_token: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Live:
+    """What every check is given."""
+
+    settings: Settings
+    addresses: Addresses
+    session: aiohttp.ClientSession
+
+    async def get(self, url: str, *, token: str = "") -> tuple[int, bytes, str]:
+        """(status, body, Date header). Raises Unreachable."""
+        headers = {"authorization": f"Bearer {token}"} if token else {}
+        return await self._answer("GET", url, headers=headers)
+
+    async def get_json(self, url: str, *, token: str = "") -> Any:
+        """What a JSON API answers. Raises Unreachable, also for a status other than 200."""
+        status, body, _ = await self.get(url, token=token)
+        if status != 200:
+            raise Unreachable(f"it answers {status}")
+        return _decoded(body)
+
+    async def post_json(self, url: str, value: object) -> tuple[int, Any]:
+        """(status, answer). Raises Unreachable."""
+        status, body, _ = await self._answer(
+            "POST", url, data=msgspec.json.encode(value), headers={"content-type": "application/json"}
+        )
+        return status, _decoded(body) if body.strip() else None
+
+    async def head_of(self, url: str, headers: Mapping[str, str]) -> int:
+        """The status of a GET with these headers. Raises Unreachable."""
+        status, _, _ = await self._answer("GET", url, headers=dict(headers))
+        return status
+
+    async def _answer(self, method: str, url: str, **more: Any) -> tuple[int, bytes, str]:
+        try:
+            async with self.session.request(method, url, allow_redirects=False, **more) as answer:
+                return answer.status, await answer.read(), answer.headers.get("date", "")
+        except aiohttp.ClientConnectorError as fault:
+            number = fault.os_error.errno
+            reason = os.strerror(number) if number else type(fault.os_error).__name__
+            raise Unreachable(f"cannot be reached ({reason})") from None
+        except (aiohttp.ClientError, TimeoutError) as fault:
+            raise Unreachable(f"does not answer ({type(fault).__name__})") from None
+
+
+class Unreachable(Exception):
+    """Somebody did not answer as he should; the text is the end of a sentence."""
+
+
+def _decoded(body: bytes) -> Any:
+    try:
+        return msgspec.json.decode(body)
+    except msgspec.DecodeError:
+        raise Unreachable("answers something that is no JSON") from None

@@ -1,0 +1,128 @@
+"""What the service stands on: the ledger, the clock, the providers."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import Final
+
+from mcpmeter.errors import LedgerNotUsable, MeterError
+from mcpmeter.ledger.connection import explain, open_for_writing
+from mcpmeter.ledger.location import PostgresUrl
+from mcpmeter.ledger.migrations import transaction
+from mcpmeter.ledger.opening import open_store
+from mcpmeter.relay.routing import Upstream
+from mcpmeter.service.live.finding import Finding, Live, Unreachable, failed, not_checked, ok
+
+MOST_SECONDS_OFF: Final = 5.0
+
+
+async def ledger(live: Live) -> list[Finding]:
+    """Whether a row can be written, durably, beside a service that is running."""
+    place = live.settings.ledger.location
+    if isinstance(place, PostgresUrl):
+        return [await _database(live, place)]
+    path = place
+    if not path.exists():
+        return [_folder(path)]
+    try:
+        await asyncio.to_thread(_write, path)
+    except LedgerNotUsable as fault:
+        return [failed("ledger", fault.message, fault.hint)]
+    return [ok("ledger", f"{path} can be written")]
+
+
+async def _database(live: Live, place: PostgresUrl) -> Finding:
+    store = open_store(place, lease_s=live.settings.ledger.lease_seconds)
+    try:
+        await store.start()
+        await store.probe()
+    except MeterError as fault:
+        return failed("ledger", fault.message, fault.hint)
+    finally:
+        await store.close()
+    return ok("ledger", f"{place} can be written")
+
+
+def _folder(path: Path) -> Finding:
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if folder.is_dir() and os.access(folder, os.W_OK | os.X_OK):
+        return ok("ledger", f"{path} is not there yet, and can be made")
+    return failed("ledger", f"{path.parent} cannot be written", "Give this user the right, or set 'ledger.path'.")
+
+
+def _write(path: Path) -> None:
+    db = open_for_writing(path)
+    try:
+        with explain(path), transaction(db):
+            db.execute("INSERT OR REPLACE INTO probe VALUES (1, ?)", (time.time_ns(),))
+    finally:
+        db.close()
+
+
+async def clock(live: Live) -> list[Finding]:
+    """Whether this machine's clock agrees with everybody else's: periods, prices and keys' ends go by it."""
+    offsets: dict[str, float] = {}
+    for name, url in _told_by(live):
+        try:
+            _, _, date = await live.get(url)
+            offsets[name] = abs(time.time() - parsedate_to_datetime(date).timestamp())
+        except (Unreachable, ValueError):
+            continue  # its own check says so
+    if not offsets:
+        return [not_checked("clock", "nobody that says the time could be reached")]
+    name, seconds = min(offsets.items(), key=lambda item: item[1])
+    if seconds > MOST_SECONDS_OFF:
+        says = f"{seconds:.0f} s off the clock of {name}"
+        return [failed("clock", says, "Run a time service: systemctl enable --now systemd-timesyncd")]
+    return [ok("clock", f"within {MOST_SECONDS_OFF:g} s of {name}'s")]
+
+
+def _told_by(live: Live) -> list[tuple[str, str]]:
+    upstreams = [(upstream.name, upstream.provider.base_url) for upstream in live.settings.upstreams()]
+    return [*upstreams, *((name, url) for name, url in (("Prometheus", live.addresses.prometheus),) if url)]
+
+
+async def providers(live: Live) -> list[Finding]:
+    """Whether each provider is reached and takes its key."""
+    return [await _provider(live, upstream) for upstream in live.settings.upstreams()]
+
+
+async def _provider(live: Live, upstream: Upstream) -> Finding:
+    name = f"provider {upstream.name}"
+    provider = upstream.provider
+    url = f"{provider.base_url}/models"
+    for credential in upstream.credentials:
+        try:
+            status = await _status(live, url, provider.auth_headers(credential.secret, _own_path(upstream)))
+        except Unreachable as fault:
+            return failed(name, f"{provider.base_url} {fault}", "Check its base_url, the network and the name service.")
+        if status in (401, 403):
+            says = f"it refuses the key {credential.id} (HTTP {status})"
+            return failed(name, says, "Make a new key at the provider.")
+        if status >= 500:
+            return failed(name, f"it answers {status}", "Look at the provider's status page.")
+    if status == 404:
+        return ok(name, f"{provider.base_url} answers; it lists no models, so that its key was not tried")
+    return ok(name, f"{provider.base_url} answers, and takes {_keys(upstream)}")
+
+
+def _own_path(upstream: Upstream) -> str:
+    """The path by whose authentication models are listed: by `x-api-key` where that is the provider's way."""
+    paths = upstream.provider.path_auth
+    return "messages" if "messages" in paths else ""
+
+
+async def _status(live: Live, url: str, headers: dict[str, str]) -> int:
+    more = {"anthropic-version": "2023-06-01"} if "x-api-key" in headers else {}
+    return await live.head_of(url, {**headers, **more})
+
+
+def _keys(upstream: Upstream) -> str:
+    if not upstream.api_key:
+        return "calls without a key"
+    count = len(upstream.credentials)
+    return "its key" if count == 1 else f"its {count} keys"
