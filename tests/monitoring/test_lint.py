@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 import yaml
@@ -18,7 +22,7 @@ from mcpmeter.errors import SetupError
 from mcpmeter.monitoring import MonitoringOptions
 from mcpmeter.monitoring.alerts import alerts
 from mcpmeter.monitoring.lint import Finding, Known, lint, read
-from mcpmeter.monitoring.lint.live import known_of, selectors
+from mcpmeter.monitoring.lint.live import known_of, selectors, unmatched
 from mcpmeter.monitoring.lint.reading import filled_in
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -316,6 +320,39 @@ class TestScrape:
     def test_an_address_that_does_not_answer_is_refused(self) -> None:
         with pytest.raises(SetupError, match="does not answer"):
             known_of("http://127.0.0.1:1/metrics")
+
+
+class Answering(BaseHTTPRequestHandler):
+    """A Prometheus that has one series."""
+
+    def do_GET(self) -> None:
+        query = parse_qs(urlsplit(self.path).query)["query"][0]
+        result = [{"metric": {}, "value": [0, "1"]}] if query == "count(up)" else []
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(json.dumps({"status": "success", "data": {"result": result}}).encode())
+
+    def log_message(self, *arguments: object) -> None:
+        """Nothing."""
+
+
+class TestPrometheus:
+    @pytest.fixture
+    def address(self) -> Iterator[str]:
+        with ThreadingHTTPServer(("127.0.0.1", 0), Answering) as server:
+            thread = Thread(target=server.serve_forever)
+            thread.start()
+            yield f"http://127.0.0.1:{server.server_port}"
+            server.shutdown()
+            thread.join()
+
+    def test_a_selector_that_matches_no_series_there_is_told(self, address: str) -> None:
+        rules = yaml.safe_dump(
+            {"groups": [{"rules": [{"alert": "A", "expr": 'up == 0 and gone{a="b"} offset 1d > 1'}]}]}
+        )
+        (finding,) = unmatched({"rules.yml": rules}, address)
+        assert (finding.kind, finding.place) == ("no-series-now", "alert A")
+        assert finding.message.startswith('gone{a="b"} matches no series')
 
 
 class TestCommand:
