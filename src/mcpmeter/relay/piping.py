@@ -50,6 +50,7 @@ class Pipe:
         elif part := tee.feed(data):
             wire.write(part)
         if tee.end:
+            wire.watch(None)  # all has come: who leaves now leaves a whole answer
             return False
         if wire.is_full and self._patience is None:
             self._answer.hold()
