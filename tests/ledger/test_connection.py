@@ -101,7 +101,7 @@ def test_a_damaged_ledger_is_refused_with_the_command_that_mends_it(tmp_path, pa
     at = int(len(content) * part) // 4096 * 4096
     content[at : at + 4096] = os.urandom(4096)
     path.write_bytes(content)
-    assert f"sqlite3 {path}.damaged .recover" in refusal_of(path)
+    assert f"mcpmeter ledger recover {path} {path}.new" in refusal_of(path)
 
 
 def test_a_ledger_cut_short_is_refused(tmp_path):

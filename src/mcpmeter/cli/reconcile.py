@@ -18,7 +18,6 @@ import click
 
 from mcpmeter.cli._ledger import ledger_at, ledger_option, unix_ns
 from mcpmeter.cli.report import printable, usd
-from mcpmeter.ledger.export import formula_safe as cell
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -211,6 +210,7 @@ def _price_book(config_path: Path | None) -> PriceBook:
 @contextlib.contextmanager
 def _differences(path: Path | None) -> Iterator[OnFinding]:
     """Writes each difference to a CSV file as it is found."""
+    from mcpmeter.ledger.export import formula_safe
     from mcpmeter.reconcile.lines import DIFFERENCES
 
     if path is None:
@@ -222,7 +222,9 @@ def _differences(path: Path | None) -> Iterator[OnFinding]:
 
         def keep(result: Result, finding: Finding) -> None:
             if finding.verdict in DIFFERENCES:
-                lines.writerow([cell("" if value is None else value) for value in _record(result, finding).values()])
+                lines.writerow(
+                    [formula_safe("" if value is None else value) for value in _record(result, finding).values()]
+                )
 
         yield keep
 
