@@ -16,7 +16,7 @@ from mcpmeter.ledger.reading import open_reader
 from mcpmeter.ledger.rows import ROW_COLUMNS, SELECT_ROWS_SQL
 
 UPSTREAM_KEY = "sk-simulated-upstream"
-KEYS = {team: f"mk_{secrets.token_urlsafe(36)}" for team in ("search", "support")}
+KEYS = {team: f"mk_{secrets.token_urlsafe(36)}" for team in ("search", "support", "platform")}
 
 
 class Sample(NamedTuple):
@@ -44,7 +44,10 @@ class Stand:
         self.upstream = simulator.says(r"Simulator at (http://\S+)")[1]
 
     def configure(self, *, drain_seconds: float = 30, keys: Iterable[str] = (), extra: str = "") -> None:
-        named = "".join(f"  - {{name: {team}-key, team: {team}, secret: '{KEYS[team]}'}}\n" for team in keys)
+        named = "".join(
+            f"  - {{name: {team}-key, team: {team}, secret: '{KEYS[team]}', role: {self._role(team)}}}\n"
+            for team in keys
+        )
         self.config.write_text(
             f"server: {{port: 0, drain_seconds: {drain_seconds}}}\n"
             f"ledger: {self._ledger_section}\n"
@@ -53,6 +56,10 @@ class Stand:
             + (f"keys:\n{named}" if named else "")
             + extra
         )
+
+    @staticmethod
+    def _role(team: str) -> str:
+        return "admin" if team == "platform" else "caller"
 
     @property
     def _ledger_section(self) -> str:
@@ -80,13 +87,13 @@ class Stand:
         """The sum of the series that carry these labels; 0 for none."""
         return sum(s.value for s in self.samples().get(name, ()) if labels.items() <= s.labels.items())
 
+    def budgets(self) -> list[dict[str, Any]]:
+        """`/api/budgets` as an admin sees it."""
+        return json.loads(_get(f"{self.address}/api/budgets", KEYS["platform"]))["budgets"]
+
     def books(self, calls: int = 0) -> dict[str, Any]:
         """What the simulator wrote down itself."""
-        asked = urllib.request.Request(
-            f"{self.upstream}/simulator/books?calls={calls}", headers={"Authorization": f"Bearer {UPSTREAM_KEY}"}
-        )
-        with urllib.request.urlopen(asked, timeout=20) as answer:
-            return json.load(answer)
+        return json.loads(_get(f"{self.upstream}/simulator/books?calls={calls}", UPSTREAM_KEY))
 
     def report(self, *by: str) -> list[dict[str, Any]]:
         """`mcpmeter report --json`."""
@@ -102,8 +109,9 @@ class Stand:
             return [dict(zip(ROW_COLUMNS, row, strict=True)) for row in found]
 
 
-def _get(url: str) -> bytes:
-    with urllib.request.urlopen(url, timeout=20) as answer:
+def _get(url: str, secret: str = "") -> bytes:
+    asked = urllib.request.Request(url, headers={"Authorization": f"Bearer {secret}"} if secret else {})
+    with urllib.request.urlopen(asked, timeout=20) as answer:
         return answer.read()
 
 

@@ -1,136 +1,124 @@
-"""kill -9 under load: what a client has in full is in the ledger, once; what was open is recovered at the restart."""
+"""kill -9 under a mixed load: what a client has in full is in the ledger, once; budgets stand as its rows say."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 import signal
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from random import Random
-from typing import Any, NamedTuple
+from typing import Any
 
-import aiohttp
 import pytest
-
-ROUNDS = 3
-ROUNDS_IN_FULL = 20
-CLIENTS = 16
-ANSWERS_BEFORE_THE_KILL = (20, 200)
-PACE = (
-    "--latency-ms",
-    "uniform:0-30",
-    "--chunks-per-second",
-    "lognormal:500,0.5",
-    "--completion-tokens",
-    "uniform:5-60",
+from tests.e2e.killing import (
+    CLIENTS,
+    MIXED,
+    PACE,
+    Answered,
+    Load,
+    changed_by_restart,
+    duplicates_of,
+    missing_of,
+    nanousd,
+    spent_of,
 )
 
-
-class Answered(NamedTuple):
-    """A call whose answer a client has in full."""
-
-    call_id: str
-    prompt_tokens: int
-    completion_tokens: int
-
-
-class Load:
-    """Clients that call one after the other until the service is gone, and write down what they have in full."""
-
-    def __init__(self, address: str, name: str, random: Random) -> None:
-        self._url = f"{address}/v1/chat/completions"
-        self._name = name
-        self._random = random
-        self._news = asyncio.Condition()
-        self.answered: list[Answered] = []
-        self.cut = 0
-
-    async def run(self) -> None:
-        """Until every client has lost the service."""
-        async with aiohttp.ClientSession() as session:
-            await asyncio.gather(*(self._client(session, number) for number in range(CLIENTS)))
-
-    async def until_answered(self, count: int) -> None:
-        async with self._news:
-            await self._news.wait_for(lambda: len(self.answered) >= count)
-
-    async def _client(self, session: aiohttp.ClientSession, number: int) -> None:
-        while True:
-            try:
-                answered = await self._call(session, f"{self._name}-{number}", stream=self._random.random() < 0.5)
-            except aiohttp.ClientError:
-                self.cut += 1
-                return
-            async with self._news:
-                self.answered.append(answered)
-                self._news.notify_all()
-
-    async def _call(self, session: aiohttp.ClientSession, model: str, *, stream: bool) -> Answered:
-        body: dict[str, Any] = {"model": model, "messages": [{"role": "user", "content": "Count."}]}
-        if stream:
-            body |= {"stream": True, "stream_options": {"include_usage": True}}
-        async with session.post(self._url, json=body) as answer:
-            content = await answer.read()
-            assert answer.status == 200, content
-            usage = _usage_of_stream(content) if stream else json.loads(content)["usage"]
-            return Answered(answer.headers["x-mcpmeter-call-id"], usage["prompt_tokens"], usage["completion_tokens"])
+ROUNDS = 3
+ROUNDS_IN_FULL = 200
+ANSWERS_BEFORE_THE_KILL = (10, 80)
+BUDGETS = """
+pricing: {fallback: {prompt_usd_per_mtok: 1.23, completion_usd_per_mtok: 4.56}}
+budgets:
+  - {name: whole, limit_usd: 1000000}
+  - {name: search-month, team: search, limit_usd: 100000, time_zone: Europe/Berlin}
+  - {name: search-model-week, team: search, model: deepseek-v3.2, period: week, limit_usd: 100000}
+  - {name: support-key-month, key: support-key, limit_usd: 100000}
+  - {name: model-month, model: gpt-4.1, limit_usd: 100000}
+  - {name: embeddings-day, model: text-embedding-3-small, period: day, limit_usd: 100000}
+"""
 
 
-def _usage_of_stream(content: bytes) -> Mapping[str, int]:
-    if not content.endswith(b"data: [DONE]\n\n"):
-        raise aiohttp.ClientPayloadError("a stream without its end")
-    events = [json.loads(event[6:]) for event in content.split(b"\n\n")[:-2]]
-    return events[-1]["usage"]
+def standing_wrong(stand: Any, rows: Sequence[Mapping[str, Any]]) -> list[tuple[object, ...]]:
+    """Budgets of which the API, the gauges and the sum of the ledger's rows do not say the same, or that hold on."""
+    found = []
+    samples = stand.samples()
+
+    def gauge(name: str, budget: str) -> int:
+        return nanousd(sum(s.value for s in samples.get(name, ()) if s.labels["budget"] == budget))
+
+    for budget in stand.budgets():
+        name = budget["name"]
+        spent = nanousd(budget["spent_usd"]), gauge("mcp_budget_spent_usd", name), spent_of(rows, budget)
+        reserved = nanousd(budget["reserved_usd"]), gauge("mcp_budget_reserved_usd", name)
+        if len(set(spent)) > 1 or any(reserved):
+            found.append((name, *spent, *reserved))
+    return found
 
 
 @pytest.mark.trial
-async def test_no_answered_call_is_lost_and_open_ones_are_recovered_after_kill_9_under_load(stand, trials):
+async def test_no_answered_call_is_lost_and_budgets_stand_as_the_rows_say_after_kill_9(stand, team_keys, trials):
     stand.start_simulator("--seed", 5, *PACE)
-    stand.configure()
+    stand.configure(keys=team_keys, extra=BUDGETS)
     random = Random(23)
+    secrets = [team_keys[team] for team in sorted(team_keys)]
     answered: list[Answered] = []
-    cut = left_open = recovered = 0
+    wrong: list[tuple[object, ...]] = []
+    cut = left_open = recovered = missing = duplicates = changed = 0
     seconds_to_restart: list[float] = []
     rounds = ROUNDS_IN_FULL if trials.full else ROUNDS
-    stand.start_relay()
-    for number in range(rounds):
-        load = Load(stand.address, f"round-{number}", random)
+    await asyncio.to_thread(stand.start_relay)
+    for _ in range(rounds):
+        load = Load(lambda: stand.address, random, MIXED, secrets)
         running = asyncio.create_task(load.run())
-        await asyncio.wait_for(load.until_answered(random.randrange(*ANSWERS_BEFORE_THE_KILL)), 60)
-        killed = stand.relay.end(signal.SIGKILL)
-        assert killed.code == -signal.SIGKILL
+        aim = random.randrange(*ANSWERS_BEFORE_THE_KILL)
+        await load.until(lambda load=load, aim=aim: len(load.answered) >= aim)
+        stand.relay.send(signal.SIGKILL)
+        load.stopping = True
         await running
+        assert (await asyncio.to_thread(stand.relay.end, None)).code == -signal.SIGKILL
         answered += load.answered
         cut += load.cut
-        open_now = sum(row["open_calls"] for row in await asyncio.to_thread(stand.report, "outcome"))
-        left_open += open_now
+        assert not load.refused
+        before = await asyncio.to_thread(stand.rows)
         began = time.monotonic()
         await asyncio.to_thread(stand.start_relay)
         seconds_to_restart.append(time.monotonic() - began)
-        recovered_now = stand.total("mcp_ledger_recovered_total")
+        after = await asyncio.to_thread(stand.rows)
+        open_now = sum(row["state"] == "open" for row in before)
+        left_open += open_now
+        recovered_now = await asyncio.to_thread(stand.total, "mcp_ledger_recovered_total")
         assert recovered_now == open_now
         recovered += int(recovered_now)
+        missing += missing_of(load.answered, after)
+        duplicates = max(duplicates, duplicates_of(after))
+        changed += changed_by_restart(before, after)
+        wrong += await asyncio.to_thread(standing_wrong, stand, after)
 
     rows = stand.rows()
-    row_of = {row["id"]: row for row in rows}
-    missing = [call for call in answered if not is_kept(call, row_of.get(call.call_id))]
-    requests = Counter(row["upstream_request_id"] for row in rows if row["upstream_request_id"])
-    duplicates = len(rows) - len(row_of) + sum(count - 1 for count in requests.values())
+    missing = max(missing, missing_of(answered, rows))
     still_open = sum(row["state"] == "open" for row in rows)
     by_model = Counter(row["model"] for row in rows)
     unwritten = sum(max(0, t["calls"] - by_model[model]) for model, t in stand.books()["by_model"].items())
+    kinds = Counter(call.kind for call in answered)
     trials.record(
-        "kill -9 under load",
-        f"The service is killed while {CLIENTS} clients call, every second call a stream, and started again on the "
-        "same ledger. An answer counts as answered when a client has all of its body, or a stream's [DONE].",
+        "kill -9 under a mixed load",
+        f"The service is killed while {CLIENTS} clients of three teams call, and started again on the same ledger on "
+        "SQLite. An answer counts as answered when a client has all of its body, or a stream's end. After every "
+        "restart all rows are read, and each of six budgets (of all calls, a team, a key, a model; by day, week and "
+        "month, one in another time zone) has to stand as the cost of its period's rows says, in `/api/budgets` and in "
+        "`mcp_budget_spent_usd`, to the nano-dollar, with nothing reserved.",
         {
             "kills": rounds,
             "answered calls": len(answered),
+            "of them streams": kinds["stream"],
+            "of them embeddings": kinds["embeddings"],
+            "of them tool calls at /mcp": kinds["tool"],
             "calls cut off by a kill": cut,
-            "answered calls missing from the ledger, or with other tokens": len(missing),
+            "answered calls missing from the ledger, or with other tokens": missing,
             "duplicates": duplicates,
+            "settled rows that a restart changed": changed,
+            "budgets that stood otherwise than their rows say": len(wrong),
             "calls of the provider's books without a row": unwritten,
             "rows left open by a kill": left_open,
             "of them recovered at the next start": recovered,
@@ -139,18 +127,14 @@ async def test_no_answered_call_is_lost_and_open_ones_are_recovered_after_kill_9
         },
     )
 
-    assert missing == []
-    assert (duplicates, unwritten, still_open) == (0, 0, 0)
+    assert wrong == []
+    assert (missing, duplicates, changed, unwritten, still_open) == (0, 0, 0, 0, 0)
     assert recovered == left_open == sum(row["outcome"] == "recovered" for row in rows)
     assert recovered > 0, "no kill met an open call: the load is too small to prove anything"
+    assert kinds.keys() == set(MIXED)
+    assert all(nanousd(budget["spent_usd"]) > 0 for budget in stand.budgets())
     assert all(row["token_source"] == "estimated" for row in rows if row["outcome"] == "recovered")
     assert stand.total("mcp_ledger_open_rows") == 0
     finished = stand.relay.end()
     assert finished.code == 0
     assert all("left open were settled as recovered" in line for line in finished.stderr.splitlines())
-
-
-def is_kept(call: Answered, row: Mapping[str, Any] | None) -> bool:
-    return row is not None and (
-        row["state"], row["outcome"], row["token_source"], row["prompt_tokens"], row["completion_tokens"]
-    ) == ("settled", "ok", "reported", call.prompt_tokens, call.completion_tokens)  # fmt: skip

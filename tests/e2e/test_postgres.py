@@ -3,90 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import signal
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from random import Random
-from typing import Any, NamedTuple
+from typing import Any
 
 import aiohttp
 import pytest
+from tests.e2e.killing import CLIENTS, MIXED, PACE, Answered, Load, changed_by_restart, duplicates_of, missing_of
 
 from mcpmeter.ledger.reading import open_reader
 
-CLIENTS = 16
 ANSWERS_BEFORE_A_KILL = (20, 150)
-PACE = (
-    "--latency-ms",
-    "uniform:0-30",
-    "--chunks-per-second",
-    "lognormal:500,0.5",
-    "--completion-tokens",
-    "uniform:5-60",
-)
 BUDGET = "budgets: [{name: whole, limit_usd: 1000000, period: month}]\n"
-
-
-class Answered(NamedTuple):
-    """A call whose answer a client has in full."""
-
-    call_id: str
-    prompt_tokens: int
-    completion_tokens: int
-
-
-class Load:
-    """Clients that call one after the other, whatever they are told, until they are stopped."""
-
-    def __init__(self, address: Callable[[], str], random: Random) -> None:
-        self._address = address
-        self._random = random
-        self._news = asyncio.Condition()
-        self.stopping = False
-        self.answered: list[Answered] = []
-        self.refused: Counter[int] = Counter()
-        """Other statuses than 200."""
-        self.cut = 0
-
-    async def run(self) -> None:
-        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=60)) as session:
-            await asyncio.gather(*(self._client(session) for _ in range(CLIENTS)))
-
-    async def until(self, holds: Callable[[], bool]) -> None:
-        async with self._news:
-            await asyncio.wait_for(self._news.wait_for(holds), 90)
-
-    async def _client(self, session: aiohttp.ClientSession) -> None:
-        while not self.stopping:
-            try:
-                await self._call(session, stream=self._random.random() < 0.5)
-            except aiohttp.ClientError:
-                self.cut += 1
-                await asyncio.sleep(0.05)  # a service that is gone would be asked thousands of times
-            async with self._news:
-                self._news.notify_all()
-
-    async def _call(self, session: aiohttp.ClientSession, *, stream: bool) -> None:
-        body: dict[str, Any] = {"model": "gpt-4.1", "messages": [{"role": "user", "content": "Count."}]}
-        if stream:
-            body |= {"stream": True, "stream_options": {"include_usage": True}}
-        async with session.post(f"{self._address()}/v1/chat/completions", json=body) as answer:
-            content = await answer.read()
-            if answer.status != 200:
-                self.refused[answer.status] += 1
-                await asyncio.sleep(0.05)
-                return
-            usage = _usage_of_stream(content) if stream else json.loads(content)["usage"]
-            call_id = answer.headers["x-mcpmeter-call-id"]
-            self.answered.append(Answered(call_id, usage["prompt_tokens"], usage["completion_tokens"]))
-
-
-def _usage_of_stream(content: bytes) -> Mapping[str, int]:
-    if not content.endswith(b"data: [DONE]\n\n"):
-        raise aiohttp.ClientPayloadError("a stream without its end")
-    return json.loads(content.split(b"\n\n")[-3][6:])["usage"]
 
 
 async def until(holds: Callable[[], Awaitable[bool]], seconds: float = 60) -> None:
@@ -111,27 +42,17 @@ def none_open(stand: Any) -> Callable[[], Awaitable[bool]]:
 def faults_of(stand: Any, answered: list[Answered]) -> dict[str, int]:
     """What may not be, counted: in the ledger, and between it, the clients, the provider's books and the budget."""
     rows = stand.rows()
-    row_of = {row["id"]: row for row in rows}
-    requests = Counter(row["upstream_request_id"] for row in rows if row["upstream_request_id"])
     with open_reader(stand.ledger) as reader:
         [(spent, reserved)] = reader.rows("SELECT sum(spent), sum(reserved) FROM balances WHERE unit = 'nanousd'")
     kept = sum(row["cost_nanousd"] + row["fallback_cost_nanousd"] for row in rows)
     return {
-        "answered calls missing from the ledger, or with other tokens": sum(
-            not _is_kept(call, row_of.get(call.call_id)) for call in answered
-        ),
-        "duplicates": len(rows) - len(row_of) + sum(count - 1 for count in requests.values()),
+        "answered calls missing from the ledger, or with other tokens": missing_of(answered, rows),
+        "duplicates": duplicates_of(rows),
         "calls of the provider's books without a row": max(0, stand.books()["totals"]["calls"] - len(rows)),
         "rows open at the end": sum(row["state"] == "open" for row in rows),
         "nano-dollars between the budget's month and the sum of its rows": abs(spent - kept),
         "nano-dollars still reserved": reserved,
     }
-
-
-def _is_kept(call: Answered, row: Mapping[str, Any] | None) -> bool:
-    return row is not None and (
-        row["state"], row["outcome"], row["token_source"], row["prompt_tokens"], row["completion_tokens"]
-    ) == ("settled", "ok", "reported", call.prompt_tokens, call.completion_tokens)  # fmt: skip
 
 
 async def test_the_installed_command_serves_checks_and_reports_on_postgresql(stand, run, postgres_url):
@@ -181,7 +102,7 @@ async def test_no_answered_call_is_lost_when_the_service_is_killed(stand, trials
     rounds = 50 if trials.full else 2
     await asyncio.to_thread(stand.start_relay)
     for _ in range(rounds):
-        load = Load(lambda: stand.address, random)
+        load = Load(lambda: stand.address, random, MIXED)
         running = asyncio.create_task(load.run())
         aim = random.randrange(*ANSWERS_BEFORE_A_KILL)
         await load.until(lambda load=load, aim=aim: len(load.answered) >= aim)
@@ -190,22 +111,20 @@ async def test_no_answered_call_is_lost_when_the_service_is_killed(stand, trials
         await running
         answered += load.answered
         cut += load.cut
-        before = {row["id"]: row for row in await asyncio.to_thread(stand.rows)}
+        before = await asyncio.to_thread(stand.rows)
         began = time.monotonic()
         await asyncio.to_thread(stand.start_relay)
         seconds_to_restart.append(time.monotonic() - began)
         await until(none_open(stand))
-        after = {row["id"]: row for row in await asyncio.to_thread(stand.rows)}
-        settled = [row for row in before.values() if row["state"] == "settled"]
-        unequal += sum(after.get(row["id"]) != row for row in settled) + len(after.keys() ^ before.keys())
-        recovered += len(before) - len(settled)
+        unequal += changed_by_restart(before, await asyncio.to_thread(stand.rows))
+        recovered += sum(row["state"] == "open" for row in before)
 
     faults = await asyncio.to_thread(faults_of, stand, answered)
     trials.record(
         "kill -9 of the service on PostgreSQL",
-        f"The ledger is on PostgreSQL, with one budget; {CLIENTS} clients call, every second call a stream. After each "
-        "restart every row has to be as it was before, and those left open recovered when the dead one's lease of two "
-        "seconds is over.",
+        f"The ledger is on PostgreSQL, with one budget; {CLIENTS} clients call: JSON, streams, embeddings, "
+        "tools at /mcp. After each restart every row has to be as it was before, and those left open recovered when "
+        "the dead one's lease of two seconds is over.",
         {
             "kills": rounds,
             "answered calls": len(answered),

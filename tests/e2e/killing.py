@@ -1,0 +1,183 @@
+"""What the trials of sudden death share: a load that goes on through it, and what may not be afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from decimal import Decimal
+from random import Random
+from typing import Any, NamedTuple
+
+import aiohttp
+
+CLIENTS = 16
+PACE = (
+    "--latency-ms",
+    "uniform:0-30",
+    "--chunks-per-second",
+    "lognormal:500,0.5",
+    "--completion-tokens",
+    "uniform:5-60",
+)
+CHATS = ("json", "stream")
+MIXED = ("json", "stream", "embeddings", "tool")
+UNPRICED_MODEL = "llama-of-our-own"
+MODELS = ("gpt-4.1", "deepseek-v3.2", UNPRICED_MODEL)
+EMBEDDING_MODEL = "text-embedding-3-small"
+MESSAGES = [{"role": "user", "content": "Count."}]
+MCP_HEADERS = {
+    "accept": "application/json, text/event-stream",
+    "mcp-protocol-version": "2026-07-28",
+    "mcp-method": "tools/call",
+    "mcp-name": "chat",
+}
+MCP_META = {
+    "io.modelcontextprotocol/protocolVersion": "2026-07-28",
+    "io.modelcontextprotocol/clientCapabilities": {},
+}
+NANO = 10**9
+
+
+class Answered(NamedTuple):
+    """A call whose answer a client has in full."""
+
+    kind: str
+    call_id: str
+    prompt_tokens: int
+    completion_tokens: int
+
+
+class Load:
+    """Clients that call one after the other, whatever they are told, until they are stopped.
+
+    Each call is of one of `kinds`, each client has one of `secrets`.
+    """
+
+    def __init__(
+        self, address: Callable[[], str], random: Random, kinds: Sequence[str] = CHATS, secrets: Sequence[str] = ("",)
+    ) -> None:
+        self._address = address
+        self._random = random
+        self._kinds = kinds
+        self._secrets = secrets
+        self._news = asyncio.Condition()
+        self.stopping = False
+        self.answered: list[Answered] = []
+        self.refused: Counter[int] = Counter()
+        """Other statuses than 200."""
+        self.cut = 0
+
+    async def run(self) -> None:
+        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=60)) as session:
+            await asyncio.gather(*(self._client(session, number) for number in range(CLIENTS)))
+
+    async def until(self, holds: Callable[[], bool]) -> None:
+        async with self._news:
+            await asyncio.wait_for(self._news.wait_for(holds), 90)
+
+    async def _client(self, session: aiohttp.ClientSession, number: int) -> None:
+        secret = self._secrets[number % len(self._secrets)]
+        headers = {"authorization": f"Bearer {secret}"} if secret else {}
+        while not self.stopping:
+            try:
+                await self._call(session, self._random.choice(self._kinds), headers)
+            except aiohttp.ClientError:
+                self.cut += 1
+                if self.stopping:
+                    return
+                await asyncio.sleep(0.05)  # a service that is gone would be asked thousands of times
+            async with self._news:
+                self._news.notify_all()
+
+    async def _call(self, session: aiohttp.ClientSession, kind: str, headers: Mapping[str, str]) -> None:
+        path, body = _asked(kind, self._random.choice(MODELS))
+        headers = {**headers, **MCP_HEADERS} if kind == "tool" else headers
+        async with session.post(f"{self._address()}{path}", json=body, headers=headers) as answer:
+            content = await answer.read()
+            if answer.status != 200:
+                self.refused[answer.status] += 1
+                await asyncio.sleep(0.05)
+                return
+            self.answered.append(_answered(kind, content, answer.headers))
+
+
+def _asked(kind: str, model: str) -> tuple[str, dict[str, Any]]:
+    chat = {"model": model, "messages": MESSAGES}
+    if kind == "tool":
+        params = {"name": "chat", "arguments": chat, "_meta": MCP_META}
+        return "/mcp", {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params}
+    if kind == "embeddings":
+        return "/v1/embeddings", {"model": EMBEDDING_MODEL, "input": ["Count.", "These."]}
+    streamed = {"stream": True, "stream_options": {"include_usage": True}} if kind == "stream" else {}
+    return "/v1/chat/completions", chat | streamed
+
+
+def _answered(kind: str, content: bytes, headers: Mapping[str, str]) -> Answered:
+    """Raises ClientPayloadError for a stream whose end is missing."""
+    if kind == "tool":
+        told = _told_by_tool(content, headers)
+        return Answered(kind, told["call_id"], told["usage"]["prompt_tokens"], told["usage"]["completion_tokens"])
+    if kind == "stream":
+        if not content.endswith(b"data: [DONE]\n\n"):
+            raise aiohttp.ClientPayloadError("a stream without its end")
+        content = content.split(b"\n\n")[-3][6:]
+    usage = json.loads(content)["usage"]
+    return Answered(kind, headers["x-mcpmeter-call-id"], usage["prompt_tokens"], usage.get("completion_tokens", 0))
+
+
+def _told_by_tool(content: bytes, headers: Mapping[str, str]) -> Mapping[str, Any]:
+    if headers["content-type"].startswith("text/event-stream"):
+        data = [line[5:] for line in content.splitlines() if line.startswith(b"data:") and line[5:].strip()]
+        if not data or b'"result"' not in data[-1]:
+            raise aiohttp.ClientPayloadError("a stream without its result")
+        content = data[-1]
+    result = json.loads(content)["result"]
+    assert not result.get("isError"), result
+    return result["structuredContent"]
+
+
+def is_kept(call: Answered, row: Mapping[str, Any] | None) -> bool:
+    """Whether the ledger has an answered call as its client saw it."""
+    return row is not None and (
+        row["state"], row["outcome"], row["token_source"], row["prompt_tokens"], row["completion_tokens"]
+    ) == ("settled", "ok", "reported", call.prompt_tokens, call.completion_tokens)  # fmt: skip
+
+
+def missing_of(answered: Sequence[Answered], rows: Sequence[Mapping[str, Any]]) -> int:
+    """How many answered calls have no row, or one with other tokens."""
+    row_of = {row["id"]: row for row in rows}
+    return sum(not is_kept(call, row_of.get(call.call_id)) for call in answered)
+
+
+def duplicates_of(rows: Sequence[Mapping[str, Any]]) -> int:
+    """How many rows are there twice: by their id, or by the provider's id of what they are about."""
+    requests = Counter(row["upstream_request_id"] for row in rows if row["upstream_request_id"])
+    return len(rows) - len({row["id"] for row in rows}) + sum(count - 1 for count in requests.values())
+
+
+def changed_by_restart(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]) -> int:
+    """How many settled rows are not what they were, and how many rows there are of one side only."""
+    row_of = {row["id"]: row for row in after}
+    settled = [row for row in before if row["state"] == "settled"]
+    return sum(row_of.get(row["id"]) != row for row in settled) + len(row_of.keys() ^ {row["id"] for row in before})
+
+
+def spent_of(rows: Sequence[Mapping[str, Any]], budget: Mapping[str, Any]) -> int:
+    """What the ledger's rows say a budget of `/api/budgets` has spent in its present period, in nano-dollars."""
+    start_ns, end_ns = (
+        int(datetime.fromisoformat(budget[name]).timestamp()) * NANO for name in ("period_start", "resets_at")
+    )
+    scope = {name: budget[name] for name in ("team", "project", "key_id", "model") if budget[name]}
+    return sum(
+        row["cost_nanousd"] + row["fallback_cost_nanousd"]
+        for row in rows
+        if start_ns <= row["started_at_ns"] < end_ns and all(row[name] == value for name, value in scope.items())
+    )
+
+
+def nanousd(usd: str | float) -> int:
+    """Dollars, as an answer tells them, in nano-dollars; a gauge's are a float that still holds each of them."""
+    return int(round(Decimal(usd), 9) * NANO)
