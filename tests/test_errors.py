@@ -30,7 +30,7 @@ EVERY = all_errors()
 # Ids are a promise: programs match on them. One may be added, none may go or change.
 IDS = {
     "validation_error", "invalid_request", "body_too_large", "body_too_slow", "headers_too_large",
-    "route_not_found", "method_not_allowed",
+    "route_not_found", "method_not_allowed", "key_not_found", "key_configured",
     "not_authenticated", "not_allowed", "rate_limited", "budget_exhausted", "caller_gone",
     "upstream_fault", "upstream_refused_account", "upstream_answered_garbage", "upstream_answer_too_large",
     "upstream_broke", "upstream_unreachable", "upstream_timed_out", "upstream_rate_limited",
@@ -50,6 +50,8 @@ MAPPING = {
     "headers_too_large": (431, -32602, "validation_error", "client"),
     "route_not_found": (404, -32601, "validation_error", "client"),
     "method_not_allowed": (405, -32601, "validation_error", "client"),
+    "key_not_found": (404, -32602, "validation_error", "client"),
+    "key_configured": (409, -32602, "validation_error", "client"),
     "not_authenticated": (401, -32600, "auth_error", "client"),
     "not_allowed": (403, -32600, "auth_error", "client"),
     "rate_limited": (429, -32600, "rate_limited", "client"),

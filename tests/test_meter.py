@@ -86,6 +86,9 @@ class MemoryStore:
     async def add_key(self, key: Key) -> None:
         self._keys.append(key)
 
+    async def change_key(self, key_id: str, change: Callable[[Key], Key]) -> Key | None:
+        raise NotImplementedError
+
     async def probe(self) -> None:
         pass
 

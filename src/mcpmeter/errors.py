@@ -7,7 +7,9 @@ MeterError
 │   │   ├── BodyTooSlow          408
 │   │   ├── HeadersTooLarge      431
 │   │   ├── RouteNotFound        404
-│   │   └── MethodNotAllowed     405
+│   │   ├── MethodNotAllowed     405
+│   │   ├── KeyNotFound          404
+│   │   └── KeyConfigured        409
 │   ├── NotAuthenticated         401   auth_error
 │   ├── NotAllowed               403   auth_error
 │   ├── RateLimited              429   rate_limited
@@ -134,6 +136,20 @@ class MethodNotAllowed(InvalidRequest):
     id = "method_not_allowed"
     http_status = 405
     jsonrpc_code = -32601
+
+
+class KeyNotFound(InvalidRequest):
+    """No key has this ID."""
+
+    id = "key_not_found"
+    http_status = 404
+
+
+class KeyConfigured(InvalidRequest):
+    """The key is in the configuration's file, which no request changes."""
+
+    id = "key_configured"
+    http_status = 409
 
 
 class NotAuthenticated(CallerError):

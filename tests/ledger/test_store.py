@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import threading
 
+import msgspec
 import pytest
 
-from mcpmeter.errors import LedgerUnavailable
+from mcpmeter.errors import InvalidRequest, LedgerUnavailable
 from mcpmeter.ledger.keys import revoke_key
 from mcpmeter.ledger.reports import find_call
 from mcpmeter.ledger.store import RowRefused, SettlementConflict, Store
@@ -253,6 +254,8 @@ async def test_every_call_fails_before_the_start_and_after_the_close(make_store,
                 await ask()
         with pytest.raises(LedgerUnavailable):
             await store.add_key(KEY)
+        with pytest.raises(LedgerUnavailable):
+            await store.change_key(KEY.id, lambda key: key)
 
 
 async def test_keys_are_kept_and_a_taken_hash_is_refused(store):
@@ -271,3 +274,36 @@ async def test_a_key_that_another_process_revokes_is_noticed(store, path):
     assert await store.keys_changed()
     assert [key.revoked_at_ns for key in await store.keys()] == [5]
     assert not await store.keys_changed()
+
+
+async def test_a_key_is_changed_in_what_may_change_of_it_and_in_nothing_else(store):
+    await store.add_key(KEY)
+    turned = msgspec.structs.replace(
+        KEY, prefix="mk_new", sha256="b" * 64, previous_sha256=KEY.sha256, previous_until_ns=9, revoked_at_ns=None
+    )
+    more = msgspec.structs.replace(turned, name="another", team="another", role="admin")
+    assert await store.change_key(KEY.id, lambda key: more) == more
+    assert await store.keys() == [turned]
+    assert await store.change_key("key_none", lambda key: turned) is None
+    assert await store.keys() == [turned]
+
+
+async def test_a_change_that_is_refused_changes_nothing_and_is_no_fault_of_the_ledger(store):
+    def refuse(key: Key) -> Key:
+        raise InvalidRequest("Not this one.")
+
+    await store.add_key(KEY)
+    with pytest.raises(InvalidRequest, match="Not this one"):
+        await store.change_key(KEY.id, refuse)
+    assert store.healthy
+    assert await store.keys() == [KEY]
+
+
+async def test_of_two_changes_of_a_key_at_once_the_second_sees_the_first(store):
+    await store.add_key(msgspec.structs.replace(KEY, previous_until_ns=0))
+
+    def count(key: Key) -> Key:
+        return msgspec.structs.replace(key, previous_until_ns=(key.previous_until_ns or 0) + 1)
+
+    await asyncio.gather(*(store.change_key(KEY.id, count) for _ in range(20)))
+    assert [key.previous_until_ns for key in await store.keys()] == [20]

@@ -50,6 +50,8 @@ REMEDIES: Final = {
     "headers_too_large": "Send fewer or shorter headers; 64 KiB are taken.",
     "route_not_found": "Take a path that `GET /` lists.",
     "method_not_allowed": "Use a verb that the sentence names.",
+    "key_not_found": "Take an ID that `GET /api/keys` or `mcpmeter keys list` shows.",
+    "key_configured": "Change it in the configuration and reload the service: docs/keys.md.",
     "not_authenticated": "Send a key: `Authorization: Bearer …`. `mcpmeter keys create` makes one.",
     "not_allowed": "Use a Host, Origin, model or key that the configuration allows.",
     "rate_limited": "Wait as long as Retry-After says.",

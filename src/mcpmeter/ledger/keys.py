@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from mcpmeter.ledger.location import Location
 from mcpmeter.ledger.reading import Writer, open_reader, open_writer, require_ledger
-from mcpmeter.ledger.rows import INSERT_KEY_SQL, SELECT_KEYS_SQL, key_of, key_values
+from mcpmeter.ledger.rows import INSERT_KEY_SQL, SELECT_KEYS_SQL, UPDATE_KEY_SQL, changed_values, key_of, key_values
 from mcpmeter.records import Key
 
 
@@ -38,10 +38,7 @@ def rotate_key(ledger: Location, key_id: str, turn: Callable[[Key], Key]) -> Key
         if key is None:
             return None
         turned = turn(key)
-        writer.execute(
-            "UPDATE keys SET prefix = ?, sha256 = ?, previous_sha256 = ?, previous_until_ns = ? WHERE id = ?",
-            (turned.prefix, turned.sha256, turned.previous_sha256, turned.previous_until_ns, key_id),
-        )
+        writer.execute(UPDATE_KEY_SQL, changed_values(turned))
         return turned
 
 

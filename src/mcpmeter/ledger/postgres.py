@@ -21,7 +21,7 @@ from mcpmeter.ledger.postgres_lane import ANSWER_LIMIT_S, ROW_FAULTS, SUM_LIMIT_
 from mcpmeter.ledger.postgres_replicas import Replica
 from mcpmeter.ledger.postgres_rows import Db, execute
 from mcpmeter.ledger.postgres_writer import PostgresWriter
-from mcpmeter.ledger.rows import KEY_COLUMNS, SELECT_KEYS_SQL, key_of, key_values
+from mcpmeter.ledger.rows import CHANGING_KEY_COLUMNS, KEY_COLUMNS, SELECT_KEYS_SQL, changed_values, key_of, key_values
 from mcpmeter.ledger.sqlite import KEPT_MINUTES_NS
 from mcpmeter.ledger.store import OnCommit
 from mcpmeter.ledger.writer import Answers, Opening, Row, Settling, fail, resolve
@@ -37,6 +37,11 @@ LEASE_S: Final = 30.0
 _ADD_KEY_SQL: Final = (
     f"INSERT INTO keys ({', '.join(KEY_COLUMNS)})"  # noqa: S608 (constants only)
     f" VALUES ({', '.join(f'${place}' for place in range(1, len(KEY_COLUMNS) + 1))})"
+)
+_ONE_KEY_SQL: Final = f"SELECT {', '.join(KEY_COLUMNS)} FROM keys WHERE id = $1 FOR UPDATE"  # noqa: S608
+_CHANGE_KEY_SQL: Final = (
+    f"UPDATE keys SET {', '.join(f'{name} = ${place}' for place, name in enumerate(CHANGING_KEY_COLUMNS, start=1))}"  # noqa: S608
+    f" WHERE id = ${len(CHANGING_KEY_COLUMNS) + 1}"
 )
 _PROBE_SQL: Final = (
     "INSERT INTO probe VALUES (1, $1::bigint) ON CONFLICT (id) DO UPDATE SET probed_at_ns = excluded.probed_at_ns"
@@ -121,6 +126,18 @@ class PostgresStore:
     async def add_key(self, key: Key) -> None:
         """Keep a new key. Raises `RowRefused` if its id or hash is kept already."""
         await self._do(lambda db: execute(db, _ADD_KEY_SQL, key_values(key)))
+
+    async def change_key(self, key_id: str, change: Callable[[Key], Key]) -> Key | None:
+        """Keep a key's new secret or its end, as `change` makes it of the record; None if there is no such key."""
+
+        async def write(db: Db) -> Key | None:
+            for row in await execute(db, _ONE_KEY_SQL, (key_id,)):
+                changed = change(key_of(row))
+                await execute(db, _CHANGE_KEY_SQL, changed_values(changed))
+                return changed
+            return None
+
+        return await self._do(write)
 
     async def balances(self, claims: Sequence[Claim]) -> Sequence[Balance]:
         """The balances of these claims, made where there are none; over minutes of rate limits are forgotten."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
 import apsw
@@ -82,6 +83,9 @@ SELECT_ROWS_SQL: Final = f"SELECT {', '.join(ROW_COLUMNS)} FROM calls"  # noqa: 
 # Named, because SQLite would rather walk through all rows than sort the few that are open.
 OPEN_ROWS_SQL: Final = f"{SELECT_ROWS_SQL} INDEXED BY calls_open WHERE state = 'open'"
 SELECT_KEYS_SQL: Final = f"SELECT {', '.join(KEY_COLUMNS)} FROM keys ORDER BY created_at_ns, id"  # noqa: S608
+CHANGING_KEY_COLUMNS: Final = ("prefix", "sha256", "previous_sha256", "previous_until_ns", "revoked_at_ns")
+"""Of a key, what a rotation or a revocation changes; all else stays as it was made."""
+UPDATE_KEY_SQL: Final = f"UPDATE keys SET {', '.join(f'{name} = ?' for name in CHANGING_KEY_COLUMNS)} WHERE id = ?"  # noqa: S608
 INSERT_KEY_SQL: Final = f"INSERT INTO keys ({', '.join(KEY_COLUMNS)}) VALUES ({', '.join('?' * len(KEY_COLUMNS))})"  # noqa: S608
 
 _NO_MODEL: Final = LlmTarget(provider="", model="", operation="")
@@ -207,6 +211,21 @@ def _models(kept: str) -> list[str]:
 def insert_key(db: apsw.Connection, key: Key) -> None:
     """Keep one key."""
     db.execute(INSERT_KEY_SQL, key_values(key))
+
+
+def change_key(db: apsw.Connection, key_id: str, change: Callable[[Key], Key]) -> Key | None:
+    """Give one key what may change of it; None if there is no such key."""
+    key = next((key for key in read_keys(db) if key.id == key_id), None)
+    if key is None:
+        return None
+    changed = change(key)
+    db.execute(UPDATE_KEY_SQL, changed_values(changed))
+    return changed
+
+
+def changed_values(key: Key) -> tuple[Any, ...]:
+    """The parameters of `UPDATE_KEY_SQL`."""
+    return tuple(getattr(key, name) for name in (*CHANGING_KEY_COLUMNS, "id"))
 
 
 def _as(record: type[_Record], columns: tuple[str, ...], row: tuple[Any, ...]) -> _Record:

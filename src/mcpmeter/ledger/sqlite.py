@@ -18,7 +18,7 @@ from mcpmeter.errors import LedgerUnavailable
 from mcpmeter.ledger.balances import add_top_up, burn_nanousd, ensure, forget_minutes
 from mcpmeter.ledger.connection import default_ledger_path
 from mcpmeter.ledger.migrations import transaction
-from mcpmeter.ledger.rows import insert_key, read_keys, read_open_rows
+from mcpmeter.ledger.rows import change_key, insert_key, read_keys, read_open_rows
 from mcpmeter.ledger.store import OnCommit
 from mcpmeter.ledger.writer import Answers, Errand, Opening, Settling, Writer, fail, resolve
 from mcpmeter.records import Balance, Call, Claim, Key, LedgerRow, Settlement, TopUp
@@ -99,6 +99,15 @@ class SqliteStore:
                 insert_key(db, key)
 
         await self._run(write, writes=True)
+
+    async def change_key(self, key_id: str, change: Callable[[Key], Key]) -> Key | None:
+        """Keep a key's new secret or its end, as `change` makes it of the record; None if there is no such key."""
+
+        def write(db: apsw.Connection) -> Key | None:
+            with transaction(db):
+                return change_key(db, key_id, change)
+
+        return await self._run(write, writes=True)
 
     async def balances(self, claims: Sequence[Claim]) -> Sequence[Balance]:
         """The balances of these claims, made where there are none; over minutes of rate limits are forgotten."""

@@ -74,6 +74,12 @@ class Store(Protocol):
     async def add_key(self, key: Key) -> None:
         """Keep a new key."""
 
+    async def change_key(self, key_id: str, change: Callable[[Key], Key]) -> Key | None:
+        """Keep a key's new secret or its end, as `change` makes it of the record now; None if there is no such key.
+
+        In one transaction: of two changes at once the second sees the first. What `change` raises, this raises.
+        """
+
     async def balances(self, claims: Sequence[Claim]) -> Sequence[Balance]:
         """The balances of these claims, in their order; made, from the calls so far, where there are none."""
 

@@ -191,6 +191,8 @@ class Writer:
             result = errand.work(db)
         except ROW_FAULTS as error:
             self._tell(fail, errand.future, _refusal(error))
+        except MeterError as error:  # the errand's own word, no fault of the ledger
+            self._tell(fail, errand.future, error)
         except Exception as error:  # as above
             self.healthy = self.healthy and not errand.writes
             self._tell(fail, errand.future, _unavailable(error))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final, Protocol
@@ -15,11 +15,13 @@ import msgspec
 from mcpmeter.access.callers import Caller
 from mcpmeter.access.forecast import BudgetStatus
 from mcpmeter.access.periods import Period
+from mcpmeter.access.shown import ShownKey
 from mcpmeter.access.shown_budgets import BudgetReport, shown_budget
 from mcpmeter.errors import InvalidRequest, NotAllowed, ServiceFault, SetupError
 from mcpmeter.ledger.reports import GROUPINGS
 from mcpmeter.relay.exchange import Header, HttpExchange
 from mcpmeter.relay.quota_board import QuotaBoard, QuotaReport
+from mcpmeter.service.api_keys import KeyList, KeyRevocation, KeyRotation, KeyWithSecret, NewKey
 from mcpmeter.service.app import Page
 from mcpmeter.usage import UsageQuery, UsageReport, grouping, span_of, time_zone
 
@@ -72,13 +74,16 @@ class Parameter:
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """A GET of the API, as its description names it."""
+    """What the API does at a path by a verb, as its description names it."""
 
     path: str
     id: str
     summary: str
     answer: type[msgspec.Struct]
     parameters: tuple[Parameter, ...] = ()
+    verb: str = "get"
+    request: type[msgspec.Struct] | None = None
+    """What the body has to be."""
 
 
 OPERATIONS: Final = (
@@ -108,6 +113,24 @@ OPERATIONS: Final = (
             Parameter("cursor", "next_cursor of the page before.", "WyJzZWFyY2giXQ"),
         ),
     ),
+    Operation("/api/keys", "listKeys", "All keys, revoked ones too, without their secrets. For admins.", KeyList),
+    Operation(
+        "/api/keys",
+        "createKey",
+        "Make a key; its secret is told only here. For admins; the first key is an admin's, made from this machine.",
+        KeyWithSecret,
+        verb="post",
+        request=NewKey,
+    ),
+    Operation(
+        "/api/keys/rotate",
+        "rotateKey",
+        "Give a key a new secret, told only here. For admins.",
+        KeyWithSecret,
+        verb="post",
+        request=KeyRotation,
+    ),
+    Operation("/api/keys/revoke", "revokeKey", "End a key. For admins.", ShownKey, verb="post", request=KeyRevocation),
 )
 
 
@@ -219,9 +242,12 @@ def _limit(text: str) -> int:
 
 def openapi(version: str) -> dict[str, Any]:
     """The API's description (OpenAPI 3.1.0)."""
-    answers = [operation.answer for operation in OPERATIONS]
-    schemas, components = msgspec.json.schema_components([*answers, Error], ref_template=_REFS)
-    *found, error = schemas
+    types = {kind for operation in OPERATIONS for kind in (operation.answer, operation.request) if kind} | {Error}
+    schemas, components = msgspec.json.schema_components(types, ref_template=_REFS)
+    schema_of = dict(zip(types, schemas, strict=True))
+    paths: dict[str, dict[str, Any]] = {}
+    for operation in OPERATIONS:
+        paths.setdefault(operation.path, {})[operation.verb] = _described(operation, schema_of)
     return {
         "openapi": "3.1.0",
         "info": {
@@ -231,9 +257,7 @@ def openapi(version: str) -> dict[str, Any]:
         },
         "servers": [{"url": "/"}],
         "security": [{"key": []}, {}],
-        "paths": {
-            op.path: {"get": _described(op, schema, error)} for op, schema in zip(OPERATIONS, found, strict=True)
-        },
+        "paths": paths,
         "components": {
             "schemas": components,
             "securitySchemes": {
@@ -243,8 +267,12 @@ def openapi(version: str) -> dict[str, Any]:
     }
 
 
-def _described(operation: Operation, schema: dict[str, Any], error: dict[str, Any]) -> dict[str, Any]:
+def _described(operation: Operation, schema_of: Mapping[type, dict[str, Any]]) -> dict[str, Any]:
+    body = (
+        {} if operation.request is None else {"requestBody": {"required": True, **_json(schema_of[operation.request])}}
+    )
     return {
+        **body,
         "operationId": operation.id,
         "summary": operation.summary,
         "parameters": [
@@ -258,7 +286,11 @@ def _described(operation: Operation, schema: dict[str, Any], error: dict[str, An
             for parameter in operation.parameters
         ],
         "responses": {
-            "200": {"description": "The answer.", "content": {"application/json": {"schema": schema}}},
-            "default": {"description": "An error.", "content": {"application/json": {"schema": error}}},
+            "200": {"description": "The answer.", **_json(schema_of[operation.answer])},
+            "default": {"description": "An error.", **_json(schema_of[Error])},
         },
     }
+
+
+def _json(schema: dict[str, Any]) -> dict[str, Any]:
+    return {"content": {"application/json": {"schema": schema}}}

@@ -48,6 +48,7 @@ from mcpmeter.relay.routing import Upstream
 from mcpmeter.relay.upstream import Timeouts
 from mcpmeter.service import pages
 from mcpmeter.service.api import ApiPages
+from mcpmeter.service.api_keys import KeyPages
 from mcpmeter.service.app import App, Endpoint, HostGuard, PageEndpoint, RelayEndpoint
 from mcpmeter.service.budgets import BudgetBoard
 from mcpmeter.service.gemini import gemini_templates
@@ -256,12 +257,18 @@ class Service:
                     await self._store.probe()
                 await self._recover_for_others()
                 if await self._store.keys_changed():
-                    keys = await self._keys()
-                    self._announce_teams(keys.teams)
-                    self.pipeline.wiring = replace(self.pipeline.wiring, keys=keys)
+                    await self._take_up_keys()
             except MeterError as fault:
                 log.debug("the ledger cannot be looked at: %s", fault.message)
             await self._refresh_budgets()
+
+    async def _take_up_keys(self) -> None:
+        settings = None
+        while settings is not self.settings:  # a reload in between has read the file's keys anew
+            settings = self.settings
+            keys = await self._keys(settings)
+        self._announce_teams(keys.teams)
+        self.pipeline.wiring = replace(self.pipeline.wiring, keys=keys)
 
     async def _recover_for_others(self) -> None:
         """Where replicas share a ledger, whoever lives settles what a dead one left open."""
@@ -423,6 +430,9 @@ class Service:
         api = ApiPages(self._quota, self.budgets, self._identify, self.version, ask_usage=self._ask_usage)
         for path, answer in api.routes():
             routes[path] = {"GET": PageEndpoint(self.meter, path, answer)}
+        key_pages = KeyPages(self._store, lambda: self.pipeline.wiring.keys, self._take_up_keys, _is_local)
+        for verb, path, answer in key_pages.routes():
+            routes.setdefault(path, {})[verb] = PageEndpoint(self.meter, path, answer)
         reload = pages.ReloadPage(self.reload, _is_local)
         routes["/-/reload"] = {"POST": PageEndpoint(self.meter, "/-/reload", reload)}
         return routes

@@ -1,0 +1,239 @@
+"""Every route by every kind of caller: what each may do, and that nobody sees another team's figures."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import AsyncIterator, Mapping
+from typing import Any, NamedTuple
+
+import pytest
+import pytest_asyncio
+from pydantic import SecretStr
+from tests.service.conftest import MESSAGES, UPSTREAM_KEY, Relay, Reply, StartRelay
+
+from mcpmeter.access.keys import KeyLimits, new_key
+from mcpmeter.config import BudgetSettings, ProviderSettings
+from mcpmeter.ledger.keys import add_key, revoke_key
+from mcpmeter.simulator import Simulator
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+CHAT_BODY = {"model": "gpt-4.1", "messages": MESSAGES}
+CLAUDE_BODY = {"model": "claude-sonnet-4.5", "messages": MESSAGES}
+TOOLS = {"jsonrpc": "2.0", "id": 1, "method": "tools/list", "params": {}}
+MCP_HEADERS = {
+    "accept": "application/json, text/event-stream",
+    "content-type": "application/json",
+    "mcp-protocol-version": "2026-07-28",
+    "mcp-method": "tools/list",
+}
+MCP_META = {
+    "io.modelcontextprotocol/protocolVersion": "2026-07-28",
+    "io.modelcontextprotocol/clientCapabilities": {},
+}
+KINDS = ("none", "unknown", "revoked", "caller", "admin")
+
+
+class Row(NamedTuple):
+    """What a route answers to: no key, an unknown one, a revoked one, a caller's, an admin's."""
+
+    statuses: tuple[int, int, int, int, int]
+    body: Any = b""
+    path: str = ""
+    """Where the route is asked, if the route is a template."""
+    headers: Mapping[str, str] = {}
+
+
+OPEN = (200, 200, 200, 200, 200)
+CALLERS = (401, 401, 401, 200, 200)
+ADMINS = (401, 401, 401, 403, 200)
+NO_SUCH_KEY = (401, 401, 401, 403, 404)
+GEMINI = {"contents": [{"parts": [{"text": "Hello"}]}]}
+
+EXPECTED: dict[tuple[str, str], Row] = {
+    ("GET", "/"): Row(OPEN),
+    ("HEAD", "/"): Row(OPEN),
+    ("GET", "/health"): Row(OPEN),
+    ("HEAD", "/health"): Row(OPEN),
+    ("GET", "/-/healthy"): Row(OPEN),
+    ("HEAD", "/-/healthy"): Row(OPEN),
+    ("GET", "/-/ready"): Row(OPEN),
+    ("HEAD", "/-/ready"): Row(OPEN),
+    ("POST", "/-/reload"): Row(OPEN),  # by whoever is on this machine, which the tests are; from outside by nobody
+    ("GET", "/metrics"): Row(OPEN),  # metrics.bearer_token closes it
+    ("GET", "/v1/models"): Row(CALLERS),
+    ("HEAD", "/v1/models"): Row(CALLERS),
+    ("GET", "/mcp/models"): Row(CALLERS),
+    ("HEAD", "/mcp/models"): Row(CALLERS),
+    ("POST", "/mcp/chat"): Row(CALLERS, CHAT_BODY),
+    ("POST", "/v1/chat/completions"): Row(CALLERS, CHAT_BODY),
+    ("POST", "/v1/responses"): Row(CALLERS, {"model": "gpt-4.1", "input": "Hello"}),
+    ("POST", "/v1/embeddings"): Row(CALLERS, {"model": "text-embedding-3-small", "input": "Hello"}),
+    ("POST", "/v1/messages"): Row(CALLERS, {**CLAUDE_BODY, "max_tokens": 9}),
+    ("POST", "/v1/messages/count_tokens"): Row(CALLERS, CLAUDE_BODY),
+    ("POST", "/mcp"): Row(CALLERS, {**TOOLS, "params": {"_meta": MCP_META}}, headers=MCP_HEADERS),
+    # Neither has anything to give in this revision, which a caller is told who has shown a key.
+    ("GET", "/mcp"): Row((401, 401, 401, 405, 405), headers=MCP_HEADERS),
+    ("DELETE", "/mcp"): Row((401, 401, 401, 405, 405), headers=MCP_HEADERS),
+    ("GET", "/api/quota"): Row(CALLERS),
+    ("GET", "/api/budgets"): Row(CALLERS),
+    ("GET", "/api/usage"): Row(CALLERS),
+    ("GET", "/api/openapi.json"): Row(CALLERS),
+    ("GET", "/api/keys"): Row(ADMINS),
+    ("POST", "/api/keys"): Row(ADMINS, {"name": "made", "team": "search"}),
+    ("POST", "/api/keys/rotate"): Row(NO_SUCH_KEY, {"id": "key_000000000000"}),
+    ("POST", "/api/keys/revoke"): Row(NO_SUCH_KEY, {"id": "key_000000000000"}),
+}
+
+
+class Keyed(NamedTuple):
+    """A service with keys, and a secret of each kind."""
+
+    relay: Relay
+    secrets: Mapping[str, str | None]
+    ids: Mapping[str, str]
+
+    async def ask(
+        self, kind: str, method: str, path: str, body: Any = b"", headers: Mapping[str, str] | None = None
+    ) -> Reply:
+        secret = self.secrets[kind]
+        shown = {"authorization": f"Bearer {secret}"} if secret else {}
+        return await self.relay.ask(body, path, method=method, headers={**(headers or {}), **shown})
+
+    async def api(self, kind: str, path: str) -> Any:
+        reply = await self.ask(kind, "GET", path)
+        assert reply.status == 200, reply.body
+        return reply.json
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def keyed(start_module_relay: StartRelay) -> AsyncIterator[Keyed]:
+    budgets = [("of-all", None), ("of-search", "search"), ("of-support", "support")]
+    simulator = Simulator(seed=1, key=UPSTREAM_KEY)
+    await simulator.start()
+    root = simulator.base_url.removesuffix("/v1")
+    relay = await start_module_relay(
+        simulator=simulator,
+        upstream=simulator.base_url,
+        budgets=tuple(BudgetSettings(name=name, limit_usd="1000", team=team) for name, team in budgets),
+        extra_providers=tuple(
+            ProviderSettings(name=name, base_url=f"{root}{base}", api_key=SecretStr(UPSTREAM_KEY))
+            for name, base in (("openai", "/v1"), ("anthropic", "/v1"), ("gemini", "/v1beta"))
+        ),
+    )
+    secrets: dict[str, str | None] = {"none": None, "unknown": "mk_" + "nobody-has-this-key-0123456789-abcdefg"}
+    ids: dict[str, str] = {}
+    for kind, team, role in (
+        ("caller", "search", "caller"),
+        ("other", "support", "caller"),
+        ("admin", "platform", "admin"),
+        ("revoked", "platform", "admin"),
+    ):
+        secrets[kind], key = new_key(kind, team, time.time_ns(), KeyLimits(role=role))  # type: ignore[arg-type]
+        add_key(relay.ledger, key)
+        ids[kind] = key.id
+    revoke_key(relay.ledger, ids["revoked"], time.time_ns())
+    await relay.until(lambda: len(relay.service.pipeline.wiring.keys.keys) == 4)
+    found = Keyed(relay, secrets, ids)
+    for kind in ("caller", "other"):
+        assert (await found.ask(kind, "POST", "/v1/chat/completions", CHAT_BODY)).status == 200
+    yield found
+    await simulator.close()
+
+
+def routes_of(relay: Relay) -> set[tuple[str, str]]:
+    app = relay.service.app
+    return {(verb, path) for path, verbs in app._routes.items() for verb in verbs} | {
+        ("POST", template.label) for template in app._templates
+    }
+
+
+def rows_of(relay: Relay) -> dict[tuple[str, str], Row]:
+    """The table, with Gemini's templates filled in."""
+    gemini = {
+        ("POST", template.label): Row(
+            CALLERS,
+            _gemini_body(template.label),
+            template.label.replace("{model}", "gemini-2.5-flash"),
+        )
+        for template in relay.service.app._templates
+    }
+    return {**EXPECTED, **gemini}
+
+
+def _gemini_body(label: str) -> Any:
+    content = GEMINI["contents"][0]
+    if label.endswith(":batchEmbedContents"):
+        return {"requests": [{"model": "models/gemini-2.5-flash", "content": content}]}
+    return {"content": content} if label.endswith(":embedContent") else GEMINI
+
+
+async def test_every_route_of_the_service_is_in_the_table_and_no_other(keyed: Keyed) -> None:
+    assert set(rows_of(keyed.relay)) == routes_of(keyed.relay)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_every_route_answers_every_kind_of_caller_as_the_table_says(keyed: Keyed, kind: str) -> None:
+    found, expected = {}, {}
+    for (verb, route), row in rows_of(keyed.relay).items():
+        reply = await keyed.ask(kind, verb, row.path or route, row.body, row.headers)
+        found[verb, route] = reply.status
+        expected[verb, route] = row.statuses[KINDS.index(kind)]
+        if reply.status == 401:
+            assert b"platform" not in reply.body, "a refusal tells nothing"
+    assert found == expected
+
+
+async def test_a_caller_sees_only_its_own_teams_usage(keyed: Keyed) -> None:
+    assert {row["team"] for row in (await keyed.api("caller", "/api/usage?by=team"))["rows"]} == {"search"}
+    assert {row["team"] for row in (await keyed.api("other", "/api/usage?by=team"))["rows"]} == {"support"}
+    assert {"search", "support"} <= {row["team"] for row in (await keyed.api("admin", "/api/usage?by=team"))["rows"]}
+    refused = await keyed.ask("caller", "GET", "/api/usage?by=team&team=support")
+    assert refused.status == 403
+    whole = await keyed.api("caller", "/api/usage?by=")
+    mine = await keyed.api("admin", "/api/usage?by=&team=search")
+    assert whole["rows"] == mine["rows"], "nor in a sum"
+
+
+async def test_a_caller_sees_only_its_own_teams_budgets(keyed: Keyed) -> None:
+    seen = {
+        kind: [budget["name"] for budget in (await keyed.api(kind, "/api/budgets"))["budgets"]]
+        for kind in ("caller", "other", "admin")
+    }
+    assert seen == {
+        "caller": ["of-search"],
+        "other": ["of-support"],
+        "admin": ["of-all", "of-search", "of-support"],
+    }
+
+
+async def test_a_caller_sees_only_its_own_teams_usage_by_the_tool(keyed: Keyed) -> None:
+    for kind, teams in (("caller", {"search"}), ("other", {"support"})):
+        told = await usage_report(keyed, kind)
+        assert {row["groups"]["team"] for row in told["rows"]} == teams
+    assert {"search", "support"} <= {row["groups"]["team"] for row in (await usage_report(keyed, "admin"))["rows"]}
+
+
+async def usage_report(keyed: Keyed, kind: str) -> Any:
+    params = {"name": "usage_report", "arguments": {"by": ["team"]}, "_meta": MCP_META}
+    headers = {**MCP_HEADERS, "mcp-method": "tools/call", "mcp-name": "usage_report"}
+    reply = await keyed.ask(kind, "POST", "/mcp", {**TOOLS, "method": "tools/call", "params": params}, headers)
+    assert reply.status == 200, reply.body
+    text = reply.body.decode()
+    line = next((line[5:] for line in text.splitlines() if line.startswith("data:") and "result" in line), text)
+    return json.loads(line)["result"]["structuredContent"]
+
+
+@pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://127.0.0.1.evil.example"])
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [("GET", "/api/keys"), ("POST", "/api/keys"), ("POST", "/api/keys/rotate"), ("POST", "/api/keys/revoke")],
+)
+async def test_a_page_of_another_origin_changes_no_keys(keyed: Keyed, method: str, path: str, origin: str) -> None:
+    before = keyed.relay.service.pipeline.wiring.keys.keys
+    body = {"name": "forged", "team": "search", "role": "admin"} if path == "/api/keys" else {"id": keyed.ids["caller"]}
+    for headers in ({"origin": origin}, {"host": "evil.example"}):
+        reply = await keyed.ask("admin", method, path, b"" if method == "GET" else body, headers)
+        assert (reply.status, reply.error["code"]) == (403, "not_allowed")
+    assert keyed.relay.service.pipeline.wiring.keys.keys == before
