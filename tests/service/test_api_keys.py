@@ -18,7 +18,7 @@ from tests.service.conftest import Relay, Reply, StartRelay, starting_relays
 from mcpmeter.access.keys import new_key
 from mcpmeter.access.shown import ShownKey
 from mcpmeter.config import KeySettings
-from mcpmeter.errors import InvalidRequest
+from mcpmeter.errors import InvalidRequest, LedgerUnavailable
 from mcpmeter.ledger.keys import list_keys
 from mcpmeter.ledger.location import Location
 from mcpmeter.relay.exchange import HttpExchange
@@ -30,6 +30,28 @@ KEYS, ROTATE, REVOKE = "/api/keys", "/api/keys/rotate", "/api/keys/revoke"
 ADMIN = new_key("admin", "platform", 1)[0]
 CONFIGURED = (KeySettings(name="operator", team="platform", secret=SecretStr(ADMIN), role="admin"),)
 TOLD = {*ShownKey.__struct_fields__, "key"}
+WRONG: tuple[dict[str, Any], ...] = (
+    {"name": ""},
+    {"name": "x" * 65},
+    {"name": "\n"},
+    {"team": "\ud800"},
+    {"role": "root"},
+    {"models": "gpt-4.1"},
+    {"models": ["gpt 4.1"]},
+    {"requests_per_minute": 0},
+    {"requests_per_minute": "60"},
+    {"tokens_per_minute": 1.5},
+    {"tokens_per_minute": 10**30},
+    {"expires": "2020-01-01T00:00:00Z"},
+    {"expires": "2027-01-01"},
+    {"expires": "9999-12-31T23:59:59Z"},
+    {"id": "key_0123456789ab"},
+    {"sha256": "0" * 64},
+    {"created_at_ns": 1},
+    {"prefix": "mk_"},
+    {"revoked_at_ns": None},
+    {"key": "mk_a-secret-that-the-caller-chose-0123"},
+)
 
 
 async def ask(relay: Relay, path: str, body: Any, secret: str | None = ADMIN) -> Reply:
@@ -82,37 +104,10 @@ class TestMaking:
         assert shown == {name: value for name, value in key.items() if name != "key"}
         assert (await on_either.scrape()).of("mcp_tokens_total", team="research", token_type="prompt") > 0
 
-    @pytest.mark.parametrize(
-        "wrong",
-        [
-            {"name": ""},
-            {"name": "x" * 65},
-            {"name": "\n"},
-            {"team": "\ud800"},
-            {"role": "root"},
-            {"models": "gpt-4.1"},
-            {"models": ["gpt 4.1"]},
-            {"requests_per_minute": 0},
-            {"requests_per_minute": "60"},
-            {"tokens_per_minute": 1.5},
-            {"tokens_per_minute": 10**30},
-            {"expires": "2020-01-01T00:00:00Z"},
-            {"expires": "2027-01-01"},
-            {"expires": "9999-12-31T23:59:59Z"},
-            {"id": "key_0123456789ab"},
-            {"sha256": "0" * 64},
-            {"created_at_ns": 1},
-            {"prefix": "mk_"},
-            {"revoked_at_ns": None},
-            {"key": "mk_a-secret-that-the-caller-chose-0123"},
-        ],
-        ids=str,
-    )
-    async def test_nothing_else_can_be_said_of_a_key_and_nothing_wrong(
-        self, keyed: Relay, wrong: dict[str, Any]
-    ) -> None:
-        reply = await ask(keyed, KEYS, {"name": "notebook", "team": "research", **wrong})
-        assert (reply.status, reply.error["code"]) == (400, "invalid_request")
+    async def test_nothing_else_can_be_said_of_a_key_and_nothing_wrong(self, keyed: Relay) -> None:
+        found = [await ask(keyed, KEYS, {"name": "notebook", "team": "research", **wrong}) for wrong in WRONG]
+        told = [(wrong, reply.status, reply.error["code"]) for wrong, reply in zip(WRONG, found, strict=True)]
+        assert told == [(wrong, 400, "invalid_request") for wrong in WRONG]
         assert list_keys(keyed.ledger) == []
 
     async def test_a_field_is_named_where_it_is_wrong_and_its_value_is_not_repeated(self, keyed: Relay) -> None:
@@ -204,6 +199,26 @@ class TestChanging:
         assert (refused.status, refused.error["code"]) == (400, "invalid_request")
         assert (await on_either.ask(path="/-/ready", method="GET")).status == 200, "a refusal is no fault of the ledger"
 
+    async def test_a_revocation_that_the_service_could_not_read_back_counts_as_soon_as_it_can(
+        self, on_either: Relay, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        made = (await ask(on_either, KEYS, {"name": "notebook", "team": "research"})).json
+        store = on_either.service._store
+        read, failed = store.keys, []
+
+        async def fail_once() -> Any:
+            if not failed:
+                failed.append(True)
+                raise LedgerUnavailable("The ledger cannot be read.")
+            return await read()
+
+        monkeypatch.setattr(store, "keys", fail_once)
+        reply = await ask(on_either, REVOKE, {"id": made["id"]})
+        assert (reply.status, reply.error["code"]) == (503, "ledger_unavailable")
+        ring = on_either.service.pipeline.wiring.keys
+        await on_either.until(lambda: on_either.service.pipeline.wiring.keys is not ring)
+        assert (await on_either.chat(key=made["key"])).status == 401
+
     async def test_a_key_of_the_file_is_listed_but_not_changed(self, on_either: Relay) -> None:
         [(key_id, shown)] = (await listed(on_either)).items()
         assert (shown["name"], shown["role"], shown["created_at"]) == ("operator", "admin", None)
@@ -225,10 +240,10 @@ class TestChanging:
         assert len(set(secrets)) == 9
         assert sorted([(await on_either.chat(key=key)).status for key in secrets]) == [200, *[401] * 8]
 
-    @pytest.mark.parametrize("grace", [-1, 366 * 86_400 + 1, 1.5, "60", None, 10**30])
-    async def test_a_grace_is_whole_seconds_up_to_a_year(self, keyed: Relay, grace: Any) -> None:
-        reply = await ask(keyed, ROTATE, {"id": "key_000000000000", "grace_seconds": grace})
-        assert (reply.status, reply.error["code"]) == (400, "invalid_request")
+    async def test_a_grace_is_whole_seconds_up_to_a_year(self, keyed: Relay) -> None:
+        graces = (-1, 366 * 86_400 + 1, 1.5, "60", None, 10**30)
+        found = [await ask(keyed, ROTATE, {"id": "key_000000000000", "grace_seconds": grace}) for grace in graces]
+        assert [(reply.status, reply.error["code"]) for reply in found] == [(400, "invalid_request")] * len(graces)
 
 
 async def test_no_secret_and_no_hash_is_in_any_log_metric_list_or_error(

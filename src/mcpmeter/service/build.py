@@ -96,6 +96,7 @@ LINKS: Final = [
     ("/api/quota", "what providers say is left of their quotas"),
     ("/api/usage", "what was used this month and what it cost"),
     ("/api/budgets", "how budgets stand, and when they will be exhausted"),
+    ("/api/keys", "who may call, for admins"),
     ("/health", "liveness"),
     ("/-/ready", "readiness"),
 ]
@@ -126,6 +127,7 @@ class Service:
         self.budgets = BudgetBoard(self._store, self.recorder)
         self.recovered = 0
         self._recovers_next = 0.0
+        self._keys_are_old = False
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Service]:
@@ -256,19 +258,22 @@ class Service:
                 if not self._store.healthy:
                     await self._store.probe()
                 await self._recover_for_others()
-                if await self._store.keys_changed():
+                if self._keys_are_old or await self._store.keys_changed():
                     await self._take_up_keys()
             except MeterError as fault:
                 log.debug("the ledger cannot be looked at: %s", fault.message)
             await self._refresh_budgets()
 
     async def _take_up_keys(self) -> None:
+        """What fails here is done at the watch's next look: a ledger does not tell us of a change of our own."""
+        self._keys_are_old = True
         settings = None
         while settings is not self.settings:  # a reload in between has read the file's keys anew
             settings = self.settings
             keys = await self._keys(settings)
         self._announce_teams(keys.teams)
         self.pipeline.wiring = replace(self.pipeline.wiring, keys=keys)
+        self._keys_are_old = False
 
     async def _recover_for_others(self) -> None:
         """Where replicas share a ledger, whoever lives settles what a dead one left open."""
