@@ -93,14 +93,14 @@ def _guide(folder: Path, port: int, upstream_port: int) -> Launch:
     return Launch(uvicorn, {"BENCH_UPSTREAM": f"http://127.0.0.1:{upstream_port}/v1", "PYTHONPATH": str(HERE.parent)})
 
 
-def _relay(folder: Path, port: int, upstream_port: int) -> Launch:
+def _relay(folder: Path, port: int, upstream_port: int, synchronous: str = "full") -> Launch:
     command = Path(sys.executable).with_name("mcpmeter")
     if not command.exists():
         raise BenchError(f"{command} is not installed. Run: make install")
     config = folder / "mcpmeter.yaml"
     config.write_text(
         f"server: {{port: {port}}}\n"
-        f"ledger: {{path: {folder / 'ledger.db'}}}\n"
+        f"ledger: {{path: {folder / 'ledger.db'}, synchronous: {synchronous}}}\n"
         "providers:\n"
         "  - name: bench\n"
         "    type: openai\n"
@@ -109,6 +109,10 @@ def _relay(folder: Path, port: int, upstream_port: int) -> Launch:
         "    models: [gpt-4.1]\n"
     )
     return Launch([str(command), "serve", "--config", str(config)])
+
+
+def _relay_normal(folder: Path, port: int, upstream_port: int) -> Launch:
+    return _relay(folder, port, upstream_port, "normal")
 
 
 def _litellm(folder: Path, port: int, upstream_port: int, callbacks: str = "[]") -> Launch:
@@ -182,6 +186,16 @@ PEERS = {
             "relay",
             "mcpmeter serve, metrics on, ledger FULL on disk",
             _relay,
+            keeps_a_ledger=True,
+            prove_while_running=_relay_counted_every_call,
+            prove_after=_relay_wrote_every_call,
+        ),
+        Peer(
+            "relay-normal",
+            "mcpmeter serve, ledger NORMAL on disk",
+            _relay_normal,
+            # Its streams are the relay's: what they cost is not the disk's.
+            Route(OPENAI_PATH, None),
             keeps_a_ledger=True,
             prove_while_running=_relay_counted_every_call,
             prove_after=_relay_wrote_every_call,

@@ -36,6 +36,9 @@ CHUNK_CPU_AIM = 2.0
 """How many times nginx's CPU a chunk the relay's may be."""
 
 ADDED_P50_AIM_MS = 0.5
+OURS = {"relay": "relay (FULL)", "relay-normal": "relay-normal"}
+"""Rows held against the aim of the added median, and what its lines call them."""
+
 UPSTREAM_AIM_PER_SECOND = 100_000
 """JSON answers, and chunks, that the upstream and the load must manage between them."""
 
@@ -181,7 +184,8 @@ def ratios(results: Sequence[Results]) -> list[str]:
     if "nginx" in by_name and "paced" in relay.loads:
         lines.append(_chunk_cpu(relay, by_name["nginx"]))
     if "direct" in by_name:
-        lines += [_added_p50(relay, by_name["direct"], rate) for rate in (200, 500)]
+        ours = [by_name[name] for name in OURS if name in by_name]
+        lines += [_added_p50(result, by_name["direct"], rate) for result in ours for rate in (200, 500)]
     if relay.two_flushes_ms:
         lines.append(_floor(relay.two_flushes_ms))
     return lines
@@ -204,13 +208,18 @@ def _chunk_cpu(relay: Results, nginx: Results) -> str:
     )
 
 
-def _added_p50(relay: Results, direct: Results, rate: int) -> str:
-    burst = f"rate-{rate}"
-    if burst not in relay.loads:
-        return f"- {rate} calls/s: the relay cannot carry them ({_verdict(False)})"
-    added = _latency_ms(relay, burst)[0] - _latency_ms(direct, burst)[0]
+def _added_p50(ours: Results, direct: Results, rate: int) -> str:
+    burst, name = f"rate-{rate}", OURS[ours.peer.name]
+    if burst not in ours.loads:
+        return f"- {rate} calls/s: {name} cannot carry them ({_verdict(False)})"
+    added = _latency_ms(ours, burst)[0] - _latency_ms(direct, burst)[0]
     verdict = _verdict(added <= ADDED_P50_AIM_MS)
-    return f"- {rate} calls/s: the relay adds {added:.2f} ms at the median (aim: at most {ADDED_P50_AIM_MS}; {verdict})"
+    line = f"- {rate} calls/s: {name} adds {added:.2f} ms at the median (aim: at most {ADDED_P50_AIM_MS}; {verdict})"
+    return line + (_of_them_flushes(ours) if ours.peer.name == "relay" and ours.two_flushes_ms else "")
+
+
+def _of_them_flushes(relay: Results) -> str:
+    return f"; two flushes alone: {median(relay.two_flushes_ms):.2f} ms"
 
 
 def _floor(two_flushes_ms: Sequence[float]) -> str:
@@ -322,5 +331,7 @@ METHOD = (
     "exactly the calls that the load saw answered, streams too. CPU is user and system time of the server's processes",
     "from `/proc`; a chunk's is that of a whole stream by 100, its row in the ledger included. The relay meters and",
     "prices each call and writes it to the ledger, with an open and a settled row that are both on disk",
-    "(`synchronous=FULL`) before the client has its whole answer; the others write nothing.",
+    "(`synchronous=FULL`) before the client has its whole answer; *relay-normal* writes the same rows with",
+    "`ledger.synchronous: normal` ([ledger.md](ledger.md) says what that gives up) and is asked for no streams. The others",
+    "write nothing.",
 )

@@ -150,6 +150,16 @@ def test_a_key_sent_in_clear_text_over_the_network_is_warned_of(
     assert "'far' would cross the network in clear text" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("synchronous", "warned"), [("full", False), ("normal", True)])
+def test_a_ledger_that_a_power_loss_takes_rows_from_is_warned_of(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], synchronous: str, warned: bool
+) -> None:
+    text = f"ledger: {{synchronous: {synchronous}}}\nproviders: [{{name: openai, api_key: k}}]"
+    assert run(["check", "--config", write(tmp_path, text)]) == 0
+    line = "warning: 'ledger.synchronous' is 'normal': a power loss takes the rows of its last moments."
+    assert (line in capsys.readouterr().err) is warned
+
+
 def test_help_shows_an_example(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["check", "--help"]) == 0
     assert "mcpmeter check --config mcpmeter.yaml" in capsys.readouterr().out

@@ -2,7 +2,7 @@
 
 `python crashing.py FOLDER MODE STEP` prints a JSON object a line. Modes: `kill` ends the process before the operation;
 `power` also takes back what was written since each file was last synced, but for a random part of it, torn at times;
-`normal` is `power` on `synchronous=NORMAL`, which must lose rows.
+`normal` is `power` on a ledger with `synchronous: normal`, which must lose rows.
 """
 
 from __future__ import annotations
@@ -103,10 +103,8 @@ class FaultyVfs(apsw.VFS):
 
 
 async def work(path: Path, told: int, mode: str) -> None:
-    store = SqliteStore(path)
+    store = SqliteStore(path, synchronous="normal" if mode == "normal" else "full")
     await store.start()
-    if mode == "normal":
-        await store._run(lambda db: db.pragma("synchronous", "normal"))
     for number in range(CALLS):
         call = Call(
             id=f"call_{number}",

@@ -145,6 +145,27 @@ def test_a_quick_check_that_takes_too_long_is_given_up_and_the_ledger_used(tmp_p
     db.close()
 
 
+FLUSHES = {"full": 2, "normal": 1}
+"""What `PRAGMA synchronous` answers."""
+
+
+@pytest.mark.parametrize("synchronous", list(FLUSHES))
+def test_commits_are_flushed_as_asked_for(tmp_path, synchronous):
+    db = open_for_writing(tmp_path / "ledger.db", synchronous)
+    assert db.pragma("synchronous") == FLUSHES[synchronous]
+    db.close()
+
+
+async def test_each_commit_of_a_ledger_is_flushed_unless_asked_otherwise(tmp_path):
+    db = open_for_writing(tmp_path / "ledger.db")
+    assert db.pragma("synchronous") == FLUSHES["full"]
+    db.close()
+    store = SqliteStore(tmp_path / "ledger.db")
+    await store.start()
+    assert await store._run(lambda db: db.pragma("synchronous")) == FLUSHES["full"]
+    await store.close()
+
+
 def test_the_lock_names_its_holder_and_is_free_once_released(tmp_path):
     path = tmp_path / "ledger.db"
     first, second = FileLock(path), FileLock(path)

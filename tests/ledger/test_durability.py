@@ -30,7 +30,7 @@ async def client(store, name):
         os.write(1, f"settled {call.id}\\n".encode())
 
 async def main():
-    store = SqliteStore(Path(sys.argv[1]))
+    store = SqliteStore(Path(sys.argv[1]), synchronous=sys.argv[3])
     await store.start()
     await asyncio.gather(*(client(store, name) for name in range(int(sys.argv[2]))))
 
@@ -38,10 +38,10 @@ asyncio.run(main())
 """
 
 
-def run_and_kill(path: Path, clients: int, acknowledgements: int) -> tuple[set[str], set[str]]:
+def run_and_kill(path: Path, clients: int, acknowledgements: int, synchronous: str) -> tuple[set[str], set[str]]:
     """Ids whose opening and whose settling were acknowledged before the process was killed."""
     service = subprocess.Popen(
-        [sys.executable, "-c", SERVICE, str(path), str(clients)], stdout=subprocess.PIPE, bufsize=0
+        [sys.executable, "-c", SERVICE, str(path), str(clients), synchronous], stdout=subprocess.PIPE, bufsize=0
     )
     assert service.stdout is not None
     try:
@@ -59,11 +59,22 @@ def run_and_kill(path: Path, clients: int, acknowledgements: int) -> tuple[set[s
     return {call for what, call in lines if what == "open"}, {call for what, call in lines if what == "settled"}
 
 
-@pytest.mark.parametrize(("clients", "acknowledgements"), [(1, 20), (4, 301), (64, 1_500), (64, 3_333), (200, 2_000)])
+@pytest.mark.parametrize(
+    ("clients", "acknowledgements", "synchronous"),
+    [
+        (1, 20, "full"),
+        (4, 301, "full"),
+        (64, 1_500, "full"),
+        (64, 3_333, "full"),
+        (200, 2_000, "full"),
+        (1, 301, "normal"),
+        (64, 3_333, "normal"),
+    ],
+)
 async def test_no_acknowledged_row_is_lost_or_doubled_by_kill_9(
-    path, clients, acknowledgements, make_settlement, make_call
+    path, clients, acknowledgements, synchronous, make_settlement, make_call
 ):
-    opened, settled = run_and_kill(path, clients, acknowledgements)
+    opened, settled = run_and_kill(path, clients, acknowledgements, synchronous)
     store = SqliteStore(path)
     await store.start()
     left = {row.id for row in await store.left_open()}

@@ -317,6 +317,7 @@ def noting(call: Callable[[], Any], threads: list[int]) -> Callable[[], Any]:
 
 class StoreWithoutRows:
     open_rows = 0
+    healthy = True
 
 
 class Request:

@@ -110,9 +110,9 @@ def config(tmp_path: Path) -> Callable[..., Path]:
     """Write the configuration of a service in a folder of its own."""
     path = tmp_path / "mcpmeter.yaml"
 
-    def write(upstream: str, *, name: str = "first", more: str = "") -> Path:
+    def write(upstream: str, *, name: str = "first", more: str = "", ledger: str = "{path: ledger.db}") -> Path:
         path.write_text(
-            f"ledger: {{path: ledger.db}}\n{more}\n"
+            f"ledger: {ledger}\n{more}\n"
             f"providers:\n- {{name: {name}, type: generic, base_url: '{upstream}', api_key: k-0123456789abcdef}}\n"
         )
         return path
@@ -185,6 +185,24 @@ async def test_a_bad_file_is_refused_and_the_old_configuration_goes_on(configure
         path.write_text(path.read_text().replace("relya: {}", ""))
         assert (await client.ask(path="/-/reload")).status == 200
         assert (await client.scrape()).of("mcpmeter_config_last_reload_successful") == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "flushes"), [("{path: ledger.db}", 2), ("{path: ledger.db, synchronous: normal}", 1)]
+)
+async def test_the_ledger_is_flushed_as_configured(configured, given, flushes):
+    async with Simulator(seed=1) as simulator:
+        service, _ = await configured(simulator.base_url, ledger=given)
+        assert await service._store._run(lambda db: db.pragma("synchronous")) == flushes
+
+
+async def test_a_reload_says_that_another_ledger_takes_effect_at_the_next_start(configured, config, client_of, caplog):
+    async with Simulator(seed=1) as simulator:
+        service, url = await configured(simulator.base_url)
+        config(simulator.base_url, ledger="{path: ledger.db, synchronous: normal}")
+        assert (await client_of(url, service).ask(path="/-/reload")).status == 200
+        assert "ledger has changed; that takes effect at the next start" in caplog.text
+        assert await service._store._run(lambda db: db.pragma("synchronous")) == 2
 
 
 async def test_a_file_that_cannot_be_read_at_all_is_refused_in_the_same_way(configured, config, client_of):

@@ -246,6 +246,8 @@ def _warnings(settings: Settings, upstreams: tuple[Upstream, ...]) -> Iterator[s
     if len(plan.routes) == 1 and taken.model == model and not taken.upstream.serves(model):
         asked = taken.upstream.name
         yield f"No provider names the default model '{model}'; '{asked}' would be asked. Set relay.default_model."
+    if settings.ledger.synchronous == "normal":
+        yield "'ledger.synchronous' is 'normal': a power loss takes the rows of its last moments. See docs/ledger.md."
     for upstream in upstreams:
         address = urlsplit(upstream.provider.base_url)
         if address.scheme == "http" and upstream.api_key and not is_loopback(address.hostname or ""):

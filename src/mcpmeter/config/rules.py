@@ -60,6 +60,7 @@ def broken_rules(settings: Settings, builtin: Mapping[str, Provider]) -> Iterato
     yield from _team_faults(settings)
     yield from project_faults(settings)
     yield from budget_faults(settings)
+    yield from _ledger_faults(settings)
     yield from _default_provider_faults(settings)
     yield from _metrics_faults(settings)
     yield from _timeout_faults(settings)
@@ -176,6 +177,13 @@ def _team_faults(settings: Settings) -> Iterator[Fault]:
         if teams and key.team not in teams:
             sentence = f"'keys[{index}].team' is '{key.team}', which is not in 'teams'{nearest(key.team, teams)}"
             yield Fault(("keys", index, "team"), sentence)
+
+
+def _ledger_faults(settings: Settings) -> Iterator[Fault]:
+    ledger = settings.ledger
+    if ledger.url is not None and "synchronous" in ledger.model_fields_set:
+        sentence = "'ledger.synchronous' goes with 'path', not with 'url'; take it out"
+        yield Fault(("ledger", "synchronous"), sentence)
 
 
 def _default_provider_faults(settings: Settings) -> Iterator[Fault]:

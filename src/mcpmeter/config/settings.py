@@ -49,6 +49,7 @@ from mcpmeter.config.fields import (
 )
 from mcpmeter.config.monitoring import MonitoringSettings
 from mcpmeter.errors import ConfigInvalid
+from mcpmeter.ledger.connection import Synchronous
 from mcpmeter.ledger.location import Location, PostgresUrl, default_location, location_of
 from mcpmeter.pricing.rates import unix_ns
 from mcpmeter.relay.failover.options import CircuitOptions, RetryOptions
@@ -98,6 +99,12 @@ class LedgerSettings(Section):
     lease_seconds: Lease = setting(
         30.0, help="With `url`: after so many seconds of silence a replica's open calls are recovered.", example=10.0
     )
+    synchronous: Synchronous = setting(
+        "full",
+        help="With `path`: `normal` is faster and gives up rows of the last moments before a power loss or a crash of the"
+        " kernel, never of those before a kill -9 or a crash of the service.",
+        example="normal",
+    )
 
     @model_validator(mode="after")
     def _one_place(self) -> LedgerSettings:
@@ -108,7 +115,8 @@ class LedgerSettings(Section):
     def at(self, place: Location) -> LedgerSettings:
         """The same with the ledger at another place."""
         if isinstance(place, PostgresUrl):
-            return self.model_copy(update={"path": None, "url": SecretStr(place.reveal())})
+            url = SecretStr(place.reveal())
+            return self.model_copy(update={"path": None, "url": url, "synchronous": "full"})
         return self.model_copy(update={"path": place, "url": None})
 
     @property

@@ -7,8 +7,9 @@ import fcntl
 import os
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 import apsw
 
@@ -22,6 +23,9 @@ BUSY_TIMEOUT_MS: Final = 5_000
 CHECK_LIMIT_S: Final = 2.0
 WAL_LIMIT_BYTES: Final = 64 * 2**20
 
+Synchronous = Literal["full", "normal"]
+"""When a commit is flushed to the disk: before it is told, or at the next checkpoint of the log."""
+
 _ANOTHER_FILE: Final = "set MCPMETER_LEDGER or the setting `ledger.path` to another file"
 _HEADER: Final = b"SQLite format 3\x00"
 
@@ -34,12 +38,12 @@ def default_ledger_path() -> Path:
     return Path(state).expanduser() / "mcpmeter" / "ledger.db"
 
 
-def open_for_writing(path: Path) -> apsw.Connection:
+def open_for_writing(path: Path, synchronous: Synchronous = "full") -> apsw.Connection:
     """Open or make the ledger, check it and bring its tables up to date. Raises `LedgerNotUsable`."""
     _require_sqlite(apsw.sqlite_lib_version())
     _make_file(path)
     _require_header(path)
-    return _connect(path, apsw.SQLITE_OPEN_READWRITE, _prepare)
+    return _connect(path, apsw.SQLITE_OPEN_READWRITE, partial(_prepare, synchronous=synchronous))
 
 
 def open_for_reading(path: Path) -> apsw.Connection:
@@ -116,14 +120,14 @@ def lock_holder(path: Path) -> tuple[str, int]:
     return "", 0
 
 
-def _prepare(db: apsw.Connection, path: Path) -> None:
+def _prepare(db: apsw.Connection, path: Path, *, synchronous: Synchronous) -> None:
     mode = db.pragma("journal_mode", "wal")
     if mode != "wal":
         raise LedgerNotUsable(
             f"The folder of {path} cannot hold a write-ahead log (a network file system?).",
             hint=f"Please {_ANOTHER_FILE}.",
         )
-    db.pragma("synchronous", "full")
+    db.pragma("synchronous", synchronous)
     db.pragma("foreign_keys", "on")
     db.pragma("journal_size_limit", WAL_LIMIT_BYTES)
     _quick_check(db, path)

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from mcpmeter.ledger.connection import Synchronous
 from mcpmeter.ledger.location import Location, PostgresUrl
 from mcpmeter.ledger.reading import postgres_missing
 from mcpmeter.ledger.sqlite import SqliteStore
 from mcpmeter.ledger.store import OnCommit, Store
 
 
-def open_store(place: Location, on_commit: OnCommit | None = None, *, lease_s: float) -> Store:
-    """A store that is not started yet. Raises `PartMissing` where the extra for PostgreSQL is not installed."""
+def open_store(
+    place: Location, on_commit: OnCommit | None = None, *, lease_s: float, synchronous: Synchronous = "full"
+) -> Store:
+    """A store that is not started yet. Raises `PartMissing` where the extra for PostgreSQL is not installed.
+
+    `lease_s` is PostgreSQL's alone, `synchronous` SQLite's.
+    """
     if not isinstance(place, PostgresUrl):
-        return SqliteStore(place, on_commit=on_commit)
+        return SqliteStore(place, on_commit=on_commit, synchronous=synchronous)
     try:
         from mcpmeter.ledger.postgres import PostgresStore  # noqa: PLC0415 (needs an extra that SQLite does without)
     except ModuleNotFoundError as missing:

@@ -1,4 +1,4 @@
-"""The ledger on SQLite: WAL, `synchronous=FULL`, one writer thread, group commit.
+"""The ledger on SQLite: WAL, `synchronous=FULL` unless configured otherwise, one writer thread, group commit.
 
 It needs SQLite 3.51.3 or newer, which apsw brings along: in older ones two connections that reset the write-ahead log
 at the same moment can lose committed rows.
@@ -16,7 +16,7 @@ import apsw
 
 from mcpmeter.errors import LedgerUnavailable
 from mcpmeter.ledger.balances import add_top_up, burn_nanousd, ensure, forget_minutes
-from mcpmeter.ledger.connection import default_ledger_path
+from mcpmeter.ledger.connection import Synchronous, default_ledger_path
 from mcpmeter.ledger.migrations import transaction
 from mcpmeter.ledger.rows import change_key, insert_key, read_keys, read_open_rows
 from mcpmeter.ledger.store import OnCommit
@@ -32,11 +32,15 @@ KEPT_MINUTES_NS: Final = 3600 * 10**9
 
 
 class SqliteStore:
-    """`store.Store` on one SQLite file, for one service and one event loop. Lives once: started, used, closed."""
+    """`store.Store` on one SQLite file, for one service and one event loop. Lives once: started, used, closed.
 
-    def __init__(self, path: Path, *, on_commit: OnCommit | None = None) -> None:
+    With `synchronous="normal"` a row is the operating system's when it is told, and on disk some time later.
+    """
+
+    def __init__(self, path: Path, *, on_commit: OnCommit | None = None, synchronous: Synchronous = "full") -> None:
         self._path = path.absolute()
         self._on_commit = on_commit
+        self._synchronous = synchronous
         self._writer: Writer | None = None
         self._closing: asyncio.Future[None] | None = None
         self._keys_version = -1
@@ -44,7 +48,7 @@ class SqliteStore:
     async def start(self) -> None:
         """Take the lock, check the file, bring its tables up to date. Raises `LedgerNotUsable`, one line."""
         loop = asyncio.get_running_loop()
-        writer = Writer(self._path, loop, self._answer)
+        writer = Writer(self._path, loop, self._answer, self._synchronous)
         try:
             await writer.start()
         except asyncio.CancelledError:

@@ -17,7 +17,7 @@ import msgspec
 
 from mcpmeter.errors import LedgerNotUsable, LedgerUnavailable, MeterError
 from mcpmeter.ledger.balances import reserve, settle_claims
-from mcpmeter.ledger.connection import FileLock, open_for_writing
+from mcpmeter.ledger.connection import FileLock, Synchronous, open_for_writing
 from mcpmeter.ledger.migrations import transaction
 from mcpmeter.ledger.rows import (
     OPEN_SQL,
@@ -79,13 +79,20 @@ class Answers(NamedTuple):
 class Writer:
     """Owns the connection, the lock on the file and the thread. Entries come by `submit`; answers go to the loop."""
 
-    def __init__(self, path: Path, loop: asyncio.AbstractEventLoop, on_answers: Callable[[Answers], None]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        loop: asyncio.AbstractEventLoop,
+        on_answers: Callable[[Answers], None],
+        synchronous: Synchronous = "full",
+    ) -> None:
         self._queue: queue.SimpleQueue[list[Entry]] = queue.SimpleQueue()
         self._gathered: list[Entry] = []
         self.healthy = True
         self.open_ids: set[str] = set()
         """Rows opened in this life and not settled."""
         self._path = path
+        self._synchronous = synchronous
         self.loop = loop
         self._on_answers = on_answers
         self._lock = FileLock(path)
@@ -127,7 +134,7 @@ class Writer:
 
     def _take_ledger(self) -> apsw.Connection:
         self._lock.take()
-        db = open_for_writing(self._path)
+        db = open_for_writing(self._path, self._synchronous)
         self._inode = self._path.stat().st_ino
         self._keeps_balances = _has_balances(db)
         return db

@@ -117,7 +117,10 @@ class Service:
         self.ledger_path = self.settings.ledger.location
         self.version = installed_version("mcpmeter")
         self.recorder = Recorder()
-        self._store = open_store(self.ledger_path, self._on_commit, lease_s=self.settings.ledger.lease_seconds)
+        ledger = self.settings.ledger
+        self._store = open_store(
+            self.ledger_path, self._on_commit, lease_s=ledger.lease_seconds, synchronous=ledger.synchronous
+        )
         self._book = price_book(self.settings)
         self._upstreams = self.settings.upstreams()
         self._sessions = AsyncExitStack()
