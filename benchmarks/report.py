@@ -332,6 +332,6 @@ METHOD = (
     "from `/proc`; a chunk's is that of a whole stream by 100, its row in the ledger included. The relay meters and",
     "prices each call and writes it to the ledger, with an open and a settled row that are both on disk",
     "(`synchronous=FULL`) before the client has its whole answer; *relay-normal* writes the same rows with",
-    "`ledger.synchronous: normal` ([ledger.md](ledger.md) says what that gives up) and is asked for no streams. The others",
-    "write nothing.",
+    "`ledger.synchronous: normal` ([ledger.md](ledger.md) says what that gives up) and is asked for no streams. The",
+    "others write nothing.",
 )

@@ -101,8 +101,8 @@ class LedgerSettings(Section):
     )
     synchronous: Synchronous = setting(
         "full",
-        help="With `path`: `normal` is faster and gives up rows of the last moments before a power loss or a crash of the"
-        " kernel, never of those before a kill -9 or a crash of the service.",
+        help="With `path`: `normal` is faster and gives up rows of the last moments before a power loss or a crash of"
+        " the kernel, never of those before a kill -9 or a crash of the service.",
         example="normal",
     )
 
