@@ -35,6 +35,7 @@ from mcpmeter.config.document import MAX_BYTES, read_document
 from mcpmeter.config.faults import model_in
 from mcpmeter.config.reference import reference
 from mcpmeter.errors import ConfigInvalid
+from mcpmeter.ledger.location import PostgresUrl
 from mcpmeter.relay.providers import load_providers
 from mcpmeter.relay.routing import route
 
@@ -60,6 +61,12 @@ def refusal(folder: Path, text: str | bytes, environ: Mapping[str, str] = ENVIRO
     with pytest.raises(ConfigInvalid) as caught:
         load(write(folder, text), environ)
     return str(caught.value)
+
+
+def test_a_file_s_way_of_flushing_does_not_follow_the_ledger_to_a_database(tmp_path: Path) -> None:
+    ledger = loaded(tmp_path, "ledger: {synchronous: normal}").ledger
+    assert ledger.at(tmp_path / "other.db").synchronous == "normal"
+    assert ledger.at(PostgresUrl("postgresql://meter@127.0.0.1/meter")).synchronous == "full"
 
 
 # Refused
