@@ -32,7 +32,7 @@ test: $(DEV_STAMP) ## all tests; installs what they need from Debian too (ARGS="
 	@PATH="$$PATH:/usr/sbin" $(BIN)/python -m pytest $(ARGS)
 
 test-fast: $(DEV_STAMP) ## the tests without e2e and trials, up to the first failure
-	@scripts/need.sh pg_ctlcluster=postgresql
+	@scripts/need.sh pg_ctlcluster=postgresql mkfs.ext4=e2fsprogs mount=mount
 	@echo "mcpmeter: running the quick tests"
 	@$(BIN)/python -m pytest -q -x -m "not trial" --ignore=tests/e2e $(ARGS)
 

@@ -1,4 +1,4 @@
-"""File systems of the tests' own, in a file: mounted for a moment, and their power cut.
+"""File systems of the tests' own: one that fills up, one that turns read-only, one whose power is cut.
 
 A machine where they cannot be made fails the test that asks for one: what was not tried must not look like tried.
 """
@@ -19,6 +19,13 @@ import pytest
 FS_IOC_SHUTDOWN = 0x8004587D  # _IOR('X', 125, __u32), linux/fs.h; the test suites of file systems cut the power by it
 WITHOUT_THE_LOG = 2  # not even what is in the journal's buffers goes out
 PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path, size: str) -> Iterator[Path]:
+    """A disk of this size and no more, in memory."""
+    with _mounted(folder, "tmpfs", "-t", "tmpfs", "-o", f"size={size}"):
+        yield folder
 
 
 def make_image(image: Path, size_bytes: int) -> Path:
@@ -50,6 +57,22 @@ def needs_replay(image: Path) -> bool:
     return "needs_recovery" in _tool("dumpe2fs", "-h", image)
 
 
+def break_file_system(folder: Path) -> None:
+    """Let the kernel find a fault in it, as on a dying disk: it turns read-only under whoever writes."""
+    device = _tool("findmnt", "--noheadings", "--output", "SOURCE", folder).strip()
+    (Path("/sys/fs/ext4") / Path(device).name / "trigger_fs_error").write_text("1")
+
+
+@contextlib.contextmanager
+def immutable(*files: Path) -> Iterator[None]:
+    """Files that nobody may change, not even through what was opened before."""
+    _tool("chattr", "+i", *files)
+    try:
+        yield
+    finally:
+        _tool("chattr", "-i", *files)
+
+
 @contextlib.contextmanager
 def _mounted(folder: Path, source: str, *options: str) -> Iterator[None]:
     if os.geteuid() != 0:
@@ -59,7 +82,16 @@ def _mounted(folder: Path, source: str, *options: str) -> Iterator[None]:
     try:
         yield
     finally:
+        _unmount(folder)
+
+
+def _unmount(folder: Path) -> None:
+    try:
         _tool("umount", folder)
+    except BaseException:
+        # A test that failed may still hold files there; what it held up must not stay mounted for ever.
+        _tool("umount", "--lazy", folder)
+        raise
 
 
 def _tool(name: str, *arguments: object) -> str:
