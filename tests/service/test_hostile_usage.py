@@ -1,0 +1,138 @@
+"""Usage that cannot be leaves a row that says so, whatever the dialect and however it lies; in full 20,000 answers."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pydantic import SecretStr
+from tests.service.speakers import CHAT, CHAT_STREAM, EMBEDDINGS, GENERATE, MESSAGES, RESPONSES, Speaker, by_name
+
+from mcpmeter.config import ProviderSettings
+from mcpmeter.ledger.reports import find_call
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+EXAMPLES = 20_000 if os.environ.get("MCPMETER_TRIALS") == "full" else 120
+MOST_TOKENS = 10**12
+
+CHOICE = {"index": 0, "message": {"content": "Hi"}, "finish_reason": "stop"}
+OUTPUT = [{"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "Hi"}]}]
+CANDIDATE = {"content": {"parts": [{"text": "Hi"}]}, "finishReason": "STOP"}
+SAID = {"type": "message", "content": [{"type": "text", "text": "Hi"}], "stop_reason": "end_turn"}
+EVENT = {"choices": [{"index": 0, "delta": {"content": "Hi"}, "finish_reason": "stop"}]}
+# An answer without its usage, the usage's name, its two counts, and what else it may hold.
+FORMS: dict[Speaker, tuple[dict[str, Any], str, tuple[str, ...], tuple[str, ...]]] = {
+    CHAT: ({"choices": [CHOICE]}, "usage", ("prompt_tokens", "completion_tokens"), ("prompt_tokens_details", "cost")),
+    CHAT_STREAM: (EVENT, "usage", ("prompt_tokens", "completion_tokens"), ("completion_tokens_details",)),
+    RESPONSES: (
+        {"object": "response", "status": "completed", "output": OUTPUT},
+        "usage",
+        ("input_tokens", "output_tokens"),
+        ("input_tokens_details", "output_tokens_details"),
+    ),
+    MESSAGES: (SAID, "usage", ("input_tokens", "output_tokens"), ("cache_read_input_tokens", "service_tier")),
+    GENERATE: (
+        {"candidates": [CANDIDATE]},
+        "usageMetadata",
+        ("promptTokenCount", "candidatesTokenCount"),
+        ("cachedContentTokenCount", "thoughtsTokenCount"),
+    ),
+    EMBEDDINGS: ({"object": "list", "data": [{"embedding": [0.5]}]}, "usage", ("prompt_tokens",), ("cost",)),
+}
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=4), inner, max_size=2),
+    max_leaves=4,
+)
+IMPOSSIBLE = (
+    st.integers(max_value=-1)
+    | st.integers(min_value=MOST_TOKENS + 1)
+    | st.floats().filter(lambda number: not number.is_integer())
+    | st.booleans()
+    | st.text(max_size=4)
+    | st.sampled_from(["3", "", "\ud800", "NaN"])
+    | st.lists(st.integers(), max_size=2)
+    | st.dictionaries(st.text(max_size=4), st.integers(), max_size=2)
+)
+TOLD = st.integers(0, MOST_TOKENS)
+
+
+@st.composite
+def hostile(draw: st.DrawFn) -> tuple[Speaker, Any]:
+    """A dialect, and usage of which one count or the whole cannot be."""
+    speaker = draw(st.sampled_from(list(FORMS)))
+    _, _, counts, others = FORMS[speaker]
+    if draw(st.integers(0, 4)) == 0:
+        return speaker, draw(IMPOSSIBLE.filter(lambda value: not isinstance(value, dict)))
+    usage = draw(st.fixed_dictionaries({}, optional=dict.fromkeys(others, ANYTHING)))
+    usage |= {name: draw(TOLD | IMPOSSIBLE) for name in counts}
+    return speaker, usage | {draw(st.sampled_from(counts)): draw(IMPOSSIBLE)}
+
+
+def answer(speaker: Speaker, usage: Any) -> bytes:
+    told, name, _, _ = FORMS[speaker]
+    body = json.dumps({**told, name: usage}).encode()
+    kind = b"application/json"
+    if speaker.streams:
+        body, kind = b"data: " + body + b"\n\ndata: [DONE]\n\n", b"text/event-stream"
+    return b"HTTP/1.1 200 OK\r\nContent-Type: %s\r\nContent-Length: %d\r\n\r\n%s" % (kind, len(body), body)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def relay(start_module_relay, raw_upstream) -> Any:
+    """The relay with each vendor's own provider, all of them the upstream that lies."""
+    base, key = raw_upstream.url, SecretStr("sk-upstream-credential-0123456789")
+    relay = await start_module_relay(upstream=base)
+    providers = tuple(
+        ProviderSettings(name=name, base_url=base, api_key=key) for name in ("openai", "anthropic", "gemini")
+    )
+    relay.service._load = lambda: relay.settings.model_copy(update={"providers": providers})
+    await relay.service.reload()
+    return relay
+
+
+def missing(relay: Any) -> dict[Any, float]:
+    cells = relay.service.recorder.families["mcp_usage_missing_total"].cells
+    return {labels: cell.value for labels, cell in cells.items() if cell.value}
+
+
+async def row_of_an_answer(relay: Any, raw_upstream: Any, speaker: Speaker, usage: Any) -> Any:
+    async def say(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(answer(speaker, usage))
+
+    raw_upstream.play(say)
+    reply = await relay.ask(speaker.body("", speaker.model), speaker.url(speaker.model))
+    assert reply.status == 200, reply.body
+    return find_call(relay.ledger, reply.headers["x-mcpmeter-call-id"])
+
+
+@pytest.mark.parametrize("speaker", list(FORMS), **by_name)
+async def test_usage_that_can_be_is_reported(relay, raw_upstream, speaker):
+    before = missing(relay)
+    row = await row_of_an_answer(relay, raw_upstream, speaker, dict.fromkeys(FORMS[speaker][2], 7))
+    assert (row.state, row.token_source, row.prompt_tokens) == ("settled", "reported", 7)
+    assert missing(relay) == before
+
+
+@pytest.mark.trial
+@settings(
+    max_examples=EXAMPLES,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(lie=hostile())
+async def test_usage_that_cannot_be_always_leaves_a_row_that_says_so(relay, raw_upstream, lie):
+    before = sum(missing(relay).values())
+    row = await row_of_an_answer(relay, raw_upstream, *lie)
+    assert (row.state, row.outcome, row.token_source) == ("settled", "ok", "estimated")
+    assert 0 <= row.prompt_tokens + row.completion_tokens < 100
+    assert row.cost_source in ("listed", "reported", "unpriced")
+    assert row.cost_nanousd >= 0
+    assert sum(missing(relay).values()) == before + 1
