@@ -49,7 +49,7 @@ async def _test_alert(live: Live, base: str) -> Finding:
         )
     if not sent:
         return ok("alertmanager", f"a test alert is routed to {where}; its group's wait is not over yet")
-    return ok("alertmanager", f"a test alert went to {where}")
+    return ok("alertmanager", f"a test alert is routed to {where}, and receivers take notifications")
 
 
 def _alert(run: str, lasts: timedelta) -> dict[str, Any]:

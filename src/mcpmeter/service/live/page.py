@@ -8,6 +8,7 @@ from typing import Final
 from prometheus_client.parser import text_string_to_metric_families
 
 from mcpmeter.catalog import ALL
+from mcpmeter.catalog.service import LABEL_OVERFLOW
 from mcpmeter.service.live.finding import Finding, Live, Unreachable, failed, ok
 
 MANY_SERIES: Final = 10_000
@@ -47,7 +48,7 @@ def _counted(text: str) -> Finding:
     overflow = 0.0
     for family in text_string_to_metric_families(text):
         series[family.name] += len(family.samples)
-        overflow += sum(s.value for s in family.samples if s.name == "mcp_label_overflow_total")
+        overflow += sum(s.value for s in family.samples if s.name == LABEL_OVERFLOW.name)
     if not any(row.name.removesuffix("_total") in series for row in ALL):
         return failed("metrics", "they are not mcpmeter's", "Does another program listen there?")
     total = sum(series.values())
@@ -56,5 +57,5 @@ def _counted(text: str) -> Finding:
     if total > MANY_SERIES:
         return failed("metrics", says, "Fewer teams, models or providers in one service, or a larger Prometheus.")
     if overflow:
-        says += f"; {overflow:,.0f} times a label became 'other' (mcp_label_overflow_total says which)"
+        says += f"; {overflow:,.0f} times a label became 'other' ({LABEL_OVERFLOW.name} says which)"
     return ok("metrics", says)
