@@ -144,7 +144,7 @@ async def test_a_receiver_that_refuses_is_told(tmp_path):
             settings, Addresses(service=address, metrics=address, alertmanager=started.alertmanager or "")
         )
     assert findings["alertmanager"].state == "failed"
-    assert "refuses notifications" in findings["alertmanager"].says
+    assert "a receiver refuses notifications" in findings["alertmanager"].says
 
 
 async def test_nothing_that_runs_is_one_line_each_and_no_check_stops_another(tmp_path):
