@@ -123,6 +123,7 @@ async def test_what_a_full_disk_left_open_is_settled_by_the_next_start_and_nothi
     while grow(ballast, 20):
         await traffic.calls()
     await traffic.until_refused()
+    traffic.check()
     left_open = {row.id for row in relay.rows() if row.state == "open"}
     await relay.end()
     ballast.unlink()
