@@ -75,6 +75,7 @@ MCP_METHOD_NAME: Final = Label("mcp_method_name", MCP_METHODS)
 TOOL: Final = Label("gen_ai_tool_name", vocabulary="tool")
 NETWORK_TRANSPORT: Final = Label("network_transport", ("tcp", "pipe", "inproc"))
 PROTOCOL_VERSION: Final = Label("mcp_protocol_version", PROTOCOL_VERSIONS)
+TOOL_NAME: Final = Label("tool", vocabulary="tool")
 SERVER: Final = Label("server", vocabulary="server")
 OPERATION_NAME: Final = Label(
     "gen_ai_operation_name",

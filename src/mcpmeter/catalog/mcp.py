@@ -94,6 +94,33 @@ TRANSPORT_REJECTIONS: Final = Metric(
         ),
     ),
 )
+CONTEXT_BYTES: Final = (100.0, 400.0, 1_600.0, 6_400.0, 25_600.0, 102_400.0, 409_600.0, 1_638_400.0)
+CONTEXT_TOKENS: Final = (25.0, 100.0, 400.0, 1_600.0, 6_400.0, 25_600.0, 102_400.0, 409_600.0)
+
+TOOL_RESULT_BYTES: Final = Metric(
+    "mcp_tool_result_bytes",
+    "histogram",
+    "Size of the content that tools answer with, as JSON; a model that gets it has as much less of its window left.",
+    (labels.SERVER, labels.TOOL_NAME),
+    unit="bytes",
+    buckets=CONTEXT_BYTES,
+)
+TOOL_RESULT_TOKENS: Final = Metric(
+    "mcp_tool_result_tokens",
+    "histogram",
+    "Text of the content that tools answer with, in tokens as far as four bytes are one; pictures and sound left out.",
+    (labels.SERVER, labels.TOOL_NAME),
+    unit="tokens",
+    buckets=CONTEXT_TOKENS,
+)
+TOOL_DEFINITION_TOKENS: Final = Metric(
+    "mcp_tool_definition_tokens",
+    "gauge",
+    "What a tool takes of the model's window before it is called: name, description and schema of its input, in tokens "
+    "as far as four bytes are one.",
+    (labels.SERVER, labels.TOOL_NAME),
+    unit="tokens",
+)
 
 ROWS: Final = (
     REQUESTS,
@@ -104,4 +131,7 @@ ROWS: Final = (
     CLIENT_OPERATION_DURATION,
     SERVER_SESSION_DURATION,
     TRANSPORT_REJECTIONS,
+    TOOL_RESULT_BYTES,
+    TOOL_RESULT_TOKENS,
+    TOOL_DEFINITION_TOKENS,
 )

@@ -18,7 +18,7 @@ import msgspec
 from mcp.server.lowlevel import Server
 
 from mcpmeter.catalog import labels, mcp, service
-from mcpmeter.instrument import ServerNotSupported, endings
+from mcpmeter.instrument import ServerNotSupported, context_cost, endings
 from mcpmeter.instrument.asgi import TransportMeter, announce_rejections
 from mcpmeter.instrument.http_request import metered_request, principal
 from mcpmeter.instrument.operation import CURRENT, Operation
@@ -191,7 +191,21 @@ class OperationMeter:
         if ctx.method == "tools/list":
             with self._contained:
                 self._tools.see(result)
+                self._show_definitions(result)
         return result
+
+    def _show_definitions(self, listing: HandlerResult) -> None:
+        for name, tokens in context_cost.definitions(listing):
+            if name in self._recorder.vocabulary.of("tool"):
+                self._recorder.set(mcp.TOOL_DEFINITION_TOKENS, (self._server_name, name), tokens)
+
+    def _count_content(self, opened: OpenCall, result: HandlerResult) -> None:
+        target = opened.call.mcp
+        if target is None or not target.tool or target.tool not in self._recorder.vocabulary.of("tool"):
+            return
+        cost, of = context_cost.of_result(result), (target.server, target.tool)
+        self._recorder.observe(mcp.TOOL_RESULT_BYTES, of, cost.content_bytes, opened.call.trace_id)
+        self._recorder.observe(mcp.TOOL_RESULT_TOKENS, of, cost.text_tokens, opened.call.trace_id)
 
     async def _begin(self, ctx: Context) -> _Begun | None:
         with self._contained:
@@ -235,6 +249,8 @@ class OperationMeter:
             if ctx.method == "initialize":
                 self._take_negotiated_version(ctx, begun, result)
             self._count(ctx, begun.opened, ending())
+            if ctx.method == "tools/call" and result is not None:
+                self._count_content(begun.opened, result)
 
     def _count(self, ctx: Context, opened: OpenCall, ending: Ending) -> None:
         if ctx.method == LISTEN and ending.status in ("ok", "cancelled"):

@@ -189,6 +189,36 @@ NOW: Final = Row(
     ),
 )
 
+CONTEXT: Final = Row(
+    "What tools cost the model's window",
+    (
+        Panel(
+            "Definitions, before any call",
+            "Tokens of each tool's name, description and input schema, which a model reads with every request; four "
+            "bytes count as one.",
+            (Query(f"topk(20, {q.greatest(mcp.TOOL_DEFINITION_TOKENS, 'tool', 'server')})", "{{tool}}"),),
+            "short",
+            width=8,
+        ),
+        Panel(
+            "Results, tokens p95",
+            "95 of 100 results of a tool have no more text than this, in tokens; four bytes count as one.",
+            (Query(f"topk(10, {q.quantile(0.95, mcp.TOOL_RESULT_TOKENS, 'tool')})", "{{tool}}"),),
+            "short",
+            width=8,
+            logarithmic=True,
+        ),
+        Panel(
+            "Results, bytes a second",
+            "Content that tools hand to models, by tool, pictures and sound in it.",
+            (Query(q.rate(mcp.TOOL_RESULT_BYTES, "tool", suffix="_sum"), "{{tool}}"),),
+            "Bps",
+            width=8,
+            stacked=True,
+        ),
+    ),
+)
+
 PROTOCOL: Final = Row(
     "Protocol",
     (
@@ -235,6 +265,6 @@ PAGE: Final = Page(
     uid="mcpmeter-mcp",
     title="mcpmeter: MCP servers and tools",
     description="What agents call, how it ends and how long it takes: the relay's tools and every instrumented server.",
-    rows=(NOW, PROTOCOL),
+    rows=(NOW, CONTEXT, PROTOCOL),
     wanted=("server",),
 )
