@@ -28,6 +28,7 @@ from pydantic import SecretStr
 
 import mcpmeter
 from mcpmeter.config import BudgetSettings, KeySettings, LedgerSettings, ProviderSettings, Settings
+from mcpmeter.monitoring.alerts import alerts
 from mcpmeter.monitoring.options import MonitoringOptions, PagerDuty, Receivers, Slack, Webhook
 from mcpmeter.service import Service, bind, running
 from mcpmeter.service.stack import stack
@@ -298,7 +299,13 @@ LAST = {
     "MCPLedgerFailing": Expected("cannot be written", paged=True),
     "MCPTargetDown": Expected("", paged=True),
 }
-SECONDS_OF_HEALTH = 40.0
+ALONE = {"MCPCostSpike", "MCPAbsent", "Watchdog"}
+SECONDS_OF_HEALTH = 70.0
+"""About as long as the faults are left alone."""
+
+
+def test_no_alert_is_left_out():
+    assert {alert.name for alert in alerts(MonitoringOptions())} == {*FAULTS, *LATER, *LAST, *ALONE}
 
 
 async def test_each_fault_is_told_to_the_right_people_and_its_end_too_and_health_is_silent(tmp_path, pagers):

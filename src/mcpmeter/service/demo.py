@@ -8,6 +8,7 @@ import signal
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
@@ -15,6 +16,7 @@ from urllib.parse import urlsplit
 from pydantic import SecretStr
 
 from mcpmeter.config import (
+    BudgetSettings,
     KeySettings,
     LedgerSettings,
     ProviderSettings,
@@ -131,6 +133,11 @@ def demo_settings(options: DemoOptions, upstream: str, keys: dict[str, str]) -> 
             ),
         ),
         keys=tuple(KeySettings(name=f"{team}-demo", team=team, secret=SecretStr(key)) for team, key in keys.items()),
+        # They only warn: a demo that refuses after a while would look broken.
+        budgets=(
+            BudgetSettings(name="search-daily", team="search", period="day", limit_usd=Decimal("0.25"), hard=False),
+            BudgetSettings(name="everybody-monthly", limit_usd=Decimal(20), hard=False),
+        ),
     )
     settings._source = "the demo"
     return settings
