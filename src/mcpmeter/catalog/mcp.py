@@ -110,7 +110,6 @@ TOOL_RESULT_TOKENS: Final = Metric(
     "histogram",
     "Text of the content that tools answer with, in tokens as far as four bytes are one; pictures and sound left out.",
     (labels.SERVER, labels.TOOL_NAME),
-    unit="tokens",
     buckets=CONTEXT_TOKENS,
 )
 TOOL_DEFINITION_TOKENS: Final = Metric(
@@ -119,7 +118,6 @@ TOOL_DEFINITION_TOKENS: Final = Metric(
     "What a tool takes of the model's window before it is called: name, description and schema of its input, in tokens "
     "as far as four bytes are one.",
     (labels.SERVER, labels.TOOL_NAME),
-    unit="tokens",
 )
 
 ROWS: Final = (

@@ -29,8 +29,8 @@ OF_THE_PROCESS = {
 }
 OF_PROMETHEUS = {"up", "scrape_duration_seconds", "scrape_samples_scraped"}
 UNITS = {
-    "bool_on_off", "bool_yes_no", "bytes", "cps", "currencyUSD", "dateTimeFromNow", "none", "percentunit", "reqps", "s",
-    "short",
+    "Bps", "bool_on_off", "bool_yes_no", "bytes", "cps", "currencyUSD", "dateTimeFromNow", "none", "percentunit",
+    "reqps", "s", "short",
 }  # fmt: skip
 """Of Grafana's list, those in use: a misspelt one shows a bare number."""
 
