@@ -76,7 +76,8 @@ def tried(trials) -> Iterator[Counter[str]]:
         "project, model, provider, key, day, outcome and by all of them are the same whole numbers, and two periods "
         "that touch sum up to the whole."
     )
-    trials.record("Totals by every grouping", what, {**counts, "ledgers whose sums differ": 0})
+    differ = counts["ledgers"] - counts.pop("held", 0)
+    trials.record("Totals by every grouping", what, {**counts, "ledgers whose sums differ": differ})
 
 
 @pytest.mark.trial
@@ -102,3 +103,4 @@ def test_sums_by_every_grouping_are_equal_exact_and_whole_numbers(db, tried, cal
     edge = START_NS + cut * QUARTER_NS
     halves = [Selection(until_ns=edge), Selection(since_ns=edge)]
     assert sum(total.cost_nanousd for half in halves for total in select_in(reader, half)) == expected[1]
+    tried["held"] += 1
