@@ -6,6 +6,7 @@ and the stream's own end, until the call is settled.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Final
 
@@ -13,12 +14,22 @@ from msgspec.structs import replace
 
 from mcpmeter.records import Usage
 from mcpmeter.relay.dialects.base import Dialect, Read, merge
+from mcpmeter.relay.likeness import Likeness, likeness_of
 
 LONGEST_EVENT_BYTES: Final = 8 * 1024 * 1024
 """An event longer than this is passed on unread, so that one endless line cannot fill the memory."""
 
 KEPT_FOR_ESTIMATES_BYTES: Final = 1024 * 1024
 """How much of a stream is kept to estimate from; beyond it the estimate is scaled by bytes."""
+
+CHUNKS_BETWEEN_LIKENESSES: Final = 16
+"""How often it is looked again what a stream's chunks have in common; some have nothing."""
+
+BLANK_LINES: Final = (b"\n\n", b"\n\r\n", b"\r\r")
+"""What an event ends with."""
+
+QUOTE, NEWLINE, RETURN = b'"\n\r'
+"""As numbers: a byte is found in bytes ten times sooner than bytes are."""
 
 
 class StreamTee:
@@ -28,7 +39,8 @@ class StreamTee:
     `end_marks`, of which its last event holds one (`is_end` decides);
     `joined(before, now)`, where a stream tells its usage in instalments: one of source `partial` is not final;
     `without_null_usage(block)`, where being asked for usage changes other events too;
-    `has_content(block)`, whether a block holds text or a tool's call, to know an empty answer by.
+    `has_content(block)`, whether a block holds text or a tool's call, to know an empty answer by;
+    `text_mark`, what stands before the text in an event that carries text alone, its opening quote with it.
     """
 
     def __init__(self, dialect: Dialect, *, withhold_usage: bool) -> None:
@@ -39,7 +51,13 @@ class StreamTee:
         self._content_seen = False
         self._told = Read()
         self._withhold = withhold_usage
-        self._bare: Callable[[bytes], bytes] | None = getattr(dialect, "without_null_usage", None)
+        self._bare: Callable[[bytes], bytes] | None = (
+            getattr(dialect, "without_null_usage", None) if withhold_usage else None
+        )
+        self._read_events = dialect.read_events
+        self._text_mark: bytes = getattr(dialect, "text_mark", b"")
+        self._alike: Likeness | None = None
+        self._look_at_chunk = 0 if self._text_mark else sys.maxsize
         self._held = b""
         self._kept: list[bytes] = []
         self._kept_bytes = 0
@@ -51,10 +69,25 @@ class StreamTee:
     def feed(self, data: bytes) -> bytes:
         """Take what came; return what may go on now. After `end` is set nothing more is taken."""
         self.total_bytes += len(data)
-        if not self._held and data.endswith(b"\n\n"):
-            return self._take(data)
+        alike = self._alike
+        if alike is not None and not self._held:
+            before, text_at, after, after_bytes, sent_after = alike
+            text = data[text_at:-after_bytes]
+            # With a quote or a line's end in it, it might be more than a text.
+            is_text = text and QUOTE not in text and NEWLINE not in text and RETURN not in text
+            if is_text and data.startswith(before) and data.endswith(after):
+                if sent_after is not after:
+                    data = data[:-after_bytes] + sent_after
+                self.chunks += 1
+                self._keep(data)
+                return data
+        return self._take_other(data)
+
+    def _take_other(self, data: bytes) -> bytes:
         if self._held:
             data = self._held + data
+        elif data.endswith(BLANK_LINES):
+            return self._take(data)
         cut = _end_of_last_event(data)
         block, self._held = (data, b"") if cut == len(data) else (data[:cut], data[cut:])
         part = self._take(block) if block else b""
@@ -92,9 +125,10 @@ class StreamTee:
         return self._take(rest) if rest else b""
 
     def _take(self, block: bytes) -> bytes:
-        if self._withhold and self._bare is not None:
+        came = block
+        if self._bare is not None:
             block = self._bare(block)
-        read = self._dialect.read_events(block)
+        read = self._read_events(block)
         if read is not None:
             self._told = self._joined(self._told, read)
             if self._withhold and (read.usage is not None or read.bad_usage):
@@ -102,10 +136,15 @@ class StreamTee:
         if self._has_content is not None and not self._content_seen:
             self._content_seen = self._has_content(block)
         for mark in self._end_marks:
-            if mark in block:
+            if block.rfind(mark) >= 0:
                 block = self._hold_back_end(block)
-        self.chunks += block.startswith(b"data:") + block.count(b"\ndata:")
+        chunks = block.startswith(b"data:") + block.count(b"\ndata:")
+        self.chunks += chunks
         self._keep(block)
+        # Before any text was seen, each event has to be asked for one.
+        if chunks == 1 and read is None and self._content_seen and self.chunks >= self._look_at_chunk:
+            self._look_at_chunk = self.chunks + CHUNKS_BETWEEN_LIKENESSES
+            self._alike = likeness_of(came, block, self._text_mark)
         return block
 
     def _keep(self, block: bytes) -> None:
@@ -136,7 +175,7 @@ class StreamTee:
 
 def _end_of_last_event(data: bytes) -> int:
     """Index after the last blank line, which ends an event; 0 when there is none."""
-    if data.endswith(b"\n\n"):
+    if data.endswith(BLANK_LINES):
         return len(data)
     # "\n\r\n" ends "\r\n\r\n" too; a position of -1 stays below the width of what was looked for.
     ends = (data.rfind(b"\n\n") + 2, data.rfind(b"\n\r\n") + 3, data.rfind(b"\r\r") + 2)

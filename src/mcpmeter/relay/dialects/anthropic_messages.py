@@ -127,6 +127,7 @@ class AnthropicMessages:
     operation = "chat"
     passed_headers: frozenset[bytes] = PASSED_HEADERS
     end_marks: tuple[bytes, ...] = (b"message_stop",)
+    text_mark = b'"text":"'
 
     def path_name(self, asked: Asked) -> str:
         """`messages`, streamed or not."""

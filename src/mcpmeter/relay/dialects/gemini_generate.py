@@ -72,6 +72,7 @@ class GeminiGenerate:
     operation = "generate_content"
     passed_headers: frozenset[bytes] = frozenset((b"x-server-timeout",))
     end_marks: tuple[bytes, ...] = ()
+    text_mark = b'"text": "'
 
     def path_name(self, asked: Asked) -> str:
         """`generate`, or `generate_stream`."""

@@ -77,6 +77,7 @@ class OpenAiChat:
 
     operation = "chat"
     passed_headers = openai.PASSED_HEADERS
+    text_mark = b'"content":"'
 
     def path_name(self, asked: Asked) -> str:
         """`chat`, streamed or not."""

@@ -1,0 +1,134 @@
+"""Chunks known by their two ends: whatever stands between these, the tee says and sends what it would by reading."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec import structs
+
+from mcpmeter.relay import stream
+from mcpmeter.relay.dialects.anthropic_messages import AnthropicMessages
+from mcpmeter.relay.dialects.gemini_generate import GeminiGenerate
+from mcpmeter.relay.dialects.openai_chat import OpenAiChat
+from mcpmeter.relay.likeness import Likeness, likeness_of
+from mcpmeter.relay.stream import StreamTee
+
+
+class ReadingChat(OpenAiChat):
+    text_mark = b""
+
+
+class ReadingMessages(AnthropicMessages):
+    text_mark = b""
+
+
+class ReadingGemini(GeminiGenerate):
+    text_mark = b""
+
+
+CHAT = b'data: {"model":"m","choices":[{"delta":{"content":"%s"},"finish_reason":null}],"usage":null}\n\n'
+MESSAGES = b'event: content_block_delta\ndata: {"type":"content_block_delta","delta":{"text":"%s"}}\n\n'
+GEMINI = b'data: {"candidates": [{"content": {"parts": [{"text": "%s"}]}}],"modelVersion": "m"}\r\n\r\n'
+ALL = [
+    (OpenAiChat(), ReadingChat(), CHAT),
+    (AnthropicMessages(), ReadingMessages(), MESSAGES),
+    (GeminiGenerate(), ReadingGemini(), GEMINI),
+]
+WORDS = st.sampled_from([b" word", b"usage", b"message_stop", b"[DONE]", b"error", b"\xe4\xbd\xa0", b"\xff"])
+BREAKS = st.sampled_from(
+    [
+        b'"',
+        b'\\"',
+        b"\\",
+        b"\\n",
+        b"\n",
+        b"\r",
+        b"\n\n",
+        b"\n\ndata: [DONE]\n\n",
+        b'","finish_reason":"stop","x":"',
+        b'"},"finish_reason":"stop"}],"usage":{"prompt_tokens":1,"completion_tokens":2},"x":[{"y":{"z":"',
+        b'"}}\n\nevent: message_stop\ndata: {"type":"message_stop","text":{"text":"',
+        b'"}]},"finishReason": "STOP"}],"x":[{"y":{"z":[{"text": "',
+    ]
+)
+TEXTS = st.lists(WORDS | BREAKS | st.binary(max_size=4), max_size=3).map(b"".join)
+
+
+def told(tee: StreamTee, pieces: list[bytes]) -> tuple[object, ...]:
+    out = b""
+    for piece in pieces:
+        out += tee.feed(piece)
+        if tee.end:
+            break
+    out += tee.finish()
+    # The model's name may be read sooner where each event is, and is told again with the end of the answer.
+    read = structs.replace(tee.read, model="")
+    return out, tee.end, read, tee.counted, tee.is_whole, tee.chunks, tee.total_bytes, tee.delivered_tokens()
+
+
+@pytest.mark.parametrize(("dialect", "reading", "event"), ALL)
+@given(texts=st.lists(WORDS | TEXTS, max_size=8), cuts=st.sets(st.integers(1, 900), max_size=4), withhold=st.booleans())
+def test_a_stream_is_read_and_sent_as_it_would_be_event_by_event(dialect, reading, event, texts, cuts, withhold):
+    pieces = [event % text for text in [b"a", b"b", *texts]]
+    data = b"".join(pieces)
+    edges = [0, *sorted(cut for cut in cuts if cut < len(data)), len(data)]
+    for given_pieces in (pieces, [data[a:b] for a, b in pairwise(edges)]):
+        by_likeness = told(StreamTee(dialect, withhold_usage=withhold), given_pieces)
+        assert by_likeness == told(StreamTee(reading, withhold_usage=withhold), given_pieces)
+
+
+@pytest.mark.parametrize(("dialect", "_reading", "event"), ALL)
+def test_chunks_that_differ_in_their_text_alone_are_not_read(monkeypatch, dialect, _reading, event):
+    tee = StreamTee(dialect, withhold_usage=True)
+    tee.feed(event % b"a")
+    tee.feed(event % b"b")
+    monkeypatch.setattr(tee, "_read_events", None)
+    sent = (event % b" and more").replace(b',"usage":null', b"")
+    assert tee.feed(event % b" and more") == sent
+    assert tee.chunks == 3
+
+
+def test_a_stream_whose_chunks_change_is_looked_at_again():
+    tee = StreamTee(OpenAiChat(), withhold_usage=False)
+    for number in range(stream.CHUNKS_BETWEEN_LIKENESSES * 3):
+        tee.feed(b'data: {"created":%d,"choices":[{"delta":{"content":"a"}}]}\n\n' % (number // 20))
+    assert tee._alike.before == b'data: {"created":2,"choices":[{"delta":{"content":"'
+
+
+def test_what_goes_on_of_it_is_known_too():
+    came = b'data: {"choices":[{"delta":{"content":"a"}}],"usage":null}\n\n'
+    sent = b'data: {"choices":[{"delta":{"content":"a"}}]}\n\n'
+    before, after, sent_after = b'data: {"choices":[{"delta":{"content":"', b'"}}],"usage":null}\n\n', b'"}}]}\n\n'
+    assert likeness_of(came, sent, b'"content":"') == Likeness(before, len(before), after, len(after), sent_after)
+    whole = likeness_of(came, came, b'"content":"')
+    assert whole is not None
+    assert whole.sent_after is whole.after
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        b"",
+        b"\n\n",
+        b'data: {"content":"a"}\n\ndata: {"content":"b"}\n\n',
+        b'data: {"content":"a"}\n\n\n',
+        b'data: {"content":"a"}\n',
+        b'data: {"content":"a',
+        b'data: {"content":"a\\"b"}\n\n',
+        b'data: {"content":"a"usage":null}\n\n',
+        b'data: "content":"a"\n\n',
+        b'data: {"content":1}\n\n',
+        b': {"content":"a"}\n\n',
+        b'data: {"content":"a",\n\ndata: "b":1}\n\n',
+    ],
+)
+def test_what_is_not_one_event_with_a_text_is_like_no_other(block):
+    assert likeness_of(block, block, b'"content":"') is None
+
+
+def test_an_event_of_which_something_before_its_text_is_held_back_is_like_no_other():
+    came = b'data: {"a":{"usage":null},"content":"a"}\n\n'
+    assert likeness_of(came, came.replace(b'"usage":null', b""), b'"content":"') is None
