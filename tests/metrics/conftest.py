@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from mcpmeter.metrics.recorder import Labels, Recorder
+from mcpmeter.metrics.family import Labels
+from mcpmeter.metrics.recorder import Recorder
 from mcpmeter.records import Call, Charge, LlmTarget, Settlement, Usage
 
 ANNOUNCED = {

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mcpmeter.catalog import ALL, OTHER, llm, mcp, money, quality, service
-from mcpmeter.metrics.recorder import CHILDREN_AT_START, Labels, Recorder
+from mcpmeter.metrics.family import Labels
+from mcpmeter.metrics.recorder import CHILDREN_AT_START, Recorder
 from mcpmeter.records import McpTarget, Settlement
 
 Make = Callable[..., Settlement]

@@ -14,7 +14,8 @@ from prometheus_client.metrics_core import Metric as PrometheusFamily
 from prometheus_client.registry import Collector
 from prometheus_client.samples import Exemplar
 
-from mcpmeter.metrics.recorder import FamilySnapshot, Recorder
+from mcpmeter.metrics.family import FamilySnapshot
+from mcpmeter.metrics.recorder import Recorder
 
 FORMATS: Final = ("version=0.0.4;", "version=1.0.0;")
 """Of the text and of the OpenMetrics exposition: those that are really made here."""

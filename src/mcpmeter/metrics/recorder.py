@@ -7,104 +7,36 @@ writer for its own histogram), and a reader takes a copy. Money and durations ar
 from __future__ import annotations
 
 import time
-from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence, Set
-from dataclasses import dataclass
+from functools import cached_property
 from itertools import product
-from typing import Final, NamedTuple
+from typing import Final
 
-from mcpmeter.catalog import ALL, OTHER, Metric, budget, llm, mcp, money, quality, service
+from mcpmeter.catalog import ALL, OTHER, Metric, llm, mcp, money, service
 from mcpmeter.catalog.spec import NANO, Label
+from mcpmeter.metrics.family import Cell, Family, FamilySnapshot, HistogramCell, Labels
+from mcpmeter.metrics.model_calls import ModelCalls, Names
 from mcpmeter.metrics.vocabulary import Vocabulary
-from mcpmeter.records import Charge, LlmTarget, McpTarget, Settlement, Usage
-
-Labels = tuple[str, ...]
+from mcpmeter.records import Charge, LlmTarget, McpTarget, Settlement
 
 CHILDREN_AT_START = 4096
 """The most zero children that one family is given at start; a family with more possible ones grows as they happen."""
-
 
 MOST_NAMES: Final = 4096
 """Combinations of a model call's names that are kept."""
 
 
-class _Names(NamedTuple):
-    """A model call's label values, each out of its closed set."""
+class _Requests:
+    """Where requests of one endpoint, method and status are counted."""
 
-    provider: str
-    model: str
-    team: str
-    operation: str
-    otel_provider: str
-    response_model: str
-    error_type: str
+    def __init__(self, number: Cell, durations: Family, labels: Labels) -> None:
+        self.number = number
+        self._family = durations
+        self._labels = labels
 
-
-class Cell:
-    """A counter's or gauge's child."""
-
-    __slots__ = ("created", "value")
-
-    def __init__(self, created: float) -> None:
-        self.value = 0
-        self.created = created
-
-
-class HistogramCell:
-    """A histogram's child: one count a bucket (not cumulated), the sum, and the last exemplar of each bucket."""
-
-    __slots__ = ("counts", "exemplars", "sum")
-
-    def __init__(self, buckets: int) -> None:
-        self.counts = [0] * (buckets + 1)
-        self.sum = 0
-        self.exemplars: dict[int, tuple[str, int, float]] = {}
-
-
-class Family:
-    """All children of one catalog row."""
-
-    def __init__(self, metric: Metric) -> None:
-        self.metric = metric
-        self.bounds = [round(bound * metric.scale) for bound in metric.buckets]
-        self.cells: dict[Labels, Cell] = {}
-        self.histograms: dict[Labels, HistogramCell] = {}
-
-    def add(self, labels: Labels, amount: int = 1) -> None:
-        cell = self.cells.get(labels)
-        if cell is None:
-            cell = self.cells[labels] = Cell(time.time())
-        cell.value += amount
-
-    def set(self, labels: Labels, value: int) -> None:
-        self.add(labels, 0)
-        self.cells[labels].value = value
-
-    def observe(self, labels: Labels, value: int, trace_id: str = "") -> None:
-        cell = self.histograms.get(labels)
-        if cell is None:
-            cell = self.histograms[labels] = HistogramCell(len(self.bounds))
-        bucket = bisect_left(self.bounds, value)
-        cell.counts[bucket] += 1
-        cell.sum += value
-        if trace_id:
-            cell.exemplars[bucket] = (trace_id, value, time.time())
-
-    def ensure(self, labels: Labels) -> None:
-        """Make the child exist, so that its first real value is an increase and not an appearance."""
-        if self.metric.type == "histogram":
-            self.histograms.setdefault(labels, HistogramCell(len(self.bounds)))
-        else:
-            self.add(labels, 0)
-
-
-@dataclass(frozen=True, slots=True)
-class FamilySnapshot:
-    """A copy of one family: `values` of counters and gauges, `histograms` of the others."""
-
-    metric: Metric
-    values: list[tuple[Labels, int, float]]
-    histograms: list[tuple[Labels, list[int], int, dict[int, tuple[str, int, float]]]]
+    @cached_property
+    def durations(self) -> HistogramCell:
+        return self._family.histogram(self._labels)
 
 
 class Recorder:
@@ -121,14 +53,15 @@ class Recorder:
         self._requests = self.families[mcp.REQUESTS.name]
         self._durations = self.families[mcp.REQUEST_DURATION.name]
         self._overflow = self.families[service.LABEL_OVERFLOW.name]
-        self._active = self.families[mcp.ACTIVE_REQUESTS.name]
-        self._names: dict[tuple[str, ...], _Names] = {}
-        self._names_version = 0
+        self._kept_requests: dict[Labels, _Requests] = {}
+        self._kept_calls: dict[tuple[str, ...], ModelCalls] = {}
+        self._kept_version = 0
         self._cost_told: dict[str, tuple[int, int]] = {}
         """Provider -> nano-dollars (reported, listed) of the calls that have both."""
         for row in rows:
             if not row.labels:
                 self.families[row.name].ensure(())
+        self._active = self.families[mcp.ACTIVE_REQUESTS.name].cell(())
         for name in sorted(label_names):
             self._overflow.ensure((name,))
 
@@ -166,36 +99,43 @@ class Recorder:
 
     def begin_request(self) -> None:
         """A request has arrived. Pair with `end_request` on every path."""
-        self._active.add(())
+        self._active.value += 1
 
     def end_request(self) -> None:
         """The last byte is out, or nobody is there to read it."""
-        self._active.add((), -1)
+        self._active.value -= 1
 
     def settle(self, settlement: Settlement) -> None:
         """Count one settlement: the request, its error, the MCP operation and the model call in it."""
         call = settlement.call
+        at = time.time() if call.trace_id else 0.0  # only exemplars need it
         if not call.parent_id:
-            self._count_request(settlement)
+            self._count_request(settlement, at)
         if call.mcp is not None:
             self._count_mcp(settlement, call.mcp)
         if call.llm is not None:
-            self._count_llm(settlement, call.llm)
+            calls = self._calls_of(settlement, call.llm)
+            calls.count(settlement, at)
+            charge = settlement.charge
+            if charge is not None and charge.reported_nanousd is not None:
+                self._count_reported(settlement, charge, charge.reported_nanousd, calls.names.provider)
 
-    def _count_request(self, settlement: Settlement) -> None:
+    def _count_request(self, settlement: Settlement, at: float) -> None:
         call = settlement.call
         labels = call.endpoint, call.method, settlement.status
-        if labels not in self._requests.cells or OTHER in labels:  # else all are closed already
-            labels = (
-                self.closed(mcp.REQUESTS.labels[0], call.endpoint),
-                self.closed(mcp.REQUESTS.labels[1], call.method),
-                self.closed(mcp.REQUESTS.labels[2], settlement.status),
-            )
-        self._requests.add(labels)
+        requests = self._kept_requests.get(labels) or self._requests_of(labels)
+        requests.number.value += 1
         if settlement.outcome != "recovered":  # how long such a call took is not known
-            self._durations.observe(labels[:2], settlement.duration_ns, call.trace_id)
+            requests.durations.observe(settlement.duration_ns, call.trace_id, at)
         if settlement.error_type:
             self.add(mcp.ERRORS, (settlement.error_type, settlement.error_side))
+
+    def _requests_of(self, said: Labels) -> _Requests:
+        labels = self._close_all(mcp.REQUESTS, said)
+        requests = _Requests(self._requests.cell(labels), self._durations, labels[:2])
+        if OTHER not in labels:  # `other` is counted each time; all else is out of closed sets, and so bounded
+            self._kept_requests[said] = requests
+        return requests
 
     def _count_mcp(self, settlement: Settlement, target: McpTarget) -> None:
         row = mcp.SERVER_OPERATION_DURATION if target.role == "server" else mcp.CLIENT_OPERATION_DURATION
@@ -209,38 +149,27 @@ class Recorder:
         )
         self.observe(row, labels, settlement.duration_ns, settlement.call.trace_id)
 
-    def _count_llm(self, settlement: Settlement, target: LlmTarget) -> None:
-        names = self._names_of(settlement, target)
-        provider, model, team = names.provider, names.model, names.team
-        if settlement.outcome != "recovered":
-            self._count_duration(settlement, names)
-        if settlement.usage is not None:
-            self._count_tokens(settlement.usage, model, team, provider)
-            if settlement.missing_reason:
-                reason = self.closed(llm.USAGE_MISSING.labels[1], settlement.missing_reason)
-                self.families[llm.USAGE_MISSING.name].add((provider, reason))
-        self._count_quality(settlement, model, provider)
-        if settlement.charge is not None:
-            self._count_cost(settlement, settlement.charge, model, team, provider)
-
-    def _names_of(self, settlement: Settlement, target: LlmTarget) -> _Names:
+    def _calls_of(self, settlement: Settlement, target: LlmTarget) -> ModelCalls:
         """Kept, since looking up a name costs more than counting; but never where one is `other`, which is counted."""
-        if self._names_version != self.vocabulary.version or len(self._names) >= MOST_NAMES:
-            self._names.clear()
-            self._names_version = self.vocabulary.version
+        if self._kept_version != self.vocabulary.version:
+            self._kept_calls.clear()
+            self._kept_version = self.vocabulary.version
         team, error_type, answered_by = settlement.call.team, settlement.otel_error_type, settlement.response_model
         key = (target.provider, target.model, answered_by, team, error_type, target.operation, target.otel_provider)
-        names = self._names.get(key)
-        if names is None:
+        calls = self._kept_calls.get(key)
+        if calls is None:
             names = self._look_up(target, answered_by, team, error_type)
+            calls = ModelCalls(self.families, self.closed, names)
             if OTHER not in names:
-                self._names[key] = names
-        return names
+                if len(self._kept_calls) >= MOST_NAMES:
+                    self._kept_calls.clear()
+                self._kept_calls[key] = calls
+        return calls
 
-    def _look_up(self, target: LlmTarget, answered_by: str, team: str, error_type: str) -> _Names:
+    def _look_up(self, target: LlmTarget, answered_by: str, team: str, error_type: str) -> Names:
         provider = self.closed(llm.TOKENS.labels[3], target.provider)
         model = self._model(target.provider, target.model)
-        return _Names(
+        return Names(
             provider,
             model,
             self.closed(llm.TOKENS.labels[2], team),
@@ -255,38 +184,12 @@ class Recorder:
             return model
         return self.closed(llm.TOKENS.labels[0], self.known_as(provider, model) or model)
 
-    def _count_tokens(self, usage: Usage, model: str, team: str, provider: str) -> None:
-        if usage.source == "missing":
-            return
-        source = self.closed(llm.TOKENS.labels[4], usage.source)
-        tokens = self.families[llm.TOKENS.name]
-        tokens.add((model, "prompt", team, provider, source), usage.prompt_tokens)
-        tokens.add((model, "completion", team, provider, source), usage.completion_tokens)
-        details = self.families[llm.TOKEN_DETAILS.name]
-        for detail, amount in (
-            ("cached_read", usage.cached_read_tokens),
-            ("cache_write", usage.cache_write_tokens),
-            ("reasoning", usage.reasoning_tokens),
-            ("audio", usage.audio_tokens),
-        ):
-            if amount:
-                details.add((model, detail, team, provider, source), amount)
-
-    def _count_cost(self, settlement: Settlement, charge: Charge, model: str, team: str, provider: str) -> None:
-        if charge.source == "unpriced":
-            reason = self.closed(money.UNPRICED.labels[1], charge.unpriced_reason or "unknown_model")
-            self.families[money.UNPRICED.name].add((provider, reason))
-            if charge.fallback_nanousd:
-                self.families[budget.FALLBACK_PRICED.name].add((provider,))
-        else:
-            source = self.closed(money.COST.labels[3], charge.source)
-            self.families[money.COST.name].add((model, team, provider, source), charge.nanousd)
-        if charge.reported_nanousd is not None:
-            self.families[money.PROVIDER_REPORTED_COST.name].add((provider,), charge.reported_nanousd)
-            usage = settlement.usage
-            # A list price of estimated tokens would show how we estimate, not how the provider bills.
-            if charge.listed_nanousd is not None and usage is not None and usage.source == "reported":
-                self._compare_cost(provider, charge.reported_nanousd, charge.listed_nanousd)
+    def _count_reported(self, settlement: Settlement, charge: Charge, reported_nanousd: int, provider: str) -> None:
+        self.families[money.PROVIDER_REPORTED_COST.name].add((provider,), reported_nanousd)
+        usage = settlement.usage
+        # A list price of estimated tokens would show how we estimate, not how the provider bills.
+        if charge.listed_nanousd is not None and usage is not None and usage.source == "reported":
+            self._compare_cost(provider, reported_nanousd, charge.listed_nanousd)
 
     def _compare_cost(self, provider: str, reported_nanousd: int, listed_nanousd: int) -> None:
         reported, listed = self._cost_told.get(provider, (0, 0))
@@ -294,44 +197,6 @@ class Recorder:
         self._cost_told[provider] = (reported, listed)
         if listed:
             self.families[money.COST_DRIFT.name].set((provider,), reported * NANO // listed)
-
-    def _count_quality(self, settlement: Settlement, model: str, provider: str) -> None:
-        if settlement.finish_reason:
-            reason = self.closed(quality.FINISH_REASONS.labels[1], settlement.finish_reason)
-            self.families[quality.FINISH_REASONS.name].add((model, reason))
-            if reason in quality.TRUNCATED:
-                self.families[quality.TRUNCATIONS.name].add((model, provider))
-        if settlement.is_empty:
-            self.families[quality.EMPTY.name].add((model,))
-        if settlement.is_refusal:
-            self.families[quality.REFUSALS.name].add((model, provider))
-        usage = settlement.usage
-        if settlement.outcome == "ok" and usage is not None and usage.source == "reported":
-            self._observe_rate(settlement, usage.completion_tokens, model, provider)
-
-    def _observe_rate(self, settlement: Settlement, tokens: int, model: str, provider: str) -> None:
-        if tokens and settlement.duration_ns > 0:
-            # Kept in billionths of a token a second, so that a slow model's rate is not rounded away.
-            rate = tokens * NANO * NANO // settlement.duration_ns
-            self.families[quality.OUTPUT_RATE.name].observe((model, provider), rate, settlement.call.trace_id)
-
-    def _count_duration(self, settlement: Settlement, known: _Names) -> None:
-        names = (known.operation, known.otel_provider, known.model, known.response_model)
-        trace_id = settlement.call.trace_id
-        durations = self.families[llm.OPERATION_DURATION.name]
-        durations.observe((*names, known.error_type), settlement.duration_ns, trace_id)
-        if settlement.chunks:
-            first_ns = settlement.time_to_first_chunk_ns
-            self.families[llm.TIME_TO_FIRST_CHUNK.name].observe(names, first_ns, trace_id)
-            if settlement.chunks > 1:
-                rest_ns = settlement.duration_ns - first_ns
-                per_chunk_ns = rest_ns // (settlement.chunks - 1)
-                self.families[llm.TIME_PER_OUTPUT_CHUNK.name].observe(names, per_chunk_ns, trace_id)
-        usage = settlement.usage
-        if usage is not None and usage.source != "missing":
-            per_call = self.families[llm.TOKEN_USAGE.name]
-            per_call.observe((*names, "input"), usage.prompt_tokens, trace_id)
-            per_call.observe((*names, "output"), usage.completion_tokens, trace_id)
 
     def snapshot(self) -> list[FamilySnapshot]:
         """Copy everything. Called on the thread that writes, so that each histogram agrees with its own count."""

@@ -12,7 +12,8 @@ import msgspec
 
 from mcpmeter.catalog import Metric
 from mcpmeter.catalog import quota as rows
-from mcpmeter.metrics.recorder import Labels, Recorder
+from mcpmeter.metrics.family import Labels
+from mcpmeter.metrics.recorder import Recorder
 from mcpmeter.relay.quota import MOST, NS_PER_S, Sample, read
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)

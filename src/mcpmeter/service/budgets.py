@@ -11,7 +11,8 @@ from mcpmeter.access.budgets import Budget, Budgets
 from mcpmeter.access.forecast import BudgetStatus, Burn, burn_since_ns, status_of
 from mcpmeter.catalog import budget as rows
 from mcpmeter.ledger.store import Store
-from mcpmeter.metrics.recorder import Labels, Recorder
+from mcpmeter.metrics.family import Labels
+from mcpmeter.metrics.recorder import Recorder
 from mcpmeter.money import format_usd
 from mcpmeter.records import Balance, Claim
 

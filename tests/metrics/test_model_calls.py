@@ -1,0 +1,117 @@
+"""What is kept of a call's names must count the next call as it would be counted anew."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mcpmeter.catalog import ALL, OTHER
+from mcpmeter.metrics import recorder as recorder_module
+from mcpmeter.metrics.family import Labels
+from mcpmeter.metrics.recorder import Recorder
+from mcpmeter.records import Settlement
+
+Make = Callable[..., Settlement]
+Counts = Callable[[Recorder, str], Mapping[Labels, int]]
+
+# fmt: off
+CHANGES = st.fixed_dictionaries({}, optional={
+    "llm_model": st.sampled_from(["gpt-4.1", "deepseek-v3.2", "unknown"]),
+    "call_team": st.sampled_from(["search", "support", "strangers"]),
+    "call_endpoint": st.sampled_from(["/v1/chat/completions", "/mcp", "/elsewhere"]),
+    "status": st.sampled_from(["200", "500", "299"]),
+    "outcome": st.sampled_from(["ok", "error", "partial", "recovered"]),
+    "usage_source": st.sampled_from(["reported", "estimated", "missing", "guessed"]),
+    "usage_completion_tokens": st.integers(0, 3),
+    "usage_reasoning_tokens": st.integers(0, 2),
+    "charge_source": st.sampled_from(["listed", "reported", "unpriced", "invented"]),
+    "charge_reported_nanousd": st.none() | st.integers(0, 9),
+    "charge_listed_nanousd": st.none() | st.integers(0, 9),
+    "finish_reason": st.sampled_from(["", "stop", "length", "bored", OTHER]),
+    "missing_reason": st.sampled_from(["", "no_usage", "none"]),
+    "is_empty": st.booleans(),
+    "chunks": st.integers(0, 3),
+    "call_trace_id": st.sampled_from(["", "a" * 32]),
+})
+# fmt: on
+
+
+def totals(recorders: list[Recorder]) -> dict[tuple[str, Labels], Any]:
+    """Every child of all of them, those at zero too, added up."""
+    found: dict[tuple[str, Labels], Any] = {}
+    for recorder in recorders:
+        for family in recorder.snapshot():
+            if family.metric.type == "gauge":  # a ratio, which does not add up
+                continue
+            for labels, value, _ in family.values:
+                key = family.metric.name, labels
+                found[key] = found.get(key, 0) + value
+            for labels, counts, total, _ in family.histograms:
+                key = family.metric.name, labels
+                before = found.get(key, ([0] * len(counts), 0))
+                found[key] = [a + b for a, b in zip(before[0], counts, strict=True)], before[1] + total
+    return found
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(CHANGES, min_size=1, max_size=6))
+def test_calls_one_after_another_count_as_each_does_in_a_recorder_of_its_own(
+    make_recorder: Callable[[], Recorder], make_settlement: Make, changes: list[dict[str, Any]]
+) -> None:
+    calls = [make_settlement(**change) for change in [*changes, *changes]]
+    together = make_recorder()
+    for call in calls:
+        together.settle(call)
+    alone = []
+    for call in calls:
+        alone.append(make_recorder())
+        alone[-1].settle(call)
+    assert totals([together]) == totals(alone)
+
+
+@pytest.mark.parametrize(
+    ("changes", "label"),
+    [
+        ({"finish_reason": "bored"}, "reason"),
+        ({"usage_source": "guessed"}, "source"),
+        ({"charge_source": "invented"}, "source"),
+        ({"call_team": "strangers"}, "team"),
+        ({"status": "299"}, "status"),
+    ],
+)
+def test_what_is_other_is_told_of_every_time(
+    recorder: Recorder, make_settlement: Make, counts: Counts, changes: dict[str, Any], label: str
+) -> None:
+    recorder.settle(make_settlement(**changes))
+    once = counts(recorder, "mcp_label_overflow_total")[label,]
+    recorder.settle(make_settlement(**changes))
+    recorder.settle(make_settlement(**changes))
+    assert counts(recorder, "mcp_label_overflow_total") == {(label,): 3 * once}
+
+
+def test_a_family_has_no_child_before_a_call_concerns_it(recorder: Recorder, make_settlement: Make) -> None:
+    def families() -> set[str]:
+        labelled = {row.name for row in ALL if row.labels} - {"mcp_label_overflow_total"}
+        return {f.metric.name for f in recorder.snapshot() if f.metric.name in labelled and (f.values or f.histograms)}
+
+    recorder.settle(make_settlement(outcome="recovered", usage=None, charge=None))
+    assert families() == {"mcp_requests_total"}
+    recorder.settle(make_settlement(outcome="error", usage=None, charge=None, chunks=0))
+    duration = "gen_ai_client_operation_duration_seconds"
+    assert families() == {"mcp_requests_total", "mcp_request_duration_seconds", duration}
+
+
+def test_no_more_names_are_kept_than_there_is_room_for(
+    recorder: Recorder, make_settlement: Make, counts: Counts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recorder_module, "MOST_NAMES", 2)
+    recorder.known_as = lambda provider, model: "gpt-4.1"
+    for number in range(7):
+        recorder.settle(make_settlement(llm_model=f"gpt-4.1-{number}"))
+        assert len(recorder._kept_calls) <= 2
+    assert sum(counts(recorder, "mcp_requests_total").values()) == 7
+    assert counts(recorder, "mcp_cost_usd_total") == {("gpt-4.1", "search", "holysheep", "listed"): 7 * 97_500}
