@@ -39,6 +39,7 @@ from mcpmeter.errors import (
 from mcpmeter.relay import http1
 from mcpmeter.relay.http1 import (
     BUFFERED_BYTES,
+    LONGEST_KEPT_HEAD,
     MOST_HEADER_BYTES,
     MOST_TARGETS,
     Connection,
@@ -487,6 +488,76 @@ async def test_headers_of_one_call_are_not_changed_by_the_next(world):
     first.finish()
     assert await call(client, provider) == (200, b"hello")
     assert (first.status, dict(first.headers)) == (200, {"x-a": "1", "content-length": "0"})
+
+
+@pytest.mark.parametrize("first", [name for name, (*_, is_reused) in WHOLE.items() if is_reused])
+async def test_an_answer_leaves_nothing_behind_for_the_next_on_its_connection(first):
+    client = Http1Client(PATIENT, max_connections=1)
+    connection, wire = wired(client)
+    provider = Provider(saying_nothing(), url="http://wire.example/")
+    for name, (answer, status, body, is_reused) in WHOLE.items():
+        if not is_reused:
+            continue
+        for said in (WHOLE[first][0], answer):
+            assert idle_connections(client) == [connection], name
+            task = asyncio.create_task(post(client, provider))
+            await asyncio.sleep(0)
+            connection.data_received(said)
+            told = await task
+            read = await told.read(LIMIT)
+            told.finish()
+        assert (told.status, read, dict(told.headers)) == (status, body, await headers_alone(answer))
+    assert not wire.is_closing()
+    await client.close()
+    assert_nothing_is_taken(client, 1)
+
+
+async def headers_alone(said: bytes) -> dict[str, str]:
+    """An answer's headers on a connection of its own."""
+    client = Http1Client(PATIENT, max_connections=1)
+    connection, _ = wired(client)
+    task = asyncio.create_task(post(client, Provider(saying_nothing(), url="http://wire.example/")))
+    await asyncio.sleep(0)
+    connection.data_received(said)
+    told = await task
+    told.finish()
+    await client.close()
+    return dict(told.headers)
+
+
+async def test_what_is_sent_follows_the_headers_of_each_call(world):
+    asked: list[bytes] = []
+
+    async def play(peer: Peer) -> None:
+        while True:
+            asked.append(await peer.request())
+            await peer.send(SHORT)
+
+    provider = await world.provider(play)
+    client = world.client()
+    headers = {"authorization": "Bearer sk-1"}
+    for key in ("sk-1", "sk-1", "sk-2", "sk-1"):
+        headers["authorization"] = f"Bearer {key}"
+        answer = await client.post("acme", provider.url, headers, BODY)
+        answer.finish()
+        assert f"\r\nauthorization: Bearer {key}\r\n".encode() in asked[-1]
+        assert "sk-" not in repr(client._targets)
+    long = {"x-long": "x" * LONGEST_KEPT_HEAD}
+    (await client.post("acme", provider.url, long, BODY)).finish()
+    assert b"\r\nx-long: xxx" in asked[-1]
+    assert b"authorization" not in asked[-1]
+    assert all(len(target._written) <= LONGEST_KEPT_HEAD for target in client._targets.values())
+
+
+async def test_names_of_headers_that_providers_choose_do_not_gather(world):
+    names = "".join(f"X-{place}: {place}\r\n" for place in range(2 * http1.MOST_NAMES))
+    provider = await world.provider(OK + names.encode() + b"X-" + b"a" * 99 + b": 1\r\nContent-Length: 0\r\n\r\n")
+    answer = await post(world.client(), provider)
+    answer.finish()
+    assert answer.headers[f"x-{2 * http1.MOST_NAMES - 1}"] == str(2 * http1.MOST_NAMES - 1)
+    assert answer.headers["x-" + "a" * 99] == "1"
+    assert len(http1._NAMES) <= http1.MOST_NAMES
+    assert max(map(len, http1._NAMES)) <= http1.LONGEST_KEPT_NAME
 
 
 # What is no answer ---------------------------------------------------------------------------------------------------
@@ -1409,8 +1480,8 @@ class Wire(asyncio.Transport):
             self._is_closing = True
             asyncio.get_running_loop().call_soon(self._connection.connection_lost, exc)
 
-    def writelines(self, list_of_data: Iterable[Any]) -> None:
-        assert b"".join(list_of_data).startswith(b"POST ")
+    def write(self, data: Any) -> None:
+        assert data.startswith(b"POST ")
 
     def get_write_buffer_size(self) -> int:
         return 0

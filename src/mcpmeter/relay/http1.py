@@ -12,7 +12,7 @@ import socket
 import ssl
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, NamedTuple, cast
 from urllib.parse import quote, urlsplit
 
@@ -42,9 +42,17 @@ IDLE_SECONDS: Final = 15.0
 SECONDS_TO_SEE_THE_END: Final = 1.0
 """How long a finished stream's connection may take to show its end before it is closed instead of reused."""
 
+JOINED_BYTES: Final = 16 * 1024
+"""Up to this a request goes out as one piece: one record of TLS and one buffer. Larger ones are not copied."""
+
 MOST_TARGETS: Final = 1024
 LONGEST_KEPT_URL: Final = 512
+LONGEST_KEPT_HEAD: Final = 4096
 """Some providers have the model in the path, and that comes from clients: it must not fill our memory."""
+
+MOST_NAMES: Final = 512
+LONGEST_KEPT_NAME: Final = 64
+"""Names of headers come from providers: they too must not fill our memory."""
 
 
 class Origin(NamedTuple):
@@ -55,13 +63,15 @@ class Origin(NamedTuple):
     is_tls: bool
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Target:
     """An address, taken apart once: parsing it would take longer than any other step."""
 
     origin: Origin
     head: str
     """The request's first lines, up to the headers that differ."""
+    _headers: Mapping[str, str] | None = field(default=None, repr=False)
+    _written: bytes = field(default=b"", repr=False)
 
     @classmethod
     def of(cls, url: str) -> Target:
@@ -75,6 +85,18 @@ class Target:
         path = quote(path, safe="/?%:@!$&'()*+,;=~")
         origin = Origin(host, parts.port or (443 if is_tls else 80), is_tls)
         return cls(origin, f"POST {path} HTTP/1.1\r\nhost: {authority}\r\n")
+
+    def request_head(self, headers: Mapping[str, str], body_bytes: int) -> bytes:
+        """All before the body. Raises ServiceFault for a header that would be more than one."""
+        # Most calls to an address differ from the one before in their length alone.
+        written = self._written if headers == self._headers else self._write(headers)
+        return b"%bcontent-length: %d\r\n\r\n" % (written, body_bytes)
+
+    def _write(self, headers: Mapping[str, str]) -> bytes:
+        written = _first_lines(self.head, headers)
+        if len(written) <= LONGEST_KEPT_HEAD:
+            self._headers, self._written = dict(headers), written
+        return written
 
 
 class Http1Client:
@@ -93,12 +115,12 @@ class Http1Client:
         """POST and wait for the answer's head. Raises UpstreamUnreachable, UpstreamTimedOut, UpstreamBroke, …"""
         times = timeouts or self._timeouts
         target = self._targets.get(url) or self._new_target(url)
-        head = _request_head(target.head, headers, len(body))
+        head = target.request_head(headers, len(body))
         origin = target.origin
         connection = self._pool.idle(origin) or await self._connect(provider, origin, times.connect_seconds)
         try:
             connection.send(provider, head, body, times.total_seconds)
-            await connection.until_head(times.first_byte_seconds)
+            await connection.wait(times.first_byte_seconds, "sent nothing in time")
         except BaseException:
             connection.close()
             raise
@@ -178,10 +200,9 @@ class Pool:
         kept = self._idle.get(origin)
         if not kept:
             return None
-        oldest = asyncio.get_running_loop().time() - IDLE_SECONDS
         while kept:
             connection = kept.pop()
-            if connection.idle_since > oldest and connection.is_usable:
+            if connection.idle_since > connection.now() - IDLE_SECONDS and connection.is_usable():
                 return connection
             connection.close()
         return None
@@ -195,7 +216,7 @@ class Pool:
                 return None
             self._close_an_idle_one()
             connection = await self._wait(origin)
-            if connection is None or connection.is_usable:
+            if connection is None or connection.is_usable():
                 return connection
             connection.close()  # lost between being given and being taken
 
@@ -251,7 +272,7 @@ class Pool:
 
     def free(self, connection: Connection) -> None:
         """A connection's answer is complete: who waits gets it, or its place if he wants to go elsewhere."""
-        waiting = self._next_waiting()
+        waiting = self._next_waiting() if self._waiting else None
         if waiting is None and not self._is_closed:
             self._keep(connection)
         elif waiting is not None and waiting[0] == connection.origin:
@@ -260,8 +281,10 @@ class Pool:
             connection.close()
 
     def _keep(self, connection: Connection) -> None:
-        now = connection.idle_since = asyncio.get_running_loop().time()
-        kept = self._idle.setdefault(connection.origin, [])
+        now = connection.idle_since = connection.now()
+        kept = self._idle.get(connection.origin)
+        if kept is None:
+            kept = self._idle[connection.origin] = []
         if kept and kept[0].idle_since < now - IDLE_SECONDS:
             kept.pop(0).close()
         kept.append(connection)
@@ -290,9 +313,9 @@ class Connection(asyncio.Protocol):
     __slots__ = (
         "_abandoned", "_buffered_bytes", "_fault", "_has_head", "_has_place", "_header_bytes", "_heard_at",
         "_is_paused", "_is_reusable", "_is_timed", "_limit_bytes", "_loop", "_may_pipe_bytes", "_overhead_bytes",
-        "_parser", "_parts", "_pool", "_provider", "_seconds_left", "_sink", "_timer", "_timer_at", "_transport",
-        "_waiter", "_waits_for", "_waits_since", "_waits_up_to", "headers", "idle_since", "is_complete", "origin",
-        "status",
+        "_parser", "_parts", "_pool", "_provider", "_seconds_left", "_sink", "_spare_parser", "_timer", "_timer_at",
+        "_transport", "_waiter", "_waits_for", "_waits_since", "_waits_up_to", "headers", "idle_since", "is_complete",
+        "now", "origin", "status",
     )
     # fmt: on
 
@@ -308,6 +331,7 @@ class Connection(asyncio.Protocol):
         self._seconds_left = 0.0
         self._transport: asyncio.Transport | None = None
         self._parser: httptools.HttpResponseParser | None = None
+        self._spare_parser: httptools.HttpResponseParser | None = None
         self._fault: Exception | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -320,6 +344,7 @@ class Connection(asyncio.Protocol):
         self._limit_bytes = self._may_pipe_bytes = 0
         self._sink: Callable[[bytes], bool] | None = None
         self._loop = asyncio.get_running_loop()
+        self.now = self._loop.time
         self._parts: list[bytes] = []
         self._buffered_bytes = 0
         self._header_bytes = 0
@@ -329,7 +354,6 @@ class Connection(asyncio.Protocol):
         self._is_reusable = False
         self._abandoned: asyncio.TimerHandle | None = None
 
-    @property
     def is_usable(self) -> bool:
         """Whether the connection was made, and neither side has begun to close it."""
         return self._transport is not None and not self._transport.is_closing()
@@ -338,29 +362,28 @@ class Connection(asyncio.Protocol):
 
     def send(self, provider: str, head: bytes, body: bytes, total_seconds: float) -> None:
         """Begin a request. Raises UpstreamUnreachable while nothing was sent."""
-        if self._transport is None or self._transport.is_closing():
+        transport = self._transport
+        if transport is None or transport.is_closing():
             raise UpstreamUnreachable(
                 f"{provider} cannot be reached (it closed the connection before the request).", hint="Retry."
             )
         self._provider = provider
         self._seconds_left = total_seconds
-        self._parser = httptools.HttpResponseParser(self)
+        self._parser = self._spare_parser
         self._has_head = self.is_complete = self._is_reusable = False
         self._header_bytes = self._overhead_bytes = 0
         self.headers = {}
-        self._transport.writelines((head, body))
-
-    async def until_head(self, seconds: float) -> None:
-        """Wait for status and headers. Raises UpstreamTimedOut, UpstreamBroke, UpstreamAnsweredGarbage."""
-        while not self._has_head:
-            await self._wait(seconds, "sent nothing in time")
+        if len(body) <= JOINED_BYTES:
+            transport.write(head + body)
+        else:
+            transport.writelines((head, body))
 
     async def next_part(self, seconds: float) -> bytes:
-        """What has come of the body, waiting for some; empty at its end. Raises as `until_head`."""
+        """What has come of the body, waiting for some; empty at its end. Raises as `wait`."""
         while not self._parts:
             if self.is_complete:
                 return b""
-            await self._wait(seconds, "sent nothing between two parts of its answer")
+            await self.wait(seconds, "sent nothing between two parts of its answer")
         part = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
         self._drop_parts()
         return part
@@ -371,12 +394,26 @@ class Connection(asyncio.Protocol):
 
     def finish(self) -> None:
         """The answer is all that was wanted: use the connection again if its end is there or comes soon."""
-        if self.is_complete:
-            self._free()
-        elif self._fault is not None:
+        if not self.is_complete:
+            self._wait_for_the_end()
+            return
+        self._parser = None
+        if self._abandoned is not None:
+            self._forget_end()
+        self._drop_parts()
+        transport = self._transport
+        # A provider that answers before it has taken the whole request may never read the rest of it.
+        is_sent = transport is not None and not transport.is_closing() and not transport.get_write_buffer_size()
+        if is_sent and self._is_reusable:
+            self._pool.free(self)
+        else:
+            self.close()
+
+    def _wait_for_the_end(self) -> None:
+        if self._fault is not None:
             self.close()
         elif self._abandoned is None and self._transport is not None:
-            self._abandoned = asyncio.get_running_loop().call_later(SECONDS_TO_SEE_THE_END, self.close)
+            self._abandoned = self._loop.call_later(SECONDS_TO_SEE_THE_END, self.close)
             self._drop_parts()
 
     def close(self, fault: MeterError | None = None) -> None:
@@ -402,19 +439,6 @@ class Connection(asyncio.Protocol):
             self._has_place = False
             self._pool.lost(self)
 
-    def _free(self) -> None:
-        self._parser = None
-        self._forget_end()
-        self._drop_parts()
-        # A provider that answers before it has taken the whole request may never read the rest of it.
-        if self._is_reusable and self.is_usable and not self._unsent_bytes():
-            self._pool.free(self)
-        else:
-            self.close()
-
-    def _unsent_bytes(self) -> int:
-        return self._transport.get_write_buffer_size() if self._transport is not None else 0
-
     def _forget_end(self) -> None:
         if self._abandoned is not None:
             self._abandoned.cancel()
@@ -436,14 +460,14 @@ class Connection(asyncio.Protocol):
         self._sink = sink
         try:
             if all(self._pour(sink, part) for part in parts) and not self.is_complete:
-                await self._wait(seconds, "sent nothing between two parts of its answer")
+                await self.wait(seconds, "sent nothing between two parts of its answer")
             elif self._fault is not None:
                 raise self._fault
         finally:
             self._sink = None
 
     def _pour(self, sink: Callable[[bytes], bool], body: bytes) -> bool:
-        self._heard_at = self._loop.time()
+        self._heard_at = self.now()
         self._may_pipe_bytes -= len(body)
         try:
             if self._may_pipe_bytes < 0:
@@ -458,7 +482,7 @@ class Connection(asyncio.Protocol):
 
     def hold(self) -> None:
         """Read nothing, and do not time the provider, who cannot send."""
-        if self._sink is not None and not self._is_paused and self.is_usable:
+        if self._sink is not None and not self._is_paused and self.is_usable():
             self._is_paused = True
             self._stop_clock()
             cast("asyncio.Transport", self._transport).pause_reading()
@@ -469,30 +493,35 @@ class Connection(asyncio.Protocol):
             self._start_clock()
             self._drop_parts()
 
-    async def _wait(self, seconds: float, what: str) -> None:
+    async def wait(self, seconds: float, what: str) -> None:
+        """Until something comes: first the head. Raises UpstreamTimedOut, UpstreamBroke, UpstreamAnsweredGarbage."""
         if self._fault is not None:
             raise self._fault
-        waiter = self._waiter = self._loop.create_future()
         self._waits_up_to, self._waits_for = seconds, what
         if not self._is_paused or self._sink is None:
             self._start_clock()
+        self._waiter = self._loop.create_future()
         try:
-            await waiter
+            await self._waiter
         finally:
             self._waiter = None
-            self._stop_clock()
+            if self.is_complete:
+                self._is_timed = False  # for good: nothing is left to wait for
+            else:
+                self._stop_clock()
 
     def _start_clock(self) -> None:
         self._is_timed = True
-        self._waits_since = self._heard_at = self._loop.time()
-        give_up_at = self._give_up_at()
+        now = self._waits_since = self._heard_at = self.now()
+        left, up_to = self._seconds_left, self._waits_up_to
+        give_up_at = now + (up_to if up_to < left else left)
         if self._timer is None or self._timer_at > give_up_at:
             self._set_timer(give_up_at)
 
     def _stop_clock(self) -> None:
         if self._is_timed:
             self._is_timed = False
-            self._seconds_left -= self._loop.time() - self._waits_since
+            self._seconds_left -= self.now() - self._waits_since
 
     def _give_up_at(self) -> float:
         return min(self._heard_at + self._waits_up_to, self._waits_since + self._seconds_left)
@@ -510,7 +539,7 @@ class Connection(asyncio.Protocol):
         if not self._is_timed:
             return
         give_up_at = self._give_up_at()
-        if self._loop.time() < give_up_at:
+        if self.now() < give_up_at:
             self._set_timer(give_up_at)
         else:
             is_silent = self._heard_at + self._waits_up_to <= give_up_at
@@ -518,8 +547,11 @@ class Connection(asyncio.Protocol):
             self._fail(UpstreamTimedOut(f"{self._provider} {what}.", hint="Retry, or raise relay.timeouts."))
 
     def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+        waiter = self._waiter
+        if waiter is not None:
+            self._waiter = None  # woken once; what else comes until he runs need not ask
+            if not waiter.done():
+                waiter.set_result(None)
 
     def _fail(self, fault: Exception) -> None:
         if self._fault is None:
@@ -535,25 +567,28 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
+        # One for all answers: it begins anew after one that was whole, and after no other the connection is used again.
+        self._spare_parser = httptools.HttpResponseParser(self)
         if self._has_place:
             self._pool.opened(self)
         else:
             self._transport.abort()  # nobody waited until it was made
 
     def data_received(self, data: bytes) -> None:
-        if self._parser is None or self._fault is not None:
+        parser = self._parser
+        if parser is None or self._fault is not None:
             self.close()  # nobody asked for anything
             return
         self._overhead_bytes += len(data)
         try:
-            self._parser.feed_data(data)
+            parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
             self._refuse("something that is not HTTP")
             return
         if self._overhead_bytes > MOST_HEADER_BYTES and not self.is_complete:
             # The parser gathers a line until it ends, so on_header alone would not hear of one that never does.
             self._refuse("with headers that have no end")
-        elif self._buffered_bytes > BUFFERED_BYTES and not self._is_paused and self.is_usable:
+        elif self._buffered_bytes > BUFFERED_BYTES and not self._is_paused and self.is_usable():
             self._is_paused = True
             cast("asyncio.Transport", self._transport).pause_reading()
 
@@ -568,7 +603,7 @@ class Connection(asyncio.Protocol):
                 )
         self._is_reusable = False
         self._forget_end()
-        self._parser = None
+        self._parser = self._spare_parser = None
         self._transport = None
         self._leave()
 
@@ -589,8 +624,9 @@ class Connection(asyncio.Protocol):
         elif not self._has_head:  # else trailers, or a second answer's
             # Blanks after a value are no part of it (RFC 9110, 5.5); the parser leaves them. A tab stays: with one the
             # parser does not know `chunked` any more, and then it must be refused.
-            key, text = name.decode("latin-1").lower(), value.decode("latin-1").rstrip(" ")
-            self.headers[key] = f"{self.headers[key]}, {text}" if key in self.headers else text
+            key, text = _NAMES.get(name) or _new_name(name), value.decode("latin-1").rstrip(" ")
+            headers = self.headers
+            headers[key] = f"{headers[key]}, {text}" if key in headers else text
 
     def on_headers_complete(self) -> None:
         if self._has_head or self._fault is not None or self._parser is None:
@@ -598,7 +634,7 @@ class Connection(asyncio.Protocol):
         self.status = self._parser.get_status_code()
         if self.status < 200:
             self._take_interim()
-        elif self.headers.get("transfer-encoding", "chunked").lower() != "chunked":
+        elif "transfer-encoding" in self.headers and self.headers["transfer-encoding"].lower() != "chunked":
             # None was asked for; one that is not undone here would go on as if it were the body.
             self._refuse("in a transfer coding that was not asked for")
         else:
@@ -621,7 +657,8 @@ class Connection(asyncio.Protocol):
             return
         self._parts.append(body)
         self._buffered_bytes += len(body)
-        self._wake()
+        if self._waiter is not None:
+            self._wake()
 
     def on_message_complete(self) -> None:
         if self.is_complete or not self._has_head or self._parser is None:
@@ -631,8 +668,20 @@ class Connection(asyncio.Protocol):
         self._is_reusable = self._parser.should_keep_alive()
         if self._abandoned is not None:
             # Not from inside the parser's own callback: it may still hold data.
-            asyncio.get_running_loop().call_soon(self._free)
-        self._wake()
+            self._loop.call_soon(self.finish)
+        if self._waiter is not None:
+            self._wake()
+
+
+_NAMES: Final[dict[bytes, str]] = {}
+"""Headers' names as they came and as we know them: most answers bring the same ones."""
+
+
+def _new_name(name: bytes) -> str:
+    key = name.decode("latin-1").lower()
+    if len(_NAMES) < MOST_NAMES and len(name) <= LONGEST_KEPT_NAME:
+        _NAMES[name] = key
+    return key
 
 
 class Http1Answer:
@@ -715,12 +764,12 @@ def _ascii_host(host: str) -> str:
     raise ServiceFault("The host of a provider's base_url is no clear name.", hint="Write it in its xn-- form.")
 
 
-def _request_head(first_lines: str, headers: Mapping[str, str], body_bytes: int) -> bytes:
+def _first_lines(first: str, headers: Mapping[str, str]) -> bytes:
     lines = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
     if lines.count("\r") != len(headers) or lines.count("\n") != len(headers) or "\0" in lines:
         raise _bad_header("a line break")
     try:
-        return f"{first_lines}{lines}content-length: {body_bytes}\r\n\r\n".encode("latin-1")
+        return f"{first}{lines}".encode("latin-1")
     except UnicodeEncodeError:
         raise _bad_header("a character that no header can hold") from None
 
