@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import logging
+import gc
 import sys
+import weakref
 from typing import Any
 
 import pytest
 from uvicorn.protocols.http.flow_control import FlowControl
 
+from mcpmeter.relay.exchange import WIRE
 from mcpmeter.service.wire import Cycle
 
 OK = (b"content-type", b"application/json")
@@ -36,14 +38,10 @@ class Transport:
 
 def cycle_on(transport: Transport, *, method: str = "POST", keep_alive: bool = True) -> Cycle:
     return Cycle(
-        scope={"type": "http", "method": method},  # type: ignore[typeddict-item]
-        transport=transport,  # type: ignore[arg-type]
-        flow=FlowControl(transport),  # type: ignore[arg-type]
-        logger=logging.getLogger("test"),
-        access_logger=logging.getLogger("test"),
-        access_log=False,
+        {"type": "http", "method": method},  # type: ignore[typeddict-item]
+        transport,  # type: ignore[arg-type]
+        FlowControl(transport),  # type: ignore[arg-type]
         default_headers=[(b"date", b"today")],
-        message_event=asyncio.Event(),
         expect_100_continue=False,
         keep_alive=keep_alive,
         on_response=lambda: None,
@@ -59,6 +57,108 @@ async def test_an_answer_is_one_write() -> None:
     head = b"HTTP/1.1 200 OK\r\ndate: today\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n"
     assert transport.writes == [head + b"{}"]
     assert cycle.response_complete
+
+
+@pytest.mark.parametrize(("method", "body_out"), [("POST", b"{}"), ("HEAD", b"")])
+async def test_what_is_there_in_full_is_one_write_with_its_length(method: str, body_out: bytes) -> None:
+    transport = Transport()
+    cycle = cycle_on(transport, method=method)
+    cycle.whole(200, [OK], b"{}")
+    head = b"HTTP/1.1 200 OK\r\ndate: today\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n"
+    assert transport.writes == [head + body_out]
+    assert cycle.response_complete
+    assert not transport.is_closed
+
+
+async def test_what_is_there_in_full_says_that_its_connection_ends() -> None:
+    transport = Transport()
+    cycle_on(transport, keep_alive=False).whole(200, [OK], b"{}")
+    assert b"\r\nconnection: close\r\n\r\n{}" in transport.writes[0]
+    assert transport.is_closed
+
+
+async def test_what_is_there_in_full_is_not_written_to_who_has_gone() -> None:
+    transport = Transport()
+    cycle = cycle_on(transport)
+    cycle.tell_gone()
+    cycle.whole(200, [OK], b"{}")
+    assert transport.writes == []
+    assert not cycle.response_complete
+
+
+async def test_a_body_in_parts_is_given_whole_and_once() -> None:
+    cycle = cycle_on(Transport())
+    cycle.has_come(b"a")
+    assert cycle.whole_body() is None
+    for part in (b"b", b"", b"c"):
+        cycle.has_come(part)
+    cycle.more_body = False
+    cycle.has_come()
+    assert cycle.whole_body() == b"abc"
+    waiting = asyncio.ensure_future(cycle.receive())
+    await asyncio.sleep(0)
+    assert not waiting.done()  # there is no more to tell
+    cycle.tell_gone()
+    assert (await waiting)["type"] == "http.disconnect"
+
+
+async def test_a_body_in_parts_is_told_by_messages_as_it_comes() -> None:
+    cycle = cycle_on(Transport())
+    cycle.has_come(b"a")
+    assert await cycle.receive() == {"type": "http.request", "body": b"a", "more_body": True}
+    waiting = asyncio.ensure_future(cycle.receive())
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    cycle.has_come(b"b")
+    cycle.more_body = False
+    assert await waiting == {"type": "http.request", "body": b"b", "more_body": False}
+
+
+async def answers(scope: Any, receive: Any, send: Any) -> None:
+    scope["extensions"][WIRE].whole(200, [OK], b"{}")
+
+
+async def starts(scope: Any, receive: Any, send: Any) -> None:
+    scope["extensions"][WIRE].start(200, [OK])
+
+
+async def returns(scope: Any, receive: Any, send: Any) -> None:
+    pass
+
+
+async def fails(scope: Any, receive: Any, send: Any) -> None:
+    raise RuntimeError
+
+
+@pytest.mark.parametrize(
+    ("app", "status", "is_closed"),
+    [(answers, b"200", False), (starts, b"", True), (returns, b"500", True), (fails, b"500", True)],
+)
+async def test_however_an_application_ends_its_client_is_not_left_waiting_and_its_task_is_forgotten(
+    app: Any, status: bytes, is_closed: bool
+) -> None:
+    transport, tasks = Transport(), set[asyncio.Task[None]]()
+    cycle = cycle_on(transport)
+    cycle.scope["extensions"] = {WIRE: cycle}  # type: ignore[dict-item]
+    cycle.run(app, asyncio.get_running_loop(), tasks)
+    await asyncio.wait(list(tasks))
+    assert b"".join(transport.writes)[9:12] == status
+    assert transport.is_closed is is_closed
+    assert not tasks
+
+
+async def test_a_request_that_is_over_leaves_nothing_to_the_collector() -> None:
+    cycle, tasks = cycle_on(Transport()), set[asyncio.Task[None]]()
+    cycle.scope["extensions"] = {WIRE: cycle}  # type: ignore[dict-item]
+    gone = weakref.ref(cycle)
+    cycle.run(answers, asyncio.get_running_loop(), tasks)
+    gc.disable()
+    try:
+        await asyncio.wait(list(tasks))
+        del cycle
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 async def test_a_stream_is_framed_and_its_head_goes_with_its_first_part() -> None:
@@ -103,6 +203,8 @@ async def test_no_header_can_hold_another(value: bytes) -> None:
     transport = Transport()
     with pytest.raises(RuntimeError, match="line break"):
         cycle_on(transport).start(200, [(b"x", value)])
+    with pytest.raises(RuntimeError, match="line break"):
+        cycle_on(transport).whole(200, [(b"x", value)], b"{}")
     assert transport.writes == []
 
 

@@ -66,6 +66,11 @@ class ToolExchange:
         """While inside, `hang_up` is raised as CallerGone."""
         return Listening(self._watch)
 
+    async def whole(self, status: int, headers: Iterable[Header], body: bytes) -> None:
+        """An answer that is there in full."""
+        await self.start(status, headers)
+        await self.end(body)
+
     async def start(self, status: int, headers: Iterable[Header]) -> None:
         """The head of the answer, of which only the kind of body matters."""
         self.started = True

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import Final
 
 from mcpmeter.catalog.spec import NANO
 from mcpmeter.errors import MeterError
 from mcpmeter.records import Settlement
-from mcpmeter.relay.exchange import Exchange, Header
+from mcpmeter.relay.exchange import Exchange, Header, length
 from mcpmeter.relay.upstream import Answer
 
 # fmt: off
@@ -26,6 +27,10 @@ NOT_HANDED_ON: Final = frozenset((
 REQUEST_ID_HEADERS: Final = ("x-generation-id", "x-request-id", "request-id")
 """OpenRouter's (its bill names calls by it), OpenAI's and most others', Anthropic's."""
 
+MOST_NAMES: Final = 1024
+LONGEST_NAME: Final = 128
+"""Names come from outside: they must not fill our memory."""
+
 _NEVER_HANDED_ON: Final = ("x-mcpmeter-", "access-control-")
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 
@@ -34,7 +39,7 @@ async def answer_error(
     exchange: Exchange, error: MeterError, body: bytes, call_id: str, more: Iterable[Header] = ()
 ) -> None:
     """Send an error of ours as the whole answer, `more` headers with it."""
-    headers = [*own_headers(call_id), (b"content-type", b"application/json"), length(body), *more]
+    headers = [own_header(call_id), (b"content-type", b"application/json"), length(body), *more]
     if error.retry_after is not None:
         headers.append((b"retry-after", error.retry_after.encode("latin-1", "replace")))
     if error.http_status == 401:
@@ -47,19 +52,22 @@ async def answer_error(
 
 def request_id(answer: Answer) -> str:
     """The id by which the provider's own records, and its bill, name the call; empty if it told none."""
-    told = next((answer.headers[name] for name in REQUEST_ID_HEADERS if name in answer.headers), "")[:128]
-    return told if told.isascii() and told.isprintable() else ""
+    for name in REQUEST_ID_HEADERS:
+        if name in answer.headers:
+            told = answer.headers[name][:128]
+            return told if told.isascii() and told.isprintable() else ""
+    return ""
 
 
-def own_headers(call_id: str, provider: str = "", attempts: int = 0) -> list[Header]:
-    """The call's id, and where it went and at which attempt, if it went anywhere."""
-    headers = [(b"x-mcpmeter-call-id", call_id.encode())]
-    return [*headers, *went_to(provider, attempts)] if provider else headers
+def own_header(call_id: str) -> Header:
+    """The call's id."""
+    return b"x-mcpmeter-call-id", call_id.encode()
 
 
-def went_to(provider: str, attempts: int) -> list[Header]:
+@lru_cache(maxsize=1024)
+def went_to(provider: str, attempts: int) -> tuple[Header, Header]:
     """Which provider was asked last, and how many attempts were made."""
-    return [(b"x-mcpmeter-provider", provider.encode()), (b"x-mcpmeter-attempts", str(attempts).encode())]
+    return (b"x-mcpmeter-provider", provider.encode()), (b"x-mcpmeter-attempts", b"%d" % attempts)
 
 
 def cost_headers(settlement: Settlement) -> list[Header]:
@@ -72,18 +80,29 @@ def cost_headers(settlement: Settlement) -> list[Header]:
     ]
 
 
-def handed_on(headers: Mapping[str, str], secret: str = "") -> Iterator[Header]:
+def handed_on(headers: Mapping[str, str], secret: str = "") -> list[Header]:
     """A provider's headers that may go to the client: none that acts on it, and none that repeats our own key."""
-    connection = headers.get("connection", "")
+    found = []
+    connection = headers.get("connection")
     named = {name.strip().lower() for name in connection.split(",")} if connection else ()
     for name, value in headers.items():
-        if name in NOT_HANDED_ON or name in named or name.startswith(_NEVER_HANDED_ON):
-            continue
-        if secret and secret in value:
+        name_out = _NAMES_OUT[name]
+        if not name_out or name in named or (secret and secret in value):
             continue
         if value.isprintable() or not _CONTROL.search(value):
-            yield name.encode("latin-1"), value.encode("latin-1", "replace")
+            found.append((name_out, value.encode("latin-1", "replace")))
+    return found
 
 
-def length(body: bytes) -> Header:
-    return b"content-length", str(len(body)).encode()
+class _NamesOut(dict[str, bytes]):
+    """A provider's header names as they go to the client, each looked at once; empty for those that do not."""
+
+    def __missing__(self, name: str) -> bytes:
+        stays = name in NOT_HANDED_ON or name.startswith(_NEVER_HANDED_ON)
+        name_out = b"" if stays else name.encode("latin-1")
+        if len(self) < MOST_NAMES and len(name) <= LONGEST_NAME:
+            self[name] = name_out
+        return name_out
+
+
+_NAMES_OUT: Final = _NamesOut()

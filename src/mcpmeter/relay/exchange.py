@@ -24,6 +24,7 @@ SECONDS_FOR_THE_READER: Final = 120.0
 WIRE: Final = "mcpmeter.wire"
 """The ASGI extension under which our own server offers its `Wire`."""
 
+_HEADERS: Final = "mcpmeter.headers"
 _TRACEPARENT: Final = re.compile(rb"^[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
 
 
@@ -47,6 +48,9 @@ class Wire(Protocol):
 
     on_room: Callable[[], None] | None
     """Told when it reads again."""
+
+    def whole(self, status: int, headers: Iterable[Header], body: bytes) -> None:
+        """An answer that is there in full; neither length nor connection is among its headers."""
 
     def start(self, status: int, headers: Iterable[Header]) -> None:
         """The head of the answer; it goes with the first part of the body."""
@@ -77,6 +81,9 @@ class Exchange(Protocol):
 
     def listening(self) -> Listening:
         """While inside, the caller's leaving is raised as CallerGone."""
+
+    async def whole(self, status: int, headers: Iterable[Header], body: bytes) -> None:
+        """Send an answer that is there in full; its length is added to its headers."""
 
     async def start(self, status: int, headers: Iterable[Header]) -> None:
         """Send the head of the answer."""
@@ -131,26 +138,36 @@ class HttpExchange:
 
     # fmt: off
     __slots__ = (
-        "_receive", "_send", "_watcher", "endpoint", "headers", "method", "named", "parent_id", "peer", "query",
-        "secret", "started", "trace_id", "wire",
+        "_receive", "_scope", "_send", "_watcher", "endpoint", "headers", "method", "named", "secret", "started",
+        "trace_id", "wire",
     )
     # fmt: on
+    parent_id = ""
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, *, endpoint: str, named: Named = NOTHING) -> None:
         self.endpoint = endpoint
         self.named = named
         self.method: str = scope["method"]
-        self.headers: Mapping[bytes, bytes] = dict(scope["headers"])
-        self.parent_id = ""
-        self.peer: str = (scope.get("client") or ("",))[0]
-        self.query: bytes = scope.get("query_string", b"")
+        self.headers = headers_of(scope)
         self.trace_id = trace_id_of(self.headers)
         self.secret = secret_of(self.headers)
         self.started = False
         self.wire: Wire | None = scope.get("extensions", {}).get(WIRE)
+        self._scope = scope
         self._receive = receive
         self._send = send
         self._watcher: asyncio.Task[None] | None = None
+
+    @property
+    def peer(self) -> str:
+        """The client's address."""
+        return (self._scope.get("client") or ("",))[0]
+
+    @property
+    def query(self) -> bytes:
+        """What stands behind the path."""
+        found: bytes = self._scope.get("query_string", b"")
+        return found
 
     async def read_body(self, limit_bytes: int) -> bytes:
         """The whole body. Raises BodyTooLarge, BodyTooSlow, CallerGone."""
@@ -198,6 +215,16 @@ class HttpExchange:
             pass
         on_gone()
 
+    async def whole(self, status: int, headers: Iterable[Header], body: bytes) -> None:
+        """Send an answer that is there in full. Raises CallerGone when the client does not read what it was sent."""
+        wire = self.wire
+        if wire is not None and not wire.is_full:
+            self.started = True
+            wire.whole(status, headers, body)
+        else:
+            await self.start(status, (*headers, length(body)))
+            await self.end(b"" if self.method == "HEAD" else body)
+
     async def start(self, status: int, headers: Iterable[Header]) -> None:
         """Send the head; by wire it goes with the first part of the body."""
         self.started = True
@@ -236,6 +263,19 @@ class HttpExchange:
 def reader_stuck() -> CallerGone:
     """The client has left too long unread what it was sent."""
     return CallerGone("The client stopped reading the answer.")
+
+
+def length(body: bytes) -> Header:
+    """The header that says how long a body is."""
+    return b"content-length", b"%d" % len(body)
+
+
+def headers_of(scope: Scope) -> Mapping[bytes, bytes]:
+    """A request's headers by name. Made once a request, and kept in its scope."""
+    headers: Mapping[bytes, bytes] | None = scope.get(_HEADERS)
+    if headers is None:
+        headers = scope[_HEADERS] = dict(scope["headers"])
+    return headers
 
 
 def trace_id_of(headers: Mapping[bytes, bytes]) -> str:

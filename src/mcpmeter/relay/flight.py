@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import aclosing
 from functools import partial
 from typing import Final, TypeVar
@@ -30,7 +30,7 @@ from mcpmeter.errors import (
 from mcpmeter.meter import Ending, OpenCall
 from mcpmeter.pricing import usd_to_nanousd
 from mcpmeter.records import LlmTarget, Settlement, Usage
-from mcpmeter.relay.answering import answer_error, cost_headers, handed_on, length, own_headers, request_id, went_to
+from mcpmeter.relay.answering import answer_error, cost_headers, handed_on, own_header, request_id, went_to
 from mcpmeter.relay.dialects.base import Asked, Dialect, NotAnAnswer, Read
 from mcpmeter.relay.exchange import Exchange, Header, Listening, Wire
 from mcpmeter.relay.failover import Attempts, Candidate, Refuse, Send, Wait
@@ -87,7 +87,17 @@ class Flight:
     async def run(self) -> Settlement:
         """Send, hand the answer on, settle, send the last byte."""
         try:
-            return await self._relay()
+            with self._exchange.listening() as self._listening:
+                answer = self._answer = await self._send()
+                if answer.status < 300 and _is_stream(answer):
+                    self._tee = await self._pass_stream(answer)
+                else:
+                    body = await answer.read(self.wiring.options.max_answer_bytes)
+            if self._tee is not None:
+                return await self._end_stream(answer, self._tee)
+            if answer.status >= 300:
+                return await self._hand_on_error(answer, body)
+            return await self._hand_on_answer(answer, body)
         except MeterError as error:
             return await self._fail(error)
         except BaseException:
@@ -97,22 +107,6 @@ class Flight:
             self._attempts.close()
             if self._answer is not None:
                 self._answer.abort()
-
-    async def _relay(self) -> Settlement:
-        with self._exchange.listening() as self._listening:
-            answer = self._answer = await self._send()
-            content_type = answer.headers.get("content-type", "").partition(";")[0].strip().lower()
-            if answer.status >= 300:
-                body = await answer.read(self.wiring.options.max_answer_bytes)
-            elif content_type == "text/event-stream":
-                self._tee = await self._pass_stream(answer)
-            else:
-                body = await answer.read(self.wiring.options.max_answer_bytes)
-        if self._tee is not None:
-            return await self._end_stream(answer, self._tee)
-        if answer.status >= 300:
-            return await self._hand_on_error(answer, body)
-        return await self._hand_on_answer(answer, body)
 
     async def _send(self) -> Answer:
         """Send until an answer is to be handed on. Nothing has gone to the client yet, so another may be tried."""
@@ -241,10 +235,10 @@ class Flight:
                 f"{self._provider.name} answered {answer.status} with {kind}.", hint="Check its base_url, or retry."
             ) from None
         answer.finish()
-        ending = self._ending(str(answer.status), await self._usage_of_answer(body, read), read)
-        settlement = await self._settle(ending)
-        await self._exchange.start(answer.status, [*self._headers(answer), *cost_headers(settlement), length(body)])
-        await self._exchange.end(body)
+        usage = _usage_told(read) if read.usage is not None else await self._usage_missing(body, read)
+        settlement = await self._opened.settle(self._ending(str(answer.status), usage, read))
+        headers = (*self._headers(answer), *cost_headers(settlement))
+        await self._exchange.whole(answer.status, headers, body)
         return settlement
 
     async def _hand_on_error(self, answer: Answer, body: bytes) -> Settlement:
@@ -262,8 +256,7 @@ class Flight:
                 upstream_request_id=request_id(answer),
             )
         )
-        await self._exchange.start(answer.status, [*self._headers(answer), length(body)])
-        await self._exchange.end(body)
+        await self._exchange.whole(answer.status, self._headers(answer), body)
         return settlement
 
     def _must_map(self, status: int) -> bool:
@@ -316,10 +309,10 @@ class Flight:
             await answer_error(exchange, error, body, call_id, self._went_to())
         return settlement
 
-    def _went_to(self) -> list[Header]:
+    def _went_to(self) -> Iterable[Header]:
         """Which provider was asked last, and how many attempts were made; nothing where none was."""
         made = self._attempts.made
-        return went_to(self._provider.name, made) if made else []
+        return went_to(self._provider.name, made) if made else ()
 
     async def _broken_ending(self, error: MeterError) -> Ending:
         answer, tee = self._answer, self._tee
@@ -398,9 +391,7 @@ class Flight:
             told = reported_usd
         return usd_to_nanousd(told) if told else None
 
-    async def _usage_of_answer(self, body: bytes, read: Read) -> tuple[Usage | None, str]:
-        if read.usage is not None:
-            return read.usage, "upstream_broke" if read.usage.source == "partial" else ""
+    async def _usage_missing(self, body: bytes, read: Read) -> tuple[Usage | None, str]:
         if read.is_error:
             return None, ""
         prompt = await off_loop_if_large(self._dialect.prompt_tokens, self._body)
@@ -424,8 +415,20 @@ class Flight:
         return Usage(prompt_tokens=prompt, completion_tokens=completion, source="partial")
 
     def _headers(self, answer: Answer) -> list[Header]:
-        ours = own_headers(self._opened.call.id, self._provider.name, self._attempts.made)
-        return [*ours, *handed_on(answer.headers, self._secret)]
+        """All but the length of what is handed on, and what it cost."""
+        where = went_to(self._provider.name, self._attempts.made)
+        return [own_header(self._opened.call.id), *where, *handed_on(answer.headers, self._secret)]
+
+
+def _is_stream(answer: Answer) -> bool:
+    content_type = answer.headers.get("content-type", "")
+    if content_type == "application/json":
+        return False
+    return content_type.partition(";")[0].strip().lower() == "text/event-stream"
+
+
+def _usage_told(read: Read) -> tuple[Usage | None, str]:
+    return read.usage, "upstream_broke" if read.usage is not None and read.usage.source == "partial" else ""
 
 
 def target_of(provider: Provider, model: str, dialect: Dialect, asked: Asked) -> LlmTarget:

@@ -16,7 +16,7 @@ from mcpmeter.errors import MeterError, MethodNotAllowed, NotAllowed, RouteNotFo
 from mcpmeter.meter import Ending, Meter
 from mcpmeter.relay.dialects import openai
 from mcpmeter.relay.dialects.base import NOTHING, Named
-from mcpmeter.relay.exchange import WIRE, Header, HttpExchange, Receive, Scope, Send, Wire
+from mcpmeter.relay.exchange import WIRE, Header, HttpExchange, Receive, Scope, Send, Wire, headers_of
 from mcpmeter.relay.pipeline import Pipeline, answer_error
 from mcpmeter.relay.pipeline import Service as RelayedService
 
@@ -42,7 +42,7 @@ class Page:
 class Endpoint(Protocol):
     """What answers a route. It counts the request itself, once."""
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[object]:
         """Answer."""
 
 
@@ -64,10 +64,8 @@ class PageEndpoint:
             await answer_error(exchange, error, openai.error_body(error, opened.call.id), opened.call.id)
             return
         opened.count(Ending(status=str(page.status)))
-        length = (b"content-length", str(len(page.body)).encode())
         content_type = (b"content-type", page.content_type.encode())
-        await exchange.start(page.status, (content_type, length, *page.headers))
-        await exchange.end(b"" if exchange.method == "HEAD" else page.body)
+        await exchange.whole(page.status, (content_type, *page.headers), page.body)
 
 
 class RelayEndpoint:
@@ -83,11 +81,11 @@ class RelayEndpoint:
         self._secret = secret
         self.error_body = service.dialect.error_body
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[object]:
         exchange = HttpExchange(scope, receive, send, endpoint=self._endpoint, named=self._named)
         if exchange.secret is None and self._secret:
             exchange.secret = self._secret
-        await self._pipeline.run(exchange, self._service)
+        return self._pipeline.run(exchange, self._service)
 
 
 Routes = Mapping[str, Mapping[str, Endpoint]]
@@ -170,32 +168,22 @@ class App:
         """One ASGI connection."""
         if scope["type"] != "http":
             return
-        if _only_listens(scope):
-            await self._answer(scope, receive, send)
-            return
-        recorder = self._meter.recorder
-        recorder.begin_request()
+        recorder = None if _only_listens(scope) else self._meter.recorder
+        if recorder is not None:
+            recorder.begin_request()
         try:
-            await self._answer(scope, receive, send)
-        finally:
-            recorder.end_request()
-
-    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            endpoint = self._find(scope)
-            await endpoint(scope, receive, send)
+            await self._find(scope)(scope, receive, send)
         except MeterError as error:
             await self._refuse(scope, receive, send, error)
         except Exception as fault:
-            log.error("fault while answering %s: %s", self._route_of(scope), _where(fault))
-            wire: Wire | None = scope.get("extensions", {}).get(WIRE)
-            if wire is None or not wire.response_started:
-                ours = ServiceFault("The service failed.", hint="It is our fault; the service's log says where.")
-                await self._refuse(scope, receive, send, ours)
+            await self._confess(scope, receive, send, fault)
+        finally:
+            if recorder is not None:
+                recorder.end_request()
 
     def _find(self, scope: Scope) -> Endpoint:
-        self._guard.check(dict(scope["headers"]))
-        verbs = self._verbs_of(scope)
+        self._guard.check(headers_of(scope))
+        verbs = self._routes.get(scope["path"]) or self._verbs_of(scope)
         if not verbs:
             raise RouteNotFound("There is nothing at this path.", hint="GET / lists what there is.")
         endpoint = verbs.get(scope["method"]) or verbs.get("*")
@@ -224,6 +212,13 @@ class App:
         found = self._template_of(scope)
         return found[0].label if found else OTHER
 
+    async def _confess(self, scope: Scope, receive: Receive, send: Send, fault: Exception) -> None:
+        log.error("fault while answering %s: %s", self._route_of(scope), _where(fault))
+        wire: Wire | None = scope.get("extensions", {}).get(WIRE)
+        if wire is None or not wire.response_started:
+            ours = ServiceFault("The service failed.", hint="It is our fault; the service's log says where.")
+            await self._refuse(scope, receive, send, ours)
+
     async def _refuse(self, scope: Scope, receive: Receive, send: Send, error: MeterError) -> None:
         path = self._route_of(scope)
         exchange = HttpExchange(scope, receive, send, endpoint=path)
@@ -250,7 +245,7 @@ def _only_listens(scope: Scope) -> bool:
     """Whether this is one of MCP's streams that stay open for hours: nobody waits for an answer there."""
     if scope["path"] != "/mcp":
         return False
-    return scope["method"] == "GET" or dict(scope["headers"]).get(b"mcp-method") == b"subscriptions/listen"
+    return scope["method"] == "GET" or headers_of(scope).get(b"mcp-method") == b"subscriptions/listen"
 
 
 def _where(fault: Exception) -> str:

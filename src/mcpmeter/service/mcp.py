@@ -20,7 +20,7 @@ from mcpmeter.ledger.location import Location
 from mcpmeter.mcp_server import ModelInfo, build_mcp_server
 from mcpmeter.meter import Meter
 from mcpmeter.pricing import PriceBook
-from mcpmeter.relay.exchange import Receive, Scope, Send, secret_of
+from mcpmeter.relay.exchange import Receive, Scope, Send, headers_of, secret_of
 from mcpmeter.relay.pipeline import Pipeline
 from mcpmeter.relay.pipeline import Service as RelayedService
 from mcpmeter.service.app import Page
@@ -81,7 +81,7 @@ class McpEndpoint:
         try:
             if self._pipeline.draining:
                 raise Draining("The service is stopping.", hint="Retry; another replica may answer.")
-            caller = self._pipeline.wiring.identify(secret_of(dict(scope["headers"])))
+            caller = self._pipeline.wiring.identify(secret_of(headers_of(scope)))
         except MeterError as error:
             if (request := metered_request(scope)) is not None:
                 request.refusal = error

@@ -7,12 +7,12 @@ at all is answered before any application sees it.
 
 from __future__ import annotations
 
-import asyncio
 import re
 from typing import Any, Final, cast
 from urllib.parse import unquote
 
 import httptools
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from mcpmeter.catalog import OTHER
@@ -45,7 +45,7 @@ def bounded_protocol(meter: Meter) -> type[HttpToolsProtocol]:
                     limit = f"The request's head is larger than {MOST_HEAD_BYTES} bytes."
                     self._refuse(HeadersTooLarge(limit, hint="Send fewer or shorter headers."))
                     return
-            super().data_received(data)
+            self._feed(data)
 
         def send_400_response(self, msg: str) -> None:
             self._refuse(InvalidRequest("This is not a valid HTTP/1.1 request.", hint="Send one."))
@@ -90,13 +90,23 @@ class _WiredProtocol(HttpToolsProtocol):
     _is_in_head = True
     _idle_since = 0.0
 
+    def _feed(self, data: bytes) -> None:
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserError:
+            self.logger.warning("Invalid HTTP request received.")
+            self.send_400_response("")
+        except httptools.HttpParserUpgrade:
+            self._unsupported_upgrade_warning()
+
     def on_message_begin(self) -> None:
         self._is_in_head = True
-        super().on_message_begin()
+        self.url = b""
+        self.expect_100_continue = False
+        self.headers = []
 
     def on_headers_complete(self) -> None:
         self._is_in_head, self._head_bytes = False, 0
-        self._complete_scope()
         before = self.cycle
         self.cycle = cycle = self._new_cycle()
         if before is None or before.response_complete:
@@ -108,43 +118,62 @@ class _WiredProtocol(HttpToolsProtocol):
     def _answer(self, cycle: Cycle) -> None:
         self._answering = cycle
         cycle.is_full = self.flow.write_paused
-        self._start_asgi_task(cycle, self.app)
-
-    def _complete_scope(self) -> None:
-        scope: Any = self.scope
-        url = self.url
-        if url[:1] == b"/" and not _NEEDS_PARSING(url):
-            scope["path"], scope["raw_path"], scope["query_string"] = url.decode("ascii"), url, b""
-        else:
-            parsed = httptools.parse_url(url)
-            path = parsed.path.decode("ascii")
-            scope["path"], scope["raw_path"] = unquote(path) if "%" in path else path, parsed.path
-            scope["query_string"] = parsed.query or b""
-        scope["method"] = self.parser.get_method().decode("ascii")
+        cycle.run(self.app, self.loop, self.tasks)
 
     def _new_cycle(self) -> Cycle:
         version = self.parser.get_http_version()
-        if version != "1.1":
-            self.scope["http_version"] = version
+        scope = self._new_scope(version)
         cycle = Cycle(
-            scope=self.scope,
-            transport=self.transport,
-            flow=self.flow,
-            logger=self.logger,
-            access_logger=self.access_logger,
-            access_log=False,
+            scope,
+            self.transport,
+            self.flow,
             default_headers=self.server_state.default_headers,
-            message_event=asyncio.Event(),
             expect_100_continue=self.expect_100_continue,
             keep_alive=version != "1.0" and self.parser.should_keep_alive(),
             on_response=self.on_response_complete,
         )
-        self.scope["extensions"] = {WIRE: cycle}  # type: ignore[dict-item]
+        scope["extensions"] = {WIRE: cycle}
         return cycle
+
+    def _new_scope(self, version: str) -> Any:
+        url = self.url
+        if url[:1] == b"/" and not _NEEDS_PARSING(url):
+            path, raw_path, query = url.decode("ascii"), url, b""
+        else:
+            parsed = httptools.parse_url(url)
+            path, raw_path, query = parsed.path.decode("ascii"), parsed.path, parsed.query or b""
+            path = unquote(path) if "%" in path else path
+        self.scope = scope = {  # type: ignore[assignment]
+            "type": "http",
+            "asgi": {"version": self.asgi_version, "spec_version": "2.3"},
+            "http_version": version,
+            "server": self.server,
+            "client": self.client,
+            "scheme": self.scheme,
+            "root_path": self.root_path,
+            "headers": self.headers,
+            "state": self.app_state.copy(),
+            "path": path,
+            "raw_path": raw_path,
+            "query_string": query,
+            "method": self.parser.get_method().decode("ascii"),
+        }
+        return scope
+
+    def on_body(self, body: bytes) -> None:
+        cycle = self.cycle
+        if cycle is None or cycle.response_complete:
+            return
+        cycle.has_come(body)
+        if len(cycle.body) > HIGH_WATER_LIMIT:
+            self.flow.pause_reading()
 
     def on_message_complete(self) -> None:
         self._is_in_head, self._head_bytes = True, 0
-        super().on_message_complete()
+        cycle = self.cycle
+        if cycle is not None and not cycle.response_complete:
+            cycle.more_body = False
+            cycle.has_come()
 
     def pause_writing(self) -> None:
         super().pause_writing()

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from collections.abc import Callable, Iterable
+from functools import partial
+from typing import TYPE_CHECKING
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 
-from mcpmeter.relay.exchange import Header
+from mcpmeter.relay.exchange import Header, length
+
+if TYPE_CHECKING:
+    from uvicorn._types import ASGI3Application, ASGIReceiveCallable, ASGISendCallable, HTTPScope, Scope
+    from uvicorn.protocols.http.flow_control import FlowControl
 
 NO_STATUS_BODY = (204, 304)
 
@@ -14,21 +22,99 @@ NO_STATUS_BODY = (204, 304)
 class Cycle(RequestResponseCycle):
     """Answers by ASGI's messages, or by a wire's methods; one request never mixes the two."""
 
+    # How a request begins is said here, so that making one sets no more than what is its own.
+    logger = access_logger = logging.getLogger("uvicorn.error")
+    access_log = False
+    disconnected = response_started = response_complete = False
+    more_body = True
+    body: bytes | bytearray = b""  # type: ignore[assignment]
+    chunked_encoding: bool | None = None
+    expected_content_length = 0
+
     on_gone: Callable[[], None] | None = None
     on_room: Callable[[], None] | None = None
     is_full = False
     """Whether the client does not read: what is written now only fills our memory."""
     _head = b""
     """The head until something of the body goes with it: one write is the dearest step of a small answer."""
+    _event: asyncio.Event | None = None
+    _has_news = False
+    """Whether something has come that `receive` has not told yet."""
+
+    def __init__(  # not uvicorn's, which sets everything
+        self,
+        scope: HTTPScope,
+        transport: asyncio.Transport,
+        flow: FlowControl,
+        *,
+        default_headers: list[Header],
+        expect_100_continue: bool,
+        keep_alive: bool,
+        on_response: Callable[[], None],
+    ) -> None:
+        self.scope = scope
+        self.transport = transport
+        self.flow = flow
+        self.default_headers = default_headers
+        self.waiting_for_100_continue = expect_100_continue
+        self.keep_alive = keep_alive
+        self.on_response = on_response
+        self._forget_task: Callable[[], None] = _nothing
+
+    def run(self, app: ASGI3Application, loop: asyncio.AbstractEventLoop, tasks: set[asyncio.Task[None]]) -> None:
+        """Run the application in a task that is among `tasks` until it ends."""
+        task = loop.create_task(self.run_asgi(app))
+        tasks.add(task)
+        self._forget_task = partial(tasks.discard, task)
+
+    async def run_asgi(self, app: ASGI3Application) -> None:
+        """Run the application. How it may end badly is uvicorn's, which is asked only then."""
+        try:
+            await app(self.scope, self.receive, self.send)
+        except BaseException as fault:
+            await super().run_asgi(_that_raises(fault))
+        else:
+            if not self.response_complete and not self.disconnected:
+                await super().run_asgi(_that_has_returned)
+        finally:
+            # A circle of references would have to be looked for.
+            self.scope.pop("extensions", None)
+            self.on_response = _nothing
+            self._forget_task()
 
     # What was asked -----------------------------------------------------------------------------------------------
+
+    @property
+    def message_event(self) -> asyncio.Event:  # type: ignore[override]
+        """What `receive` waits for; made for who waits, which the relay does for slow uploads only."""
+        if self._event is None:
+            self._event = asyncio.Event()
+            if self._has_news:
+                self._event.set()
+        return self._event
+
+    def has_come(self, part: bytes = b"") -> None:
+        """A part of the request's body, or its end."""
+        if not part:
+            pass
+        elif not self.body:
+            self.body = part  # as it came: most bodies are of one part
+        elif isinstance(self.body, bytearray):
+            self.body += part
+        else:
+            self.body = bytearray(self.body + part)
+        self._has_news = True
+        if self._event is not None:
+            self._event.set()
 
     def whole_body(self) -> bytes | None:
         """The request's body if all of it is there. Not asked again once it was given."""
         if self.more_body or self.disconnected:
             return None
-        body, self.body = bytes(self.body), bytearray()
-        self.message_event.clear()
+        body, self.body = bytes(self.body), b""
+        self._has_news = False
+        if self._event is not None:
+            self._event.clear()
         return body
 
     def watch(self, on_gone: Callable[[], None] | None) -> None:
@@ -36,14 +122,15 @@ class Cycle(RequestResponseCycle):
         self.on_gone = on_gone
         if on_gone is None:
             return
-        self.flow.resume_reading()  # a connection that is not read does not tell its end
+        if self.flow.read_paused:
+            self.flow.resume_reading()  # a connection that is not read does not tell its end
         if self.disconnected:
             on_gone()
 
     def tell_gone(self) -> None:
         """The connection is lost."""
         self.disconnected, self.is_full = True, False
-        self.message_event.set()
+        self.has_come()
         if self.on_gone is not None:
             self.on_gone()
 
@@ -60,11 +147,24 @@ class Cycle(RequestResponseCycle):
         if self.on_room is not None:
             self.on_room()
 
+    def whole(self, status: int, headers: Iterable[Header], body: bytes) -> None:
+        """An answer that is there in full, in one write. Its length is added here."""
+        self.response_started = True
+        self.waiting_for_100_continue = False
+        lines = [b": ".join(header) for header in (*self.default_headers, *headers, length(body))]
+        if not self.keep_alive:
+            lines.append(b"connection: close")
+        head = _head_of(status, lines)
+        if self.disconnected:
+            return
+        self.transport.write(head if self.scope["method"] == "HEAD" else head + body)
+        self._complete()
+
     def start(self, status: int, headers: Iterable[Header]) -> None:
         """The head of the answer; goes with the first part of the body."""
         self.response_started = True
         self.waiting_for_100_continue = False
-        lines = [STATUS_LINE[status]]
+        lines = []
         for name, value in (*self.default_headers, *headers):
             if name == b"content-length":
                 self.expected_content_length = int(value)
@@ -72,16 +172,13 @@ class Cycle(RequestResponseCycle):
             elif name == b"connection" and value == b"close":
                 self.keep_alive = False
                 continue
-            lines.append(b"%b: %b\r\n" % (name, value))
+            lines.append(b"%b: %b" % (name, value))
         if not self.keep_alive:
-            lines.append(b"connection: close\r\n")
+            lines.append(b"connection: close")
         if self.chunked_encoding is None and self.scope["method"] != "HEAD" and status not in NO_STATUS_BODY:
             self.chunked_encoding = True
-            lines.append(b"transfer-encoding: chunked\r\n")
-        head = b"".join(lines)
-        if head.count(b"\r") != len(lines) or head.count(b"\n") != len(lines) or b"\0" in head:
-            raise RuntimeError("a header holds a line break")
-        self._head = head + b"\r\n"
+            lines.append(b"transfer-encoding: chunked")
+        self._head = _head_of(status, lines)
 
     def write(self, data: bytes) -> None:
         """A part of the body."""
@@ -104,8 +201,12 @@ class Cycle(RequestResponseCycle):
             return
         if self.expected_content_length:
             raise RuntimeError("an answer is shorter than its content-length")
+        self._complete()
+
+    def _complete(self) -> None:
         self.response_complete = True
-        self.message_event.set()
+        if self._event is not None:
+            self._event.set()
         if not self.keep_alive:
             self.transport.close()
         self.on_response()
@@ -123,3 +224,26 @@ class Cycle(RequestResponseCycle):
         self._head = b""
         if data and not self.disconnected:
             self.transport.write(data)
+
+
+def _head_of(status: int, lines: list[bytes]) -> bytes:
+    head = b"\r\n".join([STATUS_LINE[status][:-2], *lines, b"\r\n"])
+    breaks = len(lines) + 2
+    if head.count(b"\r") != breaks or head.count(b"\n") != breaks or b"\0" in head:
+        raise RuntimeError("a header holds a line break")
+    return head
+
+
+def _that_raises(fault: BaseException) -> ASGI3Application:
+    async def app(scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+        raise fault
+
+    return app
+
+
+async def _that_has_returned(scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+    """An application that says nothing more."""
+
+
+def _nothing() -> None:
+    """In place of a callback that is no longer wanted."""
