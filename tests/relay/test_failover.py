@@ -28,6 +28,7 @@ from mcpmeter.errors import (
 )
 from mcpmeter.relay.failover import (
     FLOOR,
+    MOST_PLANS,
     Attempts,
     Candidate,
     CircuitOptions,
@@ -229,6 +230,38 @@ class TestWhereItGoes:
         assert not attempts.answered(400, {})
         with pytest.raises(RuntimeError):
             attempts.next()
+
+
+class TestWhatIsKeptBetweenCalls:
+    def test_after_a_reload_a_plan_that_was_used_before_knows_the_credentials_anew(self) -> None:
+        world, both = World(RetryOptions(max_attempts=1)), plan(A)
+        attempts = world.failover.begin(both, 60.0)
+        attempts.next()
+        attempts.answered(429, {"retry-after": "30"})
+        world.failover.configure(RetryOptions(), CircuitOptions(), [A])
+        assert isinstance(world.failover.begin(both, 60.0).next(), Refuse)
+        world.failover.configure(RetryOptions(), CircuitOptions(), [B])
+        assert sent(world.failover.begin(both, 60.0).next()) == "a-1"
+
+    def test_more_plans_than_are_kept_go_where_they_say(self) -> None:
+        world = World()
+        for n in range(2 * MOST_PLANS + 1):
+            with world.failover.begin(Plan(routes=(Route(upstream=A, model=f"m{n}"),)), 60.0) as attempts:
+                step = attempts.next()
+                assert isinstance(step, Send)
+                assert step.candidate.model == f"m{n}"
+
+    def test_of_an_upstream_that_stays_well_it_is_told_once(self) -> None:
+        told: list[str] = []
+
+        class Told(Counts):
+            def standing(self, provider: str, *, is_up: bool, is_circuit_open: bool) -> None:
+                told.append(provider)
+
+        world = World()
+        world.failover = Failover(Told(), clock_ns=lambda: world.now_ns)
+        assert [world.call([A], 200) for _ in range(3)] == [["a-1"]] * 3
+        assert told == ["a"]
 
 
 class TestWhen:
@@ -708,6 +741,37 @@ def test_whatever_the_upstreams_answer_the_budget_the_waits_and_the_table_hold(
 
     world = World(options, circuit, Random(seed).random)
     check(Simulation(world, plan(*upstreams, mode=mode), replies, slow).run(calls, per_second), options)
+
+
+@budget(unhurried, max_examples=40)
+@given(
+    scripts=scripts,
+    keys=st.integers(1, 3),
+    mode=st.sampled_from(["ordered", "weighted"]),
+    same_place=st.booleans(),
+    seed=st.integers(0, 2**32),
+)
+def test_a_call_whose_first_place_is_clear_goes_where_it_would_go_if_all_places_were_looked_at(
+    scripts: list[list[Any]], keys: int, mode: Mode, same_place: bool, seed: int
+) -> None:
+    upstreams = [upstream(f"u{n}", *(f"u{n}-key{key}" for key in range(keys))) for n in range(len(scripts))]
+
+    def played() -> tuple[list[tuple[int, Candidate]], Counter[Any], Counter[Any]]:
+        turns = {up.name: count() for up in upstreams}
+
+        def replies(candidate: Candidate, now_ns: int) -> Reply:
+            script = scripts[upstreams.index(candidate.upstream)]
+            said, headers = script[next(turns[candidate.upstream.name]) % len(script)]
+            return said, headers(now_ns) if callable(headers) else headers
+
+        world = World(RetryOptions(same_place=same_place), random=Random(seed).random)
+        simulation = Simulation(world, plan(*upstreams, mode=mode), replies, 0.3).run(100, 20)
+        return [(sent.at_ns, sent.candidate) for sent in simulation.sent], simulation.ends, world.counts.attempts
+
+    shortly = played()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Attempts, "_is_clear", lambda self, place: False)
+        assert played() == shortly
 
 
 class TestStorms:

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from mcpmeter import errors
 from mcpmeter.catalog import ALL
 from mcpmeter.catalog import upstream as rows
+from mcpmeter.catalog.service import LABEL_OVERFLOW
 from mcpmeter.errors import CallerGone, MeterError, ServiceFault, UpstreamAnsweredGarbage, UpstreamBroke, UpstreamFault
 from mcpmeter.errors import UpstreamTimedOut as TimedOut
 from mcpmeter.errors import UpstreamUnreachable as Unreachable
@@ -109,6 +110,20 @@ class TestBreaker:
         assert breaker.state(35 * SECOND - 1) == "open"
         assert breaker.state(35 * SECOND) == "half_open"
 
+    def test_it_is_clean_while_it_is_closed_and_nothing_has_failed_since_the_last_success(self) -> None:
+        breaker = Breaker(CircuitOptions(failures=2, open_seconds=15))
+        assert breaker.is_clean
+        fail(breaker, 0)
+        assert not breaker.is_clean
+        breaker.succeeded(breaker.send(0))
+        assert breaker.is_clean
+        early = breaker.permit
+        fail(breaker, 1, 1)
+        breaker.succeeded(early)
+        assert not breaker.is_clean
+        breaker.answers(breaker.send(16 * SECOND))
+        assert breaker.is_clean
+
     def test_a_probe_that_was_given_up_frees_its_place(self) -> None:
         breaker = opened()
         breaker.abandoned(breaker.send(15 * SECOND))
@@ -199,6 +214,13 @@ class TestRetryBudget:
         for _ in range(100_000):
             saved.request()
         assert sum(saved.take() for _ in range(1000)) == FLOOR
+
+    def test_a_full_one_needs_no_further_request_until_one_is_taken(self) -> None:
+        full = RetryBudget(Decimal("0.3"))
+        while not full.is_full:
+            full.request()
+        assert sum(full.take() for _ in range(1000)) == FLOOR
+        assert not full.is_full
 
     def test_a_ratio_of_zero_allows_none_from_the_start(self) -> None:
         none = RetryBudget(Decimal(0))
@@ -387,6 +409,14 @@ class TestUpstreamMetrics:
         assert recorder.families[rows.UP.name].cells["openai",].value == 0
         assert recorder.families[rows.CIRCUIT_OPEN.name].cells["openai",].value == 1
         assert recorder.families[rows.UP.name].cells["local",].value == 1
+
+    def test_a_provider_that_nobody_announced_is_counted_as_other_each_time(self) -> None:
+        recorder = self.recorder()
+        metrics = UpstreamMetrics(recorder)
+        for name in ("invented", "invented", "other"):
+            metrics.attempted(name, "ok")
+        assert recorder.families[rows.ATTEMPTS.name].cells["other", "ok"].value == 3
+        assert recorder.families[LABEL_OVERFLOW.name].cells["provider",].value == 3
 
     def test_what_happens_is_counted_under_its_provider(self) -> None:
         recorder = self.recorder()

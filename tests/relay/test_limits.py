@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
+from msgspec.structs import replace
 
 from mcpmeter.access.budgets import Budget, Budgets
 from mcpmeter.access.callers import Caller

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
+
+import msgspec
 
 from mcpmeter.errors import NotAllowed
 from mcpmeter.records import Key, Role
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Caller:
+class Caller(msgspec.Struct, frozen=True, kw_only=True):
     """A caller, by its key."""
 
     team: str
@@ -64,7 +65,7 @@ class Caller:
                 f"The header {attribution.header} names a project that is not configured.",
                 hint=f"Send one of: {', '.join(attribution.values)}. Or add it to attribution.values.",
             )
-        return replace(self, project=told)
+        return msgspec.structs.replace(self, project=told)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

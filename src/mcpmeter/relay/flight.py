@@ -33,7 +33,7 @@ from mcpmeter.records import LlmTarget, Settlement, Usage
 from mcpmeter.relay.answering import answer_error, cost_headers, handed_on, own_header, request_id, went_to
 from mcpmeter.relay.dialects.base import Asked, Dialect, NotAnAnswer, Read
 from mcpmeter.relay.exchange import Exchange, Header, Listening, Wire
-from mcpmeter.relay.failover import Attempts, Candidate, Refuse, Send, Wait
+from mcpmeter.relay.failover import Attempts, Candidate, Send, Wait
 from mcpmeter.relay.piping import Pipe
 from mcpmeter.relay.providers import Provider
 from mcpmeter.relay.quota_board import QuotaBoard
@@ -110,31 +110,26 @@ class Flight:
 
     async def _send(self) -> Answer:
         """Send until an answer is to be handed on. Nothing has gone to the client yet, so another may be tried."""
+        attempts = self._attempts
         while True:
-            match self._attempts.next():
-                case Refuse(error):
-                    raise error
-                case Wait(seconds):
-                    await asyncio.sleep(seconds)
-                case Send(candidate):
-                    answer = await self._attempt(candidate)
-                    if answer is not None:
-                        return answer
-
-    async def _attempt(self, candidate: Candidate) -> Answer | None:
-        """One attempt; None when the next may be made. Raises the provider's fault when none may."""
-        self._take(candidate)
-        try:
-            answer = await self._post(candidate)
-        except BaseException as fault:
-            if not self._attempts.failed(fault):
-                raise
-            return None
-        self._note_quota(candidate, answer)
-        if self._attempts.answered(answer.status, answer.headers):
-            answer.finish()
-            return None
-        return answer
+            step = attempts.next()
+            if isinstance(step, Send):
+                candidate = step.candidate
+                self._take(candidate)
+                try:
+                    answer = await self._post(candidate)
+                except BaseException as fault:
+                    if not attempts.failed(fault):
+                        raise
+                    continue
+                self._note_quota(candidate, answer)
+                if not attempts.answered(answer.status, answer.headers):
+                    return answer
+                answer.finish()
+            elif isinstance(step, Wait):
+                await asyncio.sleep(step.seconds)
+            else:
+                raise step.error
 
     def _note_quota(self, candidate: Candidate, answer: Answer) -> None:
         provider, now_ns = candidate.upstream.provider, time.time_ns()
@@ -144,10 +139,10 @@ class Flight:
 
     def _take(self, candidate: Candidate) -> None:
         provider = candidate.upstream.provider
-        target = target_of(provider, candidate.model, self._dialect, self._asked)
+        said = self._opened.call.llm
         # The first attempt too may go elsewhere than the row says: by weight, or past an open circuit.
-        if target != self._opened.call.llm:
-            self._opened.goes_to(target)
+        if said is None or said.provider != provider.name or said.model != candidate.model:
+            self._opened.goes_to(target_of(provider, candidate.model, self._dialect, self._asked))
         self._provider, self._secret = provider, candidate.credential.secret
 
     async def _post(self, candidate: Candidate) -> Answer:
@@ -166,7 +161,8 @@ class Flight:
         self._withhold_usage = asked.stream and not asked.usage_asked
         body = dialect.forwarded(self._body, asked, candidate.model)
         times = candidate.upstream.timeouts
-        if self._attempts.seconds_left < times.total_seconds:
+        # The first attempt is sent at once, with all of the call's time.
+        if self._attempts.made > 1 and self._attempts.seconds_left < times.total_seconds:
             times = replace(times, total_seconds=self._attempts.seconds_left)
         url = provider.url(path_name, candidate.model)
         return await self.wiring.client.post(provider.name, url, headers, body, times)

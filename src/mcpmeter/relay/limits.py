@@ -42,10 +42,14 @@ class Limits:
     """What a call that sets no limit of its answer is taken to produce at the most."""
     on_refusal: Callable[[Claim], None] = _nobody_told
     """Told of each claim that a balance had no room for."""
+    _has_budgets: bool = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_has_budgets", bool(self.budgets))
 
     def concern(self, caller: Caller) -> bool:
         """Whether a caller's calls claim anything, so that the most they can take has to be known."""
-        return bool(self.budgets) or caller.requests_per_minute is not None or caller.tokens_per_minute is not None
+        return self._has_budgets or caller.requests_per_minute is not None or caller.tokens_per_minute is not None
 
     def claims(
         self, caller: Caller, plan: Plan, asked: Asked, most_prompt_tokens: int, at_ns: int

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from functools import partial
 
 import msgspec
 
@@ -18,7 +17,7 @@ from mcpmeter.relay.dialects.base import Asked, Dialect
 from mcpmeter.relay.dialects.bodies import most_prompt_tokens
 from mcpmeter.relay.exchange import Exchange
 from mcpmeter.relay.failover import Failover
-from mcpmeter.relay.flight import Flight, off_loop_if_large, target_of
+from mcpmeter.relay.flight import IN_A_THREAD_BYTES, Flight, off_loop_if_large, target_of
 from mcpmeter.relay.limits import Limits
 from mcpmeter.relay.quota_board import QuotaBoard
 from mcpmeter.relay.routing import Plan
@@ -46,29 +45,27 @@ class Pipeline:
         """One call, to its last byte. Whatever happens, it is settled once and the caller is told."""
         # Taken with the client, so that a reload cannot close it between here and the sending.
         wiring = self.wiring
-        self._users[wiring.client] = self._users.get(wiring.client, 0) + 1
+        client = wiring.client
+        self._users[client] = self._users.get(client, 0) + 1
         try:
-            return await self._run(exchange, service, wiring)
+            opened = self.meter.open(
+                exchange.endpoint, exchange.method, trace_id=exchange.trace_id, parent_id=exchange.parent_id
+            )
+            try:
+                flight = await self._admit(opened, exchange, service, wiring)
+            except MeterError as error:
+                return await refuse(exchange, opened, error, service.dialect)
+            except asyncio.CancelledError:
+                gone = CallerGone("The call was cancelled before it was sent.")
+                await asyncio.shield(opened.end(Ending(status="499", outcome="partial", error=gone)))
+                raise
+            self.in_flight.add(flight)
+            try:
+                return await flight.run()
+            finally:
+                self.in_flight.discard(flight)
         finally:
-            self._leave(wiring.client)
-
-    async def _run(self, exchange: Exchange, service: Service, wiring: Wiring) -> Settlement:
-        opened = self.meter.open(
-            exchange.endpoint, exchange.method, trace_id=exchange.trace_id, parent_id=exchange.parent_id
-        )
-        try:
-            flight = await self._admit(opened, exchange, service, wiring)
-        except MeterError as error:
-            return await refuse(exchange, opened, error, service.dialect)
-        except asyncio.CancelledError:
-            gone = CallerGone("The call was cancelled before it was sent.")
-            await asyncio.shield(opened.end(Ending(status="499", outcome="partial", error=gone)))
-            raise
-        self.in_flight.add(flight)
-        try:
-            return await flight.run()
-        finally:
-            self.in_flight.discard(flight)
+            self._leave(client)
 
     def _leave(self, client: UpstreamClient) -> None:
         self._users[client] -= 1
@@ -96,27 +93,36 @@ class Pipeline:
         await waiting
 
     async def _admit(self, opened: OpenCall, exchange: Exchange, service: Service, wiring: Wiring) -> Flight:
-        self._refuse_while_draining()
-        caller = wiring.identify(exchange.secret)
+        if self.draining:
+            raise _draining()
+        caller, dialect = wiring.identify(exchange.secret), service.dialect
         body = await exchange.read_body(wiring.options.max_body_bytes)
-        asked = await off_loop_if_large(partial(service.dialect.read_request, named=exchange.named), body)
-        self._refuse_while_draining()  # it may have begun during a slow upload
+        if len(body) <= IN_A_THREAD_BYTES:
+            asked = dialect.read_request(body, exchange.named)
+        else:
+            asked = await asyncio.to_thread(dialect.read_request, body, exchange.named)
+        if self.draining:  # it may have begun during a slow upload
+            raise _draining()
         model = asked.model or service.default_model
         if not model:
             raise InvalidRequest("'model' is missing.", hint="Name a model of GET /v1/models.")
-        plan = wiring.plan(model, service.dialect.path_name(asked))
-        caller.require_model(model, plan.first.model)
+        plan = wiring.plan(model, dialect.path_name(asked))
+        first = plan.first
+        if caller.models:
+            caller.require_model(model, first.model)
         if wiring.attribution is not None:
             caller = caller.refined(wiring.attribution, _told(exchange, wiring.attribution))
-        claims, most_nanousd = await _claims(
-            wiring.limits, caller, plan, asked=asked, body=body, at_ns=opened.call.started_at_ns
-        )
+        claims: tuple[Claim, ...] = ()
+        most_nanousd = 0
+        if wiring.limits.concern(caller):
+            at_ns = opened.call.started_at_ns
+            claims, most_nanousd = await _claims(wiring.limits, caller, plan, asked=asked, body=body, at_ns=at_ns)
         call = msgspec.structs.replace(
             opened.call,
             team=caller.team,
             project=caller.project,
             key_id=caller.key_id,
-            llm=target_of(plan.first.upstream.provider, plan.first.model, service.dialect, asked),
+            llm=target_of(first.upstream.provider, first.model, dialect, asked),
             claims=claims,
             reserved_nanousd=most_nanousd,
         )
@@ -129,23 +135,21 @@ class Pipeline:
             exchange=exchange,
             service=service,
             wiring=wiring,
-            attempts=self._failover.begin(plan, max(r.upstream.timeouts.total_seconds for r in plan.routes)),
+            attempts=self._failover.begin(plan, plan.total_seconds),
             quota=self._quota,
             asked=asked,
             body=body,
         )
 
-    def _refuse_while_draining(self) -> None:
-        if self.draining:
-            raise Draining("The service is stopping and takes no new calls.", hint="Retry; another replica may answer.")
+
+def _draining() -> Draining:
+    return Draining("The service is stopping and takes no new calls.", hint="Retry; another replica may answer.")
 
 
 async def _claims(
     limits: Limits, caller: Caller, plan: Plan, *, asked: Asked, body: bytes, at_ns: int
 ) -> tuple[tuple[Claim, ...], int]:
-    """What a call claims, and the most that it can cost; nothing where no limit asks for it."""
-    if not limits.concern(caller):
-        return (), 0
+    """What a call claims, and the most that it can cost, for a caller that limits concern."""
     most_prompt = asked.most_prompt_tokens
     if most_prompt is None:
         most_prompt = await off_loop_if_large(most_prompt_tokens, body)

@@ -90,10 +90,14 @@ class Plan:
     routes: tuple[Route, ...]
     mode: Mode = "ordered"
 
-    @property
-    def first(self) -> Route:
-        """The route of the first choice, if nothing speaks against it and no weights are drawn."""
-        return self.routes[0]
+    first: Route = field(init=False, repr=False, compare=False)
+    """The route of the first choice, if nothing speaks against it and no weights are drawn."""
+    total_seconds: float = field(init=False, repr=False, compare=False)
+    """How long a call may take in all: as long as the most patient of its upstreams."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "first", self.routes[0])
+        object.__setattr__(self, "total_seconds", max(r.upstream.timeouts.total_seconds for r in self.routes))
 
     def where(self, fits: Callable[[Upstream], bool]) -> Plan | None:
         """The plan without upstreams that do not fit (that do not speak a dialect); None where none is left."""

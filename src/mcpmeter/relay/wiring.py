@@ -37,20 +37,22 @@ class Wiring:
     keys: KeyRing
     attribution: Attribution | None = None
     limits: Limits = field(default_factory=Limits)
+    anybody: Caller = field(init=False, repr=False, compare=False)
+    """Who calls where no key is needed."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "anybody", Caller(team=self.options.default_team, role="admin"))
 
     def identify(self, secret: str | None) -> Caller:
         """Who calls. Until a key exists everybody is the default team, and an admin. Raises NotAuthenticated."""
         if self.keys.empty:
-            return self._anybody()
+            return self.anybody
         try:
             return Caller.of(self.keys.identify(secret))
         except NotAuthenticated:
             if self.options.keys_optional:
-                return self._anybody()
+                return self.anybody
             raise
-
-    def _anybody(self) -> Caller:
-        return Caller(team=self.options.default_team, role="admin")
 
     def plan(self, model: str, path_name: str) -> Plan:
         """Where a call may go: upstreams that speak its dialect. Raises InvalidRequest: there is none.

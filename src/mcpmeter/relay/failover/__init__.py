@@ -33,11 +33,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from random import Random
+from typing import Final
 
 from mcpmeter.relay.failover.attempts import Attempts, Refuse, Send, Wait
 from mcpmeter.relay.failover.breaker import Breaker
 from mcpmeter.relay.failover.budget import FLOOR, RetryBudget
-from mcpmeter.relay.failover.candidates import Candidate
+from mcpmeter.relay.failover.candidates import Candidate, Way, ways_of
 from mcpmeter.relay.failover.metrics import UpstreamMetrics
 from mcpmeter.relay.failover.options import CircuitOptions, RetryOptions
 from mcpmeter.relay.failover.outcomes import Outcome
@@ -46,6 +47,7 @@ from mcpmeter.relay.routing import Plan, Upstream
 
 __all__ = [
     "FLOOR",
+    "MOST_PLANS",
     "Attempts",
     "Breaker",
     "Candidate",
@@ -60,6 +62,9 @@ __all__ = [
     "UpstreamMetrics",
     "Wait",
 ]
+
+
+MOST_PLANS: Final = 1024
 
 
 class Failover:
@@ -88,13 +93,23 @@ class Failover:
             unix_ns=unix_ns,
             random=random or Random().random,  # noqa: S311 (spreads load, guards nothing)
         )
+        self._ways: dict[int, tuple[Plan, tuple[Way, ...]]] = {}
+        """By the identity of the plan, which is kept with them; bounded, for callers name the models."""
 
     def configure(self, retries: RetryOptions, circuit: CircuitOptions, upstreams: Sequence[Upstream]) -> None:
         """Take what a reload says. What is known of upstreams and credentials that stay is kept."""
         self._shared.retries, self._shared.circuit = retries, circuit
         self._shared.budget.reconfigure(retries.budget_ratio)
         self._shared.forget_all_but(upstreams)
+        self._ways.clear()
 
     def begin(self, plan: Plan, total_seconds: float) -> Attempts:
         """The attempts of one call, all waits and attempts together in `total_seconds`."""
-        return Attempts(plan, total_seconds, self._shared)
+        kept = self._ways.get(id(plan)) or self._look_up(plan)
+        return Attempts(plan, kept[1], total_seconds, self._shared)
+
+    def _look_up(self, plan: Plan) -> tuple[Plan, tuple[Way, ...]]:
+        if len(self._ways) >= MOST_PLANS:
+            self._ways.clear()
+        kept = self._ways[id(plan)] = plan, ways_of(plan, self._shared)
+        return kept

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from operator import attrgetter
 from types import TracebackType
 from typing import Final, Self
 
@@ -11,16 +12,18 @@ import msgspec
 from mcpmeter.catalog.spec import NANO
 from mcpmeter.errors import UpstreamFault, UpstreamRateLimited, UpstreamRefusedAccount
 from mcpmeter.relay.failover.breaker import Permit
-from mcpmeter.relay.failover.candidates import Candidate, Candidates, Entry
+from mcpmeter.relay.failover.candidates import Candidate, Candidates, Place, Way, drawn_by_weight
 from mcpmeter.relay.failover.options import nanoseconds
 from mcpmeter.relay.failover.outcomes import Outcome, is_failure, is_retried, outcome_of_fault, outcome_of_status
-from mcpmeter.relay.failover.state import Cooling, Shared
+from mcpmeter.relay.failover.state import WELL, Cooling, Shared
 from mcpmeter.relay.failover.waits import full_jitter, retry_after_ns
-from mcpmeter.relay.providers import Provider
 from mcpmeter.relay.routing import Plan
 
 DOUBT_AFTER_REFUSAL_NS: Final = 60 * NANO
 """How long a credential that got 401, 402 or 403 goes behind the others."""
+
+NO_PERMIT: Final = Permit(0, is_probe=False)
+_TURN: Final = attrgetter("state.turn")
 
 
 class Send(msgspec.Struct, frozen=True):
@@ -44,7 +47,7 @@ class Refuse(msgspec.Struct, frozen=True):
 class _Result(msgspec.Struct, frozen=True):
     """What came of the last attempt."""
 
-    entry: Entry
+    place: Place
     outcome: Outcome
     status: int = 0
     fault: UpstreamFault | None = None
@@ -56,28 +59,41 @@ class Attempts:
     `broke` where a good answer ended badly; `close` at the end of the call, on every path (or use it in `with`).
     """
 
-    def __init__(self, plan: Plan, total_seconds: float, shared: Shared) -> None:
+    # fmt: off
+    __slots__ = (
+        "_begun_ns", "_choice", "_has_head", "_is_over", "_last", "_not_before_ns", "_permit", "_place", "_shared",
+        "_total_seconds", "_turns", "_ways", "first", "made",
+    )
+    # fmt: on
+
+    def __init__(self, plan: Plan, ways: Sequence[Way], total_seconds: float, shared: Shared) -> None:
         self.made = 0
         """Attempts sent."""
+        self.first = plan.first.upstream.provider
+        """The provider of the plan's first choice."""
         self._shared = shared
-        self._first = plan.first.upstream.provider
-        self._candidates = Candidates(plan, shared)
-        self._deadline_ns = shared.clock_ns() + nanoseconds(total_seconds)
+        self._ways = drawn_by_weight(ways, shared.random) if plan.mode == "weighted" else ways
+        self._turns = tuple(map(_TURN, self._ways))
+        self._choice: Candidates | None = None
+        """Made by `_candidates`: the usual call needs none."""
+        self._begun_ns = shared.clock_ns()
+        self._total_seconds = total_seconds
         self._not_before_ns = 0
-        self._out: tuple[Entry, Permit] | None = None
+        self._place: Place | None = None
+        """Where an attempt is out, with `_permit`."""
+        self._permit = NO_PERMIT
         self._has_head = False
         self._is_over = False
         self._last: _Result | None = None
 
     @property
-    def first(self) -> Provider:
-        """The provider of the plan's first choice."""
-        return self._first
-
-    @property
     def seconds_left(self) -> float:
         """Until the time of the whole call is over."""
         return max(0.0, (self._deadline_ns - self._shared.clock_ns()) / NANO)
+
+    @property
+    def _deadline_ns(self) -> int:
+        return self._begun_ns + nanoseconds(self._total_seconds)
 
     def __enter__(self) -> Self:
         return self
@@ -91,31 +107,53 @@ class Attempts:
 
     def next(self) -> Send | Wait | Refuse:
         """What to do now. RuntimeError: what came of the last `Send` was not told, or it was the last one."""
-        if self._out is not None or self._is_over:
+        if self._place is not None or self._is_over:
             raise RuntimeError("an attempt is out, or was the last")
+        if not self.made:
+            first = self._ways[0].places[self._turns[0]]
+            if self._is_clear(first):
+                return self._send(first, first.state.breaker.permit)
         now_ns = self._shared.clock_ns()
         if now_ns < self._not_before_ns:
             return Wait((self._not_before_ns - now_ns) / NANO)
-        entry = self._candidates.ready(now_ns, is_retry=self._last is not None)
-        if entry is not None:
-            return self._send(entry, now_ns)
-        return self._wait_or_refuse(now_ns)
+        candidates = self._candidates()
+        place = candidates.ready(now_ns, is_retry=self._last is not None)
+        if place is None:
+            return self._wait_or_refuse(now_ns)
+        self._note_sent(candidates, place)
+        return self._send(place, place.state.breaker.send(now_ns))
 
-    def _send(self, entry: Entry, now_ns: int) -> Send:
-        if self._last is None:
-            self._shared.budget.request()
-        else:
-            self._shared.tally.retried(self._last.entry.state.name, self._last.outcome)
+    def _is_clear(self, place: Place) -> bool:
+        """Whether nothing is known against the first place: then it is the best one, and no other is looked at."""
+        cooling = place.cooling
+        if cooling.waits and place.until_ns > self._begun_ns:
+            return False
+        return place.state.breaker.is_clean and not cooling.doubtful_until_ns
+
+    def _send(self, place: Place, permit: Permit) -> Send:
+        shared = self._shared
+        if self._last is not None:
+            shared.tally.retried(self._last.place.state.name, self._last.outcome)
+        elif not shared.budget.is_full:
+            shared.budget.request()
         self.made += 1
-        self._out = entry, entry.state.breaker.send(now_ns)
-        self._candidates.sent(entry)
+        self._place, self._permit = place, permit
+        place.state.turn = place.next_turn
+        return Send(place.candidate)
+
+    def _candidates(self) -> Candidates:
+        if self._choice is None:
+            self._choice = Candidates(self._ways, self._turns)
+        return self._choice
+
+    def _note_sent(self, candidates: Candidates, place: Place) -> None:
+        candidates.sent(place)
         if not self._shared.retries.same_place:
-            self._candidates.refused(entry)
-        return Send(entry.candidate)
+            candidates.refused(place)
 
     def _wait_or_refuse(self, now_ns: int) -> Wait | Refuse:
         """A first attempt does not wait: who is refused at once with the time to come back can do something else."""
-        soonest = self._candidates.soonest(now_ns)
+        soonest = self._candidates().soonest(now_ns)
         if self._last is not None and soonest is not None and self._may_wait_until(soonest.until_ns, now_ns):
             self._not_before_ns = soonest.until_ns
             return Wait((self._not_before_ns - now_ns) / NANO)
@@ -128,10 +166,10 @@ class Attempts:
         last = self._last
         if last is not None and last.fault is not None:
             return last.fault
-        first = self._candidates.first_to_end_its_wait()
+        first = self._candidates().first_to_end_its_wait()
         wait_seconds = -(-max(0, first.until_ns - now_ns) // NANO)
         retry_after = str(wait_seconds) if wait_seconds else None
-        name = first.state.name if last is None else last.entry.state.name
+        name = first.state.name if last is None else last.place.state.name
         if last is not None and last.outcome == "refused":
             return UpstreamRefusedAccount(f"{name} refused the relay's own account.", hint="Check its key and credit.")
         if first.cooling.is_rate_limited(first.candidate.model) if last is None else last.outcome == "rate_limited":
@@ -145,87 +183,106 @@ class Attempts:
 
         `headers` by lower-case name. Call it before anything goes to the client; afterwards nothing is tried again.
         """
-        entry, permit = self._taken_out()
-        result = self._last = _Result(entry, outcome_of_status(status), status)
-        if result.outcome == "ok":
-            self._out = entry, entry.state.breaker.answers(permit)
-            self._has_head = True
-            entry.cooling.trust()
-        else:
-            self._learn(result, permit)
-            self._cool(result, retry_after_ns(headers, self._shared.unix_ns()))
+        place = self._place
+        if place is None or self._is_over:
+            raise RuntimeError("no attempt is out")
+        outcome: Outcome = "ok" if status == 200 else outcome_of_status(status)
+        if outcome == "ok":
+            self._answered_well(place)
+            return False
+        self._come_back(place)
+        result = self._last = _Result(place, outcome, status)
+        self._learn(result)
+        self._cool(result, retry_after_ns(headers, self._shared.unix_ns()))
         self._tell(result)
         self._is_over = headers.get("x-should-retry") == "false" or not self._may_try_again(result)
         return not self._is_over
 
+    def _answered_well(self, place: Place) -> None:
+        """The attempt stays out until the answer's end. What is known already is neither learned nor told again."""
+        self._has_head = self._is_over = True
+        state, cooling = place.state, place.cooling
+        if not state.breaker.is_clean:
+            self._permit = state.breaker.answers(self._permit)
+        if cooling.doubtful_until_ns or cooling.is_refused:
+            cooling.trust()
+        self._shared.tally.attempted(state.name, "ok")
+        if state.told != WELL or not state.breaker.is_clean:
+            self._shared.tell_standing(state)
+
     def failed(self, fault: BaseException) -> bool:
         """No head came. True: ask `next`; False: raise the fault."""
-        entry, permit = self._taken_out()
+        place = self._place
+        if place is None or self._is_over:
+            raise RuntimeError("no attempt is out")
+        self._come_back(place)
         known = fault if isinstance(fault, UpstreamFault) else None
-        result = self._last = _Result(entry, outcome_of_fault(fault), fault=known)
-        self._learn(result, permit)
+        result = self._last = _Result(place, outcome_of_fault(fault), fault=known)
+        self._learn(result)
         self._tell(result)
         self._is_over = not self._may_try_again(result)
         return not self._is_over
 
+    def _come_back(self, place: Place) -> None:
+        """The attempt brought nothing, so that there may be a choice to make, which has to know of it."""
+        self._place = None
+        if self._choice is None:
+            self._note_sent(self._candidates(), place)
+
     def broke(self) -> None:
         """The answer that was handed on ended badly at the provider's side."""
-        if self._out is not None and self._has_head:
-            (entry, permit), self._out = self._out, None
-            entry.state.breaker.failed(permit, self._shared.clock_ns())
-            self._shared.tell_standing(entry.state)
+        place = self._place
+        if place is not None and self._has_head:
+            self._place = None
+            place.state.breaker.failed(self._permit, self._shared.clock_ns())
+            self._shared.tell_standing(place.state)
 
     def close(self) -> None:
         """The call is over. An attempt that was cut off before its head gives a probe's place back."""
-        if self._out is None:
+        place, self._place = self._place, None
+        if place is None:
             return
-        (entry, permit), self._out = self._out, None
-        if self._has_head:
-            entry.state.breaker.succeeded(permit)
-        else:
-            entry.state.breaker.abandoned(permit)
-            self._shared.tally.attempted(entry.state.name, "abandoned")
+        breaker = place.state.breaker
+        if not self._has_head:
+            breaker.abandoned(self._permit)
+            self._shared.tally.attempted(place.state.name, "abandoned")
+        elif not breaker.is_clean:
+            breaker.succeeded(self._permit)
 
-    def _taken_out(self) -> tuple[Entry, Permit]:
-        if self._out is None or self._is_over:
-            raise RuntimeError("no attempt is out")
-        out, self._out = self._out, None
-        return out
-
-    def _learn(self, result: _Result, permit: Permit) -> None:
-        entry = result.entry
+    def _learn(self, result: _Result) -> None:
+        place = result.place
         if is_failure(result.outcome, result.status):
-            entry.state.breaker.failed(permit, self._shared.clock_ns())
-            self._candidates.failed(entry)
+            place.state.breaker.failed(self._permit, self._shared.clock_ns())
+            self._candidates().failed(place)
         else:
-            entry.state.breaker.abandoned(permit)
+            place.state.breaker.abandoned(self._permit)
 
     def _cool(self, result: _Result, asked_ns: int | None) -> None:
-        entry, now_ns = result.entry, self._shared.clock_ns()
+        place, now_ns = result.place, self._shared.clock_ns()
         match result.outcome:
             case "rate_limited":
-                entry.cooling.doubt(now_ns + nanoseconds(self._shared.retries.cap_seconds))
-                self._wait([entry.cooling], result, now_ns, asked_ns)
+                place.cooling.doubt(now_ns + nanoseconds(self._shared.retries.cap_seconds))
+                self._wait([place.cooling], result, now_ns, asked_ns)
             case "server_error":
                 # It is the provider that asks, not the account: that holds for every credential.
-                self._wait(entry.state.coolings, result, now_ns, asked_ns)
+                self._wait(place.state.coolings, result, now_ns, asked_ns)
             case "refused":
-                entry.cooling.is_refused = True
-                entry.cooling.doubt(now_ns + DOUBT_AFTER_REFUSAL_NS)
-                self._candidates.refused(entry)
+                place.cooling.is_refused = True
+                place.cooling.doubt(now_ns + DOUBT_AFTER_REFUSAL_NS)
+                self._candidates().refused(place)
             case "forbidden":
-                entry.cooling.doubt(now_ns + DOUBT_AFTER_REFUSAL_NS)
+                place.cooling.doubt(now_ns + DOUBT_AFTER_REFUSAL_NS)
 
     @staticmethod
     def _wait(coolings: Iterable[Cooling], result: _Result, now_ns: int, asked_ns: int | None) -> None:
         limited = result.outcome == "rate_limited"
         for cooling in coolings:
             if asked_ns:
-                cooling.wait_until(now_ns + asked_ns, now_ns, result.entry.candidate.model, is_rate_limited=limited)
+                cooling.wait_until(now_ns + asked_ns, now_ns, result.place.candidate.model, is_rate_limited=limited)
 
     def _tell(self, result: _Result) -> None:
-        self._shared.tally.attempted(result.entry.state.name, result.outcome)
-        self._shared.tell_standing(result.entry.state)
+        self._shared.tally.attempted(result.place.state.name, result.outcome)
+        self._shared.tell_standing(result.place.state)
 
     # Whether there is a further one -----------------------------------------------------------------------------------
 
@@ -243,13 +300,13 @@ class Attempts:
 
     def _next_at_ns(self, now_ns: int) -> int | None:
         """When a further attempt may be sent: at once elsewhere, after a pause where the call failed before."""
-        entry = self._candidates.ready(now_ns, is_retry=True)
-        if entry is not None:
-            return now_ns + (self._pause_ns() if self._candidates.was_tried(entry) else 0)
-        entry = self._candidates.soonest(now_ns)
-        if entry is None or not self._may_wait_until(entry.until_ns, now_ns):
+        place = self._candidates().ready(now_ns, is_retry=True)
+        if place is not None:
+            return now_ns + (self._pause_ns() if self._candidates().was_tried(place) else 0)
+        place = self._candidates().soonest(now_ns)
+        if place is None or not self._may_wait_until(place.until_ns, now_ns):
             return None
-        return entry.until_ns + self._pause_ns()
+        return place.until_ns + self._pause_ns()
 
     def _pause_ns(self) -> int:
         options, shared = self._shared.retries, self._shared

@@ -22,7 +22,11 @@ class Permit(msgspec.Struct, frozen=True, gc=False):
 class Breaker:
     """The circuit of one upstream. Instants are monotonic nanoseconds that the caller gives."""
 
-    __slots__ = ("_failed_at_ns", "_half_opens_at_ns", "_is_open", "_options", "_period", "_probe_is_out")
+    # fmt: off
+    __slots__ = (
+        "_failed_at_ns", "_half_opens_at_ns", "_is_open", "_options", "_period", "_probe_is_out", "is_clean", "permit",
+    )
+    # fmt: on
 
     def __init__(self, options: CircuitOptions) -> None:
         self._options = options
@@ -31,10 +35,14 @@ class Breaker:
         self._half_opens_at_ns = 0
         self._probe_is_out = False
         self._period = 0
+        self.is_clean = True
+        """Closed, and no failure in its row: a call may be sent, and its success says nothing new."""
+        self.permit = Permit(0, is_probe=False)
+        """Of all calls of this period but the probe."""
 
     @property
     def is_closed(self) -> bool:
-        """Whether nothing is known against the upstream."""
+        """Whether calls go to the upstream as usual."""
         return not self._is_open
 
     @property
@@ -63,21 +71,23 @@ class Breaker:
         A call may also be sent against the circuit, where there is nowhere else to go.
         """
         is_probe = self._is_open and self.lets_through(now_ns)
-        if is_probe:
-            self._probe_is_out = True
-        return Permit(self._period, is_probe)
+        if not is_probe:
+            return self.permit
+        self._probe_is_out = True
+        return Permit(self._period, is_probe=True)
 
     def answers(self, permit: Permit) -> Permit:
         """The head of a good answer has come: an open circuit closes. Returns the permit that the whole answer ends."""
         if permit.period == self._period and self._is_open:
             self._begin_period(is_open=False)
-            return Permit(self._period, is_probe=False)
+            return self.permit
         return permit
 
     def succeeded(self, permit: Permit) -> None:
         """The upstream worked: the row is broken and the circuit closed, unless the call was sent before it opened."""
         if permit.period == self._period:
             self._failed_at_ns.clear()
+            self.is_clean = not self._is_open
             self.answers(permit)
 
     def failed(self, permit: Permit, now_ns: int) -> None:
@@ -88,6 +98,7 @@ class Breaker:
             self._open(now_ns)
         elif not self._is_open:
             self._failed_at_ns.append(now_ns)
+            self.is_clean = False
             if self._row_is_full():
                 self._open(now_ns)
 
@@ -110,3 +121,5 @@ class Breaker:
         self._period += 1
         self._probe_is_out = False
         self._failed_at_ns.clear()
+        self.is_clean = not is_open
+        self.permit = Permit(self._period, is_probe=False)

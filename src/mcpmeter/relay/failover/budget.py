@@ -19,28 +19,33 @@ class RetryBudget:
     beyond ratio * requests.
     """
 
-    __slots__ = ("_debt", "_per_request", "_tokens")
+    __slots__ = ("_debt", "_per_request", "_tokens", "is_full")
 
     def __init__(self, ratio: Decimal) -> None:
         # Whole thousandths, rounded down: the promise must not drift with the number of requests.
         self._per_request = int(ratio * _MILLI)
         self._tokens = self._debt = FLOOR * _MILLI if self._per_request else 0
+        self.is_full = False
+        """Whether another request adds nothing to it, and need not be told."""
 
     def reconfigure(self, ratio: Decimal) -> None:
         """Take another ratio from now on; what is left stays."""
         self._per_request = int(ratio * _MILLI)
         if not self._per_request:
             self._tokens = self._debt = 0
+        self.is_full = False
 
     def request(self) -> None:
         """A request was sent for the first time. What the floor lent is paid back before anything is saved."""
         repaid = min(self._debt, self._per_request)
         self._debt -= repaid
         self._tokens = min(FLOOR * _MILLI, self._tokens + self._per_request - repaid)
+        self.is_full = not self._debt and self._tokens == FLOOR * _MILLI
 
     def take(self) -> bool:
         """Take one retry out, if there is one."""
         if self._tokens < _MILLI:
             return False
         self._tokens -= _MILLI
+        self.is_full = False
         return True

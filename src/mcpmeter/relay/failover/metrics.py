@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from mcpmeter.catalog import OTHER
 from mcpmeter.catalog import upstream as rows
 from mcpmeter.metrics.recorder import Recorder
 from mcpmeter.relay.failover.outcomes import Outcome
@@ -14,6 +15,7 @@ class UpstreamMetrics:
 
     def __init__(self, recorder: Recorder) -> None:
         self._recorder = recorder
+        self._attempts = recorder.families[rows.ATTEMPTS.name].cells
 
     def announce(self, providers: Iterable[str]) -> None:
         """Make every series exist: counters at 0, and nothing held against anybody yet."""
@@ -25,7 +27,11 @@ class UpstreamMetrics:
 
     def attempted(self, provider: str, outcome: Outcome) -> None:
         """An attempt came to its answer's head, or to an end before that."""
-        self._recorder.add(rows.ATTEMPTS, (provider, outcome))
+        cell = self._attempts.get((provider, outcome))
+        if cell is not None and provider != OTHER:  # what has a child of its own is in its set
+            cell.value += 1
+        else:
+            self._recorder.add(rows.ATTEMPTS, (provider, outcome))
 
     def retried(self, provider: str, reason: Outcome) -> None:
         """A further attempt is sent, because of what came of the one at `provider`."""

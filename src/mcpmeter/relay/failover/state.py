@@ -14,6 +14,8 @@ from mcpmeter.relay.routing import Upstream
 
 MOST_WAITS: Final = 256
 NO_WAIT: Final = (0, False)
+WELL: Final = (True, False)
+"""The standing of an upstream that nothing is held against: up, and its circuit not open."""
 
 
 class Tally(Protocol):
