@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -18,6 +19,12 @@ PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 FLUSHED_BYTES = 4 * 4120
 """What a commit of one row writes into SQLite's log: four pages with their frames' heads."""
+
+
+PAUSE_NS = 5_000_000
+"""Between two calls of 200 a second."""
+
+_WORK = [{"number": number, "text": str(number)} for number in range(50)]
 
 
 class BenchError(Exception):
@@ -127,6 +134,32 @@ def two_flushes_ms(folder: Path, core: int, *, tries: int = 200) -> float:
         path.unlink(missing_ok=True)
         os.sched_setaffinity(0, before)
     return 2 * statistics.median(taken) / 1e6
+
+
+def cold_factor(core: int, *, tries: int = 200) -> float:
+    """How many times as long a fixed piece of work takes 5 ms after it last ran as when it runs again and again.
+
+    The core is kept busy in between, so that no sleep of the processor is in it: what is left is that somebody else
+    has emptied its caches. On a machine of one's own it is near 1.
+    """
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {core})
+    try:
+        hot = [_work_ns(0) for _ in range(tries)]
+        cold = [_work_ns(PAUSE_NS) for _ in range(tries)]
+    finally:
+        os.sched_setaffinity(0, before)
+    return statistics.median(cold) / statistics.median(hot)
+
+
+def _work_ns(pause_ns: int) -> int:
+    until = time.perf_counter_ns() + pause_ns
+    while time.perf_counter_ns() < until:
+        pass
+    began = time.perf_counter_ns()
+    for _ in range(3):
+        json.loads(json.dumps(_WORK))
+    return time.perf_counter_ns() - began
 
 
 def _flush_ns(file: int, offset: int) -> int:

@@ -188,6 +188,8 @@ def ratios(results: Sequence[Results]) -> list[str]:
         lines += [_added_p50(result, by_name["direct"], rate) for result in ours for rate in (200, 500)]
     if relay.two_flushes_ms:
         lines.append(_floor(relay.two_flushes_ms))
+    if relay.cold_factors:
+        lines.append(_coldness(relay.cold_factors))
     return lines
 
 
@@ -226,6 +228,14 @@ def _floor(two_flushes_ms: Sequence[float]) -> str:
     return (
         f"- two flushes one after the other took {median(two_flushes_ms):.2f} ms at the median on the ledger's disk and"
         " the server's core, measured between the bursts: whoever makes a call durable twice adds at least that"
+    )
+
+
+def _coldness(factors: Sequence[float]) -> str:
+    return (
+        f"- the same work took {median(factors):.1f} times as long 5 ms after it last ran as without a pause, on a core"
+        " that was kept busy meanwhile: what lies above 1 is what others leave of the caches, and at a low rate"
+        " every server pays it with every call"
     )
 
 

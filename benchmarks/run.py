@@ -20,7 +20,7 @@ from benchmarks import report
 from benchmarks.installs import SCRATCH, native
 from benchmarks.load import Burst, Load, Route, ask_once, press, stream_once
 from benchmarks.peers import PEERS, Launch, Peer, upstream
-from benchmarks.processes import BenchError, Server, busy_seconds, free_port, running, two_flushes_ms
+from benchmarks.processes import BenchError, Server, busy_seconds, cold_factor, free_port, running, two_flushes_ms
 from benchmarks.profile import Profiler
 
 ROOT = Path(__file__).parent.parent
@@ -50,6 +50,8 @@ class Results:
     rss_bytes: list[int] = field(default_factory=list)
     two_flushes_ms: list[float] = field(default_factory=list)
     """What two durable writes one after the other take on the disk of its ledger, where it keeps one."""
+    cold_factors: list[float] = field(default_factory=list)
+    """How many times as long the same work takes on its core after a pause as without one."""
     absent: str = ""
     """Why the peer does not take part (any more)."""
     failures: dict[str, str] = field(default_factory=dict)
@@ -86,6 +88,7 @@ class Bench:
             up.close()
             if peer.keeps_a_ledger:
                 results.two_flushes_ms.append(two_flushes_ms(folder, self.server_core))
+                results.cold_factors.append(cold_factor(self.server_core))
             if peer.prove_after:
                 peer.prove_after(folder, calls)
 

@@ -87,6 +87,14 @@ def test_two_flushes_are_timed_on_a_file_that_is_gone_afterwards(tmp_path: Path)
     assert (list(tmp_path.iterdir()), os.sched_getaffinity(0)) == ([], cores)
 
 
+def test_work_after_a_pause_is_compared_with_work_without_one_on_the_core_that_is_asked_for() -> None:
+    from benchmarks.processes import cold_factor
+
+    cores = os.sched_getaffinity(0)
+    assert cold_factor(CORE, tries=3) > 0
+    assert os.sched_getaffinity(0) == cores
+
+
 class _Bad:
     name = "bad"
 

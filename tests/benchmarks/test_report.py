@@ -39,6 +39,14 @@ def test_both_ways_of_flushing_are_held_against_the_added_median_the_default_bes
     ]
 
 
+def test_how_cold_the_machines_caches_are_is_said_beside_the_latencies_it_bends() -> None:
+    from benchmarks.report import ratios
+
+    relay = results("relay", 900, 0.55)
+    relay.cold_factors += [2.6, 2.5, 1.1]
+    assert "the same work took 2.5 times as long 5 ms after it last ran" in ratios([results("direct", 100), relay])[-1]
+
+
 @pytest.mark.parametrize(("name", "synchronous"), [("relay", "full"), ("relay-normal", "normal")])
 def test_each_row_of_ours_is_started_with_the_flushing_that_its_title_says(
     tmp_path: Path, name: str, synchronous: str
