@@ -33,9 +33,9 @@ class SettledTwice(ServiceFault):
     id = "settled_twice"
 
 
-def new_call_id() -> str:
+def new_call_id(at_ns: int | None = None) -> str:
     """An id that sorts by time, so that the ledger appends: `call_`, the milliseconds, and 80 random bits in hex."""
-    return f"call_{time.time_ns() // 1_000_000:012x}{_IDS.getrandbits(80):020x}"
+    return f"call_{(time.time_ns() if at_ns is None else at_ns) // 1_000_000:012x}{_IDS.getrandbits(80):020x}"
 
 
 class Ending(msgspec.Struct, frozen=True, kw_only=True):
@@ -145,7 +145,7 @@ class OpenCall:
     def _settlement(self, ending: Ending) -> Settlement:
         if self.settlement is not None:
             raise SettledTwice(f"Call {self.call.id} was settled before.")
-        duration_ns = self.elapsed_ns()
+        duration_ns = time.monotonic_ns() - self.started_ns
         self.settlement = settlement = self._meter.make_settlement(self.call, ending, duration_ns)
         return settlement
 
@@ -170,9 +170,10 @@ class Meter:
         mcp: McpTarget | None = None,
     ) -> OpenCall:
         """Open a call. Nothing is durable until `OpenCall.write_down`."""
+        now_ns = time.time_ns()
         call = Call(
-            id=new_call_id(),
-            started_at_ns=time.time_ns(),
+            id=new_call_id(now_ns),
+            started_at_ns=now_ns,
             endpoint=endpoint,
             method=method,
             trace_id=trace_id,
@@ -185,7 +186,13 @@ class Meter:
 
     def make_settlement(self, call: Call, ending: Ending, duration_ns: int) -> Settlement:
         """The one record of how a call ended, priced."""
-        error = ending.error
+        error, charge = ending.error, None
+        usage, reported_nanousd = ending.usage, ending.reported_nanousd
+        if call.llm is not None and usage is not None:
+            if self.price is None:
+                charge = Charge(reported_nanousd=reported_nanousd)
+            else:
+                charge = self.price(call.llm, ending.response_model, usage, call.started_at_ns, reported_nanousd)
         error_type = ending.error_type or (error.error_type if error else "")
         return Settlement(
             call=call,
@@ -197,8 +204,8 @@ class Meter:
             error_side=ending.error_side or (error.side if error else ""),
             error_id=error.id if error else "",
             otel_error_type=ending.otel_error_type or error_type,
-            usage=ending.usage,
-            charge=self._charge(call, ending),
+            usage=usage,
+            charge=charge,
             response_model=ending.response_model,
             finish_reason=ending.finish_reason,
             is_refusal=ending.is_refusal,
@@ -209,13 +216,6 @@ class Meter:
             chunks=ending.chunks,
             missing_reason=ending.missing_reason,
         )
-
-    def _charge(self, call: Call, ending: Ending) -> Charge | None:
-        if call.llm is None or ending.usage is None:
-            return None
-        if self.price is None:
-            return Charge(reported_nanousd=ending.reported_nanousd)
-        return self.price(call.llm, ending.response_model, ending.usage, call.started_at_ns, ending.reported_nanousd)
 
     async def recover(self) -> int:
         """Settle what an earlier life left open; returns how many.

@@ -170,10 +170,10 @@ def test_a_flood_of_names_does_not_grow_the_cache_and_long_ones_are_not_kept() -
     for number in range(CACHED_MODELS + 500):
         book.charge("holysheep", f"gpt-4.1-{20250101 + number}", USAGE, NOW_NS)
         book.canonical("openai", f"invented-{number}")
-    assert book._timeline.cache_info().currsize == CACHED_MODELS
+    assert book._prices.cache_info().currsize == CACHED_MODELS
     book = built()
     assert book.canonical("holysheep", "g" * 10_000) is None
-    assert book._timeline.cache_info().currsize == 0
+    assert book._prices.cache_info().currsize == 0
     assert book.charge("holysheep", "gpt-4.1", USAGE, NOW_NS).nanousd == 3_500_000
 
 
@@ -205,3 +205,15 @@ def test_providers_without_a_source_have_no_models() -> None:
 def test_two_lists_of_one_name_are_refused() -> None:
     with pytest.raises(ConfigInvalid, match="same name"):
         PriceBook([*bundled_price_lists(), *bundled_price_lists()])
+
+
+@given(st.lists(st.integers(-3, 3), min_size=1, max_size=8))
+def test_calls_in_any_order_are_each_priced_by_the_list_of_their_own_time(days: list[int]) -> None:
+    later = TINY[TINY.index("[[price]]") :].replace("2026-01-01", "2026-06-01").replace("0.0005", "500")
+    book = PriceBook([parse_price_list(TINY + later, "tiny.toml")], sources={"p": PriceSource("tiny")})
+    change_ns = int(datetime(2026, 6, 1, tzinfo=UTC).timestamp()) * 10**9
+    for day in days:
+        charge = book.charge("p", "m", USAGE, change_ns + day * 86_400 * 10**9)
+        assert charge.nanousd == (550_000_000 if day >= 0 else 550)
+    assert book.charge("p", "m", USAGE, change_ns - 1).price_list == "tiny 2026-01-01"
+    assert book.charge("p", "m", USAGE, change_ns).price_list == "tiny 2026-06-01"

@@ -74,12 +74,11 @@ class PriceBook:
             _refuse_unknown("genai-prices provider", provider, source.genai_id, providers)
         self._genai = {genai_id: GenaiPrices(providers[genai_id]) for genai_id in ids}
         # The least recently used name goes first: a flood of invented ones neither grows it nor drives out used ones.
-        self._timeline = lru_cache(maxsize=CACHED_MODELS)(self._find)
+        self._prices = lru_cache(maxsize=CACHED_MODELS)(self._find)
 
     def rates(self, provider: str, model: str, at: datetime) -> Rates | None:
         """The rates at an instant (aware, else ValueError), or None where there is no price."""
-        timeline = self._resolve(provider, model)
-        return timeline.at(unix_ns(at)) if timeline else None
+        return self._rates(provider, model, unix_ns(at))
 
     def charge(
         self, provider: str, model: str, usage: Usage, at_ns: int, reported_nanousd: int | None = None
@@ -100,9 +99,9 @@ class PriceBook:
         )
 
     def _listed(self, provider: str, model: str, usage: Usage, at_ns: int) -> Charge:
-        timeline = self._resolve(provider, model)
-        rates = timeline.at(at_ns) if timeline else None
-        if _nothing_known(usage):
+        rates = self._rates(provider, model, at_ns)
+        if usage.source == "missing" and not usage.prompt_tokens and not usage.completion_tokens:
+            # Nobody counted, so that zero dollars would be a guess.
             return Charge(unpriced_reason="unknown_model" if rates is None else "usage_missing")
         if rates is None:
             return Charge(unpriced_reason="unknown_model", fallback_nanousd=self._fallen_back(usage))
@@ -120,8 +119,7 @@ class PriceBook:
 
     def most_nanousd(self, provider: str, model: str, at_ns: int, *, prompt_tokens: int, completion_tokens: int) -> int:
         """The most that a call of so many tokens at the most can cost by its list, else by the fallback price."""
-        timeline = self._resolve(provider, model)
-        rates = timeline.at(at_ns) if timeline else None
+        rates = self._rates(provider, model, at_ns)
         for priced in (rates, self._fallback):
             most = priced.most_nanousd(prompt_tokens, completion_tokens) if priced else None
             if most is not None:
@@ -139,8 +137,8 @@ class PriceBook:
 
     def canonical(self, provider: str, model: str) -> str | None:
         """The id under which the provider's list knows a name such as `gpt-4.1-2025-04-14`; None for unknown names."""
-        timeline = self._resolve(provider, model)
-        return timeline.model if timeline else None
+        prices = self._resolve(provider, model)
+        return prices.timeline.model if prices else None
 
     def nearest(self, provider: str, model: str, count: int = 3) -> list[str]:
         """Names that have a price and look like this one; for messages to people."""
@@ -149,11 +147,24 @@ class PriceBook:
         known |= set(self._genai[source.genai_id].printed_names()) if source.genai_id else set()
         return get_close_matches(model[: names.MAX_MODEL_CHARS].lower(), sorted(known), n=count)
 
-    def _resolve(self, provider: str, model: str) -> Timeline | None:
+    def _resolve(self, provider: str, model: str) -> _Prices | None:
         # Checked before the cache, which would keep even an absurdly long name.
-        return None if len(model) > names.MAX_MODEL_CHARS else self._timeline(provider, model)
+        return None if len(model) > names.MAX_MODEL_CHARS else self._prices(provider, model)
 
-    def _find(self, provider: str, model: str) -> Timeline | None:
+    def _rates(self, provider: str, model: str, at_ns: int) -> Rates | None:
+        prices = self._resolve(provider, model)
+        if prices is None:
+            return None
+        span = prices.span  # read once, since threads share it
+        if not span.from_ns <= at_ns < span.until_ns:
+            span = prices.span = prices.timeline.span(at_ns)
+        return span.rates
+
+    def _find(self, provider: str, model: str) -> _Prices | None:
+        timeline = self._timeline(provider, model)
+        return None if timeline is None else _Prices(timeline)
+
+    def _timeline(self, provider: str, model: str) -> Timeline | None:
         source, name = self._sources.get(provider), names.normal(model)
         if source is None or name is None:
             return None
@@ -164,6 +175,16 @@ class PriceBook:
         prices = self._genai[source.genai_id]
         found = prices.model(name)
         return prices.timeline(found) if found else None
+
+
+class _Prices:
+    """A model's prices, with the span that was asked for last: nearly every call is in the same."""
+
+    __slots__ = ("span", "timeline")
+
+    def __init__(self, timeline: Timeline) -> None:
+        self.timeline = timeline
+        self.span = timeline.span(0)
 
 
 class _ListedPrices:
@@ -210,11 +231,6 @@ def _model_price(model: str, rates: Rates) -> ModelPrice:
         tiered=len(rates.bands) > 1,
         list_name=rates.list_name,
     )
-
-
-def _nothing_known(usage: Usage) -> bool:
-    """Whether zero tokens mean that nobody counted, so that zero dollars would be a guess."""
-    return usage.source == "missing" and not usage.prompt_tokens and not usage.completion_tokens
 
 
 def _refuse_unknown(kind: str, provider: str, wanted: str | None, known: Iterable[str]) -> None:

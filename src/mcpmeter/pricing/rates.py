@@ -18,6 +18,9 @@ AttousdPerMtok = int
 """1e-18 USD per million tokens."""
 
 DAY_NS: Final = 86_400 * 10**9
+FIRST_NS: Final = -(2**63)
+LAST_NS: Final = 2**63
+"""Before and after every instant in Unix nanoseconds."""
 _ATTO_DIGITS: Final = 18
 _ATTOUSD_PER_MTOK_IN_NANOUSD: Final = 10**15
 _PROMPT_RATES: Final = ("prompt", "cached_read", "cache_write", "audio_prompt", "audio_cached_read")
@@ -68,7 +71,7 @@ class Rates(msgspec.Struct, frozen=True, gc=False, kw_only=True):
         prompt_tokens, completion_tokens = usage.prompt_tokens, usage.completion_tokens
         if contradictory(usage):
             return None
-        band = self.band(prompt_tokens)
+        band = self.bands[0] if len(self.bands) == 1 else self.band(prompt_tokens)
         amount = self.request
         if prompt_tokens:
             if band.prompt is None:
@@ -130,6 +133,23 @@ class Dated(msgspec.Struct, frozen=True, gc=False, kw_only=True):
             return of_day >= self.daily_from_ns or of_day < self.daily_to_ns
         return self.daily_from_ns <= of_day < self.daily_to_ns
 
+    def edges(self, at_ns: int) -> list[int]:
+        """The instants around this one at which these rates may begin or end."""
+        edges = [] if self.from_ns is None else [self.from_ns]
+        if self.daily_from_ns > 0 or self.daily_to_ns < DAY_NS:
+            midnight = at_ns - at_ns % DAY_NS
+            days = (midnight - DAY_NS, midnight, midnight + DAY_NS)
+            edges += [day + of_day for day in days for of_day in (self.daily_from_ns, self.daily_to_ns)]
+        return edges
+
+
+class Span(msgspec.Struct, frozen=True, gc=False):
+    """Rates, and the instants in Unix nanoseconds from which on and until before which they hold."""
+
+    rates: Rates | None
+    from_ns: int
+    until_ns: int
+
 
 class Timeline(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """All rates of one model; the last entry that is valid at an instant counts."""
@@ -146,6 +166,15 @@ class Timeline(msgspec.Struct, frozen=True, gc=False, kw_only=True):
             if entry.active(at_ns):
                 return entry.rates
         return self.otherwise
+
+    def span(self, at_ns: int) -> Span:
+        """The rates at an instant, and how long they hold at the least."""
+        edges = [edge for entry in self.entries for edge in entry.edges(at_ns)]
+        return Span(
+            self.at(at_ns),
+            max([edge for edge in edges if edge <= at_ns], default=FIRST_NS),
+            min([edge for edge in edges if edge > at_ns], default=LAST_NS),
+        )
 
 
 def unix_ns(at: datetime) -> int:

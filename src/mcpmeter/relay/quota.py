@@ -100,9 +100,20 @@ STYLES: Final[Mapping[str, tuple[Names, ...]]] = {
 """Which headers are looked for, by the built-in provider's name; any other name looks for all of them."""
 
 
+def _looked_for(style: tuple[Names, ...]) -> frozenset[str]:
+    plain = {name for names in style for name in (names.limit, names.remaining, names.reset)}
+    return frozenset(plain | {"ratelimit", "ratelimit-policy", "retry-after", "retry-after-ms"})
+
+
+_LOOKED_FOR: Final = {style: _looked_for(names) for style, names in STYLES.items()}
+_ANY: Final = _looked_for(_ALL)
+
+
 def read(headers: Mapping[str, str], style: str, now: int) -> list[Sample]:
     """What an answer's headers (by lower-case name) say of quotas; a resource once. `now` is Unix ns. Never raises."""
     found: dict[str, Sample] = {}
+    if _LOOKED_FOR.get(style, _ANY).isdisjoint(headers):  # as in most answers of many providers
+        return []
     for names in STYLES.get(style, _ALL):
         if names.resource not in found and (sample := _plain(headers, names, now)):
             found[names.resource] = sample

@@ -1,0 +1,53 @@
+"""Rates that change from a day on or by the hour, and the spans in which they do not."""
+
+from __future__ import annotations
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mcpmeter.pricing.rates import DAY_NS, Dated, RateBand, Rates, Timeline
+
+HOUR_NS = DAY_NS // 24
+
+INSTANTS = st.integers(-3 * DAY_NS, 6 * DAY_NS) | st.integers(-72, 144).map(lambda hour: hour * HOUR_NS)
+
+
+@st.composite
+def timelines(draw: st.DrawFn) -> Timeline:
+    hours = st.integers(0, 24).map(lambda hour: hour * HOUR_NS)
+    entries = []
+    for number in range(draw(st.integers(0, 4))):
+        rates = Rates(list_name=str(number), bands=(RateBand(),))
+        begin = draw(st.none() | INSTANTS)
+        if draw(st.booleans()):
+            entries.append(Dated(rates=rates, from_ns=begin))
+        else:
+            entries.append(Dated(rates=rates, from_ns=begin, daily_from_ns=draw(hours), daily_to_ns=draw(hours)))
+    return Timeline(model="m", entries=tuple(entries), otherwise=Rates(list_name="otherwise", bands=(RateBand(),)))
+
+
+@settings(max_examples=300)
+@given(timelines(), INSTANTS, st.lists(INSTANTS, max_size=5))
+def test_in_a_span_the_rates_are_those_of_each_of_its_instants(
+    timeline: Timeline, at_ns: int, others: list[int]
+) -> None:
+    span = timeline.span(at_ns)
+    assert span.from_ns <= at_ns < span.until_ns
+    ends = [span.from_ns, span.until_ns - 1]
+    for instant in (*ends, *(min(max(other, span.from_ns), span.until_ns - 1) for other in others)):
+        assert timeline.at(instant) is span.rates
+
+
+def test_rates_that_never_change_hold_for_ever() -> None:
+    rates = Rates(list_name="l", bands=(RateBand(),))
+    span = Timeline(model="m", entries=(Dated(rates=rates),)).span(0)
+    assert span.rates is rates
+    assert span.from_ns < -(10**18) < 10**18 < span.until_ns
+
+
+def test_a_span_ends_where_the_next_price_begins() -> None:
+    old, new = (Rates(list_name=name, bands=(RateBand(),)) for name in ("old", "new"))
+    timeline = Timeline(model="m", entries=(Dated(rates=old, from_ns=0), Dated(rates=new, from_ns=2 * DAY_NS)))
+    before, after = timeline.span(DAY_NS), timeline.span(2 * DAY_NS)
+    assert (before.rates, before.from_ns, before.until_ns) == (old, 0, 2 * DAY_NS)
+    assert (after.rates, after.from_ns) == (new, 2 * DAY_NS)
