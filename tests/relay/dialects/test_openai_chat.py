@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mcpmeter.errors import InvalidRequest, LedgerUnavailable, UpstreamBroke
+from mcpmeter.relay.dialects import openai_chat
 from mcpmeter.relay.dialects.base import NotAnAnswer
 from mcpmeter.relay.dialects.bodies import LONGEST_MODEL_NAME
 from mcpmeter.relay.dialects.openai_chat import OpenAiChat
@@ -320,3 +321,56 @@ def test_an_error_inside_a_stream_is_one_event_of_the_same_shape():
     assert event.startswith(b"data: {")
     assert event.endswith(b"}\n\n")
     assert json.loads(event[6:])["error"]["code"] == "upstream_broke"
+
+
+WRONG = st.sampled_from(["null", "0", "-1", "1.5", '"x"', "{}", "[]", "true", "1e400", '"\\u0000"'])
+COUNTS = st.sampled_from(["0", "3", "70"])
+
+
+def objects(**fields: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
+    """JSON objects in which any of the fields may be missing, or be something else."""
+    parts = [st.none() | values.map(lambda value, name=name: f'"{name}":{value}') for name, values in fields.items()]
+    return st.tuples(*parts).map(lambda told: f"{{{','.join(filter(None, told))}}}")
+
+
+TEXTS = st.sampled_from(['"hello"', '"a"', '""', "null"])
+SAID = objects(content=TEXTS | WRONG, refusal=TEXTS, tool_calls=st.sampled_from(["[]", "[{}]"]))
+USAGES = objects(
+    prompt_tokens=COUNTS | WRONG,
+    completion_tokens=COUNTS | WRONG,
+    total_tokens=COUNTS | WRONG,
+    prompt_tokens_details=objects(cached_tokens=COUNTS | WRONG, audio_tokens=COUNTS) | WRONG,
+    completion_tokens_details=objects(reasoning_tokens=COUNTS | WRONG, audio_tokens=COUNTS) | WRONG,
+    prompt_cache_hit_tokens=COUNTS | WRONG,
+    cost=st.sampled_from(["0.001", '"0.2"', '{"total_cost":3}', "null", "-1"]),
+)
+CHOICES = st.lists(objects(message=SAID | WRONG, finish_reason=st.sampled_from(['"stop"', "null", "1"])), max_size=2)
+ANSWERS = objects(
+    model=st.sampled_from(['"gpt"', "null", "1"]),
+    choices=CHOICES.map(lambda choices: f"[{','.join(choices)}]") | WRONG,
+    usage=USAGES | WRONG,
+    error=st.sampled_from(["null", "{}", '{"message":"down"}', "false"]),
+)
+USUAL = '{"choices":[{"message":{"content":"hello","refusal":null},"finish_reason":"stop"}],"model":"gpt","usage":%s}'
+
+
+def read_or_refused(body: bytes) -> object:
+    try:
+        return CHAT.read_answer(body)
+    except NotAnAnswer:
+        return "no answer"
+
+
+@given((ANSWERS | USAGES.map(USUAL.__mod__)).map(str.encode))
+def test_an_answer_read_in_one_decoding_says_what_it_says_piece_by_piece(body):
+    told = read_or_refused(body)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(openai_chat, "_read_usual", lambda body: None)
+        assert read_or_refused(body) == told
+
+
+def test_an_answer_as_most_are_is_read_in_one_decoding(monkeypatch):
+    usage = '{"prompt_tokens":9,"completion_tokens":4,"total_tokens":13,"prompt_tokens_details":{"cached_tokens":2}}'
+    monkeypatch.setattr(openai_chat, "_answer_of", None)
+    read = CHAT.read_answer((USUAL % usage).encode())
+    assert (read.usage.prompt_tokens, read.usage.cached_read_tokens, read.finish_reason) == (9, 2, "stop")

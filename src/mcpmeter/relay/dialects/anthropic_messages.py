@@ -18,7 +18,7 @@ from mcpmeter.relay.dialects import bodies, json_text, openai
 from mcpmeter.relay.dialects.base import NOTHING, Asked, Named, NotAnAnswer, Read, merge
 from mcpmeter.relay.dialects.openai import Tokens
 
-METERED_FIELDS: Final = (b"model", b"stream", b"messages")
+METERED_FIELDS: Final = json_text.quoted(b"model", b"stream", b"messages")
 """What is read of a request; each may be named once."""
 
 TOKENS_PER_MEDIUM: Final = 1600
@@ -170,7 +170,7 @@ class AnthropicMessages:
     def read_events(self, block: bytes) -> Read | None:
         """What a block of whole events says of usage, stop reason or an error."""
         # message_start, message_delta and message_stop; inside a text the quote before it would be escaped.
-        if b'"message_' not in block and b'"error"' not in block:
+        if block.rfind(b'"message_') < 0 and block.rfind(b'"error"') < 0:
             return None
         told: Read | None = None
         for event in _events(block):

@@ -71,11 +71,16 @@ def most_tokens(*limits: msgspec.Raw, choices: msgspec.Raw = openai.ABSENT) -> i
 
     None where none is given. What is no count is the provider's to refuse.
     """
-    limit = next((count for raw in limits if (count := _count_of(raw)) is not None), None)
-    return None if limit is None else limit * max(_count_of(choices) or 1, 1)
+    for raw in limits:
+        limit = _count_of(raw)
+        if limit is not None:
+            return limit if choices is openai.ABSENT else limit * max(_count_of(choices) or 1, 1)
+    return None
 
 
 def _count_of(raw: msgspec.Raw) -> int | None:
+    if raw is openai.ABSENT:
+        return None
     text = bytes(raw)
     return int(text) if text.isdigit() and len(text) <= LONGEST_COUNT else None
 

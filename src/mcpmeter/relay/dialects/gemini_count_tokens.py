@@ -18,7 +18,7 @@ from mcpmeter.relay.dialects.base import NOTHING, Asked, Named, NotAnAnswer, Rea
 WHOLE_REQUESTS: Final = ("generateContentRequest", "generate_content_request")
 """Where a body may hold the whole of a generateContent request, under either spelling that Google takes."""
 
-METERED_FIELDS: Final = (b"contents", b"model", *(name.encode() for name in WHOLE_REQUESTS))
+METERED_FIELDS: Final = json_text.quoted(b"contents", b"model", *(name.encode() for name in WHOLE_REQUESTS))
 """What is read of a request; each may be named once."""
 
 _Contents = list[dict[str, msgspec.Raw]] | dict[str, msgspec.Raw]

@@ -15,10 +15,12 @@ from mcpmeter.errors import InvalidRequest, MeterError
 from mcpmeter.relay.dialects import bodies, gemini, json_text, openai
 from mcpmeter.relay.dialects.base import NOTHING, Asked, Named, NotAnAnswer, Read
 
-METERED_FIELDS: Final = (b"content", b"model")
+METERED_FIELDS: Final = json_text.quoted(b"content", b"model")
 """What is read of a request; each may be named once."""
 
-METERED_BATCH_FIELDS: Final = (b"requests",)
+METERED_BATCH_FIELDS: Final = json_text.quoted(
+    b"requests",
+)
 
 _HINT: Final = 'The least is {"content": {"parts": [{"text": "…"}]}}.'
 _BATCH_HINT: Final = 'The least is {"requests": [{"model": "models/…", "content": {"parts": [{"text": "…"}]}}]}.'

@@ -16,7 +16,7 @@ from mcpmeter.errors import InvalidRequest, MeterError
 from mcpmeter.relay.dialects import bodies, gemini, json_text, openai
 from mcpmeter.relay.dialects.base import NOTHING, Asked, Named, NotAnAnswer, Read, merge
 
-METERED_FIELDS: Final = (b"contents", b"model")
+METERED_FIELDS: Final = json_text.quoted(b"contents", b"model")
 """What is read of a request; each may be named once."""
 
 _HINT: Final = 'The least is {"contents": [{"role": "user", "parts": [{"text": "…"}]}]}.'
@@ -115,7 +115,7 @@ class GeminiGenerate:
 
     def read_events(self, block: bytes) -> Read | None:
         """What a block of whole events says of usage, finish reason, a blocked prompt or an error."""
-        if b'"usageMetadata"' not in block and b'Reason"' not in block and b'"error"' not in block:
+        if block.rfind(b'"usageMetadata"') < 0 and block.rfind(b'Reason"') < 0 and block.rfind(b'"error"') < 0:
             return None
         told: Read | None = None
         for answer in _events(block):

@@ -14,6 +14,9 @@ from mcpmeter.errors import InvalidRequest
 ASCII_CHARACTERS_PER_TOKEN: Final = 4
 OTHER_CHARACTERS_PER_TOKEN: Final = 1.5
 
+BACKSLASH: Final = ord("\\")
+"""As a number: a byte is found in bytes much sooner than bytes are."""
+
 _ESCAPED_LETTER: Final = re.compile(rb"\\u00[4-7]")
 
 
@@ -22,28 +25,38 @@ def refuse_bad_text(body: bytes) -> None:
 
     Raises InvalidRequest. Lone surrogates are refused by the parser itself, also in fields that it skips.
     """
-    try:
-        body.decode()
-    except UnicodeDecodeError:
-        raise InvalidRequest("The body is not valid UTF-8.", hint="Send JSON encoded as UTF-8.") from None
-    if b"\\u0000" in body and any("\0" in text for text in _strings(parsed(body))):
+    if not body.isascii():
+        try:
+            body.decode()
+        except UnicodeDecodeError:
+            raise InvalidRequest("The body is not valid UTF-8.", hint="Send JSON encoded as UTF-8.") from None
+    if body.find(b"\\u0000") >= 0 and any("\0" in text for text in _strings(parsed(body))):
         raise InvalidRequest("A string in the body holds a NUL character.", hint="Remove it.")
 
 
+def quoted(*names: bytes) -> tuple[bytes, ...]:
+    """Names of fields as JSON writes them."""
+    return tuple(b'"%s"' % name for name in names)
+
+
 def refuse_repeated(body: bytes, names: Sequence[bytes]) -> None:
-    """Refuse an object that names one of these fields twice: parsers differ on which of the two counts, so that a
-    call could be metered as one model and answered by another. `body` is known to be valid JSON.
+    """Refuse an object that names one of these fields, as `quoted` gives them, twice: parsers differ on which of the
+    two counts, so that a call could be metered as one model and answered by another. `body` is known to be valid JSON.
 
     Raises InvalidRequest.
     """
-    if _ESCAPED_LETTER.search(body) is None and all(body.count(b'"%s"' % name) < 2 for name in names):
-        return
+    for name in names:
+        if body.count(name) > 1:
+            break
+    else:
+        if BACKSLASH not in body or _ESCAPED_LETTER.search(body) is None:
+            return
     # The hook is called for each object, for the outermost last; only its keys count.
     pairs: list[tuple[str, Any]] = json.loads(body, object_pairs_hook=list)
     keys = [key for key, _value in pairs]
-    for name in names:
-        if keys.count(name.decode()) > 1:
-            raise InvalidRequest(f"The body names '{name.decode()}' twice.", hint="Name each field once.")
+    for field in (name.strip(b'"').decode() for name in names):
+        if keys.count(field) > 1:
+            raise InvalidRequest(f"The body names '{field}' twice.", hint="Name each field once.")
 
 
 def parsed(body: bytes) -> Any:

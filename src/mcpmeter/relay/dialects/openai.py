@@ -25,6 +25,13 @@ MOST_TOKENS: Final = 10**12
 ABSENT: Final = msgspec.Raw()
 """A field that is not there, as distinct from one that is null."""
 
+NULL: Final = msgspec.Raw(b"null")
+UNTOLD: Final = (ABSENT, NULL)
+NO_ERROR: Final = (ABSENT, NULL, *map(msgspec.Raw, (b"false", b"{}", b'""')))
+BLANK: Final = (ABSENT, NULL, *map(msgspec.Raw, (b'""', b"[]", b"{}")))
+LONGEST_BLANK: Final = 4
+"""Bytes: what is longer need not be compared."""
+
 LONGEST_AMOUNT: Final = 64
 """Characters of an amount of money; no provider writes so many."""
 
@@ -54,6 +61,18 @@ class ToldUsage(msgspec.Struct, frozen=True, gc=False):
     prompt_tokens_details: msgspec.Raw = ABSENT
     completion_tokens_details: msgspec.Raw = ABSENT
     prompt_cache_hit_tokens: Tokens | None = None  # DeepSeek's name for cached_tokens
+
+
+class UsualUsage(msgspec.Struct, frozen=True, gc=False):
+    """The usage object as providers mostly send it, details and cost with it, so that one decoding reads it all."""
+
+    prompt_tokens: Tokens
+    completion_tokens: Tokens
+    total_tokens: Tokens | None = None
+    prompt_tokens_details: _PromptDetails | None = None
+    completion_tokens_details: _CompletionDetails | None = None
+    prompt_cache_hit_tokens: Tokens | None = None
+    cost: msgspec.Raw = ABSENT
 
 
 class _UsageWithCost(msgspec.Struct, frozen=True, gc=False):
@@ -97,17 +116,17 @@ def prompt_texts(value: Any) -> Iterator[str]:
 
 def is_told(raw: msgspec.Raw) -> bool:
     """Whether a field is there and not null."""
-    return bytes(raw) not in (b"", b"null")
+    return raw not in UNTOLD
 
 
 def is_error(raw: msgspec.Raw) -> bool:
     """Whether an `error` field says that there is one: some relays send it empty with every answer."""
-    return bytes(raw) not in (b"", b"null", b"false", b"{}", b'""')
+    return raw not in NO_ERROR
 
 
 def is_blank(raw: msgspec.Raw) -> bool:
     """Whether a field says nothing: it is not there, null, or an empty string, list or object."""
-    return bytes(raw) in (b"", b"null", b'""', b"[]", b"{}")
+    return len(raw) <= LONGEST_BLANK and raw in BLANK
 
 
 def read_usage(
@@ -125,13 +144,22 @@ def read_usage(
         return None, True
     if completion is None:
         completion = max(0, (told.total_tokens or 0) - told.prompt_tokens)
-    return _within_totals(told, told.prompt_tokens, completion), False
-
-
-def _within_totals(told: ToldUsage, prompt: int, completion: int) -> Usage:
-    """Details are parts of the totals; a provider that says otherwise is held to its totals, which it bills."""
     details, written = _prompt_details(told.prompt_tokens_details), _completion_details(told.completion_tokens_details)
-    cached = min(details.cached_tokens or told.prompt_cache_hit_tokens or 0, prompt)
+    return _within_totals(told.prompt_tokens, completion, details, written, told.prompt_cache_hit_tokens), False
+
+
+def usage_of(told: UsualUsage) -> Usage:
+    """What `read_usage` finds in it."""
+    details = told.prompt_tokens_details or _NO_PROMPT_DETAILS
+    written = told.completion_tokens_details or _NO_COMPLETION_DETAILS
+    return _within_totals(told.prompt_tokens, told.completion_tokens, details, written, told.prompt_cache_hit_tokens)
+
+
+def _within_totals(
+    prompt: int, completion: int, details: _PromptDetails, written: _CompletionDetails, cache_hit: int | None
+) -> Usage:
+    """Details are parts of the totals; a provider that says otherwise is held to its totals, which it bills."""
+    cached = min(details.cached_tokens or cache_hit or 0, prompt)
     return Usage(
         prompt_tokens=prompt,
         completion_tokens=completion,
@@ -170,7 +198,16 @@ def reported_usd(usage: msgspec.Raw) -> str:
     if b'"cost"' not in bytes(usage):
         return ""
     try:
-        cost = _cost_decoder.decode(usage).cost
+        return usd_of(_cost_decoder.decode(usage).cost)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return ""
+
+
+def usd_of(cost: msgspec.Raw) -> str:
+    """The same of `cost` alone."""
+    if cost is ABSENT:
+        return ""
+    try:
         if bytes(cost).startswith(b"{"):
             cost = _parts_decoder.decode(cost).total_cost
         written = bytes(cost).decode().strip('"')

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import msgspec
 
@@ -12,7 +12,7 @@ from mcpmeter.errors import InvalidRequest, MeterError
 from mcpmeter.relay.dialects import bodies, json_text, openai
 from mcpmeter.relay.dialects.base import NOTHING, Asked, Named, NotAnAnswer, Read
 
-METERED_FIELDS: Final = (b"model", b"stream", b"stream_options", b"messages")
+METERED_FIELDS: Final = json_text.quoted(b"model", b"stream", b"stream_options", b"messages")
 """What is read of a request; each may be named once."""
 
 _NULL_USAGE: Final = re.compile(
@@ -65,7 +65,22 @@ class _Answer(msgspec.Struct, frozen=True, gc=False):
     error: msgspec.Raw = openai.ABSENT
 
 
+class _UsualChoice(msgspec.Struct, frozen=True, gc=False):
+    message: _Said
+    finish_reason: str | None = None
+
+
+class _Usual(msgspec.Struct, frozen=True, gc=False):
+    """An answer as most are: it fails to decode where anything in it needs a closer look."""
+
+    choices: Annotated[list[_UsualChoice], msgspec.Meta(min_length=1, max_length=1)]
+    usage: openai.UsualUsage
+    model: str | None = None
+    error: None = None
+
+
 _request_decoder = msgspec.json.Decoder(_Request)
+_usual_decoder = msgspec.json.Decoder(_Usual)
 _answer_decoder = msgspec.json.Decoder(_Answer)
 _said_decoder = msgspec.json.Decoder(_Said)
 _NOTHING_SAID: Final = _Said()
@@ -113,6 +128,9 @@ class OpenAiChat:
 
     def read_answer(self, body: bytes) -> Read:
         """What a JSON answer says of itself. Raises NotAnAnswer."""
+        usual = _read_usual(body)
+        if usual is not None:
+            return usual
         answer = _answer_of(body)
         said = [_said(choice.message) for choice in answer.choices or ()]
         return _read(answer, said, is_empty=answer.choices is not None and all(map(_is_silent, said)))
@@ -120,10 +138,10 @@ class OpenAiChat:
     def read_events(self, block: bytes) -> Read | None:
         """The last thing that a block of whole events says of usage, finish reason or refusal."""
         if (
-            block.count(b'"usage"') == block.count(b'"usage":null')
+            (block.rfind(b'"usage"') < 0 or block.count(b'"usage"') == block.count(b'"usage":null'))
             and block.count(b'"finish_reason"') == block.count(b'"finish_reason":null')
             and (block.rfind(b'"refusal"') < 0 or block.count(b'"refusal"') == block.count(b'"refusal":null'))
-            and b'"error"' not in block
+            and block.rfind(b'"error"') < 0
         ):
             return None
         return openai.told_by([_read_event(payload) for payload in openai.events_of(block)])
@@ -144,7 +162,14 @@ class OpenAiChat:
 
     def without_null_usage(self, block: bytes) -> bytes:
         """A block without the `"usage":null` that `include_usage` adds to each event; every other byte stays."""
-        return _NULL_USAGE.sub(b"", block) if block.rfind(b'"usage":') >= 0 else block
+        at = block.rfind(b'"usage":')
+        if at < 0:
+            return block
+        if block.find(b'"usage":') < at:
+            return _NULL_USAGE.sub(b"", block)
+        # There is one only, and looking at its place is sooner done than looking for it.
+        found = _NULL_USAGE.match(block, max(0, at - 1)) or _NULL_USAGE.match(block, max(0, at - 2))
+        return block[: found.start()] + block[found.end() :] if found else block
 
     def is_end(self, event: bytes) -> bool:
         """`data: [DONE]`."""
@@ -176,6 +201,23 @@ class OpenAiChat:
     def error_event(self, error: MeterError, call_id: str) -> bytes:
         """The error object as an event; OpenAI's SDKs raise APIError on it."""
         return b"data: " + openai.error_body(error, call_id) + b"\n\n"
+
+
+def _read_usual(body: bytes) -> Read | None:
+    """An answer with one choice, its text and its usage, read in one decoding; None for all others."""
+    try:
+        answer = _usual_decoder.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    choice, told = answer.choices[0], answer.usage
+    if openai.is_blank(choice.message.content) or not openai.is_blank(choice.message.refusal):
+        return None
+    return Read(
+        usage=openai.usage_of(told),
+        model=openai.cleaned(answer.model),
+        finish_reason=openai.cleaned(choice.finish_reason),
+        reported_usd=openai.usd_of(told.cost),
+    )
 
 
 def _answer_of(body: bytes) -> _Answer:

@@ -15,7 +15,7 @@ from mcpmeter.records import Usage
 from mcpmeter.relay.dialects import bodies, json_text, openai
 from mcpmeter.relay.dialects.base import NOTHING, Asked, Named, NotAnAnswer, Read
 
-METERED_FIELDS: Final = (b"model", b"input")
+METERED_FIELDS: Final = json_text.quoted(b"model", b"input")
 """What is read of a request; each may be named once."""
 
 _Token = Annotated[int, msgspec.Meta(ge=0)]

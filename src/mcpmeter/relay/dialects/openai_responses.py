@@ -17,7 +17,7 @@ from mcpmeter.errors import InvalidRequest, MeterError
 from mcpmeter.relay.dialects import bodies, json_text, openai
 from mcpmeter.relay.dialects.base import NOTHING, Asked, Named, NotAnAnswer, Read
 
-METERED_FIELDS: Final = (b"model", b"stream", b"input")
+METERED_FIELDS: Final = json_text.quoted(b"model", b"stream", b"input")
 """What is read of a request; each may be named once."""
 
 LAST_EVENTS: Final = frozenset({"response.completed", "response.incomplete", "response.failed", "response.cancelled"})
@@ -139,7 +139,7 @@ class OpenAiResponses:
 
     def read_events(self, block: bytes) -> Read | None:
         """What the events with a response object, or an error, say; deltas have neither."""
-        if b'"response"' not in block and b'"error"' not in block:
+        if block.rfind(b'"response"') < 0 and block.rfind(b'"error"') < 0:
             return None
         return openai.told_by([_read_event(payload) for payload in openai.events_of(block)])
 
