@@ -17,8 +17,8 @@ WHAT = {
     "normal": "The control: the same power loss on synchronous=NORMAL",
 }
 HOW = (
-    "A process makes a ledger, runs its migrations, reserves and settles eight calls under a budget and closes. It "
-    "ends before the numbered write, sync, truncation or deletion, and the ledger is opened again and verified."
+    "A process makes a ledger, runs its migrations, opens and settles eight calls, the last four under a budget, and "
+    "closes. It ends before the numbered write, sync, truncation or deletion; the ledger is opened again and verified."
 )
 LOSS = (
     " What was written to a file since its last sync is lost; at every second point a random part of it is kept, some "

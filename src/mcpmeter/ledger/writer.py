@@ -96,6 +96,7 @@ class Writer:
         self.loop = loop
         self._on_answers = on_answers
         self._lock = FileLock(path)
+        self._file = str(path)
         self._inode = 0
         self._keeps_balances = False
         self._started: asyncio.Future[None] = loop.create_future()
@@ -142,15 +143,22 @@ class Writer:
     def _work(self, db: apsw.Connection) -> Errand:
         while True:
             batch = self._take_batch()
-            opens = [entry for entry in batch if type(entry) is Opening]
-            settles = [entry for entry in batch if type(entry) is Settling]
+            opens: list[Opening] = []
+            settles: list[Settling] = []
+            errands: list[Errand] = []
+            for entry in batch:
+                if isinstance(entry, Opening):
+                    opens.append(entry)
+                elif isinstance(entry, Settling):
+                    settles.append(entry)
+                else:
+                    errands.append(entry)
             if opens or settles:
                 self._tell(self._on_answers, self._write(db, opens, settles))
-            for entry in batch:
-                if type(entry) is Errand:
-                    if entry.work is None:
-                        return entry
-                    self._run_errand(db, entry)
+            for errand in errands:
+                if errand.work is None:
+                    return errand
+                self._run_errand(db, errand)
 
     def _take_batch(self) -> list[Entry]:
         batch = self._queue.get()
@@ -170,7 +178,11 @@ class Writer:
         try:
             self._require_same_file()
             self._keeps_balances = self._keeps_balances or any(row.call.claims for row in opens)
-            failed = _write_together(db, opens, settles, keeps_balances=self._keeps_balances)
+            failed: list[tuple[Row, Refusal]] | None
+            if len(rows) == 1 and not self._keeps_balances:
+                failed = _write_alone(db, rows[0])
+            else:
+                failed = _write_together(db, opens, settles, keeps_balances=self._keeps_balances)
             if failed is None:
                 failed = _write_one_by_one(db, rows)
         except Exception as error:  # the thread outlives every error, and each waiter hears of it
@@ -210,7 +222,7 @@ class Writer:
 
     def _require_same_file(self) -> None:
         # SQLite goes on writing into a file that was removed, and those rows would be gone with the process.
-        if os.stat(self._path).st_ino != self._inode:
+        if os.stat(self._file).st_ino != self._inode:
             raise OSError("another file took its place")
 
     def _tell(self, callback: Callable[..., None], *arguments: object) -> None:
@@ -245,6 +257,23 @@ def fail(future: asyncio.Future[Any], error: Exception) -> None:
 
 def _has_balances(db: apsw.Connection) -> bool:
     return db.execute("SELECT 1 FROM balances LIMIT 1").fetchone() is not None
+
+
+def _write_alone(db: apsw.Connection, row: Row) -> list[tuple[Row, Refusal]] | None:
+    """A row that came alone: one statement is a transaction of its own, and takes the write lock at once as well.
+
+    None, and nothing written, if it is not as it should be.
+    """
+    try:
+        if isinstance(row, Opening):
+            db.execute(OPEN_SQL, open_values(row.call))
+        else:
+            db.execute(SETTLE_SQL, settled_values(row.settlement))
+            if db.changes() != 1:
+                return None
+    except ROW_FAULTS:
+        return None
+    return []
 
 
 def _write_together(
