@@ -148,15 +148,9 @@ class Flight:
     async def _post(self, candidate: Candidate) -> Answer:
         provider, dialect = candidate.upstream.provider, self._dialect
         path_name = dialect.path_name(self._asked)
-        headers = {
-            "content-type": "application/json",
-            "accept": "text/event-stream" if self._asked.stream else "application/json",
-            "accept-encoding": "identity",
-            "user-agent": "mcpmeter",
-        }
-        if dialect.passed_headers:
-            headers |= self._passed_headers()
-        headers |= provider.auth_headers(candidate.credential.secret, path_name)
+        headers = self.wiring.heads.of(provider, candidate.credential, path_name, stream=self._asked.stream)
+        if passed := self._passed_headers():
+            headers = {**headers, **passed}
         asked = self._asked if provider.asks_stream_usage else replace(self._asked, usage_asked=True)
         self._withhold_usage = asked.stream and not asked.usage_asked
         body = dialect.forwarded(self._body, asked, candidate.model)
@@ -169,7 +163,7 @@ class Flight:
 
     def _passed_headers(self) -> dict[str, str]:
         wanted, given = self._dialect.passed_headers, self._exchange.headers
-        if wanted.isdisjoint(given):
+        if not wanted or wanted.isdisjoint(given):
             return {}
         return {name.decode("latin-1"): value.decode("latin-1") for name, value in given.items() if name in wanted}
 

@@ -9,6 +9,7 @@ from mcpmeter.access.callers import Attribution, Caller
 from mcpmeter.access.keys import KeyRing
 from mcpmeter.errors import InvalidRequest, NotAuthenticated
 from mcpmeter.relay.dialects.base import Dialect
+from mcpmeter.relay.heads import Heads
 from mcpmeter.relay.limits import Limits
 from mcpmeter.relay.routing import Plan, Routing, route
 from mcpmeter.relay.upstream import UpstreamClient
@@ -37,6 +38,7 @@ class Wiring:
     keys: KeyRing
     attribution: Attribution | None = None
     limits: Limits = field(default_factory=Limits)
+    heads: Heads = field(default_factory=Heads)
     anybody: Caller = field(init=False, repr=False, compare=False)
     """Who calls where no key is needed."""
 
