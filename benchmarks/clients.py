@@ -68,7 +68,7 @@ async def _httpx(url: str) -> float:
 
 
 CLIENTS: dict[str, Callable[[str], Coroutine[None, None, float]]] = {
-    "relay/http1.py on httptools": _ours,
+    "relay/http1 on httptools": _ours,
     "aiohttp": _aiohttp,
     "httpx, one client kept": _httpx,
 }
@@ -100,7 +100,7 @@ def main() -> int:
                 for name, measure in CLIENTS.items():
                     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
                         taken[name].append(runner.run(measure(f"{server.url}/v1/chat/completions")))
-    ours = statistics.median(taken["relay/http1.py on httptools"])
+    ours = statistics.median(taken["relay/http1 on httptools"])
     for name, values in taken.items():
         median = statistics.median(values)
         print(f"{name:28} {median:7.1f} µs CPU a call ({min(values):.1f} to {max(values):.1f}), {median / ours:.1f} ×")

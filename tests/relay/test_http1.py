@@ -36,7 +36,6 @@ from mcpmeter.errors import (
     UpstreamTimedOut,
     UpstreamUnreachable,
 )
-from mcpmeter.relay import http1
 from mcpmeter.relay.http1 import (
     BUFFERED_BYTES,
     LONGEST_KEPT_HEAD,
@@ -48,6 +47,8 @@ from mcpmeter.relay.http1 import (
     Pool,
     Target,
 )
+from mcpmeter.relay.http1 import connection as connections
+from mcpmeter.relay.http1 import names as names_kept
 from mcpmeter.relay.upstream import Timeouts
 
 HEADERS = {"content-type": "application/json", "authorization": "Bearer sk-1"}
@@ -550,14 +551,14 @@ async def test_what_is_sent_follows_the_headers_of_each_call(world):
 
 
 async def test_names_of_headers_that_providers_choose_do_not_gather(world):
-    names = "".join(f"X-{place}: {place}\r\n" for place in range(2 * http1.MOST_NAMES))
+    names = "".join(f"X-{place}: {place}\r\n" for place in range(2 * names_kept.MOST_NAMES))
     provider = await world.provider(OK + names.encode() + b"X-" + b"a" * 99 + b": 1\r\nContent-Length: 0\r\n\r\n")
     answer = await post(world.client(), provider)
     answer.finish()
-    assert answer.headers[f"x-{2 * http1.MOST_NAMES - 1}"] == str(2 * http1.MOST_NAMES - 1)
+    assert answer.headers[f"x-{2 * names_kept.MOST_NAMES - 1}"] == str(2 * names_kept.MOST_NAMES - 1)
     assert answer.headers["x-" + "a" * 99] == "1"
-    assert len(http1._NAMES) <= http1.MOST_NAMES
-    assert max(map(len, http1._NAMES)) <= http1.LONGEST_KEPT_NAME
+    assert len(names_kept.NAMES) <= names_kept.MOST_NAMES
+    assert max(map(len, names_kept.NAMES)) <= names_kept.LONGEST_KEPT_NAME
 
 
 # What is no answer ---------------------------------------------------------------------------------------------------
@@ -1016,7 +1017,7 @@ async def test_a_stream_that_was_left_and_then_ends_badly_loses_its_connection(w
 
 
 async def test_a_stream_that_was_left_and_does_not_end_is_closed(world, monkeypatch):
-    monkeypatch.setattr(http1, "SECONDS_TO_SEE_THE_END", 0.05)
+    monkeypatch.setattr(connections, "SECONDS_TO_SEE_THE_END", 0.05)
     client = world.client()
     await finished_before_its_end(client, await world.provider(ending_late(asyncio.Event(), b"")))
     await until(lambda: places_taken(client) == 0)
@@ -1057,7 +1058,7 @@ async def test_a_whole_answer_that_nobody_took_does_not_hold_up_the_next(world):
 async def test_however_an_answer_is_left_its_place_and_socket_are_free_again(
     world, monkeypatch, wire, taken, end, is_lost
 ):
-    monkeypatch.setattr(http1, "SECONDS_TO_SEE_THE_END", 0.01)
+    monkeypatch.setattr(connections, "SECONDS_TO_SEE_THE_END", 0.01)
 
     async def play(peer: Peer) -> None:
         await peer.request()

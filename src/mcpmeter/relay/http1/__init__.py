@@ -1,0 +1,25 @@
+"""The client to providers: HTTP/1.1 on httptools (Node's parser), one protocol object a connection, pooled.
+
+Written because it is the metering path and was measured: see docs/decisions/012-upstream-client.md. It does what a
+relay needs and no more: POST, keep-alive, chunked and length-delimited answers, TLS by the standard library. No
+redirects, cookies or proxies: a key goes only to the address that local configuration names.
+"""
+
+from mcpmeter.relay.http1.answer import Http1Answer
+from mcpmeter.relay.http1.client import MOST_TARGETS, Http1Client
+from mcpmeter.relay.http1.connection import BUFFERED_BYTES, MOST_HEADER_BYTES, Connection
+from mcpmeter.relay.http1.pool import Pool
+from mcpmeter.relay.http1.target import LONGEST_KEPT_HEAD, Origin, Target
+
+__all__ = [
+    "BUFFERED_BYTES",
+    "LONGEST_KEPT_HEAD",
+    "MOST_HEADER_BYTES",
+    "MOST_TARGETS",
+    "Connection",
+    "Http1Answer",
+    "Http1Client",
+    "Origin",
+    "Pool",
+    "Target",
+]
