@@ -293,6 +293,7 @@ class Account:
         self.asked: list[str] = []
         self.statuses: dict[str, int] = {}
         self.headers = b""
+        self.body = b'{"error":{"message":"no"}}'
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -306,7 +307,7 @@ class Account:
     def _answer(self, key: str, writer: asyncio.StreamWriter) -> None:
         self.asked.append(key)
         status = self.statuses.get(key, 200)
-        body, more = (OK, b"") if status == 200 else (b'{"error":{"message":"no"}}', self.headers)
+        body, more = (OK, b"") if status == 200 else (self.body, self.headers)
         head = b"HTTP/1.1 %d X\r\nContent-Type: application/json\r\n%sContent-Length: %d\r\n\r\n"
         writer.write(head % (status, more, len(body)) + body)
 
@@ -350,6 +351,37 @@ async def test_a_key_that_is_refused_or_overrun_is_passed_over(serve, account, s
     assert scrape.of("mcp_upstream_retries_total", provider=A, reason=reason) == 1
     assert not any(key in text for key in KEYS)
     assert [row.outcome for row in relay.rows()] == ["ok"] * 7
+
+
+GOOGLES_REFUSAL = b'{"error":{"code":400,"details":[{"reason":"API_KEY_INVALID"}],"message":"API key not valid."}}'
+
+
+@pytest.mark.parametrize(
+    ("body", "statuses", "asked"), [(GOOGLES_REFUSAL, [200] * 7, 1), (b'{"error":{"code":400}}', [200, 400] * 3, 3)]
+)
+async def test_a_400_passes_a_key_over_where_its_body_says_that_the_key_is_no_good(
+    serve, account, body, statuses, asked
+):
+    """Google's status for a bad key; every other 400 is the caller's, whatever key it was asked with."""
+    two = tuple(SecretStr(key) for key in KEYS[:2]) if asked == 3 else tuple(SecretStr(key) for key in KEYS)
+    account.statuses, account.body = {KEYS[1]: 400}, body
+    google = provider("gemini", account.url, api_keys=two)
+    async with serve(google) as relay:
+        replies = [await relay.chat() for _ in statuses]
+        await relay.until_idle()
+        scrape = await relay.scrape()
+    assert [reply.status for reply in replies] == statuses
+    assert account.asked.count(KEYS[1]) == asked
+    assert scrape.of("mcp_upstream_circuit_open", provider="gemini") == 0
+    assert {reply.body for reply in replies if reply.status == 400} == ({body} if asked == 3 else set())
+
+
+async def test_a_provider_whose_bodies_refuse_all_its_keys_refuses_the_relays_account(serve, account):
+    account.statuses, account.body = dict.fromkeys(KEYS, 400), GOOGLES_REFUSAL
+    async with serve(provider("gemini", account.url, api_keys=tuple(SecretStr(key) for key in KEYS))) as relay:
+        reply = await relay.chat()
+        assert (reply.status, reply.error["code"], went(reply)) == (502, "upstream_refused_account", ("gemini", "3"))
+        assert await gauges(relay, "gemini") == (0, 0)
 
 
 async def test_a_provider_that_refuses_all_its_keys_is_not_up_until_one_works_again(serve, account):

@@ -75,6 +75,8 @@ class Flight:
         self._withhold_usage = False
         self._body = body
         self._answer: Answer | None = None
+        self._refusal = b""
+        """The body of a 400 that had to be read before it was clear whether another attempt is made."""
         self._tee: StreamTee | None = None
         self._first_chunk_ns = 0
         self._listening: Listening | None = None
@@ -92,7 +94,7 @@ class Flight:
                 if answer.status < 300 and _is_stream(answer):
                     self._tee = await self._pass_stream(answer)
                 else:
-                    body = await answer.read(self.wiring.options.max_answer_bytes)
+                    body = self._refusal or await answer.read(self.wiring.options.max_answer_bytes)
             if self._tee is not None:
                 return await self._end_stream(answer, self._tee)
             if answer.status >= 300:
@@ -118,18 +120,32 @@ class Flight:
                 self._take(candidate)
                 try:
                     answer = await self._post(candidate)
+                    is_refused = answer.status == 400 and await self._refuses_key(candidate, answer)
                 except BaseException as fault:
                     if not attempts.failed(fault):
                         raise
                     continue
                 self._note_quota(candidate, answer)
-                if not attempts.answered(answer.status, answer.headers):
+                if not attempts.answered(answer.status, answer.headers, is_refused=is_refused):
                     return answer
                 answer.finish()
             elif isinstance(step, Wait):
                 await asyncio.sleep(step.seconds)
             else:
                 raise step.error
+
+    async def _refuses_key(self, candidate: Candidate, answer: Answer) -> bool:
+        """Whether a 400 is about the relay's key, as Google's is: then another key may do."""
+        self._refusal = b""
+        marks = candidate.upstream.provider.refused_account_marks
+        if not marks:
+            return False
+        try:
+            self._refusal = await answer.read(self.wiring.options.max_answer_bytes)
+        except BaseException:
+            answer.abort()
+            raise
+        return _has_any(self._refusal, marks)
 
     def _note_quota(self, candidate: Candidate, answer: Answer) -> None:
         provider, now_ns = candidate.upstream.provider, time.time_ns()
@@ -258,7 +274,7 @@ class Flight:
         if status in (401, 402, 403):
             return True
         marks = self._provider.refused_account_marks
-        return any(mark.encode() in body for mark in marks) or bool(self._secret and self._secret.encode() in body)
+        return _has_any(body, marks) or bool(self._secret and self._secret.encode() in body)
 
     def _error_of(self, answer: Answer, body: bytes) -> MeterError:
         name, status = self._provider.name, answer.status
@@ -431,6 +447,10 @@ def target_of(provider: Provider, model: str, dialect: Dialect, asked: Asked) ->
         prompt_tokens_estimate=asked.prompt_tokens_estimate,
         otel_provider=provider.otel_name,
     )
+
+
+def _has_any(body: bytes, marks: Iterable[str]) -> bool:
+    return any(mark.encode() in body for mark in marks)
 
 
 def _why_missing(error: MeterError) -> str:

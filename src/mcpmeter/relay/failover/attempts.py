@@ -178,15 +178,16 @@ class Attempts:
 
     # What came of it -------------------------------------------------------------------------------------------------
 
-    def answered(self, status: int, headers: Mapping[str, str]) -> bool:
+    def answered(self, status: int, headers: Mapping[str, str], *, is_refused: bool = False) -> bool:
         """The head of an answer has come. True: drop the answer and ask `next`; False: hand it on.
 
-        `headers` by lower-case name. Call it before anything goes to the client; afterwards nothing is tried again.
+        `headers` by lower-case name; `is_refused`: its body says that the credential is no good, whatever the status
+        says. Call it before anything goes to the client; afterwards nothing is tried again.
         """
         place = self._place
         if place is None or self._is_over:
             raise RuntimeError("no attempt is out")
-        outcome: Outcome = "ok" if status == 200 else outcome_of_status(status)
+        outcome: Outcome = "ok" if status == 200 else "refused" if is_refused else outcome_of_status(status)
         if outcome == "ok":
             self._answered_well(place)
             return False

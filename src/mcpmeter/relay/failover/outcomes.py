@@ -25,7 +25,8 @@ Outcome = Literal[
 #
 # ok            2xx                                  no                            no: closes it, ends the row
 # rate_limited  429                                  yes                           no: it works, for others
-# refused       401, 402: the credential's fault     with another credential only  no
+# refused       401, 402, or a body that says that   with another credential only  no
+#               the credential is no good
 # forbidden     403: perhaps the prompt's fault      no: what one provider's       no
 #                                                    moderation refuses is not
 #                                                    hawked to the next
