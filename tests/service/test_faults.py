@@ -120,9 +120,12 @@ CHOICES = Row(speaker=CHAT_STREAM, fault="usage=with_choices")
 
 
 def broken(speaker: Speaker, error: str = "upstream_answered_garbage", **more: Any) -> Row:
-    """No answer at all: the provider may have worked for it, so the prompt is charged, as `partial`."""
+    """No answer at all: the provider may have worked for it, so the prompt is charged, as `partial`.
+
+    Counting tokens is free, however it ends.
+    """
     told = {"status": 502, "outcome": "error", "counted": BROKE, "sees": "ours"}
-    missed = {"tokens": "partial", "missing": "upstream_broke"}
+    missed = {"tokens": "", "missing": ""} if speaker in COUNTS else {"tokens": "partial", "missing": "upstream_broke"}
     return Row(speaker=speaker, error=error, **{**told, **missed, **more})
 
 

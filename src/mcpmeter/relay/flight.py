@@ -325,8 +325,9 @@ class Flight:
         status = error.http_status
         if self._exchange.started and answer is not None and not isinstance(error, CallerGone):
             status = answer.status
-        # A provider that refused has not worked for it.
-        reason = _why_missing(error) if answer is None or answer.status < 300 else ""
+        # A provider that refused has not worked for it, and counting tokens is free however it ends.
+        is_free = self._dialect.operation == "count_tokens" or (answer is not None and answer.status >= 300)
+        reason = "" if is_free else _why_missing(error)
         usage: Usage | None = None
         if tee is not None and tee.read.usage is not None:
             usage, reason = tee.read.usage, ""
