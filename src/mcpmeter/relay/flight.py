@@ -76,7 +76,7 @@ class Flight:
         self._body = body
         self._answer: Answer | None = None
         self._refusal = b""
-        """The body of a 400 that had to be read before it was clear whether another attempt is made."""
+        """The body of this attempt's 400, which had to be read before it was clear whether another attempt is made."""
         self._tee: StreamTee | None = None
         self._first_chunk_ns = 0
         self._listening: Listening | None = None
@@ -136,7 +136,6 @@ class Flight:
 
     async def _refuses_key(self, candidate: Candidate, answer: Answer) -> bool:
         """Whether a 400 is about the relay's key, as Google's is: then another key may do."""
-        self._refusal = b""
         marks = candidate.upstream.provider.refused_account_marks
         if not marks:
             return False
@@ -159,14 +158,14 @@ class Flight:
         # The first attempt too may go elsewhere than the row says: by weight, or past an open circuit.
         if said is None or said.provider != provider.name or said.model != candidate.model:
             self._opened.goes_to(target_of(provider, candidate.model, self._dialect, self._asked))
-        self._provider, self._secret = provider, candidate.credential.secret
+        self._provider, self._secret, self._refusal = provider, candidate.credential.secret, b""
 
     async def _post(self, candidate: Candidate) -> Answer:
         provider, dialect = candidate.upstream.provider, self._dialect
         path_name = dialect.path_name(self._asked)
         headers = self.wiring.heads.of(provider, candidate.credential, path_name, stream=self._asked.stream)
         if passed := self._passed_headers():
-            headers = {**headers, **passed}
+            headers = {**passed, **headers}  # ours, the key above all, are never the caller's
         asked = self._asked if provider.asks_stream_usage else replace(self._asked, usage_asked=True)
         self._withhold_usage = asked.stream and not asked.usage_asked
         body = dialect.forwarded(self._body, asked, candidate.model)
