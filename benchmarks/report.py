@@ -326,7 +326,9 @@ def _kept_by_hand(path: Path) -> str:
 METHOD = (
     "`make bench` starts one server at a time on a core of its own. The load (`benchmarks/load.c`) and the upstream",
     "(`benchmarks/upstream.c`, a fixed chat answer of 700 bytes, or a stream of 100 chunks of 280) share the other",
-    "core; the row *direct* shows what those two can do together there, and *apart* with a core each. LiteLLM and",
+    "core; the row *direct* shows what those two can do together there, and *apart* with a core each. While it",
+    "measures, no core goes to sleep (it holds `/dev/cpu_dma_latency`, as tuned's profile `network-latency` does);",
+    "`--let-cores-sleep` leaves that out. LiteLLM and",
     "Portkey are installed by the bench under `.bench/`, pinned. LiteLLM is measured with its Prometheus callback and",
     "bare, which is when it is fastest; Portkey's release answers 500 to each stream, so the bench lets it change the",
     "headers of a fetched stream (`benchmarks/portkey.cjs`). Each call is a POST of a chat request of 570",

@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks import report
+from benchmarks.cores import MAY_SLEEP, kept_awake
 from benchmarks.installs import SCRATCH, native
 from benchmarks.load import Burst, Load, Route, ask_once, press, stream_once
 from benchmarks.peers import PEERS, Launch, Peer, upstream
@@ -175,16 +176,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _options(arguments)
     try:
         profiler = Profiler(SCRATCH) if options.profile else None
-        machine = report.machine()
-        results = measure(
-            [PEERS[name] for name in options.peers], rounds=options.rounds, seconds=options.seconds, profiler=profiler
-        )
+        with contextlib.nullcontext(MAY_SLEEP) if options.let_cores_sleep else kept_awake() as cores:
+            machine = f"{report.machine()}, {cores}"
+            results = measure(
+                [PEERS[name] for name in options.peers],
+                rounds=options.rounds,
+                seconds=options.seconds,
+                profiler=profiler,
+            )
     except BenchError as error:
         print(f"mcpmeter: {error}", file=sys.stderr)
         return 1
     print("\n" + "\n".join([machine, "", *report.summary(results)]))
     report.keep_raw(SCRATCH / "results.json", results)
-    if set(options.peers) == set(PEERS):
+    if set(options.peers) == set(PEERS) and not options.let_cores_sleep:
         report.write(ROOT / "docs" / "performance.md", results, machine, rounds=options.rounds, seconds=options.seconds)
         print("\nWritten: docs/performance.md")
     return 0
@@ -229,10 +234,13 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--peers",
         type=lambda text: text.split(","),
         default=list(PEERS),
-        help=f"some of {','.join(PEERS)}; docs/performance.md is written only when all take part",
+        help=f"some of {','.join(PEERS)}; docs/performance.md is written only when all take part, on waking cores",
     )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=3, help="length of each burst of load")
+    parser.add_argument(
+        "--let-cores-sleep", action="store_true", help="do not keep the cores awake: what a machine as it is adds"
+    )
     parser.add_argument("--profile", action="store_true", help="sample the relay with py-spy under two more bursts")
     options = parser.parse_args(arguments)
     if unknown := set(options.peers) - set(PEERS):
