@@ -17,10 +17,11 @@ import apsw
 from mcpmeter.errors import LedgerUnavailable
 from mcpmeter.ledger.balances import add_top_up, burn_nanousd, ensure, forget_minutes
 from mcpmeter.ledger.connection import Synchronous, default_ledger_path
+from mcpmeter.ledger.entries import Answers, Opening, Settling, fail, resolve
 from mcpmeter.ledger.migrations import transaction
 from mcpmeter.ledger.rows import change_key, insert_key, read_keys, read_open_rows
 from mcpmeter.ledger.store import OnCommit
-from mcpmeter.ledger.writer import Answers, Errand, Opening, Settling, Writer, fail, resolve
+from mcpmeter.ledger.writer import Errand, Writer
 from mcpmeter.records import Balance, Call, Claim, Key, LedgerRow, Settlement, TopUp
 
 __all__ = ["SqliteStore", "default_ledger_path"]

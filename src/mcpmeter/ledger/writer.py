@@ -8,27 +8,17 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import apsw
 import msgspec
 
 from mcpmeter.errors import LedgerNotUsable, LedgerUnavailable, MeterError
-from mcpmeter.ledger.balances import reserve, settle_claims
+from mcpmeter.ledger.commits import ROW_FAULTS, refusal_of, write_alone, write_one_by_one, write_together
 from mcpmeter.ledger.connection import FileLock, Synchronous, open_for_writing
-from mcpmeter.ledger.migrations import transaction
-from mcpmeter.ledger.rows import (
-    OPEN_SQL,
-    SETTLE_RETURNING_SQL,
-    SETTLE_SQL,
-    open_values,
-    settle_one,
-    settled_values,
-)
-from mcpmeter.ledger.store import ClaimRefused, RowRefused, SettlementConflict
-from mcpmeter.records import Call, Settlement
+from mcpmeter.ledger.entries import Answers, Opening, Refusal, Row, Settling, fail, resolve
 
 MOST_ROWS: Final = 2_000
 """In one transaction, about: bounds how long the first row of a batch waits for the last."""
@@ -41,20 +31,6 @@ GATHER_CALLS: Final = 48
 """Calls in flight from which on a commit waits for company. With fewer, waiting costs more latency than it saves."""
 
 
-class Opening(msgspec.Struct, gc=False):
-    """A row to open."""
-
-    call: Call
-    future: asyncio.Future[None]
-
-
-class Settling(msgspec.Struct, gc=False):
-    """A row to settle."""
-
-    settlement: Settlement
-    future: asyncio.Future[None]
-
-
 class Errand(msgspec.Struct, gc=False):
     """Anything that is not a row; `work` looks after its own transaction. None ends the thread."""
 
@@ -64,16 +40,6 @@ class Errand(msgspec.Struct, gc=False):
 
 
 Entry = Opening | Settling | Errand
-Row = Opening | Settling
-Refusal = MeterError | ClaimRefused
-
-
-class Answers(NamedTuple):
-    """How a batch of rows ended, handed to the event loop in one piece."""
-
-    kept: Sequence[Row]
-    failed: Sequence[tuple[Row, Refusal]]
-    commit_s: float
 
 
 class Writer:
@@ -180,11 +146,11 @@ class Writer:
             self._keeps_balances = self._keeps_balances or any(row.call.claims for row in opens)
             failed: list[tuple[Row, Refusal]] | None
             if len(rows) == 1 and not self._keeps_balances:
-                failed = _write_alone(db, rows[0])
+                failed = write_alone(db, rows[0])
             else:
-                failed = _write_together(db, opens, settles, keeps_balances=self._keeps_balances)
+                failed = write_together(db, opens, settles, keeps_balances=self._keeps_balances)
             if failed is None:
-                failed = _write_one_by_one(db, rows)
+                failed = write_one_by_one(db, rows)
         except Exception as error:  # the thread outlives every error, and each waiter hears of it
             self.healthy = False
             return Answers((), [(row, _unavailable(error)) for row in rows], 0.0)
@@ -209,7 +175,7 @@ class Writer:
             self._require_same_file()
             result = errand.work(db)
         except ROW_FAULTS as error:
-            self._tell(fail, errand.future, _refusal(error))
+            self._tell(fail, errand.future, refusal_of(error))
         except MeterError as error:  # the errand's own word, no fault of the ledger
             self._tell(fail, errand.future, error)
         except Exception as error:  # as above
@@ -231,135 +197,8 @@ class Writer:
             self.loop.call_soon_threadsafe(callback, *arguments)
 
 
-ROW_FAULTS: Final = (
-    apsw.ConstraintError,
-    apsw.MismatchError,
-    apsw.TooBigError,
-    OverflowError,
-    ValueError,
-    TypeError,
-    AttributeError,
-)
-"""Faults of one row and not of the ledger."""
-
-
-def resolve(future: asyncio.Future[Any], result: object) -> None:
-    """Hand over a result, unless whoever waited is gone."""
-    if not future.done():
-        future.set_result(result)
-
-
-def fail(future: asyncio.Future[Any], error: Exception) -> None:
-    """Hand over an error, unless whoever waited is gone."""
-    if not future.done():
-        future.set_exception(error)
-
-
 def _has_balances(db: apsw.Connection) -> bool:
     return db.execute("SELECT 1 FROM balances LIMIT 1").fetchone() is not None
-
-
-def _write_alone(db: apsw.Connection, row: Row) -> list[tuple[Row, Refusal]] | None:
-    """A row that came alone: one statement is a transaction of its own, and takes the write lock at once as well.
-
-    None, and nothing written, if it is not as it should be.
-    """
-    try:
-        if isinstance(row, Opening):
-            db.execute(OPEN_SQL, open_values(row.call))
-        else:
-            db.execute(SETTLE_SQL, settled_values(row.settlement))
-            if db.changes() != 1:
-                return None
-    except ROW_FAULTS:
-        return None
-    return []
-
-
-def _write_together(
-    db: apsw.Connection, opens: list[Opening], settles: list[Settling], *, keeps_balances: bool
-) -> list[tuple[Row, Refusal]] | None:
-    """The usual case: one transaction, two statements. None, and nothing written, if any row is not as it should be.
-
-    A call that a balance has no room for is no such case: it is told so, and the others are written.
-    """
-    refused: list[tuple[Row, Refusal]] = []
-    try:
-        with transaction(db):
-            if keeps_balances:
-                opens = _admitted(db, opens, refused)
-            if opens:
-                db.executemany(OPEN_SQL, [open_values(row.call) for row in opens])
-            if settles:
-                _settle_together(db, settles, keeps_balances=keeps_balances)
-    except (_SomeNotSettled, *ROW_FAULTS):
-        return None
-    return refused
-
-
-def _admitted(db: apsw.Connection, opens: list[Opening], refused: list[tuple[Row, Refusal]]) -> list[Opening]:
-    admitted = []
-    for row in opens:
-        refusal = reserve(db, row.call) if row.call.claims else None
-        if refusal is None:
-            admitted.append(row)
-        else:
-            refused.append((row, refusal))
-    return admitted
-
-
-def _settle_together(db: apsw.Connection, settles: list[Settling], *, keeps_balances: bool) -> None:
-    values = [settled_values(row.settlement) for row in settles]
-    if not keeps_balances:
-        before = db.total_changes()
-        db.executemany(SETTLE_SQL, values)
-        if db.total_changes() - before != len(settles):
-            raise _SomeNotSettled
-        return
-    kept = db.executemany(SETTLE_RETURNING_SQL, values).fetchall()
-    if len(kept) != len(settles):
-        raise _SomeNotSettled
-    for row, (claims,) in zip(settles, kept, strict=True):
-        settle_claims(db, str(claims), row.settlement)
-
-
-def _write_one_by_one(db: apsw.Connection, rows: list[Row]) -> list[tuple[Row, Refusal]]:
-    """The same transaction with a savepoint for each row, so that a bad one is alone in being refused."""
-    failed: list[tuple[Row, Refusal]] = []
-    with transaction(db):
-        for row in rows:
-            db.execute("SAVEPOINT one")
-            try:
-                if isinstance(row, Settling):
-                    settle_one(db, row.settlement)
-                elif refusal := reserve(db, row.call):
-                    raise refusal
-                else:
-                    db.execute(OPEN_SQL, open_values(row.call))
-            except (SettlementConflict, ClaimRefused) as refusal:
-                failed.append((row, refusal))
-            except ROW_FAULTS as error:
-                db.execute("ROLLBACK TO one")
-                failed.append((row, _refusal(error)))
-            db.execute("RELEASE one")
-    return failed
-
-
-class _SomeNotSettled(Exception):
-    """Rolls the transaction back: a row is unknown or was settled before."""
-
-
-def _refusal(error: Exception) -> RowRefused:
-    # SQLite names the column and the check, never the value; Python's own errors may quote it, so they are not quoted.
-    if isinstance(error, apsw.Error):
-        what = str(error)
-    elif isinstance(error, OverflowError):
-        what = "a number does not fit into 64 bits"
-    elif isinstance(error, UnicodeError):
-        what = "a text is not valid Unicode"
-    else:
-        what = "a value has the wrong type"
-    return RowRefused(f"The ledger refused this row: {what}.", hint="This is a fault of mcpmeter; please report it.")
 
 
 def _unavailable(error: Exception) -> MeterError:
