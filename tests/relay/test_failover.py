@@ -28,7 +28,6 @@ from mcpmeter.errors import (
 )
 from mcpmeter.relay.failover import (
     FLOOR,
-    MOST_PLANS,
     Attempts,
     Candidate,
     CircuitOptions,
@@ -41,7 +40,7 @@ from mcpmeter.relay.failover import (
 )
 from mcpmeter.relay.failover.outcomes import RETRIED_5XX
 from mcpmeter.relay.providers import Provider
-from mcpmeter.relay.routing import Mode, Plan, Route, Upstream
+from mcpmeter.relay.routing import MOST_PLANS, Mode, Plan, Route, Upstream
 
 unhurried = budget(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 

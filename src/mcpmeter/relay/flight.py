@@ -178,7 +178,7 @@ class Flight:
 
     def _passed_headers(self) -> dict[str, str]:
         wanted, given = self._dialect.passed_headers, self._exchange.headers
-        if not wanted or wanted.isdisjoint(given):
+        if wanted.isdisjoint(given):
             return {}
         return {name.decode("latin-1"): value.decode("latin-1") for name, value in given.items() if name in wanted}
 

@@ -14,6 +14,9 @@ from mcpmeter.relay.upstream import Timeouts
 Mode = Literal["ordered", "weighted"]
 """How a route's upstreams take turns: the first that can be called, or one drawn by weight."""
 
+MOST_PLANS: Final = 1024
+"""Kept of what is worked out once a model: callers name the models, so there is no end of names."""
+
 NO_ALIASES: Final[Mapping[str, str]] = MappingProxyType({})
 
 

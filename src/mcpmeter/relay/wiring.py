@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Final
 
 from mcpmeter.access.callers import Attribution, Caller
 from mcpmeter.access.keys import KeyRing
@@ -11,10 +10,8 @@ from mcpmeter.errors import InvalidRequest, NotAuthenticated
 from mcpmeter.relay.dialects.base import Dialect
 from mcpmeter.relay.heads import Heads
 from mcpmeter.relay.limits import Limits
-from mcpmeter.relay.routing import Plan, Routing, route
+from mcpmeter.relay.routing import MOST_PLANS, Plan, Routing, route
 from mcpmeter.relay.upstream import UpstreamClient
-
-MOST_PLANS: Final = 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -33,7 +33,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from random import Random
-from typing import Final
 
 from mcpmeter.relay.failover.attempts import Attempts, Refuse, Send, Wait
 from mcpmeter.relay.failover.breaker import Breaker
@@ -43,11 +42,10 @@ from mcpmeter.relay.failover.metrics import UpstreamMetrics
 from mcpmeter.relay.failover.options import CircuitOptions, RetryOptions
 from mcpmeter.relay.failover.outcomes import Outcome
 from mcpmeter.relay.failover.state import Shared, Tally
-from mcpmeter.relay.routing import Plan, Upstream
+from mcpmeter.relay.routing import MOST_PLANS, Plan, Upstream
 
 __all__ = [
     "FLOOR",
-    "MOST_PLANS",
     "Attempts",
     "Breaker",
     "Candidate",
@@ -62,9 +60,6 @@ __all__ = [
     "UpstreamMetrics",
     "Wait",
 ]
-
-
-MOST_PLANS: Final = 1024
 
 
 class Failover:
