@@ -483,6 +483,21 @@ class TestRecovery:
         assert await meter.recover() == 1
         assert total(recorder, "mcp_ledger_recovered_total") == 1
 
+    async def test_a_call_that_failed_to_settle_is_one_request_though_its_row_is_recovered_in_the_same_life(
+        self, meter: Meter, store: MemoryStore, recorder: Recorder
+    ) -> None:
+        opened = await written_down(meter)
+        store.on_settle = raising(LedgerUnavailable("The database is away."))
+        with pytest.raises(LedgerUnavailable):
+            await opened.settle(OK)
+        store.on_settle = _at_once
+        store.earlier = [row_left_open(opened.call.id), row_left_open("call_of_another_replica")]
+        assert await meter.recover() == 2
+        assert statuses(recorder) == {"503": 1, "500": 1}
+        assert total(recorder, "mcp_errors_total") == 2
+        assert money_and_tokens(recorder) == (22, 22)
+        assert not meter.requests_counted
+
     async def test_without_a_ledger_there_is_nothing_to_recover(self, recorder: Recorder) -> None:
         assert await Meter(recorder).recover() == 0
 

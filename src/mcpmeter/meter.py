@@ -126,6 +126,7 @@ class OpenCall:
                 error = _ledger_fault(fault)
                 self.settlement = _unsettled(settlement, error)
                 self._meter.recorder.settle(self.settlement)
+                self._meter.requests_counted.add(self.call.id)
                 raise error from fault
         self._meter.recorder.settle(settlement)
         return settlement
@@ -157,6 +158,8 @@ class Meter:
         self.recorder = recorder
         self.store = store
         self.price = price
+        self.requests_counted: set[str] = set()
+        """Calls whose row could not be settled: they are counted, and their rows are still to be recovered."""
 
     def open(
         self,
@@ -227,11 +230,13 @@ class Meter:
         rows, recovered = await self.store.left_open(), 0
         for row in rows:
             settlement = self.make_settlement(_call_of(row), _recovered(row), 0)
+            request_counted = row.id in self.requests_counted
             try:
                 await self.store.settle(settlement)
             except SettlementConflict:
                 continue  # a replica that was taken for dead has settled it after all, and knows better
-            self.recorder.settle(settlement)
+            self.requests_counted.discard(row.id)
+            self.recorder.settle(settlement, request_counted=request_counted)
             self.recorder.add(service.LEDGER_RECOVERED)
             recovered += 1
         return recovered

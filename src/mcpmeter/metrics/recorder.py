@@ -105,11 +105,14 @@ class Recorder:
         """The last byte is out, or nobody is there to read it."""
         self._active.value -= 1
 
-    def settle(self, settlement: Settlement) -> None:
-        """Count one settlement: the request, its error, the MCP operation and the model call in it."""
+    def settle(self, settlement: Settlement, *, request_counted: bool = False) -> None:
+        """Count one settlement: the request, its error, the MCP operation and the model call in it.
+
+        A call whose row could not be settled at first is a request that was counted then.
+        """
         call = settlement.call
         at = time.time() if call.trace_id else 0.0  # only exemplars need it
-        if not call.parent_id:
+        if not call.parent_id and not request_counted:
             self._count_request(settlement, at)
         if call.mcp is not None:
             self._count_mcp(settlement, call.mcp)
