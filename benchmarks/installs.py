@@ -29,7 +29,8 @@ def native(name: str) -> Path:
     """`benchmarks/NAME.c`, compiled. Raises BenchError with the compiler's words."""
     source, program = HERE / f"{name}.c", SCRATCH / name
     SCRATCH.mkdir(exist_ok=True)
-    if not program.exists() or program.stat().st_mtime < source.stat().st_mtime:
+    newest = max(path.stat().st_mtime for path in (source, *HERE.glob("*.h")))
+    if not program.exists() or program.stat().st_mtime < newest:
         _run(["cc", "-O2", "-std=gnu11", "-Wall", "-Wextra", "-o", str(program), str(source)], BenchError)
     return program
 

@@ -1,4 +1,4 @@
-/* Load on one epoll loop, for JSON answers and for streams.
+/* Load by one thread, for JSON answers and for streams.
  *
  *   load [--connections N] [--seconds S] [--rate CALLS_PER_SECOND] [--stream] [--header LINE]… PORT PATH BODY_FILE
  *
@@ -7,24 +7,12 @@
  * cannot hide it (no coordinated omission). After the time is up nothing new is asked and what is under way is awaited.
  * A stream is whole when it ended as HTTP wants it and its last event was [DONE]. Prints one line of JSON.
  */
-#define _GNU_SOURCE
+#include "wire.h"
 #include <arpa/inet.h>
-#include <errno.h>
 #include <getopt.h>
-#include <netinet/in.h>
-#include <netinet/tcp.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <strings.h>
-#include <sys/epoll.h>
-#include <sys/socket.h>
-#include <sys/timerfd.h>
-#include <time.h>
-#include <unistd.h>
 
-enum { MAX_CONNECTIONS = 1024, HEAD_BYTES = 16384, READ_BYTES = 65536, EXPONENTS = 58, STEPS = 128, PATIENCE_S = 60 };
+enum { MAX_CONNECTIONS = 1024, HEAD_BYTES = 16384, LONGEST_BODY = 65536, EXPONENTS = 58, STEPS = 128, PATIENCE_S = 60, LOOK_AGAIN_MS = 100 };
 
 typedef enum { HEAD, SIZED, CHUNK_SIZE, CHUNK_DATA, CHUNK_END, TRAILER, UNTIL_CLOSE } State;
 
@@ -49,25 +37,14 @@ typedef struct {
     uint64_t total;
 } Histogram;
 
-static Connection connections[MAX_CONNECTIONS];
+static Connection connections[MAX_CONNECTIONS], *connection_of[MAX_FDS];
 static int idle[MAX_CONNECTIONS], idle_count; /* a stack: few connections stay warm at a low rate */
 static Histogram latency, first_chunk;
 static uint64_t calls, not_2xx, socket_errors, broken_streams, events_seen, body_bytes, issued;
 static char *request;
 static size_t request_bytes;
-static int loop_fd, port, streams;
+static int port, streams;
 static uint64_t started_ns, ends_ns, interval_ns, last_answer_ns;
-
-static void die(const char *what) {
-    perror(what);
-    exit(1);
-}
-
-static uint64_t now_ns(void) {
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
-}
 
 /* Log-linear: 128 steps to each power of two, so a value is kept to within 1 %. */
 static void note(Histogram *h, uint64_t value) {
@@ -90,13 +67,8 @@ static double quantile_us(const Histogram *h, double q) {
 }
 
 static void close_connection(Connection *c) {
-    if (c->fd >= 0) close(c->fd);
+    if (c->fd >= 0) wire_close(c->fd);
     c->fd = -1;
-}
-
-static void watch(Connection *c, uint32_t events, int operation) {
-    struct epoll_event event = {.events = events, .data.u32 = (uint32_t)(c - connections)};
-    if (epoll_ctl(loop_fd, operation, c->fd, &event)) die("epoll_ctl");
 }
 
 static void open_connection(Connection *c) {
@@ -110,7 +82,8 @@ static void open_connection(Connection *c) {
     /* A pacing one, where it is the system's default, would set a timer for each request on loopback. */
     setsockopt(c->fd, IPPROTO_TCP, TCP_CONGESTION, "reno", 4);
     c->fresh = 1;
-    watch(c, EPOLLIN, EPOLL_CTL_ADD);
+    wire_watch(c->fd);
+    connection_of[c->fd] = c;
 }
 
 static void release(Connection *c) {
@@ -129,7 +102,7 @@ static void send_request(Connection *c) {
     c->state = HEAD;
     c->head_bytes = c->line_bytes = 0;
     c->first_seen = c->done_seen = c->column = 0;
-    if (send(c->fd, request, request_bytes, MSG_NOSIGNAL) != (ssize_t)request_bytes) fail(c);
+    wire_send(c->fd, request, request_bytes, 0);
 }
 
 static void ask(uint64_t due_ns) {
@@ -291,14 +264,17 @@ static void take(Connection *c, const char *data, size_t length) {
     }
 }
 
-static void on_readable(Connection *c) {
-    static char buffer[READ_BYTES];
-    if (c->fd < 0) return;
-    ssize_t got = recv(c->fd, buffer, sizeof buffer, MSG_DONTWAIT);
+static void on_bytes(int fd, const char *data, size_t length) {
+    Connection *c = connection_of[fd];
     c->read_ns = now_ns();
-    if (got > 0 && c->busy) return take(c, buffer, (size_t)got);
-    if (got < 0 && errno == EAGAIN) return;
+    if (c->busy) take(c, data, length);
+    else close_connection(c); /* nobody asked for it */
+}
+
+static void on_end(int fd) {
+    Connection *c = connection_of[fd];
     int kept_before = !c->fresh && c->state == HEAD && !c->head_bytes;
+    c->read_ns = now_ns();
     close_connection(c);
     if (!c->busy) return; /* the server tidied up a connection that was not in use */
     if (c->state == UNTIL_CLOSE) {
@@ -311,6 +287,14 @@ static void on_readable(Connection *c) {
     }
 }
 
+static void on_sent(int fd) {
+    (void)fd; /* a request is small: what follows it is the answer */
+}
+
+static void on_connection(int fd) {
+    (void)fd;
+}
+
 static void ask_what_is_due(uint64_t now) {
     while (idle_count && started_ns + issued * interval_ns <= now) {
         uint64_t due = started_ns + issued * interval_ns;
@@ -319,10 +303,10 @@ static void ask_what_is_due(uint64_t now) {
     }
 }
 
-static void set_timer(int timer_fd) {
-    uint64_t due = started_ns + issued * interval_ns;
-    struct itimerspec at = {.it_value = {(time_t)(due / 1000000000u), (long)(due % 1000000000u)}};
-    if (timerfd_settime(timer_fd, TFD_TIMER_ABSTIME, &at, NULL)) die("timerfd");
+/* When to look again although nothing came. */
+static uint64_t next_look(uint64_t now) {
+    uint64_t due = started_ns + issued * interval_ns, latest = now + LOOK_AGAIN_MS * 1000000ull;
+    return interval_ns && idle_count && now < ends_ns && due < latest ? due : latest;
 }
 
 static int is_over(uint64_t now, int wanted) {
@@ -332,28 +316,15 @@ static int is_over(uint64_t now, int wanted) {
 }
 
 static void run(int wanted) {
-    int timer_fd = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC);
-    struct epoll_event events[256], timer = {.events = EPOLLIN, .data.u32 = MAX_CONNECTIONS};
-    if (epoll_ctl(loop_fd, EPOLL_CTL_ADD, timer_fd, &timer)) die("epoll_ctl");
     while (!interval_ns && idle_count) ask(now_ns());
-    for (;;) {
-        uint64_t now = now_ns(), expirations;
-        if (is_over(now, wanted)) return;
-        if (interval_ns && now < ends_ns) {
-            ask_what_is_due(now);
-            if (idle_count) set_timer(timer_fd);
-        }
-        int count = epoll_wait(loop_fd, events, 256, 100);
-        if (count < 0 && errno != EINTR) die("epoll_wait");
-        for (int i = 0; i < count; i++) {
-            if (events[i].data.u32 < MAX_CONNECTIONS) on_readable(&connections[events[i].data.u32]);
-            else if (read(timer_fd, &expirations, sizeof expirations) < 0 && errno != EAGAIN) die("timerfd");
-        }
+    for (uint64_t now = now_ns(); !is_over(now, wanted); now = now_ns()) {
+        if (interval_ns && now < ends_ns) ask_what_is_due(now);
+        wire_wait(next_look(now));
     }
 }
 
 static void make_request(const char *path, const char *body_file, const char *headers) {
-    static char body[READ_BYTES];
+    static char body[LONGEST_BODY];
     FILE *file = fopen(body_file, "rb");
     if (!file) die(body_file);
     size_t length = fread(body, 1, sizeof body, file);
@@ -365,11 +336,11 @@ static void make_request(const char *path, const char *body_file, const char *he
     request_bytes = (size_t)head + length;
 }
 
-static void print_report(int wanted, uint64_t due) {
-    printf("{\"calls\": %lu, \"due\": %lu, \"unanswered\": %d, \"duration_us\": %lu, \"not_2xx\": %lu,"
+static void print_report(int wanted, uint64_t due, const char *loop) {
+    printf("{\"loop\": \"%s\", \"calls\": %lu, \"due\": %lu, \"unanswered\": %d, \"duration_us\": %lu, \"not_2xx\": %lu,"
            " \"socket_errors\": %lu, \"broken_streams\": %lu, \"chunks\": %lu, \"body_bytes\": %lu,"
            " \"p50_us\": %.1f, \"p99_us\": %.1f, \"first_p50_us\": %.1f, \"first_p99_us\": %.1f}\n",
-           calls, due, wanted - idle_count, (last_answer_ns - started_ns) / 1000, not_2xx, socket_errors,
+           loop, calls, due, wanted - idle_count, (last_answer_ns - started_ns) / 1000, not_2xx, socket_errors,
            broken_streams, events_seen, body_bytes, quantile_us(&latency, 0.5), quantile_us(&latency, 0.99),
            quantile_us(&first_chunk, 0.5), quantile_us(&first_chunk, 0.99));
 }
@@ -397,7 +368,7 @@ int main(int argc, char **argv) {
     }
     port = atoi(argv[optind]);
     make_request(argv[optind + 1], argv[optind + 2], headers);
-    loop_fd = epoll_create1(EPOLL_CLOEXEC);
+    const char *loop = wire_start();
     for (int i = 0; i < wanted; i++) {
         connections[i].fd = -1;
         idle[idle_count++] = i;
@@ -407,6 +378,6 @@ int main(int argc, char **argv) {
     ends_ns = started_ns + (uint64_t)(seconds * 1e9);
     interval_ns = rate > 0 ? (uint64_t)(1e9 / rate) : 0;
     run(wanted);
-    print_report(wanted, interval_ns ? (ends_ns - started_ns + interval_ns - 1) / interval_ns : calls);
+    print_report(wanted, interval_ns ? (ends_ns - started_ns + interval_ns - 1) / interval_ns : calls, loop);
     return 0;
 }

@@ -74,6 +74,8 @@ class Load:
     first_p50_us: float
     first_p99_us: float
     chunks: int = 0
+    loop: str = ""
+    """How the load spoke to the kernel: `io_uring`, or `epoll` where that is refused."""
     foreign_cores: float = 0.0
     """How much of the two cores processes took meanwhile that are no part of the run."""
 
@@ -119,6 +121,7 @@ def press(server: Server, route: Route, burst: Burst, *, folder: Path, core: int
         first_p50_us=report["first_p50_us"],
         first_p99_us=report["first_p99_us"],
         chunks=report["chunks"],
+        loop=report["loop"],
     )
 
 

@@ -246,8 +246,9 @@ def _upstream_suffices(by_name: Mapping[str, Results]) -> list[str]:
             answers = median(_values(by_name[name], "json-32", lambda load: load.calls_per_second))
             chunks = median(_values(by_name[name], "streams", lambda load: load.chunks_per_second))
             enough = _verdict(min(answers, chunks) >= UPSTREAM_AIM_PER_SECOND)
+            loop = by_name[name].loads["json-32"][0].loop
             lines.append(
-                f"- {name}: {answers:,.0f} JSON answers/s, {chunks:,.0f} chunks/s"
+                f"- {name}: {answers:,.0f} JSON answers/s, {chunks:,.0f} chunks/s, by {loop}"
                 f" (aim: at least {UPSTREAM_AIM_PER_SECOND:,} each; {enough})"
             )
     return lines
@@ -325,7 +326,8 @@ def _kept_by_hand(path: Path) -> str:
 
 METHOD = (
     "`make bench` starts one server at a time on a core of its own. The load (`benchmarks/load.c`) and the upstream",
-    "(`benchmarks/upstream.c`, a fixed chat answer of 700 bytes, or a stream of 100 chunks of 280) share the other",
+    "(`benchmarks/upstream.c`, a fixed chat answer of 700 bytes, or a stream of 100 chunks of 280), both by io_uring",
+    "(by epoll where the kernel refuses it: `benchmarks/wire.h`), share the other",
     "core; the row *direct* shows what those two can do together there, and *apart* with a core each. While it",
     "measures, no core goes to sleep (it holds `/dev/cpu_dma_latency`, as tuned's profile `network-latency` does);",
     "`--let-cores-sleep` leaves that out. LiteLLM and",

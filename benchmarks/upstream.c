@@ -1,4 +1,4 @@
-/* The model that costs nothing: an HTTP/1.1 server on one epoll loop, so that the upstream never is the bottleneck.
+/* The model that costs nothing: an HTTP/1.1 server of one thread, so that the upstream never is the bottleneck.
  *
  *   upstream PORT ANSWER_FILE
  *
@@ -7,35 +7,21 @@
  * the usage, and [DONE] after them. "pace_us=N" anywhere in the body sends one chunk each N microseconds; without it
  * the streams take turns, a chunk each, as fast as they are taken.
  */
-#define _GNU_SOURCE
+#include "wire.h"
 #include <arpa/inet.h>
-#include <errno.h>
-#include <netinet/in.h>
-#include <netinet/tcp.h>
-#include <signal.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <strings.h>
-#include <sys/epoll.h>
-#include <sys/socket.h>
-#include <sys/timerfd.h>
-#include <time.h>
-#include <unistd.h>
 
-enum { CHUNKS = 100, PIECES = CHUNKS + 2, MAX_FDS = 16384, BUFFER_BYTES = 65536, CHUNK_BYTES = 512 };
+enum { CHUNKS = 100, PIECES = CHUNKS + 2, REQUEST_BYTES = 65536, CHUNK_BYTES = 512 };
 
 typedef struct Connection {
     int fd;
-    int piece;           /* next piece of the stream, -1 when there is none */
-    size_t piece_sent;   /* bytes of that piece that have gone */
-    int blocked;         /* waits until the socket takes more */
+    int piece; /* next piece of the stream, -1 when there is none */
+    int waits; /* in the queue of streams that are due later */
     uint64_t pace_ns;
     uint64_t due_ns;
-    struct Connection *next; /* in the queue of streams */
+    struct Connection *next; /* in that queue */
     size_t filled;
-    char buffer[BUFFER_BYTES];
+    char buffer[REQUEST_BYTES];
 } Connection;
 
 typedef struct {
@@ -43,59 +29,41 @@ typedef struct {
     size_t length;
 } Text;
 
-typedef struct {
-    Connection *first, *last;
-} Queue;
-
 static Connection *connections[MAX_FDS];
 static Text answer;
 static Text pieces[PIECES];
-static Queue paced, unpaced;
-static int loop_fd, timer_fd;
+static Connection *first_due, *last_due; /* streams of one pace are due in the order in which they were queued */
 
-static void die(const char *what) {
-    perror(what);
-    exit(1);
-}
-
-static uint64_t now_ns(void) {
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
-}
-
-static void push(Queue *queue, Connection *c) {
+static void queue(Connection *c) {
     c->next = NULL;
-    if (queue->last) queue->last->next = c;
-    else queue->first = c;
-    queue->last = c;
+    c->waits = 1;
+    if (last_due) last_due->next = c;
+    else first_due = c;
+    last_due = c;
 }
 
-static Connection *pop(Queue *queue) {
-    Connection *c = queue->first;
-    queue->first = c->next;
-    if (!queue->first) queue->last = NULL;
+static Connection *take_first_due(void) {
+    Connection *c = first_due;
+    first_due = c->next;
+    if (!first_due) last_due = NULL;
+    c->waits = 0;
     return c;
 }
 
-static void take_out(Queue *queue, Connection *wanted) {
-    Queue rest = {NULL, NULL};
-    while (queue->first) {
-        Connection *c = pop(queue);
-        if (c != wanted) push(&rest, c);
+static void take_out(Connection *wanted) {
+    Connection *rest = first_due;
+    first_due = last_due = NULL;
+    while (rest) {
+        Connection *c = rest;
+        rest = c->next;
+        if (c != wanted) queue(c);
     }
-    *queue = rest;
-}
-
-static void watch(Connection *c, uint32_t events, int operation) {
-    struct epoll_event event = {.events = events, .data.fd = c->fd};
-    if (epoll_ctl(loop_fd, operation, c->fd, &event)) die("epoll_ctl");
 }
 
 static void hang_up(Connection *c) {
-    if (c->piece >= 0 && !c->blocked) take_out(c->pace_ns ? &paced : &unpaced, c);
+    if (c->waits) take_out(c);
     connections[c->fd] = NULL;
-    close(c->fd);
+    wire_close(c->fd);
     free(c);
 }
 
@@ -143,7 +111,7 @@ static void prepare_stream(void) {
 static void prepare_answer(const char *path) {
     FILE *file = fopen(path, "rb");
     if (!file) die(path);
-    char body[BUFFER_BYTES];
+    char body[REQUEST_BYTES];
     size_t length = fread(body, 1, sizeof body, file);
     fclose(file);
     while (length && (body[length - 1] == '\n' || body[length - 1] == '\r')) length--;
@@ -154,37 +122,9 @@ static void prepare_answer(const char *path) {
     answer.length = (size_t)head + length;
 }
 
-/* 1: the piece has gone; 0: the socket is full; -1: the client has gone. */
-static int send_piece(Connection *c) {
-    Text *piece = &pieces[c->piece];
-    ssize_t sent = send(c->fd, piece->bytes + c->piece_sent, piece->length - c->piece_sent, MSG_NOSIGNAL);
-    if (sent < 0) return errno == EAGAIN ? 0 : -1;
-    c->piece_sent += (size_t)sent;
-    if (c->piece_sent < piece->length) return 0;
-    c->piece++;
-    c->piece_sent = 0;
-    return 1;
-}
-
-/* One turn of a stream that is in no queue: a chunk, and with the last one the end of the body. */
-static void advance(Connection *c) {
-    int done;
-    do done = send_piece(c);
-    while (done == 1 && c->piece >= CHUNKS && c->piece < PIECES);
-    if (done < 0) {
-        c->piece = -1;
-        hang_up(c);
-    } else if (done == 0) {
-        c->blocked = 1;
-        watch(c, EPOLLIN | EPOLLOUT, EPOLL_CTL_MOD);
-    } else if (c->piece == PIECES) {
-        c->piece = -1;
-    } else if (c->pace_ns) {
-        c->due_ns += c->pace_ns;
-        push(&paced, c);
-    } else {
-        push(&unpaced, c);
-    }
+static void send_piece(Connection *c) {
+    const Text *piece = &pieces[c->piece++];
+    wire_send(c->fd, piece->bytes, piece->length, 1);
 }
 
 static void begin_stream(Connection *c, const char *pace, size_t length) {
@@ -192,8 +132,7 @@ static void begin_stream(Connection *c, const char *pace, size_t length) {
     c->pace_ns = mark ? strtoull(mark + 8, NULL, 10) * 1000u : 0;
     c->due_ns = now_ns();
     c->piece = 0;
-    c->piece_sent = 0;
-    advance(c);
+    send_piece(c);
 }
 
 static const char *header(const char *head, const char *end, const char *name) {
@@ -221,16 +160,6 @@ static size_t request_length(Connection *c, char **body) {
     return end ? (size_t)(end + 5 - c->buffer) : 0;
 }
 
-static int send_answer(Connection *c) {
-    for (size_t sent = 0; sent < answer.length;) {
-        ssize_t went = send(c->fd, answer.bytes + sent, answer.length - sent, MSG_NOSIGNAL);
-        /* An answer of 1 KB always fits: each client waits for one before it asks for the next. */
-        if (went < 0) return -1;
-        sent += (size_t)went;
-    }
-    return 0;
-}
-
 static int wants_stream(const char *body, size_t length) {
     return memmem(body, length, "\"stream\":true", 13) || memmem(body, length, "\"stream\": true", 14);
 }
@@ -238,17 +167,13 @@ static int wants_stream(const char *body, size_t length) {
 /* The last whole request that wanted an answer and no stream: the load asks the same again and again. */
 static Text usual;
 
-static int is_usual(const Connection *c) {
-    return c->filled == usual.length && c->piece < 0 && !memcmp(c->buffer, usual.bytes, usual.length);
+/* An answer of 1 KB always fits: each client waits for one before it asks for the next. */
+static void send_answer(Connection *c) {
+    wire_send(c->fd, answer.bytes, answer.length, 0);
 }
 
 static void serve_request(Connection *c) {
     char *body;
-    if (is_usual(c)) {
-        c->filled = 0;
-        if (send_answer(c)) hang_up(c);
-        return;
-    }
     size_t length = request_length(c, &body);
     if (!length || c->piece >= 0) return;
     size_t body_length = length - (size_t)(body - c->buffer);
@@ -262,70 +187,57 @@ static void serve_request(Connection *c) {
         usual.length = length;
         memcpy(usual.bytes, c->buffer, length);
     }
-    if (send_answer(c)) hang_up(c);
+    send_answer(c);
 }
 
-static void on_readable(Connection *c) {
-    ssize_t got = recv(c->fd, c->buffer + c->filled, BUFFER_BYTES - c->filled, 0);
-    if (got < 0 && errno == EAGAIN) return;
-    if (got <= 0) {
+/* A chunk has gone. The next one follows in the next turn, so that streams take turns; with the last one, the end. */
+static void on_sent(int fd) {
+    Connection *c = connections[fd];
+    if (c->piece == PIECES) {
+        c->piece = -1;
+        if (c->filled) serve_request(c); /* who has the end already may have asked again before we heard of it */
+    } else if (c->pace_ns && c->piece < CHUNKS) {
+        c->due_ns += c->pace_ns;
+        queue(c);
+    } else {
+        send_piece(c);
+    }
+}
+
+static void on_bytes(int fd, const char *data, size_t length) {
+    Connection *c = connections[fd];
+    if (!c->filled && c->piece < 0 && length == usual.length && !memcmp(data, usual.bytes, length)) {
+        send_answer(c);
+    } else if (length > REQUEST_BYTES - c->filled) {
         hang_up(c);
+    } else {
+        memcpy(c->buffer + c->filled, data, length);
+        c->filled += length;
+        serve_request(c);
+    }
+}
+
+static void on_end(int fd) {
+    hang_up(connections[fd]);
+}
+
+static void on_connection(int fd) {
+    int one = 1;
+    Connection *c = fd < MAX_FDS ? calloc(1, sizeof *c) : NULL;
+    if (!c) {
+        close(fd);
         return;
     }
-    c->filled += (size_t)got;
-    serve_request(c);
+    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
+    c->fd = fd;
+    c->piece = -1;
+    connections[fd] = c;
+    wire_watch(fd);
 }
 
-static void on_event(const struct epoll_event *event) {
-    Connection *c = connections[event->data.fd];
-    if (!c) return;
-    if (c->blocked && event->events & EPOLLOUT) {
-        c->blocked = 0;
-        watch(c, EPOLLIN, EPOLL_CTL_MOD);
-        advance(c);
-    } else if (event->events & (EPOLLIN | EPOLLERR | EPOLLHUP)) {
-        on_readable(c);
-    }
-}
-
-static void accept_all(int listener) {
-    for (;;) {
-        int fd = accept4(listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
-        if (fd < 0) return;
-        if (fd >= MAX_FDS) {
-            close(fd);
-            continue;
-        }
-        int one = 1;
-        setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
-        Connection *c = calloc(1, sizeof *c);
-        if (!c) die("calloc");
-        c->fd = fd;
-        c->piece = -1;
-        connections[fd] = c;
-        watch(c, EPOLLIN, EPOLL_CTL_ADD);
-    }
-}
-
-static void advance_all_unpaced(void) {
-    Queue turn = unpaced;
-    unpaced = (Queue){NULL, NULL};
-    while (turn.first) advance(pop(&turn));
-}
-
-/* Streams of one pace are due in the order in which they were queued. */
 static void advance_due(void) {
     uint64_t now = now_ns();
-    while (paced.first && paced.first->due_ns <= now) advance(pop(&paced));
-}
-
-static void set_timer(void) {
-    static uint64_t set_for;
-    uint64_t due = paced.first ? paced.first->due_ns : 0;
-    if (due == set_for) return;
-    struct itimerspec at = {.it_value = {(time_t)(due / 1000000000u), (long)(due % 1000000000u)}};
-    timerfd_settime(timer_fd, TFD_TIMER_ABSTIME, &at, NULL);
-    set_for = due;
+    while (first_due && first_due->due_ns <= now) send_piece(take_first_due());
 }
 
 static int listen_on(int port) {
@@ -346,26 +258,10 @@ int main(int argc, char **argv) {
     }
     prepare_answer(argv[2]);
     prepare_stream();
-    loop_fd = epoll_create1(EPOLL_CLOEXEC);
-    timer_fd = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC);
-    int listener = listen_on(atoi(argv[1]));
-    for (int i = 0; i < 2; i++) {
-        int fd = i ? timer_fd : listener;
-        struct epoll_event event = {.events = EPOLLIN, .data.fd = fd};
-        if (epoll_ctl(loop_fd, EPOLL_CTL_ADD, fd, &event)) die("epoll_ctl");
-    }
+    wire_start();
+    wire_listen(listen_on(atoi(argv[1])));
     for (;;) {
-        struct epoll_event events[256];
-        set_timer();
-        int count = epoll_wait(loop_fd, events, 256, unpaced.first ? 0 : -1);
-        if (count < 0 && errno != EINTR) die("epoll_wait");
-        for (int i = 0; i < count; i++) {
-            uint64_t expirations;
-            if (events[i].data.fd == listener) accept_all(listener);
-            else if (events[i].data.fd != timer_fd) on_event(&events[i]);
-            else if (read(timer_fd, &expirations, sizeof expirations) < 0 && errno != EAGAIN) die("timerfd");
-        }
+        wire_wait(first_due ? first_due->due_ns : NEVER);
         advance_due();
-        advance_all_unpaced();
     }
 }

@@ -20,8 +20,16 @@ def _benchmarks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(ROOT)
 
 
+@pytest.fixture(params=["io_uring, or what the kernel allows", "epoll"])
+def loop(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """How load and upstream speak to the kernel."""
+    if request.param == "epoll":
+        monkeypatch.setenv("BENCH_LOOP", "epoll")
+    return str(request.param)
+
+
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[Any]:
+def server(tmp_path: Path, loop: str) -> Iterator[Any]:
     from benchmarks.peers import upstream
     from benchmarks.processes import free_port, running
 
@@ -57,6 +65,69 @@ def test_a_constant_rate_makes_the_calls_that_were_due(server: Any, tmp_path: Pa
     assert load.carried
 
 
+def test_a_load_says_how_it_speaks_to_the_kernel(server: Any, tmp_path: Path, loop: str) -> None:
+    from benchmarks.load import Burst, press
+    from benchmarks.peers import OPENAI
+
+    load = press(server, OPENAI, Burst("j", 8, 0.05), folder=tmp_path, core=CORE)
+    assert load.loop in loop
+
+
+def test_more_connections_than_there_are_buffers_are_all_answered(server: Any, tmp_path: Path) -> None:
+    from benchmarks.load import Burst, press
+    from benchmarks.peers import OPENAI
+
+    assert press(server, OPENAI, Burst("j", 900, 0.1), folder=tmp_path, core=CORE).calls >= 900
+
+
+@pytest.mark.parametrize("reads", [0, 300])
+def test_clients_that_leave_in_the_middle_of_a_stream_take_nothing_from_others(server: Any, reads: int) -> None:
+    from benchmarks.load import Burst, stream_once
+    from benchmarks.peers import OPENAI
+
+    body = Burst("s", 1, 1, stream=True, pace_us=500).body
+    head = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body)
+    for _ in range(20):
+        with socket.create_connection(("127.0.0.1", server.port)) as client:
+            client.sendall(head + body)
+            if reads:
+                client.recv(reads)
+    stream_once(server, OPENAI, rebuilds=False)
+
+
+def test_a_request_in_pieces_is_answered_once(server: Any) -> None:
+    from benchmarks.load import Burst
+
+    body = Burst("j", 1, 1).body
+    request = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+    with socket.create_connection(("127.0.0.1", server.port)) as client:
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for at in range(0, len(request), 60):
+            client.sendall(request[at : at + 60])
+        first = _answer_on(client)
+        client.sendall(request)
+        assert first == _answer_on(client)  # nothing else stood between them
+    assert first.startswith(b"HTTP/1.1 200 OK")
+
+
+def test_a_server_that_tidies_up_kept_connections_is_asked_again(tmp_path: Path, loop: str) -> None:
+    from benchmarks.load import Burst, press
+    from benchmarks.peers import OPENAI
+
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as listener:
+        stop = threading.Event()
+        teller = threading.Thread(target=_answer_each_once, args=(listener, stop))
+        teller.start()
+        tidy = _Bad(listener.getsockname()[1])
+        try:
+            load = press(tidy, OPENAI, Burst("t", 1, 0.05), folder=tmp_path, core=CORE)  # type: ignore[arg-type]
+        finally:
+            stop.set()
+            socket.create_connection(listener.getsockname()).close()
+            teller.join()
+    assert load.calls > 1
+
+
 @pytest.mark.parametrize(
     ("answer", "fault"),
     [
@@ -65,7 +136,7 @@ def test_a_constant_rate_makes_the_calls_that_were_due(server: Any, tmp_path: Pa
         (b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\ndata: [DONE]\n\n", "'socket_errors': 1"),
     ],
 )
-def test_a_bad_answer_voids_the_burst(tmp_path: Path, answer: bytes, fault: str) -> None:
+def test_a_bad_answer_voids_the_burst(tmp_path: Path, loop: str, answer: bytes, fault: str) -> None:
     from benchmarks.load import Burst, press
     from benchmarks.peers import OPENAI
     from benchmarks.processes import BenchError
@@ -95,6 +166,13 @@ def test_work_after_a_pause_is_compared_with_work_without_one_on_the_core_that_i
     assert os.sched_getaffinity(0) == cores
 
 
+def _answer_on(client: socket.socket) -> bytes:
+    wanted, came = (ROOT / "benchmarks" / "answer.json").read_bytes().strip(), b""
+    while not came.endswith(wanted):
+        came += client.recv(65536)
+    return came
+
+
 class _Bad:
     name = "bad"
 
@@ -110,3 +188,12 @@ def _tell_once(listener: socket.socket, answer: bytes) -> None:
     with connection:
         connection.recv(65536)
         connection.sendall(answer)
+
+
+def _answer_each_once(listener: socket.socket, stop: threading.Event) -> None:
+    """Keeps a connection, as it seems, and closes it all the same."""
+    while not stop.is_set():
+        connection, _ = listener.accept()
+        with connection:
+            if connection.recv(65536):
+                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")

@@ -24,7 +24,7 @@ def results(name: str, p50_us: float, flushes_ms: float | None = None) -> Any:
 
     found = Results(PEERS[name], rss_bytes=[1], two_flushes_ms=[flushes_ms] if flushes_ms else [])
     for burst in ("json-32", "streams", "rate-200", "rate-500"):
-        found.add(Load(burst, 100, 100, 1.0, 0.1, p50_us, p50_us, 0.0, 0.0))
+        found.add(Load(burst, 100, 100, 1.0, 0.1, p50_us, p50_us, 0.0, 0.0, loop="io_uring"))
     return found
 
 
@@ -58,3 +58,20 @@ def test_each_row_of_ours_is_started_with_the_flushing_that_its_title_says(
     config = Path(peer.launch(tmp_path, 8000, 9000).argv[-1])
     assert load(config, {}).ledger.synchronous == synchronous
     assert synchronous.upper() in peer.title
+
+
+def test_it_is_said_how_load_and_upstream_spoke_to_the_kernel() -> None:
+    from benchmarks.report import ratios
+
+    assert ratios([results("direct", 100)])[0].startswith("- direct: 100 JSON answers/s, 10,000 chunks/s, by io_uring (aim")
+
+
+def test_cores_are_kept_awake_where_the_machine_lets_us_and_else_it_is_said_that_they_may_sleep(tmp_path: Path) -> None:
+    from benchmarks.cores import KEPT_AWAKE, MAY_SLEEP, kept_awake
+
+    request = tmp_path / "cpu_dma_latency"
+    request.touch()
+    with kept_awake(request) as how:
+        assert (how, request.read_bytes()) == (KEPT_AWAKE, bytes(4))
+    with kept_awake(tmp_path / "none" / "cpu_dma_latency") as how:
+        assert how == MAY_SLEEP
