@@ -12,7 +12,8 @@
 #include <getopt.h>
 #include <strings.h>
 
-enum { MAX_CONNECTIONS = 1024, HEAD_BYTES = 16384, LONGEST_BODY = 65536, EXPONENTS = 58, STEPS = 128, PATIENCE_S = 60, LOOK_AGAIN_MS = 100 };
+enum { MAX_CONNECTIONS = 1024, HEAD_BYTES = 16384, LONGEST_BODY = 65536, EXPONENTS = 58, STEPS = 128 };
+static const uint64_t PATIENCE_NS = 60000000000;
 
 typedef enum { HEAD, SIZED, CHUNK_SIZE, CHUNK_DATA, CHUNK_END, TRAILER, UNTIL_CLOSE } State;
 
@@ -305,14 +306,15 @@ static void ask_what_is_due(uint64_t now) {
 
 /* When to look again although nothing came. */
 static uint64_t next_look(uint64_t now) {
-    uint64_t due = started_ns + issued * interval_ns, latest = now + LOOK_AGAIN_MS * 1000000ull;
-    return interval_ns && idle_count && now < ends_ns && due < latest ? due : latest;
+    uint64_t due = started_ns + issued * interval_ns;
+    if (now >= ends_ns) return ends_ns + PATIENCE_NS;
+    return interval_ns && idle_count && due < ends_ns ? due : ends_ns;
 }
 
 static int is_over(uint64_t now, int wanted) {
     int under_way = wanted - idle_count;
     if (now < ends_ns) return 0;
-    return !under_way || now > ends_ns + PATIENCE_S * 1000000000ull;
+    return !under_way || now >= ends_ns + PATIENCE_NS;
 }
 
 static void run(int wanted) {
@@ -337,7 +339,8 @@ static void make_request(const char *path, const char *body_file, const char *he
 }
 
 static void print_report(int wanted, uint64_t due, const char *loop) {
-    printf("{\"loop\": \"%s\", \"calls\": %lu, \"due\": %lu, \"unanswered\": %d, \"duration_us\": %lu, \"not_2xx\": %lu,"
+    printf("{\"loop\": \"%s\", \"calls\": %lu, \"due\": %lu, \"unanswered\": %d, \"duration_us\": %lu,"
+           " \"not_2xx\": %lu,"
            " \"socket_errors\": %lu, \"broken_streams\": %lu, \"chunks\": %lu, \"body_bytes\": %lu,"
            " \"p50_us\": %.1f, \"p99_us\": %.1f, \"first_p50_us\": %.1f, \"first_p99_us\": %.1f}\n",
            loop, calls, due, wanted - idle_count, (last_answer_ns - started_ns) / 1000, not_2xx, socket_errors,

@@ -167,6 +167,12 @@ static int wants_stream(const char *body, size_t length) {
 /* The last whole request that wanted an answer and no stream: the load asks the same again and again. */
 static Text usual;
 
+static void keep_usual(const char *request, size_t length) {
+    usual.bytes = realloc(usual.bytes, length);
+    usual.length = length;
+    memcpy(usual.bytes, request, length);
+}
+
 /* An answer of 1 KB always fits: each client waits for one before it asks for the next. */
 static void send_answer(Connection *c) {
     wire_send(c->fd, answer.bytes, answer.length, 0);
@@ -180,14 +186,11 @@ static void serve_request(Connection *c) {
     c->filled -= length;
     if (wants_stream(body, body_length)) {
         begin_stream(c, body, body_length);
-        return;
+    } else {
+        if (!c->filled) keep_usual(c->buffer, length);
+        send_answer(c);
     }
-    if (!c->filled) {
-        usual.bytes = realloc(usual.bytes, length);
-        usual.length = length;
-        memcpy(usual.bytes, c->buffer, length);
-    }
-    send_answer(c);
+    memmove(c->buffer, c->buffer + length, c->filled);
 }
 
 /* A chunk has gone. The next one follows in the next turn, so that streams take turns; with the last one, the end. */

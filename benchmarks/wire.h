@@ -1,4 +1,4 @@
-/* Bytes in and out of TCP connections, for a program of one thread: by io_uring, or by epoll where the kernel refuses that.
+/* Bytes in and out of TCP connections, for a program of one thread: by io_uring, or by epoll where that is refused.
  *
  * Load and upstream share a core, so what they cost is what they could not measure: io_uring hands many sends and
  * receives to the kernel in one system call. BENCH_LOOP=epoll in the environment takes the other way.
@@ -68,8 +68,8 @@ static void wire_watch(int fd) {
     else epoll_watch(fd);
 }
 
-/* All of it goes, after what went before. The bytes must stay as they are; the next send of a connection has to wait until
- * this one is told of, unless it is too small ever to find the socket full. A send that fails is followed by on_end. */
+/* All of it goes, after what went before. The bytes must stay as they are; the next send of a connection has to wait
+ * until this one is told of, unless it is too small ever to find the socket full. After one that fails comes on_end. */
 static void wire_send(int fd, const char *data, size_t length, int tell) {
     if (by_uring) uring_send(fd, data, length, tell);
     else epoll_send(fd, data, length, tell);

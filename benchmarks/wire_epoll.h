@@ -1,5 +1,6 @@
 /* wire.h by epoll: a system call for each send and each receive. */
 #include <sys/epoll.h>
+#include <sys/timerfd.h>
 
 typedef struct {
     const char *data; /* what is left of a send that found the socket full */
@@ -9,16 +10,37 @@ typedef struct {
 
 static Unsent unsent[MAX_FDS];
 static int sent[MAX_FDS], sent_count; /* to be told of */
-static int epoll_fd, epoll_listener = -1;
-
-static void epoll_start(void) {
-    epoll_fd = epoll_create1(EPOLL_CLOEXEC);
-    if (epoll_fd < 0) die("epoll_create1");
-}
+static int epoll_fd, epoll_timer, epoll_listener = -1;
+static uint64_t epoll_timer_at = UINT64_MAX;
 
 static void epoll_change(int fd, uint32_t events, int operation) {
     struct epoll_event event = {.events = events, .data.fd = fd};
     if (epoll_ctl(epoll_fd, operation, fd, &event)) die("epoll_ctl");
+}
+
+static void epoll_start(void) {
+    epoll_fd = epoll_create1(EPOLL_CLOEXEC);
+    epoll_timer = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC);
+    if (epoll_fd < 0 || epoll_timer < 0) die("epoll_create1");
+    epoll_change(epoll_timer, EPOLLIN, EPOLL_CTL_ADD);
+}
+
+/* The patience of epoll_wait is in milliseconds, and that of epoll_pwait2 stretched by the 50 µs of timer slack. */
+static void epoll_set_timer(uint64_t until_ns) {
+    if (until_ns == epoll_timer_at) return;
+    struct itimerspec at = {0}; /* which is never */
+    if (until_ns != NEVER) {
+        at.it_value.tv_sec = (time_t)(until_ns / 1000000000u);
+        at.it_value.tv_nsec = (long)(until_ns % 1000000000u);
+    }
+    if (timerfd_settime(epoll_timer, TFD_TIMER_ABSTIME, &at, NULL)) die("timerfd_settime");
+    epoll_timer_at = until_ns;
+}
+
+static void epoll_timer_rang(void) {
+    uint64_t expirations;
+    if (read(epoll_timer, &expirations, sizeof expirations) < 0 && errno != EAGAIN) die("timerfd");
+    epoll_timer_at = NEVER;
 }
 
 static void epoll_listen(int fd) {
@@ -70,6 +92,10 @@ static void epoll_happened(const struct epoll_event *event) {
         epoll_accept();
         return;
     }
+    if (fd == epoll_timer) {
+        epoll_timer_rang();
+        return;
+    }
     if (event->events & EPOLLOUT && unsent[fd].left) {
         epoll_go_on(fd);
         if (!unsent[fd].left) epoll_change(fd, EPOLLIN, EPOLL_CTL_MOD);
@@ -87,9 +113,10 @@ static void epoll_tell_of_sent(void) {
 
 static void epoll_wait_once(uint64_t until_ns) {
     struct epoll_event events[256];
-    struct timespec patience = time_until(sent_count ? 0 : until_ns);
-    int count = epoll_pwait2(epoll_fd, events, 256, until_ns == NEVER && !sent_count ? NULL : &patience, NULL);
-    if (count < 0 && errno != EINTR) die("epoll_pwait2");
+    int at_once = sent_count || !until_ns;
+    if (!at_once) epoll_set_timer(until_ns);
+    int count = epoll_wait(epoll_fd, events, 256, at_once ? 0 : -1);
+    if (count < 0 && errno != EINTR) die("epoll_wait");
     for (int i = 0; i < count; i++) epoll_happened(&events[i]);
     epoll_tell_of_sent();
 }

@@ -7,7 +7,7 @@
 #include <sys/syscall.h>
 
 enum { SQ_ENTRIES = 4096, CQ_ENTRIES = 16384, BUFFERS = 256, BUFFER_BYTES = 4096 };
-typedef enum { ACCEPT, RECEIVE, SEND } Kind;
+typedef enum { ACCEPT, RECEIVE, SEND, UNTOLD_SEND } Kind;
 
 static int ring_fd;
 static unsigned *sq_head, *sq_tail, sq_next, *cq_head, *cq_tail;
@@ -16,7 +16,8 @@ static struct io_uring_cqe *cqes;
 static struct io_uring_buf_ring *buffers;
 static char *buffer_bytes;
 static uint16_t buffers_tail;
-static uint32_t lives[MAX_FDS]; /* how often a descriptor was closed: what comes for an earlier one of its number is void */
+/* How often a descriptor was closed: what comes for an earlier one of its number is void. */
+static uint32_t lives[MAX_FDS];
 
 static int uring_map(const struct io_uring_params *p) {
     size_t rings = p->sq_off.array + p->sq_entries * sizeof(unsigned);
@@ -36,6 +37,11 @@ static int uring_map(const struct io_uring_params *p) {
     return 1;
 }
 
+static int uring_share_buffers(void) {
+    struct io_uring_buf_reg group = {.ring_addr = (uint64_t)(uintptr_t)buffers, .ring_entries = BUFFERS};
+    return !syscall(__NR_io_uring_register, ring_fd, IORING_REGISTER_PBUF_RING, &group, 1);
+}
+
 static void give_buffer(unsigned id) {
     struct io_uring_buf *slot = &buffers->bufs[buffers_tail++ % BUFFERS];
     slot->addr = (uint64_t)(uintptr_t)(buffer_bytes + id * BUFFER_BYTES);
@@ -47,14 +53,13 @@ static void give_buffer(unsigned id) {
 /* 0: the kernel does not offer it, or not to us. */
 static int uring_start(void) {
     struct io_uring_params params = {
-        .flags = IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_CQSIZE, .cq_entries = CQ_ENTRIES};
+        .flags = IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_CQSIZE,
+        .cq_entries = CQ_ENTRIES};
     ring_fd = (int)syscall(__NR_io_uring_setup, SQ_ENTRIES, &params);
     if (ring_fd < 0) return 0;
-    struct io_uring_buf_reg group = {.ring_entries = BUFFERS};
     buffer_bytes = malloc(BUFFERS * BUFFER_BYTES);
-    if (!buffer_bytes || !uring_map(&params)) die("io_uring");
-    group.ring_addr = (uint64_t)(uintptr_t)buffers;
-    if (syscall(__NR_io_uring_register, ring_fd, IORING_REGISTER_PBUF_RING, &group, 1)) {
+    if (!buffer_bytes) die("malloc");
+    if (!uring_map(&params) || !uring_share_buffers()) {
         close(ring_fd);
         return 0;
     }
@@ -70,7 +75,8 @@ static void uring_enter(int wait, uint64_t until_ns) {
     __atomic_store_n(sq_tail, sq_next, __ATOMIC_RELEASE);
     if (wait && until_ns != NEVER) flags |= IORING_ENTER_EXT_ARG;
     void *argument = flags & IORING_ENTER_EXT_ARG ? &limit : NULL;
-    long done = syscall(__NR_io_uring_enter, ring_fd, submitted, wait ? 1 : 0, flags, argument, argument ? sizeof limit : 0);
+    size_t size = argument ? sizeof limit : 0;
+    long done = syscall(__NR_io_uring_enter, ring_fd, submitted, wait ? 1 : 0, flags, argument, size);
     if (done < 0 && errno != ETIME && errno != EINTR && errno != EBUSY && errno != EAGAIN) die("io_uring_enter");
 }
 
@@ -97,7 +103,7 @@ static void uring_watch(int fd) {
 }
 
 static void uring_send(int fd, const char *data, size_t length, int tell) {
-    struct io_uring_sqe *sqe = ask_for(IORING_OP_SEND, fd, SEND);
+    struct io_uring_sqe *sqe = ask_for(IORING_OP_SEND, fd, tell ? SEND : UNTOLD_SEND);
     sqe->addr = (uint64_t)(uintptr_t)data;
     sqe->len = (uint32_t)length;
     sqe->msg_flags = MSG_NOSIGNAL | MSG_WAITALL; /* the rest of a short send is sent before it is told of */
@@ -137,7 +143,7 @@ static void uring_happened(const struct io_uring_cqe *cqe) {
         } else if (kind == ACCEPT) {
             if (cqe->res >= 0) on_connection(cqe->res);
             if (!(cqe->flags & IORING_CQE_F_MORE)) uring_listen(fd);
-        } else if (cqe->res > 0) {
+        } else if (kind == SEND && cqe->res > 0) {
             on_sent(fd);
         }
     }

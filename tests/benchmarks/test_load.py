@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import os
 import socket
+import struct
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +17,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent.parent
 CORE = min(os.sched_getaffinity(0))
+IO_URING_SETUP = 425
+"""The system call's number, the same on every machine but Alpha."""
 
 
 @pytest.fixture(autouse=True)
@@ -70,7 +76,31 @@ def test_a_load_says_how_it_speaks_to_the_kernel(server: Any, tmp_path: Path, lo
     from benchmarks.peers import OPENAI
 
     load = press(server, OPENAI, Burst("j", 8, 0.05), folder=tmp_path, core=CORE)
-    assert load.loop in loop
+    offered = loop != "epoll" and _kernel_offers_io_uring()
+    assert load.loop == ("io_uring" if offered else "epoll")
+
+
+def test_load_and_upstream_do_their_work_by_epoll_where_the_kernel_refuses_io_uring(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(1, initializer=_refuse_io_uring) as refused:
+        assert not refused.submit(_kernel_offers_io_uring).result()
+        load = refused.submit(_stream_between_own_programs, tmp_path).result()
+    assert load.loop == "epoll"
+    assert load.chunks == load.calls * 100 > 0
+
+
+def test_streams_reach_a_reader_whose_socket_is_full_byte_for_byte_and_in_their_order(server: Any) -> None:
+    from benchmarks.load import Burst
+
+    body = Burst("s", 1, 1, stream=True).body
+    request = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+    came = []
+    for receive_buffer, streams in [(65536, 1), (2048, 20)]:
+        with socket.socket() as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+            client.connect(("127.0.0.1", server.port))
+            client.sendall(request * streams)
+            came.append(_until_ends(client, streams))
+    assert came[1] == came[0] * 20
 
 
 def test_more_connections_than_there_are_buffers_are_all_answered(server: Any, tmp_path: Path) -> None:
@@ -170,6 +200,48 @@ def _answer_on(client: socket.socket) -> bytes:
     wanted, came = (ROOT / "benchmarks" / "answer.json").read_bytes().strip(), b""
     while not came.endswith(wanted):
         came += client.recv(65536)
+    return came
+
+
+def _kernel_offers_io_uring() -> bool:
+    """Whether it looks at what is asked for (which is nothing, hence the fault), and is new enough for wire_uring.h."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.syscall(IO_URING_SETUP, 1, None)
+    version = tuple(int(part) for part in os.uname().release.split("-")[0].split(".")[:2])
+    return ctypes.get_errno() == errno.EFAULT and version >= (6, 1)
+
+
+def _refuse_io_uring() -> None:
+    """For this thread and the processes that it starts, for good, as container runtimes do."""
+    no_new_privileges, set_seccomp, by_filter = 38, 22, 2
+    load_number, jump_if_equal, give_back = 0x20, 0x15, 0x06
+    refuse, allow = 0x00050000 | errno.EPERM, 0x7FFF0000
+    rules = [(load_number, 0, 0, 0), (jump_if_equal, 0, 1, IO_URING_SETUP), (give_back, 0, 0, refuse)]
+    packed = b"".join(struct.pack("HBBI", *rule) for rule in [*rules, (give_back, 0, 0, allow)])
+    program = struct.pack("HP", len(packed) // 8, ctypes.addressof(kept := ctypes.create_string_buffer(packed)))
+    libc = ctypes.CDLL(None, use_errno=True)
+    refused = libc.prctl(no_new_privileges, 1, 0, 0, 0) or libc.prctl(set_seccomp, by_filter, program, 0, 0)
+    del kept
+    if refused:
+        raise OSError(ctypes.get_errno(), "seccomp")
+
+
+def _stream_between_own_programs(folder: Path) -> Any:
+    from benchmarks.load import Burst, press
+    from benchmarks.peers import OPENAI, upstream
+    from benchmarks.processes import free_port, running
+
+    port = free_port()
+    with running("upstream", upstream(folder, port).argv, port=port, core=CORE, folder=folder) as server:
+        return press(server, OPENAI, Burst("s", 8, 0.05, stream=True), folder=folder, core=CORE)
+
+
+def _until_ends(client: socket.socket, streams: int) -> bytes:
+    came = b""
+    while came.count(b"\r\n0\r\n\r\n") < streams:
+        got = client.recv(65536)
+        assert got
+        came += got
     return came
 
 

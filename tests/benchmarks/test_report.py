@@ -63,7 +63,9 @@ def test_each_row_of_ours_is_started_with_the_flushing_that_its_title_says(
 def test_it_is_said_how_load_and_upstream_spoke_to_the_kernel() -> None:
     from benchmarks.report import ratios
 
-    assert ratios([results("direct", 100)])[0].startswith("- direct: 100 JSON answers/s, 10,000 chunks/s, by io_uring (aim")
+    assert ratios([results("direct", 100)])[0].startswith(
+        "- direct: 100 JSON answers/s, 10,000 chunks/s, by io_uring (aim"
+    )
 
 
 def test_cores_are_kept_awake_where_the_machine_lets_us_and_else_it_is_said_that_they_may_sleep(tmp_path: Path) -> None:
