@@ -89,7 +89,7 @@ def test_the_usage_that_was_only_asked_for_by_the_relay_is_all_that_is_withheld(
     held = [
         name for name in EXPECTED if without_usage_event((GOLDEN / name).read_bytes()) != (GOLDEN / name).read_bytes()
     ]
-    assert "stream_usage.sse" in held
+    assert "stream.sse" in held
     assert "stream_deepseek.sse" not in held
     assert "stream_relay_usage_on_every_chunk.sse" not in held
 

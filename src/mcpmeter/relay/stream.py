@@ -47,6 +47,7 @@ class StreamTee:
         self._has_content: Callable[[bytes], bool] | None = getattr(dialect, "has_content", None)
         self._content_seen = False
         self._told = Read()
+        self._counted_in = b""
         self._withhold = withhold_usage
         self._bare: Callable[[bytes], bytes] | None = (
             getattr(dialect, "without_null_usage", None) if withhold_usage else None
@@ -105,9 +106,12 @@ class StreamTee:
     def is_whole(self) -> bool:
         """Whether the stream said how it ended: its last event, a finish reason, usage or an error."""
         told = self._told
-        ended = bool(self.end or told.finish_reason or told.is_error)
-        # In instalments, usage comes long before the end.
-        return ended or (self._joined is merge and (told.usage is not None or told.bad_usage))
+        return bool(self.end or told.finish_reason or told.is_error) or self._usage_came_last
+
+    @property
+    def _usage_came_last(self) -> bool:
+        # In instalments usage comes long before the end, and some servers count on in every chunk.
+        return self._joined is merge and any(map(self._dialect.only_usage, whole_events(self._counted_in)))
 
     def finish(self) -> bytes:
         """Upstream has ended: what is held goes on, read if it can be."""
@@ -121,8 +125,10 @@ class StreamTee:
         read = self._read_events(block)
         if read is not None:
             self._told = self._joined(self._told, read)
-            if self._withhold and (read.usage is not None or read.bad_usage):
-                block = self._without_usage_event(block)
+            if read.usage is not None or read.bad_usage:
+                self._counted_in = block
+                if self._withhold:
+                    block = self._without_usage_event(block)
         if self._has_content is not None and not self._content_seen:
             self._content_seen = self._has_content(block)
         for mark in self._end_marks:

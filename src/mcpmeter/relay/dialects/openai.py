@@ -61,6 +61,9 @@ class ToldUsage(msgspec.Struct, frozen=True, gc=False):
     prompt_tokens_details: msgspec.Raw = ABSENT
     completion_tokens_details: msgspec.Raw = ABSENT
     prompt_cache_hit_tokens: Tokens | None = None  # DeepSeek's name for cached_tokens
+    num_cached_tokens: msgspec.Raw = ABSENT  # Mistral's
+    cached_tokens: msgspec.Raw = ABSENT  # Moonshot's
+    prompt_audio_seconds: msgspec.Raw = ABSENT  # Mistral: sound that `prompt_tokens` leaves out
 
 
 class UsualUsage(msgspec.Struct, frozen=True, gc=False):
@@ -72,6 +75,9 @@ class UsualUsage(msgspec.Struct, frozen=True, gc=False):
     prompt_tokens_details: _PromptDetails | None = None
     completion_tokens_details: _CompletionDetails | None = None
     prompt_cache_hit_tokens: Tokens | None = None
+    num_cached_tokens: Tokens | None = None
+    cached_tokens: Tokens | None = None
+    prompt_audio_seconds: msgspec.Raw = ABSENT
     cost: msgspec.Raw = ABSENT
 
 
@@ -89,6 +95,7 @@ _parts_decoder = msgspec.json.Decoder(_CostInParts)
 _fields_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _prompt_details_decoder = msgspec.json.Decoder(_PromptDetails)
 _completion_details_decoder = msgspec.json.Decoder(_CompletionDetails)
+_count_decoder = msgspec.json.Decoder(Tokens)
 _NO_PROMPT_DETAILS: Final = _PromptDetails()
 _NO_COMPLETION_DETAILS: Final = _CompletionDetails()
 
@@ -145,21 +152,44 @@ def read_usage(
     if completion is None:
         completion = max(0, (told.total_tokens or 0) - told.prompt_tokens)
     details, written = _prompt_details(told.prompt_tokens_details), _completion_details(told.completion_tokens_details)
-    return _within_totals(told.prompt_tokens, completion, details, written, told.prompt_cache_hit_tokens), False
+    cached = (told.prompt_cache_hit_tokens, _count(told.num_cached_tokens), _count(told.cached_tokens))
+    completion += _thoughts(told, told.prompt_tokens, completion, written)
+    return _within_totals(told.prompt_tokens, completion, details, written, cached), False
 
 
 def usage_of(told: UsualUsage) -> Usage:
     """What `read_usage` finds in it."""
+    prompt, completion = told.prompt_tokens, told.completion_tokens
     details = told.prompt_tokens_details or _NO_PROMPT_DETAILS
     written = told.completion_tokens_details or _NO_COMPLETION_DETAILS
-    return _within_totals(told.prompt_tokens, told.completion_tokens, details, written, told.prompt_cache_hit_tokens)
+    cached = (told.prompt_cache_hit_tokens, told.num_cached_tokens, told.cached_tokens)
+    if told.total_tokens is not None and told.total_tokens > prompt + completion:
+        completion += _thoughts(told, prompt, completion, written)
+    return _within_totals(prompt, completion, details, written, cached)
+
+
+def _thoughts(told: ToldUsage | UsualUsage, prompt: int, completion: int, written: _CompletionDetails) -> int:
+    """What the total holds beyond prompt and completion, where that is what the model thought: Google and xAI bill
+    thoughts as completion and count them beside it. 0 where it can be something else."""
+    beyond = (told.total_tokens or 0) - prompt - completion
+    if beyond <= 0 or not is_blank(told.prompt_audio_seconds):
+        return 0
+    return beyond if written.reasoning_tokens is None or written.reasoning_tokens == beyond else 0
 
 
 def _within_totals(
-    prompt: int, completion: int, details: _PromptDetails, written: _CompletionDetails, cache_hit: int | None
+    prompt: int,
+    completion: int,
+    details: _PromptDetails,
+    written: _CompletionDetails,
+    cached_elsewhere: tuple[int | None, int | None, int | None],
 ) -> Usage:
     """Details are parts of the totals; a provider that says otherwise is held to its totals, which it bills."""
-    cached = min(details.cached_tokens or cache_hit or 0, prompt)
+    cached = details.cached_tokens
+    if cached is None:
+        first, second, third = cached_elsewhere
+        cached = first or second or third or 0
+    cached = min(cached, prompt)
     return Usage(
         prompt_tokens=prompt,
         completion_tokens=completion,
@@ -169,6 +199,14 @@ def _within_totals(
         audio_tokens=min((details.audio_tokens or 0) + (written.audio_tokens or 0), prompt + completion),
         source="reported",
     )
+
+
+def _count(raw: msgspec.Raw) -> int | None:
+    # Like other details, left out where it cannot be.
+    try:
+        return _count_decoder.decode(raw) if is_told(raw) else None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
 
 
 def _prompt_details(raw: msgspec.Raw) -> _PromptDetails:

@@ -21,6 +21,12 @@ _NULL_USAGE: Final = re.compile(
 """At the end of an event's last line of data, where OpenAI puts it: the brace behind it is the outermost object's. In a
 text its quotes would be escaped."""
 
+ERROR: Final = "error"
+"""The finish reason of an answer that broke off (Mistral, Together, vLLM)."""
+
+QUOTE: Final = ord('"')
+NO_TEXT: Final = len('""')
+
 
 class _Message(msgspec.Struct, frozen=True, gc=False):
     role: str
@@ -55,7 +61,22 @@ class _Said(msgspec.Struct, frozen=True, gc=False):
 class _Choice(msgspec.Struct, frozen=True, gc=False):
     finish_reason: str | None = None
     message: msgspec.Raw = openai.ABSENT
+    messages: msgspec.Raw = openai.ABSENT
+    """Mistral's, in place of one message."""
     delta: msgspec.Raw = openai.ABSENT
+    usage: msgspec.Raw = openai.ABSENT
+    """Moonshot's, at the end of a stream."""
+
+
+class _XGroq(msgspec.Struct, frozen=True, gc=False):
+    """Groq's own object: in the last event of a stream it tells the usage, or what has ended it."""
+
+    usage: msgspec.Raw = openai.ABSENT
+    error: msgspec.Raw = openai.ABSENT
+
+
+class _Part(msgspec.Struct, frozen=True, gc=False):
+    type: str = ""
 
 
 class _Answer(msgspec.Struct, frozen=True, gc=False):
@@ -63,10 +84,16 @@ class _Answer(msgspec.Struct, frozen=True, gc=False):
     choices: list[_Choice] | None = None
     usage: msgspec.Raw = openai.ABSENT
     error: msgspec.Raw = openai.ABSENT
+    x_groq: msgspec.Raw = openai.ABSENT
+
+
+class _UsualMessage(msgspec.Struct, frozen=True, gc=False):
+    content: msgspec.Raw
+    refusal: None = None
 
 
 class _UsualChoice(msgspec.Struct, frozen=True, gc=False):
-    message: _Said
+    message: _UsualMessage
     finish_reason: str | None = None
 
 
@@ -83,6 +110,9 @@ _request_decoder = msgspec.json.Decoder(_Request)
 _usual_decoder = msgspec.json.Decoder(_Usual)
 _answer_decoder = msgspec.json.Decoder(_Answer)
 _said_decoder = msgspec.json.Decoder(_Said)
+_groq_decoder = msgspec.json.Decoder(_XGroq)
+_parts_decoder = msgspec.json.Decoder(list[_Part])
+_NO_GROQ: Final = _XGroq()
 _NOTHING_SAID: Final = _Said()
 _HINT: Final = 'The least is {"model": "…", "messages": [{"role": "user", "content": "…"}]}.'
 
@@ -132,7 +162,7 @@ class OpenAiChat:
         if usual is not None:
             return usual
         answer = _answer_of(body)
-        said = [_said(choice.message) for choice in answer.choices or ()]
+        said = [_said_in_all(choice) for choice in answer.choices or ()]
         return _read(answer, said, is_empty=answer.choices is not None and all(map(_is_silent, said)))
 
     def read_events(self, block: bytes) -> Read | None:
@@ -210,12 +240,14 @@ def _read_usual(body: bytes) -> Read | None:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
     choice, told = answer.choices[0], answer.usage
-    if openai.is_blank(choice.message.content) or not openai.is_blank(choice.message.refusal):
+    content, ended = choice.message.content, choice.finish_reason
+    # Content may be a list, and hold nothing but thoughts.
+    if len(content) <= NO_TEXT or memoryview(content)[0] != QUOTE or ended == ERROR:
         return None
     return Read(
         usage=openai.usage_of(told),
         model=openai.cleaned(answer.model),
-        finish_reason=openai.cleaned(choice.finish_reason),
+        finish_reason=openai.cleaned(ended),
         reported_usd=openai.usd_of(told.cost),
     )
 
@@ -248,10 +280,12 @@ def _has_content(payload: bytes) -> bool:
 
 
 def _read(answer: _Answer, said: Sequence[_Said | None], *, is_empty: bool = False) -> Read:
-    usage, bad = openai.read_usage(answer.usage)
-    is_error = openai.is_error(answer.error)
+    groq = _groq(answer.x_groq)
+    told = _told_usage(answer, groq)
+    usage, bad = openai.read_usage(told)
     reasons = [choice.finish_reason for choice in answer.choices or () if choice.finish_reason]
     refusals = [part for part in said if part is not None and not openai.is_blank(part.refusal)]
+    is_error = openai.is_error(answer.error) or openai.is_error(groq.error) or ERROR in reasons
     return Read(
         usage=usage,
         bad_usage=bad,
@@ -260,8 +294,30 @@ def _read(answer: _Answer, said: Sequence[_Said | None], *, is_empty: bool = Fal
         is_error=is_error,
         is_refusal=bool(refusals),
         is_empty=is_empty and not is_error,
-        reported_usd=openai.reported_usd(answer.usage),
+        reported_usd=openai.reported_usd(told),
     )
+
+
+def _groq(raw: msgspec.Raw) -> _XGroq:
+    if not openai.is_told(raw):
+        return _NO_GROQ
+    try:
+        return _groq_decoder.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return _NO_GROQ
+
+
+def _told_usage(answer: _Answer, groq: _XGroq) -> msgspec.Raw:
+    """The answer's usage; where it has none, what stands elsewhere for it."""
+    if openai.is_told(answer.usage):
+        return answer.usage
+    # In a JSON answer, Groq's own usage counts caches alone.
+    elsewhere = (groq.usage, *(choice.usage for choice in answer.choices or ()))
+    return next((usage for usage in elsewhere if b'"prompt_tokens"' in bytes(usage)), answer.usage)
+
+
+def _said_in_all(choice: _Choice) -> _Said | None:
+    return _said(choice.message) if openai.is_blank(choice.messages) else None
 
 
 def _said(raw: msgspec.Raw) -> _Said | None:
@@ -276,16 +332,38 @@ def _said(raw: msgspec.Raw) -> _Said | None:
 
 def _is_silent(said: _Said | None) -> bool:
     # What cannot be read may be content: an answer is called empty only where it is known to be.
-    if said is None or not openai.is_blank(said.content):
+    if said is None or not (openai.is_blank(said.content) or _is_thought(said.content)):
         return False
     # Reasoning alone is no answer: that is what a model says which ran out of tokens while it thought.
     others = (said.tool_calls, said.refusal, said.function_call, said.audio, said.images)
     return all(map(openai.is_blank, others))
 
 
+def _is_thought(content: msgspec.Raw) -> bool:
+    """Whether it is a list of parts, as Mistral writes them, and all of them are thoughts."""
+    if not bytes(content).startswith(b"["):
+        return False
+    try:
+        return all(part.type == "thinking" for part in _parts_decoder.decode(content))
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return False
+
+
 def _texts(answer: bytes) -> Iterator[str]:
     for choice in bodies.dicts_in(bodies.under(bodies.value_of(answer), "choices")):
-        written = choice.get("message") or choice.get("delta")
-        if isinstance(written, dict):
-            for name in ("content", "reasoning_content", "refusal", "tool_calls"):
-                yield from json_text.text_of(written.get(name))
+        messages = choice.get("messages")
+        said = messages if isinstance(messages, list) else [choice.get("message") or choice.get("delta")]
+        for written in bodies.dicts_in(said):
+            yield from _written(written.get("content"))
+            # Some servers tell what was thought under both names.
+            yield from json_text.text_of(written.get("reasoning_content") or written.get("reasoning"))
+            yield from json_text.text_of([written.get("refusal"), written.get("tool_calls")])
+
+
+def _written(content: Any) -> Iterator[str]:
+    """A text, or those of a list of parts and of the thoughts in it, without what the parts are called."""
+    if isinstance(content, str):
+        yield content
+    for part in bodies.dicts_in(content):
+        for inner in (part, *bodies.dicts_in(part.get("thinking"))):
+            yield from (text for text in map(inner.get, ("text", "thinking", "refusal")) if isinstance(text, str))
