@@ -21,6 +21,8 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "openai_chat"
 EXPECTED = {n: e for n, e in json.loads((GOLDEN / "expected.json").read_text()).items() if n.endswith(".sse")}
 USAGE_ALONE = re.compile(rb'data: \{[^\r\n]*"choices": ?\[\][^\r\n]*"usage": ?\{[^\r\n]*(\n\n|\r\n\r\n|\r\r)')
 
+USAGE_EVENT = b'data: {"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":2}}\n\n'
+
 
 def pass_through(pieces: list[bytes], *, withhold: bool) -> tuple[bytes, StreamTee]:
     tee = StreamTee(OpenAiChat(), withhold_usage=withhold)
@@ -92,6 +94,21 @@ def test_the_usage_that_was_only_asked_for_by_the_relay_is_all_that_is_withheld(
     assert "stream.sse" in held
     assert "stream_deepseek.sse" not in held
     assert "stream_relay_usage_on_every_chunk.sse" not in held
+
+
+@pytest.mark.parametrize("name", ["stream_gemini.sse", "stream_vllm.sse", "stream_relay_usage_on_every_chunk.sse"])
+def test_a_count_in_every_chunk_does_not_make_a_stream_whole_that_broke_off(name):
+    events = whole_events((GOLDEN / name).read_bytes())
+    begun = list(itertools.takewhile(lambda event: b'"finish_reason":"' not in event, events))
+    _out, tee = pass_through(begun, withhold=True)
+    assert tee.counted is not None
+    assert not tee.is_whole
+
+
+def test_a_count_that_comes_alone_says_that_the_stream_is_done():
+    for withhold in (True, False):
+        _out, tee = pass_through([USAGE_EVENT], withhold=withhold)
+        assert tee.is_whole
 
 
 @pytest.mark.parametrize(

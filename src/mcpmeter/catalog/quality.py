@@ -12,7 +12,7 @@ OPENAI_CHAT: Final = ("stop", "length", "tool_calls", "content_filter", "functio
 OPENAI_COMPATIBLE: Final = (
     "insufficient_system_resource",  # DeepSeek
     "model_length", "error",  # Mistral; OpenRouter for an error in a stream
-    "eos", "abort",  # Together, vLLM
+    "eos", "abort", "repetition",  # Together; vLLM
 )
 OPENAI_RESPONSES: Final = (
     "completed", "incomplete", "failed", "cancelled", "max_output_tokens", "max_messages", "steered",

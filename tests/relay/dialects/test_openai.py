@@ -45,6 +45,23 @@ BAD = (None, True)
         ('{"prompt_tokens":5,"completion_tokens":0}', reported(5, 0)),
         ('{"prompt_tokens":5,"total_tokens":7}', reported(5, 2)),
         ('{"prompt_tokens":5,"total_tokens":3}', reported(5, 0)),
+        # What a model thought, which Google and xAI count in the total alone.
+        ('{"prompt_tokens":9,"completion_tokens":1,"total_tokens":103}', reported(9, 94)),
+        ('{"prompt_tokens":9,"completion_tokens":0,"total_tokens":9}', reported(9, 0)),
+        ('{"prompt_tokens":9,"completion_tokens":5,"total_tokens":9}', reported(9, 5)),
+        (
+            '{"prompt_tokens":9,"completion_tokens":1,"total_tokens":30,"completion_tokens_details":'
+            '{"reasoning_tokens":20}}',
+            reported(9, 21, reasoning_tokens=20),
+        ),
+        # Here it can be something else.
+        (
+            '{"prompt_tokens":9,"completion_tokens":8,"total_tokens":30,"completion_tokens_details":'
+            '{"reasoning_tokens":6}}',
+            reported(9, 8, reasoning_tokens=6),
+        ),
+        ('{"prompt_tokens":9,"completion_tokens":1,"total_tokens":103,"prompt_audio_seconds":7}', reported(9, 1)),
+        ('{"prompt_tokens":9,"completion_tokens":1,"total_tokens":20,"prompt_audio_seconds":null}', reported(9, 11)),
         ('{"prompt_tokens":5}', BAD),
         ('{"completion_tokens":5}', BAD),
         ('{"total_tokens":5}', BAD),
@@ -84,6 +101,11 @@ def test_totals_are_taken_as_they_are_or_not_at_all(text, expected):
             {"cached_read_tokens": 8, "cache_write_tokens": 2},
         ),
         ('"prompt_cache_hit_tokens":6', {"cached_read_tokens": 6}),
+        ('"num_cached_tokens":6', {"cached_read_tokens": 6}),
+        ('"cached_tokens":6', {"cached_read_tokens": 6}),
+        ('"cached_tokens":99', {"cached_read_tokens": 10}),
+        ('"cached_tokens":-1,"num_cached_tokens":"many"', {}),
+        ('"prompt_tokens_details":{"cached_tokens":0},"cached_tokens":6', {}),
         ('"completion_tokens_details":{"reasoning_tokens":99}', {"reasoning_tokens": 5}),
         (
             '"prompt_tokens_details":{"audio_tokens":9},"completion_tokens_details":{"audio_tokens":9}',
@@ -116,6 +138,9 @@ details = st.dictionaries(
                 "completion_tokens",
                 "total_tokens",
                 "prompt_cache_hit_tokens",
+                "num_cached_tokens",
+                "cached_tokens",
+                "prompt_audio_seconds",
                 "prompt_tokens_details",
                 "completion_tokens_details",
             ]

@@ -85,6 +85,10 @@ def test_a_providers_words_are_bounded_and_printable_before_they_reach_a_row():
         (b'{"content":null,"refusal":null,"tool_calls":[]}', False, True),
         (b'{"content":"","refusal":""}', False, True),
         (b'{"content":[],"reasoning_content":"Hm."}', False, True),
+        (b'{"content":[{"type":"thinking","thinking":[{"type":"text","text":"Hm."}]}]}', False, True),
+        (b'{"content":[{"type":"thinking","thinking":[]},{"type":"text","text":"4"}]}', False, False),
+        (b'{"content":[{"type":"of tomorrow"}]}', False, False),
+        (b'{"content":[{"type":7}]}', False, False),
         (b"{}", False, True),
         (b"null", False, True),
         (b"7", False, False),
@@ -97,6 +101,25 @@ def test_an_answer_is_called_empty_or_a_refusal_only_where_it_is(message, is_ref
     event = b'data: {"choices":[{"delta":%s,"finish_reason":"stop"}]}\n\n' % message
     assert CHAT.read_events(event).is_refusal == is_refusal
     assert CHAT.has_content(event) != is_empty
+
+
+def test_messages_in_place_of_one_message_are_neither_called_empty_nor_left_out_of_an_estimate():
+    body = b'{"choices":[{"messages":[{"content":"12345678"},{"content":"12345678"}],"finish_reason":"stop"}]}'
+    assert not CHAT.read_answer(body).is_empty
+    assert CHAT.completion_tokens(body) == pytest.approx(4, abs=1)
+
+
+@pytest.mark.parametrize("content", [b'"Hel"', b'""', b"null"])
+def test_an_answer_that_broke_off_is_an_error_whatever_it_holds(content):
+    choice = b'{"message":{"content":%s},"finish_reason":"error"}' % content
+    read = CHAT.read_answer(b'{"choices":[%s],"usage":{"prompt_tokens":3,"completion_tokens":2}}' % choice)
+    assert (read.is_error, read.is_empty, read.usage.completion_tokens) == (True, False, 2)
+
+
+@pytest.mark.parametrize("odd", [b"7", b"[]", b'"x"', b'{"usage":7}', b'{"usage":{"dram_cached_tokens":4}}', b"null"])
+def test_what_groq_tells_beside_the_answer_does_not_spoil_it(odd):
+    read = CHAT.read_answer(b'{"choices":[{"message":{"content":""}}],"x_groq":%s}' % odd)
+    assert (read.usage, read.bad_usage, read.is_error) == (None, False, False)
 
 
 def test_an_answer_of_several_choices_is_empty_if_all_of_them_are():
@@ -285,6 +308,26 @@ def test_an_answer_is_estimated_near_what_was_billed(name):
 
 
 @pytest.mark.parametrize(
+    ("said", "tokens"),
+    [
+        (b'{"content":"","reasoning":"%s"}', 100),
+        (b'{"content":"","reasoning_content":"%s"}', 100),
+        (b'{"reasoning":"%s","reasoning_content":"the same again"}', 4),
+        (b'{"content":[{"type":"thinking","thinking":[{"type":"text","text":"%s"}]}]}', 100),
+        (b'{"content":[{"type":"thinking","thinking":"%s"}]}', 100),
+        (b'{"content":[{"type":"text","text":"%s"},7]}', 100),
+        (b'{"content":[{"type":"thinking","thinking":[{"type":"text","text":7}]}],"refusal":"%s"}', 100),
+        (b'{"content":[{"type":"image_url","image_url":{"url":"%s"}}]}', 0),
+    ],
+)
+def test_what_was_thought_is_estimated_too_and_once_and_without_what_its_parts_are_called(said, tokens):
+    choice = said % (b"four" * 100)
+    assert CHAT.completion_tokens(b'{"choices":[{"message":%s}]}' % choice) == pytest.approx(tokens, abs=1)
+    event = b'data: {"choices":[{"delta":%s}]}\n\n' % choice
+    assert CHAT.delivered_tokens([event]) == pytest.approx(tokens, abs=1)
+
+
+@pytest.mark.parametrize(
     "answer", [b"", b"{}", b"[]", b'{"choices":7}', b'{"choices":[7,{"message":7}]}', b"{" * 100_000]
 )
 def test_what_holds_no_text_is_estimated_as_nothing(answer):
@@ -334,7 +377,8 @@ def objects(**fields: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
 
 
 TEXTS = st.sampled_from(['"hello"', '"a"', '""', "null"])
-SAID = objects(content=TEXTS | WRONG, refusal=TEXTS, tool_calls=st.sampled_from(["[]", "[{}]"]))
+PARTS = st.sampled_from(['[{"type":"thinking","thinking":[]}]', '[{"type":"text","text":"a"}]', '[{"type":1}]'])
+SAID = objects(content=TEXTS | PARTS | WRONG, refusal=TEXTS, tool_calls=st.sampled_from(["[]", "[{}]"]))
 USAGES = objects(
     prompt_tokens=COUNTS | WRONG,
     completion_tokens=COUNTS | WRONG,
@@ -342,9 +386,13 @@ USAGES = objects(
     prompt_tokens_details=objects(cached_tokens=COUNTS | WRONG, audio_tokens=COUNTS) | WRONG,
     completion_tokens_details=objects(reasoning_tokens=COUNTS | WRONG, audio_tokens=COUNTS) | WRONG,
     prompt_cache_hit_tokens=COUNTS | WRONG,
+    num_cached_tokens=COUNTS | WRONG,
+    cached_tokens=COUNTS | WRONG,
+    prompt_audio_seconds=COUNTS | WRONG,
     cost=st.sampled_from(["0.001", '"0.2"', '{"total_cost":3}', "null", "-1"]),
 )
-CHOICES = st.lists(objects(message=SAID | WRONG, finish_reason=st.sampled_from(['"stop"', "null", "1"])), max_size=2)
+ENDS = st.sampled_from(['"stop"', '"error"', "null", "1"])
+CHOICES = st.lists(objects(message=SAID | WRONG, finish_reason=ENDS), max_size=2)
 ANSWERS = objects(
     model=st.sampled_from(['"gpt"', "null", "1"]),
     choices=CHOICES.map(lambda choices: f"[{','.join(choices)}]") | WRONG,
