@@ -47,7 +47,8 @@ def files_of_the_repository() -> Iterator[Path]:
     """Everything but build products; hidden folders only where they are ours."""
     for top, folders, names in os.walk(ROOT):
         folders[:] = [f for f in folders if f not in NOT_OURS and (not f.startswith(".") or f in {".ci", ".github"})]
-        yield from (Path(top) / name for name in names)
+        # In a worktree, .git is a file that says where the repository is.
+        yield from (Path(top) / name for name in names if name != ".git")
 
 
 class TestAddresses:
