@@ -61,6 +61,15 @@ BAD = (None, True)
             reported(9, 8, reasoning_tokens=6),
         ),
         ('{"prompt_tokens":9,"completion_tokens":1,"total_tokens":103,"prompt_audio_seconds":7}', reported(9, 1)),
+        (
+            '{"prompt_tokens":9,"completion_tokens":1,"total_tokens":74,"prompt_tokens_details":'
+            '{"cached_tokens":60,"cache_write_tokens":4}}',
+            reported(9, 1, cached_read_tokens=9),
+        ),
+        (
+            '{"prompt_tokens":9,"completion_tokens":1,"total_tokens":70,"prompt_tokens_details":{"cached_tokens":60}}',
+            reported(9, 1, cached_read_tokens=9),
+        ),
         ('{"prompt_tokens":9,"completion_tokens":1,"total_tokens":20,"prompt_audio_seconds":null}', reported(9, 11)),
         ('{"prompt_tokens":5}', BAD),
         ('{"completion_tokens":5}', BAD),

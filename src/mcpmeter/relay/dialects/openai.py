@@ -153,7 +153,7 @@ def read_usage(
         completion = max(0, (told.total_tokens or 0) - told.prompt_tokens)
     details, written = _prompt_details(told.prompt_tokens_details), _completion_details(told.completion_tokens_details)
     cached = (told.prompt_cache_hit_tokens, _count(told.num_cached_tokens), _count(told.cached_tokens))
-    completion += _thoughts(told, told.prompt_tokens, completion, written)
+    completion += _thoughts(told, told.prompt_tokens, completion, details, written)
     return _within_totals(told.prompt_tokens, completion, details, written, cached), False
 
 
@@ -164,15 +164,19 @@ def usage_of(told: UsualUsage) -> Usage:
     written = told.completion_tokens_details or _NO_COMPLETION_DETAILS
     cached = (told.prompt_cache_hit_tokens, told.num_cached_tokens, told.cached_tokens)
     if told.total_tokens is not None and told.total_tokens > prompt + completion:
-        completion += _thoughts(told, prompt, completion, written)
+        completion += _thoughts(told, prompt, completion, details, written)
     return _within_totals(prompt, completion, details, written, cached)
 
 
-def _thoughts(told: ToldUsage | UsualUsage, prompt: int, completion: int, written: _CompletionDetails) -> int:
+def _thoughts(
+    told: ToldUsage | UsualUsage, prompt: int, completion: int, details: _PromptDetails, written: _CompletionDetails
+) -> int:
     """What the total holds beyond prompt and completion, where that is what the model thought: Google and xAI bill
-    thoughts as completion and count them beside it. 0 where it can be something else."""
+    thoughts as completion and count them beside it. 0 where it can be something else: sound, or what a relay to
+    Anthropic's models has of caches beside the prompt."""
     beyond = (told.total_tokens or 0) - prompt - completion
-    if beyond <= 0 or not is_blank(told.prompt_audio_seconds):
+    read, kept = details.cached_tokens or 0, details.cache_write_tokens or 0
+    if beyond <= 0 or beyond in (read, kept, read + kept) or not is_blank(told.prompt_audio_seconds):
         return 0
     return beyond if written.reasoning_tokens is None or written.reasoning_tokens == beyond else 0
 
