@@ -109,6 +109,7 @@ def test_a_count_that_comes_alone_says_that_the_stream_is_done():
     for withhold in (True, False):
         _out, tee = pass_through([USAGE_EVENT], withhold=withhold)
         assert tee.is_whole
+        assert tee.read.usage is tee.counted is not None
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ MEGABYTE = 1024 * 1024
 ANSWER = b'{"id":"1","model":"m","choices":[{"index":0,"message":{"content":"Hi"},"finish_reason":"stop"}],"usage":%s}'
 WHOLE = ANSWER % b'{"prompt_tokens":3,"completion_tokens":2}'
 CHUNK = b'data: {"id":"1","choices":[{"index":0,"delta":{"content":"Hi there"},"finish_reason":null}]}\n\n'
+COUNTED = CHUNK.replace(b"}]}\n", b'}],"usage":{"prompt_tokens":30,"completion_tokens":1,"total_tokens":31}}\n')
 LAST = b'data: {"id":"1","choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\n'
 
 
@@ -112,16 +113,19 @@ async def test_a_stream_that_ends_with_its_connection_is_whole_once_it_gave_its_
     assert (reply.body, row.outcome, row.token_source) == (CHUNK + LAST + end, "ok", "estimated")
 
 
+@pytest.mark.parametrize(("begun", "source", "tokens"), [(CHUNK, "partial", 2), (COUNTED, "reported", 1)])
 @pytest.mark.parametrize("rest", [b"", b'data: {"id":"1","choi'])
-async def test_a_stream_that_stops_in_the_middle_is_not_taken_for_whole(relay, raw_upstream, rest):
-    raw_upstream.play(until_closed(CHUNK + rest))
+async def test_a_stream_that_stops_in_the_middle_is_not_taken_for_whole(
+    relay, raw_upstream, begun, source, tokens, rest
+):
+    raw_upstream.play(until_closed(begun + rest))
     reply, row = await outcome_of(relay, stream=True)
-    assert reply.body.startswith(CHUNK + b'data: {"error":')
+    assert reply.body.startswith(begun + b'data: {"error":')
     assert (row.outcome, row.token_source, row.error_id, row.completion_tokens) == (
         "partial",
-        "partial",
+        source,
         "upstream_broke",
-        2,
+        tokens,
     )
 
 
