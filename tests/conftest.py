@@ -8,7 +8,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -23,6 +22,8 @@ from pathlib import Path
 import psycopg
 import pytest
 from hypothesis import settings
+
+from mcpmeter.service.stack import free_port
 
 settings.register_profile("unhurried", deadline=None)  # a busy machine is no fault of what is tried
 settings.load_profile("unhurried")
@@ -163,7 +164,7 @@ class PostgresServer:
         if self._user:
             shutil.chown(folder, self._user)
         self._make_cluster()
-        self.port = _free_port()
+        self.port = free_port()
         self.start()
 
     def _make_cluster(self) -> None:
@@ -271,12 +272,6 @@ def _group_lives(group: int) -> bool:
     return True
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @contextlib.contextmanager
 def _running_postgres(*, safe: bool) -> Iterator[PostgresServer]:
     # Not in pytest's own folder, which only its user may enter.
@@ -346,7 +341,9 @@ def _shown(value: object) -> str:
 def trials() -> Iterator[Trials]:
     """The trials' length (`MCPMETER_TRIALS=full`) and their report (`MCPMETER_TRIALS_REPORT`, a file)."""
     running = Trials(full=os.environ.get("MCPMETER_TRIALS") == "full")
-    yield running
     path = os.environ.get("MCPMETER_TRIALS_REPORT")
+    if path and "PYTEST_XDIST_WORKER" in os.environ:
+        pytest.fail("several processes would each write a part over the report; for one process: pytest -n 0")
+    yield running
     if path and running.found:
         Path(path).write_text(running.report())

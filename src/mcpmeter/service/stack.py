@@ -7,9 +7,10 @@ import shutil
 import socket
 import subprocess
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, closing
+from contextlib import AsyncExitStack, asynccontextmanager, closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from random import SystemRandom
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -23,6 +24,8 @@ SECONDS_TO_BE_READY: Final = 20.0
 SECONDS_TO_STOP: Final = 5.0
 ALERTMANAGER_NAMES: Final = ("prometheus-alertmanager", "alertmanager")
 """Debian's name for it, and everybody else's."""
+PORTS: Final = range(20_000, 32_000)
+PORTS_TO_TRY: Final = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,8 +188,12 @@ async def _end(process: asyncio.subprocess.Process) -> None:
 
 
 def free_port() -> int:
-    """A TCP port of 127.0.0.1 that nobody listens on now."""
-    with closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A TCP port of 127.0.0.1 that nobody listens on now. Raises PortTaken where all that are tried are taken.
+
+    Linux hands out none of these by itself, so that nobody gets it before the program that it is for.
+    """
+    for port in SystemRandom().sample(PORTS, PORTS_TO_TRY):
+        with closing(socket.socket()) as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise PortTaken(f"{PORTS_TO_TRY} ports of 127.0.0.1 are taken.", hint="See what listens there: ss -ltnp")
