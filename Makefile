@@ -3,7 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
-# Three on two cores: one of them mostly waits for Prometheus. A file stays with one process, for the sake of its fixtures.
+# Three on two cores: one of them mostly waits for Prometheus. A file stays with one process, for the sake of its fixtures,
+# and files go in their order: by the number of tests, which is the default, the longest of them would come last.
 SIDE_BY_SIDE := -n 3 --dist loadfile --no-loadscope-reorder
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
