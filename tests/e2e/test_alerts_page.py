@@ -34,7 +34,7 @@ from mcpmeter.service import Service, bind, running
 from mcpmeter.service.stack import stack
 from mcpmeter.simulator import Latency, Price, Quota, Simulator
 
-pytestmark = [pytest.mark.timeout(600), pytest.mark.usefixtures("prometheus_is_here")]
+pytestmark = [pytest.mark.timeout(600), pytest.mark.usefixtures("prometheus_is_here", "ahead_of_others")]
 
 NOBODY = "http://127.0.0.1:9/v1"
 KEYS = {

@@ -73,7 +73,7 @@ async def unanswered(prometheus: Prometheus, asked: dict[tuple[str, str, str], P
 
 
 @pytest.mark.timeout(180)
-@pytest.mark.usefixtures("prometheus_is_here")
+@pytest.mark.usefixtures("prometheus_is_here", "ahead_of_others")
 async def test_every_target_of_every_panel_and_every_variable_returns_data(tmp_path: Path) -> None:
     async with stand(tmp_path, calls_per_second=12) as live, aiohttp.ClientSession() as session:
         prometheus = Prometheus(session, live.prometheus)
