@@ -152,7 +152,9 @@ def read_usage(
     if completion is None:
         completion = max(0, (told.total_tokens or 0) - told.prompt_tokens)
     details, written = _prompt_details(told.prompt_tokens_details), _completion_details(told.completion_tokens_details)
-    cached = (told.prompt_cache_hit_tokens, _count(told.num_cached_tokens), _count(told.cached_tokens))
+    cached = details.cached_tokens
+    if cached is None:
+        cached = told.prompt_cache_hit_tokens or _count(told.num_cached_tokens) or _count(told.cached_tokens)
     completion += _thoughts(told, told.prompt_tokens, completion, details, written)
     return _within_totals(told.prompt_tokens, completion, details, written, cached), False
 
@@ -162,7 +164,9 @@ def usage_of(told: UsualUsage) -> Usage:
     prompt, completion = told.prompt_tokens, told.completion_tokens
     details = told.prompt_tokens_details or _NO_PROMPT_DETAILS
     written = told.completion_tokens_details or _NO_COMPLETION_DETAILS
-    cached = (told.prompt_cache_hit_tokens, told.num_cached_tokens, told.cached_tokens)
+    cached = details.cached_tokens
+    if cached is None:
+        cached = told.prompt_cache_hit_tokens or told.num_cached_tokens or told.cached_tokens
     if told.total_tokens is not None and told.total_tokens > prompt + completion:
         completion += _thoughts(told, prompt, completion, details, written)
     return _within_totals(prompt, completion, details, written, cached)
@@ -182,18 +186,10 @@ def _thoughts(
 
 
 def _within_totals(
-    prompt: int,
-    completion: int,
-    details: _PromptDetails,
-    written: _CompletionDetails,
-    cached_elsewhere: tuple[int | None, int | None, int | None],
+    prompt: int, completion: int, details: _PromptDetails, written: _CompletionDetails, cached_told: int | None
 ) -> Usage:
     """Details are parts of the totals; a provider that says otherwise is held to its totals, which it bills."""
-    cached = details.cached_tokens
-    if cached is None:
-        first, second, third = cached_elsewhere
-        cached = first or second or third or 0
-    cached = min(cached, prompt)
+    cached = min(cached_told or 0, prompt)
     return Usage(
         prompt_tokens=prompt,
         completion_tokens=completion,
