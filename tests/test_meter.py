@@ -480,8 +480,10 @@ class TestRecovery:
                 raise SettlementConflict("This call was settled already, with other figures.")
 
         store.on_settle = taken
+        meter.requests_counted.add("call_a")
         assert await meter.recover() == 1
         assert total(recorder, "mcp_ledger_recovered_total") == 1
+        assert not meter.requests_counted
 
     async def test_a_call_that_failed_to_settle_is_one_request_though_its_row_is_recovered_in_the_same_life(
         self, meter: Meter, store: MemoryStore, recorder: Recorder

@@ -234,6 +234,7 @@ class Meter:
             try:
                 await self.store.settle(settlement)
             except SettlementConflict:
+                self.requests_counted.discard(row.id)
                 continue  # a replica that was taken for dead has settled it after all, and knows better
             self.requests_counted.discard(row.id)
             self.recorder.settle(settlement, request_counted=request_counted)
