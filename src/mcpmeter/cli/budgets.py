@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from mcpmeter.cli._ledger import ledger_option
+from mcpmeter.cli._ledger import config_faults_as_usage_errors, config_option, ledger_option
 from mcpmeter.errors import SetupError
 
 if TYPE_CHECKING:
@@ -26,12 +26,6 @@ if TYPE_CHECKING:
 
 _AMOUNT: Final = re.compile(r"-?[0-9]{1,9}(\.[0-9]{1,9})?", re.ASCII)
 
-config_option = click.option(
-    "--config",
-    "config_path",
-    type=click.Path(path_type=Path),
-    help="The file; else $MCPMETER_CONFIG or ./mcpmeter.yaml.",
-)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object; amounts are strings.")
 
 
@@ -154,7 +148,7 @@ def top_up(
         at_ns=time.time_ns(),
         note=note,
     )
-    credit = add_top_up(_ledger(settings, ledger), record)
+    credit = add_top_up(ledger or settings.ledger.location, record)
     if as_json:
         amounts = {"amount_usd": plain_usd(nanousd_to_usd(nanousd)), "credit_usd": plain_usd(nanousd_to_usd(credit))}
         click.echo(json.dumps({"id": record.id, "budget": name, **amounts, "note": note}))
@@ -165,15 +159,8 @@ def top_up(
 def _settings(config_path: Path | None) -> Settings:
     from mcpmeter.config import find_file, load
 
-    return load(find_file(config_path, os.environ), os.environ)
-
-
-def _ledger(settings: Settings, option: Location | None) -> Location:
-    from mcpmeter.ledger.location import default_location, location_of
-
-    if option is not None:
-        return option
-    return location_of(settings.ledger.path) if settings.ledger.path is not None else default_location()
+    with config_faults_as_usage_errors():
+        return load(find_file(config_path, os.environ), os.environ)
 
 
 def _find(settings: Settings, name: str) -> Budget:
@@ -198,7 +185,7 @@ def _look(settings: Settings, option: Location | None, now_ns: int) -> list[tupl
     if not current:
         return []
     asked = [(claim, burn_since_ns(claim.period_start_ns, now_ns)) for _, claim in current]
-    standings = read_standings(_ledger(settings, option), asked, now_ns)
+    standings = read_standings(option or settings.ledger.location, asked, now_ns)
     statuses = [
         status_of(budget, standing.balance, standing.burned_nanousd, now_ns)
         for (budget, _), standing in zip(current, standings, strict=True)

@@ -7,12 +7,13 @@ import re
 import sys
 import time
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from mcpmeter.access.shown import instant, shown
-from mcpmeter.cli._ledger import ledger_at, ledger_option
+from mcpmeter.cli._ledger import config_option, ledger_at, ledger_option
 from mcpmeter.errors import SetupError
 from mcpmeter.pricing.rates import unix_ns
 from mcpmeter.records import Key, Role
@@ -70,6 +71,7 @@ def command() -> None:
 @click.option("--requests-per-minute", type=click.IntRange(min=1), help="Most calls in a minute of the clock.")
 @click.option("--tokens-per-minute", type=click.IntRange(min=1), help="Most tokens in a minute, prompts and answers.")
 @click.option("--expires", type=Lifetime(), help="When it ends: 90d, 12h, a date, or an instant (RFC 3339).")
+@config_option
 @ledger_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def create(
@@ -82,6 +84,7 @@ def create(
     requests_per_minute: int | None,
     tokens_per_minute: int | None,
     expires: int | None,
+    config_path: Path | None,
     ledger: Location | None,
     as_json: bool,
 ) -> None:
@@ -106,7 +109,7 @@ def create(
         expires_at_ns=expires,
     )
     secret, key = new_key(name, team, time.time_ns(), limits)
-    add_key(ledger_at(ledger), key)
+    add_key(ledger_at(ledger, config_path), key)
     _show_secret(secret, key, as_json, f"Created {key.id} for team {team}.")
 
 
@@ -119,9 +122,10 @@ def _show_secret(secret: str, key: Key, as_json: bool, done: str) -> None:
 
 
 @command.command("list")
+@config_option
 @ledger_option
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON array.")
-def list_(ledger: Location | None, as_json: bool) -> None:
+def list_(config_path: Path | None, ledger: Location | None, as_json: bool) -> None:
     """List all keys, revoked ones too. A key itself is never shown again.
 
     \b
@@ -130,7 +134,7 @@ def list_(ledger: Location | None, as_json: bool) -> None:
     """
     from mcpmeter.ledger.keys import list_keys
 
-    keys = [shown(key) for key in list_keys(ledger_at(ledger))]
+    keys = [shown(key) for key in list_keys(ledger_at(ledger, config_path))]
     if as_json:
         click.echo(json.dumps(keys, indent=2))
     elif keys:
@@ -141,9 +145,10 @@ def list_(ledger: Location | None, as_json: bool) -> None:
 
 @command.command()
 @click.argument("key_id", metavar="ID")
+@config_option
 @ledger_option
 @click.option("--json", "as_json", is_flag=True, help="Print the key's record as a JSON object.")
-def revoke(key_id: str, ledger: Location | None, as_json: bool) -> None:
+def revoke(key_id: str, config_path: Path | None, ledger: Location | None, as_json: bool) -> None:
     """Revoke the key with this ID. Its calls stay in the ledger.
 
     \b
@@ -152,7 +157,7 @@ def revoke(key_id: str, ledger: Location | None, as_json: bool) -> None:
     """
     from mcpmeter.ledger.keys import revoke_key
 
-    place = ledger_at(ledger)
+    place = ledger_at(ledger, config_path)
     key = revoke_key(place, key_id, time.time_ns())
     if key is None:
         raise _no_such_key(place, key_id)
@@ -171,9 +176,10 @@ def revoke(key_id: str, ledger: Location | None, as_json: bool) -> None:
     show_default=True,
     help="How long the secret before stays good beside the new one: 24h, 7d.",
 )
+@config_option
 @ledger_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def rotate(key_id: str, grace: int, ledger: Location | None, as_json: bool) -> None:
+def rotate(key_id: str, grace: int, config_path: Path | None, ledger: Location | None, as_json: bool) -> None:
     """Give the key with this ID a new secret, shown once. Its name, team, limits and calls stay.
 
     \b
@@ -191,7 +197,7 @@ def rotate(key_id: str, grace: int, ledger: Location | None, as_json: bool) -> N
         secrets.append(secret)
         return turned
 
-    place = ledger_at(ledger)
+    place = ledger_at(ledger, config_path)
     key = rotate_key(place, key_id, turn)
     if key is None:
         raise _no_such_key(place, key_id)

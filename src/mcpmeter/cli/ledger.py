@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mcpmeter.cli._ledger import ledger_at, ledger_option, unix_ns
+from mcpmeter.cli._ledger import config_option, ledger_at, ledger_option, unix_ns
 from mcpmeter.errors import LedgerNotUsable
 
 if TYPE_CHECKING:
@@ -34,9 +34,10 @@ def command() -> None:
 
 
 @command.command()
+@config_option
 @ledger_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def verify(ledger: Location | None, as_json: bool) -> int:
+def verify(config_path: Path | None, ledger: Location | None, as_json: bool) -> int:
     """Check the file, every row, the sums by every grouping and the balances; exit 1 with what is wrong.
 
     \b
@@ -48,7 +49,7 @@ def verify(ledger: Location | None, as_json: bool) -> int:
     from mcpmeter.cli.report import usd
     from mcpmeter.ledger import verify as verifying
 
-    path = ledger_at(ledger)
+    path = ledger_at(ledger, config_path)
     verdict = verifying.verify(path)
     if as_json:
         click.echo(json.dumps(msgspec.to_builtins(verdict), indent=2))
@@ -66,8 +67,9 @@ def verify(ledger: Location | None, as_json: bool) -> int:
 
 @command.command()
 @click.argument("file", type=_NEW_FILE)
+@config_option
 @ledger_option
-def backup(file: Path, ledger: Location | None) -> None:
+def backup(file: Path, config_path: Path | None, ledger: Location | None) -> None:
     """Copy the ledger into a new FILE, while a service writes to it or not, and check the copy.
 
     To restore it, stop the service and put the copy in the ledger's place, without the -wal and -shm beside that. What
@@ -79,7 +81,7 @@ def backup(file: Path, ledger: Location | None) -> None:
     """
     from mcpmeter.ledger import backup as backing_up
 
-    size = backing_up.backup(_file_of(ledger), file)
+    size = backing_up.backup(_file_of(ledger, config_path), file)
     click.echo(f"{file}: {size:,} bytes, whole, readable by its owner only.", err=True)
 
 
@@ -117,12 +119,15 @@ def recover(damaged: Path, file: Path, as_json: bool) -> int:
 @click.option("--parquet", "parquet_file", type=_NEW_FILE, help="Into this file. Needs: pip install mcpmeter[parquet]")
 @click.option("--since", type=_DAY, help="Calls started from this instant on (UTC).")
 @click.option("--until", type=_DAY, help="Calls started before this instant (UTC); itself not included.")
+@config_option
 @ledger_option
 def export(
+    *,
     csv_file: Path | None,
     parquet_file: Path | None,
     since: datetime | None,
     until: datetime | None,
+    config_path: Path | None,
     ledger: Location | None,
 ) -> None:
     """Write every call as a row of CSV or Parquet. Money is in whole nano-dollars, instants are UTC.
@@ -137,7 +142,7 @@ def export(
 
     if (csv_file is None) == (parquet_file is None):
         raise click.UsageError("Choose one of --csv and --parquet.")
-    with open_reader(ledger_at(ledger)) as reader:
+    with open_reader(ledger_at(ledger, config_path)) as reader:
         rows = batches(reader, unix_ns(since) or 0, unix_ns(until))
         if parquet_file is not None:
             count = write_parquet(rows, parquet_file)
@@ -152,8 +157,9 @@ def export(
 @command.command()
 @click.option("--before", required=True, type=_DAY, help="Calls started before this instant (UTC).")
 @click.option("--yes", is_flag=True, help="Do it; without this it is only said what would be done.")
+@config_option
 @ledger_option
-def prune(before: datetime, yes: bool, ledger: Location | None) -> None:
+def prune(before: datetime, yes: bool, config_path: Path | None, ledger: Location | None) -> None:
     """Turn old settled calls into exact sums, so that the ledger stays small and every report stays true.
 
     Kept are the sums of each quarter of an hour, team, project, key, provider, model, outcome and source; gone are the
@@ -166,7 +172,7 @@ def prune(before: datetime, yes: bool, ledger: Location | None) -> None:
     """
     from mcpmeter.ledger import pruning
 
-    path, before_ns = ledger_at(ledger), unix_ns(before) or 0
+    path, before_ns = ledger_at(ledger, config_path), unix_ns(before) or 0
     found = pruning.prunable(path, before_ns)
     if not found.calls:
         click.echo("The ledger has no settled calls from before that.", err=True)
@@ -184,8 +190,8 @@ def prune(before: datetime, yes: bool, ledger: Location | None) -> None:
         )
 
 
-def _file_of(ledger: Location | None) -> Path:
-    place = ledger_at(ledger)
+def _file_of(ledger: Location | None, config_path: Path | None) -> Path:
+    place = ledger_at(ledger, config_path)
     if isinstance(place, Path):
         return place
     raise LedgerNotUsable(

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mcpmeter.cli._ledger import ledger_at, ledger_option, unix_ns
+from mcpmeter.cli._ledger import config_faults_as_usage_errors, ledger_at, ledger_option, unix_ns
 from mcpmeter.cli.report import printable, usd
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def dollars(_ctx: click.Context, _param: click.Parameter, value: str) -> int:
 @ledger_option
 @click.option(
     "--config", "config_path", type=click.Path(path_type=Path),
-    help="The service's configuration, for its providers and prices; else $MCPMETER_CONFIG or ./mcpmeter.yaml.",
+    help="The service's configuration, for its ledger, providers and prices; else $MCPMETER_CONFIG or ./mcpmeter.yaml.",
 )  # fmt: skip
 @click.option("--limit", type=click.IntRange(0, 10_000), default=20, show_default=True, help="Differences to show.")
 @click.option("--csv", "csv_path", type=click.Path(path_type=Path), help="Write every difference to this file.")
@@ -127,7 +127,7 @@ def command(
     _refuse_misuse(bills, inline=inline, mapping=mapping, format_name=format_name, since=since, until=until)
     allowed = Tolerance(tolerance, floor_usd)
     options = Options(unix_ns(since), unix_ns(until), by == "day", allowed, limit)
-    place, book = ledger_at(ledger), _price_book(config_path)
+    place, book = ledger_at(ledger, config_path), _price_book(config_path)
     files = _bills(bills, provider, format_name, mapping)
     with _differences(csv_path) as keep, progress() as told:
         if inline:
@@ -199,7 +199,8 @@ def _price_book(config_path: Path | None) -> PriceBook:
     from mcpmeter.relay.providers import load_providers
 
     if (path := find_file(config_path, os.environ)) is not None:
-        return price_book(load(path, os.environ))
+        with config_faults_as_usage_errors():
+            return price_book(load(path, os.environ))
     sources = {
         found.name: PriceSource(found.price_list or None, found.genai_prices_id or None)
         for found in load_providers().values()

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from mcpmeter.cli._ledger import ledger_at, ledger_option
+from mcpmeter.cli._ledger import config_faults_as_usage_errors, ledger_at, ledger_option
 from mcpmeter.cli.cost import exchange_rate
 from mcpmeter.errors import InvalidRequest
 
@@ -42,7 +42,11 @@ _WRITTEN = click.Path(path_type=Path, dir_okay=False)
 def _currency_options(command: _Command) -> _Command:
     options = (
         click.option(
-            "--config", "config_path", type=click.Path(path_type=Path), help="Take pricing.currency from here."
+            "--config",
+            "config_path",
+            type=click.Path(path_type=Path),
+            help="The service's configuration, for its ledger and its pricing.currency. The ledger is also taken from "
+            "$MCPMETER_CONFIG or ./mcpmeter.yaml.",
         ),
         click.option("--currency", metavar="CODE", help="Show amounts in this currency too. Needs --rate."),
         click.option("--rate", callback=exchange_rate, metavar="NUMBER", help="Units of --currency for one US dollar."),
@@ -137,7 +141,9 @@ def statement(
         raise click.UsageError("Name a file: --html, --csv or both.")
     span = _asked_rightly(lambda: _span("", "", month, "", time_zone))
     shown = _currency(config_path, currency, rate)
-    found = made(ledger_at(ledger), title=f"AI usage {month}", span=span, zone=time_zone, team=team, currency=shown)
+    found = made(
+        ledger_at(ledger, config_path), title=f"AI usage {month}", span=span, zone=time_zone, team=team, currency=shown
+    )
     for file, text in ((html_file, statement_html), (csv_file, statement_csv)):
         if file is not None:
             file.write_text(text(found), encoding="utf-8")
@@ -176,7 +182,7 @@ def _report(
         team=team,
         currency=_currency(config_path, currency, rate),
     )
-    return usage_report(ledger_at(ledger), query)
+    return usage_report(ledger_at(ledger, config_path), query)
 
 
 def _span(since: str, until: str, month: str, last: str, zone: str) -> Span:
@@ -203,9 +209,10 @@ def _currency(config_path: Path | None, code: str | None, rate: Decimal | None) 
         return Currency(code, rate)
     if config_path is None:
         return None
-    from mcpmeter.config import load
+    from mcpmeter.config import load_sections
 
-    configured = load(config_path, os.environ).pricing.currency
+    with config_faults_as_usage_errors():
+        configured = load_sections(config_path, os.environ, "pricing").pricing.currency
     return Currency(configured.code, configured.rate) if configured else None
 
 

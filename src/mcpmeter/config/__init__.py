@@ -2,7 +2,7 @@
 
 from mcpmeter.config.budgets import AttributionSettings, BudgetSettings, FallbackSettings, TeamSettings
 from mcpmeter.config.limits import attribution_of, budgets_of
-from mcpmeter.config.loading import find_file, load, load_monitoring
+from mcpmeter.config.loading import find_file, load, load_monitoring, load_sections
 from mcpmeter.config.prices import price_book
 from mcpmeter.config.rules import is_loopback, refuse_open_bind
 from mcpmeter.config.settings import (
@@ -39,6 +39,7 @@ __all__ = [
     "is_loopback",
     "load",
     "load_monitoring",
+    "load_sections",
     "price_book",
     "refuse_open_bind",
 ]

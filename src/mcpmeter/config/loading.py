@@ -42,19 +42,28 @@ def load(path: Path | None, environ: Mapping[str, str], builtin: Mapping[str, Pr
 
 
 def load_monitoring(path: Path | None, environ: Mapping[str, str]) -> MonitoringOptions:
-    """The `monitoring:` section alone: whoever writes rules has no providers' keys, and needs none.
+    """The `monitoring:` section alone. Raises ConfigInvalid with one line for each of its faults."""
+    return load_sections(path, environ, "monitoring").monitoring.options()
 
-    Raises ConfigInvalid with one line for each of its faults.
+
+def load_sections(path: Path | None, environ: Mapping[str, str], *names: str) -> Settings:
+    """The named sections, and defaults for the others, whose faults and unset variables do not matter.
+
+    Reading them needs no provider's key. Raises ConfigInvalid with one line for each fault of the named sections, of
+    the file as a whole, and for each key that names no section.
     """
     if path is None:
-        return Settings().monitoring.options()
+        return Settings()
     document = read_document(_content(path), environ)
-    own = [fault for fault in document.faults if not fault.where or fault.where[0] == "monitoring"]
-    data = document.data if isinstance(document.data, dict) else {}
-    section = {name: value for name, value in data.items() if name == "monitoring"}
-    settings, faults = _validated(Document(section, document.lines, own), path.parent)
+    # A misspelt section counts: without it `legder:` would silently mean the default ledger.
+    others = Settings.model_fields.keys() - set(names)
+    faults = [fault for fault in document.faults if not fault.where or fault.where[0] not in others]
+    data = document.data
+    if isinstance(data, dict):
+        data = {name: value for name, value in data.items() if name not in others}
+    settings, faults = _validated(Document(data, document.lines, faults), path.parent)
     raise_for(faults, str(path), document.lines)
-    return settings.monitoring.options()
+    return settings
 
 
 def _from_file(path: Path, environ: Mapping[str, str], known: Mapping[str, Provider]) -> Settings:
@@ -76,7 +85,9 @@ def _content(path: Path) -> bytes:
             return file.read(MAX_BYTES + 1)
     except (OSError, ValueError) as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or "no such path"
-        raise ConfigInvalid(f"{path}: cannot be read: {reason}.", hint="Mend the path given by --config.") from None
+        raise ConfigInvalid(
+            f"{path}: cannot be read: {reason}.", hint=f"Correct the path in --config or {FILE_VARIABLE}."
+        ) from None
 
 
 def _validated(document: Document, folder: Path) -> tuple[Settings, list[Fault]]:
