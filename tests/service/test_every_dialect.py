@@ -261,9 +261,9 @@ async def test_an_error_that_repeats_the_relays_key_is_told_in_our_words(before_
 @pytest.mark.parametrize("speaker", EVERY, **by_name)
 async def test_a_header_that_repeats_the_relays_key_stays_behind(before_raw, raw_upstream, speaker):
     body = b'{"error":{"message":"no"}}'
-    raw_upstream.play(answering("400 No", body, f"X-Echo: Bearer {UPSTREAM_KEY}", "X-Kept: yes"))
+    raw_upstream.play(answering("400 No", body, f"OpenAI-Echo: Bearer {UPSTREAM_KEY}", "OpenAI-Version: 1"))
     reply = await before_raw.ask(speaker.body("", speaker.model), speaker.url(speaker.model), headers=KEYED)
-    assert (reply.status, reply.body, reply.headers["x-kept"]) == (400, body, "yes")
+    assert (reply.status, reply.body, reply.headers["openai-version"]) == (400, body, "1")
     assert UPSTREAM_KEY not in f"{reply.headers}"
 
 

@@ -148,30 +148,82 @@ async def test_an_answer_to_a_stream_that_is_no_stream_goes_on_whole(relay, raw_
     assert (reply.body, row.token_source, row.completion_tokens) == (WHOLE, "reported", 2)
 
 
-async def test_headers_that_would_act_on_the_client_or_break_the_answer_stay_behind(relay, raw_upstream):
+# fmt: off
+PASSED = {
+    "SDKs retry by it": ("retry-after", "retry-after-ms", "x-should-retry"),
+    "request ids": (
+        "x-request-id", "request-id", "x-generation-id", "cf-ray", "apim-request-id", "x-ms-request-id",
+        "mistral-correlation-id", "x-ds-trace-id", "x-amzn-requestid", "x-cloud-trace-context",
+    ),
+    "rate limits": (
+        "x-ratelimit-limit-requests", "x-ratelimit-tokens-query-cost", "x-rate-limit-reset", "x-tokenlimit-remaining",
+        "ratelimit", "ratelimit-policy", "ratelimit-reset",
+        "anthropic-ratelimit-unified-5h-utilization", "anthropic-priority-input-tokens-limit",
+    ),
+    "what served the call": (
+        "openai-processing-ms", "openai-version", "openai-organization", "openai-model", "anthropic-organization-id",
+        "anthropic-workspace-id", "x-gemini-service-tier", "server-timing", "x-groq-region", "x-ms-region",
+        "x-ms-served-model", "azureml-model-session", "fireworks-prompt-tokens", "x-amzn-bedrock-invocation-latency",
+    ),
+    "costs": ("x-cost-usd", "x-litellm-response-cost"),
+    "an API's end": ("deprecation", "sunset", "warning"),
+}
+LEFT_BEHIND = {
+    "commands to a proxy": (
+        "x-accel-redirect", "x-accel-buffering", "x-accel-expires", "x-accel-limit-rate", "x-accel-charset",
+        "x-sendfile", "x-lighttpd-send-file", "surrogate-control", "x-envoy-immediate-health-check-fail",
+    ),
+    "commands to a browser": (
+        "set-cookie", "set-cookie2", "clear-site-data", "refresh", "location", "content-location", "link", "alt-svc",
+        "access-control-allow-origin", "strict-transport-security", "www-authenticate", "authentication-info",
+        "service-worker-allowed", "content-security-policy", "report-to", "nel", "sourcemap", "content-disposition",
+    ),
+    "caching": ("cache-control", "expires", "etag", "vary", "age", "pragma"),
+    "addresses for direct use": ("x-goog-upload-url", "x-litellm-model-api-base", "operation-location"),
+    "the relay's own": ("x-mcpmeter-project", "server", "via"),
+    "of no known meaning": ("x-private", "x-ratelimited", "openai", "xopenai-version"),
+}
+# fmt: on
+
+
+@pytest.mark.parametrize("kind", PASSED)
+async def test_headers_that_clients_read_are_passed(relay, raw_upstream, kind):
+    raw_upstream.play(http(WHOLE, *(name.title().encode() + b": 1" for name in PASSED[kind])))
+    reply, _ = await outcome_of(relay)
+    assert {name: reply.headers.get(name) for name in PASSED[kind]} == dict.fromkeys(PASSED[kind], "1")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("kind", LEFT_BEHIND)
+async def test_all_other_headers_stay_behind(relay, raw_upstream, kind, stream):
+    headers = [name.title().encode() + b": forged" for name in LEFT_BEHIND[kind]]
+    body, form = (CHUNK + LAST + b"data: [DONE]\n\n", b"text/event-stream") if stream else (WHOLE, b"application/json")
+    raw_upstream.play(http(body, *headers, kind=form))
+    reply, _ = await outcome_of(relay, stream=stream)
+    assert reply.status == 200
+    assert reply.headers["content-type"] == form.decode()
+    assert [name for name, value in reply.headers.items() if "forged" in value] == []
+
+
+async def test_headers_named_by_connection_or_forged_stay_behind(relay, raw_upstream):
     raw_upstream.play(
         http(
             WHOLE,
-            b"Set-Cookie: session=1",
-            b"Access-Control-Allow-Origin: *",
-            b"Strict-Transport-Security: max-age=1",
-            b"Connection: x-private",
-            b"X-Private: 1",
+            b"Connection: openai-version",
+            b"OpenAI-Version: 1",
             b"X-McpMeter-Call-Id: call_forged",
-            b"X-Kept: one",
-            b"X-Kept: two",
-            b"X-Name: Z\xc3\xbcrich",
-            b"X-Broken: \xff\xfe",
+            b"X-RateLimit-Limit: one",
+            b"X-RateLimit-Limit: two",
+            b"X-Groq-Region: Z\xc3\xbcrich",
+            b"X-Groq-Broken: \xff\xfe",
             b"X-Request-Id: \xff\xfe",
-            b"Retry-After: 5",
             b"X-Cost-USD: -1e999",
         )
     )
     reply, row = await outcome_of(relay)
-    for name in ("set-cookie", "access-control-allow-origin", "strict-transport-security", "x-private"):
-        assert name not in reply.headers
+    assert "openai-version" not in reply.headers
     assert reply.headers["x-mcpmeter-call-id"] == row.id
-    assert (reply.headers["x-kept"], reply.headers["x-name"]) == ("one, two", "Zürich")
+    assert (reply.headers["x-ratelimit-limit"], reply.headers["x-groq-region"]) == ("one, two", "Zürich")
     assert (row.outcome, row.upstream_request_id, row.reported_cost_nanousd) == ("ok", "", None)
 
 

@@ -11,27 +11,12 @@ from mcpmeter.catalog.spec import NANO
 from mcpmeter.errors import MeterError
 from mcpmeter.records import Settlement
 from mcpmeter.relay.exchange import Exchange, Header, length
+from mcpmeter.relay.passed_headers import NAMES_OUT, PASSED_PREFIXES
 from mcpmeter.relay.upstream import Answer
 
-# fmt: off
-NOT_HANDED_ON: Final = frozenset((
-    # Hop-by-hop (RFC 9110, 7.6.1)
-    "connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "proxy-connection", "te", "trailer",
-    "transfer-encoding", "upgrade",
-    # made anew here
-    "content-length", "content-encoding", "server", "date",
-    # would let a provider set state at the client; so would CORS headers, which are left out by their prefix
-    "set-cookie", "alt-svc", "strict-transport-security",
-))
-# fmt: on
 REQUEST_ID_HEADERS: Final = ("x-generation-id", "x-request-id", "request-id")
 """OpenRouter's (its bill names calls by it), OpenAI's and most others', Anthropic's."""
 
-MOST_NAMES: Final = 1024
-LONGEST_NAME: Final = 128
-"""Names come from outside: they must not fill our memory."""
-
-_NEVER_HANDED_ON: Final = ("x-mcpmeter-", "access-control-")
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 
 
@@ -81,28 +66,17 @@ def cost_headers(settlement: Settlement) -> list[Header]:
 
 
 def handed_on(headers: Mapping[str, str], secret: str = "") -> list[Header]:
-    """A provider's headers that may go to the client: none that acts on it, and none that repeats our own key."""
+    """Returns a provider's response headers that are on the allow-list and do not repeat the relay's own key."""
     found = []
     connection = headers.get("connection")
     named = {name.strip().lower() for name in connection.split(",")} if connection else ()
+    name_out_of = NAMES_OUT.get
     for name, value in headers.items():
-        name_out = _NAMES_OUT[name]
+        name_out = name_out_of(name)
+        if name_out is None and name.startswith(PASSED_PREFIXES):
+            name_out = name.encode("latin-1")
         if not name_out or name in named or (secret and secret in value):
             continue
         if value.isprintable() or not _CONTROL.search(value):
             found.append((name_out, value.encode("latin-1", "replace")))
     return found
-
-
-class _NamesOut(dict[str, bytes]):
-    """A provider's header names as they go to the client, each looked at once; empty for those that do not."""
-
-    def __missing__(self, name: str) -> bytes:
-        stays = name in NOT_HANDED_ON or name.startswith(_NEVER_HANDED_ON)
-        name_out = b"" if stays else name.encode("latin-1")
-        if len(self) < MOST_NAMES and len(name) <= LONGEST_NAME:
-            self[name] = name_out
-        return name_out
-
-
-_NAMES_OUT: Final = _NamesOut()

@@ -106,13 +106,14 @@ def _looked_for(style: tuple[Names, ...]) -> frozenset[str]:
 
 
 _LOOKED_FOR: Final = {style: _looked_for(names) for style, names in STYLES.items()}
-_ANY: Final = _looked_for(_ALL)
+NAMES_READ: Final = _looked_for(_ALL)
+"""Every header that any style reads."""
 
 
 def read(headers: Mapping[str, str], style: str, now: int) -> list[Sample]:
     """What an answer's headers (by lower-case name) say of quotas; a resource once. `now` is Unix ns. Never raises."""
     found: dict[str, Sample] = {}
-    if _LOOKED_FOR.get(style, _ANY).isdisjoint(headers):  # as in most answers of many providers
+    if _LOOKED_FOR.get(style, NAMES_READ).isdisjoint(headers):  # as in most answers of many providers
         return []
     for names in STYLES.get(style, _ALL):
         if names.resource not in found and (sample := _plain(headers, names, now)):
