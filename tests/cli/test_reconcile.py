@@ -8,7 +8,7 @@ import json
 import os
 import pty
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -95,6 +95,35 @@ def report(reconcile) -> Callable[..., tuple[int, dict[str, Any]]]:
         return finished.code, json.loads(finished.stdout)
 
     return asked
+
+
+@pytest.fixture
+def page(tmp_path: Path) -> Callable[..., Path]:
+    """A page of OpenAI's costs: buckets by days since the first of November; the one of day `costs` bills `openai`."""
+
+    def write_page(*, buckets: Iterable[int], costs: int | None = None, has_more: bool = False) -> Path:
+        first = NOVEMBER_NS // 10**9 // 86_400
+        result = {
+            "object": "organization.costs.result", "amount": {"value": "0.001", "currency": "usd"},
+            "line_item": "gpt-4.1, input",
+        }  # fmt: skip
+        data = [
+            {
+                "object": "bucket", "start_time": (first + day) * 86_400, "end_time": (first + day + 1) * 86_400,
+                "results": [result] if day == costs else [],
+            }
+            for day in buckets
+        ]  # fmt: skip
+        path = tmp_path / f"page{len(list(tmp_path.glob('page*')))}.json"
+        path.write_text(json.dumps({"object": "page", "data": data, "has_more": has_more}))
+        return path
+
+    return write_page
+
+
+def openai(day: int) -> dict[str, Any]:
+    """A call that costs a tenth of a cent."""
+    return {"provider": "openai", "model": "gpt-4.1", "tokens": (500, 0), "nanousd": 1_000_000, "day": day}
 
 
 EXACT = ("--tolerance", "0", "--floor-usd", "0")
@@ -194,20 +223,135 @@ class TestDifferences:
 
 
 class TestPeriod:
-    def test_it_is_the_bills_whole_days_unless_told(self, write, report) -> None:
-        write(*OPENROUTER, {**OPENROUTER[0], "day": 1, "request_id": "gen-later"})
+    def test_buckets_without_a_line_are_part_of_it(self, write, report, page) -> None:
+        write(*(openai(day) for day in (0, 2, 5)))
+        code, told = report(page(costs=0, buckets=range(-1, 4)), *EXACT)
+        (bill,) = told["bills"]
+        assert (code, bill["since"], bill["until"]) == (1, "2025-10-31T00:00:00Z", "2025-11-05T00:00:00Z")
+        assert [(found["verdict"], found["day"]) for found in told["differences"]] == [
+            ("missing_in_bill", "2025-11-03")
+        ]
+        assert (bill["calls_not_covered"], bill["calls_not_covered_usd"]) == (1, "0.001")
+        assert bill["notes"] == ["1 calls ($0.001) of the ledger are outside the period and not covered."]
+
+    def test_calls_outside_are_noted_and_not_judged(self, write, reconcile, page) -> None:
+        write(*(openai(day) for day in (0, 5, 9)), {**openai(7), "tokens": (0, 0), "nanousd": 0})
+        finished = reconcile(page(costs=0, buckets=range(4)), *EXACT)
+        assert finished.code == 0
+        assert "2 calls ($0.002) of the ledger are outside the period and not covered." in finished.stderr
+
+    def test_a_call_that_its_id_finds_outside_is_covered(self, write, report) -> None:
+        write(*OPENROUTER)
+        code, told = report(GOLDEN / "openrouter.csv", "--since", "2025-11-01T09:30:00", *EXACT)
+        assert (code, told["bills"][0]["calls_not_covered"]) == (0, 0)
+
+    def test_days_of_a_bill_without_buckets_are_whole(self, write, report) -> None:
+        write(*({**OPENROUTER[0], "provider": "anthropic", "day": day} for day in (1, 2)))
+        _, told = report(GOLDEN / "anthropic_usage.csv")
+        assert (told["bills"][0]["since"], told["bills"][0]["until"]) == (
+            "2025-11-01T00:00:00Z",
+            "2025-11-02T00:00:00Z",
+        )
+        assert told["bills"][0]["calls_not_covered"] == 2
+
+    def test_single_requests_stand_for_their_months(self, write, report) -> None:
+        later = ({**OPENROUTER[0], "day": day, "request_id": f"gen-{day}"} for day in (26, 40))
+        write(*OPENROUTER, *later)
         code, told = report(GOLDEN / "openrouter.csv", *EXACT)
-        assert (code, told["bills"][0]["since"], told["bills"][0]["until"]) == (
-            0, "2025-11-01T00:00:00Z", "2025-11-02T00:00:00Z",
-        )  # fmt: skip
-        code, told = report(GOLDEN / "openrouter.csv", "--until", "2025-11-04", *EXACT)
-        assert (code, told["differences"][0]["verdict"]) == (1, "missing_in_bill")
+        (bill,) = told["bills"]
+        assert (code, bill["since"], bill["until"]) == (1, "2025-11-01T00:00:00Z", "2025-12-01T00:00:00Z")
+        assert [(found["verdict"], found["request_id"]) for found in told["differences"]] == [
+            ("missing_in_bill", "gen-26")
+        ]
+        assert bill["calls_not_covered"] == 1
+        assert bill["notes"][1].startswith("1 calls are on days before the first line or after the last.")
+
+    def test_options_name_another_one(self, write, report) -> None:
+        write(*OPENROUTER, {**OPENROUTER[0], "day": 1, "request_id": "gen-later"})
+        assert report(GOLDEN / "openrouter.csv", "--until", "2025-11-02", *EXACT)[0] == 0
+        assert report(GOLDEN / "openrouter.csv", "--until", "2025-11-04", *EXACT)[0] == 1
 
     def test_lines_outside_are_counted_and_not_compared(self, write, report) -> None:
         write(*OPENROUTER)
         _, told = report(GOLDEN / "openrouter.csv", "--since", "2025-12-01")
         assert (told["ok"], told["bills"][0]["lines_outside"], told["differences_total"]) == (True, 2, 0)
-        assert told["bills"][0]["notes"] == ["2 lines are before --since or after --until and were not compared."]
+        assert told["bills"][0]["notes"] == [
+            "2 lines are before --since or after --until and were not compared.",
+            "1 calls ($0.0123) of the ledger are outside the period and not covered.",
+        ]
+
+
+class TestIncomplete:
+    def test_a_page_that_another_follows_is_a_fault(self, write, reconcile, report, page) -> None:
+        write(openai(0))
+        first = page(costs=0, buckets=range(4), has_more=True)
+        finished = reconcile(first, *EXACT)
+        assert (finished.code, "INCOMPLETE" in finished.stdout) == (1, True)
+        assert f"{first} says that another page follows it: fetch it and give all pages." in finished.stderr
+        code, told = report(first, page(buckets=range(4, 8)), *EXACT)
+        assert (code, told["ok"], told["bills"][0]["faults"]) == (0, True, [])
+
+    def test_pages_after_the_period_may_be_missing(self, write, report, page) -> None:
+        write(openai(0))
+        bill = page(costs=0, buckets=(0, 1, 5), has_more=True)
+        assert report(bill, "--until", "2025-11-03", *EXACT)[0] == 0
+        code, told = report(bill, "--until", "2025-11-04", *EXACT)
+        assert (code, told["ok"], told["differences_total"]) == (1, False, 0)
+
+    def test_a_gap_between_buckets_is_named(self, write, report, page) -> None:
+        write(openai(0))
+        code, told = report(page(costs=0, buckets=range(2), has_more=True), page(buckets=range(4, 6)), *EXACT)
+        (bill,) = told["bills"]
+        assert (code, told["ok"], bill["ok"]) == (1, False, False)
+        assert bill["faults"] == [
+            "No bucket of the bill names 2025-11-03T00:00:00Z to 2025-11-05T00:00:00Z: a page is missing. "
+            "Fetch it and give all pages."
+        ]
+
+    def test_many_gaps_are_counted(self, write, report, page) -> None:
+        write(openai(0))
+        _, told = report(page(costs=0, buckets=range(0, 20, 2)))
+        faults = told["bills"][0]["faults"]
+        assert (len(faults), faults[-1]) == (6, "4 more times between its buckets are missing.")
+
+    def test_an_export_without_one_of_its_days_has_a_gap(self, write, report, tmp_path) -> None:
+        write(OPENAI[0])
+        head, before, *_, after = lines("openai_costs.csv")
+        (tmp_path / "costs.csv").write_text(head + before + after)
+        code, told = report(tmp_path / "costs.csv", "--tolerance", "200%")
+        assert (code, len(told["bills"][0]["faults"])) == (1, 1)
+
+
+class TestBillOfNothing:
+    def test_calls_in_its_buckets_are_beyond(self, write, report, page) -> None:
+        write({**openai(2), "nanousd": 0})
+        code, told = report(page(buckets=range(4)))
+        assert (code, told["ok"], told["differences"][0]["verdict"]) == (1, False, "missing_in_bill")
+        assert told["bills"][0]["notes"] == ["Nothing is billed in it."]
+
+    def test_nothing_against_nothing_agrees(self, write, report, page) -> None:
+        write(openai(9))
+        code, told = report(page(buckets=range(4)))
+        assert (code, told["bills"][0]["calls_not_covered"]) == (0, 1)
+
+    def test_a_file_that_names_no_day_is_an_error(self, write, reconcile, report, tmp_path) -> None:
+        write(openai(0))
+        bill = tmp_path / "costs.csv"
+        bill.write_text(lines("openai_costs.csv")[0])
+        finished = reconcile(bill)
+        assert (finished.code, finished.stdout, finished.stderr.count("\n")) == (1, "", 1)
+        assert f"The bill {bill} names no day and bills nothing." in finished.stderr
+        assert report(bill, "--since", "2025-11-01", "--until", "2025-11-02")[1]["differences_total"] == 1
+
+    def test_an_empty_page_belongs_to_the_bill_beside_it(self, write, report, reconcile, page) -> None:
+        write(*OPENAI)
+        empty = page(buckets=range(-3, 0))
+        _, told = report(GOLDEN / "openai_usage.csv", empty)
+        (bill,) = told["bills"]
+        assert (bill["format"], bill["since"], bill["faults"]) == ("openai-usage", "2025-10-29T00:00:00Z", [])
+        finished = reconcile(GOLDEN / "openai_usage.csv", GOLDEN / "openai_costs.csv", empty)
+        assert finished.code == 1
+        assert "it can be a page of openai-usage or of openai-costs" in finished.stderr
 
 
 class TestInline:
@@ -285,11 +429,6 @@ class TestFaults:
         finished = reconcile(GOLDEN / "openrouter.csv")
         assert (finished.code, finished.stdout) == (1, "")
         assert "There is no ledger at" in finished.stderr
-
-    def test_a_page_that_another_follows_is_told(self, write, reconcile) -> None:
-        write(*OPENAI)
-        finished = reconcile(GOLDEN / "openai_usage.json")
-        assert "fetch it and give all pages" in finished.stderr
 
 
 def test_the_installed_command_says_the_same(write, run, ledger: Path) -> None:

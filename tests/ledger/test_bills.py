@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mcpmeter.ledger.bills import SettledCall, settled_calls
+from mcpmeter.ledger.bills import SettledCall, calls_outside, settled_calls
 from mcpmeter.ledger.reading import open_writer
 from mcpmeter.ledger.rows import OPEN_SQL, SETTLE_SQL, open_values, settled_values
 from mcpmeter.records import Charge, Usage
@@ -53,6 +53,18 @@ def test_they_come_in_the_order_of_the_bytes_of_their_request_ids(ledger, put):
         put(f"call_{place:02}", upstream_request_id=request_id)
     found = [call.upstream_request_id for call in settled_calls(ledger, **EVER)]
     assert found == sorted(told)
+
+
+def test_calls_outside_a_period_are_summed_beyond_64_bits(ledger, put):
+    most = Charge(nanousd=2**62, source="listed")
+    for place, at_ns in enumerate((AT - 1, AT, AT + 9, AT + 10, AT + 11)):
+        put(f"call_{place}", at_ns=at_ns, usage=Usage(), charge=most)
+    put("unpriced", at_ns=AT - 1, usage=Usage(prompt_tokens=1, source="reported"), charge=Charge())
+    put("free", at_ns=AT - 1, usage=Usage(), charge=Charge())
+    put("another", at_ns=AT - 1, provider="anthropic", charge=most)
+    put("open", at_ns=AT - 1, settled=False)
+    assert calls_outside(ledger, since_ns=AT, until_ns=AT + 10, provider="openai") == (4, 3 * 2**62)
+    assert calls_outside(ledger, since_ns=0, until_ns=2**63 - 1, provider="openai") == (0, 0)
 
 
 def test_open_calls_and_those_that_reached_no_provider_are_left_out(ledger, put):

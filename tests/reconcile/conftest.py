@@ -11,7 +11,7 @@ import pytest
 
 from mcpmeter.reconcile.bills import formats
 from mcpmeter.reconcile.bills.base import BillFormat
-from mcpmeter.reconcile.lines import BillLine
+from mcpmeter.reconcile.lines import BillLine, Period
 from mcpmeter.reconcile.reading import BillFile, read, recognise
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "bills"
@@ -28,6 +28,14 @@ def figures(line: BillLine) -> dict[str, Any]:
     return {name: getattr(line, name) for name in names}
 
 
+def items_of(bill: BillFile) -> list[BillLine | Period]:
+    return list(read(bill, lambda what, done, total: None))
+
+
+def lines_of(bill: BillFile) -> list[BillLine]:
+    return [item for item in items_of(bill) if isinstance(item, BillLine)]
+
+
 Recognised = Callable[[str], tuple[BillFile, list[BillLine]]]
 
 
@@ -37,7 +45,7 @@ def golden() -> Recognised:
 
     def read_golden(name: str) -> tuple[BillFile, list[BillLine]]:
         bill = recognise(GOLDEN / name, formats())
-        return bill, list(read(bill, lambda what, done, total: None))
+        return bill, lines_of(bill)
 
     return read_golden
 
@@ -49,6 +57,6 @@ def read_text(tmp_path: Path) -> Callable[[str | bytes], list[BillLine]]:
     def read_it(text: str | bytes, known: dict[str, BillFormat] | None = None) -> list[BillLine]:
         path = tmp_path / "bill"
         path.write_bytes(text if isinstance(text, bytes) else text.encode())
-        return list(read(recognise(path, known or formats()), lambda what, done, total: None))
+        return lines_of(recognise(path, known or formats()))
 
     return read_it

@@ -84,7 +84,8 @@ class TestById:
 
     def test_a_call_at_the_edge_is_found_by_its_id_and_never_missed_in_the_bill(self) -> None:
         early = call(1, request_id="a", at_ns=START - 1)
-        assert verdicts(found([line(1, request_id="a")], [early])) == {"matched": 1}
+        (finding,) = found([line(1, request_id="a")], [early])
+        assert (finding.verdict, finding.is_outside) == ("matched", True)
         assert found([], [early]) == []
 
     @pytest.mark.parametrize(

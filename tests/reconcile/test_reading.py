@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.reconcile.conftest import GOLDEN
+from tests.reconcile.conftest import GOLDEN, at, items_of, lines_of
 
 from mcpmeter.reconcile import reading
 from mcpmeter.reconcile.bills import formats
 from mcpmeter.reconcile.bills.base import BillInvalid, Unreadable, count, nanousd
+from mcpmeter.reconcile.lines import Period
 from mcpmeter.reconcile.reading import has_more, read, recognise
 
 BILLS = sorted(path.name for path in GOLDEN.iterdir() if path.suffix in {".csv", ".json"} and path.stem != "mapped")
@@ -66,6 +67,69 @@ def test_a_page_with_a_next_one_says_so() -> None:
     assert pages == {"openai_usage.json": True, "openai_costs.json": False}
 
 
+def test_a_next_page_without_has_more_counts_too(tmp_path: Path) -> None:
+    page = tmp_path / "page.json"
+    page.write_bytes((GOLDEN / "anthropic_usage.json").read_bytes().replace(b'"next_page": null', b'"next_page": "p2"'))
+    assert has_more(recognise(page, formats()))
+
+
+NOV = [at(f"2025-11-{day:02}") for day in range(1, 5)]
+
+
+@pytest.mark.parametrize(
+    ("name", "periods"),
+    [
+        ("openai_usage.json", [(NOV[0], NOV[1]), (NOV[1], NOV[2]), (NOV[2], NOV[3])]),
+        ("openai_usage.csv", [(NOV[0], NOV[1]), (NOV[1], NOV[2])]),
+        ("openai_costs.json", [(NOV[0], NOV[1]), (NOV[1], NOV[2])]),
+        ("openai_costs.csv", [(at("2025-10-31"), NOV[0]), (NOV[0], NOV[1]), (NOV[1], NOV[2])]),
+        ("anthropic_usage.json", [(NOV[0], NOV[1])]),
+        ("anthropic_usage.csv", [(NOV[0], 0)]),
+        ("anthropic_costs.json", [(NOV[0], NOV[1])]),
+        ("anthropic_costs.csv", [(NOV[0], 0), (NOV[1], 0)]),
+        ("openrouter.csv", []),
+        ("openrouter.json", []),
+    ],
+)
+def test_every_bucket_and_day_is_named_once(name: str, periods: list[tuple[int, int]]) -> None:
+    items = items_of(recognise(GOLDEN / name, formats()))
+    assert [(item.since_ns, item.until_ns) for item in items if isinstance(item, Period)] == periods
+
+
+@pytest.mark.parametrize(
+    ("name", "start", "end"),
+    [
+        ("openai_costs.json", b'"end_time": 1762041600', b'"end_time": 1761955200'),
+        ("openai_costs.csv", b"1761868800,1761955200", b"1761868800,1761868800"),
+        ("anthropic_costs.json", b"2025-11-02T00:00:00Z", b"2025-10-31T00:00:00Z"),
+    ],
+)
+def test_a_bucket_that_ends_before_it_starts_is_refused(read_text, name: str, start: bytes, end: bytes) -> None:
+    text = (GOLDEN / name).read_bytes()
+    assert start in text
+    with pytest.raises(BillInvalid, match="a bucket ends before it starts"):
+        read_text(text.replace(start, end, 1))
+
+
+@pytest.mark.parametrize(
+    ("text", "provider"),
+    [
+        ('{"data": [{"object": "bucket", "start_time": 1761955200, "end_time": 1762041600, "results": []}]}', "openai"),
+        ('{"data": [{"starting_at": "2025-11-01T00:00:00Z", "results": []}]}', "anthropic"),
+    ],
+)
+def test_a_page_of_empty_buckets_is_recognised(tmp_path: Path, text: str, provider: str) -> None:
+    (tmp_path / "page.json").write_text(text)
+    bill = recognise(tmp_path / "page.json", formats())
+    assert (bill.format.provider, bill.is_empty, len(items_of(bill))) == (provider, True, 1)
+
+
+def test_buckets_of_unknown_results_are_not_taken_for_empty(read_text) -> None:
+    bucket = '{"object": "bucket", "start_time": 1761955200, "results": [{"object": "organization.seats.result"}]}'
+    with pytest.raises(BillInvalid, match="results of no format that is known"):
+        read_text(f'{{"data": [{bucket}]}}')
+
+
 def test_a_page_of_json_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reading, "MOST_JSON_BYTES", 100)
     bill = recognise(GOLDEN / "openrouter.json", formats())
@@ -92,7 +156,7 @@ def test_a_damaged_bill_is_read_or_refused_and_never_breaks(tmp_path_factory, na
     path.write_bytes(bill)
     lines, refusal = [], str(path)
     try:
-        lines = list(read(recognise(path, formats()), lambda what, done, total: None))
+        lines = lines_of(recognise(path, formats()))
     except BillInvalid as refused:
         refusal = str(refused)
     assert str(path) in refusal

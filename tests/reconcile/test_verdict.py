@@ -77,8 +77,9 @@ def test_a_bill_without_tokens_is_judged_by_its_cost_alone() -> None:
     assert not counted.is_beyond(Tolerance())
 
 
-def test_calls_against_an_empty_bill_are_beyond() -> None:
-    assert tally(finding("missing_in_bill", None, DOLLAR)).is_beyond(Tolerance())
+@pytest.mark.parametrize("nanousd", [DOLLAR, 1, 0])
+def test_calls_against_an_empty_bill_are_beyond(nanousd: int) -> None:
+    assert tally(finding("missing_in_bill", None, nanousd)).is_beyond(Tolerance())
 
 
 def test_what_has_no_price_or_no_cost_is_counted_and_not_judged() -> None:

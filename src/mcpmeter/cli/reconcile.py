@@ -9,7 +9,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,8 +74,8 @@ def dollars(_ctx: click.Context, _param: click.Parameter, value: str) -> int:
     "--by", type=click.Choice(["id", "day"]), default="id", show_default=True,
     help="id: by request id where the bill has one. day: by model and day only.",
 )  # fmt: skip
-@click.option("--since", type=_TIME, help="From this instant on (UTC). Default: the bill's first day.")
-@click.option("--until", type=_TIME, help="Before this instant (UTC). Default: the end of the bill's last day.")
+@click.option("--since", type=_TIME, help="From this instant on (UTC). Default: the start of what the bill names.")
+@click.option("--until", type=_TIME, help="Before this instant (UTC). Default: the end of what the bill names.")
 @click.option(
     "--tolerance", default="1%", show_default=True, callback=share, help="A share of the bill that may differ."
 )
@@ -114,7 +114,7 @@ def command(
     the dashboard (CSV), or any CSV file with a mapping. Several files of one provider and kind are one bill.
 
     \b
-    Exit code 0: within the tolerance; 1: beyond it, or a bill cannot be read.
+    Exit code 0: within the tolerance; 1: beyond it, or a bill is incomplete or cannot be read.
     Example:
       mcpmeter reconcile openai-costs.csv openai-usage.csv
       mcpmeter reconcile holysheep=bill.csv --mapping holysheep.toml --csv differences.csv
@@ -134,12 +134,11 @@ def command(
             results = reconcile_inline(place, book, options, provider=provider, progress=told, on_finding=keep)
         else:
             results = reconcile(files, place, book, options, progress=told, on_finding=keep)
-    beyond = [result for result in results if result.tally.is_beyond(allowed)]
     if as_json:
         click.echo(json.dumps(_report(results, options), indent=2))
     else:
         _print(results, options)
-    return 1 if beyond else 0
+    return 0 if all(result.is_ok(allowed) for result in results) else 1
 
 
 def _refuse_misuse(
@@ -256,7 +255,7 @@ def signed_usd(nanousd: int) -> str:
 
 def _report(results: list[Result], options: Options) -> dict[str, Any]:
     return {
-        "ok": not any(result.tally.is_beyond(options.tolerance) for result in results),
+        "ok": all(result.is_ok(options.tolerance) for result in results),
         "tolerance": f"{_plain(options.tolerance.share * 100)}%",
         "floor_usd": usd(options.tolerance.floor_nanousd),
         "bills": [_bill_report(result, options.tolerance) for result in results],
@@ -266,16 +265,21 @@ def _report(results: list[Result], options: Options) -> dict[str, Any]:
 
 
 def _bill_report(result: Result, tolerance: Tolerance) -> dict[str, Any]:
+    from mcpmeter.reconcile.run import instant
+
     tally, compared = result.tally, result.tally.compared
     return {
         "provider": result.provider,
         "format": result.format,
         "files": [str(file.path) for file in result.files],
-        "since": _instant(result.since_ns),
-        "until": _instant(result.until_ns),
-        "ok": not tally.is_beyond(tolerance),
+        "since": instant(result.since_ns),
+        "until": instant(result.until_ns),
+        "ok": result.is_ok(tolerance),
+        "faults": result.faults,
         "lines": result.lines,
         "lines_outside": result.outside,
+        "calls_not_covered": result.uncovered_calls,
+        "calls_not_covered_usd": usd(result.uncovered_nanousd),
         "billed_usd": signed_usd(compared.billed_nanousd) if tally.tells_cost else None,
         "ledger_usd": usd(compared.ledger_nanousd),
         "billed_tokens": compared.billed_tokens if tally.tells_tokens else None,
@@ -292,19 +296,21 @@ def _plain(number: Decimal) -> str:
     return f"{number.normalize():f}"
 
 
-def _instant(ns: int) -> str:
-    return datetime.fromtimestamp(ns // 10**9, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
 def _notes(result: Result) -> Iterator[str]:
     """What a reader has to know before he believes the figures."""
     totals = result.tally.totals
-    if result.unread_pages:
-        yield "The last page says that another one follows: fetch it and give all pages."
     if result.outside:
         yield f"{result.outside:,} lines are before --since or after --until and were not compared."
     if not result.lines:
         yield "Nothing is billed in it."
+    if result.uncovered_calls:
+        cost = usd(result.uncovered_nanousd)
+        yield f"{result.uncovered_calls:,} calls (${cost}) of the ledger are outside the period and not covered."
+    if result.calls_beyond_lines:
+        yield (
+            f"{result.calls_beyond_lines:,} calls are on days before the first line or after the last. The bill "
+            "names no period, so calendar months are compared; --since and --until name another one."
+        )
     if result.lines_with_id > result.outside and not result.paired_by_id:
         yield "No request id of the bill is in the ledger. Compare by model and day: --by day."
     if totals["free"].findings:
@@ -328,7 +334,7 @@ def _print(results: list[Result], options: Options) -> None:
             console.print()
             console.print(_largest(result))
     for result in results:
-        for note in _notes(result):
+        for note in (*result.faults, *_notes(result)):
             click.echo(f"{result.provider} {result.format}: {note}", err=True)
 
 
@@ -357,7 +363,7 @@ def _summary_row(result: Result, tolerance: Tolerance) -> list[str]:
         drift = _percent(tally.drift_nanousd, tally.base_nanousd)
         money[0], money[2], money[3] = signed_usd(compared.billed_nanousd), signed_usd(tally.drift_nanousd), drift
     tokens = f"{tally.off_tokens:,}" if tally.tells_tokens else "-"
-    verdict = "BEYOND" if tally.is_beyond(tolerance) else "within"
+    verdict = "within" if result.is_ok(tolerance) else "INCOMPLETE" if result.faults else "BEYOND"
     return [printable(result.provider), result.format, *counts, *money, tokens, verdict]
 
 

@@ -41,6 +41,23 @@ _SQL: Final = (
     "AND (NOT ?4 OR reported_cost_nanousd IS NOT NULL) ORDER BY upstream_request_id, id"
 )
 
+# Sums of halves, because the sum of nano-dollars can be larger than a whole number of SQLite.
+_OUTSIDE_SQL: Final = (
+    "SELECT count(*), coalesce(sum(cost_nanousd >> 32), 0), coalesce(sum(cost_nanousd & 4294967295), 0) FROM calls "
+    "WHERE state = 'settled' AND (started_at_ns < ?1 OR started_at_ns >= ?2) AND provider = ?3 "
+    "AND (cost_nanousd <> 0 OR prompt_tokens <> 0 OR completion_tokens <> 0)"
+)
+
+
+def calls_outside(ledger: Location, *, since_ns: int, until_ns: int, provider: str) -> tuple[int, int]:
+    """Number and nano-dollars of a provider's calls outside [since, until) that have tokens or a cost.
+
+    Raises `LedgerNotUsable`.
+    """
+    with open_reader(ledger) as reader:
+        ((calls, high, low),) = reader.rows(_OUTSIDE_SQL, (since_ns, until_ns, provider))
+    return calls, (high << 32) + low
+
 
 def settled_calls(
     ledger: Location, *, since_ns: int, until_ns: int, provider: str | None = None, with_reported_cost: bool = False

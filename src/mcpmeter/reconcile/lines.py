@@ -37,6 +37,14 @@ class BillLine(msgspec.Struct, frozen=True, gc=False):
     """Which of the files it is from."""
 
 
+class Period(msgspec.Struct, frozen=True, gc=False):
+    """A bucket or a day that the bill names, even if nothing is billed in it."""
+
+    since_ns: int
+    until_ns: int = 0
+    """0 if the bill names only the start: then it is a day, and days without use may be absent."""
+
+
 class Amount(msgspec.Struct, frozen=True, gc=False):
     """What one side says about a call, or about a model on a day."""
 
@@ -66,6 +74,8 @@ class Finding(msgspec.Struct, frozen=True, gc=False):
     """Where the bill says so; 0 for a sum of lines and for what is not in the bill."""
     note: str = ""
     """What the ledger itself said about the weakness of its figures."""
+    is_outside: bool = False
+    """The call started outside the period; its request id is in a line within it."""
 
     @property
     def nanousd(self) -> int:

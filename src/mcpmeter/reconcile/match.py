@@ -89,7 +89,7 @@ def _by_id(
 
 def _without_line(call: SettledCall, billed: _Sums, kept: _Sums, rules: Rules, *, pooled: bool) -> Iterator[Finding]:
     """A call that no line names by id: part of its model's day, or missing in the bill."""
-    if not rules.since_ns <= call.started_at_ns < rules.until_ns:
+    if not _is_within(call, rules):
         return
     day, model, amount = rules.day_of(call.started_at_ns), _model(call, rules), _amount(call)
     if not (call.cost_nanousd or call.prompt_tokens or call.completion_tokens):
@@ -108,7 +108,7 @@ def _pair(line: BillLine, call: SettledCall, rules: Rules) -> Finding:
     note = "" if verdict == "matched" else _weakness(call)
     return Finding(
         verdict, rules.day_of(line.at_ns), _model(call, rules), line.request_id, call.id, billed, amount,
-        line.file, line.line, note,
+        line.file, line.line, note, is_outside=not _is_within(call, rules),
     )  # fmt: skip
 
 
@@ -170,6 +170,10 @@ def _weakness(call: SettledCall) -> str:
     if call.token_source in WEAK_COUNTS:
         return f"tokens {call.token_source}"
     return "unpriced" if call.cost_source == "unpriced" else ""
+
+
+def _is_within(call: SettledCall, rules: Rules) -> bool:
+    return rules.since_ns <= call.started_at_ns < rules.until_ns
 
 
 def _is_same(line: BillLine, other: BillLine) -> bool:

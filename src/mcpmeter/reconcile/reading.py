@@ -11,7 +11,7 @@ from typing import BinaryIO, Final
 import msgspec
 
 from mcpmeter.reconcile.bills.base import BillFormat, BillInvalid, Columns, Unreadable, shown
-from mcpmeter.reconcile.lines import BillLine
+from mcpmeter.reconcile.lines import BillLine, Period
 
 MOST_JSON_BYTES: Final = 256 * 2**20
 """A page is read as a whole; the APIs' largest have a few megabytes."""
@@ -31,6 +31,8 @@ class BillFile:
     path: Path
     format: BillFormat
     is_json: bool
+    is_empty: bool = False
+    """It has empty buckets alone, so that it is a page of each of the provider's formats."""
 
     def place(self, line: int) -> str:
         """How a person finds a line."""
@@ -49,27 +51,34 @@ def recognise(path: Path, formats: Mapping[str, BillFormat]) -> BillFile:
     if not head.strip():
         raise BillInvalid(f"The bill {path} is empty.", hint="Download it again, for a period that has calls.")
     if head.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] in {b"{", b"["}:
-        return BillFile(path, _json_format(path, head, formats), is_json=True)
+        return _json_file(path, head, formats)
     return BillFile(path, _csv_format(path, head, formats), is_json=False)
 
 
-def read(bill: BillFile, progress: Progress) -> Iterator[BillLine]:
-    """The lines of a bill, one by one. Raises BillInvalid naming the file and the line."""
+def read(bill: BillFile, progress: Progress) -> Iterator[BillLine | Period]:
+    """The lines of a bill one by one, each period that it names before its lines.
+
+    Raises BillInvalid naming the file and the line.
+    """
     return _json_lines(bill, _decoded(bill)) if bill.is_json else _csv_lines(bill, progress)
 
 
 def has_more(bill: BillFile) -> bool:
     """Whether the API said that another page follows this one."""
-    return bill.is_json and bool(getattr(_decoded(bill), "has_more", False))
+    page = _decoded(bill) if bill.is_json else None
+    return bool(getattr(page, "has_more", False) or getattr(page, "next_page", None))
 
 
-def _json_format(path: Path, head: bytes, formats: Mapping[str, BillFormat]) -> BillFormat:
+def _json_file(path: Path, head: bytes, formats: Mapping[str, BillFormat]) -> BillFile:
     known = [found for found in formats.values() if found.document is not None]
     for found in known:
         if found.marks and all(mark in head for mark in found.marks):
-            return found
+            return BillFile(path, found, is_json=True)
     if len(known) == 1 == len(formats):
-        return known[0]
+        return BillFile(path, known[0], is_json=True)
+    for found in known:
+        if found.empty_marks and all(mark in head for mark in found.empty_marks):
+            return BillFile(path, found, is_json=True, is_empty=True)
     raise BillInvalid(
         f"The bill {path} is JSON, and none that is known ({_names(known)}), or nothing is billed in it.",
         hint="Name it: --format. Or give the CSV file with a mapping: --mapping.",
@@ -121,7 +130,7 @@ def _header(path: Path, head: bytes, delimiter: str) -> list[str]:
         raise BillInvalid(f"The bill {path}, line 1: {fault}.", hint="Download it again.") from None
 
 
-def _csv_lines(bill: BillFile, progress: Progress) -> Iterator[BillLine]:
+def _csv_lines(bill: BillFile, progress: Progress) -> Iterator[BillLine | Period]:
     size = bill.path.stat().st_size
     with bill.path.open("rb") as file:
         texts = _Texts(file, bill.path, size, progress)
@@ -132,7 +141,7 @@ def _csv_lines(bill: BillFile, progress: Progress) -> Iterator[BillLine]:
             raise _broken(bill, texts.line, str(fault)) from None
 
 
-def _rows(bill: BillFile, rows: Iterator[list[str]], texts: _Texts) -> Iterator[BillLine]:
+def _rows(bill: BillFile, rows: Iterator[list[str]], texts: _Texts) -> Iterator[BillLine | Period]:
     names = [name.strip() for name in next((row for row in rows if row), [])]
     missing = [column for column in bill.format.columns if column not in names]
     if missing or bill.format.row_reader is None:
@@ -140,16 +149,22 @@ def _rows(bill: BillFile, rows: Iterator[list[str]], texts: _Texts) -> Iterator[
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise _broken(bill, texts.line, f"the column {shown(twice)} is there twice")
-    read_row, width = bill.format.row_reader(Columns(names)), len(names)
+    columns, width = Columns(names), len(names)
+    read_row = bill.format.row_reader(columns)
+    read_period = bill.format.period_reader(columns) if bill.format.period_reader else None
+    last: Period | None = None
     for row in rows:
         if not row:
             continue
         if len(row) != width:
             raise _broken(bill, texts.line, f"{len(row)} cells under {width} columns")
         try:
+            named = read_period(row) if read_period else None
             line = read_row(texts.line, row)
         except Unreadable as fault:
             raise _broken(bill, texts.line, str(fault)) from None
+        if named is not None and named != last:
+            yield (last := named)
         if line is not None:
             yield line
 
@@ -188,14 +203,19 @@ class _Texts:
             ) from None
 
 
-def _json_lines(bill: BillFile, page: object) -> Iterator[BillLine]:
+def _json_lines(bill: BillFile, page: object) -> Iterator[BillLine | Period]:
     if bill.format.lines_of is None:
         raise BillInvalid(f"{bill.path}: {bill.format.name} has no JSON form.", hint="Give the CSV file.")
+    if bill.is_empty and any(bucket.results for bucket in getattr(page, "data", ())):
+        raise BillInvalid(
+            f"The bill {bill.path} has results of no format that is known.", hint="Name its format: --format."
+        )
     number = 0
     try:
-        for line in bill.format.lines_of(page):
-            number = line.line
-            yield line
+        for item in bill.format.lines_of(page):
+            if isinstance(item, BillLine):
+                number = item.line
+            yield item
     except Unreadable as fault:
         raise BillInvalid(f"{bill.place(number)} or the next: {fault}.", hint="Fetch the page again.") from None
 

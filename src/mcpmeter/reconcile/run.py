@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, time, timedelta, tzinfo
+from datetime import UTC, datetime, tzinfo
 from functools import lru_cache
 from typing import Final
 
-from mcpmeter.ledger.bills import SettledCall, settled_calls
+from mcpmeter.ledger.bills import SettledCall, calls_outside, settled_calls
 from mcpmeter.ledger.location import Location
 from mcpmeter.pricing import PriceBook, names
-from mcpmeter.reconcile.bills.base import unix_ns
-from mcpmeter.reconcile.lines import BillLine, Finding
+from mcpmeter.reconcile.bills.base import BillInvalid
+from mcpmeter.reconcile.lines import BillLine, Finding, Period
 from mcpmeter.reconcile.match import Rules, inline, match
 from mcpmeter.reconcile.reading import PROGRESS_LINES, BillFile, Progress, has_more, read
 from mcpmeter.reconcile.sorting import SortedLines
 from mcpmeter.reconcile.verdict import Tally, Tolerance
+from mcpmeter.reconcile.window import Window, gaps, instants_of, named_period, unfollowed
 from mcpmeter.records import Usage
 
 MARGIN_NS: Final = 3600 * 10**9
@@ -24,6 +25,8 @@ MARGIN_NS: Final = 3600 * 10**9
 
 _LAST_NS: Final = 2**63 - 1 - MARGIN_NS
 _QUARTER_NS: Final = 900 * 10**9
+MOST_FAULTS: Final = 5
+"""How many gaps are named one by one."""
 
 
 @dataclass(frozen=True)
@@ -55,14 +58,24 @@ class Result:
     """How many of them are before or after the period."""
     lines_with_id: int = 0
     paired_by_id: int = 0
-    first_ns: int | None = None
-    last_ns: int | None = None
-    unread_pages: bool = False
+    windows: list[Window] = field(default_factory=list)
+    """What each of the files names."""
+    faults: list[str] = field(default_factory=list)
+    """Why the bill is incomplete, in sentences."""
+    uncovered_calls: int = 0
+    """Calls of the provider outside the period that have tokens or a cost."""
+    uncovered_nanousd: int = 0
+    calls_beyond_lines: int = 0
+    """Calls that are not in a bill of single requests, on days before its first line or after its last."""
     tally: Tally = field(default_factory=Tally)
 
     def place(self, finding: Finding) -> str:
         """Where the bill says so; empty for a sum of lines and for what is not in it."""
         return self.files[finding.file].place(finding.line) if finding.line else ""
+
+    def is_ok(self, tolerance: Tolerance) -> bool:
+        """Whether the bill is whole and agrees with the ledger within the tolerance."""
+        return not self.faults and not self.tally.is_beyond(tolerance)
 
 
 OnFinding = Callable[[Result, Finding], None]
@@ -84,14 +97,16 @@ def reconcile(
     results = _grouped(bills, options)
     with SortedLines() as store:
         for number, result in enumerate(results):
-            # Each page says whether one follows; all of them do if the last one is not there.
-            result.unread_pages = all(map(has_more, result.files))
             for place, file in enumerate(result.files):
-                store.add(number, place, _watched(result, read(file, progress), options))
-        for number, result in enumerate(results):
+                window = Window(file.path, has_more(file))
+                result.windows.append(window)
+                store.add(number, place, _watched(result, window, read(file, progress), options))
             _set_period(result, options)
+            result.faults = list(_faults(result, options))
+        for number, result in enumerate(results):
             lines = store.lines(number, result.since_ns, result.until_ns)
             _compare(result, match(lines, _calls(result, ledger), _rules(result, book)), progress, on_finding)
+            _set_uncovered(result, ledger)
     return results
 
 
@@ -125,19 +140,38 @@ def reconcile_inline(
 
 def _grouped(bills: Iterable[tuple[str, BillFile]], options: Options) -> list[Result]:
     found: dict[tuple[str, str], Result] = {}
-    for provider, file in bills:
-        new = Result(provider, file.format.name, zone=file.format.zone, tally=Tally(options.most))
-        found.setdefault((provider, file.format.name), new).files.append(file)
+    for provider, file in sorted(bills, key=lambda bill: bill[1].is_empty):
+        name = _name_of_empty(provider, file, found) if file.is_empty else file.format.name
+        new = Result(provider, name, zone=file.format.zone, tally=Tally(options.most))
+        found.setdefault((provider, name), new).files.append(file)
     return list(found.values())
 
 
-def _watched(result: Result, lines: Iterable[BillLine], options: Options) -> Iterator[BillLine]:
+def _name_of_empty(provider: str, page: BillFile, found: dict[tuple[str, str], Result]) -> str:
+    """The format of the bill that a page of empty buckets belongs to."""
+    kin = [
+        result.format
+        for result in found.values()
+        if result.provider == provider and result.files[0].format.provider == page.format.provider
+    ]
+    if len(kin) > 1:
+        raise BillInvalid(
+            f"The bill {page.path} has empty buckets alone: it can be a page of {' or of '.join(kin)}.",
+            hint="Compare one of the two at a time.",
+        )
+    return kin[0] if kin else page.format.name
+
+
+def _watched(
+    result: Result, window: Window, items: Iterable[BillLine | Period], options: Options
+) -> Iterator[BillLine]:
     since, until = options.since_ns, options.until_ns
-    for line in lines:
+    for line in items:
+        window.add(line)
+        if isinstance(line, Period):
+            continue
         result.lines += 1
         at = line.at_ns
-        result.first_ns = at if result.first_ns is None else min(at, result.first_ns)
-        result.last_ns = at if result.last_ns is None else max(at, result.last_ns)
         if (since is not None and at < since) or (until is not None and at >= until):
             result.outside += 1
         if options.by_day and line.request_id:
@@ -162,13 +196,43 @@ def _without_id(line: BillLine) -> BillLine:
 
 
 def _set_period(result: Result, options: Options) -> None:
-    """Where nobody said: from the bill's first day to its last, whole days in its own zone."""
+    """What the bill names, unless the options name it."""
+    named = named_period(result.windows, result.zone)
     since, until = options.since_ns, options.until_ns
-    if since is None:
-        since = 0 if result.first_ns is None else _midnight(result.first_ns, result.zone, 0)
-    if until is None:
-        until = since if result.last_ns is None else _midnight(result.last_ns, result.zone, 1)
+    if named is not None:
+        since = named.since_ns if since is None else since
+        until = named.until_ns if until is None else until
+    if since is None or until is None:
+        raise BillInvalid(
+            f"The bill {result.files[0].path} names no day and bills nothing.",
+            hint="Download it again, or name its period: --since and --until.",
+        )
     result.since_ns, result.until_ns = since, max(since, until)
+
+
+def _faults(result: Result, options: Options) -> Iterator[str]:
+    """What of the period the bill lacks: times between its buckets, and the pages after the last one."""
+    since, until = options.since_ns or 0, options.until_ns or _LAST_NS
+    every = gaps(result.windows)
+    missing = [gap for gap in every if gap.until_ns > since and gap.since_ns < until]
+    for gap in missing[:MOST_FAULTS]:
+        yield (
+            f"No bucket of the bill names {instant(gap.since_ns)} to {instant(gap.until_ns)}: "
+            "a page is missing. Fetch it and give all pages."
+        )
+    if len(missing) > MOST_FAULTS:
+        yield f"{len(missing) - MOST_FAULTS:,} more times between its buckets are missing."
+    before_gaps = {gap.since_ns for gap in every}
+    for window in unfollowed(result.windows):
+        end = window.span.until_ns if window.span else None
+        if end is None or (end not in before_gaps and end < until):
+            yield f"{window.path} says that another page follows it: fetch it and give all pages."
+
+
+def _set_uncovered(result: Result, ledger: Location) -> None:
+    calls, nanousd = calls_outside(ledger, since_ns=result.since_ns, until_ns=result.until_ns, provider=result.provider)
+    result.uncovered_calls += calls
+    result.uncovered_nanousd += nanousd
 
 
 def _calls(result: Result, ledger: Location) -> Iterator[SettledCall]:
@@ -177,12 +241,28 @@ def _calls(result: Result, ledger: Location) -> Iterator[SettledCall]:
 
 
 def _compare(result: Result, findings: Iterator[Finding], progress: Progress, on_finding: OnFinding) -> None:
+    first, last = _days_of_requests(result)
     for number, finding in enumerate(findings, start=1):
+        if finding.verdict == "missing_in_bill" and not first <= finding.day <= last:
+            result.calls_beyond_lines += 1 if finding.ledger is None else finding.ledger.calls
+        if finding.is_outside and (kept := finding.ledger) is not None:
+            # The line covers the call; `_set_uncovered` counts it as one outside, unless it is free.
+            result.uncovered_calls -= bool(kept.nanousd or kept.prompt_tokens or kept.completion_tokens)
+            result.uncovered_nanousd -= kept.nanousd or 0
         result.paired_by_id += bool(finding.request_id and finding.call_id and finding.billed is not None)
         result.tally.add(finding)
         on_finding(result, finding)
         if number % PROGRESS_LINES == 0:
             progress(f"comparing with {result.provider}", number, max(result.lines, number))
+
+
+def _days_of_requests(result: Result) -> tuple[str, str]:
+    """The days of the first and the last line of a bill of single requests; any day for another bill."""
+    instants = instants_of(result.windows)
+    if instants is None or not any(window.has_requests for window in result.windows):
+        return "", "~"
+    day_of = day_reader(result.zone)
+    return day_of(instants[0]), day_of(instants[1])
 
 
 def _rules(result: Result, book: PriceBook) -> Rules:
@@ -211,6 +291,11 @@ def model_reader(provider: str, book: PriceBook) -> Callable[[str], str]:
     return canonical
 
 
+def instant(ns: int) -> str:
+    """`2026-11-01T00:00:00Z` of Unix ns."""
+    return datetime.fromtimestamp(ns // 10**9, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
 def _listed(call: SettledCall, book: PriceBook) -> int | None:
     usage = Usage(
         prompt_tokens=call.prompt_tokens,
@@ -226,8 +311,3 @@ def _listed(call: SettledCall, book: PriceBook) -> int | None:
         if charge.listed_nanousd is not None:
             return charge.listed_nanousd
     return None
-
-
-def _midnight(ns: int, zone: tzinfo, days: int) -> int:
-    day = datetime.fromtimestamp(ns // 10**9, zone).date() + timedelta(days=days)
-    return unix_ns(datetime.combine(day, time(), zone))

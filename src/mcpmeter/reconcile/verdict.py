@@ -114,10 +114,14 @@ class Tally:
         return every
 
     def is_beyond(self, tolerance: Tolerance) -> bool:
-        """Whether bill and ledger differ by more than the tolerance, in dollars or in tokens."""
-        silent = not (self.tells_cost or self.tells_tokens)
+        """Whether bill and ledger differ by more than the tolerance, in dollars or in tokens.
+
+        A bill of nothing has no amount to tolerate a share of: any call it should hold is too much.
+        """
+        if not (self.tells_cost or self.tells_tokens):
+            return self.differences > 0
         allowed = max(tolerance.share * self.base_nanousd, Decimal(tolerance.floor_nanousd))
-        if (self.tells_cost or silent) and self.off_nanousd > allowed:
+        if self.tells_cost and self.off_nanousd > allowed:
             return True
         billed_tokens = self.compared.billed_tokens
         return self.tells_tokens and self.off_tokens > tolerance.share * billed_tokens

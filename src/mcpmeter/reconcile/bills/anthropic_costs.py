@@ -19,16 +19,18 @@ from mcpmeter.reconcile.bills.base import (
     BillFormat,
     Cells,
     Columns,
+    ReadPeriod,
     ReadRow,
     Unreadable,
     instant,
     joined,
     model,
     nanousd,
+    period,
     shown,
     to_nanousd,
 )
-from mcpmeter.reconcile.lines import BillLine
+from mcpmeter.reconcile.lines import BillLine, Period
 
 CENT: Final = Decimal("0.01")
 _DIMENSIONS = (
@@ -64,6 +66,7 @@ class Bucket(msgspec.Struct, frozen=True):
 
     starting_at: str
     results: list[Result]
+    ending_at: str | None = None
 
 
 class Page(msgspec.Struct, frozen=True):
@@ -71,11 +74,13 @@ class Page(msgspec.Struct, frozen=True):
 
     data: list[Bucket]
     has_more: bool = False
+    next_page: str | None = None
 
 
-def _lines(page: Page) -> Iterator[BillLine]:
+def _lines(page: Page) -> Iterator[BillLine | Period]:
     number = 0
     for bucket in page.data:
+        yield period(instant(bucket.starting_at), instant(bucket.ending_at) if bucket.ending_at else 0)
         for result in bucket.results:
             number += 1
             if not result.amount:
@@ -111,6 +116,11 @@ def _row_reader(columns: Columns) -> ReadRow:
     return read_row
 
 
+def _period_reader(columns: Columns) -> ReadPeriod:
+    day = columns.place("usage_date_utc")
+    return lambda cells: Period(instant(cells[day]))
+
+
 def id_of(printed: str) -> str:
     """`claude-haiku-4-5` of `Claude Haiku 4.5`, `claude-3-5-haiku` of `Claude 3.5 Haiku`; else the name as it is."""
     name = model(printed)
@@ -126,7 +136,9 @@ FORMAT = BillFormat(
     provider="anthropic",
     columns=("usage_date_utc", "model", "token_type", "cost_usd"),
     row_reader=_row_reader,
+    period_reader=_period_reader,
     document=Page,
     lines_of=_lines,
     marks=(b'"amount"', b'"currency"', b'"starting_at"'),
+    empty_marks=(b'"starting_at"', b'"results"'),
 )

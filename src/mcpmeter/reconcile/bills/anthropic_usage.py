@@ -12,8 +12,20 @@ from collections.abc import Iterator
 
 import msgspec
 
-from mcpmeter.reconcile.bills.base import BillFormat, Cells, Columns, Count, ReadRow, count, instant, joined, model
-from mcpmeter.reconcile.lines import BillLine
+from mcpmeter.reconcile.bills.base import (
+    BillFormat,
+    Cells,
+    Columns,
+    Count,
+    ReadPeriod,
+    ReadRow,
+    count,
+    instant,
+    joined,
+    model,
+    period,
+)
+from mcpmeter.reconcile.lines import BillLine, Period
 
 _DIMENSIONS = ("api_key_id", "workspace_id", "service_tier", "context_window", "inference_geo", "speed")
 _CSV_DIMENSIONS = ("api_key", "workspace", "usage_type", "context_window", "inference_geo", "speed")
@@ -53,6 +65,7 @@ class Bucket(msgspec.Struct, frozen=True):
 
     starting_at: str
     results: list[Result]
+    ending_at: str | None = None
 
 
 class Page(msgspec.Struct, frozen=True):
@@ -60,11 +73,13 @@ class Page(msgspec.Struct, frozen=True):
 
     data: list[Bucket]
     has_more: bool = False
+    next_page: str | None = None
 
 
-def _lines(page: Page) -> Iterator[BillLine]:
+def _lines(page: Page) -> Iterator[BillLine | Period]:
     number = 0
     for bucket in page.data:
+        yield period(instant(bucket.starting_at), instant(bucket.ending_at) if bucket.ending_at else 0)
         for result in bucket.results:
             number += 1
             written = result.cache_creation.ephemeral_1h_input_tokens + result.cache_creation.ephemeral_5m_input_tokens
@@ -102,12 +117,19 @@ def _row_reader(columns: Columns) -> ReadRow:
     return read_row
 
 
+def _period_reader(columns: Columns) -> ReadPeriod:
+    day = columns.place("usage_date_utc")
+    return lambda cells: Period(instant(cells[day]))
+
+
 FORMAT = BillFormat(
     name="anthropic-usage",
     provider="anthropic",
     columns=("usage_date_utc", "model_version", *_PROMPT_COLUMNS, "usage_output_tokens"),
     row_reader=_row_reader,
+    period_reader=_period_reader,
     document=Page,
     lines_of=_lines,
     marks=(b'"uncached_input_tokens"', b'"starting_at"'),
+    empty_marks=(b'"starting_at"', b'"results"'),
 )

@@ -13,11 +13,14 @@ from typing import Annotated, Any, Final
 import msgspec
 
 from mcpmeter.errors import SetupError
-from mcpmeter.reconcile.lines import BillLine
+from mcpmeter.reconcile.lines import BillLine, Period
 
 Cells = Sequence[str]
 ReadRow = Callable[[int, Cells], BillLine | None]
 """The line's number and its cells to a line of the bill; None for one that bills nothing. Raises `Unreadable`."""
+
+ReadPeriod = Callable[[Cells], Period]
+"""The cells of a line to the bucket or day it names. Raises `Unreadable`."""
 
 MAX_NANOUSD: Final = 2**63 - 1
 MOST_DAYS: Final = 98_000
@@ -55,11 +58,15 @@ class BillFormat:
     columns: tuple[str, ...] = ()
     """The columns that its CSV form cannot do without; none: it has no such form."""
     row_reader: Callable[[Columns], ReadRow] | None = None
+    period_reader: Callable[[Columns], ReadPeriod] | None = None
+    """None if its CSV form has no line for a time in which nothing was used."""
     document: type[Any] | None = None
     """What its JSON form is decoded to; `lines_of` then takes it apart."""
-    lines_of: Callable[[Any], Iterable[BillLine]] | None = None
+    lines_of: Callable[[Any], Iterable[BillLine | Period]] | None = None
     marks: tuple[bytes, ...] = ()
     """What only its JSON form holds, all of them."""
+    empty_marks: tuple[bytes, ...] = ()
+    """What a page of empty buckets holds; the provider's other formats share it."""
     zone: tzinfo = UTC
     """In which its days begin."""
     delimiter: str = ","
@@ -147,6 +154,23 @@ def unix_seconds(text: str) -> int:
     if not 0 < seconds < 2**33:
         raise Unreadable(f"{shown(text)} is no Unix time in seconds")
     return seconds * 10**9
+
+
+def period(since_ns: int, until_ns: int) -> Period:
+    """A bucket; an `until_ns` of 0 is unknown. Raises `Unreadable`."""
+    if until_ns and until_ns <= since_ns:
+        raise Unreadable("a bucket ends before it starts")
+    return Period(since_ns, until_ns)
+
+
+def unix_periods(columns: Columns) -> ReadPeriod:
+    """The buckets of the columns `start_time` and, if the file has it, `end_time`."""
+    start, ends = columns.place("start_time"), columns.places("end_time")
+
+    def read_period(cells: Cells) -> Period:
+        return period(unix_seconds(cells[start]), unix_seconds(cells[ends[0]]) if ends else 0)
+
+    return read_period
 
 
 def request_id(text: str) -> str:

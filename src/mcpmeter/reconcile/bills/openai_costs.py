@@ -23,11 +23,13 @@ from mcpmeter.reconcile.bills.base import (
     joined,
     model,
     nanousd,
+    period,
     shown,
     to_nanousd,
+    unix_periods,
     unix_seconds,
 )
-from mcpmeter.reconcile.lines import BillLine
+from mcpmeter.reconcile.lines import BillLine, Period
 
 _DIMENSIONS = ("line_item", "project_id", "user_id", "api_key_id", "api_source")
 
@@ -56,6 +58,7 @@ class Bucket(msgspec.Struct, frozen=True):
 
     start_time: Seconds
     results: list[Result]
+    end_time: Seconds | None = None
 
 
 class Page(msgspec.Struct, frozen=True):
@@ -63,11 +66,13 @@ class Page(msgspec.Struct, frozen=True):
 
     data: list[Bucket]
     has_more: bool = False
+    next_page: str | None = None
 
 
-def _lines(page: Page) -> Iterator[BillLine]:
+def _lines(page: Page) -> Iterator[BillLine | Period]:
     number = 0
     for bucket in page.data:
+        yield period(bucket.start_time * 10**9, (bucket.end_time or 0) * 10**9)
         for result in bucket.results:
             number += 1
             if result.amount is None or not result.amount.value:
@@ -119,7 +124,9 @@ FORMAT = BillFormat(
     provider="openai",
     columns=("start_time", "amount_value", "amount_currency", "line_item"),
     row_reader=_row_reader,
+    period_reader=unix_periods,
     document=Page,
     lines_of=_lines,
     marks=(b"organization.costs.result",),
+    empty_marks=(b'"bucket"', b'"start_time"', b'"results"'),
 )

@@ -22,9 +22,11 @@ from mcpmeter.reconcile.bills.base import (
     count,
     joined,
     model,
+    period,
+    unix_periods,
     unix_seconds,
 )
-from mcpmeter.reconcile.lines import BillLine
+from mcpmeter.reconcile.lines import BillLine, Period
 
 _DIMENSIONS = ("project_id", "user_id", "api_key_id", "batch", "service_tier", "api_source")
 
@@ -50,6 +52,7 @@ class Bucket(msgspec.Struct, frozen=True):
 
     start_time: Seconds
     results: list[Result]
+    end_time: Seconds | None = None
 
 
 class Page(msgspec.Struct, frozen=True):
@@ -57,11 +60,13 @@ class Page(msgspec.Struct, frozen=True):
 
     data: list[Bucket]
     has_more: bool = False
+    next_page: str | None = None
 
 
-def _lines(page: Page) -> Iterator[BillLine]:
+def _lines(page: Page) -> Iterator[BillLine | Period]:
     number = 0
     for bucket in page.data:
+        yield period(bucket.start_time * 10**9, (bucket.end_time or 0) * 10**9)
         for result in bucket.results:
             number += 1
             if not (result.num_model_requests or result.input_tokens or result.output_tokens):
@@ -106,7 +111,9 @@ FORMAT = BillFormat(
     provider="openai",
     columns=("start_time", "model", "num_model_requests", "input_tokens", "output_tokens"),
     row_reader=_row_reader,
+    period_reader=unix_periods,
     document=Page,
     lines_of=_lines,
     marks=(b"organization.usage.",),
+    empty_marks=(b'"bucket"', b'"start_time"', b'"results"'),
 )
