@@ -612,6 +612,7 @@ GARBAGE_IN_THE_BODY = {
     "endless zeros of a size": b"0" * 300_000,
     "a length in a trailer": b"2\r\nhi\r\n0\r\nContent-Length: 2\r\n\r\n",
     "an endless trailer": b"2\r\nhi\r\n0\r\nX-A: " + b"a" * 300_000,
+    "chunk extensions that outweigh their chunks": (b"1;" + b"a" * 1000 + b"\r\na\r\n") * 300,
     "endlessly many trailers": b"2\r\nhi\r\n0\r\n" + b"X-A: 1\r\n" * 40_000,
 }
 CUT_SHORT = {
@@ -695,6 +696,24 @@ async def test_a_long_stream_of_tiny_chunks_is_no_flood_of_headers(world):
     tiny = b"1;ext=12345\r\na\r\n"
     provider = await world.provider(CHUNKED + tiny * 20_000 + b"0\r\n\r\n")
     assert await call(world.client(), provider) == (200, b"a" * 20_000)
+
+
+async def test_bytes_after_a_complete_answer_end_its_connection(world):
+    async def play(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(SHORT)
+        await is_complete.wait()
+        await peer.send(OK + b"X-A: " + b"a" * 1000)
+        await peer.until_left()
+
+    is_complete = asyncio.Event()
+    client = world.client()
+    answer = await post(client, await world.provider(play))
+    await until(lambda: answer._connection.is_complete)
+    is_complete.set()
+    await until(lambda: places_taken(client) == 0)
+    assert await answer.read(LIMIT) == b"hello"
+    answer.finish()
 
 
 async def test_a_server_that_speaks_first_is_not_listened_to(world):

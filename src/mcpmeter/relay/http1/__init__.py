@@ -7,12 +7,14 @@ redirects, cookies or proxies: a key goes only to the address that local configu
 
 from mcpmeter.relay.http1.answer import Http1Answer
 from mcpmeter.relay.http1.client import MOST_TARGETS, Http1Client
-from mcpmeter.relay.http1.connection import BUFFERED_BYTES, MOST_HEADER_BYTES, Connection
+from mcpmeter.relay.http1.connection import BUFFERED_BYTES, Connection
+from mcpmeter.relay.http1.framing import FREE_BYTES_PER_PART, MOST_HEADER_BYTES
 from mcpmeter.relay.http1.pool import Pool
 from mcpmeter.relay.http1.target import LONGEST_KEPT_HEAD, Origin, Target
 
 __all__ = [
     "BUFFERED_BYTES",
+    "FREE_BYTES_PER_PART",
     "LONGEST_KEPT_HEAD",
     "MOST_HEADER_BYTES",
     "MOST_TARGETS",

@@ -9,14 +9,12 @@ from typing import Final, cast
 import httptools
 
 from mcpmeter.errors import MeterError, UpstreamAnsweredGarbage, UpstreamBroke, UpstreamUnreachable
+from mcpmeter.relay.http1.framing import FREE_BYTES_PER_PART, MOST_HEADER_BYTES
 from mcpmeter.relay.http1.names import NAMES, new_name
 from mcpmeter.relay.http1.pool import Pool
 from mcpmeter.relay.http1.target import Origin
 from mcpmeter.relay.http1.waiting import Waiting
 from mcpmeter.relay.inflate import too_large
-
-MOST_HEADER_BYTES: Final = 64 * 1024
-"""For a head with all that came before it, and for what comes between two parts of a body: trailers, extensions."""
 
 BUFFERED_BYTES: Final = 256 * 1024
 """Above this a connection is not read until what it brought is taken: a slow client must not fill our memory."""
@@ -217,10 +215,11 @@ class Connection(Waiting, asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         parser = self._parser
-        if parser is None or self._fault is not None:
-            self.close()  # nobody asked for anything
+        if parser is None or self._fault is not None or self.is_complete:
+            self.close()  # no request is waiting for this
             return
-        self._overhead_bytes += len(data)
+        overhead = self._overhead_bytes
+        self._overhead_bytes = (overhead if overhead > 0 else 0) + len(data)
         try:
             parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
@@ -289,7 +288,7 @@ class Connection(Waiting, asyncio.Protocol):
         self.headers = {}
 
     def on_body(self, body: bytes) -> None:
-        self._overhead_bytes = 0
+        self._overhead_bytes -= 2 * len(body) + FREE_BYTES_PER_PART
         sink = self._sink
         if sink is not None:
             self._pour(sink, body)

@@ -1,0 +1,16 @@
+"""The one bound on what frames a body in HTTP/1.1, for our client and our server: headers, chunk extensions, trailers.
+
+Each side keeps a balance per connection. It adds the bytes it reads and, for each part of a body, subtracts the part
+twice and `FREE_BYTES_PER_PART` once: the part is no framing, and it pays for as much framing as it is long. Many small
+chunks are therefore no flood, and extensions that outweigh their chunks are one. A balance below zero counts as zero at
+the next read, so that a long body pays for no later trailers.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+MOST_HEADER_BYTES: Final = 64 * 1024
+"""For a message's head, for its trailers, and for the balance above."""
+
+FREE_BYTES_PER_PART: Final = 16
