@@ -116,7 +116,7 @@ class BodyTooSlow(InvalidRequest):
 
 
 class HeadersTooLarge(InvalidRequest):
-    """The request's head passes the limit."""
+    """The request's headers, chunk extensions or trailers pass the limit."""
 
     id = "headers_too_large"
     http_status = 431

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+
 import pytest
 
 from mcpmeter.access.keys import new_key
@@ -91,3 +94,82 @@ async def test_long_but_bounded_heads_and_many_requests_on_one_connection_are_an
     reply = await relay.raw(one * 5 + last)
     assert reply.status == 200
     assert reply.body.count(b'"healthy"') == 6 or reply.body.count(b"HTTP/1.1 200") == 5
+
+
+CHUNKED = b"POST %s HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n" % CHAT.encode()
+IN_ONE_CHUNK = b"%x\r\n%b\r\n0\r\n" % (len(GOOD), GOOD)
+
+
+async def test_trailers_are_no_headers(start_relay):
+    relay = await start_relay(keys={"search": KEY})
+    trailers = b"authorization: Bearer %s\r\n\r\n" % KEY.encode()
+    assert (await relay.raw(CHUNKED + b"connection: close\r\n\r\n" + IN_ONE_CHUNK + trailers)).status == 401
+
+
+async def test_bounded_trailers_and_many_tiny_chunks_are_read(start_relay):
+    relay = await start_relay()
+    tiny = b"".join(b"1;a=12345678\r\n%c\r\n" % byte for byte in b" " * 20_000) + IN_ONE_CHUNK
+    trailers = b"x: %s\r\n\r\n" % (b"a" * 60_000)
+    last = CHUNKED + b"connection: close\r\n\r\n" + tiny + trailers
+    reply = await relay.raw(CHUNKED + b"\r\n" + tiny + trailers + last)
+    assert (reply.status, reply.body.count(b"HTTP/1.1 200 OK")) == (200, 1)
+
+
+FLOODS = {
+    "a trailer's value": b"0\r\nx: " + b"a" * 500_000,
+    "a trailer's name": b"0\r\n" + b"a" * 500_000,
+    "trailers": b"0\r\n" + b"x: y\r\n" * 50_000,
+    "trailers that end": b"0\r\n" + b"x: y\r\n" * 20_000 + b"\r\n",
+    "a chunk extension": b"1;a=" + b"a" * 500_000,
+    "chunk extensions that outweigh their chunks": (b"1;" + b"a" * 1000 + b"\r\na\r\n") * 500,
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "path"), [*((name, CHAT) for name in FLOODS), ("trailers", "/v1/messages"), ("trailers", "/mcp")]
+)
+async def test_a_flood_of_trailers_or_chunk_extensions_is_refused(start_relay, name, path):
+    relay = await start_relay()
+    before = relay.counts()
+    head = b"content-type: application/json\r\naccept: application/json, text/event-stream\r\n\r\n"
+    reply = await relay.raw(CHUNKED.replace(CHAT.encode(), path.encode()) + head, rest=FLOODS[name])
+    assert (reply.status, reply.headers["connection"]) == (431, "close")
+    assert b"65536 bytes" in reply.body
+    await relay.until_idle()
+    after = await relay.scrape()
+    risen = {labels: rise for labels, rise in after.since(before, "mcp_requests_total").items() if labels[2] != "200"}
+    assert risen == {(path, "POST", "431"): 1}
+    assert after.since(before, "mcp_errors_total") == {("validation_error", "client"): 1}
+
+
+async def test_trailers_without_end_after_the_answer_end_the_connection(start_relay):
+    relay = await start_relay()
+    reader, writer = await asyncio.open_connection(*relay.address)
+    writer.write(b"GET /health HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n")
+    assert (await asyncio.wait_for(reader.readuntil(b"}"), 5)).startswith(b"HTTP/1.1 200 OK")
+    writer.write(FLOODS["a trailer's value"])
+    with contextlib.suppress(ConnectionError):
+        assert await asyncio.wait_for(reader.read(), 5) == b""
+    writer.close()
+
+
+@pytest.mark.parametrize("chunk", [b"zz\r\n", b"1;\n"])
+async def test_a_body_that_is_not_framed_is_refused_and_counted_once(start_relay, chunk):
+    relay = await start_relay()
+    before = relay.counts()
+    reply = await relay.raw(CHUNKED + b"\r\n", rest=chunk)
+    assert (reply.status, reply.error["code"]) == (400, "invalid_request")
+    await relay.until_idle()
+    after = await relay.scrape()
+    assert after.since(before, "mcp_errors_total") == {("validation_error", "client"): 1}
+
+
+async def test_a_request_is_answered_though_no_http_follows_it(start_relay):
+    relay = await start_relay()
+    before = relay.counts()
+    body = b'{"model":"gpt-4.1","messages":[{"role":"user","content":"Hi"}],"metadata":{"simulate":"latency_ms=100"}}'
+    head = b"POST %s HTTP/1.1\r\nhost: localhost\r\ncontent-length: %d\r\n\r\n" % (CHAT.encode(), len(body))
+    reply = await relay.raw(head + body + b"no HTTP\r\n\r\n")  # which reads to the connection's end
+    assert (reply.status, reply.json["object"]) == (200, "chat.completion")
+    requests = (await relay.scrape()).since(before, "mcp_requests_total")
+    assert requests["other", "other", "400"] == requests[CHAT, "POST", "200"] == 1

@@ -47,7 +47,7 @@ REMEDIES: Final = {
     "body_too_large": "Send less, or have the operator raise `server.max_body_bytes`.",
     "body_too_slow": "Send the body in one go, within a minute; nothing was sent to a provider.",
     "overloaded": "Retry; the operator raises `max_connections` in `relay.timeouts`, or adds a replica.",
-    "headers_too_large": "Send fewer or shorter headers; 64 KiB are taken.",
+    "headers_too_large": "Send fewer or shorter ones; the limit is 64 KiB.",
     "route_not_found": "Take a path that `GET /` lists.",
     "method_not_allowed": "Use a verb that the sentence names.",
     "key_not_found": "Take an ID that `GET /api/keys` or `mcpmeter keys list` shows.",

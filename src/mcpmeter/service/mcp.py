@@ -12,6 +12,7 @@ from mcp.server.auth.provider import AccessToken
 from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
 from mcp.server.transport_security import TransportSecuritySettings
 
+from mcpmeter.access.callers import Caller
 from mcpmeter.errors import Draining, MeterError, NotAuthenticated
 from mcpmeter.instrument.asgi import TransportMeter
 from mcpmeter.instrument.http_request import PRINCIPAL_KEY, metered_request
@@ -82,11 +83,13 @@ class McpEndpoint:
             if self._pipeline.draining:
                 raise Draining("The service is stopping.", hint="Retry; another replica may answer.")
             caller = self._pipeline.wiring.identify(secret_of(headers_of(scope)))
+            await self._serve(caller, scope, receive, send)
         except MeterError as error:
             if (request := metered_request(scope)) is not None:
                 request.refusal = error
             await _refuse(send, error)
-            return
+
+    async def _serve(self, caller: Caller, scope: Scope, receive: Receive, send: Send) -> None:
         scope.setdefault("state", {})[PRINCIPAL_KEY] = (caller.team, caller.key_id)
         if key_id := caller.key_id:
             # The SDK binds a session to this user and asks for the same one at each request.

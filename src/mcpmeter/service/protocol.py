@@ -1,8 +1,8 @@
 """uvicorn's HTTP protocol with two holes closed, heads without an end and refusals that nobody counts, and with a wire:
 answers of the relay go out by it in one write, without ASGI's messages.
 
-Neither uvicorn nor httptools bounds a request's head, so that one connection could fill the memory; and what is no HTTP
-at all is answered before any application sees it.
+Neither uvicorn nor httptools bounds a request's headers, chunk extensions or trailers, so that one connection could
+fill the memory; and what is no HTTP at all is answered before any application sees it.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from mcpmeter.catalog import OTHER
 from mcpmeter.errors import HeadersTooLarge, InvalidRequest, MeterError
 from mcpmeter.meter import Ending, Meter
 from mcpmeter.relay.dialects import openai
-from mcpmeter.relay.exchange import WIRE
+from mcpmeter.relay.exchange import WIRE, Header
+from mcpmeter.relay.http1 import FREE_BYTES_PER_PART, MOST_HEADER_BYTES
+from mcpmeter.service.request_head import size_of
 from mcpmeter.service.wire import Cycle
 
-MOST_HEAD_BYTES: Final = 64 * 1024
 MOST_DISCARDED_BYTES: Final = 4 * 1024 * 1024
 SECONDS_TO_READ_A_REFUSAL: Final = 2.0
 REASONS: Final = {400: b"Bad Request", 431: b"Request Header Fields Too Large"}
@@ -38,41 +39,48 @@ def bounded_protocol(meter: Meter) -> type[HttpToolsProtocol]:
             if self._refused:
                 self._discard(data)
                 return
-            if self._is_in_head:
-                # Counted before it is parsed: an endless header never comes to an end that a callback would see.
-                self._head_bytes += len(data)
-                if self._head_bytes > MOST_HEAD_BYTES and b"\r\n\r\n" not in data[:MOST_HEAD_BYTES]:
-                    limit = f"The request's head is larger than {MOST_HEAD_BYTES} bytes."
-                    self._refuse(HeadersTooLarge(limit, hint="Send fewer or shorter headers."))
-                    return
-            self._feed(data)
-
-        def send_400_response(self, msg: str) -> None:
-            self._refuse(InvalidRequest("This is not a valid HTTP/1.1 request.", hint="Send one."))
+            overhead = self._overhead_bytes
+            self._overhead_bytes = (overhead if overhead > 0 else 0) + len(data)
+            try:
+                self.parser.feed_data(data)
+            except httptools.HttpParserError as fault:
+                self._refuse(fault.__context__ if isinstance(fault.__context__, MeterError) else _not_http())
+            except httptools.HttpParserUpgrade:
+                self._unsupported_upgrade_warning()
+            else:
+                if self._overhead_bytes > MOST_HEADER_BYTES:
+                    # The parser collects a line until it ends: a callback never sees one that does not.
+                    self._refuse(_headers_too_large())
 
         def _refuse(self, error: MeterError) -> None:
+            """Read no more of this connection. The request in hand is answered and counted as any other."""
+            self._refused, self._overhead_bytes = True, 0
+            cycle = self.cycle
+            if self._is_in_head:
+                self._refuse_next(cycle, error)
+            elif cycle is not None and not cycle.response_started:
+                cycle.refuse(error, self._end_politely)
+            else:
+                self.transport.abort()
+
+        def _refuse_next(self, last: Cycle | None, error: MeterError) -> None:
             opened = meter.open(OTHER, OTHER)
             opened.count(Ending(status=str(error.http_status), outcome="error", error=error))
-            body = openai.error_body(error, opened.call.id)
-            head = (
-                b"HTTP/1.1 %d %s\r\ncontent-type: application/json\r\nx-mcpmeter-call-id: %s\r\n"
-                b"content-length: %d\r\nconnection: close\r\n\r\n"
-            )
-            values = (error.http_status, REASONS[error.http_status], opened.call.id.encode(), len(body))
-            if not self.transport.is_closing():
-                self.transport.write(head % values + body)
+            if last is not None and not last.response_complete:
+                last.keep_alive = False  # responses go out in order, and after this one there is none
+            elif not self.transport.is_closing():
+                self.transport.write(_refusal(error, opened.call.id))
                 self._end_politely()
 
         def _end_politely(self) -> None:
             """Closing with bytes unread would reset the connection, and the client would never see its answer."""
-            self._refused, self._head_bytes = True, 0
             if self.transport.can_write_eof():
                 self.transport.write_eof()
             self.loop.call_later(SECONDS_TO_READ_A_REFUSAL, self.transport.abort)
 
         def _discard(self, data: bytes) -> None:
-            self._head_bytes += len(data)
-            if self._head_bytes > MOST_DISCARDED_BYTES:
+            self._overhead_bytes += len(data)
+            if self._overhead_bytes > MOST_DISCARDED_BYTES:
                 self.transport.abort()
 
     return BoundedProtocol
@@ -86,18 +94,10 @@ class _WiredProtocol(HttpToolsProtocol):
 
     cycle: Cycle | None  # type: ignore[assignment]
     _answering: Cycle | None = None
-    _head_bytes = 0
+    _overhead_bytes = 0
+    """The balance that `relay.http1.framing` describes."""
     _is_in_head = True
     _idle_since = 0.0
-
-    def _feed(self, data: bytes) -> None:
-        try:
-            self.parser.feed_data(data)
-        except httptools.HttpParserError:
-            self.logger.warning("Invalid HTTP request received.")
-            self.send_400_response("")
-        except httptools.HttpParserUpgrade:
-            self._unsupported_upgrade_warning()
 
     def on_message_begin(self) -> None:
         self._is_in_head = True
@@ -106,9 +106,11 @@ class _WiredProtocol(HttpToolsProtocol):
         self.headers = []
 
     def on_headers_complete(self) -> None:
-        self._is_in_head, self._head_bytes = False, 0
+        self._check_size(self.headers, self.url)
         before = self.cycle
         self.cycle = cycle = self._new_cycle()
+        self._is_in_head = False
+        self.headers = []  # for the trailers: the request's own are in its scope
         if before is None or before.response_complete:
             self._answer(cycle)
         else:
@@ -161,6 +163,7 @@ class _WiredProtocol(HttpToolsProtocol):
         return scope
 
     def on_body(self, body: bytes) -> None:
+        self._overhead_bytes -= 2 * len(body) + FREE_BYTES_PER_PART
         cycle = self.cycle
         if cycle is None or cycle.response_complete:
             return
@@ -169,11 +172,17 @@ class _WiredProtocol(HttpToolsProtocol):
             self.flow.pause_reading()
 
     def on_message_complete(self) -> None:
-        self._is_in_head, self._head_bytes = True, 0
+        self._check_size(self.headers)
+        self._is_in_head, self._overhead_bytes = True, 0
         cycle = self.cycle
         if cycle is not None and not cycle.response_complete:
             cycle.more_body = False
             cycle.has_come()
+
+    def _check_size(self, headers: list[Header], url: bytes = b"") -> None:
+        """Refuse headers or trailers that are too large, though one read brought them and their end."""
+        if self._overhead_bytes > MOST_HEADER_BYTES and size_of(headers, url) > MOST_HEADER_BYTES:
+            raise _headers_too_large()
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -215,7 +224,7 @@ class _WiredProtocol(HttpToolsProtocol):
         self.timeout_keep_alive_task = self.loop.call_later(seconds, self.timeout_keep_alive_handler)
 
     def timeout_keep_alive_handler(self) -> None:
-        is_busy = self._head_bytes or not self._is_in_head or (self.cycle and not self.cycle.response_complete)
+        is_busy = self._overhead_bytes > 0 or not self._is_in_head or (self.cycle and not self.cycle.response_complete)
         seconds_left = self._idle_since + self.timeout_keep_alive - self.loop.time()
         if is_busy or seconds_left > 0:
             self._look_again_in(self.timeout_keep_alive if is_busy else seconds_left)
@@ -224,3 +233,21 @@ class _WiredProtocol(HttpToolsProtocol):
 
 
 _NEEDS_PARSING: Final = re.compile(rb"[%?#]").search
+
+
+def _not_http() -> MeterError:
+    return InvalidRequest("This is not a valid HTTP/1.1 request.", hint="Send one.")
+
+
+def _refusal(error: MeterError, call_id: str) -> bytes:
+    body = openai.error_body(error, call_id)
+    head = (
+        b"HTTP/1.1 %d %s\r\ncontent-type: application/json\r\nx-mcpmeter-call-id: %s\r\n"
+        b"content-length: %d\r\nconnection: close\r\n\r\n"
+    )
+    return head % (error.http_status, REASONS[error.http_status], call_id.encode(), len(body)) + body
+
+
+def _headers_too_large() -> MeterError:
+    limit = f"The request's headers, chunk extensions or trailers are larger than {MOST_HEADER_BYTES} bytes."
+    return HeadersTooLarge(limit, hint="Send fewer or shorter ones.")

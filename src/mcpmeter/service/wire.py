@@ -6,15 +6,24 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 
 from mcpmeter.relay.exchange import Header, length
 
 if TYPE_CHECKING:
-    from uvicorn._types import ASGI3Application, ASGIReceiveCallable, ASGISendCallable, HTTPScope, Scope
+    from uvicorn._types import (
+        ASGI3Application,
+        ASGIReceiveCallable,
+        ASGIReceiveEvent,
+        ASGISendCallable,
+        HTTPScope,
+        Scope,
+    )
     from uvicorn.protocols.http.flow_control import FlowControl
+
+    from mcpmeter.errors import MeterError
 
 NO_STATUS_BODY = (204, 304)
 
@@ -37,6 +46,7 @@ class Cycle(RequestResponseCycle):
     """Whether the client does not read: what is written now only fills our memory."""
     _head = b""
     """The head until something of the body goes with it: one write is the dearest step of a small answer."""
+    _refusal: MeterError | None = None
     _event: asyncio.Event | None = None
     _has_news = False
     """Whether something has come that `receive` has not told yet."""
@@ -126,6 +136,20 @@ class Cycle(RequestResponseCycle):
             self.flow.resume_reading()  # a connection that is not read does not tell its end
         if self.disconnected:
             on_gone()
+
+    def refuse(self, error: MeterError, end: Callable[[], None]) -> None:
+        """The request ends here: `receive` raises `error`, and `end` closes the connection after the response."""
+        self._refusal, self.keep_alive = error, False
+        self.transport = cast("asyncio.Transport", _EndedBy(self.transport, end))
+        self.has_come()
+
+    async def receive(self) -> ASGIReceiveEvent:
+        """The next of ASGI's messages. Raises the error that `refuse` was given."""
+        if self._refusal is None:
+            message = await super().receive()
+        if self._refusal is not None:
+            raise self._refusal
+        return message
 
     def tell_gone(self) -> None:
         """The connection is lost."""
@@ -224,6 +248,15 @@ class Cycle(RequestResponseCycle):
         self._head = b""
         if data and not self.disconnected:
             self.transport.write(data)
+
+
+class _EndedBy:
+    """A transport with another way to close. uvicorn's `send` has no hook for it."""
+
+    def __init__(self, transport: asyncio.Transport, close: Callable[[], None]) -> None:
+        self.write = transport.write
+        self.is_closing = transport.is_closing
+        self.close = close
 
 
 def _head_of(status: int, lines: list[bytes]) -> bytes:
