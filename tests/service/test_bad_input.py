@@ -208,6 +208,22 @@ async def test_a_client_that_expects_100_continue_is_asked_to_go_on(relay):
     writer.close()
 
 
+async def test_java_clients_proposal_of_http_2_is_ignored_and_their_body_read(relay):
+    """`java.net.http.HttpClient` sends this with each first POST; the body may come later, or wait for a 100."""
+    proposal = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAAAAIAAAABAAMAAABk\r\n"
+    reader, writer = await asyncio.open_connection(*relay.address)
+    for expect in (b"", b"Expect: 100-continue\r\n"):
+        writer.write(POST + proposal + expect + b"Content-Length: %d\r\n\r\n" % len(GOOD))
+        if expect:
+            assert await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        writer.write(GOOD)
+        head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)
+        assert head.startswith(b"HTTP/1.1 200 OK\r\n")
+        length = next(int(line[15:]) for line in head.split(b"\r\n") if line.startswith(b"content-length:"))
+        assert json.loads(await asyncio.wait_for(reader.readexactly(length), 5))["object"] == "chat.completion"
+    writer.close()
+
+
 async def test_a_client_that_expects_100_continue_for_too_much_is_refused_before_it_sends(relay):
     head = POST + b"Connection: close\r\nExpect: 100-continue\r\n"
     request = relay.raw(head + b"Content-Length: %d\r\n\r\n" % (LIMIT_BYTES + 1))

@@ -21,7 +21,7 @@ from mcpmeter.meter import Ending, Meter
 from mcpmeter.relay.dialects import openai
 from mcpmeter.relay.exchange import WIRE, Header
 from mcpmeter.relay.http1 import FREE_BYTES_PER_PART, MOST_HEADER_BYTES
-from mcpmeter.service.request_head import size_of
+from mcpmeter.service.request_head import size_of, without_upgrade
 from mcpmeter.service.wire import Cycle
 
 MOST_DISCARDED_BYTES: Final = 4 * 1024 * 1024
@@ -42,11 +42,9 @@ def bounded_protocol(meter: Meter) -> type[HttpToolsProtocol]:
             overhead = self._overhead_bytes
             self._overhead_bytes = (overhead if overhead > 0 else 0) + len(data)
             try:
-                self.parser.feed_data(data)
+                self._parse(data)
             except httptools.HttpParserError as fault:
                 self._refuse(fault.__context__ if isinstance(fault.__context__, MeterError) else _not_http())
-            except httptools.HttpParserUpgrade:
-                self._unsupported_upgrade_warning()
             else:
                 if self._overhead_bytes > MOST_HEADER_BYTES:
                     # The parser collects a line until it ends: a callback never sees one that does not.
@@ -97,7 +95,23 @@ class _WiredProtocol(HttpToolsProtocol):
     _overhead_bytes = 0
     """The balance that `relay.http1.framing` describes."""
     _is_in_head = True
+    _head_without_upgrade = b""
     _idle_since = 0.0
+
+    def _parse(self, data: bytes) -> None:
+        rest: bytes | memoryview = data
+        while rest:
+            try:
+                self.parser.feed_data(rest)
+            except httptools.HttpParserUpgrade as end_of_head:
+                rest = memoryview(rest)[end_of_head.args[0] :]
+                head, self._head_without_upgrade = self._head_without_upgrade, b""
+                # Another parser: after `Connection: close` this one takes no more.
+                self.parser = httptools.HttpRequestParser(self)
+                self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's
+                self.parser.feed_data(head)
+            else:
+                return
 
     def on_message_begin(self) -> None:
         self._is_in_head = True
@@ -107,6 +121,9 @@ class _WiredProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._check_size(self.headers, self.url)
+        if self.parser.should_upgrade():
+            self._ignore_upgrade()
+            return
         before = self.cycle
         self.cycle = cycle = self._new_cycle()
         self._is_in_head = False
@@ -116,6 +133,13 @@ class _WiredProtocol(HttpToolsProtocol):
         else:
             self.flow.pause_reading()  # what is pipelined waits for its turn
             self.pipeline.appendleft((cycle, self.app))
+
+    def _ignore_upgrade(self) -> None:
+        method = self.parser.get_method()
+        if method == b"CONNECT":
+            raise _not_http()  # a tunnel has no body that could be read past
+        version = self.parser.get_http_version()
+        self._head_without_upgrade = without_upgrade(method, self.url, version, self.headers)
 
     def _answer(self, cycle: Cycle) -> None:
         self._answering = cycle
@@ -172,6 +196,8 @@ class _WiredProtocol(HttpToolsProtocol):
             self.flow.pause_reading()
 
     def on_message_complete(self) -> None:
+        if self._head_without_upgrade:
+            return  # the head's first reading ends; its message does not
         self._check_size(self.headers)
         self._is_in_head, self._overhead_bytes = True, 0
         cycle = self.cycle
