@@ -6,7 +6,7 @@ money is integer nano-dollars (1e-9 USD).
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Final, Literal
 
 import msgspec
 
@@ -116,6 +116,17 @@ class TopUp(msgspec.Struct, frozen=True, kw_only=True):
     """Negative to take back."""
     at_ns: int
     note: str = ""
+
+
+class PathParams(msgspec.Struct, frozen=True, gc=False):
+    """Model and stream as the request's path names them, in dialects that put them there (Gemini)."""
+
+    model: str = ""
+    stream: bool = False
+
+
+NO_PATH_PARAMS: Final = PathParams()
+"""For dialects whose paths name neither."""
 
 
 class LlmTarget(msgspec.Struct, frozen=True, gc=False, kw_only=True):

@@ -685,17 +685,17 @@ def dated(seconds: int) -> Callable[[int], Mapping[str, str]]:
     return headers
 
 
-NOTHING: Mapping[str, str] = {}
+NO_PATH_PARAMS: Mapping[str, str] = {}
 ANSWERS: list[tuple[int | UpstreamFault | None, Mapping[str, str] | Callable[[int], Mapping[str, str]]]] = [
-    (200, NOTHING),
-    *((status, NOTHING) for status in (302, 400, 401, 402, 403, 404, 408, 429, 500, 501, 502, 503, 504, 529)),
+    (200, NO_PATH_PARAMS),
+    *((status, NO_PATH_PARAMS) for status in (302, 400, 401, 402, 403, 404, 408, 429, 500, 501, 502, 503, 504, 529)),
     *((status, {"retry-after": told}) for status in (429, 503) for told in ("0", "1", "3", "20", "200")),
     (429, dated(2)),
     (503, dated(40)),
-    (UpstreamUnreachable("x"), NOTHING),
-    (UpstreamTimedOut("x"), NOTHING),
-    (UpstreamBroke("x"), NOTHING),
-    (None, NOTHING),
+    (UpstreamUnreachable("x"), NO_PATH_PARAMS),
+    (UpstreamTimedOut("x"), NO_PATH_PARAMS),
+    (UpstreamBroke("x"), NO_PATH_PARAMS),
+    (None, NO_PATH_PARAMS),
 ]
 scripts = st.lists(st.lists(st.sampled_from(ANSWERS), min_size=1, max_size=8), min_size=1, max_size=4)
 

@@ -80,7 +80,7 @@ _SETTLED_ALREADY_SQL: Final = (
     + " FROM calls WHERE id = ?1"
 )
 SELECT_ROWS_SQL: Final = f"SELECT {', '.join(ROW_COLUMNS)} FROM calls"  # noqa: S608
-# Named, because SQLite would rather walk through all rows than sort the few that are open.
+# PathParams, because SQLite would rather walk through all rows than sort the few that are open.
 OPEN_ROWS_SQL: Final = f"{SELECT_ROWS_SQL} INDEXED BY calls_open WHERE state = 'open'"
 SELECT_KEYS_SQL: Final = f"SELECT {', '.join(KEY_COLUMNS)} FROM keys ORDER BY created_at_ns, id"  # noqa: S608
 CHANGING_KEY_COLUMNS: Final = ("prefix", "sha256", "previous_sha256", "previous_until_ns", "revoked_at_ns")

@@ -34,7 +34,7 @@ _ROW_FAULTS: Final = {
 }
 _TOPPED_UP_SQL: Final = "SELECT balance, sum(amount_nanousd) FROM top_ups GROUP BY balance"
 _FIGURES: Final = tuple(name for name in Total.__struct_fields__ if name != "group")
-NOTHING: Final = Total(group=(), **dict.fromkeys(_FIGURES, 0))
+NO_PATH_PARAMS: Final = Total(group=(), **dict.fromkeys(_FIGURES, 0))
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
@@ -57,7 +57,7 @@ def verify(ledger: Location) -> Verdict:
         wrong = list(_file_faults(reader)) if isinstance(ledger, Path) else []
         if wrong:  # nothing that a damaged file says about its rows is to be trusted
             return Verdict(service=service, wrong=wrong)
-        total = next(iter(select_in(reader, Selection())), NOTHING)
+        total = next(iter(select_in(reader, Selection())), NO_PATH_PARAMS)
         balances = [balance_of(row) for row in reader.rows(SELECT_BALANCES_SQL)]
         wrong += [*_row_faults(reader), *_sum_faults(reader, total), *_balance_faults(reader, balances)]
         wrong += _open_faults(reader, service, since_ns) if isinstance(ledger, Path) else _orphans(reader)

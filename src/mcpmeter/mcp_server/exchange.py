@@ -9,7 +9,7 @@ from typing import Any, Final
 import anyio
 
 from mcpmeter.errors import BodyTooLarge, CallerGone
-from mcpmeter.relay.dialects.base import NOTHING
+from mcpmeter.records import NO_PATH_PARAMS
 from mcpmeter.relay.exchange import Header, Listening
 
 ENDPOINT: Final = "/mcp"
@@ -33,7 +33,7 @@ class ToolExchange:
         self.parent_id = parent_id
         self.secret = secret
         self.headers: Mapping[bytes, bytes] = {}
-        self.named = NOTHING
+        self.named = NO_PATH_PARAMS
         self.started = False
         self.answer = AnswerText()
         self._body = body

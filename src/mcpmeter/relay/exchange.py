@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any, Final, Protocol
 
 from mcpmeter.errors import BodyTooLarge, BodyTooSlow, CallerGone, MeterError
-from mcpmeter.relay.dialects.base import NOTHING, Named
+from mcpmeter.records import NO_PATH_PARAMS, PathParams
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -71,7 +71,7 @@ class Exchange(Protocol):
     parent_id: str
     secret: str | None
     headers: Mapping[bytes, bytes]
-    named: Named
+    named: PathParams
     """What the path says of model and stream, in dialects that put it there."""
     started: bool
     """Whether the head of the answer is out, so that no other status can be sent."""
@@ -144,7 +144,9 @@ class HttpExchange:
     # fmt: on
     parent_id = ""
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send, *, endpoint: str, named: Named = NOTHING) -> None:
+    def __init__(
+        self, scope: Scope, receive: Receive, send: Send, *, endpoint: str, named: PathParams = NO_PATH_PARAMS
+    ) -> None:
         self.endpoint = endpoint
         self.named = named
         self.method: str = scope["method"]

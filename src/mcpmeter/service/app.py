@@ -14,8 +14,8 @@ import msgspec
 from mcpmeter.catalog import OTHER
 from mcpmeter.errors import MeterError, MethodNotAllowed, NotAllowed, RouteNotFound, ServiceFault
 from mcpmeter.meter import Ending, Meter
+from mcpmeter.records import NO_PATH_PARAMS, PathParams
 from mcpmeter.relay.dialects import openai
-from mcpmeter.relay.dialects.base import NOTHING, Named
 from mcpmeter.relay.exchange import WIRE, Header, HttpExchange, Receive, Scope, Send, Wire, headers_of
 from mcpmeter.relay.pipeline import Pipeline, answer_error
 from mcpmeter.relay.pipeline import Service as RelayedService
@@ -72,7 +72,13 @@ class RelayEndpoint:
     """An endpoint whose answer comes from a provider."""
 
     def __init__(
-        self, pipeline: Pipeline, endpoint: str, service: RelayedService, *, named: Named = NOTHING, secret: str = ""
+        self,
+        pipeline: Pipeline,
+        endpoint: str,
+        service: RelayedService,
+        *,
+        named: PathParams = NO_PATH_PARAMS,
+        secret: str = "",
     ) -> None:
         self._pipeline = pipeline
         self._endpoint = endpoint

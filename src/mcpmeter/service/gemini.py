@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 from urllib.parse import parse_qs
 
-from mcpmeter.relay.dialects.base import Dialect, Named
+from mcpmeter.records import PathParams
+from mcpmeter.relay.dialects.base import Dialect
 from mcpmeter.relay.dialects.gemini_count_tokens import GeminiCountTokens
 from mcpmeter.relay.dialects.gemini_embeddings import GeminiBatchEmbed, GeminiEmbed
 from mcpmeter.relay.dialects.gemini_generate import GeminiGenerate, GeminiGenerateArray
@@ -53,7 +54,7 @@ def _whole(pipeline: Pipeline, label: str, dialect: Dialect) -> Endpoint:
     service = RelayedService(dialect=dialect)
 
     def endpoint(match: re.Match[str], scope: Scope) -> RelayEndpoint:
-        return RelayEndpoint(pipeline, label, service, named=Named(match["model"]), secret=_key(_query(scope)))
+        return RelayEndpoint(pipeline, label, service, named=PathParams(match["model"]), secret=_key(_query(scope)))
 
     return endpoint
 
@@ -65,7 +66,7 @@ def _stream(pipeline: Pipeline, label: str) -> Endpoint:
     def endpoint(match: re.Match[str], scope: Scope) -> RelayEndpoint:
         query = _query(scope)
         as_events = query.get("alt") == ["sse"]
-        named = Named(match["model"], stream=as_events)
+        named = PathParams(match["model"], stream=as_events)
         return RelayEndpoint(pipeline, label, events if as_events else array, named=named, secret=_key(query))
 
     return endpoint

@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mcpmeter.errors import InvalidRequest
-from mcpmeter.records import Usage
-from mcpmeter.relay.dialects.base import Named, NotAnAnswer
+from mcpmeter.records import PathParams, Usage
+from mcpmeter.relay.dialects.base import NotAnAnswer
 from mcpmeter.relay.dialects.gemini_count_tokens import GeminiCountTokens
 
 COUNT = GeminiCountTokens()
-FLASH = Named("gemini-2.5-flash")
+FLASH = PathParams("gemini-2.5-flash")
 CONTENTS = b'"contents":[{"parts":[{"text":"Hello"}]}]'
 WHOLE = b'{"%s":{"model":"models/gemini-2.5-flash",%s}}'
 

@@ -10,13 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mcpmeter.errors import InvalidRequest, LedgerUnavailable
-from mcpmeter.records import Usage
-from mcpmeter.relay.dialects.base import Named, NotAnAnswer
+from mcpmeter.records import PathParams, Usage
+from mcpmeter.relay.dialects.base import NotAnAnswer
 from mcpmeter.relay.dialects.gemini import TOKENS_PER_MEDIUM
 from mcpmeter.relay.dialects.gemini_embeddings import GeminiBatchEmbed, GeminiEmbed
 
 ONE, BATCH = GeminiEmbed(), GeminiBatchEmbed()
-MODEL = Named("gemini-embedding-001")
+MODEL = PathParams("gemini-embedding-001")
 CONTENT = b'"content":{"parts":[{"text":"12345678"}]}'
 
 
@@ -28,7 +28,7 @@ def batch_of(*requests: bytes) -> bytes:
 def test_the_paths_model_is_meant_and_may_be_repeated(path_model):
     body = b'{"model":"models/gemini-embedding-001",%s,"outputDimensionality":64}' % CONTENT
     for dialect, sent in ((ONE, body), (BATCH, batch_of(body, body))):
-        asked = dialect.read_request(sent, Named(path_model))
+        asked = dialect.read_request(sent, PathParams(path_model))
         assert (asked.model, asked.stream) == ("gemini-embedding-001", False)
         assert asked.prompt_tokens_estimate > 0
         assert dialect.forwarded(sent, asked, asked.model) == sent

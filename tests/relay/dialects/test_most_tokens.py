@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mcpmeter.records import PathParams
 from mcpmeter.relay.dialects import bodies
 from mcpmeter.relay.dialects.anthropic_messages import AnthropicCountTokens, AnthropicMessages
-from mcpmeter.relay.dialects.base import Dialect, Named
+from mcpmeter.relay.dialects.base import Dialect
 from mcpmeter.relay.dialects.gemini_generate import GeminiGenerate
 from mcpmeter.relay.dialects.openai_chat import OpenAiChat
 from mcpmeter.relay.dialects.openai_embeddings import OpenAiEmbeddings
@@ -44,7 +45,7 @@ CONTENTS = [{"role": "user", "parts": [{"text": "Hello"}]}]
     ],
 )
 def test_the_most_tokens_of_an_answer_are_the_callers_own_limit(dialect: Dialect, body: dict[str, Any], most):
-    asked = dialect.read_request(json.dumps({"model": "m", **body}).encode(), Named(model="m"))
+    asked = dialect.read_request(json.dumps({"model": "m", **body}).encode(), PathParams(model="m"))
     assert asked.most_completion_tokens == most
 
 

@@ -13,9 +13,9 @@ from typing import Any, Final
 import msgspec
 
 from mcpmeter.errors import InvalidRequest, MeterError
-from mcpmeter.records import TokenSource, Usage
+from mcpmeter.records import NO_PATH_PARAMS, PathParams, TokenSource, Usage
 from mcpmeter.relay.dialects import bodies, json_text, openai
-from mcpmeter.relay.dialects.base import NOTHING, Asked, Named, NotAnAnswer, Read, merge
+from mcpmeter.relay.dialects.base import Asked, NotAnAnswer, Read, merge
 from mcpmeter.relay.dialects.openai import Tokens
 
 METERED_FIELDS: Final = json_text.quoted(b"model", b"stream", b"messages")
@@ -133,7 +133,7 @@ class AnthropicMessages:
         """`messages`, streamed or not."""
         return "messages"
 
-    def read_request(self, body: bytes, named: Named = NOTHING) -> Asked:
+    def read_request(self, body: bytes, named: PathParams = NO_PATH_PARAMS) -> Asked:
         """Read model and stream. Raises InvalidRequest."""
         request = _request_of(body, "a message")
         return Asked(
@@ -250,7 +250,7 @@ class AnthropicCountTokens:
         """`count_tokens`."""
         return "count_tokens"
 
-    def read_request(self, body: bytes, named: Named = NOTHING) -> Asked:
+    def read_request(self, body: bytes, named: PathParams = NO_PATH_PARAMS) -> Asked:
         """Read the model. Raises InvalidRequest."""
         model = _request_of(body, "a message to count").model or ""
         return Asked(model=model, most_prompt_tokens=0, most_completion_tokens=0)

@@ -3,24 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Protocol
 
 import msgspec
 
 from mcpmeter.errors import MeterError
-from mcpmeter.records import Usage
-
-
-@dataclass(frozen=True, slots=True)
-class Named:
-    """What the request's path says, in dialects that put it there (Gemini)."""
-
-    model: str = ""
-    stream: bool = False
-
-
-NOTHING: Final = Named()
+from mcpmeter.records import NO_PATH_PARAMS, PathParams, Usage
 
 
 class Asked(msgspec.Struct, frozen=True, gc=False):
@@ -85,7 +73,7 @@ class Dialect(Protocol):
     def path_name(self, asked: Asked) -> str:
         """Key of the provider files' `paths`."""
 
-    def read_request(self, body: bytes, named: Named = NOTHING) -> Asked:
+    def read_request(self, body: bytes, named: PathParams = NO_PATH_PARAMS) -> Asked:
         """Raises InvalidRequest."""
 
     def forwarded(self, body: bytes, asked: Asked, model: str) -> bytes:

@@ -7,9 +7,8 @@ from typing import Any, Final
 import msgspec
 
 from mcpmeter.errors import InvalidRequest, MeterError
-from mcpmeter.records import TokenSource, Usage
+from mcpmeter.records import PathParams, TokenSource, Usage
 from mcpmeter.relay.dialects import bodies, json_text, openai
-from mcpmeter.relay.dialects.base import Named
 from mcpmeter.relay.dialects.openai import Tokens
 
 TOKENS_PER_MEDIUM: Final = 258
@@ -43,7 +42,7 @@ _tokens_decoder = msgspec.json.Decoder(Tokens)
 _modalities_decoder = msgspec.json.Decoder(list[_Modality])
 
 
-def model_of(named: Named, told: str | None) -> str:
+def model_of(named: PathParams, told: str | None) -> str:
     """The path's model; a body that repeats it must agree, for some upstreams believe the body.
 
     Raises InvalidRequest.

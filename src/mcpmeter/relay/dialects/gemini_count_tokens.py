@@ -11,9 +11,9 @@ from typing import Any, Final
 import msgspec
 
 from mcpmeter.errors import InvalidRequest, MeterError
-from mcpmeter.records import Usage
+from mcpmeter.records import NO_PATH_PARAMS, PathParams, Usage
 from mcpmeter.relay.dialects import bodies, gemini, json_text, openai
-from mcpmeter.relay.dialects.base import NOTHING, Asked, Named, NotAnAnswer, Read
+from mcpmeter.relay.dialects.base import Asked, NotAnAnswer, Read
 
 WHOLE_REQUESTS: Final = ("generateContentRequest", "generate_content_request")
 """Where a body may hold the whole of a generateContent request, under either spelling that Google takes."""
@@ -51,7 +51,7 @@ class GeminiCountTokens:
         """`count_contents`."""
         return "count_contents"
 
-    def read_request(self, body: bytes, named: Named = NOTHING) -> Asked:
+    def read_request(self, body: bytes, named: PathParams = NO_PATH_PARAMS) -> Asked:
         """Take the model from the path, see that there is something to count. Raises InvalidRequest."""
         request = bodies.request_of(_request_decoder, body, kind="a countTokens request", hint=_HINT)
         json_text.refuse_repeated(body, METERED_FIELDS)

@@ -12,8 +12,9 @@ from typing import Final
 import msgspec
 
 from mcpmeter.errors import InvalidRequest, MeterError
+from mcpmeter.records import NO_PATH_PARAMS, PathParams
 from mcpmeter.relay.dialects import bodies, gemini, json_text, openai
-from mcpmeter.relay.dialects.base import NOTHING, Asked, Named, NotAnAnswer, Read
+from mcpmeter.relay.dialects.base import Asked, NotAnAnswer, Read
 
 METERED_FIELDS: Final = json_text.quoted(b"content", b"model")
 """What is read of a request; each may be named once."""
@@ -57,7 +58,7 @@ class GeminiEmbed:
         """`embed_content`."""
         return "embed_content"
 
-    def read_request(self, body: bytes, named: Named = NOTHING) -> Asked:
+    def read_request(self, body: bytes, named: PathParams = NO_PATH_PARAMS) -> Asked:
         """Take the model from the path, see that there is something to embed. Raises InvalidRequest."""
         request = _request_of(body)
         return Asked(
@@ -131,7 +132,7 @@ class GeminiBatchEmbed(GeminiEmbed):
         """`batch_embed_contents`."""
         return "batch_embed_contents"
 
-    def read_request(self, body: bytes, named: Named = NOTHING) -> Asked:
+    def read_request(self, body: bytes, named: PathParams = NO_PATH_PARAMS) -> Asked:
         """As for one; each request must agree with the path on the model. Raises InvalidRequest."""
         batch = bodies.request_of(_batch_decoder, body, kind="a batchEmbedContents request", hint=_BATCH_HINT)
         json_text.refuse_repeated(body, METERED_BATCH_FIELDS)

@@ -13,8 +13,9 @@ import msgspec
 from msgspec.structs import replace
 
 from mcpmeter.errors import InvalidRequest, MeterError
+from mcpmeter.records import NO_PATH_PARAMS, PathParams
 from mcpmeter.relay.dialects import bodies, gemini, json_text, openai
-from mcpmeter.relay.dialects.base import NOTHING, Asked, Named, NotAnAnswer, Read, merge
+from mcpmeter.relay.dialects.base import Asked, NotAnAnswer, Read, merge
 
 METERED_FIELDS: Final = json_text.quoted(b"contents", b"model")
 """What is read of a request; each may be named once."""
@@ -78,7 +79,7 @@ class GeminiGenerate:
         """`generate`, or `generate_stream`."""
         return "generate_stream" if asked.stream else "generate"
 
-    def read_request(self, body: bytes, named: Named = NOTHING) -> Asked:
+    def read_request(self, body: bytes, named: PathParams = NO_PATH_PARAMS) -> Asked:
         """Take model and stream from the path, see that there are contents. Raises InvalidRequest."""
         request = bodies.request_of(_request_decoder, body, kind="a generateContent request", hint=_HINT)
         json_text.refuse_repeated(body, METERED_FIELDS)
@@ -178,7 +179,7 @@ class GeminiGenerateArray(GeminiGenerate):
         """`generate_array`."""
         return "generate_array"
 
-    def read_request(self, body: bytes, named: Named = NOTHING) -> Asked:
+    def read_request(self, body: bytes, named: PathParams = NO_PATH_PARAMS) -> Asked:
         """As for the others, but no stream of events is asked for. Raises InvalidRequest."""
         return replace(super().read_request(body, named), stream=False)
 

@@ -9,8 +9,9 @@ from typing import Annotated, Any, Final
 import msgspec
 
 from mcpmeter.errors import InvalidRequest, MeterError
+from mcpmeter.records import NO_PATH_PARAMS, PathParams
 from mcpmeter.relay.dialects import bodies, json_text, openai
-from mcpmeter.relay.dialects.base import NOTHING, Asked, Named, NotAnAnswer, Read
+from mcpmeter.relay.dialects.base import Asked, NotAnAnswer, Read
 
 METERED_FIELDS: Final = json_text.quoted(b"model", b"stream", b"stream_options", b"messages")
 """What is read of a request; each may be named once."""
@@ -128,7 +129,7 @@ class OpenAiChat:
         """`chat`, streamed or not."""
         return "chat"
 
-    def read_request(self, body: bytes, named: Named = NOTHING) -> Asked:
+    def read_request(self, body: bytes, named: PathParams = NO_PATH_PARAMS) -> Asked:
         """Read model, stream and whether usage was asked for. Raises InvalidRequest."""
         request = bodies.request_of(_request_decoder, body, kind="a chat completion", hint=_HINT)
         json_text.refuse_repeated(body, METERED_FIELDS)

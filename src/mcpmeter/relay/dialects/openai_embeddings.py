@@ -11,9 +11,9 @@ from typing import Annotated, Final
 import msgspec
 
 from mcpmeter.errors import InvalidRequest, MeterError
-from mcpmeter.records import Usage
+from mcpmeter.records import NO_PATH_PARAMS, PathParams, Usage
 from mcpmeter.relay.dialects import bodies, json_text, openai
-from mcpmeter.relay.dialects.base import NOTHING, Asked, Named, NotAnAnswer, Read
+from mcpmeter.relay.dialects.base import Asked, NotAnAnswer, Read
 
 METERED_FIELDS: Final = json_text.quoted(b"model", b"input")
 """What is read of a request; each may be named once."""
@@ -54,7 +54,7 @@ class OpenAiEmbeddings:
         """`embeddings`."""
         return "embeddings"
 
-    def read_request(self, body: bytes, named: Named = NOTHING) -> Asked:
+    def read_request(self, body: bytes, named: PathParams = NO_PATH_PARAMS) -> Asked:
         """Read the model, and that there is something to embed. Raises InvalidRequest."""
         request = bodies.request_of(_request_decoder, body, kind="for embeddings", hint=_HINT)
         json_text.refuse_repeated(body, METERED_FIELDS)

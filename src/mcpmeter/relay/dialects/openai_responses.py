@@ -14,8 +14,9 @@ import msgspec
 from msgspec.structs import replace
 
 from mcpmeter.errors import InvalidRequest, MeterError
+from mcpmeter.records import NO_PATH_PARAMS, PathParams
 from mcpmeter.relay.dialects import bodies, json_text, openai
-from mcpmeter.relay.dialects.base import NOTHING, Asked, Named, NotAnAnswer, Read
+from mcpmeter.relay.dialects.base import Asked, NotAnAnswer, Read
 
 METERED_FIELDS: Final = json_text.quoted(b"model", b"stream", b"input")
 """What is read of a request; each may be named once."""
@@ -106,7 +107,7 @@ class OpenAiResponses:
         """`responses`, streamed or not."""
         return "responses"
 
-    def read_request(self, body: bytes, named: Named = NOTHING) -> Asked:
+    def read_request(self, body: bytes, named: PathParams = NO_PATH_PARAMS) -> Asked:
         """Read model and stream. Raises InvalidRequest."""
         request = bodies.request_of(_request_decoder, body, kind="for a response", hint=_HINT)
         json_text.refuse_repeated(body, METERED_FIELDS)
