@@ -11,25 +11,20 @@ from mcpmeter.access.periods import Period
 from mcpmeter.errors import BudgetExhausted, RateLimited
 from mcpmeter.ledger.store import ClaimRefused
 from mcpmeter.records import Claim, Scope
-from mcpmeter.relay.dialects.base import Asked
 from mcpmeter.relay.limits import ASSUMED_COMPLETION_TOKENS, Limits
-from mcpmeter.relay.providers import load_providers
-from mcpmeter.relay.routing import Plan, Route, Upstream
 
 NOON = 1_793_534_400_000_000_000
-PROVIDERS = load_providers()
-PLAN = Plan(
-    routes=(
-        Route(upstream=Upstream(provider=PROVIDERS["holysheep"]), model="cheap"),
-        Route(upstream=Upstream(provider=PROVIDERS["openai"]), model="dear"),
-    )
-)
+TARGETS = [("holysheep", "cheap"), ("openai", "dear")]
 CALLER = Caller(team="search", project="web", key_id="key_1")
 BUDGET = Budget(name="search", scope=Scope(team="search"), limit_nanousd=100, period=Period(kind="month"))
 
 
 def most(provider: str, model: str, at_ns: int, *, prompt_tokens: int, completion_tokens: int) -> int:
     return (prompt_tokens + 10 * completion_tokens) * {"cheap": 1, "dear": 3}[model]
+
+
+def claims_of(limits: Limits, caller: Caller, *, prompt: int, completion: int | None = None):
+    return limits.claims(caller, TARGETS, most_prompt_tokens=prompt, most_completion_tokens=completion, at_ns=NOON)
 
 
 @pytest.fixture
@@ -44,24 +39,24 @@ def test_without_budgets_and_rates_nothing_has_to_be_known(limits):
 
 
 def test_a_call_claims_what_the_dearest_place_of_its_plan_could_cost(limits):
-    claims, most_nanousd = limits.claims(CALLER, PLAN, Asked(model="cheap", most_completion_tokens=2), 7, NOON)
+    claims, most_nanousd = claims_of(limits, CALLER, prompt=7, completion=2)
     assert most_nanousd == (7 + 20) * 3
     assert [(claim.balance, claim.amount, claim.limit) for claim in claims] == [(BUDGET.balance, 81, 100)]
 
 
 def test_a_call_without_a_limit_of_its_answer_is_taken_at_the_assumed_length(limits):
-    _, most_nanousd = limits.claims(CALLER, PLAN, Asked(model="cheap"), 0, NOON)
+    _, most_nanousd = claims_of(limits, CALLER, prompt=0)
     assert most_nanousd == 10 * ASSUMED_COMPLETION_TOKENS * 3
 
 
 def test_rates_are_claimed_beside_budgets(limits):
     caller = replace(CALLER, requests_per_minute=5, tokens_per_minute=100)
-    claims, _ = limits.claims(caller, PLAN, Asked(model="cheap", most_completion_tokens=2), 7, NOON)
+    claims, _ = claims_of(limits, caller, prompt=7, completion=2)
     assert [(claim.unit, claim.amount) for claim in claims] == [("requests", 1), ("tokens", 9), ("nanousd", 81)]
 
 
 def test_a_call_under_no_budget_claims_nothing(limits):
-    claims, _ = limits.claims(replace(CALLER, team="support"), PLAN, Asked(model="cheap"), 7, NOON)
+    claims, _ = claims_of(limits, replace(CALLER, team="support"), prompt=7)
     assert claims == ()
 
 
@@ -71,7 +66,7 @@ def test_a_refusal_is_said_in_the_words_of_its_limit_and_told():
     money = BUDGET.claim(81, NOON)
     assert isinstance(limits.refusal(ClaimRefused(money, left=3), NOON), BudgetExhausted)
     caller = replace(CALLER, requests_per_minute=5)
-    (request, _), _ = limits.claims(caller, PLAN, Asked(model="cheap"), 7, NOON)
+    (request, _), _ = claims_of(limits, caller, prompt=7)
     refusal = limits.refusal(ClaimRefused(request, left=0), NOON)
     assert isinstance(refusal, RateLimited)
     assert refusal.retry_after is not None

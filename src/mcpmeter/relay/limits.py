@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
@@ -12,8 +12,6 @@ from mcpmeter.access.rates import rate_claims, rate_refusal
 from mcpmeter.errors import MeterError
 from mcpmeter.ledger.store import ClaimRefused
 from mcpmeter.records import Claim
-from mcpmeter.relay.dialects.base import Asked
-from mcpmeter.relay.routing import Plan
 
 ASSUMED_COMPLETION_TOKENS: Final = 4096
 
@@ -52,27 +50,35 @@ class Limits:
         return self._has_budgets or caller.requests_per_minute is not None or caller.tokens_per_minute is not None
 
     def claims(
-        self, caller: Caller, plan: Plan, asked: Asked, most_prompt_tokens: int, at_ns: int
+        self,
+        caller: Caller,
+        targets: Sequence[tuple[str, str]],
+        *,
+        most_prompt_tokens: int,
+        most_completion_tokens: int | None,
+        at_ns: int,
     ) -> tuple[tuple[Claim, ...], int]:
-        """What a call claims, and the most that it can cost in nano-dollars, wherever its plan may take it."""
-        completion = asked.most_completion_tokens
-        if completion is None:
-            completion = self.assumed_completion_tokens
+        """What a call claims, and the most that it can cost in nano-dollars at any of its targets.
+
+        `targets` are (provider, model) pairs, the preferred one first. `most_completion_tokens` is None if the request
+        sets no limit.
+        """
+        completion = self.assumed_completion_tokens if most_completion_tokens is None else most_completion_tokens
         most_nanousd = max(
             self.most_nanousd(
-                route.upstream.name,
-                route.model,
+                provider,
+                model,
                 at_ns,
                 prompt_tokens=most_prompt_tokens,
                 completion_tokens=completion,
             )
-            for route in plan.routes
+            for provider, model in targets
         )
         money = self.budgets.claims(
             team=caller.team,
             project=caller.project,
             key_id=caller.key_id,
-            model=plan.first.model,
+            model=targets[0][1],
             most_nanousd=most_nanousd,
             at_ns=at_ns,
         )

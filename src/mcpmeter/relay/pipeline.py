@@ -153,7 +153,13 @@ async def _claims(
     most_prompt = asked.most_prompt_tokens
     if most_prompt is None:
         most_prompt = await off_loop_if_large(most_prompt_tokens, body)
-    return limits.claims(caller, plan, asked, most_prompt, at_ns)
+    return limits.claims(
+        caller,
+        [(route.upstream.name, route.model) for route in plan.routes],
+        most_prompt_tokens=most_prompt,
+        most_completion_tokens=asked.most_completion_tokens,
+        at_ns=at_ns,
+    )
 
 
 def _told(exchange: Exchange, attribution: Attribution) -> str | None:
