@@ -16,8 +16,6 @@ from hypothesis import strategies as st
 from uvicorn.server import ServerState
 
 from mcpmeter.errors import MeterError
-from mcpmeter.meter import Meter
-from mcpmeter.metrics.recorder import Recorder
 from mcpmeter.service.protocol import bounded_protocol
 from mcpmeter.service.request_head import without_upgrade
 
@@ -112,7 +110,7 @@ class Served:
 async def _serve(pieces: Sequence[bytes], is_slow: bool) -> Served:
     served, transport, state = Served(), Transport(), ServerState()
     config = uvicorn.Config(served.app, interface="asgi3", proxy_headers=False, ws="none", log_config=None)
-    protocol = bounded_protocol(Meter(Recorder()))(config, state, {}, asyncio.get_running_loop())
+    protocol = bounded_protocol(lambda error: ("call_0", b"{}"))(config, state, {}, asyncio.get_running_loop())
     protocol.connection_made(transport)  # type: ignore[arg-type]
     for piece in pieces:
         if transport.is_closing():

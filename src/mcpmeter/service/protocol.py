@@ -8,6 +8,7 @@ fill the memory; and what is no HTTP at all is answered before any application s
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any, Final, cast
 from urllib.parse import unquote
 
@@ -15,10 +16,7 @@ import httptools
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from mcpmeter.catalog import OTHER
 from mcpmeter.errors import HeadersTooLarge, InvalidRequest, MeterError
-from mcpmeter.meter import Ending, Meter
-from mcpmeter.relay.dialects import openai
 from mcpmeter.relay.exchange import WIRE, Header
 from mcpmeter.relay.http1 import FREE_BYTES_PER_PART, MOST_HEADER_BYTES
 from mcpmeter.service.request_head import size_of, without_upgrade
@@ -29,8 +27,12 @@ SECONDS_TO_READ_A_REFUSAL: Final = 2.0
 REASONS: Final = {400: b"Bad Request", 431: b"Request Header Fields Too Large"}
 
 
-def bounded_protocol(meter: Meter) -> type[HttpToolsProtocol]:
-    """The protocol class of a listener whose refusals `meter` counts."""
+Refuse = Callable[[MeterError], tuple[str, bytes]]
+"""Counts a request that no application sees; returns its call id and the body of the response."""
+
+
+def bounded_protocol(refuse: Refuse) -> type[HttpToolsProtocol]:
+    """The protocol class of a listener; `refuse` is called once for each request that is refused here."""
 
     class BoundedProtocol(_WiredProtocol):
         _refused = False
@@ -62,12 +64,11 @@ def bounded_protocol(meter: Meter) -> type[HttpToolsProtocol]:
                 self.transport.abort()
 
         def _refuse_next(self, last: Cycle | None, error: MeterError) -> None:
-            opened = meter.open(OTHER, OTHER)
-            opened.count(Ending(status=str(error.http_status), outcome="error", error=error))
+            call_id, body = refuse(error)
             if last is not None and not last.response_complete:
                 last.keep_alive = False  # responses go out in order, and after this one there is none
             elif not self.transport.is_closing():
-                self.transport.write(_refusal(error, opened.call.id))
+                self.transport.write(_refusal(error, call_id, body))
                 self._end_politely()
 
         def _end_politely(self) -> None:
@@ -265,8 +266,7 @@ def _not_http() -> MeterError:
     return InvalidRequest("This is not a valid HTTP/1.1 request.", hint="Send one.")
 
 
-def _refusal(error: MeterError, call_id: str) -> bytes:
-    body = openai.error_body(error, call_id)
+def _refusal(error: MeterError, call_id: str, body: bytes) -> bytes:
     head = (
         b"HTTP/1.1 %d %s\r\ncontent-type: application/json\r\nx-mcpmeter-call-id: %s\r\n"
         b"content-length: %d\r\nconnection: close\r\n\r\n"

@@ -15,11 +15,13 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 import uvicorn
 import uvloop
 
+from mcpmeter.catalog import OTHER
 from mcpmeter.errors import MeterError, PortTaken
-from mcpmeter.meter import Meter
+from mcpmeter.meter import Ending, Meter
+from mcpmeter.relay.dialects import openai
 from mcpmeter.service.app import App
 from mcpmeter.service.build import Service
-from mcpmeter.service.protocol import bounded_protocol
+from mcpmeter.service.protocol import Refuse, bounded_protocol
 
 log = logging.getLogger("mcpmeter")
 
@@ -92,7 +94,7 @@ async def listening(app: App, meter: Meter, listener: socket.socket) -> AsyncIte
         uvicorn.Config(
             app,
             loop="none",
-            http=bounded_protocol(meter),
+            http=bounded_protocol(_refusals(meter)),
             ws="none",
             lifespan="off",
             access_log=False,
@@ -111,6 +113,17 @@ async def listening(app: App, meter: Meter, listener: socket.socket) -> AsyncIte
     finally:
         server.should_exit = True
         await task
+
+
+def _refusals(meter: Meter) -> Refuse:
+    """Counts each request that the protocol refuses, and words the refusal as OpenAI's error object."""
+
+    def refuse(error: MeterError) -> tuple[str, bytes]:
+        opened = meter.open(OTHER, OTHER)
+        opened.count(Ending(status=str(error.http_status), outcome="error", error=error))
+        return opened.call.id, openai.error_body(error, opened.call.id)
+
+    return refuse
 
 
 @asynccontextmanager
