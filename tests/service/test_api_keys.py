@@ -15,8 +15,8 @@ from jsonschema import Draft202012Validator
 from pydantic import SecretStr
 from tests.service.conftest import Relay, Reply, StartRelay, starting_relays
 
+from mcpmeter.access.key_view import ShownKey
 from mcpmeter.access.keys import new_key
-from mcpmeter.access.shown import ShownKey
 from mcpmeter.config import KeySettings
 from mcpmeter.errors import InvalidRequest, LedgerUnavailable
 from mcpmeter.ledger.keys import list_keys

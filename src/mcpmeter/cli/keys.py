@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mcpmeter.access.shown import instant, shown
+from mcpmeter.access.key_view import instant, shown
 from mcpmeter.cli._ledger import config_option, ledger_at, ledger_option
 from mcpmeter.errors import SetupError
 from mcpmeter.pricing.rates import unix_ns

@@ -14,8 +14,8 @@ import msgspec
 
 from mcpmeter.access.callers import Caller
 from mcpmeter.access.forecast import BudgetStatus
+from mcpmeter.access.key_view import ShownKey
 from mcpmeter.access.periods import Period
-from mcpmeter.access.shown import ShownKey
 from mcpmeter.access.shown_budgets import BudgetReport, shown_budget
 from mcpmeter.errors import InvalidRequest, NotAllowed, ServiceFault, SetupError
 from mcpmeter.ledger.reports import GROUPINGS

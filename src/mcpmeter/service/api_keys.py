@@ -11,8 +11,8 @@ from typing import Annotated, Final, TypeVar
 import msgspec
 
 from mcpmeter.access.callers import Caller
+from mcpmeter.access.key_view import ShownKey, shown_key
 from mcpmeter.access.keys import MOST_PER_MINUTE, KeyLimits, KeyRing, new_key, rotated
-from mcpmeter.access.shown import ShownKey, shown_key
 from mcpmeter.errors import ConfigInvalid, InvalidRequest, KeyConfigured, KeyNotFound, NotAllowed
 from mcpmeter.ledger.store import Store
 from mcpmeter.pricing.rates import unix_ns
