@@ -21,8 +21,8 @@ import uvloop
 
 from benchmarks.peers import upstream
 from benchmarks.processes import free_port, running
-from mcpmeter.relay.http1 import Http1Client
-from mcpmeter.relay.upstream import Timeouts
+from mcpmeter.http.client import Http1Client
+from mcpmeter.http.client.interface import Timeouts
 
 BODY = (Path(__file__).parent / "chat.json").read_bytes()
 HEADERS = {"content-type": "application/json", "accept": "application/json", "accept-encoding": "identity"}

@@ -25,6 +25,8 @@ from mcp_types import CallToolResult
 
 from mcpmeter.access.keys import KeyRing, new_key
 from mcpmeter.errors import LedgerNotUsable
+from mcpmeter.http.client import Http1Client
+from mcpmeter.http.client.interface import Timeouts
 from mcpmeter.instrument.sdk_v2 import instrument_with
 from mcpmeter.ledger.reports import Total, totals
 from mcpmeter.ledger.sqlite import SqliteStore
@@ -36,12 +38,10 @@ from mcpmeter.pricing import PriceBook, PriceSource, bundled_price_lists
 from mcpmeter.records import Settlement
 from mcpmeter.relay.dialects.openai_chat import OpenAiChat
 from mcpmeter.relay.failover import Failover, RetryOptions, UpstreamMetrics
-from mcpmeter.relay.http1 import Http1Client
 from mcpmeter.relay.pipeline import Pipeline, RelayOptions, Service, Wiring
 from mcpmeter.relay.providers import load_providers
 from mcpmeter.relay.quota_board import QuotaBoard
 from mcpmeter.relay.routing import Routing, Upstream
-from mcpmeter.relay.upstream import Timeouts
 from mcpmeter.simulator import Fault, Latency, Simulator, Spread
 from mcpmeter.usage import UsageQuery, UsageReport, usage_report
 

@@ -11,10 +11,10 @@ from hypothesis import settings as budget
 from hypothesis import strategies as st
 
 from mcpmeter.config import Settings, load
+from mcpmeter.http.client.interface import Timeouts
 from mcpmeter.relay.failover import CircuitOptions, RetryOptions
 from mcpmeter.relay.providers import Provider
 from mcpmeter.relay.routing import Plan, RouteRule, Routing, RuleUpstream, Upstream, route
-from mcpmeter.relay.upstream import Timeouts
 
 unhurried = budget(deadline=None)
 

@@ -49,6 +49,7 @@ from mcpmeter.config.fields import (
 )
 from mcpmeter.config.monitoring import MonitoringSettings
 from mcpmeter.errors import ConfigInvalid
+from mcpmeter.http.client.interface import Timeouts
 from mcpmeter.ledger.connection import Synchronous
 from mcpmeter.ledger.location import Location, PostgresUrl, default_location, location_of
 from mcpmeter.pricing.rates import unix_ns
@@ -56,7 +57,6 @@ from mcpmeter.relay.failover.options import CircuitOptions, RetryOptions
 from mcpmeter.relay.limits import ASSUMED_COMPLETION_TOKENS
 from mcpmeter.relay.providers import Provider, load_providers
 from mcpmeter.relay.routing import RouteRule, Routing, RuleUpstream, Upstream
-from mcpmeter.relay.upstream import Timeouts
 
 
 class ServerSettings(Section):

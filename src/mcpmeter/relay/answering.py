@@ -9,10 +9,10 @@ from typing import Final
 
 from mcpmeter.catalog.spec import NANO
 from mcpmeter.errors import MeterError
+from mcpmeter.http.client.interface import Answer
 from mcpmeter.records import Settlement
 from mcpmeter.relay.exchange import Exchange, Header, length
 from mcpmeter.relay.passed_headers import NAMES_OUT, PASSED_PREFIXES
-from mcpmeter.relay.upstream import Answer
 
 REQUEST_ID_HEADERS: Final = ("x-generation-id", "x-request-id", "request-id")
 """OpenRouter's (its bill names calls by it), OpenAI's and most others', Anthropic's."""

@@ -27,6 +27,7 @@ from mcpmeter.errors import (
     UpstreamTimedOut,
     UpstreamUnreachable,
 )
+from mcpmeter.http.client.interface import Answer
 from mcpmeter.meter import Ending, OpenCall
 from mcpmeter.pricing import usd_to_nanousd
 from mcpmeter.records import LlmTarget, Settlement, Usage
@@ -38,7 +39,6 @@ from mcpmeter.relay.piping import Pipe
 from mcpmeter.relay.providers import Provider
 from mcpmeter.relay.quota_board import QuotaBoard
 from mcpmeter.relay.stream import StreamTee
-from mcpmeter.relay.upstream import Answer
 from mcpmeter.relay.wiring import Service, Wiring
 
 _Result = TypeVar("_Result")

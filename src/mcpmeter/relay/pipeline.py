@@ -9,6 +9,7 @@ import msgspec
 
 from mcpmeter.access.callers import Attribution, Caller
 from mcpmeter.errors import CallerGone, Draining, InvalidRequest, MeterError
+from mcpmeter.http.client.interface import UpstreamClient
 from mcpmeter.ledger.store import ClaimRefused
 from mcpmeter.meter import Ending, Meter, OpenCall
 from mcpmeter.records import Claim, Outcome, Settlement
@@ -21,7 +22,6 @@ from mcpmeter.relay.flight import IN_A_THREAD_BYTES, Flight, off_loop_if_large, 
 from mcpmeter.relay.limits import Limits
 from mcpmeter.relay.quota_board import QuotaBoard
 from mcpmeter.relay.routing import Plan
-from mcpmeter.relay.upstream import UpstreamClient
 from mcpmeter.relay.wiring import RelayOptions, Service, Wiring
 
 __all__ = ["Pipeline", "RelayOptions", "Service", "Wiring", "answer_error"]

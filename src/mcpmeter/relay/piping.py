@@ -8,10 +8,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+from mcpmeter.http.client.interface import Answer
 from mcpmeter.relay import exchange
 from mcpmeter.relay.exchange import Listening, Wire
 from mcpmeter.relay.stream import StreamTee
-from mcpmeter.relay.upstream import Answer
 
 
 class Pipe:

@@ -23,6 +23,8 @@ from mcpmeter.catalog import service as service_rows
 from mcpmeter.catalog.spec import NANO
 from mcpmeter.config import Settings, attribution_of, budgets_of, is_loopback, price_book, refuse_open_bind
 from mcpmeter.errors import Draining, MeterError
+from mcpmeter.http.client import Http1Client
+from mcpmeter.http.client.interface import Timeouts
 from mcpmeter.ledger.location import PostgresUrl
 from mcpmeter.ledger.opening import open_store
 from mcpmeter.mcp_server import ModelInfo
@@ -39,13 +41,11 @@ from mcpmeter.relay.dialects.openai_embeddings import OpenAiEmbeddings
 from mcpmeter.relay.dialects.openai_responses import OpenAiResponses
 from mcpmeter.relay.exchange import HttpExchange
 from mcpmeter.relay.failover import Failover, UpstreamMetrics
-from mcpmeter.relay.http1 import Http1Client
 from mcpmeter.relay.limits import Limits
 from mcpmeter.relay.pipeline import Pipeline, RelayOptions, Wiring
 from mcpmeter.relay.pipeline import Service as RelayedService
 from mcpmeter.relay.quota_board import QuotaBoard
 from mcpmeter.relay.routing import Upstream
-from mcpmeter.relay.upstream import Timeouts
 from mcpmeter.service import pages
 from mcpmeter.service.api import ApiPages
 from mcpmeter.service.api_keys import KeyPages

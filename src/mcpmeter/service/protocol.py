@@ -17,8 +17,8 @@ from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from mcpmeter.errors import HeadersTooLarge, InvalidRequest, MeterError
+from mcpmeter.http.client import FREE_BYTES_PER_PART, MOST_HEADER_BYTES
 from mcpmeter.relay.exchange import WIRE, Header
-from mcpmeter.relay.http1 import FREE_BYTES_PER_PART, MOST_HEADER_BYTES
 from mcpmeter.service.request_head import size_of, without_upgrade
 from mcpmeter.service.wire import Cycle
 

@@ -9,12 +9,12 @@ from typing import Final, cast
 import httptools
 
 from mcpmeter.errors import MeterError, UpstreamAnsweredGarbage, UpstreamBroke, UpstreamUnreachable
-from mcpmeter.relay.http1.framing import FREE_BYTES_PER_PART, MOST_HEADER_BYTES
-from mcpmeter.relay.http1.names import NAMES, new_name
-from mcpmeter.relay.http1.pool import Pool
-from mcpmeter.relay.http1.target import Origin
-from mcpmeter.relay.http1.waiting import Waiting
-from mcpmeter.relay.inflate import too_large
+from mcpmeter.http.client.deadlines import Waiting
+from mcpmeter.http.client.decompression import too_large
+from mcpmeter.http.client.names import NAMES, new_name
+from mcpmeter.http.client.pool import Pool
+from mcpmeter.http.client.target import Origin
+from mcpmeter.http.framing import FREE_BYTES_PER_PART, MOST_HEADER_BYTES
 
 BUFFERED_BYTES: Final = 256 * 1024
 """Above this a connection is not read until what it brought is taken: a slow client must not fill our memory."""

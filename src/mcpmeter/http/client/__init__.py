@@ -5,12 +5,12 @@ relay needs and no more: POST, keep-alive, chunked and length-delimited answers,
 redirects, cookies or proxies: a key goes only to the address that local configuration names.
 """
 
-from mcpmeter.relay.http1.answer import Http1Answer
-from mcpmeter.relay.http1.client import MOST_TARGETS, Http1Client
-from mcpmeter.relay.http1.connection import BUFFERED_BYTES, Connection
-from mcpmeter.relay.http1.framing import FREE_BYTES_PER_PART, MOST_HEADER_BYTES
-from mcpmeter.relay.http1.pool import Pool
-from mcpmeter.relay.http1.target import LONGEST_KEPT_HEAD, Origin, Target
+from mcpmeter.http.client.client import MOST_TARGETS, Http1Client
+from mcpmeter.http.client.connection import BUFFERED_BYTES, Connection
+from mcpmeter.http.client.pool import Pool
+from mcpmeter.http.client.response import Http1Answer
+from mcpmeter.http.client.target import LONGEST_KEPT_HEAD, Origin, Target
+from mcpmeter.http.framing import FREE_BYTES_PER_PART, MOST_HEADER_BYTES
 
 __all__ = [
     "BUFFERED_BYTES",

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Mapping
 
-from mcpmeter.relay.http1.connection import Connection
-from mcpmeter.relay.inflate import Inflate, too_large
+from mcpmeter.http.client.connection import Connection
+from mcpmeter.http.client.decompression import Inflate, too_large
 
 
 class Http1Answer:

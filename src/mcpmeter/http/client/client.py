@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from typing import Final
 
 from mcpmeter.errors import Overloaded, UpstreamUnreachable
-from mcpmeter.relay.http1.answer import Http1Answer
-from mcpmeter.relay.http1.connection import Connection
-from mcpmeter.relay.http1.pool import Pool
-from mcpmeter.relay.http1.target import Origin, Target
-from mcpmeter.relay.upstream import Timeouts
+from mcpmeter.http.client.connection import Connection
+from mcpmeter.http.client.interface import Timeouts
+from mcpmeter.http.client.pool import Pool
+from mcpmeter.http.client.response import Http1Answer
+from mcpmeter.http.client.target import Origin, Target
 
 MOST_TARGETS: Final = 1024
 LONGEST_KEPT_URL: Final = 512

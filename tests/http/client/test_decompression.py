@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mcpmeter.errors import MeterError, UpstreamAnsweredGarbage, UpstreamAnswerTooLarge, UpstreamBroke
-from mcpmeter.relay.inflate import PIECE_BYTES, Inflate
+from mcpmeter.http.client.decompression import PIECE_BYTES, Inflate
 
 MEGABYTE = 1024 * 1024
 PLAIN = b'{"usage":{"prompt_tokens":3}}' * 50

@@ -36,7 +36,7 @@ from mcpmeter.errors import (
     UpstreamTimedOut,
     UpstreamUnreachable,
 )
-from mcpmeter.relay.http1 import (
+from mcpmeter.http.client import (
     BUFFERED_BYTES,
     LONGEST_KEPT_HEAD,
     MOST_HEADER_BYTES,
@@ -47,9 +47,9 @@ from mcpmeter.relay.http1 import (
     Pool,
     Target,
 )
-from mcpmeter.relay.http1 import connection as connections
-from mcpmeter.relay.http1 import names as names_kept
-from mcpmeter.relay.upstream import Timeouts
+from mcpmeter.http.client import connection as connections
+from mcpmeter.http.client import names as names_kept
+from mcpmeter.http.client.interface import Timeouts
 
 HEADERS = {"content-type": "application/json", "authorization": "Bearer sk-1"}
 BODY = b'{"model":"m"}'

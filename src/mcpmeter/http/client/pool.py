@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Final
 from mcpmeter.errors import ServiceFault
 
 if TYPE_CHECKING:
-    from mcpmeter.relay.http1.connection import Connection
-    from mcpmeter.relay.http1.target import Origin
+    from mcpmeter.http.client.connection import Connection
+    from mcpmeter.http.client.target import Origin
 
 IDLE_SECONDS: Final = 15.0
 """How long an unused connection is trusted; servers close theirs after a while, and a race with that loses a call."""
