@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from uvicorn.protocols.http.flow_control import FlowControl
 
-from mcpmeter.relay.exchange import WIRE
+from mcpmeter.http.exchange import WIRE
 from mcpmeter.service.wire import Cycle
 
 OK = (b"content-type", b"application/json")

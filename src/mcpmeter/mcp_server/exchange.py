@@ -9,8 +9,8 @@ from typing import Any, Final
 import anyio
 
 from mcpmeter.errors import BodyTooLarge, CallerGone
+from mcpmeter.http.exchange import Header, Listening
 from mcpmeter.records import NO_PATH_PARAMS
-from mcpmeter.relay.exchange import Header, Listening
 
 ENDPOINT: Final = "/mcp"
 

@@ -16,6 +16,7 @@ from mcp_types import CallToolResult, TextContent
 from pydantic import BaseModel, Field
 
 from mcpmeter.errors import InvalidRequest, MeterError, ServiceFault, SetupError
+from mcpmeter.http.exchange import secret_of
 from mcpmeter.instrument.operation import Operation, current_operation
 from mcpmeter.ledger.reports import Grouping
 from mcpmeter.mcp_server.exchange import AnswerText, ToolExchange, clean
@@ -32,7 +33,6 @@ from mcpmeter.mcp_server.schemas import (
 from mcpmeter.meter import new_call_id
 from mcpmeter.pricing import PriceBook, nanousd_to_usd, plain_usd
 from mcpmeter.records import Settlement, Usage
-from mcpmeter.relay.exchange import secret_of
 from mcpmeter.relay.pipeline import Pipeline, Service
 from mcpmeter.usage import Span, UsageQuery, UsageReport, span_of
 from mcpmeter.usage import time_zone as named_zone

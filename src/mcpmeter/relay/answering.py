@@ -10,8 +10,8 @@ from typing import Final
 from mcpmeter.catalog.spec import NANO
 from mcpmeter.errors import MeterError
 from mcpmeter.http.client.interface import Answer
+from mcpmeter.http.exchange import Exchange, Header, length
 from mcpmeter.records import Settlement
-from mcpmeter.relay.exchange import Exchange, Header, length
 from mcpmeter.relay.passed_headers import NAMES_OUT, PASSED_PREFIXES
 
 REQUEST_ID_HEADERS: Final = ("x-generation-id", "x-request-id", "request-id")

@@ -28,12 +28,12 @@ from mcpmeter.errors import (
     UpstreamUnreachable,
 )
 from mcpmeter.http.client.interface import Answer
+from mcpmeter.http.exchange import Exchange, Header, Listening, Wire
 from mcpmeter.meter import Ending, OpenCall
 from mcpmeter.pricing import usd_to_nanousd
 from mcpmeter.records import LlmTarget, Settlement, Usage
 from mcpmeter.relay.answering import answer_error, cost_headers, handed_on, own_header, request_id, went_to
 from mcpmeter.relay.dialects.base import Asked, Dialect, NotAnAnswer, Read
-from mcpmeter.relay.exchange import Exchange, Header, Listening, Wire
 from mcpmeter.relay.failover import Attempts, Candidate, Send, Wait
 from mcpmeter.relay.piping import Pipe
 from mcpmeter.relay.providers import Provider

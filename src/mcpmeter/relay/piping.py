@@ -8,9 +8,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+from mcpmeter.http import exchange
 from mcpmeter.http.client.interface import Answer
-from mcpmeter.relay import exchange
-from mcpmeter.relay.exchange import Listening, Wire
+from mcpmeter.http.exchange import Listening, Wire
 from mcpmeter.relay.stream import StreamTee
 
 

@@ -18,8 +18,8 @@ from mcpmeter.access.key_view import ShownKey
 from mcpmeter.access.periods import Period
 from mcpmeter.access.shown_budgets import BudgetReport, shown_budget
 from mcpmeter.errors import InvalidRequest, NotAllowed, ServiceFault, SetupError
+from mcpmeter.http.exchange import Header, HttpExchange
 from mcpmeter.ledger.reports import GROUPINGS
-from mcpmeter.relay.exchange import Header, HttpExchange
 from mcpmeter.relay.quota_board import QuotaBoard, QuotaReport
 from mcpmeter.service.api_keys import KeyList, KeyRevocation, KeyRotation, KeyWithSecret, NewKey
 from mcpmeter.service.app import Page

@@ -14,10 +14,10 @@ from mcpmeter.access.callers import Caller
 from mcpmeter.access.key_view import ShownKey, shown_key
 from mcpmeter.access.keys import MOST_PER_MINUTE, KeyLimits, KeyRing, new_key, rotated
 from mcpmeter.errors import ConfigInvalid, InvalidRequest, KeyConfigured, KeyNotFound, NotAllowed
+from mcpmeter.http.exchange import Header, HttpExchange
 from mcpmeter.ledger.store import Store
 from mcpmeter.pricing.rates import unix_ns
 from mcpmeter.records import Key, Role
-from mcpmeter.relay.exchange import Header, HttpExchange
 from mcpmeter.service.app import Page
 
 log = logging.getLogger("mcpmeter")

@@ -25,6 +25,7 @@ from mcpmeter.config import Settings, attribution_of, budgets_of, is_loopback, p
 from mcpmeter.errors import Draining, MeterError
 from mcpmeter.http.client import Http1Client
 from mcpmeter.http.client.interface import Timeouts
+from mcpmeter.http.exchange import HttpExchange
 from mcpmeter.ledger.location import PostgresUrl
 from mcpmeter.ledger.opening import open_store
 from mcpmeter.mcp_server import ModelInfo
@@ -39,7 +40,6 @@ from mcpmeter.relay.dialects.gemini_generate import GeminiGenerate
 from mcpmeter.relay.dialects.openai_chat import OpenAiChat
 from mcpmeter.relay.dialects.openai_embeddings import OpenAiEmbeddings
 from mcpmeter.relay.dialects.openai_responses import OpenAiResponses
-from mcpmeter.relay.exchange import HttpExchange
 from mcpmeter.relay.failover import Failover, UpstreamMetrics
 from mcpmeter.relay.limits import Limits
 from mcpmeter.relay.pipeline import Pipeline, RelayOptions, Wiring

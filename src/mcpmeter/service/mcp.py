@@ -14,6 +14,7 @@ from mcp.server.transport_security import TransportSecuritySettings
 
 from mcpmeter.access.callers import Caller
 from mcpmeter.errors import Draining, MeterError, NotAuthenticated
+from mcpmeter.http.exchange import Receive, Scope, Send, headers_of, secret_of
 from mcpmeter.instrument.asgi import TransportMeter
 from mcpmeter.instrument.http_request import PRINCIPAL_KEY, metered_request
 from mcpmeter.instrument.sdk_v2 import instrument_with
@@ -21,7 +22,6 @@ from mcpmeter.ledger.location import Location
 from mcpmeter.mcp_server import ModelInfo, build_mcp_server
 from mcpmeter.meter import Meter
 from mcpmeter.pricing import PriceBook
-from mcpmeter.relay.exchange import Receive, Scope, Send, headers_of, secret_of
 from mcpmeter.relay.pipeline import Pipeline
 from mcpmeter.relay.pipeline import Service as RelayedService
 from mcpmeter.service.app import Page

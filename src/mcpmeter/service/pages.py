@@ -15,11 +15,11 @@ import msgspec
 
 from mcpmeter.catalog import service as rows
 from mcpmeter.errors import ConfigInvalid, NotAllowed, NotAuthenticated
+from mcpmeter.http.exchange import HttpExchange
 from mcpmeter.ledger.store import Store
 from mcpmeter.metrics.collector import Exposition
 from mcpmeter.metrics.recorder import Recorder
 from mcpmeter.pricing import ModelPrice
-from mcpmeter.relay.exchange import HttpExchange
 from mcpmeter.relay.pipeline import Pipeline
 from mcpmeter.relay.quota_board import QuotaBoard
 from mcpmeter.service.app import Page

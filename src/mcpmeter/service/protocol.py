@@ -18,7 +18,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from mcpmeter.errors import HeadersTooLarge, InvalidRequest, MeterError
 from mcpmeter.http.client import FREE_BYTES_PER_PART, MOST_HEADER_BYTES
-from mcpmeter.relay.exchange import WIRE, Header
+from mcpmeter.http.exchange import WIRE, Header
 from mcpmeter.service.request_head import size_of, without_upgrade
 from mcpmeter.service.wire import Cycle
 

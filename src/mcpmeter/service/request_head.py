@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from mcpmeter.relay.exchange import Header
+from mcpmeter.http.exchange import Header
 
 
 def size_of(headers: Iterable[Header], url: bytes = b"") -> int:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, cast
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 
-from mcpmeter.relay.exchange import Header, length
+from mcpmeter.http.exchange import Header, length
 
 if TYPE_CHECKING:
     from uvicorn._types import (

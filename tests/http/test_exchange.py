@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from mcpmeter.errors import CallerGone
-from mcpmeter.relay.exchange import HttpExchange
+from mcpmeter.http.exchange import HttpExchange
 
 SCOPE = {"type": "http", "method": "POST", "headers": [(b"host", b"localhost")]}
 
@@ -64,7 +64,7 @@ async def test_a_block_that_ends_first_leaves_no_watcher() -> None:
 
 
 async def test_a_client_that_never_reads_counts_as_gone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mcpmeter.relay.exchange.SECONDS_FOR_THE_READER", 0.01)
+    monkeypatch.setattr("mcpmeter.http.exchange.SECONDS_FOR_THE_READER", 0.01)
     server = Asgi()
 
     async def stuck(message: Any) -> None:
