@@ -12,7 +12,7 @@ import pytest
 from uvicorn.protocols.http.flow_control import FlowControl
 
 from mcpmeter.http.exchange import WIRE
-from mcpmeter.service.wire import Cycle
+from mcpmeter.http.server.cycle import Cycle
 
 OK = (b"content-type", b"application/json")
 

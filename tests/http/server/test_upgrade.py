@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from uvicorn.server import ServerState
 
 from mcpmeter.errors import MeterError
-from mcpmeter.service.protocol import bounded_protocol
-from mcpmeter.service.request_head import without_upgrade
+from mcpmeter.http.server.protocol import bounded_protocol
+from mcpmeter.http.server.request_head import without_upgrade
 
 PROPOSALS = (b"upgrade: h2c\r\n", b"UPGRADE:websocket\r\n", b"Upgrade: h2c, x/1 \r\nUpgrade:\r\n")
 CONNECTIONS = (

@@ -19,8 +19,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from mcpmeter.errors import HeadersTooLarge, InvalidRequest, MeterError
 from mcpmeter.http.client import FREE_BYTES_PER_PART, MOST_HEADER_BYTES
 from mcpmeter.http.exchange import WIRE, Header
-from mcpmeter.service.request_head import size_of, without_upgrade
-from mcpmeter.service.wire import Cycle
+from mcpmeter.http.server.cycle import Cycle
+from mcpmeter.http.server.request_head import size_of, without_upgrade
 
 MOST_DISCARDED_BYTES: Final = 4 * 1024 * 1024
 SECONDS_TO_READ_A_REFUSAL: Final = 2.0
