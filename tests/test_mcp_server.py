@@ -24,6 +24,7 @@ from mcp.server.mcpserver import MCPServer
 from mcp_types import CallToolResult
 
 from mcpmeter.access.keys import KeyRing, new_key
+from mcpmeter.dialects.openai_chat import OpenAiChat
 from mcpmeter.errors import LedgerNotUsable
 from mcpmeter.http.client import Http1Client
 from mcpmeter.http.client.interface import Timeouts
@@ -36,7 +37,6 @@ from mcpmeter.meter import Meter
 from mcpmeter.metrics.recorder import Recorder
 from mcpmeter.pricing import PriceBook, PriceSource, bundled_price_lists
 from mcpmeter.records import Settlement
-from mcpmeter.relay.dialects.openai_chat import OpenAiChat
 from mcpmeter.relay.failover import Failover, RetryOptions, UpstreamMetrics
 from mcpmeter.relay.pipeline import Pipeline, RelayOptions, Service, Wiring
 from mcpmeter.relay.providers import load_providers

@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import structs
 
+from mcpmeter.dialects.anthropic_messages import AnthropicMessages
+from mcpmeter.dialects.gemini_generate import GeminiGenerate
+from mcpmeter.dialects.openai_chat import OpenAiChat
 from mcpmeter.relay import stream
-from mcpmeter.relay.dialects.anthropic_messages import AnthropicMessages
-from mcpmeter.relay.dialects.gemini_generate import GeminiGenerate
-from mcpmeter.relay.dialects.openai_chat import OpenAiChat
 from mcpmeter.relay.likeness import likeness_of
 from mcpmeter.relay.stream import StreamTee
 

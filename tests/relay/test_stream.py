@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import structs
 
+from mcpmeter.dialects.base import Read, merge
+from mcpmeter.dialects.openai_chat import OpenAiChat
 from mcpmeter.relay import stream
-from mcpmeter.relay.dialects.base import Read, merge
-from mcpmeter.relay.dialects.openai_chat import OpenAiChat
 from mcpmeter.relay.stream import StreamTee, whole_events
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "openai_chat"

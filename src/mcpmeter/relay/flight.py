@@ -11,6 +11,7 @@ from typing import Final, TypeVar
 
 from msgspec.structs import replace
 
+from mcpmeter.dialects.base import Asked, Dialect, NotAnAnswer, Read
 from mcpmeter.errors import (
     CallerGone,
     Draining,
@@ -33,7 +34,6 @@ from mcpmeter.meter import Ending, OpenCall
 from mcpmeter.pricing import usd_to_nanousd
 from mcpmeter.records import LlmTarget, Settlement, Usage
 from mcpmeter.relay.answering import answer_error, cost_headers, handed_on, own_header, request_id, went_to
-from mcpmeter.relay.dialects.base import Asked, Dialect, NotAnAnswer, Read
 from mcpmeter.relay.failover import Attempts, Candidate, Send, Wait
 from mcpmeter.relay.piping import Pipe
 from mcpmeter.relay.providers import Provider

@@ -7,7 +7,7 @@ from typing import Final
 
 import msgspec
 
-from mcpmeter.relay.dialects.openai import events_of
+from mcpmeter.dialects.openai import events_of
 
 Likeness = Callable[[bytes], bytes]
 """Given what came: what goes on of it, if it is an event that differs from the known one in its text alone, so that it

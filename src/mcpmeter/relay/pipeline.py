@@ -8,6 +8,8 @@ import time
 import msgspec
 
 from mcpmeter.access.callers import Attribution, Caller
+from mcpmeter.dialects.base import Asked, Dialect
+from mcpmeter.dialects.json_body import most_prompt_tokens
 from mcpmeter.errors import CallerGone, Draining, InvalidRequest, MeterError
 from mcpmeter.http.client.interface import UpstreamClient
 from mcpmeter.http.exchange import Exchange
@@ -15,8 +17,6 @@ from mcpmeter.ledger.store import ClaimRefused
 from mcpmeter.meter import Ending, Meter, OpenCall
 from mcpmeter.records import Claim, Outcome, Settlement
 from mcpmeter.relay.answering import answer_error
-from mcpmeter.relay.dialects.base import Asked, Dialect
-from mcpmeter.relay.dialects.bodies import most_prompt_tokens
 from mcpmeter.relay.failover import Failover
 from mcpmeter.relay.flight import IN_A_THREAD_BYTES, Flight, off_loop_if_large, target_of
 from mcpmeter.relay.limits import Limits

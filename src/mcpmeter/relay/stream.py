@@ -12,8 +12,8 @@ from typing import Final
 
 from msgspec.structs import replace
 
+from mcpmeter.dialects.base import Dialect, Read, merge
 from mcpmeter.records import Usage
-from mcpmeter.relay.dialects.base import Dialect, Read, merge
 from mcpmeter.relay.likeness import Likeness, likeness_of
 
 LONGEST_EVENT_BYTES: Final = 8 * 1024 * 1024

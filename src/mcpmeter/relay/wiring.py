@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 
 from mcpmeter.access.callers import Attribution, Caller
 from mcpmeter.access.keys import KeyRing
+from mcpmeter.dialects.base import Dialect
 from mcpmeter.errors import InvalidRequest, NotAuthenticated
 from mcpmeter.http.client.interface import UpstreamClient
-from mcpmeter.relay.dialects.base import Dialect
 from mcpmeter.relay.heads import Heads
 from mcpmeter.relay.limits import Limits
 from mcpmeter.relay.routing import MOST_PLANS, Plan, Routing, route

@@ -12,11 +12,11 @@ from urllib.parse import urlsplit
 import msgspec
 
 from mcpmeter.catalog import OTHER
+from mcpmeter.dialects import openai
 from mcpmeter.errors import MeterError, MethodNotAllowed, NotAllowed, RouteNotFound, ServiceFault
 from mcpmeter.http.exchange import WIRE, Header, HttpExchange, Receive, Scope, Send, Wire, headers_of
 from mcpmeter.meter import Ending, Meter
 from mcpmeter.records import NO_PATH_PARAMS, PathParams
-from mcpmeter.relay.dialects import openai
 from mcpmeter.relay.pipeline import Pipeline, answer_error
 from mcpmeter.relay.pipeline import Service as RelayedService
 

@@ -22,6 +22,12 @@ from mcpmeter.catalog import budget, labels, llm, mcp, money, quality
 from mcpmeter.catalog import service as service_rows
 from mcpmeter.catalog.spec import NANO
 from mcpmeter.config import Settings, attribution_of, budgets_of, is_loopback, price_book, refuse_open_bind
+from mcpmeter.dialects.anthropic_messages import AnthropicCountTokens, AnthropicMessages
+from mcpmeter.dialects.base import Dialect
+from mcpmeter.dialects.gemini_generate import GeminiGenerate
+from mcpmeter.dialects.openai_chat import OpenAiChat
+from mcpmeter.dialects.openai_embeddings import OpenAiEmbeddings
+from mcpmeter.dialects.openai_responses import OpenAiResponses
 from mcpmeter.errors import Draining, MeterError
 from mcpmeter.http.client import Http1Client
 from mcpmeter.http.client.interface import Timeouts
@@ -34,12 +40,6 @@ from mcpmeter.metrics.collector import Exposition
 from mcpmeter.metrics.recorder import Recorder
 from mcpmeter.pricing import ModelPrice
 from mcpmeter.records import Charge, LlmTarget, Usage
-from mcpmeter.relay.dialects.anthropic_messages import AnthropicCountTokens, AnthropicMessages
-from mcpmeter.relay.dialects.base import Dialect
-from mcpmeter.relay.dialects.gemini_generate import GeminiGenerate
-from mcpmeter.relay.dialects.openai_chat import OpenAiChat
-from mcpmeter.relay.dialects.openai_embeddings import OpenAiEmbeddings
-from mcpmeter.relay.dialects.openai_responses import OpenAiResponses
 from mcpmeter.relay.failover import Failover, UpstreamMetrics
 from mcpmeter.relay.limits import Limits
 from mcpmeter.relay.pipeline import Pipeline, RelayOptions, Wiring

@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 from urllib.parse import parse_qs
 
+from mcpmeter.dialects.base import Dialect
+from mcpmeter.dialects.gemini_count_tokens import GeminiCountTokens
+from mcpmeter.dialects.gemini_embeddings import GeminiBatchEmbed, GeminiEmbed
+from mcpmeter.dialects.gemini_generate import GeminiGenerate, GeminiGenerateArray
 from mcpmeter.http.exchange import Scope
 from mcpmeter.records import PathParams
-from mcpmeter.relay.dialects.base import Dialect
-from mcpmeter.relay.dialects.gemini_count_tokens import GeminiCountTokens
-from mcpmeter.relay.dialects.gemini_embeddings import GeminiBatchEmbed, GeminiEmbed
-from mcpmeter.relay.dialects.gemini_generate import GeminiGenerate, GeminiGenerateArray
 from mcpmeter.relay.pipeline import Pipeline
 from mcpmeter.relay.pipeline import Service as RelayedService
 from mcpmeter.service.app import PathTemplate, RelayEndpoint

@@ -16,10 +16,10 @@ import uvicorn
 import uvloop
 
 from mcpmeter.catalog import OTHER
+from mcpmeter.dialects import openai
 from mcpmeter.errors import MeterError, PortTaken
 from mcpmeter.http.server.protocol import Refuse, bounded_protocol
 from mcpmeter.meter import Ending, Meter
-from mcpmeter.relay.dialects import openai
 from mcpmeter.service.app import App
 from mcpmeter.service.build import Service
 

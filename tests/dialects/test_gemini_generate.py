@@ -14,16 +14,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mcpmeter import errors
+from mcpmeter.dialects.base import NotAnAnswer, Read
+from mcpmeter.dialects.gemini import read_usage
+from mcpmeter.dialects.gemini_generate import GeminiGenerate, GeminiGenerateArray
+from mcpmeter.dialects.json_body import LONGEST_MODEL_NAME
+from mcpmeter.dialects.openai import MOST_TOKENS
 from mcpmeter.errors import InvalidRequest, MeterError
 from mcpmeter.records import PathParams, Usage
-from mcpmeter.relay.dialects.base import NotAnAnswer, Read
-from mcpmeter.relay.dialects.bodies import LONGEST_MODEL_NAME
-from mcpmeter.relay.dialects.gemini import read_usage
-from mcpmeter.relay.dialects.gemini_generate import GeminiGenerate, GeminiGenerateArray
-from mcpmeter.relay.dialects.openai import MOST_TOKENS
 from mcpmeter.relay.stream import StreamTee, whole_events
 
-GOLDEN = Path(__file__).parents[2] / "golden" / "gemini_generate"
+GOLDEN = Path(__file__).parents[1] / "golden" / "gemini_generate"
 EXPECTED: dict[str, dict[str, Any]] = json.loads((GOLDEN / "expected.json").read_text())
 STREAMS = [name for name in EXPECTED if name.endswith(".sse")]
 GENERATE = GeminiGenerate()

@@ -13,10 +13,11 @@ from typing import Any, Final
 import msgspec
 from msgspec.structs import replace
 
+from mcpmeter.dialects import json_body as bodies
+from mcpmeter.dialects import json_text, openai
+from mcpmeter.dialects.base import Asked, NotAnAnswer, Read
 from mcpmeter.errors import InvalidRequest, MeterError
 from mcpmeter.records import NO_PATH_PARAMS, PathParams
-from mcpmeter.relay.dialects import bodies, json_text, openai
-from mcpmeter.relay.dialects.base import Asked, NotAnAnswer, Read
 
 METERED_FIELDS: Final = json_text.quoted(b"model", b"stream", b"input")
 """What is read of a request; each may be named once."""

@@ -11,13 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mcpmeter.dialects import openai_chat
+from mcpmeter.dialects.base import NotAnAnswer
+from mcpmeter.dialects.json_body import LONGEST_MODEL_NAME
+from mcpmeter.dialects.openai_chat import OpenAiChat
 from mcpmeter.errors import InvalidRequest, LedgerUnavailable, UpstreamBroke
-from mcpmeter.relay.dialects import openai_chat
-from mcpmeter.relay.dialects.base import NotAnAnswer
-from mcpmeter.relay.dialects.bodies import LONGEST_MODEL_NAME
-from mcpmeter.relay.dialects.openai_chat import OpenAiChat
 
-GOLDEN = Path(__file__).parents[2] / "golden" / "openai_chat"
+GOLDEN = Path(__file__).parents[1] / "golden" / "openai_chat"
 EXPECTED: dict[str, dict[str, Any]] = json.loads((GOLDEN / "expected.json").read_text())
 CHAT = OpenAiChat()
 MESSAGES = b'"messages":[{"role":"user","content":"Hello"}]'

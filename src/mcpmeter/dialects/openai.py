@@ -8,10 +8,10 @@ from typing import Annotated, Any, Final
 
 import msgspec
 
+from mcpmeter.dialects import json_text
+from mcpmeter.dialects.base import NotAnAnswer, Read, merge
 from mcpmeter.errors import MeterError
 from mcpmeter.records import Usage
-from mcpmeter.relay.dialects import json_text
-from mcpmeter.relay.dialects.base import NotAnAnswer, Read, merge
 
 PASSED_HEADERS: Final = frozenset({b"openai-beta"})
 """Switches of features alone. `openai-organization` and `openai-project` name the account that pays: the relay's."""

@@ -10,10 +10,11 @@ from typing import Any, Final
 
 import msgspec
 
+from mcpmeter.dialects import gemini, json_text, openai
+from mcpmeter.dialects import json_body as bodies
+from mcpmeter.dialects.base import Asked, NotAnAnswer, Read
 from mcpmeter.errors import InvalidRequest, MeterError
 from mcpmeter.records import NO_PATH_PARAMS, PathParams, Usage
-from mcpmeter.relay.dialects import bodies, gemini, json_text, openai
-from mcpmeter.relay.dialects.base import Asked, NotAnAnswer, Read
 
 WHOLE_REQUESTS: Final = ("generateContentRequest", "generate_content_request")
 """Where a body may hold the whole of a generateContent request, under either spelling that Google takes."""

@@ -10,14 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mcpmeter.dialects.base import NotAnAnswer
+from mcpmeter.dialects.json_body import LONGEST_MODEL_NAME
+from mcpmeter.dialects.openai import MOST_TOKENS
+from mcpmeter.dialects.openai_responses import OpenAiResponses
 from mcpmeter.errors import InvalidRequest, LedgerUnavailable, UpstreamBroke
 from mcpmeter.records import Usage
-from mcpmeter.relay.dialects.base import NotAnAnswer
-from mcpmeter.relay.dialects.bodies import LONGEST_MODEL_NAME
-from mcpmeter.relay.dialects.openai import MOST_TOKENS
-from mcpmeter.relay.dialects.openai_responses import OpenAiResponses
 
-GOLDEN = Path(__file__).parents[2] / "golden" / "openai_responses"
+GOLDEN = Path(__file__).parents[1] / "golden" / "openai_responses"
 RESPONSES = OpenAiResponses()
 INPUT = b'"input":"Hello"'
 

@@ -9,10 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mcpmeter.pricing import usd_to_nanousd
-from mcpmeter.records import Usage
-from mcpmeter.relay.dialects.base import NotAnAnswer
-from mcpmeter.relay.dialects.openai import (
+from mcpmeter.dialects.base import NotAnAnswer
+from mcpmeter.dialects.openai import (
     LONGEST_AMOUNT,
     MOST_TOKENS,
     events_of,
@@ -21,6 +19,8 @@ from mcpmeter.relay.dialects.openai import (
     reported_usd,
     with_fields,
 )
+from mcpmeter.pricing import usd_to_nanousd
+from mcpmeter.records import Usage
 
 
 def read(text: str) -> tuple[Usage | None, bool]:

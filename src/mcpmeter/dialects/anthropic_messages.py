@@ -12,11 +12,12 @@ from typing import Any, Final
 
 import msgspec
 
+from mcpmeter.dialects import json_body as bodies
+from mcpmeter.dialects import json_text, openai
+from mcpmeter.dialects.base import Asked, NotAnAnswer, Read, merge
+from mcpmeter.dialects.openai import Tokens
 from mcpmeter.errors import InvalidRequest, MeterError
 from mcpmeter.records import NO_PATH_PARAMS, PathParams, TokenSource, Usage
-from mcpmeter.relay.dialects import bodies, json_text, openai
-from mcpmeter.relay.dialects.base import Asked, NotAnAnswer, Read, merge
-from mcpmeter.relay.dialects.openai import Tokens
 
 METERED_FIELDS: Final = json_text.quoted(b"model", b"stream", b"messages")
 """What is read of a request; each may be named once."""

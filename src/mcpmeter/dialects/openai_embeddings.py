@@ -10,10 +10,11 @@ from typing import Annotated, Final
 
 import msgspec
 
+from mcpmeter.dialects import json_body as bodies
+from mcpmeter.dialects import json_text, openai
+from mcpmeter.dialects.base import Asked, NotAnAnswer, Read
 from mcpmeter.errors import InvalidRequest, MeterError
 from mcpmeter.records import NO_PATH_PARAMS, PathParams, Usage
-from mcpmeter.relay.dialects import bodies, json_text, openai
-from mcpmeter.relay.dialects.base import Asked, NotAnAnswer, Read
 
 METERED_FIELDS: Final = json_text.quoted(b"model", b"input")
 """What is read of a request; each may be named once."""

@@ -8,9 +8,9 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
+from mcpmeter.dialects import json_text, openai
+from mcpmeter.dialects.base import NotAnAnswer, Read, merge
 from mcpmeter.errors import InvalidRequest
-from mcpmeter.relay.dialects import json_text, openai
-from mcpmeter.relay.dialects.base import NotAnAnswer, Read, merge
 
 LONGEST_MODEL_NAME: Final = 256
 BYTES_PER_PROMPT_TOKEN: Final = 4

@@ -9,14 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mcpmeter.dialects import json_body as bodies
+from mcpmeter.dialects.anthropic_messages import AnthropicCountTokens, AnthropicMessages
+from mcpmeter.dialects.base import Dialect
+from mcpmeter.dialects.gemini_generate import GeminiGenerate
+from mcpmeter.dialects.openai_chat import OpenAiChat
+from mcpmeter.dialects.openai_embeddings import OpenAiEmbeddings
+from mcpmeter.dialects.openai_responses import OpenAiResponses
 from mcpmeter.records import PathParams
-from mcpmeter.relay.dialects import bodies
-from mcpmeter.relay.dialects.anthropic_messages import AnthropicCountTokens, AnthropicMessages
-from mcpmeter.relay.dialects.base import Dialect
-from mcpmeter.relay.dialects.gemini_generate import GeminiGenerate
-from mcpmeter.relay.dialects.openai_chat import OpenAiChat
-from mcpmeter.relay.dialects.openai_embeddings import OpenAiEmbeddings
-from mcpmeter.relay.dialects.openai_responses import OpenAiResponses
 
 MESSAGES = [{"role": "user", "content": "Hello"}]
 CONTENTS = [{"role": "user", "parts": [{"text": "Hello"}]}]

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mcpmeter.dialects.base import NotAnAnswer
+from mcpmeter.dialects.gemini_count_tokens import GeminiCountTokens
 from mcpmeter.errors import InvalidRequest
 from mcpmeter.records import PathParams, Usage
-from mcpmeter.relay.dialects.base import NotAnAnswer
-from mcpmeter.relay.dialects.gemini_count_tokens import GeminiCountTokens
 
 COUNT = GeminiCountTokens()
 FLASH = PathParams("gemini-2.5-flash")

@@ -12,10 +12,11 @@ from typing import Any, Final
 import msgspec
 from msgspec.structs import replace
 
+from mcpmeter.dialects import gemini, json_text, openai
+from mcpmeter.dialects import json_body as bodies
+from mcpmeter.dialects.base import Asked, NotAnAnswer, Read, merge
 from mcpmeter.errors import InvalidRequest, MeterError
 from mcpmeter.records import NO_PATH_PARAMS, PathParams
-from mcpmeter.relay.dialects import bodies, gemini, json_text, openai
-from mcpmeter.relay.dialects.base import Asked, NotAnAnswer, Read, merge
 
 METERED_FIELDS: Final = json_text.quoted(b"contents", b"model")
 """What is read of a request; each may be named once."""

@@ -6,10 +6,11 @@ from typing import Any, Final
 
 import msgspec
 
+from mcpmeter.dialects import json_body as bodies
+from mcpmeter.dialects import json_text, openai
+from mcpmeter.dialects.openai import Tokens
 from mcpmeter.errors import InvalidRequest, MeterError
 from mcpmeter.records import PathParams, TokenSource, Usage
-from mcpmeter.relay.dialects import bodies, json_text, openai
-from mcpmeter.relay.dialects.openai import Tokens
 
 TOKENS_PER_MEDIUM: Final = 258
 """What Google gives for an image, or for each tile of a larger one."""

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mcpmeter.dialects.base import NotAnAnswer
+from mcpmeter.dialects.json_body import LONGEST_MODEL_NAME
+from mcpmeter.dialects.openai import MOST_TOKENS
+from mcpmeter.dialects.openai_embeddings import OpenAiEmbeddings
 from mcpmeter.errors import InvalidRequest, LedgerUnavailable, UpstreamBroke
 from mcpmeter.records import Usage
-from mcpmeter.relay.dialects.base import NotAnAnswer
-from mcpmeter.relay.dialects.bodies import LONGEST_MODEL_NAME
-from mcpmeter.relay.dialects.openai import MOST_TOKENS
-from mcpmeter.relay.dialects.openai_embeddings import OpenAiEmbeddings
 
 EMBEDDINGS = OpenAiEmbeddings()
 INPUT = b'"input":"Hello"'

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mcpmeter.dialects.base import NotAnAnswer
+from mcpmeter.dialects.gemini import TOKENS_PER_MEDIUM
+from mcpmeter.dialects.gemini_embeddings import GeminiBatchEmbed, GeminiEmbed
 from mcpmeter.errors import InvalidRequest, LedgerUnavailable
 from mcpmeter.records import PathParams, Usage
-from mcpmeter.relay.dialects.base import NotAnAnswer
-from mcpmeter.relay.dialects.gemini import TOKENS_PER_MEDIUM
-from mcpmeter.relay.dialects.gemini_embeddings import GeminiBatchEmbed, GeminiEmbed
 
 ONE, BATCH = GeminiEmbed(), GeminiBatchEmbed()
 MODEL = PathParams("gemini-embedding-001")

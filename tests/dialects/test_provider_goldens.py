@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from mcpmeter.relay.dialects.anthropic_messages import AnthropicCountTokens
-from mcpmeter.relay.dialects.base import Dialect, NotAnAnswer
-from mcpmeter.relay.dialects.gemini_count_tokens import GeminiCountTokens
-from mcpmeter.relay.dialects.gemini_embeddings import GeminiBatchEmbed, GeminiEmbed
+from mcpmeter.dialects.anthropic_messages import AnthropicCountTokens
+from mcpmeter.dialects.base import Dialect, NotAnAnswer
+from mcpmeter.dialects.gemini_count_tokens import GeminiCountTokens
+from mcpmeter.dialects.gemini_embeddings import GeminiBatchEmbed, GeminiEmbed
 from mcpmeter.relay.providers import GENERIC, Provider, load_providers
 
 GOLDEN = Path(__file__).parents[1] / "golden"

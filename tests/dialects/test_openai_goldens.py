@@ -13,14 +13,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mcpmeter.dialects.base import Dialect, NotAnAnswer, Read
+from mcpmeter.dialects.openai_chat import OpenAiChat
+from mcpmeter.dialects.openai_embeddings import OpenAiEmbeddings
+from mcpmeter.dialects.openai_responses import OpenAiResponses
 from mcpmeter.errors import UpstreamBroke
-from mcpmeter.relay.dialects.base import Dialect, NotAnAnswer, Read
-from mcpmeter.relay.dialects.openai_chat import OpenAiChat
-from mcpmeter.relay.dialects.openai_embeddings import OpenAiEmbeddings
-from mcpmeter.relay.dialects.openai_responses import OpenAiResponses
 from mcpmeter.relay.stream import StreamTee
 
-GOLDEN = Path(__file__).parents[2] / "golden"
+GOLDEN = Path(__file__).parents[1] / "golden"
 DIALECTS: dict[str, Dialect] = {
     "openai_chat": OpenAiChat(),
     "openai_responses": OpenAiResponses(),

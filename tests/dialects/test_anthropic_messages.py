@@ -13,15 +13,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mcpmeter import errors
+from mcpmeter.dialects.anthropic_messages import AnthropicCountTokens, AnthropicMessages
+from mcpmeter.dialects.base import NotAnAnswer, Read
+from mcpmeter.dialects.json_body import LONGEST_MODEL_NAME
+from mcpmeter.dialects.openai import MOST_TOKENS
 from mcpmeter.errors import InvalidRequest, MeterError
 from mcpmeter.records import Usage
-from mcpmeter.relay.dialects.anthropic_messages import AnthropicCountTokens, AnthropicMessages
-from mcpmeter.relay.dialects.base import NotAnAnswer, Read
-from mcpmeter.relay.dialects.bodies import LONGEST_MODEL_NAME
-from mcpmeter.relay.dialects.openai import MOST_TOKENS
 from mcpmeter.relay.stream import StreamTee, whole_events
 
-GOLDEN = Path(__file__).parents[2] / "golden" / "anthropic_messages"
+GOLDEN = Path(__file__).parents[1] / "golden" / "anthropic_messages"
 EXPECTED: dict[str, dict[str, Any]] = json.loads((GOLDEN / "expected.json").read_text())
 STREAMS = [name for name in EXPECTED if name.endswith(".sse")]
 MESSAGES = AnthropicMessages()
