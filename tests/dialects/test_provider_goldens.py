@@ -16,7 +16,7 @@ from mcpmeter.dialects.anthropic_messages import AnthropicCountTokens
 from mcpmeter.dialects.base import Dialect, NotAnAnswer
 from mcpmeter.dialects.gemini_count_tokens import GeminiCountTokens
 from mcpmeter.dialects.gemini_embeddings import GeminiBatchEmbed, GeminiEmbed
-from mcpmeter.relay.providers import GENERIC, Provider, load_providers
+from mcpmeter.providers import GENERIC, Provider, load_providers
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 BUILT_IN = load_providers()

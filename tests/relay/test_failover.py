@@ -26,6 +26,7 @@ from mcpmeter.errors import (
     UpstreamTimedOut,
     UpstreamUnreachable,
 )
+from mcpmeter.providers import Provider
 from mcpmeter.relay.failover import (
     FLOOR,
     Attempts,
@@ -39,7 +40,6 @@ from mcpmeter.relay.failover import (
     Wait,
 )
 from mcpmeter.relay.failover.outcomes import RETRIED_5XX
-from mcpmeter.relay.providers import Provider
 from mcpmeter.relay.routing import MOST_PLANS, Mode, Plan, Route, Upstream
 
 unhurried = budget(deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from mcpmeter.config import Settings, load
 from mcpmeter.http.client.interface import Timeouts
+from mcpmeter.providers import Provider
 from mcpmeter.relay.failover import CircuitOptions, RetryOptions
-from mcpmeter.relay.providers import Provider
 from mcpmeter.relay.routing import Plan, RouteRule, Routing, RuleUpstream, Upstream, route
 
 unhurried = budget(deadline=None)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from mcpmeter.providers import load_providers
 from mcpmeter.relay.heads import Heads
-from mcpmeter.relay.providers import load_providers
 from mcpmeter.relay.routing import Credential
 
 PROVIDERS = load_providers()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from mcpmeter.providers import load_providers
 from mcpmeter.relay.answering import REQUEST_ID_HEADERS, handed_on
-from mcpmeter.relay.providers import load_providers
 from mcpmeter.relay.quota import NAMES_READ
 
 COSTS = {provider.cost_header for provider in load_providers().values() if provider.cost_header}

@@ -19,7 +19,7 @@ DEFAULT_PROVIDER = "holysheep"
 def price_book(provider: str) -> PriceBook:
     """The prices of one built-in provider. Raises SetupError naming those there are."""
     from mcpmeter.pricing import PriceBook, PriceSource, bundled_price_lists
-    from mcpmeter.relay.providers import load_providers
+    from mcpmeter.providers import load_providers
 
     priced = {
         found.name: PriceSource(found.price_list or None, found.genai_prices_id or None)

@@ -75,7 +75,7 @@ def _question(url: str, key: str | None) -> Callable[[], QuotaReport]:
     """What asks the service. Raises SetupError for an address or a key that cannot be used; so does asking."""
     from urllib.parse import urlsplit
 
-    from mcpmeter.relay.providers import base_url_fault
+    from mcpmeter.providers import base_url_fault
 
     if fault := base_url_fault(url):
         raise SetupError(f"--url {fault}.", hint="Write it as http://127.0.0.1:8000, and the key as --key.")

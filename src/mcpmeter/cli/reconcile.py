@@ -195,7 +195,7 @@ def _named(text: str) -> tuple[str, Path]:
 def _price_book(config_path: Path | None) -> PriceBook:
     from mcpmeter.config import find_file, load, price_book
     from mcpmeter.pricing import PriceBook, PriceSource, bundled_price_lists
-    from mcpmeter.relay.providers import load_providers
+    from mcpmeter.providers import load_providers
 
     if (path := find_file(config_path, os.environ)) is not None:
         with config_faults_as_usage_errors():

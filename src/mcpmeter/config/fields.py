@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic_core import PydanticCustomError
 
 from mcpmeter.access.keys import MOST_PER_MINUTE, weakness_of
-from mcpmeter.relay.providers import base_url_fault
+from mcpmeter.providers import base_url_fault
 
 
 def must(sentence: str) -> PydanticCustomError:

@@ -15,7 +15,7 @@ from mcpmeter.config.rules import broken_rules, routing_faults
 from mcpmeter.config.settings import ProviderSettings, Settings
 from mcpmeter.errors import ConfigInvalid
 from mcpmeter.monitoring import MonitoringOptions
-from mcpmeter.relay.providers import Provider, load_providers
+from mcpmeter.providers import Provider, load_providers
 
 DEFAULT_FILE: Final = "mcpmeter.yaml"
 FILE_VARIABLE: Final = "MCPMETER_CONFIG"

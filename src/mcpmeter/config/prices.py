@@ -8,7 +8,7 @@ from mcpmeter.config.budgets import FallbackSettings
 from mcpmeter.config.settings import Settings
 from mcpmeter.pricing import PriceBook, PriceSource, RateBand, Rates, bundled_price_lists, load_price_list
 from mcpmeter.pricing.rates import attousd_per_mtok
-from mcpmeter.relay.providers import Provider
+from mcpmeter.providers import Provider
 
 
 def price_book(settings: Settings) -> PriceBook:

@@ -16,7 +16,7 @@ from pydantic_core import PydanticUndefined
 
 from mcpmeter.config.faults import model_in
 from mcpmeter.config.settings import Settings
-from mcpmeter.relay.providers import Provider, load_providers
+from mcpmeter.providers import Provider, load_providers
 
 KINDS: Final = {
     int: "whole number",

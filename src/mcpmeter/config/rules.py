@@ -11,7 +11,7 @@ from mcpmeter.config.faults import Fault, Where, dotted, nearest
 from mcpmeter.config.limits import budget_faults, project_faults
 from mcpmeter.config.settings import ProviderSettings, RouteSettings, Settings, TimeoutSettings
 from mcpmeter.errors import ConfigInvalid
-from mcpmeter.relay.providers import GENERIC, Provider
+from mcpmeter.providers import GENERIC, Provider
 
 ALIAS: Final = re.compile(r"[!-)+->@-Z\\-~]{1,200}")
 """A model's name that is no glob."""

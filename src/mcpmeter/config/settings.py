@@ -53,9 +53,9 @@ from mcpmeter.http.client.interface import Timeouts
 from mcpmeter.ledger.connection import Synchronous
 from mcpmeter.ledger.location import Location, PostgresUrl, default_location, location_of
 from mcpmeter.pricing.rates import unix_ns
+from mcpmeter.providers import Provider, load_providers
 from mcpmeter.relay.failover.options import CircuitOptions, RetryOptions
 from mcpmeter.relay.limits import ASSUMED_COMPLETION_TOKENS
-from mcpmeter.relay.providers import Provider, load_providers
 from mcpmeter.relay.routing import RouteRule, Routing, RuleUpstream, Upstream
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from mcpmeter.relay.providers import Provider
+from mcpmeter.providers import Provider
 from mcpmeter.relay.routing import Credential
 
 

@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Final, Literal
 
 from mcpmeter.http.client.interface import Timeouts
-from mcpmeter.relay.providers import Provider
+from mcpmeter.providers import Provider
 
 Mode = Literal["ordered", "weighted"]
 """How a route's upstreams take turns: the first that can be called, or one drawn by weight."""
