@@ -21,7 +21,7 @@ import pytest
 
 from mcpmeter.cli._group import run
 from mcpmeter.cli.quota import duration
-from mcpmeter.relay.quota_board import QuotaReport, Standing
+from mcpmeter.quota.tracker import QuotaReport, Standing
 
 COMMAND = Path(sys.executable).with_name("mcpmeter")
 KEY = "mk_a-key-that-must-not-be-printed"

@@ -23,8 +23,8 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 from mcpmeter.catalog import ALL, llm, mcp, money, service
 from mcpmeter.metrics.collector import Exposition, MeterCollector
 from mcpmeter.metrics.recorder import Recorder
+from mcpmeter.quota.tracker import QuotaBoard
 from mcpmeter.records import McpTarget, Settlement
-from mcpmeter.relay.quota_board import QuotaBoard
 from mcpmeter.service.pages import MetricsPage
 
 Make = Callable[..., Settlement]

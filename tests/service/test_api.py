@@ -21,8 +21,8 @@ from mcpmeter.errors import NotAuthenticated
 from mcpmeter.ledger.reading import open_writer
 from mcpmeter.meter import Meter
 from mcpmeter.metrics.recorder import Recorder
+from mcpmeter.quota.tracker import QuotaBoard, QuotaReport
 from mcpmeter.records import Balance, Scope
-from mcpmeter.relay.quota_board import QuotaBoard, QuotaReport
 from mcpmeter.service.api import OPERATIONS, ApiPages
 from mcpmeter.service.app import App, HostGuard, PageEndpoint
 from mcpmeter.usage import UsageQuery, UsageReport, usage_report

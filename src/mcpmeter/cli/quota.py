@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
-    from mcpmeter.relay.quota_board import QuotaReport, Standing
+    from mcpmeter.quota.tracker import QuotaReport, Standing
 
 PATH: Final = "/api/quota"
 SECONDS_TO_ANSWER: Final = 5.0
@@ -118,7 +118,7 @@ def _ask(where: str, connection: HTTPConnection, path: str, headers: dict[str, s
 def _read(where: str, status: int, body: bytes) -> QuotaReport:
     import msgspec
 
-    from mcpmeter.relay.quota_board import QuotaReport
+    from mcpmeter.quota.tracker import QuotaReport
 
     if status == 401:
         raise SetupError(f"{where} asks for a key, or for another one.", hint="Set MCPMETER_KEY, or give --key.")

@@ -33,11 +33,11 @@ from mcpmeter.http.exchange import Exchange, Header, Listening, Wire
 from mcpmeter.meter import Ending, OpenCall
 from mcpmeter.pricing import usd_to_nanousd
 from mcpmeter.providers import Provider
+from mcpmeter.quota.tracker import QuotaBoard
 from mcpmeter.records import LlmTarget, Settlement, Usage
 from mcpmeter.relay.answering import answer_error, cost_headers, handed_on, own_header, request_id, went_to
 from mcpmeter.relay.failover import Attempts, Candidate, Send, Wait
 from mcpmeter.relay.piping import Pipe
-from mcpmeter.relay.quota_board import QuotaBoard
 from mcpmeter.relay.stream import StreamTee
 from mcpmeter.relay.wiring import Service, Wiring
 

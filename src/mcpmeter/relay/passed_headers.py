@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from mcpmeter.relay.quota import NAMES_READ
+from mcpmeter.quota.rate_limit_headers import NAMES_READ
 
 # fmt: off
 _BODY_AND_RETRIES: Final = (

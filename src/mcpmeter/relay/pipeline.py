@@ -15,12 +15,12 @@ from mcpmeter.http.client.interface import UpstreamClient
 from mcpmeter.http.exchange import Exchange
 from mcpmeter.ledger.store import ClaimRefused
 from mcpmeter.meter import Ending, Meter, OpenCall
+from mcpmeter.quota.tracker import QuotaBoard
 from mcpmeter.records import Claim, Outcome, Settlement
 from mcpmeter.relay.answering import answer_error
 from mcpmeter.relay.failover import Failover
 from mcpmeter.relay.flight import IN_A_THREAD_BYTES, Flight, off_loop_if_large, target_of
 from mcpmeter.relay.limits import Limits
-from mcpmeter.relay.quota_board import QuotaBoard
 from mcpmeter.relay.routing import Plan
 from mcpmeter.relay.wiring import RelayOptions, Service, Wiring
 

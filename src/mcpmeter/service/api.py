@@ -20,7 +20,7 @@ from mcpmeter.access.shown_budgets import BudgetReport, shown_budget
 from mcpmeter.errors import InvalidRequest, NotAllowed, ServiceFault, SetupError
 from mcpmeter.http.exchange import Header, HttpExchange
 from mcpmeter.ledger.reports import GROUPINGS
-from mcpmeter.relay.quota_board import QuotaBoard, QuotaReport
+from mcpmeter.quota.tracker import QuotaBoard, QuotaReport
 from mcpmeter.service.api_keys import KeyList, KeyRevocation, KeyRotation, KeyWithSecret, NewKey
 from mcpmeter.service.app import Page
 from mcpmeter.usage import UsageQuery, UsageReport, grouping, span_of, time_zone

@@ -39,12 +39,12 @@ from mcpmeter.meter import Meter
 from mcpmeter.metrics.collector import Exposition
 from mcpmeter.metrics.recorder import Recorder
 from mcpmeter.pricing import ModelPrice
+from mcpmeter.quota.tracker import QuotaBoard
 from mcpmeter.records import Charge, LlmTarget, Usage
 from mcpmeter.relay.failover import Failover, UpstreamMetrics
 from mcpmeter.relay.limits import Limits
 from mcpmeter.relay.pipeline import Pipeline, RelayOptions, Wiring
 from mcpmeter.relay.pipeline import Service as RelayedService
-from mcpmeter.relay.quota_board import QuotaBoard
 from mcpmeter.relay.routing import Upstream
 from mcpmeter.service import pages
 from mcpmeter.service.api import ApiPages

@@ -20,8 +20,8 @@ from mcpmeter.ledger.store import Store
 from mcpmeter.metrics.collector import Exposition
 from mcpmeter.metrics.recorder import Recorder
 from mcpmeter.pricing import ModelPrice
+from mcpmeter.quota.tracker import QuotaBoard
 from mcpmeter.relay.pipeline import Pipeline
-from mcpmeter.relay.quota_board import QuotaBoard
 from mcpmeter.service.app import Page
 
 SMALLEST_WORTH_PACKING_BYTES: Final = 2048

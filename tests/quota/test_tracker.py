@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from mcpmeter.catalog import ALL
 from mcpmeter.catalog import quota as rows
 from mcpmeter.metrics.recorder import Recorder
-from mcpmeter.relay.quota import MOST, Sample
-from mcpmeter.relay.quota_board import (
+from mcpmeter.quota.rate_limit_headers import MOST, Sample
+from mcpmeter.quota.tracker import (
     BETWEEN_READS_NS,
     FORGOTTEN_AFTER_NS,
     MOST_POOLS,

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mcpmeter.catalog.quota import RESOURCES
-from mcpmeter.relay.quota import (
+from mcpmeter.quota.rate_limit_headers import (
     FURTHEST_RESET_NS,
     LONGEST_LIST,
     LONGEST_VALUE,

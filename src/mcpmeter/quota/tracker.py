@@ -14,7 +14,7 @@ from mcpmeter.catalog import Metric
 from mcpmeter.catalog import quota as rows
 from mcpmeter.metrics.family import Labels
 from mcpmeter.metrics.recorder import Recorder
-from mcpmeter.relay.quota import MOST, NS_PER_S, Sample, read
+from mcpmeter.quota.rate_limit_headers import MOST, NS_PER_S, Sample, read
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
