@@ -37,7 +37,7 @@ from mcpmeter.config.reference import reference
 from mcpmeter.errors import ConfigInvalid
 from mcpmeter.ledger.location import PostgresUrl
 from mcpmeter.providers import load_providers
-from mcpmeter.relay.routing import route
+from mcpmeter.routing.routes import route
 
 unhurried = budget(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a busy machine is no fault
 

@@ -39,9 +39,9 @@ from mcpmeter.pricing import PriceBook, PriceSource, bundled_price_lists
 from mcpmeter.providers import load_providers
 from mcpmeter.quota.tracker import QuotaBoard
 from mcpmeter.records import Settlement
-from mcpmeter.relay.failover import Failover, RetryOptions, UpstreamMetrics
 from mcpmeter.relay.pipeline import Pipeline, RelayOptions, Service, Wiring
-from mcpmeter.relay.routing import Routing, Upstream
+from mcpmeter.routing.failover import Failover, RetryOptions, UpstreamMetrics
+from mcpmeter.routing.routes import Routing, Upstream
 from mcpmeter.simulator import Fault, Latency, Simulator, Spread
 from mcpmeter.usage import UsageQuery, UsageReport, usage_report
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from mcpmeter.config import load
 from mcpmeter.errors import ConfigInvalid
 from mcpmeter.providers import GENERIC, Provider, base_url_fault, load_providers
-from mcpmeter.relay.routing import Upstream, route
+from mcpmeter.routing.routes import Upstream, route
 
 unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a busy machine is no fault
 

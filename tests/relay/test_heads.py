@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mcpmeter.providers import load_providers
 from mcpmeter.relay.heads import Heads
-from mcpmeter.relay.routing import Credential
+from mcpmeter.routing.routes import Credential
 
 PROVIDERS = load_providers()
 

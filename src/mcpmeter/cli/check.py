@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from mcpmeter.config import Settings
     from mcpmeter.config.settings import RouteSettings
     from mcpmeter.ledger.location import Location
-    from mcpmeter.relay.routing import Upstream
+    from mcpmeter.routing.routes import Upstream
     from mcpmeter.service.live import Finding
 
 COLUMN: Final = 14

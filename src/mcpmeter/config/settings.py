@@ -54,9 +54,9 @@ from mcpmeter.ledger.connection import Synchronous
 from mcpmeter.ledger.location import Location, PostgresUrl, default_location, location_of
 from mcpmeter.pricing.rates import unix_ns
 from mcpmeter.providers import Provider, load_providers
-from mcpmeter.relay.failover.options import CircuitOptions, RetryOptions
 from mcpmeter.relay.limits import ASSUMED_COMPLETION_TOKENS
-from mcpmeter.relay.routing import RouteRule, Routing, RuleUpstream, Upstream
+from mcpmeter.routing.options import CircuitOptions, RetryOptions
+from mcpmeter.routing.routes import RouteRule, Routing, RuleUpstream, Upstream
 
 
 class ServerSettings(Section):

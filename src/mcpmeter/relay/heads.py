@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from mcpmeter.providers import Provider
-from mcpmeter.relay.routing import Credential
+from mcpmeter.routing.routes import Credential
 
 
 class Heads:

@@ -18,11 +18,11 @@ from mcpmeter.meter import Ending, Meter, OpenCall
 from mcpmeter.quota.tracker import QuotaBoard
 from mcpmeter.records import Claim, Outcome, Settlement
 from mcpmeter.relay.answering import answer_error
-from mcpmeter.relay.failover import Failover
 from mcpmeter.relay.flight import IN_A_THREAD_BYTES, Flight, off_loop_if_large, target_of
 from mcpmeter.relay.limits import Limits
-from mcpmeter.relay.routing import Plan
 from mcpmeter.relay.wiring import RelayOptions, Service, Wiring
+from mcpmeter.routing.failover import Failover
+from mcpmeter.routing.routes import Plan
 
 __all__ = ["Pipeline", "RelayOptions", "Service", "Wiring", "answer_error"]
 

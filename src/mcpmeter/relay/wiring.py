@@ -11,7 +11,7 @@ from mcpmeter.errors import InvalidRequest, NotAuthenticated
 from mcpmeter.http.client.interface import UpstreamClient
 from mcpmeter.relay.heads import Heads
 from mcpmeter.relay.limits import Limits
-from mcpmeter.relay.routing import MOST_PLANS, Plan, Routing, route
+from mcpmeter.routing.routes import MOST_PLANS, Plan, Routing, route
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

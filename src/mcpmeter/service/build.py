@@ -41,11 +41,11 @@ from mcpmeter.metrics.recorder import Recorder
 from mcpmeter.pricing import ModelPrice
 from mcpmeter.quota.tracker import QuotaBoard
 from mcpmeter.records import Charge, LlmTarget, Usage
-from mcpmeter.relay.failover import Failover, UpstreamMetrics
 from mcpmeter.relay.limits import Limits
 from mcpmeter.relay.pipeline import Pipeline, RelayOptions, Wiring
 from mcpmeter.relay.pipeline import Service as RelayedService
-from mcpmeter.relay.routing import Upstream
+from mcpmeter.routing.failover import Failover, UpstreamMetrics
+from mcpmeter.routing.routes import Upstream
 from mcpmeter.service import pages
 from mcpmeter.service.api import ApiPages
 from mcpmeter.service.api_keys import KeyPages

@@ -14,7 +14,7 @@ from mcpmeter.ledger.connection import explain, open_for_writing
 from mcpmeter.ledger.location import PostgresUrl
 from mcpmeter.ledger.migrations import transaction
 from mcpmeter.ledger.opening import open_store
-from mcpmeter.relay.routing import Upstream
+from mcpmeter.routing.routes import Upstream
 from mcpmeter.service.live.finding import Finding, Live, Unreachable, failed, not_checked, ok
 
 MOST_SECONDS_OFF: Final = 5.0

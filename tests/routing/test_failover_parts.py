@@ -22,10 +22,10 @@ from mcpmeter.errors import CallerGone, MeterError, ServiceFault, UpstreamAnswer
 from mcpmeter.errors import UpstreamTimedOut as TimedOut
 from mcpmeter.errors import UpstreamUnreachable as Unreachable
 from mcpmeter.metrics.recorder import Recorder
-from mcpmeter.relay.failover import FLOOR, Breaker, CircuitOptions, Outcome, RetryBudget, UpstreamMetrics
-from mcpmeter.relay.failover.outcomes import is_failure, is_retried, outcome_of_fault, outcome_of_status
-from mcpmeter.relay.failover.state import MOST_WAITS, Cooling
-from mcpmeter.relay.failover.waits import LONGEST_NS, full_jitter, retry_after_ns
+from mcpmeter.routing.failover import FLOOR, Breaker, CircuitOptions, Outcome, RetryBudget, UpstreamMetrics
+from mcpmeter.routing.health import MOST_WAITS, Cooling
+from mcpmeter.routing.outcomes import is_failure, is_retried, outcome_of_fault, outcome_of_status
+from mcpmeter.routing.retries import LONGEST_NS, full_jitter, retry_after_ns
 
 unhurried = budget(deadline=None)
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 import msgspec
 
-from mcpmeter.relay.failover.options import CircuitOptions, nanoseconds
+from mcpmeter.routing.options import CircuitOptions, nanoseconds
 
 State = Literal["closed", "open", "half_open"]
 

@@ -34,15 +34,15 @@ import time
 from collections.abc import Callable, Sequence
 from random import Random
 
-from mcpmeter.relay.failover.attempts import Attempts, Refuse, Send, Wait
-from mcpmeter.relay.failover.breaker import Breaker
-from mcpmeter.relay.failover.budget import FLOOR, RetryBudget
-from mcpmeter.relay.failover.candidates import Candidate, Way, ways_of
-from mcpmeter.relay.failover.metrics import UpstreamMetrics
-from mcpmeter.relay.failover.options import CircuitOptions, RetryOptions
-from mcpmeter.relay.failover.outcomes import Outcome
-from mcpmeter.relay.failover.state import Shared, Tally
-from mcpmeter.relay.routing import MOST_PLANS, Plan, Upstream
+from mcpmeter.routing.attempts import Attempts, Refuse, Send, Wait
+from mcpmeter.routing.candidates import Candidate, Way, ways_of
+from mcpmeter.routing.circuit_breaker import Breaker
+from mcpmeter.routing.health import Shared, Tally
+from mcpmeter.routing.metrics import UpstreamMetrics
+from mcpmeter.routing.options import CircuitOptions, RetryOptions
+from mcpmeter.routing.outcomes import Outcome
+from mcpmeter.routing.retry_budget import FLOOR, RetryBudget
+from mcpmeter.routing.routes import MOST_PLANS, Plan, Upstream
 
 __all__ = [
     "FLOOR",

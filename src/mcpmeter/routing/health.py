@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
-from mcpmeter.relay.failover.breaker import Breaker
-from mcpmeter.relay.failover.budget import RetryBudget
-from mcpmeter.relay.failover.options import CircuitOptions, RetryOptions
-from mcpmeter.relay.failover.outcomes import Outcome
-from mcpmeter.relay.routing import Upstream
+from mcpmeter.routing.circuit_breaker import Breaker
+from mcpmeter.routing.options import CircuitOptions, RetryOptions
+from mcpmeter.routing.outcomes import Outcome
+from mcpmeter.routing.retry_budget import RetryBudget
+from mcpmeter.routing.routes import Upstream
 
 MOST_WAITS: Final = 256
 NO_WAIT: Final = (0, False)

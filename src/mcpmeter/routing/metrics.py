@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from mcpmeter.catalog import OTHER
 from mcpmeter.catalog import upstream as rows
 from mcpmeter.metrics.recorder import Recorder
-from mcpmeter.relay.failover.outcomes import Outcome
+from mcpmeter.routing.outcomes import Outcome
 
 
 class UpstreamMetrics:

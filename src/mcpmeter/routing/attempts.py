@@ -11,13 +11,13 @@ import msgspec
 
 from mcpmeter.catalog.spec import NANO
 from mcpmeter.errors import UpstreamFault, UpstreamRateLimited, UpstreamRefusedAccount
-from mcpmeter.relay.failover.breaker import Permit
-from mcpmeter.relay.failover.candidates import Candidate, Candidates, Place, Way, drawn_by_weight
-from mcpmeter.relay.failover.options import nanoseconds
-from mcpmeter.relay.failover.outcomes import Outcome, is_failure, is_retried, outcome_of_fault, outcome_of_status
-from mcpmeter.relay.failover.state import WELL, Cooling, Shared
-from mcpmeter.relay.failover.waits import full_jitter, retry_after_ns
-from mcpmeter.relay.routing import Plan
+from mcpmeter.routing.candidates import Candidate, Candidates, Place, Way, drawn_by_weight
+from mcpmeter.routing.circuit_breaker import Permit
+from mcpmeter.routing.health import WELL, Cooling, Shared
+from mcpmeter.routing.options import nanoseconds
+from mcpmeter.routing.outcomes import Outcome, is_failure, is_retried, outcome_of_fault, outcome_of_status
+from mcpmeter.routing.retries import full_jitter, retry_after_ns
+from mcpmeter.routing.routes import Plan
 
 DOUBT_AFTER_REFUSAL_NS: Final = 60 * NANO
 """How long a credential that got 401, 402 or 403 goes behind the others."""

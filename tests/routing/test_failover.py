@@ -27,7 +27,7 @@ from mcpmeter.errors import (
     UpstreamUnreachable,
 )
 from mcpmeter.providers import Provider
-from mcpmeter.relay.failover import (
+from mcpmeter.routing.failover import (
     FLOOR,
     Attempts,
     Candidate,
@@ -39,8 +39,8 @@ from mcpmeter.relay.failover import (
     Send,
     Wait,
 )
-from mcpmeter.relay.failover.outcomes import RETRIED_5XX
-from mcpmeter.relay.routing import MOST_PLANS, Mode, Plan, Route, Upstream
+from mcpmeter.routing.outcomes import RETRIED_5XX
+from mcpmeter.routing.routes import MOST_PLANS, Mode, Plan, Route, Upstream
 
 unhurried = budget(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import msgspec
 
-from mcpmeter.relay.failover.state import Cooling, Shared, UpstreamState
-from mcpmeter.relay.routing import Credential, Plan, Route, Upstream
+from mcpmeter.routing.health import Cooling, Shared, UpstreamState
+from mcpmeter.routing.routes import Credential, Plan, Route, Upstream
 
 
 class Candidate(msgspec.Struct, frozen=True):
