@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from mcpmeter.access.budgets import Budget, Budgets
 from mcpmeter.access.callers import Attribution
 from mcpmeter.access.keys import key_from_config
-from mcpmeter.access.periods import Period
+from mcpmeter.budgets.budget import Budget, Budgets
+from mcpmeter.budgets.period import Period
 from mcpmeter.config import Settings, attribution_of, budgets_of, load, price_book
 from mcpmeter.records import Scope, Usage
 

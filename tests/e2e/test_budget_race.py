@@ -12,8 +12,8 @@ from typing import Any
 import aiohttp
 import pytest
 
-from mcpmeter.access.budgets import Budget
-from mcpmeter.access.periods import Period
+from mcpmeter.budgets.budget import Budget
+from mcpmeter.budgets.period import Period
 from mcpmeter.ledger.budgets import Standing, add_top_up, read_standings
 from mcpmeter.records import Scope, TopUp
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from mcpmeter.access.budgets import Budget
-from mcpmeter.access.periods import Period
+from mcpmeter.budgets.budget import Budget
+from mcpmeter.budgets.period import Period
 from mcpmeter.errors import LedgerNotUsable, SetupError
 from mcpmeter.ledger.budgets import Standing, add_top_up, read_standings
 from mcpmeter.ledger.pruning import prune

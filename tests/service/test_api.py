@@ -11,10 +11,10 @@ import msgspec
 import pytest
 from jsonschema import Draft202012Validator
 
-from mcpmeter.access.budgets import Budget
 from mcpmeter.access.callers import Caller
-from mcpmeter.access.forecast import BudgetStatus, status_of
-from mcpmeter.access.periods import Period
+from mcpmeter.budgets.budget import Budget
+from mcpmeter.budgets.forecast import BudgetStatus, status_of
+from mcpmeter.budgets.period import Period
 from mcpmeter.catalog import ALL
 from mcpmeter.catalog import quota as rows
 from mcpmeter.errors import NotAuthenticated

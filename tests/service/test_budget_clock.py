@@ -14,8 +14,8 @@ import time_machine
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mcpmeter.access.budgets import Budget, Budgets
-from mcpmeter.access.periods import NS_PER_S, Period
+from mcpmeter.budgets.budget import Budget, Budgets
+from mcpmeter.budgets.period import NS_PER_S, Period
 from mcpmeter.config import BudgetSettings
 from mcpmeter.ledger.balances import read_balances
 from mcpmeter.ledger.connection import open_for_reading

@@ -12,9 +12,10 @@ from typing import Any
 import aiohttp
 import pytest
 
-from mcpmeter.access.budgets import Budget, Budgets
-from mcpmeter.access.forecast import NS_PER_HOUR
-from mcpmeter.access.periods import Period
+from mcpmeter.budgets.budget import Budget, Budgets
+from mcpmeter.budgets.forecast import NS_PER_HOUR
+from mcpmeter.budgets.period import Period
+from mcpmeter.budgets.status_board import BudgetBoard
 from mcpmeter.catalog import budget as rows
 from mcpmeter.config import AttributionSettings, BudgetSettings
 from mcpmeter.ledger.sqlite import SqliteStore
@@ -22,7 +23,6 @@ from mcpmeter.meter import new_call_id
 from mcpmeter.metrics.recorder import Recorder
 from mcpmeter.records import Call, Charge, Claim, LlmTarget, Scope, Settlement, TopUp, Usage
 from mcpmeter.service import Service, bind
-from mcpmeter.service.budgets import BudgetBoard
 from mcpmeter.service.run import running
 
 USD = 10**9

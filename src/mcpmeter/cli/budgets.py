@@ -18,8 +18,8 @@ from mcpmeter.cli._ledger import config_faults_as_usage_errors, config_option, l
 from mcpmeter.errors import SetupError
 
 if TYPE_CHECKING:
-    from mcpmeter.access.budgets import Budget
-    from mcpmeter.access.shown_budgets import ShownBudget
+    from mcpmeter.budgets.budget import Budget
+    from mcpmeter.budgets.view import ShownBudget
     from mcpmeter.config import Settings
     from mcpmeter.ledger.budgets import Standing
     from mcpmeter.ledger.location import Location
@@ -69,8 +69,8 @@ def list_(config_path: Path | None, ledger: Location | None, as_json: bool) -> N
     """
     import msgspec
 
-    from mcpmeter.access.periods import Period
-    from mcpmeter.access.shown_budgets import BudgetReport
+    from mcpmeter.budgets.period import Period
+    from mcpmeter.budgets.view import BudgetReport
 
     settings = _settings(config_path)
     now_ns = time.time_ns()
@@ -176,8 +176,8 @@ def _find(settings: Settings, name: str) -> Budget:
 
 def _look(settings: Settings, option: Location | None, now_ns: int) -> list[tuple[ShownBudget, Standing]]:
     """How every budget stands, by the ledger itself."""
-    from mcpmeter.access.forecast import burn_since_ns, status_of
-    from mcpmeter.access.shown_budgets import shown_budget
+    from mcpmeter.budgets.forecast import burn_since_ns, status_of
+    from mcpmeter.budgets.view import shown_budget
     from mcpmeter.config import budgets_of
     from mcpmeter.ledger.budgets import read_standings
 
@@ -194,7 +194,7 @@ def _look(settings: Settings, option: Location | None, now_ns: int) -> list[tupl
 
 
 def _period(budget: ShownBudget, balance: Any) -> dict[str, str | None]:
-    from mcpmeter.access.periods import Period
+    from mcpmeter.budgets.period import Period
     from mcpmeter.money import nanousd_to_usd, plain_usd
 
     zone, end_ns = Period("day", budget.time_zone), balance.period_end_ns
@@ -206,7 +206,7 @@ def _period(budget: ShownBudget, balance: Any) -> dict[str, str | None]:
 
 
 def _top_up(budget: ShownBudget, top_up: Any) -> dict[str, str]:
-    from mcpmeter.access.periods import Period
+    from mcpmeter.budgets.period import Period
     from mcpmeter.money import nanousd_to_usd, plain_usd
 
     return {

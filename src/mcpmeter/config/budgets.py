@@ -9,7 +9,7 @@ from zoneinfo import ZoneInfo, available_timezones
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from mcpmeter.access.periods import is_time_zone
+from mcpmeter.budgets.period import is_time_zone
 from mcpmeter.config.faults import nearest
 from mcpmeter.config.fields import ModelName, Name, Section, Switch, TeamName, Whole, decimal, matching, must, setting
 from mcpmeter.money import MAX_NANOUSD, nanousd_to_usd

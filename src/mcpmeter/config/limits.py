@@ -6,10 +6,10 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from mcpmeter.access.budgets import Budget, Budgets
 from mcpmeter.access.callers import Attribution
 from mcpmeter.access.keys import key_from_config
-from mcpmeter.access.periods import Period
+from mcpmeter.budgets.budget import Budget, Budgets
+from mcpmeter.budgets.period import Period
 from mcpmeter.config.budgets import BudgetSettings
 from mcpmeter.config.faults import Fault, nearest
 from mcpmeter.config.settings import KeySettings, Settings

@@ -16,6 +16,7 @@ from pydantic import (
 )
 
 from mcpmeter.access.keys import KeyLimits
+from mcpmeter.budgets.reservations import ASSUMED_COMPLETION_TOKENS
 from mcpmeter.config.budgets import AttributionSettings, BudgetSettings, FallbackSettings, TeamSettings
 from mcpmeter.config.fields import (
     AliasTarget,
@@ -54,7 +55,6 @@ from mcpmeter.ledger.connection import Synchronous
 from mcpmeter.ledger.location import Location, PostgresUrl, default_location, location_of
 from mcpmeter.pricing.rates import unix_ns
 from mcpmeter.providers import Provider, load_providers
-from mcpmeter.relay.limits import ASSUMED_COMPLETION_TOKENS
 from mcpmeter.routing.options import CircuitOptions, RetryOptions
 from mcpmeter.routing.routes import RouteRule, Routing, RuleUpstream, Upstream
 

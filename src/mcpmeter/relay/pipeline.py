@@ -8,6 +8,7 @@ import time
 import msgspec
 
 from mcpmeter.access.callers import Attribution, Caller
+from mcpmeter.budgets.reservations import Limits
 from mcpmeter.dialects.base import Asked, Dialect
 from mcpmeter.dialects.json_body import most_prompt_tokens
 from mcpmeter.errors import CallerGone, Draining, InvalidRequest, MeterError
@@ -19,7 +20,6 @@ from mcpmeter.quota.tracker import QuotaBoard
 from mcpmeter.records import Claim, Outcome, Settlement
 from mcpmeter.relay.answering import answer_error
 from mcpmeter.relay.flight import IN_A_THREAD_BYTES, Flight, off_loop_if_large, target_of
-from mcpmeter.relay.limits import Limits
 from mcpmeter.relay.wiring import RelayOptions, Service, Wiring
 from mcpmeter.routing.failover import Failover
 from mcpmeter.routing.routes import Plan

@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 
 from mcpmeter.access.callers import Attribution, Caller
 from mcpmeter.access.keys import KeyRing
+from mcpmeter.budgets.reservations import Limits
 from mcpmeter.dialects.base import Dialect
 from mcpmeter.errors import InvalidRequest, NotAuthenticated
 from mcpmeter.http.client.interface import UpstreamClient
 from mcpmeter.relay.heads import Heads
-from mcpmeter.relay.limits import Limits
 from mcpmeter.routing.routes import MOST_PLANS, Plan, Routing, route
 
 

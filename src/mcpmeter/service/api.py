@@ -13,10 +13,10 @@ from urllib.parse import parse_qsl
 import msgspec
 
 from mcpmeter.access.callers import Caller
-from mcpmeter.access.forecast import BudgetStatus
 from mcpmeter.access.key_view import ShownKey
-from mcpmeter.access.periods import Period
-from mcpmeter.access.shown_budgets import BudgetReport, shown_budget
+from mcpmeter.budgets.forecast import BudgetStatus
+from mcpmeter.budgets.period import Period
+from mcpmeter.budgets.view import BudgetReport, shown_budget
 from mcpmeter.errors import InvalidRequest, NotAllowed, ServiceFault, SetupError
 from mcpmeter.http.exchange import Header, HttpExchange
 from mcpmeter.ledger.reports import GROUPINGS

@@ -18,6 +18,8 @@ from prometheus_client import CollectorRegistry, ProcessCollector
 
 from mcpmeter.access.callers import Caller
 from mcpmeter.access.keys import KeyRing, key_from_config
+from mcpmeter.budgets.reservations import Limits
+from mcpmeter.budgets.status_board import BudgetBoard
 from mcpmeter.catalog import budget, labels, llm, mcp, money, quality
 from mcpmeter.catalog import service as service_rows
 from mcpmeter.catalog.spec import NANO
@@ -41,7 +43,6 @@ from mcpmeter.metrics.recorder import Recorder
 from mcpmeter.pricing import ModelPrice
 from mcpmeter.quota.tracker import QuotaBoard
 from mcpmeter.records import Charge, LlmTarget, Usage
-from mcpmeter.relay.limits import Limits
 from mcpmeter.relay.pipeline import Pipeline, RelayOptions, Wiring
 from mcpmeter.relay.pipeline import Service as RelayedService
 from mcpmeter.routing.failover import Failover, UpstreamMetrics
@@ -50,7 +51,6 @@ from mcpmeter.service import pages
 from mcpmeter.service.api import ApiPages
 from mcpmeter.service.api_keys import KeyPages
 from mcpmeter.service.app import App, Endpoint, HostGuard, PageEndpoint, RelayEndpoint
-from mcpmeter.service.budgets import BudgetBoard
 from mcpmeter.service.gemini import gemini_templates
 from mcpmeter.service.mcp import McpEndpoint
 from mcpmeter.usage import Currency, UsageQuery, UsageReport, usage_report

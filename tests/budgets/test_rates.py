@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mcpmeter.access.callers import Caller
-from mcpmeter.access.rates import MINUTE_NS, rate_claims, rate_refusal
+from mcpmeter.budgets.rates import MINUTE_NS, rate_claims, rate_refusal
 
 CALLER = Caller(team="t", key_id="key_1", requests_per_minute=5, tokens_per_minute=100)
 NOON = 1_793_534_400_000_000_000

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
-from mcpmeter.access.budgets import Budgets
 from mcpmeter.access.callers import Caller
-from mcpmeter.access.rates import rate_claims, rate_refusal
+from mcpmeter.budgets.budget import Budgets
+from mcpmeter.budgets.rates import rate_claims, rate_refusal
 from mcpmeter.errors import MeterError
 from mcpmeter.ledger.store import ClaimRefused
 from mcpmeter.records import Claim

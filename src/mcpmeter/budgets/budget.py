@@ -13,7 +13,7 @@ from operator import attrgetter
 from typing import Final
 from urllib.parse import urlencode
 
-from mcpmeter.access.periods import Period
+from mcpmeter.budgets.period import Period
 from mcpmeter.errors import BudgetExhausted, ConfigInvalid
 from mcpmeter.money import format_usd
 from mcpmeter.records import Claim, Scope

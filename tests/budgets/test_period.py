@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from mcpmeter.access.periods import NS_PER_S, Period, is_time_zone
+from mcpmeter.budgets.period import NS_PER_S, Period, is_time_zone
 
 HOUR = 3600 * NS_PER_S
 ZONES = sorted(available_timezones() - {"localtime"})

@@ -7,8 +7,8 @@ from typing import Final
 
 import msgspec
 
-from mcpmeter.access.budgets import Budget
-from mcpmeter.access.periods import PeriodKind
+from mcpmeter.budgets.budget import Budget
+from mcpmeter.budgets.period import PeriodKind
 from mcpmeter.records import Balance, Scope
 
 NS_PER_HOUR: Final = 3600 * 1_000_000_000

@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable, Sequence
 from decimal import Decimal
 
-from mcpmeter.access.budgets import Budget, Budgets
-from mcpmeter.access.forecast import BudgetStatus, Burn, burn_since_ns, status_of
+from mcpmeter.budgets.budget import Budget, Budgets
+from mcpmeter.budgets.forecast import BudgetStatus, Burn, burn_since_ns, status_of
 from mcpmeter.catalog import budget as rows
 from mcpmeter.ledger.store import Store
 from mcpmeter.metrics.family import Labels

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace
 
-from mcpmeter.access.budgets import Budget, Budgets
 from mcpmeter.access.callers import Caller
-from mcpmeter.access.periods import Period
+from mcpmeter.budgets.budget import Budget, Budgets
+from mcpmeter.budgets.period import Period
+from mcpmeter.budgets.reservations import ASSUMED_COMPLETION_TOKENS, Limits
 from mcpmeter.errors import BudgetExhausted, RateLimited
 from mcpmeter.ledger.store import ClaimRefused
 from mcpmeter.records import Claim, Scope
-from mcpmeter.relay.limits import ASSUMED_COMPLETION_TOKENS, Limits
 
 NOON = 1_793_534_400_000_000_000
 TARGETS = [("holysheep", "cheap"), ("openai", "dear")]

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import msgspec
 
-from mcpmeter.access.forecast import BudgetStatus
-from mcpmeter.access.periods import Period, PeriodKind
+from mcpmeter.budgets.forecast import BudgetStatus
+from mcpmeter.budgets.period import Period, PeriodKind
 from mcpmeter.money import nanousd_to_usd, plain_usd
 
 Instant = Annotated[datetime, msgspec.Meta(tz=True)]

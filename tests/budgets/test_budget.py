@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mcpmeter.access.budgets import Budget, Budgets
-from mcpmeter.access.periods import Period
+from mcpmeter.budgets.budget import Budget, Budgets
+from mcpmeter.budgets.period import Period
 from mcpmeter.errors import BudgetExhausted, ConfigInvalid
 from mcpmeter.records import Claim, Scope
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mcpmeter.access.budgets import Budget
-from mcpmeter.access.forecast import (
+from mcpmeter.budgets.budget import Budget
+from mcpmeter.budgets.forecast import (
     BETWEEN_POINTS_NS,
     LAST_INSTANT,
     NS_PER_HOUR,
@@ -20,7 +20,7 @@ from mcpmeter.access.forecast import (
     exhausted_at_ns,
     status_of,
 )
-from mcpmeter.access.periods import Period
+from mcpmeter.budgets.period import Period
 from mcpmeter.records import Balance, Scope
 
 USD = 10**9
