@@ -6,7 +6,7 @@ import pytest
 
 from mcpmeter.providers import load_providers
 from mcpmeter.quota.rate_limit_headers import NAMES_READ
-from mcpmeter.relay.answering import REQUEST_ID_HEADERS, handed_on
+from mcpmeter.relay.headers import REQUEST_ID_HEADERS, handed_on
 
 COSTS = {provider.cost_header for provider in load_providers().values() if provider.cost_header}
 SECRET = "sk-upstream-credential-0123456789"

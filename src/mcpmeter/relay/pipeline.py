@@ -18,9 +18,9 @@ from mcpmeter.ledger.store import ClaimRefused
 from mcpmeter.meter import Ending, Meter, OpenCall
 from mcpmeter.quota.tracker import QuotaBoard
 from mcpmeter.records import Claim, Outcome, Settlement
-from mcpmeter.relay.answering import answer_error
-from mcpmeter.relay.flight import IN_A_THREAD_BYTES, Flight, off_loop_if_large, target_of
-from mcpmeter.relay.wiring import RelayOptions, Service, Wiring
+from mcpmeter.relay.call import IN_A_THREAD_BYTES, Flight, off_loop_if_large, target_of
+from mcpmeter.relay.headers import answer_error
+from mcpmeter.relay.runtime import RelayOptions, Service, Wiring
 from mcpmeter.routing.failover import Failover
 from mcpmeter.routing.routes import Plan
 

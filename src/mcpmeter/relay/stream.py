@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from mcpmeter.dialects.base import Dialect, Read, merge
 from mcpmeter.records import Usage
-from mcpmeter.relay.likeness import Likeness, likeness_of
+from mcpmeter.relay.event_template import Likeness, likeness_of
 
 LONGEST_EVENT_BYTES: Final = 8 * 1024 * 1024
 """An event longer than this is passed on unread, so that one endless line cannot fill the memory."""

@@ -13,7 +13,7 @@ from mcpmeter.dialects.anthropic_messages import AnthropicMessages
 from mcpmeter.dialects.gemini_generate import GeminiGenerate
 from mcpmeter.dialects.openai_chat import OpenAiChat
 from mcpmeter.relay import stream
-from mcpmeter.relay.likeness import likeness_of
+from mcpmeter.relay.event_template import likeness_of
 from mcpmeter.relay.stream import StreamTee
 
 

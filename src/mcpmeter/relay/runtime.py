@@ -10,7 +10,7 @@ from mcpmeter.budgets.reservations import Limits
 from mcpmeter.dialects.base import Dialect
 from mcpmeter.errors import InvalidRequest, NotAuthenticated
 from mcpmeter.http.client.interface import UpstreamClient
-from mcpmeter.relay.heads import Heads
+from mcpmeter.relay.request_headers import Heads
 from mcpmeter.routing.routes import MOST_PLANS, Plan, Routing, route
 
 

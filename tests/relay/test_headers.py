@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mcpmeter.providers import load_providers
-from mcpmeter.relay.heads import Heads
+from mcpmeter.relay.request_headers import Heads
 from mcpmeter.routing.routes import Credential
 
 PROVIDERS = load_providers()

@@ -35,10 +35,10 @@ from mcpmeter.pricing import usd_to_nanousd
 from mcpmeter.providers import Provider
 from mcpmeter.quota.tracker import QuotaBoard
 from mcpmeter.records import LlmTarget, Settlement, Usage
-from mcpmeter.relay.answering import answer_error, cost_headers, handed_on, own_header, request_id, went_to
+from mcpmeter.relay.headers import answer_error, cost_headers, handed_on, own_header, request_id, went_to
 from mcpmeter.relay.piping import Pipe
+from mcpmeter.relay.runtime import Service, Wiring
 from mcpmeter.relay.stream import StreamTee
-from mcpmeter.relay.wiring import Service, Wiring
 from mcpmeter.routing.failover import Attempts, Candidate, Send, Wait
 
 _Result = TypeVar("_Result")
