@@ -21,10 +21,10 @@ from typing import Final, NamedTuple
 
 import apsw
 
-from mcpmeter.ledger.connection import open_for_writing
-from mcpmeter.ledger.migrations import transaction
 from mcpmeter.ledger.rows import OPEN_SQL, SETTLE_SQL, open_values, settled_values
-from mcpmeter.ledger.sqlite import SqliteStore
+from mcpmeter.ledger.sqlite.connection import open_for_writing
+from mcpmeter.ledger.sqlite.migrations import transaction
+from mcpmeter.ledger.sqlite.store import SqliteStore
 from mcpmeter.records import Call, Charge, Claim, LlmTarget, Settlement, Usage
 
 AIM_PER_SECOND: Final = 15_000

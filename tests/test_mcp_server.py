@@ -30,7 +30,7 @@ from mcpmeter.http.client import Http1Client
 from mcpmeter.http.client.interface import Timeouts
 from mcpmeter.instrument.sdk_v2 import instrument_with
 from mcpmeter.ledger.reports import Total, totals
-from mcpmeter.ledger.sqlite import SqliteStore
+from mcpmeter.ledger.sqlite.store import SqliteStore
 from mcpmeter.mcp_server import ModelInfo, build_mcp_server
 from mcpmeter.mcp_server.exchange import AnswerText
 from mcpmeter.meter import Meter

@@ -18,7 +18,7 @@ from mcpmeter.errors import (
     ServiceFault,
     UpstreamBroke,
 )
-from mcpmeter.ledger.sqlite import SqliteStore
+from mcpmeter.ledger.sqlite.store import SqliteStore
 from mcpmeter.ledger.store import RowRefused, SettlementConflict, Store
 from mcpmeter.meter import Ending, Meter, OpenCall, SettledTwice, new_call_id
 from mcpmeter.metrics.recorder import Recorder

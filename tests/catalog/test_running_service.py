@@ -26,7 +26,7 @@ from mcpmeter.catalog import quota as quota_rows
 from mcpmeter.catalog import service as service_rows
 from mcpmeter.catalog import upstream as upstream_rows
 from mcpmeter.config import BudgetSettings, LedgerSettings, ProviderSettings, ServerSettings, Settings
-from mcpmeter.ledger.sqlite import SqliteStore
+from mcpmeter.ledger.sqlite.store import SqliteStore
 from mcpmeter.meter import new_call_id
 from mcpmeter.metrics.recorder import Recorder
 from mcpmeter.records import Call, LlmTarget

@@ -12,7 +12,7 @@ import pytest
 
 from mcpmeter.cli._group import run
 from mcpmeter.config import budgets_of, load
-from mcpmeter.ledger.sqlite import SqliteStore
+from mcpmeter.ledger.sqlite.store import SqliteStore
 from mcpmeter.records import Call, Charge, LlmTarget, Settlement, Usage
 
 CONFIG = """\

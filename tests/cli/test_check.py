@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mcpmeter.cli._group import run
-from mcpmeter.ledger.sqlite import SqliteStore
+from mcpmeter.ledger.sqlite.store import SqliteStore
 from mcpmeter.records import Key
 
 SECRET = "sk-very-secret-q7Zk2vXw9LtRbN4mJcHs8d"

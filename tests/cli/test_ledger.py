@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from mcpmeter.cli._group import run
-from mcpmeter.ledger.sqlite import SqliteStore
+from mcpmeter.ledger.sqlite.store import SqliteStore
 from mcpmeter.records import Call, Charge, LlmTarget, Settlement, Usage
 
 START_NS = 1_767_268_800_000_000_000  # 2026-01-01T12:00:00Z

@@ -17,7 +17,7 @@ import pytest
 from tests.conftest import COMMAND, Finished
 
 from mcpmeter.cli._group import run
-from mcpmeter.ledger.sqlite import SqliteStore
+from mcpmeter.ledger.sqlite.store import SqliteStore
 from mcpmeter.records import Call, Charge, LlmTarget, Settlement, Usage
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "bills"

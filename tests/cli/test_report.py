@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from mcpmeter.cli._group import run
 from mcpmeter.cli.report import usd
 from mcpmeter.ledger.reading import open_writer
-from mcpmeter.ledger.sqlite import SqliteStore
+from mcpmeter.ledger.sqlite.store import SqliteStore
 from mcpmeter.records import Call, Charge, LlmTarget, Settlement, Usage
 
 NOON_NS = int(datetime(2026, 11, 2, 12, tzinfo=UTC).timestamp()) * 10**9

@@ -24,7 +24,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from mcpmeter.ledger.connection import open_for_reading
+from mcpmeter.ledger.sqlite.connection import open_for_reading
 
 CALLS = 1_500
 CALLS_IN_FULL = 100_000

@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 import pytest
 from tests.conftest import COMMAND
 
-from mcpmeter.ledger.connection import open_for_writing
-from mcpmeter.ledger.migrations import transaction
 from mcpmeter.ledger.rows import OPEN_SQL, SETTLE_SQL, open_values, settled_values
+from mcpmeter.ledger.sqlite.connection import open_for_writing
+from mcpmeter.ledger.sqlite.migrations import transaction
 from mcpmeter.records import Call, Charge, LlmTarget, Settlement, Usage
 
 LINES = 20_000

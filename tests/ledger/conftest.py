@@ -15,7 +15,7 @@ import pytest
 
 from mcpmeter.ledger.location import Location, location_of
 from mcpmeter.ledger.postgres import PostgresStore
-from mcpmeter.ledger.sqlite import SqliteStore
+from mcpmeter.ledger.sqlite.store import SqliteStore
 from mcpmeter.ledger.store import Store
 from mcpmeter.records import Call, Charge, Claim, LlmTarget, Scope, Settlement, Usage
 

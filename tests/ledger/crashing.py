@@ -17,8 +17,8 @@ from random import Random
 
 import apsw
 
-from mcpmeter.ledger.connection import open_for_writing
-from mcpmeter.ledger.sqlite import SqliteStore
+from mcpmeter.ledger.sqlite.connection import open_for_writing
+from mcpmeter.ledger.sqlite.store import SqliteStore
 from mcpmeter.ledger.verify import verify
 from mcpmeter.records import Call, Charge, Claim, LlmTarget, Settlement, Usage
 

@@ -14,7 +14,7 @@ from mcpmeter.ledger.budgets import Standing, add_top_up, read_standings
 from mcpmeter.ledger.pruning import prune
 from mcpmeter.ledger.reading import open_reader, open_writer
 from mcpmeter.ledger.rows import ROW_COLUMNS
-from mcpmeter.ledger.sqlite import SqliteStore
+from mcpmeter.ledger.sqlite.store import SqliteStore
 from mcpmeter.ledger.store import ClaimRefused
 from mcpmeter.records import Balance, Claim, LedgerRow, Scope, TopUp
 

@@ -11,12 +11,12 @@ from pathlib import Path
 import apsw
 import pytest
 
-from mcpmeter.ledger.sqlite import SqliteStore
+from mcpmeter.ledger.sqlite.store import SqliteStore
 
 SERVICE = """
 import asyncio, os, sys
 from pathlib import Path
-from mcpmeter.ledger.sqlite import SqliteStore
+from mcpmeter.ledger.sqlite.store import SqliteStore
 from mcpmeter.records import Call, Charge, LlmTarget, Settlement, Usage
 
 async def client(store, name):

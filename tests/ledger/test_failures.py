@@ -11,9 +11,9 @@ import apsw
 import pytest
 
 from mcpmeter.errors import LedgerUnavailable
-from mcpmeter.ledger import connection
 from mcpmeter.ledger.reports import find_call
-from mcpmeter.ledger.sqlite import SqliteStore
+from mcpmeter.ledger.sqlite import connection
+from mcpmeter.ledger.sqlite.store import SqliteStore
 
 
 @contextmanager

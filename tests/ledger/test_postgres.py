@@ -14,13 +14,13 @@ import pytest
 
 from mcpmeter.errors import LedgerNotUsable, LedgerUnavailable, PartMissing
 from mcpmeter.ledger import postgres_connection
-from mcpmeter.ledger.connection import open_for_writing
 from mcpmeter.ledger.location import PostgresUrl, location_of
 from mcpmeter.ledger.opening import open_store
 from mcpmeter.ledger.postgres import PostgresStore
 from mcpmeter.ledger.postgres_lane import ConnectionLost
 from mcpmeter.ledger.reading import open_reader, open_writer
 from mcpmeter.ledger.reports import find_call
+from mcpmeter.ledger.sqlite.connection import open_for_writing
 from mcpmeter.ledger.store import ClaimRefused, RowRefused
 from mcpmeter.records import Claim, TopUp
 

@@ -12,7 +12,7 @@ from random import Random
 import pytest
 from tests.disks import cut_the_power, loop_mounted, make_image, needs_replay
 
-from mcpmeter.ledger.connection import open_for_writing
+from mcpmeter.ledger.sqlite.connection import open_for_writing
 from mcpmeter.ledger.verify import verify
 
 WRITER = Path(__file__).with_name("writing.py")

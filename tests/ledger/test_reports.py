@@ -17,7 +17,7 @@ from mcpmeter.ledger import reports
 from mcpmeter.ledger.reading import open_writer
 from mcpmeter.ledger.reports import GROUPINGS, Total, find_call, totals
 from mcpmeter.ledger.rows import OPEN_ROWS_SQL, ROW_COLUMNS
-from mcpmeter.ledger.sqlite import SqliteStore
+from mcpmeter.ledger.sqlite.store import SqliteStore
 from mcpmeter.records import Charge, LedgerRow, Usage
 
 DAY_NS = 86_400 * 10**9

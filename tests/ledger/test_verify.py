@@ -8,7 +8,7 @@ import contextlib
 import apsw
 import pytest
 
-from mcpmeter.ledger.sqlite import SqliteStore
+from mcpmeter.ledger.sqlite.store import SqliteStore
 from mcpmeter.ledger.verify import verify
 from mcpmeter.records import TopUp
 

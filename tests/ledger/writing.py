@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from mcpmeter.errors import LedgerUnavailable
-from mcpmeter.ledger.sqlite import SqliteStore
+from mcpmeter.ledger.sqlite.store import SqliteStore
 from mcpmeter.records import Call, Charge, Claim, LlmTarget, Scope, Settlement, Usage
 
 AT_ONCE = 8

@@ -20,8 +20,8 @@ from pydantic import SecretStr
 from tests.service.speakers import ANTHROPIC, GEMINI, OPENAI, Speaker
 
 from mcpmeter.config import ProviderSettings
-from mcpmeter.ledger.connection import open_for_reading
 from mcpmeter.ledger.rows import ROW_COLUMNS, SELECT_ROWS_SQL
+from mcpmeter.ledger.sqlite.connection import open_for_reading
 from mcpmeter.records import LedgerRow
 from mcpmeter.simulator import FaultProxy, Simulator, WireFault
 

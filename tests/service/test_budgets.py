@@ -18,7 +18,7 @@ from mcpmeter.budgets.period import Period
 from mcpmeter.budgets.status_board import BudgetBoard
 from mcpmeter.catalog import budget as rows
 from mcpmeter.config import AttributionSettings, BudgetSettings
-from mcpmeter.ledger.sqlite import SqliteStore
+from mcpmeter.ledger.sqlite.store import SqliteStore
 from mcpmeter.meter import new_call_id
 from mcpmeter.metrics.recorder import Recorder
 from mcpmeter.records import Call, Charge, Claim, LlmTarget, Scope, Settlement, TopUp, Usage

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mcpmeter.errors import LedgerUnavailable, UpstreamAnsweredGarbage
-from mcpmeter.ledger.sqlite import SqliteStore
+from mcpmeter.ledger.sqlite.store import SqliteStore
 from mcpmeter.ledger.store import RowRefused, SettlementConflict
 from mcpmeter.records import Call, Settlement
 

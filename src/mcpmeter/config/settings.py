@@ -51,8 +51,8 @@ from mcpmeter.config.fields import (
 from mcpmeter.config.monitoring import MonitoringSettings
 from mcpmeter.errors import ConfigInvalid
 from mcpmeter.http.client.interface import Timeouts
-from mcpmeter.ledger.connection import Synchronous
 from mcpmeter.ledger.location import Location, PostgresUrl, default_location, location_of
+from mcpmeter.ledger.sqlite.connection import Synchronous
 from mcpmeter.pricing.rates import unix_ns
 from mcpmeter.providers import Provider, load_providers
 from mcpmeter.routing.options import CircuitOptions, RetryOptions

@@ -12,7 +12,7 @@ from typing import Final
 import apsw
 
 from mcpmeter.errors import LedgerNotUsable
-from mcpmeter.ledger.connection import explain, open_for_reading
+from mcpmeter.ledger.sqlite.connection import explain, open_for_reading
 
 PAGES_AT_ONCE: Final = 20_000
 

@@ -8,7 +8,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from mcpmeter.errors import LedgerNotUsable
-from mcpmeter.ledger.connection import default_ledger_path
+from mcpmeter.ledger.sqlite.connection import default_ledger_path
 
 SCHEMES: Final = ("postgresql", "postgres")
 

@@ -23,7 +23,7 @@ from mcpmeter.ledger.postgres_replicas import Replica
 from mcpmeter.ledger.postgres_rows import Db, execute
 from mcpmeter.ledger.postgres_writer import PostgresWriter
 from mcpmeter.ledger.rows import CHANGING_KEY_COLUMNS, KEY_COLUMNS, SELECT_KEYS_SQL, changed_values, key_of, key_values
-from mcpmeter.ledger.sqlite import KEPT_MINUTES_NS
+from mcpmeter.ledger.sqlite.store import KEPT_MINUTES_NS
 from mcpmeter.ledger.store import OnCommit
 from mcpmeter.records import Balance, Call, Claim, Key, LedgerRow, Settlement, TopUp
 

@@ -13,7 +13,7 @@ import psycopg
 
 from mcpmeter.errors import LedgerNotUsable
 from mcpmeter.ledger.location import PostgresUrl
-from mcpmeter.ledger.migrations import Migration
+from mcpmeter.ledger.sqlite.migrations import Migration
 
 SCHEMA: Final = "mcpmeter"
 """All tables are in a schema of this name, so that they can share a database with others."""

@@ -16,9 +16,9 @@ from zoneinfo import ZoneInfo
 import apsw
 
 from mcpmeter.errors import PartMissing
-from mcpmeter.ledger.connection import explain, open_for_reading, open_for_writing
 from mcpmeter.ledger.location import Location, PostgresUrl, location_of
-from mcpmeter.ledger.migrations import transaction
+from mcpmeter.ledger.sqlite.connection import explain, open_for_reading, open_for_writing
+from mcpmeter.ledger.sqlite.migrations import transaction
 
 Row = tuple[Any, ...]
 

@@ -14,10 +14,10 @@ import apsw
 import msgspec
 
 from mcpmeter.errors import LedgerNotUsable
-from mcpmeter.ledger.balances import claimed_by_calls, read_balances
-from mcpmeter.ledger.connection import explain, open_for_writing
-from mcpmeter.ledger.migrations import transaction
 from mcpmeter.ledger.salvage import Value, free_pages, rows_of_page
+from mcpmeter.ledger.sqlite.balances import claimed_by_calls, read_balances
+from mcpmeter.ledger.sqlite.connection import explain, open_for_writing
+from mcpmeter.ledger.sqlite.migrations import transaction
 
 TABLES: Final = ("calls", "keys", "pruned_calls", "pruned_claims", "top_ups", "balances")
 FEWEST_COLUMNS: Final = 37

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Final
 
 from mcpmeter.errors import LedgerNotUsable, MeterError
-from mcpmeter.ledger.connection import explain, open_for_writing
 from mcpmeter.ledger.location import PostgresUrl
-from mcpmeter.ledger.migrations import transaction
 from mcpmeter.ledger.opening import open_store
+from mcpmeter.ledger.sqlite.connection import explain, open_for_writing
+from mcpmeter.ledger.sqlite.migrations import transaction
 from mcpmeter.routing.routes import Upstream
 from mcpmeter.service.live.finding import Finding, Live, Unreachable, failed, not_checked, ok
 

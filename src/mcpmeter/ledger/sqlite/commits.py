@@ -6,9 +6,7 @@ from typing import Final
 
 import apsw
 
-from mcpmeter.ledger.balances import reserve, settle_claims
 from mcpmeter.ledger.entries import Opening, Refusal, Row, Settling
-from mcpmeter.ledger.migrations import transaction
 from mcpmeter.ledger.rows import (
     OPEN_SQL,
     SETTLE_RETURNING_SQL,
@@ -17,6 +15,8 @@ from mcpmeter.ledger.rows import (
     settle_one,
     settled_values,
 )
+from mcpmeter.ledger.sqlite.balances import reserve, settle_claims
+from mcpmeter.ledger.sqlite.migrations import transaction
 from mcpmeter.ledger.store import ClaimRefused, RowRefused, SettlementConflict
 
 ROW_FAULTS: Final = (

@@ -13,9 +13,9 @@ import apsw
 import pytest
 
 from mcpmeter.errors import LedgerNotUsable
-from mcpmeter.ledger import connection
-from mcpmeter.ledger.connection import FileLock, default_ledger_path, open_for_reading, open_for_writing
-from mcpmeter.ledger.sqlite import SqliteStore
+from mcpmeter.ledger.sqlite import connection
+from mcpmeter.ledger.sqlite.connection import FileLock, default_ledger_path, open_for_reading, open_for_writing
+from mcpmeter.ledger.sqlite.store import SqliteStore
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from typing import Final, Literal
 import apsw
 
 from mcpmeter.errors import LedgerNotUsable
-from mcpmeter.ledger.migrations import migrate, require_current
+from mcpmeter.ledger.sqlite.migrations import migrate, require_current
 
 OLDEST_SQLITE: Final = (3, 51, 3)
 """Versions before it can lose committed rows when two connections reset the WAL at once (fixed in 3.51.3)."""

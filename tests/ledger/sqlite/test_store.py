@@ -12,7 +12,7 @@ import pytest
 
 from mcpmeter.errors import LedgerNotUsable
 from mcpmeter.ledger.reports import find_call
-from mcpmeter.ledger.sqlite import SqliteStore
+from mcpmeter.ledger.sqlite.store import SqliteStore
 from mcpmeter.ledger.store import Store
 from mcpmeter.records import Key
 

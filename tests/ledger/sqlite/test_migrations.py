@@ -6,10 +6,10 @@ import apsw
 import pytest
 
 from mcpmeter.errors import LedgerNotUsable
-from mcpmeter.ledger import migrations
-from mcpmeter.ledger.connection import open_for_reading, open_for_writing
-from mcpmeter.ledger.migrations import MIGRATIONS, Migration
 from mcpmeter.ledger.rows import OPEN_COLUMNS, SETTLED_COLUMNS, read_keys, read_row
+from mcpmeter.ledger.sqlite import migrations
+from mcpmeter.ledger.sqlite.connection import open_for_reading, open_for_writing
+from mcpmeter.ledger.sqlite.migrations import MIGRATIONS, Migration
 from mcpmeter.records import Balance, Key, LedgerRow, TopUp
 
 
