@@ -14,7 +14,7 @@ import psycopg
 import pytest
 
 from mcpmeter.ledger.location import Location, location_of
-from mcpmeter.ledger.postgres import PostgresStore
+from mcpmeter.ledger.postgres.store import PostgresStore
 from mcpmeter.ledger.sqlite.store import SqliteStore
 from mcpmeter.ledger.store import Store
 from mcpmeter.records import Call, Charge, Claim, LlmTarget, Scope, Settlement, Usage

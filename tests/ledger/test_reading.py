@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from mcpmeter.errors import LedgerNotUsable
 from mcpmeter.ledger.keys import add_key, list_keys, revoke_key
 from mcpmeter.ledger.location import PostgresUrl, default_location, location_of
-from mcpmeter.ledger.postgres_reading import for_postgres
+from mcpmeter.ledger.postgres.reader import for_postgres
 from mcpmeter.ledger.reading import open_reader, open_writer
 from mcpmeter.records import Key
 

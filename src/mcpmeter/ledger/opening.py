@@ -19,7 +19,7 @@ def open_store(
     if not isinstance(place, PostgresUrl):
         return SqliteStore(place, on_commit=on_commit, synchronous=synchronous)
     try:
-        from mcpmeter.ledger.postgres import PostgresStore  # noqa: PLC0415 (needs an extra that SQLite does without)
+        from mcpmeter.ledger.postgres.store import PostgresStore  # noqa: PLC0415 (needs an extra that SQLite does without)
     except ModuleNotFoundError as missing:
         raise postgres_missing(missing) from None
     return PostgresStore(place, on_commit=on_commit, lease_s=lease_s)

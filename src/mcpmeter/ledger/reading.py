@@ -131,7 +131,7 @@ class SqliteWriter:
 
 def _postgres() -> Any:
     try:
-        from mcpmeter.ledger import postgres_reading  # noqa: PLC0415 (needs an extra that SQLite does without)
+        from mcpmeter.ledger.postgres import reader as postgres_reading  # noqa: PLC0415 (needs an extra that SQLite does without)
     except ModuleNotFoundError as missing:
         raise postgres_missing(missing) from None
     return postgres_reading

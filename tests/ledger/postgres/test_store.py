@@ -13,11 +13,11 @@ import psycopg
 import pytest
 
 from mcpmeter.errors import LedgerNotUsable, LedgerUnavailable, PartMissing
-from mcpmeter.ledger import postgres_connection
 from mcpmeter.ledger.location import PostgresUrl, location_of
 from mcpmeter.ledger.opening import open_store
-from mcpmeter.ledger.postgres import PostgresStore
-from mcpmeter.ledger.postgres_lane import ConnectionLost
+from mcpmeter.ledger.postgres import connection as postgres_connection
+from mcpmeter.ledger.postgres.reconnecting import ConnectionLost
+from mcpmeter.ledger.postgres.store import PostgresStore
 from mcpmeter.ledger.reading import open_reader, open_writer
 from mcpmeter.ledger.reports import find_call
 from mcpmeter.ledger.sqlite.connection import open_for_writing
@@ -337,11 +337,11 @@ def test_an_old_server_is_refused(place, monkeypatch):
 
 
 def test_without_psycopg_the_line_says_what_to_install(place, monkeypatch):
-    for name in [name for name in sys.modules if name.startswith(("psycopg", "mcpmeter.ledger.postgres"))]:
+    for name in [name for name in sys.modules if name.startswith(("psycopg", "mcpmeter.ledger.postgres.store"))]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "psycopg", None)
-    monkeypatch.delattr("mcpmeter.ledger.postgres", raising=False)
-    monkeypatch.delattr("mcpmeter.ledger.postgres_reading", raising=False)
+    monkeypatch.delattr("mcpmeter.ledger.postgres.store", raising=False)
+    monkeypatch.delattr("mcpmeter.ledger.postgres.reader", raising=False)
     with pytest.raises(PartMissing, match=r"pip install 'mcpmeter\[server,postgres\]'"):
         open_store(place, lease_s=1)
     with pytest.raises(PartMissing, match=r"pip install 'mcpmeter\[server,postgres\]'"), open_reader(place):

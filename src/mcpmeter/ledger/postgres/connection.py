@@ -13,7 +13,7 @@ from psycopg.conninfo import conninfo_to_dict
 
 from mcpmeter.errors import LedgerNotUsable
 from mcpmeter.ledger.location import PostgresUrl
-from mcpmeter.ledger.postgres_migrations import SCHEMA, is_current, migrate, require_current
+from mcpmeter.ledger.postgres.migrations import SCHEMA, is_current, migrate, require_current
 
 OLDEST_SERVER: Final = 140000
 CONNECT_TIMEOUT_S: Final = 10

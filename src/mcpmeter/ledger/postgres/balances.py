@@ -14,7 +14,7 @@ import msgspec
 
 from mcpmeter.ledger.claims import KeptClaim, amount_taken, read_claims, write_claims
 from mcpmeter.ledger.entries import Refusal
-from mcpmeter.ledger.postgres_rows import MOST, Db, execute, refused
+from mcpmeter.ledger.postgres.rows import MOST, Db, execute, refused
 from mcpmeter.ledger.sqlite.balances import BALANCE_COLUMNS
 from mcpmeter.ledger.store import ClaimRefused
 from mcpmeter.records import Balance, Call, Claim, Settlement, TopUp, Unit

@@ -12,9 +12,9 @@ from typing import Final
 from mcpmeter.errors import MeterError
 from mcpmeter.ledger.claims import KeptClaim, read_claims
 from mcpmeter.ledger.entries import Answers, Opening, Refusal, Row, Settling
-from mcpmeter.ledger.postgres_balances import BalanceMissing, give_back, make_balances, reserve_and_settle
-from mcpmeter.ledger.postgres_lane import ROW_FAULTS, SUM_LIMIT_S, ConnectionLost, Lane, refusal, unavailable
-from mcpmeter.ledger.postgres_rows import Db, execute, fitting_open, fitting_settled, insert_open, settle_rows
+from mcpmeter.ledger.postgres.balances import BalanceMissing, give_back, make_balances, reserve_and_settle
+from mcpmeter.ledger.postgres.reconnecting import ROW_FAULTS, SUM_LIMIT_S, ConnectionLost, Lane, refusal, unavailable
+from mcpmeter.ledger.postgres.rows import Db, execute, fitting_open, fitting_settled, insert_open, settle_rows
 from mcpmeter.records import Claim, Settlement
 
 MOST_ROWS: Final = 1_000

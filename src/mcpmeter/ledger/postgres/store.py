@@ -16,12 +16,12 @@ from typing import Final, TypeVar
 from mcpmeter.errors import LedgerUnavailable, MeterError
 from mcpmeter.ledger.entries import Answers, Opening, Row, Settling, fail, resolve
 from mcpmeter.ledger.location import PostgresUrl
-from mcpmeter.ledger.postgres_balances import add_top_up, burn_nanousd, find_balances, forget_minutes, make_balances
-from mcpmeter.ledger.postgres_connection import prepare
-from mcpmeter.ledger.postgres_lane import ANSWER_LIMIT_S, ROW_FAULTS, SUM_LIMIT_S, Lane, refusal, unavailable
-from mcpmeter.ledger.postgres_replicas import Replica
-from mcpmeter.ledger.postgres_rows import Db, execute
-from mcpmeter.ledger.postgres_writer import PostgresWriter
+from mcpmeter.ledger.postgres.balances import add_top_up, burn_nanousd, find_balances, forget_minutes, make_balances
+from mcpmeter.ledger.postgres.connection import prepare
+from mcpmeter.ledger.postgres.leases import Replica
+from mcpmeter.ledger.postgres.reconnecting import ANSWER_LIMIT_S, ROW_FAULTS, SUM_LIMIT_S, Lane, refusal, unavailable
+from mcpmeter.ledger.postgres.rows import Db, execute
+from mcpmeter.ledger.postgres.writer import PostgresWriter
 from mcpmeter.ledger.rows import CHANGING_KEY_COLUMNS, KEY_COLUMNS, SELECT_KEYS_SQL, changed_values, key_of, key_values
 from mcpmeter.ledger.sqlite.store import KEPT_MINUTES_NS
 from mcpmeter.ledger.store import OnCommit

@@ -12,8 +12,8 @@ from typing import Final
 import psycopg
 
 from mcpmeter.errors import MeterError
-from mcpmeter.ledger.postgres_lane import ConnectionLost, Lane
-from mcpmeter.ledger.postgres_rows import Db, execute
+from mcpmeter.ledger.postgres.reconnecting import ConnectionLost, Lane
+from mcpmeter.ledger.postgres.rows import Db, execute
 from mcpmeter.ledger.rows import ROW_COLUMNS, row_of
 from mcpmeter.records import LedgerRow
 

@@ -13,8 +13,8 @@ from psycopg import IsolationLevel, RawCursor, RawServerCursor
 from psycopg.adapt import Buffer, Loader
 
 from mcpmeter.ledger.location import PostgresUrl
-from mcpmeter.ledger.postgres_balances import MAKING_LOCK
-from mcpmeter.ledger.postgres_connection import connect, connect_for_reading, connect_for_writing, explain, may_be_used
+from mcpmeter.ledger.postgres.balances import MAKING_LOCK
+from mcpmeter.ledger.postgres.connection import connect, connect_for_reading, connect_for_writing, explain, may_be_used
 
 ROWS_AT_ONCE: Final = 2_000
 

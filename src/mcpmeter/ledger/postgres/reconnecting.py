@@ -12,8 +12,8 @@ from psycopg import AsyncConnection, errors
 
 from mcpmeter.errors import LedgerUnavailable, MeterError
 from mcpmeter.ledger.location import PostgresUrl
-from mcpmeter.ledger.postgres_connection import DURABLE_SQL, WRITER_SQL, conninfo, what_it_said
-from mcpmeter.ledger.postgres_rows import Db, refused
+from mcpmeter.ledger.postgres.connection import DURABLE_SQL, WRITER_SQL, conninfo, what_it_said
+from mcpmeter.ledger.postgres.rows import Db, refused
 from mcpmeter.ledger.store import RowRefused
 
 _Result = TypeVar("_Result")
