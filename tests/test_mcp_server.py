@@ -29,7 +29,7 @@ from mcpmeter.errors import LedgerNotUsable
 from mcpmeter.http.client import Http1Client
 from mcpmeter.http.client.interface import Timeouts
 from mcpmeter.instrument.sdk_v2 import instrument_with
-from mcpmeter.ledger.reports import Total, totals
+from mcpmeter.ledger.queries.totals import Total, totals
 from mcpmeter.ledger.sqlite.store import SqliteStore
 from mcpmeter.mcp_server import ModelInfo, build_mcp_server
 from mcpmeter.mcp_server.exchange import AnswerText

@@ -5,7 +5,7 @@ from __future__ import annotations
 from benchmarks.ledger import Figure, calls, page, settled_by_the_ledger, written_by_raw_sqlite
 
 from benchmarks import ledger
-from mcpmeter.ledger.reports import totals
+from mcpmeter.ledger.queries.totals import totals
 from mcpmeter.ledger.verify import verify
 
 

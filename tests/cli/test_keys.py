@@ -11,7 +11,7 @@ import pytest
 from mcpmeter.access.keys import KeyRing
 from mcpmeter.cli._group import run
 from mcpmeter.errors import NotAuthenticated
-from mcpmeter.ledger.keys import list_keys
+from mcpmeter.ledger.queries.keys import list_keys
 from mcpmeter.ledger.sqlite.connection import open_for_writing
 from mcpmeter.ledger.sqlite.store import SqliteStore
 

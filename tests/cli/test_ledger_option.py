@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from mcpmeter.cli._group import run as run_here
-from mcpmeter.ledger.keys import list_keys
 from mcpmeter.ledger.location import location_of
+from mcpmeter.ledger.queries.keys import list_keys
 
 CONFIG = """\
 providers: [{name: openai, api_key: "${OPENAI_API_KEY}"}]

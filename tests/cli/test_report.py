@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from mcpmeter.cli._group import run
 from mcpmeter.cli.report import usd
-from mcpmeter.ledger.reading import open_writer
+from mcpmeter.ledger.queries.reader import open_writer
 from mcpmeter.ledger.sqlite.store import SqliteStore
 from mcpmeter.records import Call, Charge, LlmTarget, Settlement, Usage
 

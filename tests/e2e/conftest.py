@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from mcpmeter.ledger.reading import open_reader
+from mcpmeter.ledger.queries.reader import open_reader
 from mcpmeter.ledger.rows import ROW_COLUMNS, SELECT_ROWS_SQL
 
 UPSTREAM_KEY = "sk-simulated-upstream"

@@ -14,7 +14,7 @@ import pytest
 
 from mcpmeter.budgets.budget import Budget
 from mcpmeter.budgets.period import Period
-from mcpmeter.ledger.budgets import Standing, add_top_up, read_standings
+from mcpmeter.ledger.queries.budget_history import Standing, add_top_up, read_standings
 from mcpmeter.records import Scope, TopUp
 
 ROUNDS, ROUNDS_IN_FULL = 8, 200

@@ -14,7 +14,7 @@ import aiohttp
 import pytest
 from tests.e2e.killing import CLIENTS, MIXED, PACE, Answered, Load, changed_by_restart, duplicates_of, missing_of
 
-from mcpmeter.ledger.reading import open_reader
+from mcpmeter.ledger.queries.reader import open_reader
 
 ANSWERS_BEFORE_A_KILL = (20, 150)
 BUDGET = "budgets: [{name: whole, limit_usd: 1000000, period: month}]\n"

@@ -11,7 +11,7 @@ import pytest
 from mcpmeter.errors import LedgerNotUsable
 from mcpmeter.ledger import backup as backing_up
 from mcpmeter.ledger.backup import backup
-from mcpmeter.ledger.reports import find_call, totals
+from mcpmeter.ledger.queries.totals import find_call, totals
 from mcpmeter.ledger.sqlite.store import SqliteStore
 from mcpmeter.ledger.verify import verify
 

@@ -13,7 +13,7 @@ import pytest
 from mcpmeter.errors import PartMissing
 from mcpmeter.ledger import export
 from mcpmeter.ledger.export import COLUMNS, batches, write_csv, write_parquet
-from mcpmeter.ledger.reading import open_reader
+from mcpmeter.ledger.queries.reader import open_reader
 
 MINUTE_NS = 60 * 10**9
 START_NS = 1_793_534_400_000_000_000

@@ -11,7 +11,7 @@ import apsw
 import pytest
 
 from mcpmeter.errors import LedgerUnavailable
-from mcpmeter.ledger.reports import find_call
+from mcpmeter.ledger.queries.totals import find_call
 from mcpmeter.ledger.sqlite import connection
 from mcpmeter.ledger.sqlite.store import SqliteStore
 

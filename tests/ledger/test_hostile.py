@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mcpmeter.errors import ServiceFault
-from mcpmeter.ledger.reports import find_call, totals
+from mcpmeter.ledger.queries.totals import find_call, totals
 from mcpmeter.records import Call, Charge, LlmTarget, Settlement, Usage
 
 NUMBERS = st.one_of(

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from mcpmeter.errors import LedgerNotUsable, SetupError
 from mcpmeter.ledger import pruning
 from mcpmeter.ledger.pruning import KEPT_NS, QUARTER_NS, prunable, prune, sums
-from mcpmeter.ledger.reading import open_reader, open_writer
-from mcpmeter.ledger.reports import GROUPINGS, Selection, find_call, select_in, totals
+from mcpmeter.ledger.queries.reader import open_reader, open_writer
+from mcpmeter.ledger.queries.totals import GROUPINGS, Selection, find_call, select_in, totals
 from mcpmeter.ledger.rows import ROW_COLUMNS
 from mcpmeter.ledger.sqlite.connection import open_for_reading
 from mcpmeter.ledger.verify import verify

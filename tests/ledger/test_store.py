@@ -9,8 +9,8 @@ import msgspec
 import pytest
 
 from mcpmeter.errors import InvalidRequest, LedgerUnavailable
-from mcpmeter.ledger.keys import revoke_key
-from mcpmeter.ledger.reports import find_call
+from mcpmeter.ledger.queries.keys import revoke_key
+from mcpmeter.ledger.queries.totals import find_call
 from mcpmeter.ledger.store import RowRefused, SettlementConflict, Store
 from mcpmeter.records import Charge, Key, Usage
 

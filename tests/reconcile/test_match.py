@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.reconcile.conftest import at
 
-from mcpmeter.ledger.bills import SettledCall
+from mcpmeter.ledger.queries.settled_calls import SettledCall
 from mcpmeter.reconcile.lines import Amount, BillLine, Finding
 from mcpmeter.reconcile.match import Rules, compare, inline, match, order_of
 from mcpmeter.reconcile.run import MARGIN_NS, day_reader

@@ -32,7 +32,7 @@ from mcpmeter.config import (
     TimeoutSettings,
 )
 from mcpmeter.ledger.location import Location, location_of
-from mcpmeter.ledger.reading import open_reader
+from mcpmeter.ledger.queries.reader import open_reader
 from mcpmeter.ledger.rows import SELECT_ROWS_SQL, row_of
 from mcpmeter.metrics.collector import to_family
 from mcpmeter.records import LedgerRow

@@ -18,7 +18,7 @@ from mcpmeter.budgets.period import Period
 from mcpmeter.catalog import ALL
 from mcpmeter.catalog import quota as rows
 from mcpmeter.errors import NotAuthenticated
-from mcpmeter.ledger.reading import open_writer
+from mcpmeter.ledger.queries.reader import open_writer
 from mcpmeter.meter import Meter
 from mcpmeter.metrics.recorder import Recorder
 from mcpmeter.quota.tracker import QuotaBoard, QuotaReport

@@ -20,8 +20,8 @@ from mcpmeter.access.keys import new_key
 from mcpmeter.config import KeySettings
 from mcpmeter.errors import InvalidRequest, LedgerUnavailable
 from mcpmeter.http.exchange import HttpExchange
-from mcpmeter.ledger.keys import list_keys
 from mcpmeter.ledger.location import Location
+from mcpmeter.ledger.queries.keys import list_keys
 from mcpmeter.service.api_keys import KeyPages, KeyRevocation, KeyRotation, NewKey, _decoded
 from mcpmeter.service.app import PageEndpoint
 from mcpmeter.service.build import _is_local

@@ -10,7 +10,7 @@ import pytest
 from pydantic import SecretStr
 
 from mcpmeter.config import BudgetSettings, KeySettings, ProviderSettings
-from mcpmeter.ledger.reading import open_reader
+from mcpmeter.ledger.queries.reader import open_reader
 from mcpmeter.simulator import Simulator
 
 SECRET = "pk-7Rq2vX9bLw4TnZ8mKs1HdJ6yCf3Ga5Ue"

@@ -17,7 +17,7 @@ from pydantic import SecretStr
 from tests.service.speakers import CHAT, CHAT_STREAM, EMBEDDINGS, GENERATE, MESSAGES, RESPONSES, Speaker, by_name
 
 from mcpmeter.config import ProviderSettings
-from mcpmeter.ledger.reports import find_call
+from mcpmeter.ledger.queries.totals import find_call
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

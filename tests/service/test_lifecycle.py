@@ -14,7 +14,7 @@ import pytest
 from mcpmeter.access.keys import new_key
 from mcpmeter.config import load
 from mcpmeter.errors import ConfigInvalid
-from mcpmeter.ledger.keys import add_key, revoke_key
+from mcpmeter.ledger.queries.keys import add_key, revoke_key
 from mcpmeter.service import Service, bind, running
 from mcpmeter.simulator import Simulator
 

@@ -14,7 +14,7 @@ from tests.service.conftest import MESSAGES, UPSTREAM_KEY, Relay, Reply, StartRe
 
 from mcpmeter.access.keys import KeyLimits, new_key
 from mcpmeter.config import BudgetSettings, ProviderSettings
-from mcpmeter.ledger.keys import add_key, revoke_key
+from mcpmeter.ledger.queries.keys import add_key, revoke_key
 from mcpmeter.simulator import Simulator
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mcpmeter.ledger.reading import open_writer
-from mcpmeter.ledger.reports import totals
+from mcpmeter.ledger.queries.reader import open_writer
+from mcpmeter.ledger.queries.totals import totals
 from mcpmeter.usage import Currency, Span
 from mcpmeter.usage.statement import shares, statement
 from mcpmeter.usage.statement_files import statement_csv, statement_html

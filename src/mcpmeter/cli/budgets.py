@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from mcpmeter.budgets.budget import Budget
     from mcpmeter.budgets.view import ShownBudget
     from mcpmeter.config import Settings
-    from mcpmeter.ledger.budgets import Standing
     from mcpmeter.ledger.location import Location
+    from mcpmeter.ledger.queries.budget_history import Standing
 
 _AMOUNT: Final = re.compile(r"-?[0-9]{1,9}(\.[0-9]{1,9})?", re.ASCII)
 
@@ -128,7 +128,7 @@ def top_up(
     Example:
       mcpmeter budgets top-up support-credit --usd 50 --note 'invoice 7'
     """
-    from mcpmeter.ledger.budgets import add_top_up
+    from mcpmeter.ledger.queries.budget_history import add_top_up
     from mcpmeter.money import format_usd, nanousd_to_usd, plain_usd
     from mcpmeter.records import TopUp
 
@@ -179,7 +179,7 @@ def _look(settings: Settings, option: Location | None, now_ns: int) -> list[tupl
     from mcpmeter.budgets.forecast import burn_since_ns, status_of
     from mcpmeter.budgets.view import shown_budget
     from mcpmeter.config import budgets_of
-    from mcpmeter.ledger.budgets import read_standings
+    from mcpmeter.ledger.queries.budget_history import read_standings
 
     current = budgets_of(settings).current(now_ns)
     if not current:

@@ -193,7 +193,7 @@ def _metrics_address(settings: Settings) -> str:
 
 def _ledger(settings: Settings) -> tuple[dict[str, Any], list[dict[str, str]], list[str]]:
     """The ledger; the keys of the configuration and of it, by name; and what is wrong with it."""
-    from mcpmeter.ledger.reading import has_tables
+    from mcpmeter.ledger.queries.reader import has_tables
 
     place = settings.ledger.location
     keys = [{"name": key.name, "team": key.team, "from": "configuration"} for key in settings.keys]
@@ -209,7 +209,7 @@ def _ledger(settings: Settings) -> tuple[dict[str, Any], list[dict[str, str]], l
 
 
 def _kept_keys(place: Location) -> list[dict[str, str]]:
-    from mcpmeter.ledger.keys import list_keys
+    from mcpmeter.ledger.queries.keys import list_keys
 
     kept = [key for key in list_keys(place) if key.revoked_at_ns is None]
     return [{"name": key.name, "team": key.team, "from": "ledger"} for key in kept]

@@ -98,7 +98,7 @@ def create(
       mcpmeter keys create --name ops --team platform --role admin --expires 2027-01-01
     """
     from mcpmeter.access.keys import KeyLimits, new_key
-    from mcpmeter.ledger.keys import add_key
+    from mcpmeter.ledger.queries.keys import add_key
 
     limits = KeyLimits(
         project=project,
@@ -132,7 +132,7 @@ def list_(config_path: Path | None, ledger: Location | None, as_json: bool) -> N
     Example:
       mcpmeter keys list --json | jq -r '.[] | select(.revoked_at == null) | .id'
     """
-    from mcpmeter.ledger.keys import list_keys
+    from mcpmeter.ledger.queries.keys import list_keys
 
     keys = [shown(key) for key in list_keys(ledger_at(ledger, config_path))]
     if as_json:
@@ -155,7 +155,7 @@ def revoke(key_id: str, config_path: Path | None, ledger: Location | None, as_js
     Example:
       mcpmeter keys revoke key_0123456789ab
     """
-    from mcpmeter.ledger.keys import revoke_key
+    from mcpmeter.ledger.queries.keys import revoke_key
 
     place = ledger_at(ledger, config_path)
     key = revoke_key(place, key_id, time.time_ns())
@@ -187,7 +187,7 @@ def rotate(key_id: str, grace: int, config_path: Path | None, ledger: Location |
       KEY=$(mcpmeter keys rotate key_0123456789ab --grace 24h)
     """
     from mcpmeter.access.keys import rotated
-    from mcpmeter.ledger.keys import rotate_key
+    from mcpmeter.ledger.queries.keys import rotate_key
 
     now_ns = time.time_ns()
     secrets: list[str] = []

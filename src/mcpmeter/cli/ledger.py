@@ -138,7 +138,7 @@ def export(
       mcpmeter ledger export --csv - | head
     """
     from mcpmeter.ledger.export import batches, write_csv, write_parquet
-    from mcpmeter.ledger.reading import open_reader
+    from mcpmeter.ledger.queries.reader import open_reader
 
     if (csv_file is None) == (parquet_file is None):
         raise click.UsageError("Choose one of --csv and --parquet.")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final, TextIO
 
 from mcpmeter.errors import PartMissing
-from mcpmeter.ledger.reading import Reader, Row
+from mcpmeter.ledger.queries.reader import Reader, Row
 from mcpmeter.records import LedgerRow
 
 AT_ONCE: Final = 10_000

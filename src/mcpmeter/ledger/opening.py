@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mcpmeter.ledger.location import Location, PostgresUrl
-from mcpmeter.ledger.reading import postgres_missing
+from mcpmeter.ledger.queries.reader import postgres_missing
 from mcpmeter.ledger.sqlite.connection import Synchronous
 from mcpmeter.ledger.sqlite.store import SqliteStore
 from mcpmeter.ledger.store import OnCommit, Store

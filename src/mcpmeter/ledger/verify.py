@@ -10,8 +10,8 @@ import msgspec
 
 from mcpmeter.errors import LedgerNotUsable
 from mcpmeter.ledger.location import Location
-from mcpmeter.ledger.reading import Reader, open_reader
-from mcpmeter.ledger.reports import GROUPINGS, Selection, Total, select_in
+from mcpmeter.ledger.queries.reader import Reader, open_reader
+from mcpmeter.ledger.queries.totals import GROUPINGS, Selection, Total, select_in
 from mcpmeter.ledger.sqlite.balances import MOST, SELECT_BALANCES_SQL, balance_of, claimed_by_calls
 from mcpmeter.ledger.sqlite.connection import lock_holder
 from mcpmeter.records import Balance

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, Generic, TypeVar
 from mcpmeter.reconcile.lines import Amount, BillLine, Finding, Verdict
 
 if TYPE_CHECKING:
-    from mcpmeter.ledger.bills import SettledCall
+    from mcpmeter.ledger.queries.settled_calls import SettledCall
 
 _Item = TypeVar("_Item")
 

@@ -8,8 +8,8 @@ from datetime import UTC, datetime, tzinfo
 from functools import lru_cache
 from typing import Final
 
-from mcpmeter.ledger.bills import SettledCall, calls_outside, settled_calls
 from mcpmeter.ledger.location import Location
+from mcpmeter.ledger.queries.settled_calls import SettledCall, calls_outside, settled_calls
 from mcpmeter.pricing import PriceBook, names
 from mcpmeter.reconcile.bills.base import BillInvalid
 from mcpmeter.reconcile.lines import BillLine, Finding, Period

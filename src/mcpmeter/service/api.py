@@ -19,7 +19,7 @@ from mcpmeter.budgets.period import Period
 from mcpmeter.budgets.view import BudgetReport, shown_budget
 from mcpmeter.errors import InvalidRequest, NotAllowed, ServiceFault, SetupError
 from mcpmeter.http.exchange import Header, HttpExchange
-from mcpmeter.ledger.reports import GROUPINGS
+from mcpmeter.ledger.queries.totals import GROUPINGS
 from mcpmeter.quota.tracker import QuotaBoard, QuotaReport
 from mcpmeter.service.api_keys import KeyList, KeyRevocation, KeyRotation, KeyWithSecret, NewKey
 from mcpmeter.service.app import Page

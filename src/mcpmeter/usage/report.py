@@ -12,7 +12,7 @@ import msgspec
 
 from mcpmeter.errors import InvalidRequest
 from mcpmeter.ledger.location import Location
-from mcpmeter.ledger.reports import GROUPINGS, Grouping, Selection, Total, select
+from mcpmeter.ledger.queries.totals import GROUPINGS, Grouping, Selection, Total, select
 from mcpmeter.pricing import nanousd_to_usd, plain_usd
 from mcpmeter.usage.periods import Span, time_zone, utc_text
 

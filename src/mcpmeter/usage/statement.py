@@ -14,7 +14,7 @@ from typing import Final
 import msgspec
 
 from mcpmeter.ledger.location import Location
-from mcpmeter.ledger.reports import Selection, Total, select
+from mcpmeter.ledger.queries.totals import Selection, Total, select
 from mcpmeter.pricing import nanousd_to_usd
 from mcpmeter.usage.periods import Span, time_zone
 from mcpmeter.usage.report import Currency, summed

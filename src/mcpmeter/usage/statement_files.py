@@ -10,7 +10,7 @@ from html import escape
 from typing import Final
 
 from mcpmeter.ledger.export import formula_safe
-from mcpmeter.ledger.reports import Total
+from mcpmeter.ledger.queries.totals import Total
 from mcpmeter.usage.periods import utc_text
 from mcpmeter.usage.report import summed, usd_text
 from mcpmeter.usage.statement import Line, Statement

@@ -18,8 +18,8 @@ from mcpmeter.ledger.opening import open_store
 from mcpmeter.ledger.postgres import connection as postgres_connection
 from mcpmeter.ledger.postgres.reconnecting import ConnectionLost
 from mcpmeter.ledger.postgres.store import PostgresStore
-from mcpmeter.ledger.reading import open_reader, open_writer
-from mcpmeter.ledger.reports import find_call
+from mcpmeter.ledger.queries.reader import open_reader, open_writer
+from mcpmeter.ledger.queries.totals import find_call
 from mcpmeter.ledger.sqlite.connection import open_for_writing
 from mcpmeter.ledger.store import ClaimRefused, RowRefused
 from mcpmeter.records import Claim, TopUp

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mcpmeter.ledger.reading import open_writer
+from mcpmeter.ledger.queries.reader import open_writer
 from mcpmeter.ledger.store import ClaimRefused, RowRefused, SettlementConflict, Store
 from mcpmeter.records import Balance, Charge, Claim, Scope, TopUp, Usage
 

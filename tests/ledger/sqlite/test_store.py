@@ -11,7 +11,7 @@ import apsw
 import pytest
 
 from mcpmeter.errors import LedgerNotUsable
-from mcpmeter.ledger.reports import find_call
+from mcpmeter.ledger.queries.totals import find_call
 from mcpmeter.ledger.sqlite.store import SqliteStore
 from mcpmeter.ledger.store import Store
 from mcpmeter.records import Key

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mcpmeter.errors import LedgerNotUsable
-from mcpmeter.ledger import reports
-from mcpmeter.ledger.reading import open_writer
-from mcpmeter.ledger.reports import GROUPINGS, Total, find_call, totals
+from mcpmeter.ledger.queries import totals as reports
+from mcpmeter.ledger.queries.reader import open_writer
+from mcpmeter.ledger.queries.totals import GROUPINGS, Total, find_call, totals
 from mcpmeter.ledger.rows import OPEN_ROWS_SQL, ROW_COLUMNS
 from mcpmeter.ledger.sqlite.store import SqliteStore
 from mcpmeter.records import Charge, LedgerRow, Usage

@@ -16,8 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mcpmeter.ledger.pruning import COLUMNS, QUARTER_NS, sums
-from mcpmeter.ledger.reading import SqliteReader
-from mcpmeter.ledger.reports import GROUPINGS, Selection, select_in
+from mcpmeter.ledger.queries.reader import SqliteReader
+from mcpmeter.ledger.queries.totals import GROUPINGS, Selection, select_in
 from mcpmeter.ledger.sqlite.migrations import migrate
 
 EXAMPLES = 20_000 if os.environ.get("MCPMETER_TRIALS") == "full" else 60

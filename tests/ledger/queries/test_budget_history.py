@@ -10,9 +10,9 @@ import pytest
 from mcpmeter.budgets.budget import Budget
 from mcpmeter.budgets.period import Period
 from mcpmeter.errors import LedgerNotUsable, SetupError
-from mcpmeter.ledger.budgets import Standing, add_top_up, read_standings
 from mcpmeter.ledger.pruning import prune
-from mcpmeter.ledger.reading import open_reader, open_writer
+from mcpmeter.ledger.queries.budget_history import Standing, add_top_up, read_standings
+from mcpmeter.ledger.queries.reader import open_reader, open_writer
 from mcpmeter.ledger.rows import ROW_COLUMNS
 from mcpmeter.ledger.sqlite.store import SqliteStore
 from mcpmeter.ledger.store import ClaimRefused

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mcpmeter.errors import LedgerNotUsable
-from mcpmeter.ledger.keys import add_key, list_keys, revoke_key
 from mcpmeter.ledger.location import PostgresUrl, default_location, location_of
 from mcpmeter.ledger.postgres.reader import for_postgres
-from mcpmeter.ledger.reading import open_reader, open_writer
+from mcpmeter.ledger.queries.keys import add_key, list_keys, revoke_key
+from mcpmeter.ledger.queries.reader import open_reader, open_writer
 from mcpmeter.records import Key
 
 KEY = Key(id="key_aaaaaaaaaaaa", name="a", team="research", prefix="mk_abc", sha256="0" * 64, created_at_ns=1)

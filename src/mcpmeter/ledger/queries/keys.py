@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from mcpmeter.ledger.location import Location
-from mcpmeter.ledger.reading import Writer, open_reader, open_writer, require_ledger
+from mcpmeter.ledger.queries.reader import Writer, open_reader, open_writer, require_ledger
 from mcpmeter.ledger.rows import INSERT_KEY_SQL, SELECT_KEYS_SQL, UPDATE_KEY_SQL, changed_values, key_of, key_values
 from mcpmeter.records import Key
 

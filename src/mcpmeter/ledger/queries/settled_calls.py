@@ -8,7 +8,7 @@ from typing import Final
 import msgspec
 
 from mcpmeter.ledger.location import Location
-from mcpmeter.ledger.reading import open_reader
+from mcpmeter.ledger.queries.reader import open_reader
 
 
 class SettledCall(msgspec.Struct, frozen=True, gc=False):

@@ -12,9 +12,9 @@ from typing import Any, Final, Literal, NamedTuple, get_args
 
 import msgspec
 
-from mcpmeter.ledger.days import DAY_S, Stretch, day_text, stretches
 from mcpmeter.ledger.location import Location
-from mcpmeter.ledger.reading import Reader, open_reader
+from mcpmeter.ledger.queries.days import DAY_S, Stretch, day_text, stretches
+from mcpmeter.ledger.queries.reader import Reader, open_reader
 from mcpmeter.ledger.rows import SELECT_ROWS_SQL, row_of
 from mcpmeter.records import LedgerRow
 

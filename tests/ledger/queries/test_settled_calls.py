@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from mcpmeter.ledger.bills import SettledCall, calls_outside, settled_calls
-from mcpmeter.ledger.reading import open_writer
+from mcpmeter.ledger.queries.reader import open_writer
+from mcpmeter.ledger.queries.settled_calls import SettledCall, calls_outside, settled_calls
 from mcpmeter.ledger.rows import OPEN_SQL, SETTLE_SQL, open_values, settled_values
 from mcpmeter.records import Charge, Usage
 

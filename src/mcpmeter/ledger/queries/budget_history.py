@@ -9,7 +9,7 @@ import msgspec
 
 from mcpmeter.errors import SetupError
 from mcpmeter.ledger.location import Location
-from mcpmeter.ledger.reading import Reader, Writer, open_reader, open_writer, require_ledger
+from mcpmeter.ledger.queries.reader import Reader, Writer, open_reader, open_writer, require_ledger
 from mcpmeter.money import MAX_NANOUSD
 from mcpmeter.records import Balance, Claim, TopUp
 
