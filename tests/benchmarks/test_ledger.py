@@ -5,8 +5,8 @@ from __future__ import annotations
 from benchmarks.ledger import Figure, calls, page, settled_by_the_ledger, written_by_raw_sqlite
 
 from benchmarks import ledger
+from mcpmeter.ledger.maintenance.verify import verify
 from mcpmeter.ledger.queries.totals import totals
-from mcpmeter.ledger.verify import verify
 
 
 async def test_the_ledgers_way_and_raw_sqlites_leave_the_same_rows(tmp_path, monkeypatch):

@@ -17,9 +17,9 @@ from random import Random
 
 import apsw
 
+from mcpmeter.ledger.maintenance.verify import verify
 from mcpmeter.ledger.sqlite.connection import open_for_writing
 from mcpmeter.ledger.sqlite.store import SqliteStore
-from mcpmeter.ledger.verify import verify
 from mcpmeter.records import Call, Charge, Claim, LlmTarget, Settlement, Usage
 
 SECTOR = 512

@@ -12,8 +12,8 @@ from random import Random
 import pytest
 from tests.disks import cut_the_power, loop_mounted, make_image, needs_replay
 
+from mcpmeter.ledger.maintenance.verify import verify
 from mcpmeter.ledger.sqlite.connection import open_for_writing
-from mcpmeter.ledger.verify import verify
 
 WRITER = Path(__file__).with_name("writing.py")
 IMAGE_BYTES = 32 * 2**20

@@ -12,7 +12,7 @@ import pytest
 from tests.disks import break_file_system, immutable, loop_mounted, make_image, small_disk
 
 from mcpmeter.ledger.location import Location
-from mcpmeter.ledger.verify import verify
+from mcpmeter.ledger.maintenance.verify import verify
 
 MOST_ROUNDS = 200
 BLOCK = bytes(16 * 1024)

@@ -47,7 +47,7 @@ def verify(config_path: Path | None, ledger: Location | None, as_json: bool) -> 
     import msgspec
 
     from mcpmeter.cli.report import usd
-    from mcpmeter.ledger import verify as verifying
+    from mcpmeter.ledger.maintenance import verify as verifying
 
     path = ledger_at(ledger, config_path)
     verdict = verifying.verify(path)
@@ -79,7 +79,7 @@ def backup(file: Path, config_path: Path | None, ledger: Location | None) -> Non
     Example:
       mcpmeter ledger backup /backups/ledger-$(date +%F).db
     """
-    from mcpmeter.ledger import backup as backing_up
+    from mcpmeter.ledger.maintenance import backup as backing_up
 
     size = backing_up.backup(_file_of(ledger, config_path), file)
     click.echo(f"{file}: {size:,} bytes, whole, readable by its owner only.", err=True)
@@ -100,7 +100,7 @@ def recover(damaged: Path, file: Path, as_json: bool) -> int:
     """
     import msgspec
 
-    from mcpmeter.ledger import recovery
+    from mcpmeter.ledger.maintenance import recover as recovery
 
     tables = recovery.recover(damaged, file)
     if as_json:
@@ -137,7 +137,7 @@ def export(
       mcpmeter ledger export --parquet november.parquet --since 2026-11-01 --until 2026-12-01
       mcpmeter ledger export --csv - | head
     """
-    from mcpmeter.ledger.export import batches, write_csv, write_parquet
+    from mcpmeter.ledger.maintenance.export import batches, write_csv, write_parquet
     from mcpmeter.ledger.queries.reader import open_reader
 
     if (csv_file is None) == (parquet_file is None):
@@ -170,7 +170,7 @@ def prune(before: datetime, yes: bool, config_path: Path | None, ledger: Locatio
       mcpmeter ledger export --parquet 2025.parquet --until 2026-01-01
       mcpmeter ledger prune --before 2026-01-01 --yes
     """
-    from mcpmeter.ledger import pruning
+    from mcpmeter.ledger.maintenance import prune as pruning
 
     path, before_ns = ledger_at(ledger, config_path), unix_ns(before) or 0
     found = pruning.prunable(path, before_ns)

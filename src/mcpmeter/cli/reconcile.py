@@ -210,7 +210,7 @@ def _price_book(config_path: Path | None) -> PriceBook:
 @contextlib.contextmanager
 def _differences(path: Path | None) -> Iterator[OnFinding]:
     """Writes each difference to a CSV file as it is found."""
-    from mcpmeter.ledger.export import formula_safe
+    from mcpmeter.ledger.maintenance.export import formula_safe
     from mcpmeter.reconcile.lines import DIFFERENCES
 
     if path is None:

@@ -230,7 +230,7 @@ def _record(row: UsageRow) -> dict[str, Any]:
 
 
 def _csv(report: UsageReport) -> str:
-    from mcpmeter.ledger.export import formula_safe
+    from mcpmeter.ledger.maintenance.export import formula_safe
 
     text = io.StringIO()
     lines = csv.writer(text, lineterminator="\n")

@@ -9,7 +9,7 @@ from decimal import Decimal
 from html import escape
 from typing import Final
 
-from mcpmeter.ledger.export import formula_safe
+from mcpmeter.ledger.maintenance.export import formula_safe
 from mcpmeter.ledger.queries.totals import Total
 from mcpmeter.usage.periods import utc_text
 from mcpmeter.usage.report import summed, usd_text

@@ -10,7 +10,7 @@ import pytest
 from mcpmeter.budgets.budget import Budget
 from mcpmeter.budgets.period import Period
 from mcpmeter.errors import LedgerNotUsable, SetupError
-from mcpmeter.ledger.pruning import prune
+from mcpmeter.ledger.maintenance.prune import prune
 from mcpmeter.ledger.queries.budget_history import Standing, add_top_up, read_standings
 from mcpmeter.ledger.queries.reader import open_reader, open_writer
 from mcpmeter.ledger.rows import ROW_COLUMNS

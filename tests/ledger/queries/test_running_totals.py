@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mcpmeter.ledger.pruning import COLUMNS, QUARTER_NS, sums
+from mcpmeter.ledger.maintenance.prune import COLUMNS, QUARTER_NS, sums
 from mcpmeter.ledger.queries.reader import SqliteReader
 from mcpmeter.ledger.queries.totals import GROUPINGS, Selection, select_in
 from mcpmeter.ledger.sqlite.migrations import migrate

@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from mcpmeter.errors import PartMissing
-from mcpmeter.ledger import export
-from mcpmeter.ledger.export import COLUMNS, batches, write_csv, write_parquet
+from mcpmeter.ledger.maintenance import export
+from mcpmeter.ledger.maintenance.export import COLUMNS, batches, write_csv, write_parquet
 from mcpmeter.ledger.queries.reader import open_reader
 
 MINUTE_NS = 60 * 10**9

@@ -9,11 +9,11 @@ import stat
 import pytest
 
 from mcpmeter.errors import LedgerNotUsable
-from mcpmeter.ledger import backup as backing_up
-from mcpmeter.ledger.backup import backup
+from mcpmeter.ledger.maintenance import backup as backing_up
+from mcpmeter.ledger.maintenance.backup import backup
+from mcpmeter.ledger.maintenance.verify import verify
 from mcpmeter.ledger.queries.totals import find_call, totals
 from mcpmeter.ledger.sqlite.store import SqliteStore
-from mcpmeter.ledger.verify import verify
 
 
 async def test_it_is_made_while_a_service_writes_and_holds_what_was_acknowledged_before(

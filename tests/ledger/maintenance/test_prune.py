@@ -13,13 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mcpmeter.errors import LedgerNotUsable, SetupError
-from mcpmeter.ledger import pruning
-from mcpmeter.ledger.pruning import KEPT_NS, QUARTER_NS, prunable, prune, sums
+from mcpmeter.ledger.maintenance import prune as pruning
+from mcpmeter.ledger.maintenance.prune import KEPT_NS, QUARTER_NS, prunable, prune, sums
+from mcpmeter.ledger.maintenance.verify import verify
 from mcpmeter.ledger.queries.reader import open_reader, open_writer
 from mcpmeter.ledger.queries.totals import GROUPINGS, Selection, find_call, select_in, totals
 from mcpmeter.ledger.rows import ROW_COLUMNS
 from mcpmeter.ledger.sqlite.connection import open_for_reading
-from mcpmeter.ledger.verify import verify
 from mcpmeter.records import Claim, LedgerRow, Scope
 
 START_NS = 1_793_534_400_000_000_000  # 2026-11-01T12:00:00Z

@@ -11,11 +11,11 @@ import pytest
 
 from mcpmeter.access.keys import new_key
 from mcpmeter.errors import LedgerNotUsable
+from mcpmeter.ledger.maintenance.recover import recover
+from mcpmeter.ledger.maintenance.sqlite_pages import free_pages, rows_of_page
+from mcpmeter.ledger.maintenance.verify import verify
 from mcpmeter.ledger.queries.keys import add_key, list_keys
-from mcpmeter.ledger.recovery import recover
-from mcpmeter.ledger.salvage import free_pages, rows_of_page
 from mcpmeter.ledger.sqlite.connection import open_for_reading
-from mcpmeter.ledger.verify import verify
 
 PAGE = 4096
 

@@ -8,8 +8,8 @@ import contextlib
 import apsw
 import pytest
 
+from mcpmeter.ledger.maintenance.verify import verify
 from mcpmeter.ledger.sqlite.store import SqliteStore
-from mcpmeter.ledger.verify import verify
 from mcpmeter.records import TopUp
 
 

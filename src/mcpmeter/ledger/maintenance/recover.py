@@ -14,7 +14,7 @@ import apsw
 import msgspec
 
 from mcpmeter.errors import LedgerNotUsable
-from mcpmeter.ledger.salvage import Value, free_pages, rows_of_page
+from mcpmeter.ledger.maintenance.sqlite_pages import Value, free_pages, rows_of_page
 from mcpmeter.ledger.sqlite.balances import claimed_by_calls, read_balances
 from mcpmeter.ledger.sqlite.connection import explain, open_for_writing
 from mcpmeter.ledger.sqlite.migrations import transaction
