@@ -8,7 +8,7 @@ from typing import Any, Final, TypeVar
 import apsw
 import msgspec
 
-from mcpmeter.ledger.claims import kept_claims
+from mcpmeter.ledger.reservations import kept_claims
 from mcpmeter.ledger.sqlite.balances import settle_claims
 from mcpmeter.ledger.store import SettlementConflict
 from mcpmeter.records import Call, Charge, Key, LedgerRow, LlmTarget, Settlement, Usage

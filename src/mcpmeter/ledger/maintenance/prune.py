@@ -14,9 +14,9 @@ from typing import Any, Final
 import msgspec
 
 from mcpmeter.errors import SetupError
-from mcpmeter.ledger.claims import read_claims, taken_by_row
 from mcpmeter.ledger.location import Location
 from mcpmeter.ledger.queries.reader import SqliteWriter, Writer, open_reader, open_writer, require_ledger
+from mcpmeter.ledger.reservations import read_claims, taken_by_row
 from mcpmeter.ledger.sqlite.connection import explain, open_for_writing
 from mcpmeter.ledger.sqlite.migrations import transaction
 from mcpmeter.records import Unit

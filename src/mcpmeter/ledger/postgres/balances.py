@@ -12,11 +12,11 @@ from typing import Any, Final
 
 import msgspec
 
-from mcpmeter.ledger.claims import KeptClaim, amount_taken, read_claims, write_claims
-from mcpmeter.ledger.entries import Refusal
 from mcpmeter.ledger.postgres.rows import MOST, Db, execute, refused
+from mcpmeter.ledger.reservations import KeptClaim, amount_taken, read_claims, write_claims
 from mcpmeter.ledger.sqlite.balances import BALANCE_COLUMNS
 from mcpmeter.ledger.store import ClaimRefused
+from mcpmeter.ledger.write_queue import Refusal
 from mcpmeter.records import Balance, Call, Claim, Settlement, TopUp, Unit
 
 Place = tuple[str, int]

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from psycopg import AsyncConnection, AsyncRawCursor
 
-from mcpmeter.ledger.claims import KeptClaim, read_claims
+from mcpmeter.ledger.reservations import KeptClaim, read_claims
 from mcpmeter.ledger.rows import OPEN_COLUMNS, SETTLED_COLUMNS, open_values, settled_values
 from mcpmeter.ledger.store import RowRefused, SettlementConflict
 from mcpmeter.records import Call, LedgerRow, Settlement

@@ -14,7 +14,6 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, TypeVar
 
 from mcpmeter.errors import LedgerUnavailable, MeterError
-from mcpmeter.ledger.entries import Answers, Opening, Row, Settling, fail, resolve
 from mcpmeter.ledger.location import PostgresUrl
 from mcpmeter.ledger.postgres.balances import add_top_up, burn_nanousd, find_balances, forget_minutes, make_balances
 from mcpmeter.ledger.postgres.connection import prepare
@@ -25,6 +24,7 @@ from mcpmeter.ledger.postgres.writer import PostgresWriter
 from mcpmeter.ledger.rows import CHANGING_KEY_COLUMNS, KEY_COLUMNS, SELECT_KEYS_SQL, changed_values, key_of, key_values
 from mcpmeter.ledger.sqlite.store import KEPT_MINUTES_NS
 from mcpmeter.ledger.store import OnCommit
+from mcpmeter.ledger.write_queue import Answers, Opening, Row, Settling, fail, resolve
 from mcpmeter.records import Balance, Call, Claim, Key, LedgerRow, Settlement, TopUp
 
 log = logging.getLogger("mcpmeter")

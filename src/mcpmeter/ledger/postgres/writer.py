@@ -10,11 +10,11 @@ from functools import partial
 from typing import Final
 
 from mcpmeter.errors import MeterError
-from mcpmeter.ledger.claims import KeptClaim, read_claims
-from mcpmeter.ledger.entries import Answers, Opening, Refusal, Row, Settling
 from mcpmeter.ledger.postgres.balances import BalanceMissing, give_back, make_balances, reserve_and_settle
 from mcpmeter.ledger.postgres.reconnecting import ROW_FAULTS, SUM_LIMIT_S, ConnectionLost, Lane, refusal, unavailable
 from mcpmeter.ledger.postgres.rows import Db, execute, fitting_open, fitting_settled, insert_open, settle_rows
+from mcpmeter.ledger.reservations import KeptClaim, read_claims
+from mcpmeter.ledger.write_queue import Answers, Opening, Refusal, Row, Settling
 from mcpmeter.records import Claim, Settlement
 
 MOST_ROWS: Final = 1_000

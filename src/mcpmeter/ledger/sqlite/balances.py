@@ -11,7 +11,7 @@ from typing import Any, Final, cast
 import apsw
 import msgspec
 
-from mcpmeter.ledger.claims import amount_taken, read_claims, taken_by_row, write_claims
+from mcpmeter.ledger.reservations import amount_taken, read_claims, taken_by_row, write_claims
 from mcpmeter.ledger.store import ClaimRefused
 from mcpmeter.records import Balance, Call, Claim, Settlement, TopUp, Unit
 

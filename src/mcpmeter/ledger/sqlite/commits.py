@@ -6,7 +6,6 @@ from typing import Final
 
 import apsw
 
-from mcpmeter.ledger.entries import Opening, Refusal, Row, Settling
 from mcpmeter.ledger.rows import (
     OPEN_SQL,
     SETTLE_RETURNING_SQL,
@@ -18,6 +17,7 @@ from mcpmeter.ledger.rows import (
 from mcpmeter.ledger.sqlite.balances import reserve, settle_claims
 from mcpmeter.ledger.sqlite.migrations import transaction
 from mcpmeter.ledger.store import ClaimRefused, RowRefused, SettlementConflict
+from mcpmeter.ledger.write_queue import Opening, Refusal, Row, Settling
 
 ROW_FAULTS: Final = (
     apsw.ConstraintError,

@@ -15,13 +15,13 @@ from typing import Final, TypeVar
 import apsw
 
 from mcpmeter.errors import LedgerUnavailable
-from mcpmeter.ledger.entries import Answers, Opening, Settling, fail, resolve
 from mcpmeter.ledger.rows import change_key, insert_key, read_keys, read_open_rows
 from mcpmeter.ledger.sqlite.balances import add_top_up, burn_nanousd, ensure, forget_minutes
 from mcpmeter.ledger.sqlite.connection import Synchronous, default_ledger_path
 from mcpmeter.ledger.sqlite.migrations import transaction
 from mcpmeter.ledger.sqlite.writer import Errand, Writer
 from mcpmeter.ledger.store import OnCommit
+from mcpmeter.ledger.write_queue import Answers, Opening, Settling, fail, resolve
 from mcpmeter.records import Balance, Call, Claim, Key, LedgerRow, Settlement, TopUp
 
 __all__ = ["SqliteStore", "default_ledger_path"]

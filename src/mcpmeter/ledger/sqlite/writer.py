@@ -16,9 +16,9 @@ import apsw
 import msgspec
 
 from mcpmeter.errors import LedgerNotUsable, LedgerUnavailable, MeterError
-from mcpmeter.ledger.entries import Answers, Opening, Refusal, Row, Settling, fail, resolve
 from mcpmeter.ledger.sqlite.commits import ROW_FAULTS, refusal_of, write_alone, write_one_by_one, write_together
 from mcpmeter.ledger.sqlite.connection import FileLock, Synchronous, open_for_writing
+from mcpmeter.ledger.write_queue import Answers, Opening, Refusal, Row, Settling, fail, resolve
 
 MOST_ROWS: Final = 2_000
 """In one transaction, about: bounds how long the first row of a batch waits for the last."""
