@@ -15,8 +15,8 @@ from mcpmeter.instrument import current_operation
 from mcpmeter.instrument.sdk_v2 import instrument_with
 from mcpmeter.instrument.tool_names import MOST_TOOLS, ToolNames
 from mcpmeter.meter import Meter, OpenCall
+from mcpmeter.metrics.label_allowlist import Vocabulary
 from mcpmeter.metrics.recorder import Recorder
-from mcpmeter.metrics.vocabulary import Vocabulary
 
 Until = Callable[[Callable[[], bool]], Any]
 BOTH_ERAS = pytest.mark.parametrize("mode", ["auto", "legacy"])

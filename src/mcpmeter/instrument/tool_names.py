@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import anyio
 
 from mcpmeter.instrument.endings import field_of
-from mcpmeter.metrics.vocabulary import Vocabulary
+from mcpmeter.metrics.label_allowlist import Vocabulary
 
 if TYPE_CHECKING:
     from mcp.server.context import ServerRequestContext

@@ -15,8 +15,8 @@ from typing import Final
 from mcpmeter.catalog import ALL, OTHER, Metric, llm, mcp, money, service
 from mcpmeter.catalog.spec import NANO, Label
 from mcpmeter.metrics.family import Cell, Family, FamilySnapshot, HistogramCell, Labels
+from mcpmeter.metrics.label_allowlist import Vocabulary
 from mcpmeter.metrics.model_calls import ModelCalls, Names
-from mcpmeter.metrics.vocabulary import Vocabulary
 from mcpmeter.records import Charge, LlmTarget, McpTarget, Settlement
 
 CHILDREN_AT_START = 4096

@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mcpmeter.metrics.vocabulary import Vocabulary, printable
+from mcpmeter.metrics.label_allowlist import Vocabulary, printable
 
 
 class TestVocabulary:
