@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from mcpmeter.simulator import Fault, Plan, Spread
 from mcpmeter.simulator.answers import draw_answer, words
-from mcpmeter.simulator.asks import text_tokens
 from mcpmeter.simulator.dialects.openai_chat import DONE, OpenAiChat, json_body, stream_events
+from mcpmeter.simulator.request_parsing import text_tokens
 from mcpmeter.simulator.schemas import instance_of
 
 FIFTY = Plan(completion_tokens=Spread.fixed(50))

@@ -8,7 +8,7 @@ from decimal import Decimal
 import pytest
 
 from mcpmeter.simulator import Price, Simulator, Spread
-from mcpmeter.simulator.asks import text_tokens
+from mcpmeter.simulator.request_parsing import text_tokens
 
 STREAMS = pytest.mark.parametrize("stream", [False, True], ids=["json", "stream"])
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mcpmeter.simulator.app import Price, Simulator
-from mcpmeter.simulator.books import Books, CallRecord, Totals
+from mcpmeter.simulator.billing_log import Books, CallRecord, Totals
 from mcpmeter.simulator.fault_proxy import FaultProxy
 from mcpmeter.simulator.faults import Fault
 from mcpmeter.simulator.latency import Latency, Spread

@@ -11,10 +11,10 @@ from typing import Any, Literal, NamedTuple
 
 import msgspec
 
-from mcpmeter.simulator.asks import CHARS_PER_TOKEN, text_tokens
 from mcpmeter.simulator.faults import Fault
 from mcpmeter.simulator.latency import Spread
 from mcpmeter.simulator.plan import Plan
+from mcpmeter.simulator.request_parsing import CHARS_PER_TOKEN, text_tokens
 from mcpmeter.simulator.schemas import instance_of
 
 CREATED_UNIX_SECONDS = 1_767_225_600

@@ -25,13 +25,13 @@ from mcpmeter.errors import (
     RouteNotFound,
 )
 from mcpmeter.simulator.answers import CREATED_UNIX_SECONDS, Tally
-from mcpmeter.simulator.books import Books
-from mcpmeter.simulator.draws import Draws
+from mcpmeter.simulator.billing_log import Books
 from mcpmeter.simulator.exchange import Exchange, Pace, respond
 from mcpmeter.simulator.faults import NO_FAULT, Fault, applies, choose
 from mcpmeter.simulator.latency import Latency, Spread
 from mcpmeter.simulator.plan import Plan, PlanText
 from mcpmeter.simulator.quota import Quota
+from mcpmeter.simulator.rng import Draws
 from mcpmeter.simulator.routes import Endpoint, Routes, vendor_of
 from mcpmeter.simulator.vendors.base import JSON, Refusal, Vendor
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from aiohttp import web
 
 from mcpmeter.simulator.answers import Tally
-from mcpmeter.simulator.books import CallOutcome, OpenCall
+from mcpmeter.simulator.billing_log import CallOutcome, OpenCall
 from mcpmeter.simulator.dialects.base import Event, Framing, Reply
 from mcpmeter.simulator.faults import Fault
 from mcpmeter.simulator.vendors.base import HTML, Refusal, Vendor, page

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any, Self
 
 from mcpmeter.simulator.app import Simulator
-from mcpmeter.simulator.books import Books
+from mcpmeter.simulator.billing_log import Books
 
 
 class SimulatorThread:

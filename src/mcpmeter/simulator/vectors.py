@@ -9,7 +9,7 @@ from random import Random
 
 import msgspec
 
-from mcpmeter.simulator.asks import MAX_DIMENSIONS
+from mcpmeter.simulator.request_parsing import MAX_DIMENSIONS
 
 _TABLE_SIZE = 16_384
 

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from mcpmeter.errors import InvalidRequest
 from mcpmeter.simulator import Fault, Plan, Quota, Simulator
-from mcpmeter.simulator.asks import text_tokens
 from mcpmeter.simulator.dialects.anthropic_messages import AnthropicMessages
 from mcpmeter.simulator.dialects.anthropic_prompt import AnthropicCountTokens
+from mcpmeter.simulator.request_parsing import text_tokens
 
 ASK = {"model": "claude-sonnet-4.5", "max_tokens": 4096, "messages": [{"role": "user", "content": "Hello"}]}
 SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}, "days": {"type": "integer"}}}

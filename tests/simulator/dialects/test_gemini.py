@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from mcpmeter.errors import InvalidRequest
 from mcpmeter.simulator import Fault, Plan, Quota, Simulator
-from mcpmeter.simulator.asks import text_tokens
 from mcpmeter.simulator.dialects.base import Target
 from mcpmeter.simulator.dialects.gemini_embeddings import GeminiBatchEmbed, GeminiEmbed
 from mcpmeter.simulator.dialects.gemini_generate import ARRAY, SSE, GeminiCountTokens, GeminiGenerate
+from mcpmeter.simulator.request_parsing import text_tokens
 from mcpmeter.simulator.vectors import Vectors
 
 # The SDK derives a class from aiohttp's session, which aiohttp warns of.

@@ -10,8 +10,8 @@ from openai import AsyncOpenAI, BadRequestError, RateLimitError
 
 from mcpmeter.errors import InvalidRequest
 from mcpmeter.simulator import Fault, Plan
-from mcpmeter.simulator.asks import text_tokens
 from mcpmeter.simulator.dialects.openai_responses import OpenAiResponses
+from mcpmeter.simulator.request_parsing import text_tokens
 
 ASK = {"model": "gpt-4.1", "input": "Hello"}
 SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}}

@@ -22,7 +22,6 @@ from mcpmeter.simulator.answers import (
     pieces,
     with_usage,
 )
-from mcpmeter.simulator.asks import Limit, convert, read, text_tokens
 from mcpmeter.simulator.dialects.anthropic_prompt import (
     CustomTool,
     Prompt,
@@ -34,6 +33,7 @@ from mcpmeter.simulator.dialects.anthropic_prompt import (
 from mcpmeter.simulator.dialects.base import Event, Framing, Reply, Target, sse
 from mcpmeter.simulator.faults import Fault
 from mcpmeter.simulator.plan import Plan
+from mcpmeter.simulator.request_parsing import Limit, convert, read, text_tokens
 from mcpmeter.simulator.vendors.anthropic import error_object
 
 MIN_THINKING_BUDGET_TOKENS = 1024

@@ -13,7 +13,10 @@ import msgspec
 from msgspec import Meta
 
 from mcpmeter.simulator.answers import Tally, number
-from mcpmeter.simulator.asks import (
+from mcpmeter.simulator.dialects.base import Reply, Target
+from mcpmeter.simulator.faults import Fault
+from mcpmeter.simulator.plan import Plan
+from mcpmeter.simulator.request_parsing import (
     TOKENS_PER_MEDIA_PART,
     TOKENS_PER_MESSAGE,
     Model,
@@ -23,9 +26,6 @@ from mcpmeter.simulator.asks import (
     read,
     text_tokens,
 )
-from mcpmeter.simulator.dialects.base import Reply, Target
-from mcpmeter.simulator.faults import Fault
-from mcpmeter.simulator.plan import Plan
 
 _WISH = "simulate:"
 

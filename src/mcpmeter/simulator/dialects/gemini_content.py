@@ -8,7 +8,8 @@ from typing import Any
 import msgspec
 
 from mcpmeter.errors import InvalidRequest
-from mcpmeter.simulator.asks import (
+from mcpmeter.simulator.dialects.base import Target
+from mcpmeter.simulator.request_parsing import (
     TOKENS_PER_MEDIA_PART,
     TOKENS_PER_MESSAGE,
     Struct,
@@ -17,7 +18,6 @@ from mcpmeter.simulator.asks import (
     read,
     text_tokens,
 )
-from mcpmeter.simulator.dialects.base import Target
 
 MAX_MODEL_LENGTH = 256
 

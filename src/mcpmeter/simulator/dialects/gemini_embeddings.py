@@ -10,11 +10,11 @@ import msgspec
 from msgspec import Meta
 
 from mcpmeter.simulator.answers import Tally, number, with_usage
-from mcpmeter.simulator.asks import MAX_DIMENSIONS, MAX_INPUTS, find_fault
 from mcpmeter.simulator.dialects.base import Reply, Target
 from mcpmeter.simulator.dialects.gemini_content import Content, named_model, read_proto
 from mcpmeter.simulator.faults import Fault
 from mcpmeter.simulator.plan import Plan
+from mcpmeter.simulator.request_parsing import MAX_DIMENSIONS, MAX_INPUTS, find_fault
 from mcpmeter.simulator.vectors import Vectors
 from mcpmeter.simulator.vendors.google import JSON_UTF8
 

@@ -24,11 +24,11 @@ from mcpmeter.simulator.answers import (
     pieces,
     with_usage,
 )
-from mcpmeter.simulator.asks import Limit, convert, find_fault, json_tokens, text_tokens
 from mcpmeter.simulator.dialects.base import Event, Framing, Reply, Target
 from mcpmeter.simulator.dialects.gemini_content import Content, named_model, read_proto
 from mcpmeter.simulator.faults import Fault
 from mcpmeter.simulator.plan import Plan
+from mcpmeter.simulator.request_parsing import Limit, convert, find_fault, json_tokens, text_tokens
 from mcpmeter.simulator.vendors.google import JSON_UTF8, error_object
 
 _FINISH = {"stop": "STOP", "length": "MAX_TOKENS", "tool_calls": "STOP", "refusal": "SAFETY"}

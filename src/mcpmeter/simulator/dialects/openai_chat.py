@@ -24,7 +24,10 @@ from mcpmeter.simulator.answers import (
     pieces,
     with_usage,
 )
-from mcpmeter.simulator.asks import (
+from mcpmeter.simulator.dialects.base import Event, Framing, Reply, Target
+from mcpmeter.simulator.faults import Fault
+from mcpmeter.simulator.plan import Plan
+from mcpmeter.simulator.request_parsing import (
     TOKENS_PER_MEDIA_PART,
     TOKENS_PER_MESSAGE,
     Limit,
@@ -35,9 +38,6 @@ from mcpmeter.simulator.asks import (
     read,
     text_tokens,
 )
-from mcpmeter.simulator.dialects.base import Event, Framing, Reply, Target
-from mcpmeter.simulator.faults import Fault
-from mcpmeter.simulator.plan import Plan
 from mcpmeter.simulator.vendors.openai import OPENAI
 
 DONE = b"data: [DONE]\n\n"

@@ -14,10 +14,10 @@ from msgspec import Meta
 
 from mcpmeter.errors import InvalidRequest
 from mcpmeter.simulator.answers import Tally, answering_model, number, with_usage
-from mcpmeter.simulator.asks import MAX_DIMENSIONS, MAX_INPUTS, Model, find_fault, read, text_tokens
 from mcpmeter.simulator.dialects.base import Reply, Target
 from mcpmeter.simulator.faults import Fault
 from mcpmeter.simulator.plan import Plan
+from mcpmeter.simulator.request_parsing import MAX_DIMENSIONS, MAX_INPUTS, Model, find_fault, read, text_tokens
 from mcpmeter.simulator.vectors import Vectors
 
 DEFAULT_DIMENSIONS = 1536

@@ -9,7 +9,11 @@ import msgspec
 from msgspec import Meta
 
 from mcpmeter.simulator.answers import TextFormatKind, Tool, Wanted, draw_answer, implicitly_cacheable
-from mcpmeter.simulator.asks import (
+from mcpmeter.simulator.dialects.base import Reply, Target
+from mcpmeter.simulator.dialects.openai_responses_output import FRAMING, Written
+from mcpmeter.simulator.faults import Fault
+from mcpmeter.simulator.plan import Plan
+from mcpmeter.simulator.request_parsing import (
     TOKENS_PER_MEDIA_PART,
     TOKENS_PER_MESSAGE,
     Limit,
@@ -20,10 +24,6 @@ from mcpmeter.simulator.asks import (
     read,
     text_tokens,
 )
-from mcpmeter.simulator.dialects.base import Reply, Target
-from mcpmeter.simulator.dialects.openai_responses_output import FRAMING, Written
-from mcpmeter.simulator.faults import Fault
-from mcpmeter.simulator.plan import Plan
 
 _SUMMARIES = ("auto", "concise", "detailed")
 _TEXT_PARTS = ("input_text", "output_text", "text")

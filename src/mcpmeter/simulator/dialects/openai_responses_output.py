@@ -20,9 +20,9 @@ from mcpmeter.simulator.answers import (
     pieces,
     with_usage,
 )
-from mcpmeter.simulator.asks import text_tokens
 from mcpmeter.simulator.dialects.base import Event, Framing, sse
 from mcpmeter.simulator.faults import Fault
+from mcpmeter.simulator.request_parsing import text_tokens
 from mcpmeter.simulator.vendors.openai import wording
 
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mcpmeter.simulator.answers import Tally
-from mcpmeter.simulator.books import Books
+from mcpmeter.simulator.billing_log import Books
 
 
 def book(books, model="m", outcome="complete", tally=Tally(3, 5, 1, 2), delivered=3, fault="", at_ns=0):  # noqa: B008

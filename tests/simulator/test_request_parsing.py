@@ -6,9 +6,9 @@ from hypothesis import strategies as st
 
 from mcpmeter.errors import InvalidRequest
 from mcpmeter.simulator import Fault
-from mcpmeter.simulator.asks import text_tokens
 from mcpmeter.simulator.dialects.openai_chat import OpenAiChat
 from mcpmeter.simulator.dialects.openai_embeddings import OpenAiEmbeddings
+from mcpmeter.simulator.request_parsing import text_tokens
 from mcpmeter.simulator.vectors import Vectors
 
 read_chat = OpenAiChat().read

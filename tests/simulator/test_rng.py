@@ -1,4 +1,4 @@
-from mcpmeter.simulator.draws import Draws
+from mcpmeter.simulator.rng import Draws
 
 
 def drawn(draws, body):
