@@ -19,7 +19,6 @@ from mcpmeter.errors import InvalidRequest, MeterError, ServiceFault, SetupError
 from mcpmeter.http.exchange import secret_of
 from mcpmeter.instrument.operation import Operation, current_operation
 from mcpmeter.ledger.queries.totals import Grouping
-from mcpmeter.mcp_server.exchange import AnswerText, ToolExchange, clean
 from mcpmeter.mcp_server.schemas import (
     ChatAnswer,
     ChatMessage,
@@ -30,6 +29,7 @@ from mcpmeter.mcp_server.schemas import (
     TokenUsage,
     UsageSummary,
 )
+from mcpmeter.mcp_server.tool_exchange import AnswerText, ToolExchange, clean
 from mcpmeter.meter import new_call_id
 from mcpmeter.pricing import PriceBook, nanousd_to_usd, plain_usd
 from mcpmeter.records import Settlement, Usage

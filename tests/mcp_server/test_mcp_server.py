@@ -32,7 +32,7 @@ from mcpmeter.instrument.sdk_v2 import instrument_with
 from mcpmeter.ledger.queries.totals import Total, totals
 from mcpmeter.ledger.sqlite.store import SqliteStore
 from mcpmeter.mcp_server import ModelInfo, build_mcp_server
-from mcpmeter.mcp_server.exchange import AnswerText
+from mcpmeter.mcp_server.tool_exchange import AnswerText
 from mcpmeter.meter import Meter
 from mcpmeter.metrics.recorder import Recorder
 from mcpmeter.pricing import PriceBook, PriceSource, bundled_price_lists
