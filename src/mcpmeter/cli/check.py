@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from mcpmeter.config import Settings
     from mcpmeter.config.settings import RouteSettings
     from mcpmeter.ledger.location import Location
+    from mcpmeter.live_check import Finding
     from mcpmeter.routing.routes import Upstream
-    from mcpmeter.service.live import Finding
 
 COLUMN: Final = 14
 
@@ -80,7 +80,7 @@ def command(
 def _check_live(settings: Settings, service: str | None, parts: dict[str, str], *, as_json: bool) -> int:
     import asyncio
 
-    from mcpmeter.service.live import Addresses, check_live
+    from mcpmeter.live_check import Addresses, check_live
 
     base = (service or _reachable(settings.server.host, settings.server.port)).rstrip("/")
     own = settings.metrics

@@ -8,8 +8,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import aiohttp
 
 from mcpmeter.config import Settings
-from mcpmeter.service.live import alertmanager, grafana, itself, page, prometheus
-from mcpmeter.service.live.finding import Addresses, Finding, Live, failed
+from mcpmeter.live_check import alertmanager, grafana, prometheus
+from mcpmeter.live_check import endpoint_checks as page
+from mcpmeter.live_check import self_checks as itself
+from mcpmeter.live_check.check_result import Addresses, Finding, Live, failed
 
 __all__ = ["Addresses", "Finding", "check_live"]
 

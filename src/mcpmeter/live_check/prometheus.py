@@ -8,9 +8,9 @@ from urllib.parse import quote
 
 import yaml
 
+from mcpmeter.live_check.check_result import Finding, Live, Unreachable, failed, not_checked, ok, some
 from mcpmeter.monitoring.options import MonitoringOptions
 from mcpmeter.monitoring.render import files
-from mcpmeter.service.live.finding import Finding, Live, Unreachable, failed, not_checked, ok, some
 
 _WRITE: Final = "Run: mcpmeter monitoring write DIR, and let Prometheus load DIR/prometheus/rules."
 

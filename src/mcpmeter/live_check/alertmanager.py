@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 from urllib.parse import quote
 
-from mcpmeter.service.live.finding import Finding, Live, Unreachable, failed, not_checked, ok
+from mcpmeter.live_check.check_result import Finding, Live, Unreachable, failed, not_checked, ok
 
 TEST_ALERT: Final = "MCPMeterTestAlert"
 LASTS: Final = timedelta(minutes=5)

@@ -9,7 +9,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from mcpmeter.catalog import ALL
 from mcpmeter.catalog.service import LABEL_OVERFLOW
-from mcpmeter.service.live.finding import Finding, Live, Unreachable, failed, ok
+from mcpmeter.live_check.check_result import Finding, Live, Unreachable, failed, ok
 
 MANY_SERIES: Final = 10_000
 

@@ -14,8 +14,8 @@ from mcpmeter.ledger.location import PostgresUrl
 from mcpmeter.ledger.opening import open_store
 from mcpmeter.ledger.sqlite.connection import explain, open_for_writing
 from mcpmeter.ledger.sqlite.migrations import transaction
+from mcpmeter.live_check.check_result import Finding, Live, Unreachable, failed, not_checked, ok
 from mcpmeter.routing.routes import Upstream
-from mcpmeter.service.live.finding import Finding, Live, Unreachable, failed, not_checked, ok
 
 MOST_SECONDS_OFF: Final = 5.0
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 
+from mcpmeter.live_check.check_result import Finding, Live, Unreachable, failed, not_checked, ok, some
 from mcpmeter.monitoring.options import MonitoringOptions
 from mcpmeter.monitoring.render import files
-from mcpmeter.service.live.finding import Finding, Live, Unreachable, failed, not_checked, ok, some
 
 
 async def dashboards(live: Live) -> list[Finding]:
