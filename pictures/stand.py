@@ -26,12 +26,12 @@ import mcpmeter
 from mcpmeter.config import KeySettings, LedgerSettings, ProviderSettings, ServerSettings, Settings
 from mcpmeter.config.budgets import BudgetSettings
 from mcpmeter.config.settings import RelaySettings, RouteSettings
+from mcpmeter.demo.stack import prometheus
+from mcpmeter.demo.traffic import steady
 from mcpmeter.monitoring import MonitoringOptions, files
 from mcpmeter.service import Service, bind
 from mcpmeter.service.run import running
-from mcpmeter.service.stack import prometheus
 from mcpmeter.simulator import Latency, Price, Quota, Simulator
-from mcpmeter.simulator.traffic import steady
 
 TEAMS: Final = ("search", "support", "research")
 MODELS: Final = ("gpt-4.1", "claude-sonnet-4.5", "gemini-2.5-flash", "deepseek-v3.2")

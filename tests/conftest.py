@@ -23,7 +23,7 @@ import psycopg
 import pytest
 from hypothesis import settings
 
-from mcpmeter.service.stack import free_port
+from mcpmeter.demo.stack import free_port
 
 settings.register_profile("unhurried", deadline=None)  # a busy machine is no fault of what is tried
 settings.load_profile("unhurried")

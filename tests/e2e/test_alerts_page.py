@@ -28,10 +28,10 @@ from pydantic import SecretStr
 
 import mcpmeter
 from mcpmeter.config import BudgetSettings, KeySettings, LedgerSettings, ProviderSettings, Settings
+from mcpmeter.demo.stack import stack
 from mcpmeter.monitoring.alerts import alerts
 from mcpmeter.monitoring.options import MonitoringOptions, PagerDuty, Receivers, Slack, Webhook
 from mcpmeter.service import Service, bind, running
-from mcpmeter.service.stack import stack
 from mcpmeter.simulator import Latency, Price, Quota, Simulator
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.usefixtures("prometheus_is_here", "ahead_of_others")]

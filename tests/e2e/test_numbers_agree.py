@@ -20,7 +20,7 @@ import pytest
 from mcp import Client
 from mcp.client.streamable_http import create_mcp_http_client, streamable_http_client
 
-from mcpmeter.service.stack import prometheus
+from mcpmeter.demo.stack import prometheus
 
 PRICES_USD_PER_MTOK = {
     "gpt-4.1": (Decimal("2.50"), Decimal("10.00")),

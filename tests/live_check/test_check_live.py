@@ -15,12 +15,12 @@ from aiohttp import web
 from pydantic import SecretStr
 
 from mcpmeter.config import LedgerSettings, ProviderSettings, Settings
+from mcpmeter.demo.stack import stack
+from mcpmeter.demo.webhook_receiver import Notice, pager
 from mcpmeter.live_check import Addresses, Finding, check_live
 from mcpmeter.monitoring.options import MonitoringOptions
 from mcpmeter.monitoring.render import files
 from mcpmeter.service import Service, bind, running
-from mcpmeter.service.pager import Notice, pager
-from mcpmeter.service.stack import stack
 from mcpmeter.simulator import Simulator
 
 KEY = "sk-upstream-credential-0123456789"

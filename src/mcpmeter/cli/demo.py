@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from mcpmeter.service.demo import DemoStarted
-    from mcpmeter.service.pager import Notice
+    from mcpmeter.demo.demo import DemoStarted
+    from mcpmeter.demo.webhook_receiver import Notice
 
 
 @click.command()
@@ -47,7 +47,7 @@ def command(*, host: str, port: int, stack: bool, calls_per_second: float, seed:
     import uvloop
 
     from mcpmeter.cli.serve import log_to_stderr
-    from mcpmeter.service.demo import DemoOptions, run_demo
+    from mcpmeter.demo.demo import DemoOptions, run_demo
 
     log_to_stderr()
     with tempfile.TemporaryDirectory(prefix="mcpmeter-demo-") as temporary:

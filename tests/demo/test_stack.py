@@ -6,8 +6,8 @@ import socket
 
 import pytest
 
+from mcpmeter.demo import stack
 from mcpmeter.errors import PortTaken
-from mcpmeter.service import stack
 
 
 def test_a_port_that_is_taken_is_passed_over_and_without_any_left_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,8 +4,8 @@ import asyncio
 
 from aiohttp import web
 
+from mcpmeter.demo.traffic import EMBEDDINGS, MIX, steady
 from mcpmeter.simulator import Simulator
-from mcpmeter.simulator.traffic import EMBEDDINGS, MIX, steady
 
 
 async def run_until(books, holds, base_url, **options):

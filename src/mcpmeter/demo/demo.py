@@ -24,15 +24,15 @@ from mcpmeter.config import (
     Settings,
     is_loopback,
 )
+from mcpmeter.demo.stack import StackStarted, find_prometheus
+from mcpmeter.demo.stack import stack as run_stack
+from mcpmeter.demo.traffic import TrafficCounts, steady
+from mcpmeter.demo.webhook_receiver import Notice, pager
 from mcpmeter.ledger.location import Location
 from mcpmeter.monitoring.options import MonitoringOptions
 from mcpmeter.service.build import Service
-from mcpmeter.service.pager import Notice, pager
 from mcpmeter.service.run import bind, running
-from mcpmeter.service.stack import StackStarted, find_prometheus
-from mcpmeter.service.stack import stack as run_stack
 from mcpmeter.simulator import Latency, Simulator
-from mcpmeter.simulator.traffic import TrafficCounts, steady
 
 TEAMS: Final = ("search", "support", "research")
 MODELS: Final = ("gpt-4.1", "claude-sonnet-4.5", "gemini-2.5-flash", "deepseek-v3.2")
