@@ -23,7 +23,7 @@ from mcpmeter.meter import Meter
 from mcpmeter.metrics.recorder import Recorder
 from mcpmeter.quota.tracker import QuotaBoard, QuotaReport
 from mcpmeter.records import Balance, Scope
-from mcpmeter.service.api import OPERATIONS, ApiPages
+from mcpmeter.service.api.api import OPERATIONS, ApiPages
 from mcpmeter.service.app import App, HostGuard, PageEndpoint
 from mcpmeter.usage import UsageQuery, UsageReport, usage_report
 

@@ -22,7 +22,7 @@ from mcpmeter.errors import InvalidRequest, LedgerUnavailable
 from mcpmeter.http.exchange import HttpExchange
 from mcpmeter.ledger.location import Location
 from mcpmeter.ledger.queries.keys import list_keys
-from mcpmeter.service.api_keys import KeyPages, KeyRevocation, KeyRotation, NewKey, _decoded
+from mcpmeter.service.api.keys import KeyPages, KeyRevocation, KeyRotation, NewKey, _decoded
 from mcpmeter.service.app import PageEndpoint
 from mcpmeter.service.build import _is_local
 

@@ -48,8 +48,8 @@ from mcpmeter.relay.pipeline import Service as RelayedService
 from mcpmeter.routing.failover import Failover, UpstreamMetrics
 from mcpmeter.routing.routes import Upstream
 from mcpmeter.service import pages
-from mcpmeter.service.api import ApiPages
-from mcpmeter.service.api_keys import KeyPages
+from mcpmeter.service.api.api import ApiPages
+from mcpmeter.service.api.keys import KeyPages
 from mcpmeter.service.app import App, Endpoint, HostGuard, PageEndpoint, RelayEndpoint
 from mcpmeter.service.gemini import gemini_templates
 from mcpmeter.service.mcp import McpEndpoint

@@ -21,7 +21,7 @@ from mcpmeter.errors import InvalidRequest, NotAllowed, ServiceFault, SetupError
 from mcpmeter.http.exchange import Header, HttpExchange
 from mcpmeter.ledger.queries.totals import GROUPINGS
 from mcpmeter.quota.tracker import QuotaBoard, QuotaReport
-from mcpmeter.service.api_keys import KeyList, KeyRevocation, KeyRotation, KeyWithSecret, NewKey
+from mcpmeter.service.api.keys import KeyList, KeyRevocation, KeyRotation, KeyWithSecret, NewKey
 from mcpmeter.service.app import Page
 from mcpmeter.usage import UsageQuery, UsageReport, grouping, span_of, time_zone
 
