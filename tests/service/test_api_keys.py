@@ -24,7 +24,7 @@ from mcpmeter.ledger.location import Location
 from mcpmeter.ledger.queries.keys import list_keys
 from mcpmeter.service.api.keys import KeyPages, KeyRevocation, KeyRotation, NewKey, _decoded
 from mcpmeter.service.app import PageEndpoint
-from mcpmeter.service.build import _is_local
+from mcpmeter.service.service import _is_local
 
 KEYS, ROTATE, REVOKE = "/api/keys", "/api/keys/rotate", "/api/keys/revoke"
 ADMIN = new_key("admin", "platform", 1)[0]

@@ -30,8 +30,8 @@ from mcpmeter.demo.traffic import TrafficCounts, steady
 from mcpmeter.demo.webhook_receiver import Notice, pager
 from mcpmeter.ledger.location import Location
 from mcpmeter.monitoring.options import MonitoringOptions
-from mcpmeter.service.build import Service
 from mcpmeter.service.run import bind, running
+from mcpmeter.service.service import Service
 from mcpmeter.simulator import Latency, Simulator
 
 TEAMS: Final = ("search", "support", "research")

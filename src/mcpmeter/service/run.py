@@ -21,7 +21,7 @@ from mcpmeter.errors import MeterError, PortTaken
 from mcpmeter.http.server.protocol import Refuse, bounded_protocol
 from mcpmeter.meter import Ending, Meter
 from mcpmeter.service.app import App
-from mcpmeter.service.build import Service
+from mcpmeter.service.service import Service
 
 log = logging.getLogger("mcpmeter")
 

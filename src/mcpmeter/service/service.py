@@ -51,7 +51,7 @@ from mcpmeter.service import pages
 from mcpmeter.service.api.api import ApiPages
 from mcpmeter.service.api.keys import KeyPages
 from mcpmeter.service.app import App, Endpoint, HostGuard, PageEndpoint, RelayEndpoint
-from mcpmeter.service.gemini import gemini_templates
+from mcpmeter.service.gemini_routes import gemini_templates
 from mcpmeter.service.mcp import McpEndpoint
 from mcpmeter.usage import Currency, UsageQuery, UsageReport, usage_report
 
