@@ -39,7 +39,7 @@ from mcpmeter.records import LedgerRow
 from mcpmeter.service import Service, bind, running
 from mcpmeter.simulator import Simulator
 
-pytest.register_assert_rewrite("tests.service.fault_table", "tests.service.speakers")
+pytest.register_assert_rewrite("tests.integration.fault_table", "tests.integration.speakers")
 
 UPSTREAM_KEY = "sk-upstream-credential-0123456789"
 MESSAGES = [{"role": "user", "content": "Hello"}]

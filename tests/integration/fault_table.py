@@ -17,7 +17,7 @@ import aiohttp
 import msgspec
 import pytest
 from pydantic import SecretStr
-from tests.service.speakers import ANTHROPIC, GEMINI, OPENAI, Speaker
+from tests.integration.speakers import ANTHROPIC, GEMINI, OPENAI, Speaker
 
 from mcpmeter.config import ProviderSettings
 from mcpmeter.ledger.rows import ROW_COLUMNS, SELECT_ROWS_SQL

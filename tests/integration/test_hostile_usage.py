@@ -14,7 +14,7 @@ import pytest_asyncio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import SecretStr
-from tests.service.speakers import CHAT, CHAT_STREAM, EMBEDDINGS, GENERATE, MESSAGES, RESPONSES, Speaker, by_name
+from tests.integration.speakers import CHAT, CHAT_STREAM, EMBEDDINGS, GENERATE, MESSAGES, RESPONSES, Speaker, by_name
 
 from mcpmeter.config import ProviderSettings
 from mcpmeter.ledger.queries.totals import find_call

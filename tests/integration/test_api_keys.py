@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 from pydantic import SecretStr
-from tests.service.conftest import Relay, Reply, StartRelay, starting_relays
+from tests.integration.conftest import Relay, Reply, StartRelay, starting_relays
 
 from mcpmeter.access.key_view import ShownKey
 from mcpmeter.access.keys import new_key

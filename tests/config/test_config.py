@@ -41,8 +41,8 @@ from mcpmeter.routing.routes import route
 
 unhurried = budget(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a busy machine is no fault
 
-ROOT = Path(__file__).parents[1]
-FAULTS = sorted((Path(__file__).parent / "config_faults").glob("*.yaml"))
+ROOT = Path(__file__).parents[2]
+FAULTS = sorted((Path(__file__).parent / "faults").glob("*.yaml"))
 ENVIRON = {"OPENAI_API_KEY": "sk-openai-0001"}
 SECRET = "sk-very-secret-q7Zk2vXw9LtRbN4mJcHs8d"
 

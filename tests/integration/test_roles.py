@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import pytest
 import pytest_asyncio
 from pydantic import SecretStr
-from tests.service.conftest import MESSAGES, UPSTREAM_KEY, Relay, Reply, StartRelay
+from tests.integration.conftest import MESSAGES, UPSTREAM_KEY, Relay, Reply, StartRelay
 
 from mcpmeter.access.keys import KeyLimits, new_key
 from mcpmeter.config import BudgetSettings, ProviderSettings

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-from tests.service.fault_table import (
+from tests.integration.fault_table import (
     BROKE,
     CALLER,
     LIMITED,
@@ -23,7 +23,7 @@ from tests.service.fault_table import (
     row_of,
     table,
 )
-from tests.service.speakers import (
+from tests.integration.speakers import (
     CHAT,
     CHAT_STREAM,
     COUNTS,

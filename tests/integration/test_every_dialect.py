@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 from pydantic import SecretStr
-from tests.service.speakers import (
+from tests.integration.speakers import (
     ANTHROPIC,
     COUNTS,
     EVERY,
