@@ -25,12 +25,12 @@ from mcpmeter.ledger.rows import OPEN_SQL, SETTLE_SQL, open_values, settled_valu
 from mcpmeter.ledger.sqlite.connection import open_for_writing
 from mcpmeter.ledger.sqlite.migrations import transaction
 from mcpmeter.ledger.sqlite.store import SqliteStore
-from mcpmeter.records import Call, Charge, Claim, LlmTarget, Settlement, Usage
+from mcpmeter.records import Call, Charge, LlmTarget, Reservation, Settlement, Usage
 
 AIM_PER_SECOND: Final = 15_000
 PAGE: Final = Path("docs/performance-ledger.md")
 WRITERS: Final = 1_000
-BUDGET: Final = Claim(balance="b", period_start_ns=1, period_end_ns=10**18, amount=100, limit=10**18)
+BUDGET: Final = Reservation(balance="b", period_start_ns=1, period_end_ns=10**18, amount=100, limit=10**18)
 
 
 class Figure(NamedTuple):
@@ -40,12 +40,12 @@ class Figure(NamedTuple):
     per_second: list[float]
 
 
-def calls(count: int, claims: tuple[Claim, ...] = ()) -> list[Settlement]:
+def calls(count: int, claims: tuple[Reservation, ...] = ()) -> list[Settlement]:
     """Calls as the relay writes them."""
     return [_call(number, claims) for number in range(count)]
 
 
-def _call(number: int, claims: tuple[Claim, ...]) -> Settlement:
+def _call(number: int, claims: tuple[Reservation, ...]) -> Settlement:
     call = Call(
         id=f"call_{number:016x}",
         started_at_ns=1_793_534_400_000_000_000 + number,

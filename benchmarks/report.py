@@ -42,7 +42,7 @@ OURS = {"relay": "relay (FULL)", "relay-normal": "relay-normal"}
 UPSTREAM_AIM_PER_SECOND = 100_000
 """JSON answers, and chunks, that the upstream and the load must manage between them."""
 
-LONGEST_REASON = 160
+MAX_REASON_LENGTH = 160
 
 QUIET_CORES = 0.15
 """What a desktop's own services take at most; more than that bends the figures."""
@@ -160,7 +160,11 @@ def _latency_ms(result: Results, burst: str) -> tuple[float, float]:
 def _in_short(words: str) -> str:
     """What fits into a cell: a server's last words can be a page."""
     line = " ".join(words.replace("|", "/").split())
-    return line if len(line) <= LONGEST_REASON else f"{line[: LONGEST_REASON // 2]} … {line[-LONGEST_REASON // 2 :]}"
+    return (
+        line
+        if len(line) <= MAX_REASON_LENGTH
+        else f"{line[: MAX_REASON_LENGTH // 2]} … {line[-MAX_REASON_LENGTH // 2 :]}"
+    )
 
 
 def _faults(results: Sequence[Results]) -> list[str]:

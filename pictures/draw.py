@@ -26,9 +26,9 @@ ROW: Final = 0.42
 HEAD_ROWS: Final = 2.2
 TITLE_ROWS: Final = 1.0
 GAP: Final = 0.07
-MOST_IN_A_LEGEND: Final = 6
-LONGEST_NAME: Final = 38
-MOST_LINES_OF_A_TABLE: Final = 7
+MAX_IN_A_LEGEND: Final = 6
+MAX_NAME_LENGTH: Final = 38
+MAX_LINES_OF_A_TABLE: Final = 7
 NOTE: Final = "From the panels' queries on a seeded run under a real Prometheus; drawn by matplotlib, not by Grafana."
 
 
@@ -145,7 +145,7 @@ def _lines(card: Axes, answers: Answers, place: Place) -> None:
         for query, found in zip(panel.queries, answers.found, strict=True)
         for series in found
     ]
-    names = [_cut(name) for name, _ in drawn[:MOST_IN_A_LEGEND]]
+    names = [_cut(name) for name, _ in drawn[:MAX_IN_A_LEGEND]]
     columns = max(1, min(6, int(place.width / (0.45 + 0.062 * max(map(len, names), default=1)))))
     legend = 0.2 + 0.15 * math.ceil(len(names) / columns)
     bottom = (0.24 + legend) / place.height
@@ -156,7 +156,7 @@ def _lines(card: Axes, answers: Answers, place: Place) -> None:
     _finish(axes, panel)
     handles, _ = axes.get_legend_handles_labels()
     card.legend(
-        handles[:MOST_IN_A_LEGEND],
+        handles[:MAX_IN_A_LEGEND],
         names,
         loc="lower left",
         ncols=columns,
@@ -170,7 +170,7 @@ def _lines(card: Axes, answers: Answers, place: Place) -> None:
 
 
 def _cut(name: str) -> str:
-    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
+    return name if len(name) <= MAX_NAME_LENGTH else f"{name[: MAX_NAME_LENGTH - 1]}…"
 
 
 Drawn = Sequence[tuple[str, Sequence[tuple[float, float]]]]
@@ -233,7 +233,7 @@ def _table(card: Axes, answers: Answers, place: Place) -> None:
     top = 1 - 0.48 / place.height
     for x, head in zip(xs, heads, strict=True):
         card.text(x, top, head, fontsize=7.5, color=THIRD, va="center")
-    for number, line in enumerate(lines[:MOST_LINES_OF_A_TABLE], 1):
+    for number, line in enumerate(lines[:MAX_LINES_OF_A_TABLE], 1):
         card.axhline(top - (number - 0.5) * step, color=LINE, linewidth=0.6)
         for x, cell in zip(xs, line, strict=True):
             card.text(x, top - number * step, cell, fontsize=7.5, va="center")

@@ -12,21 +12,21 @@ import msgspec
 import pytest
 
 from mcpmeter.errors import (
-    CallerGone,
+    ClientDisconnected,
     LedgerUnavailable,
     RateLimited,
     ServiceFault,
-    UpstreamBroke,
+    UpstreamDisconnected,
 )
 from mcpmeter.ledger.sqlite.store import SqliteStore
 from mcpmeter.ledger.store import RowRefused, SettlementConflict, Store
-from mcpmeter.meter import Ending, Meter, OpenCall, SettledTwice, new_call_id
+from mcpmeter.meter import CallResult, Meter, OpenCall, SettledTwice, new_call_id
 from mcpmeter.metrics.recorder import Recorder
 from mcpmeter.records import Call, Charge, Key, LedgerRow, LlmTarget, McpTarget, Settlement, Usage
 
 TARGET = LlmTarget(provider="holysheep", model="gpt-4.1", stream=True, prompt_tokens_estimate=11)
 USAGE = Usage(prompt_tokens=10, completion_tokens=5, source="reported")
-OK = Ending(status="200", usage=USAGE, response_model="gpt-4.1", chunks=3)
+OK = CallResult(status="200", usage=USAGE, response_model="gpt-4.1", chunks=3)
 
 
 class MemoryStore:
@@ -115,10 +115,10 @@ class Prices:
 @pytest.fixture
 def recorder() -> Recorder:
     recorder = Recorder()
-    recorder.vocabulary.announce("endpoint", ["/v1/chat/completions"])
-    recorder.vocabulary.announce("model", ["gpt-4.1"])
-    recorder.vocabulary.announce("provider", ["holysheep"])
-    recorder.vocabulary.announce("team", ["search"])
+    recorder.label_allowlist.register("endpoint", ["/v1/chat/completions"])
+    recorder.label_allowlist.register("model", ["gpt-4.1"])
+    recorder.label_allowlist.register("provider", ["holysheep"])
+    recorder.label_allowlist.register("team", ["search"])
     return recorder
 
 
@@ -229,7 +229,7 @@ class TestOneSettlementManyViews:
         self, meter: Meter, prices: Prices, recorder: Recorder, usage: Usage | None
     ) -> None:
         opened = opened_by(meter)
-        settlement = opened.count(Ending(status="400", usage=usage, error=RateLimited("Too many.")))
+        settlement = opened.count(CallResult(status="400", usage=usage, error=RateLimited("Too many.")))
         assert (settlement.charge, prices.asked, money_and_tokens(recorder)) == (None, [], (0, 0))
 
     async def test_without_prices_a_call_keeps_what_the_provider_said_and_is_unpriced(self, recorder: Recorder) -> None:
@@ -239,14 +239,16 @@ class TestOneSettlementManyViews:
 
     async def test_the_librarys_meter_needs_neither_store_nor_prices(self, recorder: Recorder) -> None:
         opened = Meter(recorder).open("/v1/chat/completions", "tools/call", mcp=McpTarget(method="tools/call"))
-        opened.count(Ending(status="ok"))
+        opened.count(CallResult(status="ok"))
         assert statuses(recorder) == {"ok": 1}
 
     async def test_the_error_gives_type_side_and_id_and_the_path_may_know_better(self, meter: Meter) -> None:
-        plain = opened_by(meter).count(Ending(status="502", outcome="error", error=UpstreamBroke("Gone.")))
+        plain = opened_by(meter).count(CallResult(status="502", outcome="error", error=UpstreamDisconnected("Gone.")))
         assert (plain.error_type, plain.error_side, plain.error_id) == ("upstream_error", "upstream", "upstream_broke")
         assert plain.otel_error_type == "upstream_error"
-        told = Ending(status="502", error=UpstreamBroke("Gone."), error_side="client", otel_error_type="timeout")
+        told = CallResult(
+            status="502", error=UpstreamDisconnected("Gone."), error_side="client", otel_error_type="timeout"
+        )
         better = opened_by(meter).count(told)
         assert (better.error_side, better.otel_error_type) == ("client", "timeout")
 
@@ -256,7 +258,7 @@ class TestOneSettlementManyViews:
         opened = opened_by(meter)
         monkeypatch.setattr("mcpmeter.meter.time.time_ns", lambda: 0)  # the clock is set back meanwhile
         monkeypatch.setattr("mcpmeter.meter.time.monotonic_ns", lambda: 75)
-        settlement = opened.count(Ending(status="200"))
+        settlement = opened.count(CallResult(status="200"))
         assert (settlement.duration_ns, settlement.ended_at_ns) == (25, 1_025)
 
 
@@ -266,7 +268,7 @@ class TestExactlyOnce:
     ) -> None:
         opened = await written_down(meter)
         first = await opened.settle(OK)
-        for again in (opened.settle(OK), opened.settle(Ending(status="500"))):
+        for again in (opened.settle(OK), opened.settle(CallResult(status="500"))):
             with pytest.raises(SettledTwice):
                 await again
         assert store.settled == {opened.call.id: first}
@@ -274,11 +276,11 @@ class TestExactlyOnce:
 
     async def test_a_counted_call_cannot_be_counted_or_settled_again(self, meter: Meter, recorder: Recorder) -> None:
         opened = opened_by(meter)
-        opened.count(Ending(status="401"))
+        opened.count(CallResult(status="401"))
         with pytest.raises(SettledTwice):
-            opened.count(Ending(status="401"))
+            opened.count(CallResult(status="401"))
         with pytest.raises(SettledTwice):
-            await opened.settle(Ending(status="401"))
+            await opened.settle(CallResult(status="401"))
         assert statuses(recorder) == {"401": 1}
 
     async def test_of_many_paths_that_settle_at_once_one_wins(
@@ -311,7 +313,7 @@ class TestExactlyOnce:
         opened = await written_down(meter)
         await opened.end(OK)
         refused = opened_by(meter)
-        await refused.end(Ending(status="401"))
+        await refused.end(CallResult(status="401"))
         assert set(store.settled) == {opened.call.id}
         assert statuses(recorder) == {"200": 1, "401": 1}
 
@@ -325,7 +327,7 @@ class TestBrokenLedger:
         opened = opened_by(meter)
         with pytest.raises(type(fault)):
             await opened.write_down(aimed(opened))
-        settlement = opened.count(Ending(status="503", outcome="error", error=fault))
+        settlement = opened.count(CallResult(status="503", outcome="error", error=fault))
         assert settlement.error_id == fault.id
         assert (store.rows, store.settled, money_and_tokens(recorder)) == ({}, {}, (0, 0))
         assert statuses(recorder) == {"503": 1}
@@ -412,7 +414,7 @@ class TestCancellation:
             await writing
         on_disk.set()
         await asyncio.gather(*store._writes)
-        await opened.end(Ending(status="499", outcome="partial", error=CallerGone("The client left.")))
+        await opened.end(CallResult(status="499", outcome="partial", error=ClientDisconnected("The client left.")))
         assert store.settled == {opened.call.id: opened.settled}
         assert store.open_rows == 0
         assert statuses(recorder) == {"499": 1}
@@ -520,7 +522,7 @@ async def test_on_the_real_ledger_counters_and_rows_agree_and_a_second_life_reco
 
     second = SqliteStore(tmp_path / "ledger.db")
     await second.start()
-    later = Recorder(recorder.vocabulary)
+    later = Recorder(recorder.label_allowlist)
     assert {row.id for row in await second.left_open()} == {opened.call.id for opened in calls[16:]}
     assert await Meter(later, store=second, price=prices).recover() == 4
     assert await second.left_open() == []

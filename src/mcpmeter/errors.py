@@ -14,12 +14,12 @@ MeterError
 │   ├── NotAllowed               403   auth_error
 │   ├── RateLimited              429   rate_limited
 │   ├── BudgetExhausted          402   budget_exceeded
-│   └── CallerGone               499   client_disconnected
+│   └── ClientDisconnected               499   client_disconnected
 ├── UpstreamFault                502   upstream_error
 │   ├── UpstreamRefusedAccount   502
-│   ├── UpstreamAnsweredGarbage  502
-│   ├── UpstreamAnswerTooLarge   502
-│   ├── UpstreamBroke            502
+│   ├── InvalidUpstreamResponse  502
+│   ├── UpstreamResponseTooLarge   502
+│   ├── UpstreamDisconnected            502
 │   ├── UpstreamUnreachable      502   upstream_unreachable
 │   ├── UpstreamTimedOut         504   upstream_timeout
 │   └── UpstreamRateLimited      429   upstream_rate_limited
@@ -34,7 +34,7 @@ MeterError
     ├── ConfigInvalid
     ├── PortTaken
     ├── LedgerNotUsable
-    ├── PartMissing
+    ├── MissingDependency
     ├── BillInvalid                    (reconcile/bills/base.py)
     ├── ServerNotSupported             (instrument/__init__.py)
     └── RegistryTaken                  (instrument/__init__.py)
@@ -184,7 +184,7 @@ class BudgetExhausted(CallerError):
     http_status = 402
 
 
-class CallerGone(CallerError):
+class ClientDisconnected(CallerError):
     """The client closed the connection before the answer was out (499 is nginx's number for it; nobody reads it)."""
 
     id = "caller_gone"
@@ -207,19 +207,19 @@ class UpstreamRefusedAccount(UpstreamFault):
     id = "upstream_refused_account"
 
 
-class UpstreamAnsweredGarbage(UpstreamFault):
+class InvalidUpstreamResponse(UpstreamFault):
     """A success status with a body that is not what the dialect promises."""
 
     id = "upstream_answered_garbage"
 
 
-class UpstreamAnswerTooLarge(UpstreamFault):
+class UpstreamResponseTooLarge(UpstreamFault):
     """The answer passes the configured limit."""
 
     id = "upstream_answer_too_large"
 
 
-class UpstreamBroke(UpstreamFault):
+class UpstreamDisconnected(UpstreamFault):
     """The connection ended before the answer did."""
 
     id = "upstream_broke"
@@ -297,7 +297,7 @@ class LedgerNotUsable(SetupError):
     id = "ledger_not_usable"
 
 
-class PartMissing(SetupError):
+class MissingDependency(SetupError):
     """An optional part is not installed; the hint is the command that installs it."""
 
     id = "part_missing"

@@ -16,7 +16,7 @@ from msgspec import structs
 
 from mcpmeter.catalog import service
 from mcpmeter.errors import LedgerUnavailable, MeterError, ServiceFault
-from mcpmeter.ledger.store import ClaimRefused, SettlementConflict, Store
+from mcpmeter.ledger.store import InsufficientBudget, SettlementConflict, Store
 from mcpmeter.metrics.recorder import Recorder
 from mcpmeter.records import Call, Charge, LedgerRow, LlmTarget, McpTarget, Outcome, Settlement, Usage
 
@@ -38,7 +38,7 @@ def new_call_id(at_ns: int | None = None) -> str:
     return f"call_{(time.time_ns() if at_ns is None else at_ns) // 1_000_000:012x}{_IDS.getrandbits(80):020x}"
 
 
-class Ending(msgspec.Struct, frozen=True, kw_only=True):
+class CallResult(msgspec.Struct, frozen=True, kw_only=True):
     """How a call ended, as the path that ended it knows it; `Meter` makes the settlement of it."""
 
     status: str
@@ -91,7 +91,7 @@ class OpenCall:
     async def write_down(self, call: Call) -> None:
         """Make the open row durable, with what is now known of the call. Awaited before anything goes upstream.
 
-        Raises LedgerUnavailable, or ClaimRefused where a limit has no room: then the call must not be made.
+        Raises LedgerUnavailable, or InsufficientBudget where a limit has no room: then the call must not be made.
         """
         self.call = call
         if self._meter.store is None:
@@ -99,7 +99,7 @@ class OpenCall:
         self._written = True  # before the wait: cancelling it does not take the row out of the writer's queue
         try:
             await self._meter.store.open(call)
-        except (MeterError, ClaimRefused):
+        except (MeterError, InsufficientBudget):
             self._written = False
             raise
 
@@ -107,7 +107,7 @@ class OpenCall:
         """Where the call is sent now. The settlement, and so every view, says where it went last."""
         self.call = structs.replace(self.call, llm=target)
 
-    async def settle(self, ending: Ending) -> Settlement:
+    async def settle(self, ending: CallResult) -> Settlement:
         """Settle: durable first, then counted. Awaited before the last byte goes out.
 
         Raises LedgerUnavailable when the row could not be settled; the row stays open and is recovered at the next
@@ -131,11 +131,11 @@ class OpenCall:
         self._meter.recorder.settle(settlement)
         return settlement
 
-    async def end(self, ending: Ending) -> Settlement:
+    async def end(self, ending: CallResult) -> Settlement:
         """Settle, or count where there is no row: for paths that end before it is clear which."""
         return await self.settle(ending) if self._written else self.count(ending)
 
-    def count(self, ending: Ending) -> Settlement:
+    def count(self, ending: CallResult) -> Settlement:
         """Settle a call that reaches no model, and so has no row in the ledger."""
         if self._written:
             raise ServiceFault("A call with a row in the ledger has to be settled, not only counted.")
@@ -143,7 +143,7 @@ class OpenCall:
         self._meter.recorder.settle(settlement)
         return settlement
 
-    def _settlement(self, ending: Ending) -> Settlement:
+    def _settlement(self, ending: CallResult) -> Settlement:
         if self.settlement is not None:
             raise SettledTwice(f"Call {self.call.id} was settled before.")
         duration_ns = time.monotonic_ns() - self.started_ns
@@ -187,7 +187,7 @@ class Meter:
         )
         return OpenCall(self, call, time.monotonic_ns())
 
-    def make_settlement(self, call: Call, ending: Ending, duration_ns: int) -> Settlement:
+    def make_settlement(self, call: Call, ending: CallResult, duration_ns: int) -> Settlement:
         """The one record of how a call ended, priced."""
         error, charge = ending.error, None
         usage, reported_nanousd = ending.usage, ending.reported_nanousd
@@ -243,8 +243,8 @@ class Meter:
         return recovered
 
 
-def _recovered(row: LedgerRow) -> Ending:
-    return Ending(
+def _recovered(row: LedgerRow) -> CallResult:
+    return CallResult(
         status="500",
         outcome="recovered",
         error=ServiceFault("The service stopped before this call ended."),

@@ -72,7 +72,7 @@ class Scope(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     model: str = ""
 
 
-class Claim(msgspec.Struct, frozen=True, gc=False, kw_only=True):
+class Reservation(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """What a call reserves of one limit before it is sent; its settlement makes the true amount of it."""
 
     balance: str
@@ -167,7 +167,7 @@ class Call(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     team: str = ""
     project: str = ""
     key_id: str = ""
-    claims: tuple[Claim, ...] = ()
+    claims: tuple[Reservation, ...] = ()
     """What it reserves of each limit that it is under."""
     reserved_nanousd: int = 0
     """The most that it can cost, as far as that is known when it is opened."""

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from mcpmeter.budgets.budget import Budget, Budgets
 from mcpmeter.budgets.period import Period
 from mcpmeter.errors import BudgetExhausted, ConfigInvalid
-from mcpmeter.records import Claim, Scope
+from mcpmeter.records import Reservation, Scope
 
 USD = 10**9
 MONTH = Period("month", "Europe/Berlin")
@@ -26,7 +26,7 @@ def budget(name: str = "search", limit_usd: int = 100, period: Period = MONTH, *
 
 
 def claimed(budgets: Budgets, at_ns: int = NOON, **call: str) -> list[str]:
-    return [claim.balance for claim in budgets.claims(most_nanousd=7, at_ns=at_ns, **call)]  # type: ignore[arg-type]
+    return [claim.balance for claim in budgets.claims(max_cost_nanousd=7, at_ns=at_ns, **call)]  # type: ignore[arg-type]
 
 
 def refused(of: Budget, left: int, amount: int = 2 * USD) -> BudgetExhausted:
@@ -34,9 +34,9 @@ def refused(of: Budget, left: int, amount: int = 2 * USD) -> BudgetExhausted:
 
 
 def test_a_call_claims_its_most_of_the_month_that_it_starts_in() -> None:
-    (claim,) = Budgets([budget()]).claims(team="search", most_nanousd=7, at_ns=NOON)
+    (claim,) = Budgets([budget()]).claims(team="search", max_cost_nanousd=7, at_ns=NOON)
     start, end = MONTH.bounds(NOON)
-    assert claim == Claim(
+    assert claim == Reservation(
         balance=budget().balance,
         period_start_ns=start,
         period_end_ns=end,
@@ -71,7 +71,9 @@ def test_a_call_is_under_every_budget_whose_scope_covers_it_and_under_no_other()
 def test_the_next_period_is_claimed_as_soon_as_it_has_begun_and_the_last_again_if_the_clock_steps_back() -> None:
     budgets = Budgets([budget()])
     start, end = MONTH.bounds(NOON)
-    starts = [budgets.claims(team="search", most_nanousd=1, at_ns=at)[0].period_start_ns for at in (end - 1, end, NOON)]
+    starts = [
+        budgets.claims(team="search", max_cost_nanousd=1, at_ns=at)[0].period_start_ns for at in (end - 1, end, NOON)
+    ]
     assert starts == [start, end, start]
 
 

@@ -10,8 +10,8 @@ from mcpmeter.budgets.budget import Budget, Budgets
 from mcpmeter.budgets.period import Period
 from mcpmeter.budgets.reservations import ASSUMED_COMPLETION_TOKENS, Limits
 from mcpmeter.errors import BudgetExhausted, RateLimited
-from mcpmeter.ledger.store import ClaimRefused
-from mcpmeter.records import Claim, Scope
+from mcpmeter.ledger.store import InsufficientBudget
+from mcpmeter.records import Reservation, Scope
 
 NOON = 1_793_534_400_000_000_000
 TARGETS = [("holysheep", "cheap"), ("openai", "dear")]
@@ -24,12 +24,12 @@ def most(provider: str, model: str, at_ns: int, *, prompt_tokens: int, completio
 
 
 def claims_of(limits: Limits, caller: Caller, *, prompt: int, completion: int | None = None):
-    return limits.claims(caller, TARGETS, most_prompt_tokens=prompt, most_completion_tokens=completion, at_ns=NOON)
+    return limits.claims(caller, TARGETS, max_prompt_tokens=prompt, max_completion_tokens=completion, at_ns=NOON)
 
 
 @pytest.fixture
 def limits() -> Limits:
-    return Limits(budgets=Budgets([BUDGET]), most_nanousd=most)
+    return Limits(budgets=Budgets([BUDGET]), max_cost_nanousd=most)
 
 
 def test_without_budgets_and_rates_nothing_has_to_be_known(limits):
@@ -39,14 +39,14 @@ def test_without_budgets_and_rates_nothing_has_to_be_known(limits):
 
 
 def test_a_call_claims_what_the_dearest_place_of_its_plan_could_cost(limits):
-    claims, most_nanousd = claims_of(limits, CALLER, prompt=7, completion=2)
-    assert most_nanousd == (7 + 20) * 3
+    claims, max_cost_nanousd = claims_of(limits, CALLER, prompt=7, completion=2)
+    assert max_cost_nanousd == (7 + 20) * 3
     assert [(claim.balance, claim.amount, claim.limit) for claim in claims] == [(BUDGET.balance, 81, 100)]
 
 
 def test_a_call_without_a_limit_of_its_answer_is_taken_at_the_assumed_length(limits):
-    _, most_nanousd = claims_of(limits, CALLER, prompt=0)
-    assert most_nanousd == 10 * ASSUMED_COMPLETION_TOKENS * 3
+    _, max_cost_nanousd = claims_of(limits, CALLER, prompt=0)
+    assert max_cost_nanousd == 10 * ASSUMED_COMPLETION_TOKENS * 3
 
 
 def test_rates_are_claimed_beside_budgets(limits):
@@ -61,13 +61,13 @@ def test_a_call_under_no_budget_claims_nothing(limits):
 
 
 def test_a_refusal_is_said_in_the_words_of_its_limit_and_told():
-    told: list[Claim] = []
-    limits = Limits(budgets=Budgets([BUDGET]), most_nanousd=most, on_refusal=told.append)
+    told: list[Reservation] = []
+    limits = Limits(budgets=Budgets([BUDGET]), max_cost_nanousd=most, on_refusal=told.append)
     money = BUDGET.claim(81, NOON)
-    assert isinstance(limits.refusal(ClaimRefused(money, left=3), NOON), BudgetExhausted)
+    assert isinstance(limits.refusal(InsufficientBudget(money, left=3), NOON), BudgetExhausted)
     caller = replace(CALLER, requests_per_minute=5)
     (request, _), _ = claims_of(limits, caller, prompt=7)
-    refusal = limits.refusal(ClaimRefused(request, left=0), NOON)
+    refusal = limits.refusal(InsufficientBudget(request, left=0), NOON)
     assert isinstance(refusal, RateLimited)
     assert refusal.retry_after is not None
     assert told == [money, request]

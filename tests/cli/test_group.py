@@ -16,7 +16,7 @@ import pytest
 from mcpmeter import cli
 from mcpmeter.cli._group import group, run
 from mcpmeter.cli._reference import cli_reference
-from mcpmeter.errors import ConfigInvalid, LedgerNotUsable, MeterError, PartMissing, PortTaken, SetupError
+from mcpmeter.errors import ConfigInvalid, LedgerNotUsable, MeterError, MissingDependency, PortTaken, SetupError
 
 COMMAND = Path(sys.executable).with_name("mcpmeter")
 DOCS = Path(__file__).parents[2] / "docs"
@@ -71,7 +71,7 @@ class TestUsage:
 
 
 class TestErrors:
-    @pytest.mark.parametrize("kind", [SetupError, ConfigInvalid, PortTaken, LedgerNotUsable, PartMissing])
+    @pytest.mark.parametrize("kind", [SetupError, ConfigInvalid, PortTaken, LedgerNotUsable, MissingDependency])
     def test_an_error_of_the_tree_is_one_line_and_code_1(
         self, capsys: pytest.CaptureFixture[str], give: Give, kind: type[MeterError]
     ) -> None:

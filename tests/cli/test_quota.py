@@ -21,18 +21,18 @@ import pytest
 
 from mcpmeter.cli._group import run
 from mcpmeter.cli.quota import duration
-from mcpmeter.quota.tracker import QuotaReport, Standing
+from mcpmeter.quota.tracker import QuotaReport, QuotaStatus
 
 COMMAND = Path(sys.executable).with_name("mcpmeter")
 KEY = "mk_a-key-that-must-not-be-printed"
 AT = datetime(2026, 11, 22, 11, 0, 0, tzinfo=UTC)
 
 
-def standing(resource: str, **figures: object) -> Standing:
+def standing(resource: str, **figures: object) -> QuotaStatus:
     empty = dict.fromkeys(
         ("limit", "remaining", "reset_at", "resets_in_seconds", "burn_per_second", "exhausted_in_seconds")
     )
-    return Standing(
+    return QuotaStatus(
         provider="openai",
         credential="openai-1",
         resource=resource,

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from mcpmeter import errors
 from mcpmeter.dialects.anthropic_messages import AnthropicCountTokens, AnthropicMessages
-from mcpmeter.dialects.base import NotAnAnswer, Read
-from mcpmeter.dialects.json_body import LONGEST_MODEL_NAME
-from mcpmeter.dialects.openai import MOST_TOKENS
+from mcpmeter.dialects.base import NotAnAnswer, ResponseInfo
+from mcpmeter.dialects.json_body import MAX_MODEL_NAME_LENGTH
+from mcpmeter.dialects.openai import MAX_TOKENS
 from mcpmeter.errors import InvalidRequest, MeterError
 from mcpmeter.records import Usage
 from mcpmeter.relay.stream import StreamTee, whole_events
@@ -34,7 +34,7 @@ def golden(name: str) -> bytes:
     return (GOLDEN / name).read_bytes()
 
 
-def told(read: Read) -> dict[str, Any]:
+def told(read: ResponseInfo) -> dict[str, Any]:
     usage = read.usage
     if usage is not None:
         assert usage.source == "reported"
@@ -161,7 +161,7 @@ BAD = (None, True)
         ('{"input_tokens":"12","output_tokens":5}', BAD),
         ('{"input_tokens":true,"output_tokens":5}', BAD),
         ('{"input_tokens":[],"output_tokens":5}', BAD),
-        (f'{{"input_tokens":{MOST_TOKENS + 1},"output_tokens":5}}', BAD),
+        (f'{{"input_tokens":{MAX_TOKENS + 1},"output_tokens":5}}', BAD),
         (f'{{"input_tokens":{10**30},"output_tokens":5}}', BAD),
         ("[]", BAD),
         ("7", BAD),
@@ -208,8 +208,8 @@ usages = st.dictionaries(
 
 
 def assert_fits(usage: Usage) -> None:
-    assert 0 <= usage.prompt_tokens <= 3 * MOST_TOKENS
-    assert 0 <= usage.completion_tokens <= MOST_TOKENS
+    assert 0 <= usage.prompt_tokens <= 3 * MAX_TOKENS
+    assert 0 <= usage.completion_tokens <= MAX_TOKENS
     assert 0 <= usage.cached_read_tokens + usage.cache_write_tokens <= usage.prompt_tokens
     assert 0 <= usage.reasoning_tokens <= usage.completion_tokens
 
@@ -359,7 +359,7 @@ def test_what_is_metered_is_read_and_nothing_else_is_judged():
         (b'{"messages":[{"role":"user","content":7}]}', "content"),
         (b'{"model":7,%s}' % LEAST, "$.model"),
         (b'{"model":"",%s}' % LEAST, "'model' is empty"),
-        (b'{"model":"%s",%s}' % (b"m" * (LONGEST_MODEL_NAME + 1), LEAST), "'model' is longer"),
+        (b'{"model":"%s",%s}' % (b"m" * (MAX_MODEL_NAME_LENGTH + 1), LEAST), "'model' is longer"),
         (b'{"model":"a\\nb",%s}' % LEAST, "control characters"),
         (b'{"stream":"yes",%s}' % LEAST, "$.stream"),
         (b'{"x":"\xff",%s}' % LEAST, "not valid UTF-8"),
@@ -521,7 +521,7 @@ def test_counting_tokens_costs_nothing_and_says_so():
     asked = COUNT.read_request(b'{"model":"claude-sonnet-4.5",%s}' % LEAST)
     assert (asked.stream, asked.prompt_tokens_estimate, COUNT.path_name(asked)) == (False, 0, "count_tokens")
     read = COUNT.read_answer(b'{"input_tokens":2095,"context_management":null}')
-    assert read == Read(usage=Usage(source="reported"))
+    assert read == ResponseInfo(usage=Usage(source="reported"))
     assert COUNT.prompt_tokens(b"{}") == COUNT.completion_tokens(b"{}") == COUNT.delivered_tokens([b"data: x\n\n"]) == 0
 
 

@@ -14,11 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mcpmeter import errors
-from mcpmeter.dialects.base import NotAnAnswer, Read
+from mcpmeter.dialects.base import NotAnAnswer, ResponseInfo
 from mcpmeter.dialects.gemini import read_usage
 from mcpmeter.dialects.gemini_generate import GeminiGenerate, GeminiGenerateArray
-from mcpmeter.dialects.json_body import LONGEST_MODEL_NAME
-from mcpmeter.dialects.openai import MOST_TOKENS
+from mcpmeter.dialects.json_body import MAX_MODEL_NAME_LENGTH
+from mcpmeter.dialects.openai import MAX_TOKENS
 from mcpmeter.errors import InvalidRequest, MeterError
 from mcpmeter.records import PathParams, Usage
 from mcpmeter.relay.stream import StreamTee, whole_events
@@ -37,7 +37,7 @@ def golden(name: str) -> bytes:
     return (GOLDEN / name).read_bytes()
 
 
-def told(read: Read) -> dict[str, Any]:
+def told(read: ResponseInfo) -> dict[str, Any]:
     usage = read.usage
     return {
         "usage": None if usage is None else {name: getattr(usage, name) for name in FIELDS},
@@ -214,7 +214,7 @@ AUDIO = {"audio_tokens": 1}
         ('{"promptTokenCount":"12","candidatesTokenCount":5}', BAD),
         ('{"promptTokenCount":true,"candidatesTokenCount":5}', BAD),
         ('{"promptTokenCount":[],"candidatesTokenCount":5}', BAD),
-        (f'{{"promptTokenCount":{MOST_TOKENS + 1},"candidatesTokenCount":5}}', BAD),
+        (f'{{"promptTokenCount":{MAX_TOKENS + 1},"candidatesTokenCount":5}}', BAD),
         (f'{{"promptTokenCount":{10**30},"candidatesTokenCount":5}}', BAD),
         (f'{{"promptTokenCount":{"9" * 5000},"candidatesTokenCount":5}}', BAD),
         ("[]", BAD),
@@ -276,8 +276,8 @@ usages = st.dictionaries(
 
 
 def assert_fits(usage: Usage) -> None:
-    assert 0 <= usage.prompt_tokens <= 2 * MOST_TOKENS
-    assert 0 <= usage.completion_tokens <= 2 * MOST_TOKENS
+    assert 0 <= usage.prompt_tokens <= 2 * MAX_TOKENS
+    assert 0 <= usage.completion_tokens <= 2 * MAX_TOKENS
     assert 0 <= usage.cached_read_tokens <= usage.prompt_tokens
     assert 0 <= usage.reasoning_tokens <= usage.completion_tokens
     assert 0 <= usage.audio_tokens <= usage.prompt_tokens + usage.completion_tokens
@@ -429,7 +429,7 @@ def test_a_bad_request_is_refused_in_a_sentence_that_repeats_none_of_it(body, wo
 
 @pytest.mark.parametrize(
     ("model", "words"),
-    [(" ", "empty"), ("models/", ""), ("m" * (LONGEST_MODEL_NAME + 1), "longer"), ("a\nb", "control characters")],
+    [(" ", "empty"), ("models/", ""), ("m" * (MAX_MODEL_NAME_LENGTH + 1), "longer"), ("a\nb", "control characters")],
 )
 def test_a_path_without_a_usable_model_is_refused_unless_it_names_none(model, words):
     body = b"{%s}" % CONTENTS

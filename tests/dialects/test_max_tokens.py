@@ -46,18 +46,18 @@ CONTENTS = [{"role": "user", "parts": [{"text": "Hello"}]}]
 )
 def test_the_most_tokens_of_an_answer_are_the_callers_own_limit(dialect: Dialect, body: dict[str, Any], most):
     asked = dialect.read_request(json.dumps({"model": "m", **body}).encode(), PathParams(model="m"))
-    assert asked.most_completion_tokens == most
+    assert asked.max_completion_tokens == most
 
 
 def test_counting_tokens_takes_none():
     asked = AnthropicCountTokens().read_request(json.dumps({"model": "m", "messages": MESSAGES}).encode())
-    assert asked.most_prompt_tokens == 0
+    assert asked.max_prompt_tokens == 0
 
 
 @given(text=st.text(max_size=300))
 def test_a_text_has_no_more_tokens_than_its_body_has_bytes(text):
     body = json.dumps({"messages": [{"role": "user", "content": text}]}).encode()
-    assert bodies.most_prompt_tokens(body) == len(body) >= len(text.encode())
+    assert bodies.max_prompt_tokens(body) == len(body) >= len(text.encode())
 
 
 @pytest.mark.parametrize("before", [b'"url":"data:image/png;base64,', b'"type":"base64","data":"', b'"data" : "'])
@@ -65,9 +65,9 @@ def test_a_picture_counts_by_its_kind_and_not_by_its_letters(before):
     letters = b"iVBORw0KGgo" * 20_000
     body = b'{"messages":[{' + before + letters + b'"}]}'
     rest = len(body) - len(letters)
-    assert bodies.most_prompt_tokens(body) == rest + max(5_000, len(letters) // 50)
+    assert bodies.max_prompt_tokens(body) == rest + max(5_000, len(letters) // 50)
 
 
 def test_a_long_word_that_is_no_media_counts_by_its_bytes():
     body = b'{"content":"' + b"A" * 50_000 + b'"}'
-    assert bodies.most_prompt_tokens(body) == len(body)
+    assert bodies.max_prompt_tokens(body) == len(body)

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from mcpmeter.dialects.base import NotAnAnswer
 from mcpmeter.dialects.openai import (
-    LONGEST_AMOUNT,
-    MOST_TOKENS,
+    MAX_AMOUNT_LENGTH,
+    MAX_TOKENS,
     events_of,
     lenient,
     read_usage,
@@ -85,7 +85,7 @@ BAD = (None, True)
         ('{"prompt_tokens":"12","completion_tokens":5}', BAD),
         ('{"prompt_tokens":true,"completion_tokens":5}', BAD),
         ('{"prompt_tokens":[],"completion_tokens":5}', BAD),
-        (f'{{"prompt_tokens":{MOST_TOKENS + 1},"completion_tokens":5}}', BAD),
+        (f'{{"prompt_tokens":{MAX_TOKENS + 1},"completion_tokens":5}}', BAD),
         (f'{{"prompt_tokens":{10**30},"completion_tokens":5}}', BAD),
         (f'{{"prompt_tokens":{"9" * 5000},"completion_tokens":5}}', BAD),
         ("[]", BAD),
@@ -161,8 +161,8 @@ def test_whatever_is_reported_fits_a_row_and_its_parts_fit_their_totals(value):
     usage, _bad = read(json.dumps(value))
     if usage is None:
         return
-    assert 0 <= usage.prompt_tokens <= MOST_TOKENS
-    assert 0 <= usage.completion_tokens <= MOST_TOKENS
+    assert 0 <= usage.prompt_tokens <= MAX_TOKENS
+    assert 0 <= usage.completion_tokens <= MAX_TOKENS
     assert 0 <= usage.cached_read_tokens + usage.cache_write_tokens <= usage.prompt_tokens
     assert 0 <= usage.reasoning_tokens <= usage.completion_tokens
     assert 0 <= usage.audio_tokens <= usage.prompt_tokens + usage.completion_tokens
@@ -211,7 +211,7 @@ def cost(text: str) -> str:
         ('""', ""),
         ('"free"', ""),
         ("[1]", ""),
-        ("9" * (LONGEST_AMOUNT + 1), ""),
+        ("9" * (MAX_AMOUNT_LENGTH + 1), ""),
         ("0.1,", ""),
     ],
 )

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from mcpmeter.dialects import openai_chat
 from mcpmeter.dialects.base import NotAnAnswer
-from mcpmeter.dialects.json_body import LONGEST_MODEL_NAME
+from mcpmeter.dialects.json_body import MAX_MODEL_NAME_LENGTH
 from mcpmeter.dialects.openai_chat import OpenAiChat
-from mcpmeter.errors import InvalidRequest, LedgerUnavailable, UpstreamBroke
+from mcpmeter.errors import InvalidRequest, LedgerUnavailable, UpstreamDisconnected
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "openai_chat"
 EXPECTED: dict[str, dict[str, Any]] = json.loads((GOLDEN / "expected.json").read_text())
@@ -168,7 +168,7 @@ def test_what_is_metered_is_read_and_nothing_else_is_judged():
         (b'{"model":7,%s}' % MESSAGES, "$.model"),
         (b'{"model":"",%s}' % MESSAGES, "'model' is empty"),
         (b'{"model":" ",%s}' % MESSAGES, "'model' is empty"),
-        (b'{"model":"%s",%s}' % (b"m" * (LONGEST_MODEL_NAME + 1), MESSAGES), "'model' is longer"),
+        (b'{"model":"%s",%s}' % (b"m" * (MAX_MODEL_NAME_LENGTH + 1), MESSAGES), "'model' is longer"),
         (b'{"model":"a\\nb",%s}' % MESSAGES, "control characters"),
         (b'{"stream":"yes",%s}' % MESSAGES, "$.stream"),
         (b'{"stream_options":true,%s}' % MESSAGES, "$.stream_options"),
@@ -360,7 +360,7 @@ def test_an_error_has_openais_shape_an_id_and_a_sentence():
 
 
 def test_an_error_inside_a_stream_is_one_event_of_the_same_shape():
-    event = CHAT.error_event(UpstreamBroke("It ended."), "call_1")
+    event = CHAT.error_event(UpstreamDisconnected("It ended."), "call_1")
     assert event.startswith(b"data: {")
     assert event.endswith(b"}\n\n")
     assert json.loads(event[6:])["error"]["code"] == "upstream_broke"

@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mcpmeter.dialects.base import NotAnAnswer
-from mcpmeter.dialects.json_body import LONGEST_MODEL_NAME
-from mcpmeter.dialects.openai import MOST_TOKENS
+from mcpmeter.dialects.json_body import MAX_MODEL_NAME_LENGTH
+from mcpmeter.dialects.openai import MAX_TOKENS
 from mcpmeter.dialects.openai_embeddings import OpenAiEmbeddings
-from mcpmeter.errors import InvalidRequest, LedgerUnavailable, UpstreamBroke
+from mcpmeter.errors import InvalidRequest, LedgerUnavailable, UpstreamDisconnected
 from mcpmeter.records import Usage
 
 EMBEDDINGS = OpenAiEmbeddings()
@@ -55,7 +55,7 @@ def test_every_form_of_input_is_counted(given_input, tokens):
         (b'{"input":[["a"]]}', "$.input[0][0]"),
         (b'{"model":7,%s}' % INPUT, "$.model"),
         (b'{"model":"",%s}' % INPUT, "'model' is empty"),
-        (b'{"model":"%s",%s}' % (b"m" * (LONGEST_MODEL_NAME + 1), INPUT), "'model' is longer"),
+        (b'{"model":"%s",%s}' % (b"m" * (MAX_MODEL_NAME_LENGTH + 1), INPUT), "'model' is longer"),
         (b'{"x":"\xff",%s}' % INPUT, "not valid UTF-8"),
         (b'{"input":"\\u0000"}', "NUL"),
         (b'{"input":"\\ud800"}', "not valid JSON"),
@@ -144,7 +144,7 @@ def reported(prompt: int) -> tuple[Usage, bool]:
         ('{"prompt_tokens":NaN}', BAD),
         ('{"prompt_tokens":"8"}', BAD),
         ('{"prompt_tokens":true}', BAD),
-        (f'{{"prompt_tokens":{MOST_TOKENS + 1}}}', BAD),
+        (f'{{"prompt_tokens":{MAX_TOKENS + 1}}}', BAD),
         ('{"prompt_tokens":8,"total_tokens":-1}', BAD),
         ("[7]", BAD),
         ("7", BAD),
@@ -166,5 +166,5 @@ def test_nothing_of_an_answer_is_a_completion_nor_a_stream():
 def test_an_error_has_openais_shape_and_an_id():
     error = json.loads(EMBEDDINGS.error_body(LedgerUnavailable("The disk is full."), "call_1"))["error"]
     assert (error["code"], error["call_id"]) == ("ledger_unavailable", "call_1")
-    event = EMBEDDINGS.error_event(UpstreamBroke("It ended."), "call_1")
+    event = EMBEDDINGS.error_event(UpstreamDisconnected("It ended."), "call_1")
     assert json.loads(event.removeprefix(b"data: "))["error"]["code"] == "upstream_broke"

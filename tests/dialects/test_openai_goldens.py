@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mcpmeter.dialects.base import Dialect, NotAnAnswer, Read
+from mcpmeter.dialects.base import Dialect, NotAnAnswer, ResponseInfo
 from mcpmeter.dialects.openai_chat import OpenAiChat
 from mcpmeter.dialects.openai_embeddings import OpenAiEmbeddings
 from mcpmeter.dialects.openai_responses import OpenAiResponses
-from mcpmeter.errors import UpstreamBroke
+from mcpmeter.errors import UpstreamDisconnected
 from mcpmeter.relay.stream import StreamTee
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -41,13 +41,13 @@ def dialect_of(name: str) -> Dialect:
     return DIALECTS[name.partition("/")[0]]
 
 
-def said(read: Read) -> dict[str, Any]:
+def said(read: ResponseInfo) -> dict[str, Any]:
     usage = None if read.usage is None else {detail: getattr(read.usage, detail) for detail in DETAILS}
     fields = ("model", "finish_reason", "is_error", "is_refusal", "is_empty", "reported_usd")
     return {"usage": usage, **{field: getattr(read, field) for field in fields}}
 
 
-def expected_of(name: str, read: Read) -> dict[str, Any]:
+def expected_of(name: str, read: ResponseInfo) -> dict[str, Any]:
     expected = EXPECTED[name]
     return {**expected, "model": read.model if expected["model"] is None else expected["model"]}
 
@@ -154,7 +154,7 @@ def test_the_sdk_reads_the_same_usage_from_the_same_stream(name):
 
 def test_the_sdk_raises_on_our_error_in_a_response_that_has_begun():
     begun = (GOLDEN / "openai_responses/stream_truncated.sse").read_bytes().partition(b"event: response.incomplete")[0]
-    event = OpenAiResponses().error_event(UpstreamBroke("It ended.", hint="Retry."), "call_1")
+    event = OpenAiResponses().error_event(UpstreamDisconnected("It ended.", hint="Retry."), "call_1")
     with sdk(begun + event, "text/event-stream") as client:
         events = client.responses.create(model="m", input="Hello", stream=True)
         with pytest.raises(openai.APIError, match=r"It ended\. Retry\.") as raised:

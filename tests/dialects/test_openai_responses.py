@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mcpmeter.dialects.base import NotAnAnswer
-from mcpmeter.dialects.json_body import LONGEST_MODEL_NAME
-from mcpmeter.dialects.openai import MOST_TOKENS
+from mcpmeter.dialects.json_body import MAX_MODEL_NAME_LENGTH
+from mcpmeter.dialects.openai import MAX_TOKENS
 from mcpmeter.dialects.openai_responses import OpenAiResponses
-from mcpmeter.errors import InvalidRequest, LedgerUnavailable, UpstreamBroke
+from mcpmeter.errors import InvalidRequest, LedgerUnavailable, UpstreamDisconnected
 from mcpmeter.records import Usage
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "openai_responses"
@@ -68,7 +68,7 @@ def test_nothing_is_asked_for_that_would_have_to_be_withheld():
         (b'{"messages":[{"role":"user","content":"Hello"}]}', "'input' is empty"),
         (b'{"model":7,%s}' % INPUT, "$.model"),
         (b'{"model":" ",%s}' % INPUT, "'model' is empty"),
-        (b'{"model":"%s",%s}' % (b"m" * (LONGEST_MODEL_NAME + 1), INPUT), "'model' is longer"),
+        (b'{"model":"%s",%s}' % (b"m" * (MAX_MODEL_NAME_LENGTH + 1), INPUT), "'model' is longer"),
         (b'{"stream":"yes",%s}' % INPUT, "$.stream"),
         (b'{"x":"\xff",%s}' % INPUT, "not valid UTF-8"),
         (b'{"x":"\\ud800",%s}' % INPUT, "not valid JSON"),
@@ -157,7 +157,7 @@ def reported(prompt: int, completion: int, **details: int) -> tuple[Usage, bool]
         ('{"input_tokens":NaN,"output_tokens":2}', BAD),
         ('{"input_tokens":"5","output_tokens":2}', BAD),
         ('{"input_tokens":true,"output_tokens":2}', BAD),
-        (f'{{"input_tokens":{MOST_TOKENS + 1},"output_tokens":2}}', BAD),
+        (f'{{"input_tokens":{MAX_TOKENS + 1},"output_tokens":2}}', BAD),
         ("[]", BAD),
         ("7", BAD),
         (
@@ -321,7 +321,7 @@ def test_an_error_has_openais_shape_an_id_and_a_sentence():
 
 
 def test_an_error_inside_a_stream_is_an_error_event():
-    name, data, *rest = RESPONSES.error_event(UpstreamBroke("It ended."), "call_1").split(b"\n")
+    name, data, *rest = RESPONSES.error_event(UpstreamDisconnected("It ended."), "call_1").split(b"\n")
     assert (name, rest) == (b"event: error", [b"", b""])
     told = json.loads(data.removeprefix(b"data: "))
     assert (told["type"], told["error"]["code"]) == ("error", "upstream_broke")

@@ -20,7 +20,7 @@ from mcpmeter.records import Scope, TopUp
 ROUNDS, ROUNDS_IN_FULL = 8, 200
 CALLS = 100
 CENT = 10**7
-MOST_TOKENS = 100
+MAX_TOKENS = 100
 BUDGET = "{name: credit, period: once, start: 2020-01-01, limit_usd: 0}"
 
 
@@ -75,7 +75,7 @@ class Race:
 
 
 async def race(stand: Any, seed: int, rounds: int, *, extra: str = "", **more: Any) -> Race:
-    stand.start_simulator("--completion-tokens", f"uniform:1-{2 * MOST_TOKENS}", "--latency-ms", "uniform:0-20")
+    stand.start_simulator("--completion-tokens", f"uniform:1-{2 * MAX_TOKENS}", "--latency-ms", "uniform:0-20")
     stand.configure(extra=f"budgets: [{BUDGET}]\n{extra}")
     stand.start_relay()
     running = Race(stand, Random(seed))
@@ -89,7 +89,7 @@ def counted(row: dict[str, Any]) -> int:
 
 @pytest.mark.trial
 async def test_calls_that_bound_their_answer_never_overspend_at_the_last_cent(stand: Any, trials: Any) -> None:
-    running = await race(stand, 1, ROUNDS_IN_FULL if trials.full else ROUNDS, max_tokens=MOST_TOKENS)
+    running = await race(stand, 1, ROUNDS_IN_FULL if trials.full else ROUNDS, max_tokens=MAX_TOKENS)
     rows = stand.rows()
     standing = running.standing()
     trials.record(
@@ -122,7 +122,7 @@ async def test_calls_that_bound_nothing_overspend_by_what_they_take_beyond_the_a
     stand: Any, trials: Any
 ) -> None:
     rounds = ROUNDS_IN_FULL // 10 if trials.full else 2
-    running = await race(stand, 2, rounds, extra=f"relay: {{assumed_completion_tokens: {MOST_TOKENS // 4}}}\n")
+    running = await race(stand, 2, rounds, extra=f"relay: {{assumed_completion_tokens: {MAX_TOKENS // 4}}}\n")
     rows = stand.rows()
     beyond = sum(max(counted(row) - row["reserved_nanousd"], 0) for row in rows)
     trials.record(

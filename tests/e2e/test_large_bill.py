@@ -23,7 +23,7 @@ from mcpmeter.records import Call, Charge, LlmTarget, Settlement, Usage
 
 LINES = 20_000
 LINES_IN_FULL = 1_000_000
-MOST_MEGABYTES = 200
+MAX_MEGABYTES = 200
 """The program itself, its prices and SQLite's caches are some 120."""
 BEGIN = datetime(2026, 11, 1, tzinfo=UTC)
 PLANTED_EVERY = 100
@@ -94,7 +94,7 @@ class Measured(NamedTuple):
     megabytes: float
 
 
-def _most_resident(pid: int) -> float:
+def _max_resident(pid: int) -> float:
     """Megabytes of the program itself: what `wait4` says takes in the memory of whoever forked it."""
     with contextlib.suppress(OSError, StopIteration):
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
@@ -108,7 +108,7 @@ def measured(folder: Path, *words: object) -> Measured:
         running = subprocess.Popen([COMMAND, "reconcile", *map(str, words)], stdout=out, stderr=err)
         megabytes = 0.0
         while running.poll() is None:
-            megabytes = max(megabytes, _most_resident(running.pid))
+            megabytes = max(megabytes, _max_resident(running.pid))
             time.sleep(0.02)
         seconds = time.monotonic() - began
         out.seek(0)
@@ -148,5 +148,5 @@ def test_a_million_lines_are_compared_in_bounded_memory_and_every_false_one_is_f
     assert (by_id.code, by_day.code) == (1, 1)
     assert sum(total["findings"] for total in found.values()) == count + count // PLANTED_EVERY // len(PLANTED)
     assert by_id.report["bills"][0]["drift_usd"] == by_day.report["bills"][0]["drift_usd"]
-    assert max(by_id.megabytes, by_day.megabytes) < MOST_MEGABYTES
+    assert max(by_id.megabytes, by_day.megabytes) < MAX_MEGABYTES
     assert not trials.full or "bill.csv" in by_id.told, "long work has to say how far it is"

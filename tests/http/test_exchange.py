@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from mcpmeter.errors import CallerGone
+from mcpmeter.errors import ClientDisconnected
 from mcpmeter.http.exchange import HttpExchange
 
 SCOPE = {"type": "http", "method": "POST", "headers": [(b"host", b"localhost")]}
@@ -51,7 +51,7 @@ async def test_a_client_that_leaves_ends_the_block() -> None:
             server.received.put_nowait({"type": "http.disconnect"})
             await asyncio.Event().wait()
 
-    with pytest.raises(CallerGone):
+    with pytest.raises(ClientDisconnected):
         await wait_inside()
 
 
@@ -71,5 +71,5 @@ async def test_a_client_that_never_reads_counts_as_gone(monkeypatch: pytest.Monk
         await asyncio.Event().wait()
 
     exchange = HttpExchange(SCOPE, server.received.get, stuck, endpoint="/")
-    with pytest.raises(CallerGone, match="stopped reading"):
+    with pytest.raises(ClientDisconnected, match="stopped reading"):
         await exchange.send(b"a")

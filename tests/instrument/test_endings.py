@@ -10,12 +10,12 @@ from pydantic import BaseModel, ValidationError
 from mcpmeter.catalog import labels
 from mcpmeter.errors import ERROR_TYPES
 from mcpmeter.instrument import endings
-from mcpmeter.meter import Ending
+from mcpmeter.meter import CallResult
 
 JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.text(), st.lists, max_leaves=5)
 
 
-def told(ending: Ending) -> tuple[str, str, str, str]:
+def told(ending: CallResult) -> tuple[str, str, str, str]:
     return ending.status, ending.error_type, ending.error_side, ending.otel_error_type
 
 

@@ -18,7 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 import mcpmeter
 from mcpmeter.catalog import service
-from mcpmeter.errors import PartMissing, PortTaken
+from mcpmeter.errors import MissingDependency, PortTaken
 from mcpmeter.instrument import Instrumented, RegistryTaken, ServerNotSupported
 
 DOCS = Path(__file__).parents[2] / "docs" / "library.md"
@@ -145,7 +145,7 @@ class TestFaults:
 
     def test_without_any_sdk_it_says_what_to_install(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, "mcp", None)
-        with pytest.raises(PartMissing, match="pip install"):
+        with pytest.raises(MissingDependency, match="pip install"):
             mcpmeter.instrument(object())
 
     def test_an_older_sdk_is_named(self, monkeypatch: pytest.MonkeyPatch) -> None:

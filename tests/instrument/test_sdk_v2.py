@@ -13,9 +13,9 @@ from mcp_types import CallToolResult, InputRequiredResult, ListToolsResult, Text
 
 from mcpmeter.instrument import current_operation
 from mcpmeter.instrument.sdk_v2 import instrument_with
-from mcpmeter.instrument.tool_names import MOST_TOOLS, ToolNames
+from mcpmeter.instrument.tool_names import MAX_TOOLS, ToolNames
 from mcpmeter.meter import Meter, OpenCall
-from mcpmeter.metrics.label_allowlist import Vocabulary
+from mcpmeter.metrics.label_allowlist import LabelAllowlist
 from mcpmeter.metrics.recorder import Recorder
 
 Until = Callable[[Callable[[], bool]], Any]
@@ -263,15 +263,15 @@ class TestToolNames:
         assert numbers.operations("tools/call") == {("other", ""): 1}
 
     def test_names_without_end_are_cut_off(self) -> None:
-        vocabulary = Vocabulary()
+        vocabulary = LabelAllowlist()
         names = ToolNames(Server("many"), vocabulary)
-        names.see({"tools": [{"name": f"tool_{number}"} for number in range(3 * MOST_TOOLS)]})
+        names.see({"tools": [{"name": f"tool_{number}"} for number in range(3 * MAX_TOOLS)]})
         names.see({"tools": [{"name": "one_more"}, {"name": 7}, {}]})
-        assert len(vocabulary.of("tool")) == MOST_TOOLS + 1
+        assert len(vocabulary.of("tool")) == MAX_TOOLS + 1
         assert "one_more" not in vocabulary.of("tool")
 
     def test_a_name_that_the_protocol_forbids_is_not_taken(self) -> None:
-        vocabulary = Vocabulary()
+        vocabulary = LabelAllowlist()
         ToolNames(Server("long"), vocabulary).see({"tools": [{"name": "x" * 129}, {"name": "y" * 128}]})
         assert vocabulary.of("tool") == {"", "y" * 128}
 

@@ -21,7 +21,7 @@ from mcpmeter.errors import NotAuthenticated
 from mcpmeter.ledger.queries.reader import open_writer
 from mcpmeter.meter import Meter
 from mcpmeter.metrics.recorder import Recorder
-from mcpmeter.quota.tracker import QuotaBoard, QuotaReport
+from mcpmeter.quota.tracker import QuotaReport, QuotaTracker
 from mcpmeter.records import Balance, Scope
 from mcpmeter.service.api.api import OPERATIONS, ApiPages
 from mcpmeter.service.app import App, HostGuard, PageEndpoint
@@ -87,7 +87,7 @@ class Api:
         self.ledger = ledger
         self.asked: list[UsageQuery] = []
         recorder = Recorder(rows=tuple(dict.fromkeys((*ALL, *rows.ROWS))))
-        self.board = QuotaBoard(recorder)
+        self.board = QuotaTracker(recorder)
         self.budgets = Budgets()
         pages = ApiPages(self.board, self.budgets, identify, "1.2.3", ask_usage=self.ask_usage, now=lambda: NOW)
         meter = Meter(recorder)

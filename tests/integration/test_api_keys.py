@@ -144,7 +144,7 @@ class TestTheFirst:
         assert (await ask(relay, KEYS, second, first.json["key"])).status == 200
 
     async def test_only_this_machine_makes_it(self, relay: Relay) -> None:
-        pages = KeyPages(relay.service._store, lambda: relay.service.pipeline.wiring.keys, _never, lambda _: False)
+        pages = KeyPages(relay.service._store, lambda: relay.service.pipeline.runtime.keys, _never, lambda _: False)
         app = relay.service.app
         app._routes = {**app._routes, **_endpoints(relay, pages)}
         for method, path in (("GET", KEYS), ("POST", KEYS)):
@@ -161,8 +161,8 @@ class TestTheFirst:
             assert reply.status == 401
 
     async def test_where_keys_are_optional_none_is_still_no_admins(self, keyed: Relay) -> None:
-        wiring = keyed.service.pipeline.wiring
-        keyed.service.pipeline.wiring = replace(wiring, options=replace(wiring.options, keys_optional=True))
+        runtime = keyed.service.pipeline.runtime
+        keyed.service.pipeline.runtime = replace(runtime, options=replace(runtime.options, keys_optional=True))
         assert (await keyed.chat()).status == 200
         assert (await ask(keyed, KEYS, {"name": "mine", "team": "platform", "role": "admin"}, None)).status == 401
 
@@ -215,8 +215,8 @@ class TestChanging:
         monkeypatch.setattr(store, "keys", fail_once)
         reply = await ask(on_either, REVOKE, {"id": made["id"]})
         assert (reply.status, reply.error["code"]) == (503, "ledger_unavailable")
-        ring = on_either.service.pipeline.wiring.keys
-        await on_either.until(lambda: on_either.service.pipeline.wiring.keys is not ring)
+        ring = on_either.service.pipeline.runtime.keys
+        await on_either.until(lambda: on_either.service.pipeline.runtime.keys is not ring)
         assert (await on_either.chat(key=made["key"])).status == 401
 
     async def test_a_key_of_the_file_is_listed_but_not_changed(self, on_either: Relay) -> None:

@@ -141,7 +141,7 @@ async def _walk(zone: str, kind: str, steps: list[tuple[int, int]], path: Path) 
         for step_s, cost in steps:
             now_s += step_s
             at_ns = now_s * NS_PER_S
-            claims = budgets.claims(team="search", most_nanousd=60, at_ns=at_ns)
+            claims = budgets.claims(team="search", max_cost_nanousd=60, at_ns=at_ns)
             call = Call(id=new_call_id(), started_at_ns=at_ns, endpoint="/v1/chat/completions", method="POST",
                         team="search", claims=claims, llm=LlmTarget(provider="p", model="m"))  # fmt: skip
             await store.open(call)

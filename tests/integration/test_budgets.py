@@ -15,13 +15,13 @@ import pytest
 from mcpmeter.budgets.budget import Budget, Budgets
 from mcpmeter.budgets.forecast import NS_PER_HOUR
 from mcpmeter.budgets.period import Period
-from mcpmeter.budgets.status_board import BudgetBoard
+from mcpmeter.budgets.status_board import BudgetStatusBoard
 from mcpmeter.catalog import budget as rows
 from mcpmeter.config import AttributionSettings, BudgetSettings
 from mcpmeter.ledger.sqlite.store import SqliteStore
 from mcpmeter.meter import new_call_id
 from mcpmeter.metrics.recorder import Recorder
-from mcpmeter.records import Call, Charge, Claim, LlmTarget, Scope, Settlement, TopUp, Usage
+from mcpmeter.records import Call, Charge, LlmTarget, Reservation, Scope, Settlement, TopUp, Usage
 from mcpmeter.service import Service, bind
 from mcpmeter.service.run import running
 
@@ -40,9 +40,9 @@ class Ledger:
         self.now_ns = START + 10 * NS_PER_HOUR
         self.store = store
         self.recorder = Recorder()
-        self.board = BudgetBoard(store, self.recorder, now=lambda: self.now_ns)
+        self.board = BudgetStatusBoard(store, self.recorder, now=lambda: self.now_ns)
 
-    async def spend(self, nanousd: int, *claims: Claim, at_ns: int = 0) -> None:
+    async def spend(self, nanousd: int, *claims: Reservation, at_ns: int = 0) -> None:
         call = self.call(*claims, at_ns=at_ns)
         await self.store.open(call)
         await self.store.settle(
@@ -56,7 +56,7 @@ class Ledger:
             )
         )
 
-    def call(self, *claims: Claim, at_ns: int = 0) -> Call:
+    def call(self, *claims: Reservation, at_ns: int = 0) -> Call:
         return Call(
             id=new_call_id(),
             started_at_ns=at_ns or self.now_ns,
@@ -110,7 +110,7 @@ class TestBoard:
         asked: list[str] = []
         burn_of = ledger.store.burn_nanousd
 
-        async def counted(claim: Claim, since_ns: int, until_ns: int) -> int:
+        async def counted(claim: Reservation, since_ns: int, until_ns: int) -> int:
             asked.append(claim.balance)
             return await burn_of(claim, since_ns, until_ns)
 
@@ -188,7 +188,7 @@ class TestBoard:
         ledger.board.configure(Budgets([TEAM, wide]))
         assert (ledger.gauge(rows.REFUSALS), ledger.gauge(rows.REFUSALS, "", "wide")) == (0, 0)
         ledger.board.note_refusal(wide.claim(1, ledger.now_ns))
-        minute = Claim(balance="key=key_1|requests|minute", unit="requests", period_start_ns=1, amount=1)
+        minute = Reservation(balance="key=key_1|requests|minute", unit="requests", period_start_ns=1, amount=1)
         ledger.board.note_refusal(minute)
         assert (ledger.gauge(rows.REFUSALS), ledger.gauge(rows.REFUSALS, "", "wide")) == (0, 1)
 
@@ -277,7 +277,7 @@ async def test_a_reload_raises_the_limit_and_forgets_nothing(start_relay) -> Non
 async def test_a_top_up_by_another_process_lets_calls_in_again_within_a_second(start_relay) -> None:
     relay = await start_relay(budgets=(tight(period="once", start="2026-01-01"),))
     assert [(await chat(relay)).status for _ in range(2)] == [200, 402]
-    ((budget, _),) = relay.service.pipeline.wiring.limits.budgets.current(0)
+    ((budget, _),) = relay.service.pipeline.runtime.limits.budgets.current(0)
     await relay.service._store.top_up(TopUp(id="top_1", balance=budget.balance, amount_nanousd=USD // 500, at_ns=1))
     assert (await chat(relay)).status == 200
 

@@ -12,7 +12,7 @@ import pytest
 from uvicorn.protocols.http.flow_control import FlowControl
 
 from mcpmeter.http.exchange import WIRE
-from mcpmeter.http.server.cycle import Cycle
+from mcpmeter.http.server.cycle import RequestCycle
 
 OK = (b"content-type", b"application/json")
 
@@ -36,8 +36,8 @@ class Transport:
     resume_reading = pause_reading
 
 
-def cycle_on(transport: Transport, *, method: str = "POST", keep_alive: bool = True) -> Cycle:
-    return Cycle(
+def cycle_on(transport: Transport, *, method: str = "POST", keep_alive: bool = True) -> RequestCycle:
+    return RequestCycle(
         {"type": "http", "method": method},  # type: ignore[typeddict-item]
         transport,  # type: ignore[arg-type]
         FlowControl(transport),  # type: ignore[arg-type]

@@ -14,7 +14,7 @@ from tests.disks import break_file_system, immutable, loop_mounted, make_image, 
 from mcpmeter.ledger.location import Location
 from mcpmeter.ledger.maintenance.verify import verify
 
-MOST_ROUNDS = 200
+MAX_ROUNDS = 200
 BLOCK = bytes(16 * 1024)
 
 
@@ -58,7 +58,7 @@ class Traffic:
 
     async def until_refused(self) -> None:
         """Calls until a round of them is refused to the last."""
-        for _ in range(MOST_ROUNDS):
+        for _ in range(MAX_ROUNDS):
             whole = len(self.whole)
             await self.calls()
             if len(self.whole) == whole:

@@ -553,9 +553,9 @@ async def test_a_client_that_leaves_while_the_call_waits_sends_nothing_more(serv
 
 def nothing_is_left(relay: Any) -> bool:
     """No call is in flight, and no task of one lives on."""
-    names = ("Listening", "Flight", "Pipeline")
+    names = ("CancelOnDisconnect", "RelayedCall", "Pipeline")
     running_now = {task.get_coro().__qualname__ for task in asyncio.all_tasks() if task.get_coro() is not None}
-    return not relay.service.pipeline.in_flight and not any(name.startswith(names) for name in running_now)
+    return not relay.service.pipeline.active_calls and not any(name.startswith(names) for name in running_now)
 
 
 TIMES = {

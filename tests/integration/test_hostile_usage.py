@@ -22,7 +22,7 @@ from mcpmeter.ledger.queries.totals import find_call
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 EXAMPLES = 20_000 if os.environ.get("MCPMETER_TRIALS") == "full" else 120
-MOST_TOKENS = 10**12
+MAX_TOKENS = 10**12
 
 CHOICE = {"index": 0, "message": {"content": "Hi"}, "finish_reason": "stop"}
 OUTPUT = [{"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "Hi"}]}]
@@ -55,7 +55,7 @@ ANYTHING = st.recursive(
 )
 IMPOSSIBLE = (
     st.integers(max_value=-1)
-    | st.integers(min_value=MOST_TOKENS + 1)
+    | st.integers(min_value=MAX_TOKENS + 1)
     | st.floats().filter(lambda number: not number.is_integer())
     | st.booleans()
     | st.text(max_size=4)
@@ -63,7 +63,7 @@ IMPOSSIBLE = (
     | st.lists(st.integers(), max_size=2)
     | st.dictionaries(st.text(max_size=4), st.integers(), max_size=2)
 )
-TOLD = st.integers(0, MOST_TOKENS)
+TOLD = st.integers(0, MAX_TOKENS)
 
 
 @st.composite

@@ -72,7 +72,7 @@ async def test_an_expired_key_is_known_no_more(start_relay):
 
 async def test_the_ledger_says_whose_project_a_call_was_for(start_relay):
     relay = await start_relay(keys=key(project="web"))
-    relay.service.pipeline.wiring = _with_attribution(relay, "x-mcpmeter-project", ("web", "mobile"))
+    relay.service.pipeline.runtime = _with_attribution(relay, "x-mcpmeter-project", ("web", "mobile"))
     headers = {"authorization": f"Bearer {SECRET}"}
     body = {"model": "gpt-4.1", "messages": [{"role": "user", "content": "Hello"}]}
     await relay.ask(body, headers=headers)
@@ -83,4 +83,4 @@ async def test_the_ledger_says_whose_project_a_call_was_for(start_relay):
 
 
 def _with_attribution(relay, header, values):
-    return replace(relay.service.pipeline.wiring, attribution=Attribution(header=header, values=values))
+    return replace(relay.service.pipeline.runtime, attribution=Attribution(header=header, values=values))

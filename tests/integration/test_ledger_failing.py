@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mcpmeter.errors import LedgerUnavailable, UpstreamAnsweredGarbage
+from mcpmeter.errors import InvalidUpstreamResponse, LedgerUnavailable
 from mcpmeter.ledger.sqlite.store import SqliteStore
 from mcpmeter.ledger.store import RowRefused, SettlementConflict
 from mcpmeter.records import Call, Settlement
@@ -97,7 +97,7 @@ async def test_a_providers_fault_on_top_of_the_ledgers_is_told_as_the_ledgers(re
     failing.fails_to_settle = full_disk()
     reply = await relay.chat("body=html")
     assert (reply.status, reply.error["code"]) == (503, "ledger_unavailable")
-    assert reply.error["code"] != UpstreamAnsweredGarbage.id
+    assert reply.error["code"] != InvalidUpstreamResponse.id
     assert [row.state for row in relay.rows()] == ["open"]
 
 

@@ -28,7 +28,7 @@ async def ready(relay: Any) -> int:
 async def started_stream(relay: Any, simulate: str) -> asyncio.Task[Any]:
     """A stream that has given its first bytes."""
     task = asyncio.get_running_loop().create_task(relay.chat(simulate, stream=True))
-    await relay.until(lambda: any(flight._first_chunk_ns for flight in relay.service.pipeline.in_flight))
+    await relay.until(lambda: any(flight._first_chunk_ns for flight in relay.service.pipeline.active_calls))
     return task
 
 
@@ -73,7 +73,7 @@ async def test_what_still_runs_past_the_deadline_is_cut_told_and_charged(start_r
     await relay.simulator.books.wait_until(lambda books: books.open_calls == 1)
     if stream:
         await relay.until(
-            lambda: any(flight._tee and flight._tee.chunks > 5 for flight in relay.service.pipeline.in_flight)
+            lambda: any(flight._tee and flight._tee.chunks > 5 for flight in relay.service.pipeline.active_calls)
         )
     await relay.service.drain()
     assert not running_call.done()
@@ -245,7 +245,7 @@ async def test_a_key_made_while_the_service_runs_counts_within_seconds_and_a_rev
     secret, key = new_key("notebook", "research", time.time_ns())
     add_key(relay.ledger, key)  # what `mcpmeter keys create` does, on a connection of its own
     keys = relay.service.pipeline
-    await relay.until(lambda: not keys.wiring.keys.empty, seconds=5)
+    await relay.until(lambda: not keys.runtime.keys.empty, seconds=5)
 
     assert (await relay.chat()).status == 401
     assert (await relay.chat(key=secret)).status == 200

@@ -134,7 +134,7 @@ async def keyed(start_module_relay: StartRelay) -> AsyncIterator[Keyed]:
         add_key(relay.ledger, key)
         ids[kind] = key.id
     revoke_key(relay.ledger, ids["revoked"], time.time_ns())
-    await relay.until(lambda: len(relay.service.pipeline.wiring.keys.keys) == 4)
+    await relay.until(lambda: len(relay.service.pipeline.runtime.keys.keys) == 4)
     found = Keyed(relay, secrets, ids)
     for kind in ("caller", "other"):
         assert (await found.ask(kind, "POST", "/v1/chat/completions", CHAT_BODY)).status == 200
@@ -231,9 +231,9 @@ async def usage_report(keyed: Keyed, kind: str) -> Any:
     [("GET", "/api/keys"), ("POST", "/api/keys"), ("POST", "/api/keys/rotate"), ("POST", "/api/keys/revoke")],
 )
 async def test_a_page_of_another_origin_changes_no_keys(keyed: Keyed, method: str, path: str, origin: str) -> None:
-    before = keyed.relay.service.pipeline.wiring.keys.keys
+    before = keyed.relay.service.pipeline.runtime.keys.keys
     body = {"name": "forged", "team": "search", "role": "admin"} if path == "/api/keys" else {"id": keyed.ids["caller"]}
     for headers in ({"origin": origin}, {"host": "evil.example"}):
         reply = await keyed.ask("admin", method, path, b"" if method == "GET" else body, headers)
         assert (reply.status, reply.error["code"]) == (403, "not_allowed")
-    assert keyed.relay.service.pipeline.wiring.keys.keys == before
+    assert keyed.relay.service.pipeline.runtime.keys.keys == before

@@ -17,10 +17,10 @@ from mcpmeter.ledger.location import Location, location_of
 from mcpmeter.ledger.postgres.store import PostgresStore
 from mcpmeter.ledger.sqlite.store import SqliteStore
 from mcpmeter.ledger.store import Store
-from mcpmeter.records import Call, Charge, Claim, LlmTarget, Scope, Settlement, Usage
+from mcpmeter.records import Call, Charge, LlmTarget, Reservation, Scope, Settlement, Usage
 
 STARTED_AT_NS = 1_793_534_400_000_000_000  # 2026-11-01T12:00:00Z
-BUDGET = Claim(
+BUDGET = Reservation(
     balance="team=research|month",
     period_start_ns=1_793_491_200_000_000_000,
     period_end_ns=1_796_083_200_000_000_000,

@@ -20,11 +20,11 @@ import apsw
 from mcpmeter.ledger.maintenance.verify import verify
 from mcpmeter.ledger.sqlite.connection import open_for_writing
 from mcpmeter.ledger.sqlite.store import SqliteStore
-from mcpmeter.records import Call, Charge, Claim, LlmTarget, Settlement, Usage
+from mcpmeter.records import Call, Charge, LlmTarget, Reservation, Settlement, Usage
 
 SECTOR = 512
 CALLS = 8
-BUDGET = Claim(balance="b", period_start_ns=1, period_end_ns=10**18, amount=100, limit=10**9)
+BUDGET = Reservation(balance="b", period_start_ns=1, period_end_ns=10**18, amount=100, limit=10**9)
 
 
 class Crash:

@@ -18,7 +18,7 @@ from mcpmeter.ledger.sqlite.connection import open_for_writing
 WRITER = Path(__file__).with_name("writing.py")
 IMAGE_BYTES = 32 * 2**20
 ROUNDS = {"full": (2, 100), "normal": (2, 20)}
-MOST_PROMISES = 2_000
+MAX_PROMISES = 2_000
 WHAT = {
     "full": "Power loss on a loop-mounted disk",
     "normal": "The control: power loss on the same disk, with synchronous=NORMAL",
@@ -79,7 +79,7 @@ def test_what_was_promised_is_there_after_a_power_cut(synchronous, tmp_path, tri
     random = Random(synchronous)
     rounds = ROUNDS[synchronous][trials.full]
     found = [
-        power_lost(tmp_path / str(number), synchronous, random.randint(1, MOST_PROMISES)) for number in range(rounds)
+        power_lost(tmp_path / str(number), synchronous, random.randint(1, MAX_PROMISES)) for number in range(rounds)
     ]
     lost = sum(cut["lost"] for cut in found)
     trials.record(

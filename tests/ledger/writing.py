@@ -13,10 +13,10 @@ from pathlib import Path
 
 from mcpmeter.errors import LedgerUnavailable
 from mcpmeter.ledger.sqlite.store import SqliteStore
-from mcpmeter.records import Call, Charge, Claim, LlmTarget, Scope, Settlement, Usage
+from mcpmeter.records import Call, Charge, LlmTarget, Reservation, Scope, Settlement, Usage
 
 AT_ONCE = 8
-BUDGET = Claim(
+BUDGET = Reservation(
     balance="b", period_start_ns=1, period_end_ns=10**18, amount=100, limit=10**15, scope=Scope(team="research")
 )
 

@@ -17,7 +17,7 @@ from pydantic import SecretStr
 from mcpmeter.config import LedgerSettings, ProviderSettings, Settings
 from mcpmeter.demo.stack import stack
 from mcpmeter.demo.webhook_receiver import Notice, pager
-from mcpmeter.live_check import Addresses, Finding, check_live
+from mcpmeter.live_check import Addresses, CheckResult, check_live
 from mcpmeter.monitoring.options import MonitoringOptions
 from mcpmeter.monitoring.render import files
 from mcpmeter.service import Service, bind, running
@@ -32,7 +32,7 @@ def settings_for(folder: Path, upstream: str, *, key: str = KEY, **more: object)
     return Settings(ledger=LedgerSettings(path=folder / "ledger.db"), providers=(provider,), **more)
 
 
-async def found(settings: Settings, addresses: Addresses) -> dict[str, Finding]:
+async def found(settings: Settings, addresses: Addresses) -> dict[str, CheckResult]:
     return {finding.check: finding async for finding in check_live(settings, addresses)}
 
 

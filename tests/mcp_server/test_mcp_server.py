@@ -37,9 +37,9 @@ from mcpmeter.meter import Meter
 from mcpmeter.metrics.recorder import Recorder
 from mcpmeter.pricing import PriceBook, PriceSource, bundled_price_lists
 from mcpmeter.providers import load_providers
-from mcpmeter.quota.tracker import QuotaBoard
+from mcpmeter.quota.tracker import QuotaTracker
 from mcpmeter.records import Settlement
-from mcpmeter.relay.pipeline import Pipeline, RelayOptions, Service, Wiring
+from mcpmeter.relay.pipeline import EndpointConfig, Pipeline, RelayOptions, Runtime
 from mcpmeter.routing.failover import Failover, RetryOptions, UpstreamMetrics
 from mcpmeter.routing.routes import Routing, Upstream
 from mcpmeter.simulator import Fault, Latency, Simulator, Spread
@@ -92,16 +92,16 @@ async def whole(tmp_path: Path) -> AsyncIterator[Whole]:
         stack.push_async_callback(client.close)
         book = PriceBook(bundled_price_lists(), sources={"sim": PriceSource("holysheep")})
         recorder = Recorder()
-        recorder.vocabulary.announce("model", ["gpt-4.1", "deepseek-v3.2"])
-        recorder.vocabulary.announce("provider", ["sim"])
-        recorder.vocabulary.announce("team", ["default", "red", "blue"])
+        recorder.label_allowlist.register("model", ["gpt-4.1", "deepseek-v3.2"])
+        recorder.label_allowlist.register("provider", ["sim"])
+        recorder.label_allowlist.register("team", ["default", "red", "blue"])
 
         def price(target: Any, response_model: str, *usage: Any) -> Any:
             return book.charge(target.provider, target.model, *usage)
 
         meter = Meter(recorder, store=store, price=price)
         provider = load_providers()["generic"].renamed("sim", base_url=simulator.base_url)
-        wiring = Wiring(
+        runtime = Runtime(
             options=RelayOptions(max_body_bytes=20_000),
             routing=Routing([Upstream(provider=provider, timeouts=Timeouts(first_byte_seconds=0.25, idle_seconds=1))]),
             client=client,
@@ -109,7 +109,7 @@ async def whole(tmp_path: Path) -> AsyncIterator[Whole]:
         )
         # One attempt a call, and nothing held against the provider: each test looks at its own fault alone.
         failover = Failover(UpstreamMetrics(recorder), retries=RetryOptions(max_attempts=1))
-        pipeline = Pipeline(meter, wiring, failover, QuotaBoard(recorder))
+        pipeline = Pipeline(meter, runtime, failover, QuotaTracker(recorder))
 
         async def ask(query: UsageQuery) -> UsageReport:
             if made.report_fault is not None:
@@ -118,7 +118,7 @@ async def whole(tmp_path: Path) -> AsyncIterator[Whole]:
 
         server = build_mcp_server(
             pipeline=pipeline,
-            service=Service(dialect=OpenAiChat(), default_model="deepseek-v3.2", maps_upstream_faults=True),
+            service=EndpointConfig(dialect=OpenAiChat(), default_model="deepseek-v3.2", maps_upstream_faults=True),
             list_models=lambda: [ModelInfo.of("sim", price) for price in book.models("sim")],
             price_book=lambda: book,
             usage_report=ask,
@@ -127,7 +127,7 @@ async def whole(tmp_path: Path) -> AsyncIterator[Whole]:
         instrument_with(meter, server)
         made = Whole(server, pipeline, recorder, simulator, ledger)
         yield made
-        assert pipeline.in_flight == set()
+        assert pipeline.active_calls == set()
 
 
 @asynccontextmanager
@@ -518,7 +518,7 @@ class TestKeys:
     def secrets(self, whole: Whole) -> dict[str, str]:
         made = {team: new_key("ci", team, 0) for team in ("red", "blue")}
         keys = KeyRing([key for _, key in made.values()])
-        whole.pipeline.wiring = replace(whole.pipeline.wiring, keys=keys)
+        whole.pipeline.runtime = replace(whole.pipeline.runtime, keys=keys)
         return {team: secret for team, (secret, _) in made.items()}
 
     @pytest.mark.parametrize("mode", ["auto", "legacy"])
@@ -605,7 +605,7 @@ class TestTheProcess:
         try:
             build_mcp_server(
                 pipeline=whole.pipeline,
-                service=Service(dialect=OpenAiChat()),
+                service=EndpointConfig(dialect=OpenAiChat()),
                 list_models=list,
                 price_book=PriceBook,
                 usage_report=lambda query: asyncio.sleep(0),

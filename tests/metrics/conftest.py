@@ -25,7 +25,7 @@ ANNOUNCED = {
 def announced_recorder() -> Recorder:
     recorder = Recorder()
     for name, values in ANNOUNCED.items():
-        recorder.vocabulary.announce(name, values)
+        recorder.label_allowlist.register(name, values)
     return recorder
 
 

@@ -23,7 +23,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 from mcpmeter.catalog import ALL, llm, mcp, money, service
 from mcpmeter.metrics.collector import Exposition, MeterCollector
 from mcpmeter.metrics.recorder import Recorder
-from mcpmeter.quota.tracker import QuotaBoard
+from mcpmeter.quota.tracker import QuotaTracker
 from mcpmeter.records import McpTarget, Settlement
 from mcpmeter.service.pages import MetricsPage
 
@@ -208,8 +208,8 @@ class TestHostileText:
         self, make_recorder: MakeRecorder, names: list[str]
     ) -> None:
         recorder = make_recorder()
-        recorder.vocabulary.announce("team", names)
-        kept = set(recorder.vocabulary.of("team"))
+        recorder.label_allowlist.register("team", names)
+        kept = set(recorder.label_allowlist.of("team"))
         for team in kept:
             recorder.add(money.COST, ("gpt-4.1", team, "openai", "listed"))
         for accept in ("", OPENMETRICS):
@@ -250,7 +250,7 @@ class TestThreads:
     def test_scraping_while_another_thread_writes_never_fails_and_never_goes_back(
         self, recorder: Recorder, make_settlement: Make
     ) -> None:
-        recorder.vocabulary.announce("team", [f"team-{number}" for number in range(3_000)])
+        recorder.label_allowlist.register("team", [f"team-{number}" for number in range(3_000)])
         done = threading.Event()
         seen: list[float] = []
         faults: list[BaseException] = []
@@ -285,11 +285,11 @@ class TestThreads:
         self, recorder: Recorder, make_settlement: Make, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         teams = [f"team-{number}" for number in range(2_500)]
-        recorder.vocabulary.announce("team", teams)
+        recorder.label_allowlist.register("team", teams)
         for source in ("reported", "listed"):
-            recorder.announce_children(money.COST, (["gpt-4.1"], teams, ["openai"], [source]))
+            recorder.register_children(money.COST, (["gpt-4.1"], teams, ["openai"], [source]))
         for kind in ("prompt", "completion"):
-            recorder.announce_children(llm.TOKENS, (["gpt-4.1"], [kind], teams, ["openai"], ["reported"]))
+            recorder.register_children(llm.TOKENS, (["gpt-4.1"], [kind], teams, ["openai"], ["reported"]))
         copied_in: list[int] = []
         rendered_in: list[int] = []
         monkeypatch.setattr(recorder, "snapshot", noting(recorder.snapshot, copied_in))
@@ -297,7 +297,7 @@ class TestThreads:
         prepare = exposition.prepare
         monkeypatch.setattr(exposition, "prepare", lambda accept: noting(prepare(accept), rendered_in))
 
-        page = await MetricsPage(recorder, exposition, StoreWithoutRows(), QuotaBoard(recorder), None)(Request())
+        page = await MetricsPage(recorder, exposition, StoreWithoutRows(), QuotaTracker(recorder), None)(Request())
 
         assert page.body.count(b"\nmcp_tokens_total{") + page.body.count(b"\nmcp_cost_usd_total{") == 10_000
         assert copied_in == [threading.get_ident()]

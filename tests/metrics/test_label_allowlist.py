@@ -3,28 +3,28 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mcpmeter.metrics.label_allowlist import Vocabulary, printable
+from mcpmeter.metrics.label_allowlist import LabelAllowlist, printable
 
 
 class TestVocabulary:
     def test_nothing_is_announced_at_first(self) -> None:
-        assert set(Vocabulary().of("model")) == set()
+        assert set(LabelAllowlist().of("model")) == set()
 
     def test_what_was_announced_stays_when_more_is_announced(self) -> None:
-        vocabulary = Vocabulary()
-        vocabulary.announce("model", ["gpt-4.1"])
-        vocabulary.announce("model", ["deepseek-v3.2"])
-        vocabulary.announce("model", [])
+        vocabulary = LabelAllowlist()
+        vocabulary.register("model", ["gpt-4.1"])
+        vocabulary.register("model", ["deepseek-v3.2"])
+        vocabulary.register("model", [])
         assert set(vocabulary.of("model")) == {"gpt-4.1", "deepseek-v3.2"}
 
     def test_sets_do_not_mix(self) -> None:
-        vocabulary = Vocabulary()
-        vocabulary.announce("model", ["same"])
+        vocabulary = LabelAllowlist()
+        vocabulary.register("model", ["same"])
         assert "same" not in vocabulary.of("team")
 
     def test_two_vocabularies_share_nothing(self) -> None:
-        one, other = Vocabulary(), Vocabulary()
-        one.announce("model", ["gpt-4.1"])
+        one, other = LabelAllowlist(), LabelAllowlist()
+        one.register("model", ["gpt-4.1"])
         assert set(other.of("model")) == set()
 
 

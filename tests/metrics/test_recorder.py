@@ -256,7 +256,7 @@ class TestModels:
     def test_opentelemetrys_name_of_the_provider_is_for_its_family_alone(
         self, recorder: Recorder, make_settlement: Make, counts: Counts
     ) -> None:
-        recorder.vocabulary.announce("provider", ["gcp.gemini"])
+        recorder.label_allowlist.register("provider", ["gcp.gemini"])
         recorder.settle(make_settlement(llm_otel_provider="gcp.gemini"))
         assert {labels[1] for labels in counts(recorder, "gen_ai_client_token_usage")} == {"gcp.gemini"}
         assert {labels[3] for labels in counts(recorder, "mcp_tokens_total")} == {"holysheep"}
@@ -290,7 +290,7 @@ def series_of(recorder: Recorder) -> dict[str, set[Labels]]:
 def allowed(recorder: Recorder, series: dict[str, set[Labels]]) -> bool:
     rows = {row.name: row for row in ALL}
     return all(
-        value == OTHER or value in (label.values or recorder.vocabulary.of(label.vocabulary))
+        value == OTHER or value in (label.values or recorder.label_allowlist.of(label.vocabulary))
         for name, children in series.items()
         for labels in children
         for label, value in zip(rows[name].labels, labels, strict=True)
@@ -349,7 +349,7 @@ class TestClosedSets:
         self, recorder: Recorder, make_settlement: Make, counts: Counts
     ) -> None:
         recorder.settle(make_settlement(call_team="newcomers"))
-        recorder.vocabulary.announce("team", ["newcomers"])
+        recorder.label_allowlist.register("team", ["newcomers"])
         recorder.settle(make_settlement(call_team="newcomers"))
         assert {labels[1] for labels in counts(recorder, "mcp_cost_usd_total")} == {OTHER, "newcomers"}
 
@@ -367,7 +367,7 @@ class TestChildrenAtZero:
         }
 
     def test_announced_children_are_the_product_of_their_sets(self, recorder: Recorder) -> None:
-        recorder.announce_children(money.COST, (["gpt-4.1"], ["search", "support"], ["openai"], ["listed"]))
+        recorder.register_children(money.COST, (["gpt-4.1"], ["search", "support"], ["openai"], ["listed"]))
         assert {labels: cell.value for labels, cell in recorder.families["mcp_cost_usd_total"].cells.items()} == {
             ("gpt-4.1", "search", "openai", "listed"): 0,
             ("gpt-4.1", "support", "openai", "listed"): 0,
@@ -376,14 +376,14 @@ class TestChildrenAtZero:
     def test_announcing_again_keeps_what_was_counted(self, recorder: Recorder, counts: Counts) -> None:
         recorder.add(mcp.TRANSPORT_REJECTIONS, ("bad_host",), 3)
         recorder.observe(service.LEDGER_COMMIT, (), 5)
-        recorder.announce_children(mcp.TRANSPORT_REJECTIONS, (["bad_host", "bad_origin"],))
-        recorder.announce_children(service.LEDGER_COMMIT, ())
+        recorder.register_children(mcp.TRANSPORT_REJECTIONS, (["bad_host", "bad_origin"],))
+        recorder.register_children(service.LEDGER_COMMIT, ())
         assert counts(recorder, "mcp_transport_rejections_total") == {("bad_host",): 3}
         assert counts(recorder, "mcp_ledger_commit_seconds") == {(): 1}
 
     def test_a_family_that_would_start_too_large_starts_empty(self, recorder: Recorder) -> None:
         many = [str(n) for n in range(CHILDREN_AT_START + 1)]
-        recorder.announce_children(mcp.TRANSPORT_REJECTIONS, (many,))
+        recorder.register_children(mcp.TRANSPORT_REJECTIONS, (many,))
         assert recorder.families["mcp_transport_rejections_total"].cells == {}
 
 
@@ -441,11 +441,11 @@ def test_two_recorders_share_nothing(
     make_recorder: Callable[[], Recorder], make_settlement: Make, counts: Counts
 ) -> None:
     one, other = make_recorder(), make_recorder()
-    one.vocabulary.announce("team", ["only-here"])
+    one.label_allowlist.register("team", ["only-here"])
     one.settle(make_settlement(call_team="only-here"))
     one.begin_request()
     assert all(counts(other, row.name) == {} for row in ALL)
-    assert "only-here" not in other.vocabulary.of("team")
+    assert "only-here" not in other.label_allowlist.of("team")
 
 
 def test_a_snapshot_does_not_move_with_what_is_recorded_later(recorder: Recorder, make_settlement: Make) -> None:
@@ -461,8 +461,8 @@ def test_a_snapshot_bears_what_the_garbage_collector_lets_in_while_it_copies(
     recorder: Recorder, make_settlement: Make
 ) -> None:
     teams = [f"team-{number}" for number in range(1_000)]
-    recorder.vocabulary.announce("team", teams)
-    recorder.announce_children(money.COST, (["gpt-4.1"], teams[:500], ["openai"], ["listed"]))
+    recorder.label_allowlist.register("team", teams)
+    recorder.register_children(money.COST, (["gpt-4.1"], teams[:500], ["openai"], ["listed"]))
     strangers = iter(teams[500:])
     runs: list[str] = []
 

@@ -21,7 +21,7 @@ from mcpmeter.cli._group import run as run_command
 from mcpmeter.errors import SetupError
 from mcpmeter.monitoring import MonitoringOptions
 from mcpmeter.monitoring.alerts import alerts
-from mcpmeter.monitoring.lint import Finding, Known, lint, read
+from mcpmeter.monitoring.lint import Known, LintIssue, lint, read
 from mcpmeter.monitoring.lint.live import known_of, selectors, unmatched
 from mcpmeter.monitoring.lint.reading import filled_in
 
@@ -30,18 +30,18 @@ DEPLOY = Path(__file__).parents[2] / "deploy"
 RULES, DASHBOARD = FIXTURES / "guide_rules.yml", FIXTURES / "guide_dashboard.json"
 
 
-def found_in(*paths: Path, known: Known | None = None) -> list[Finding]:
+def found_in(*paths: Path, known: Known | None = None) -> list[LintIssue]:
     return lint({str(path): path.read_text() for path in paths}, known or Known.from_catalog())
 
 
-def found(expr: str, known: Known | None = None) -> dict[str, Finding]:
+def found(expr: str, known: Known | None = None) -> dict[str, LintIssue]:
     """Of one alert, by kind."""
     rules = yaml.safe_dump({"groups": [{"name": "g", "rules": [{"alert": "A", "expr": expr}]}]})
     return {finding.kind: finding for finding in lint({"rules.yml": rules}, known or Known.from_catalog())}
 
 
 @pytest.fixture(scope="module")
-def by_alert() -> dict[tuple[str, str], Finding]:
+def by_alert() -> dict[tuple[str, str], LintIssue]:
     return {(finding.place.removeprefix("alert "), finding.kind): finding for finding in found_in(RULES)}
 
 

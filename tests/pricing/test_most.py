@@ -49,23 +49,23 @@ def test_no_call_costs_more_than_its_most_however_its_tokens_are_counted(how, da
     }[how]
     usage = Usage(prompt_tokens=used_prompt, completion_tokens=used, source="reported", **details)
     charge = BOOK.charge(provider, model, usage, NOW_NS)
-    most = BOOK.most_nanousd(provider, model, NOW_NS, prompt_tokens=prompt, completion_tokens=completion)
+    most = BOOK.max_cost_nanousd(provider, model, NOW_NS, prompt_tokens=prompt, completion_tokens=completion)
     assert charge.nanousd <= most
 
 
 def test_the_most_of_a_listed_model_is_by_its_own_price():
-    assert BOOK.most_nanousd("holysheep", "gpt-4.1", NOW_NS, prompt_tokens=1_000, completion_tokens=100) == (
+    assert BOOK.max_cost_nanousd("holysheep", "gpt-4.1", NOW_NS, prompt_tokens=1_000, completion_tokens=100) == (
         2_500_000 + 1_000_000
     )
 
 
 def test_a_fraction_of_a_nano_dollar_is_rounded_up():
     rates = Rates(list_name="t", bands=(RateBand(prompt=usd("0.0001")),))
-    assert rates.most_nanousd(1, 0) == 1
+    assert rates.max_cost_nanousd(1, 0) == 1
 
 
 def test_an_unknown_model_reserves_and_counts_by_the_fallback_price_and_stays_unpriced():
-    most = BOOK.most_nanousd("holysheep", "no-such", NOW_NS, prompt_tokens=1_000_000, completion_tokens=1_000_000)
+    most = BOOK.max_cost_nanousd("holysheep", "no-such", NOW_NS, prompt_tokens=1_000_000, completion_tokens=1_000_000)
     assert most == 18 * 10**9
     usage = Usage(prompt_tokens=1_000, completion_tokens=100, source="reported")
     charge = BOOK.charge("holysheep", "no-such", usage, NOW_NS)
@@ -88,5 +88,5 @@ def test_a_cost_that_the_provider_reports_needs_no_fallback():
 
 def test_without_a_fallback_price_an_unknown_model_reserves_nothing():
     book = PriceBook(bundled_price_lists(), sources={"holysheep": PriceSource("holysheep")})
-    assert book.most_nanousd("holysheep", "no-such", NOW_NS, prompt_tokens=10, completion_tokens=10) == 0
+    assert book.max_cost_nanousd("holysheep", "no-such", NOW_NS, prompt_tokens=10, completion_tokens=10) == 0
     assert book.charge("holysheep", "no-such", Usage(prompt_tokens=1, source="reported"), NOW_NS).fallback_nanousd == 0

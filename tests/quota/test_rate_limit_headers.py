@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from mcpmeter.catalog.quota import RESOURCES
 from mcpmeter.quota.rate_limit_headers import (
     FURTHEST_RESET_NS,
-    LONGEST_LIST,
-    LONGEST_VALUE,
+    MAX_LIST_LENGTH,
+    MAX_VALUE_LENGTH,
     MOST,
     STYLES,
     Sample,
@@ -200,7 +200,7 @@ class TestStructuredFields:
             ('"default";r=9223372036854775807', "", {}),
             ('"default";r=50;t=30, "broken', '"default";q=100', {"requests": (100, None, None)}),
             ('"default";r=50 t=30', "", {}),
-            ('"' + "a" * LONGEST_LIST + '";r=1', "", {}),
+            ('"' + "a" * MAX_LIST_LENGTH + '";r=1', "", {}),
             ("\x00", '"\\', {}),
         ],
     )
@@ -291,7 +291,7 @@ class TestNonsense:
         "text",
         [
             "2026-11-22T11:00:09", "2026-13-22T11:00:09Z", "2026-11-22T25:00:09Z", "9999-12-31T23:59:59-23:59",
-            "2026-W47-7T11:00:00Z", "40000000", "1s2", "s", "1h-2m", "99999999h", "1w", "1s" * LONGEST_VALUE,
+            "2026-W47-7T11:00:00Z", "40000000", "1s2", "s", "1h-2m", "99999999h", "1w", "1s" * MAX_VALUE_LENGTH,
         ],
     )  # fmt: skip
     def test_resets_that_are_malformed_or_out_of_reach_are_dropped(self, text: str) -> None:

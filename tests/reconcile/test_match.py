@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tests.reconcile.conftest import at
 
 from mcpmeter.ledger.queries.settled_calls import SettledCall
-from mcpmeter.reconcile.lines import Amount, BillLine, Finding
+from mcpmeter.reconcile.lines import Amount, BillLine, ReconcileItem
 from mcpmeter.reconcile.match import Rules, compare, inline, match, order_of
 from mcpmeter.reconcile.run import MARGIN_NS, day_reader
 
@@ -41,12 +41,12 @@ def line(
     return BillLine(place, at_ns, request_id, model, **told)
 
 
-def found(lines: list[BillLine], calls: list[SettledCall], rules: Rules = RULES) -> list[Finding]:
+def found(lines: list[BillLine], calls: list[SettledCall], rules: Rules = RULES) -> list[ReconcileItem]:
     in_order = sorted(calls, key=lambda c: (c.upstream_request_id, c.id))
     return list(match(sorted(lines, key=order_of), in_order, rules))
 
 
-def verdicts(findings: list[Finding]) -> dict[str, int]:
+def verdicts(findings: list[ReconcileItem]) -> dict[str, int]:
     return dict(Counter(finding.verdict for finding in findings))
 
 
@@ -229,6 +229,6 @@ class TestWhateverComes:
         assert verdicts(findings).get("duplicate", 0) == len(given_ids) - len(set(given_ids))
 
 
-def _told(findings: list[Finding]) -> list[str]:
+def _told(findings: list[ReconcileItem]) -> list[str]:
     names = ("verdict", "day", "model", "request_id", "call_id", "billed", "ledger", "note")
     return sorted(repr([getattr(finding, name) for name in names]) for finding in findings)

@@ -131,7 +131,7 @@ def test_buckets_of_unknown_results_are_not_taken_for_empty(read_text) -> None:
 
 
 def test_a_page_of_json_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "MOST_JSON_BYTES", 100)
+    monkeypatch.setattr(reading, "MAX_JSON_BYTES", 100)
     bill = recognise(GOLDEN / "openrouter.json", formats())
     with pytest.raises(BillInvalid, match="give the CSV export"):
         list(read(bill, lambda what, done, total: None))

@@ -6,7 +6,7 @@ from decimal import Decimal
 
 import pytest
 
-from mcpmeter.reconcile.lines import Amount, Finding, Verdict
+from mcpmeter.reconcile.lines import Amount, ReconcileItem, Verdict
 from mcpmeter.reconcile.verdict import Tally, Tolerance
 
 DOLLAR = 10**9
@@ -16,10 +16,10 @@ def finding(verdict: Verdict, billed: int | None, kept: int | None, tokens: tupl
     sides = [
         None if nanousd is None else Amount(1, tokens[side], 0, nanousd) for side, nanousd in enumerate((billed, kept))
     ]
-    return Finding(verdict, "2026-11-02", "m", f"r{place}", "", sides[0], sides[1], line=place)
+    return ReconcileItem(verdict, "2026-11-02", "m", f"r{place}", "", sides[0], sides[1], line=place)
 
 
-def tally(*findings: Finding, most: int = 20) -> Tally:
+def tally(*findings: ReconcileItem, most: int = 20) -> Tally:
     counted = Tally(most)
     for one in findings:
         counted.add(one)
@@ -61,7 +61,7 @@ def test_differences_that_cancel_out_are_still_differences() -> None:
 
 def test_a_bill_without_cost_is_judged_by_its_tokens() -> None:
     def told(tokens: int) -> Tally:
-        return tally(Finding("tokens", "", "", "", "", Amount(1, tokens, 0, None), Amount(1, 1000, 0, DOLLAR)))
+        return tally(ReconcileItem("tokens", "", "", "", "", Amount(1, tokens, 0, None), Amount(1, 1000, 0, DOLLAR)))
 
     assert not told(1010).is_beyond(Tolerance())
     assert told(1011).is_beyond(Tolerance())
@@ -70,8 +70,8 @@ def test_a_bill_without_cost_is_judged_by_its_tokens() -> None:
 
 def test_a_bill_without_tokens_is_judged_by_its_cost_alone() -> None:
     counted = tally(
-        Finding("matched", "", "", "", "", Amount(1, None, None, DOLLAR), Amount(1, 5, 5, DOLLAR)),
-        Finding("missing_in_bill", "", "", "", "", None, Amount(1, 10**9, 0, 1)),
+        ReconcileItem("matched", "", "", "", "", Amount(1, None, None, DOLLAR), Amount(1, 5, 5, DOLLAR)),
+        ReconcileItem("missing_in_bill", "", "", "", "", None, Amount(1, 10**9, 0, 1)),
     )
     assert not counted.tells_tokens
     assert not counted.is_beyond(Tolerance())

@@ -73,7 +73,7 @@ class TestGaps:
         assert gaps([window]) == []
 
     def test_their_number_is_bounded(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(module, "MOST_SPANS", 10)
+        monkeypatch.setattr(module, "MAX_SPANS", 10)
         descending = page(*((since, since + 1) for since in range(100, 0, -1)))
         assert descending.span == Period(1, 101)
         with pytest.raises(BillInvalid, match=r"page\.json has more than 10 gaps"):

@@ -13,7 +13,7 @@ from mcpmeter.dialects.anthropic_messages import AnthropicMessages
 from mcpmeter.dialects.gemini_generate import GeminiGenerate
 from mcpmeter.dialects.openai_chat import OpenAiChat
 from mcpmeter.relay import stream
-from mcpmeter.relay.event_template import likeness_of
+from mcpmeter.relay.event_template import event_template
 from mcpmeter.relay.stream import StreamTee
 
 
@@ -116,7 +116,7 @@ def test_nor_are_chunks_that_differ_in_their_padding_too(monkeypatch, withhold):
 
 def test_a_stream_whose_chunks_change_is_looked_at_again():
     tee = StreamTee(OpenAiChat(), withhold_usage=False)
-    for number in range(stream.CHUNKS_BETWEEN_LIKENESSES * 3):
+    for number in range(stream.CHUNKS_BETWEEN_TEMPLATES * 3):
         tee.feed(b'data: {"created":%d,"choices":[{"delta":{"content":"a"}}]}\n\n' % (number // 20))
     assert tee._alike(b'data: {"created":2,"choices":[{"delta":{"content":"b"}}]}\n\n')
 
@@ -124,7 +124,7 @@ def test_a_stream_whose_chunks_change_is_looked_at_again():
 def test_what_goes_on_of_it_is_known_too():
     came = b'data: {"choices":[{"delta":{"content":"a"}}],"usage":null}\n\n'
     sent = b'data: {"choices":[{"delta":{"content":"a"}}]}\n\n'
-    alike, unchanged = likeness_of(came, sent, b'"content":"'), likeness_of(came, came, b'"content":"')
+    alike, unchanged = event_template(came, sent, b'"content":"'), event_template(came, came, b'"content":"')
     another = came.replace(b'"a"', b'"another"')
     assert alike is not None
     assert alike(another) == sent.replace(b'"a"', b'"another"')
@@ -151,9 +151,9 @@ def test_what_goes_on_of_it_is_known_too():
     ],
 )
 def test_what_is_not_one_event_with_a_text_is_like_no_other(block):
-    assert likeness_of(block, block, b'"content":"') is None
+    assert event_template(block, block, b'"content":"') is None
 
 
 def test_an_event_of_which_something_before_its_text_is_held_back_is_like_no_other():
     came = b'data: {"a":{"usage":null},"content":"a"}\n\n'
-    assert likeness_of(came, came.replace(b'"usage":null', b""), b'"content":"') is None
+    assert event_template(came, came.replace(b'"usage":null', b""), b'"content":"') is None

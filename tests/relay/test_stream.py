@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import structs
 
-from mcpmeter.dialects.base import Read, merge
+from mcpmeter.dialects.base import ResponseInfo, merge
 from mcpmeter.dialects.openai_chat import OpenAiChat
 from mcpmeter.relay import stream
 from mcpmeter.relay.stream import StreamTee, whole_events
@@ -183,7 +183,7 @@ def test_a_stream_that_stops_without_saying_how_it_ended_is_not_whole():
 
 
 def test_an_endless_event_goes_on_unread_and_what_came_before_it_was_read(monkeypatch):
-    monkeypatch.setattr(stream, "LONGEST_EVENT_BYTES", 1000)
+    monkeypatch.setattr(stream, "MAX_EVENT_BYTES", 1000)
     tee = StreamTee(OpenAiChat(), withhold_usage=True)
     usage = b'data: {"choices":[],"usage":{"prompt_tokens":1,"completion_tokens":2}}\n\n'
     long = b"data: " + b"x" * 2000
@@ -206,7 +206,7 @@ def test_what_was_delivered_is_estimated_from_the_texts_and_scaled_beyond_what_i
     assert tee.delivered_tokens() == pytest.approx(1000, rel=0.02)
 
 
-class Ending(OpenAiChat):
+class CallResult(OpenAiChat):
     """A chat that says goodbye in its own way and tells an answer from its framing."""
 
     end_marks = (b"goodbye", b"farewell")
@@ -220,7 +220,7 @@ class Ending(OpenAiChat):
 
 @pytest.mark.parametrize("word", [b"goodbye", b"farewell"])
 def test_a_dialect_may_have_ends_of_its_own(word):
-    tee = StreamTee(Ending(), withhold_usage=True)
+    tee = StreamTee(CallResult(), withhold_usage=True)
     assert tee.feed(b"data: farewell and goodbye\n\ndata: [DONE]\n\nevent: %s\n\n" % word).endswith(b"[DONE]\n\n")
     assert tee.end == b"event: %s\n\n" % word
 
@@ -234,21 +234,21 @@ def test_a_dialect_may_have_ends_of_its_own(word):
     ],
 )
 def test_a_stream_is_empty_that_has_finished_without_content(deltas, finish, is_empty):
-    tee = StreamTee(Ending(), withhold_usage=False)
+    tee = StreamTee(CallResult(), withhold_usage=False)
     for delta in deltas:
         tee.feed(b'data: {"choices":[{"delta":%s,"finish_reason":%s}]}\n\n' % (delta, finish))
     assert tee.read.is_empty is is_empty
 
 
 def test_an_error_is_not_also_an_empty_answer():
-    tee = StreamTee(Ending(), withhold_usage=False)
+    tee = StreamTee(CallResult(), withhold_usage=False)
     tee.feed(b'data: {"choices":[{"delta":{},"finish_reason":"error"}],"error":{"message":"down"}}\n\n')
     assert (tee.read.is_error, tee.read.is_empty) == (True, False)
 
 
 def test_usage_that_is_not_final_makes_no_stream_whole_and_is_kept_apart():
     class Counting(OpenAiChat):
-        def joined(self, before: Read, now: Read) -> Read:
+        def joined(self, before: ResponseInfo, now: ResponseInfo) -> ResponseInfo:
             usage = now.usage and structs.replace(now.usage, source="reported" if now.finish_reason else "partial")
             return structs.replace(merge(before, now), usage=usage)
 

@@ -20,7 +20,7 @@ from hypothesis import settings as budget
 from hypothesis import strategies as st
 
 from mcpmeter.errors import (
-    UpstreamBroke,
+    UpstreamDisconnected,
     UpstreamFault,
     UpstreamRateLimited,
     UpstreamTimedOut,
@@ -40,7 +40,7 @@ from mcpmeter.routing.failover import (
     Wait,
 )
 from mcpmeter.routing.outcomes import RETRIED_5XX
-from mcpmeter.routing.routes import MOST_PLANS, Mode, Plan, Route, Upstream
+from mcpmeter.routing.routes import MAX_PLANS, Mode, Plan, Route, Upstream
 
 unhurried = budget(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
@@ -52,7 +52,7 @@ Reply = tuple[int | UpstreamFault | None, Mapping[str, str]]
 
 
 class Counts:
-    """A `Tally` that keeps what it was told."""
+    """A `FailoverObserver` that keeps what it was told."""
 
     def __init__(self) -> None:
         self.attempts: Counter[tuple[str, Outcome]] = Counter()
@@ -244,7 +244,7 @@ class TestWhatIsKeptBetweenCalls:
 
     def test_more_plans_than_are_kept_go_where_they_say(self) -> None:
         world = World()
-        for n in range(2 * MOST_PLANS + 1):
+        for n in range(2 * MAX_PLANS + 1):
             with world.failover.begin(Plan(routes=(Route(upstream=A, model=f"m{n}"),)), 60.0) as attempts:
                 step = attempts.next()
                 assert isinstance(step, Send)
@@ -360,7 +360,11 @@ class TestWhen:
         assert sent(waiting.next()) == "a-1"
 
     def test_one_that_is_too_long_by_then_ends_the_wait_with_what_the_last_answer_was(self) -> None:
-        for reply, kind in ((503, UpstreamFault), (429, UpstreamRateLimited), (UpstreamBroke("x"), UpstreamBroke)):
+        for reply, kind in (
+            (503, UpstreamFault),
+            (429, UpstreamRateLimited),
+            (UpstreamDisconnected("x"), UpstreamDisconnected),
+        ):
             world = World()
             waiting, other = world.begin(A), world.begin(A)
             waiting.next()
@@ -669,7 +673,7 @@ def check(simulation: Simulation, options: RetryOptions) -> None:
         assert len(attempts) <= options.max_attempts
         for before, after in pairwise(attempts):
             said = before.reply[0]
-            assert said in (401, 402, 429, *RETRIED_5XX) or isinstance(said, UpstreamUnreachable | UpstreamBroke)
+            assert said in (401, 402, 429, *RETRIED_5XX) or isinstance(said, UpstreamUnreachable | UpstreamDisconnected)
             if said in (401, 402):
                 assert before.candidate.credential != after.candidate.credential
         if not options.same_place:
@@ -694,7 +698,7 @@ ANSWERS: list[tuple[int | UpstreamFault | None, Mapping[str, str] | Callable[[in
     (503, dated(40)),
     (UpstreamUnreachable("x"), NO_PATH_PARAMS),
     (UpstreamTimedOut("x"), NO_PATH_PARAMS),
-    (UpstreamBroke("x"), NO_PATH_PARAMS),
+    (UpstreamDisconnected("x"), NO_PATH_PARAMS),
     (None, NO_PATH_PARAMS),
 ]
 scripts = st.lists(st.lists(st.sampled_from(ANSWERS), min_size=1, max_size=8), min_size=1, max_size=4)
@@ -769,12 +773,12 @@ def test_a_call_whose_first_place_is_clear_goes_where_it_would_go_if_all_places_
 
     shortly = played()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Attempts, "_is_clear", lambda self, place: False)
+        patch.setattr(Attempts, "_is_clear", lambda self, slot: False)
         assert played() == shortly
 
 
 class TestStorms:
-    @pytest.mark.parametrize("said", [429, 500, 503, UpstreamUnreachable("x"), UpstreamBroke("x")], ids=str)
+    @pytest.mark.parametrize("said", [429, 500, 503, UpstreamUnreachable("x"), UpstreamDisconnected("x")], ids=str)
     @pytest.mark.parametrize("upstreams", [[A], [A, B], [TWO_KEYS, A, B, C]], ids=len)
     def test_when_everything_is_down_attempts_stay_below_a_fifth_above_the_requests(
         self, upstreams: list[Upstream], said: int | UpstreamFault

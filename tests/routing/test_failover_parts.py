@@ -18,14 +18,21 @@ from mcpmeter import errors
 from mcpmeter.catalog import ALL
 from mcpmeter.catalog import upstream as rows
 from mcpmeter.catalog.service import LABEL_OVERFLOW
-from mcpmeter.errors import CallerGone, MeterError, ServiceFault, UpstreamAnsweredGarbage, UpstreamBroke, UpstreamFault
+from mcpmeter.errors import (
+    ClientDisconnected,
+    InvalidUpstreamResponse,
+    MeterError,
+    ServiceFault,
+    UpstreamDisconnected,
+    UpstreamFault,
+)
 from mcpmeter.errors import UpstreamTimedOut as TimedOut
 from mcpmeter.errors import UpstreamUnreachable as Unreachable
 from mcpmeter.metrics.recorder import Recorder
-from mcpmeter.routing.failover import FLOOR, Breaker, CircuitOptions, Outcome, RetryBudget, UpstreamMetrics
-from mcpmeter.routing.health import MOST_WAITS, Cooling
+from mcpmeter.routing.failover import FLOOR, Breaker, CircuitOptions, FailoverMetrics, Outcome, RetryBudget
+from mcpmeter.routing.health import MAX_WAITS, CredentialBackoff
 from mcpmeter.routing.outcomes import is_failure, is_retried, outcome_of_fault, outcome_of_status
-from mcpmeter.routing.retries import LONGEST_NS, full_jitter, retry_after_ns
+from mcpmeter.routing.retries import MAX_NS, full_jitter, retry_after_ns
 
 unhurried = budget(deadline=None)
 
@@ -256,20 +263,20 @@ class TestRetryBudget:
 
 class TestCooling:
     def test_the_last_of_several_times_counts(self) -> None:
-        cooling = Cooling()
+        backoff = CredentialBackoff()
         for instant_ns in (50, 90, 70):
-            cooling.wait_until(instant_ns, 0, "m", is_rate_limited=True)
-        assert cooling.until_ns("m") == 90
-        assert cooling.until_ns("another") == 0
+            backoff.wait_until(instant_ns, 0, "m", is_rate_limited=True)
+        assert backoff.until_ns("m") == 90
+        assert backoff.until_ns("another") == 0
 
     def test_models_that_callers_name_do_not_grow_it_and_the_longest_waits_are_kept(self) -> None:
-        cooling = Cooling()
-        cooling.wait_until(10**9, 0, "long", is_rate_limited=True)
+        backoff = CredentialBackoff()
+        backoff.wait_until(10**9, 0, "long", is_rate_limited=True)
         for n in range(10_000):
-            cooling.wait_until(n + 100, n, f"model-{n}", is_rate_limited=True)
-        assert len(cooling.waits) <= MOST_WAITS
-        assert cooling.until_ns("long") == 10**9
-        assert cooling.until_ns("model-9999") == 10_099
+            backoff.wait_until(n + 100, n, f"model-{n}", is_rate_limited=True)
+        assert len(backoff.waits) <= MAX_WAITS
+        assert backoff.until_ns("long") == 10**9
+        assert backoff.until_ns("model-9999") == 10_099
 
 
 class TestFullJitter:
@@ -330,7 +337,7 @@ class TestRetryAfter:
     @given(text=st.text() | st.from_regex(r"\w{3}, \d{1,3} \w{3} \d{1,12} \d+:\d+:\d+ [-+\w]{1,9}"), now=st.integers(0))
     def test_whatever_stands_there_is_a_time_up_to_a_day_or_nothing(self, text: str, now: int) -> None:
         asked = retry_after_ns({"retry-after": text, "retry-after-ms": text}, now)
-        assert asked is None or 0 <= asked <= LONGEST_NS
+        assert asked is None or 0 <= asked <= MAX_NS
 
 
 # The table
@@ -350,10 +357,10 @@ class TestOutcomes:
         ("fault", "outcome", "again", "counted"),
         [
             (Unreachable("x"), "unreachable", True, True),
-            (UpstreamBroke("x"), "broken", True, True),
+            (UpstreamDisconnected("x"), "broken", True, True),
             (TimedOut("x"), "timeout", False, True),
-            (UpstreamAnsweredGarbage("x"), "garbage", False, True),
-            (CallerGone("x"), "abandoned", False, False),
+            (InvalidUpstreamResponse("x"), "garbage", False, True),
+            (ClientDisconnected("x"), "abandoned", False, False),
             (ServiceFault("x"), "abandoned", False, False),
             (KeyboardInterrupt(), "abandoned", False, False),
         ],
@@ -387,12 +394,12 @@ class TestUpstreamMetrics:
     def recorder(self) -> Recorder:
         known = {row.name for row in ALL}
         recorder = Recorder(rows=(*ALL, *(row for row in rows.ROWS if row.name not in known)))
-        recorder.vocabulary.announce("provider", ["openai", "local"])
+        recorder.label_allowlist.register("provider", ["openai", "local"])
         return recorder
 
     def test_every_series_exists_at_the_start_and_speaks_well_of_everybody(self) -> None:
         recorder = self.recorder()
-        UpstreamMetrics(recorder).announce(["openai", "local"])
+        FailoverMetrics(recorder).register(["openai", "local"])
         for row, children in ((rows.ATTEMPTS, 22), (rows.RETRIES, 12)):
             assert [cell.value for cell in recorder.families[row.name].cells.values()] == [0] * children
         assert {labels: cell.value for labels, cell in recorder.families[rows.UP.name].cells.items()} == {
@@ -402,17 +409,17 @@ class TestUpstreamMetrics:
 
     def test_announcing_again_after_a_reload_does_not_raise_who_is_down(self) -> None:
         recorder = self.recorder()
-        metrics = UpstreamMetrics(recorder)
-        metrics.announce(["openai"])
+        metrics = FailoverMetrics(recorder)
+        metrics.register(["openai"])
         metrics.standing("openai", is_up=False, is_circuit_open=True)
-        metrics.announce(["openai", "local"])
+        metrics.register(["openai", "local"])
         assert recorder.families[rows.UP.name].cells["openai",].value == 0
         assert recorder.families[rows.CIRCUIT_OPEN.name].cells["openai",].value == 1
         assert recorder.families[rows.UP.name].cells["local",].value == 1
 
     def test_a_provider_that_nobody_announced_is_counted_as_other_each_time(self) -> None:
         recorder = self.recorder()
-        metrics = UpstreamMetrics(recorder)
+        metrics = FailoverMetrics(recorder)
         for name in ("invented", "invented", "other"):
             metrics.attempted(name, "ok")
         assert recorder.families[rows.ATTEMPTS.name].cells["other", "ok"].value == 3
@@ -420,8 +427,8 @@ class TestUpstreamMetrics:
 
     def test_what_happens_is_counted_under_its_provider(self) -> None:
         recorder = self.recorder()
-        metrics = UpstreamMetrics(recorder)
-        metrics.announce(["openai"])
+        metrics = FailoverMetrics(recorder)
+        metrics.register(["openai"])
         metrics.attempted("openai", "server_error")
         metrics.retried("openai", "server_error")
         assert recorder.families[rows.ATTEMPTS.name].cells["openai", "server_error"].value == 1

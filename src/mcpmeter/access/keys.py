@@ -24,7 +24,7 @@ SECRET_BYTES: Final = 36
 
 SHOWN_CHARACTERS: Final = len(SECRET_PREFIX) + 6
 SHORTEST_SECRET: Final = 32
-MOST_PER_MINUTE: Final = 10**12
+MAX_PER_MINUTE: Final = 10**12
 FEWEST_DIFFERENT_CHARACTERS: Final = 10
 
 _TELLTALES: Final = frozenset(
@@ -229,10 +229,10 @@ def _require_names(name: str, team: str, project: str = "") -> None:
 
 def _require_limits(name: str, limits: KeyLimits, now_ns: int) -> None:
     for what, most in (("requests", limits.requests_per_minute), ("tokens", limits.tokens_per_minute)):
-        if most is not None and not 0 < most <= MOST_PER_MINUTE:
+        if most is not None and not 0 < most <= MAX_PER_MINUTE:
             raise ConfigInvalid(
                 f"The key '{name}' cannot be limited to {most} {what} a minute.",
-                hint=f"Give 1 to {MOST_PER_MINUTE}, or none.",
+                hint=f"Give 1 to {MAX_PER_MINUTE}, or none.",
             )
     if limits.expires_at_ns is not None and limits.expires_at_ns <= now_ns:
         raise ConfigInvalid(f"The key '{name}' would have expired before it is made.", hint="Give a later instant.")

@@ -1,6 +1,6 @@
 """Budgets: which of them a call is under, what it claims of each, and how a refusal is put into words. Pure.
 
-What is spent is the ledger's to know: a claim goes there with the call's row, and comes back as `ClaimRefused`.
+What is spent is the ledger's to know: a claim goes there with the call's row, and comes back as `InsufficientBudget`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from urllib.parse import urlencode
 from mcpmeter.budgets.period import Period
 from mcpmeter.errors import BudgetExhausted, ConfigInvalid
 from mcpmeter.money import format_usd
-from mcpmeter.records import Claim, Scope
+from mcpmeter.records import Reservation, Scope
 
 PARTS: Final = ("team", "project", "key_id", "model")
 SOFT_SHARES: Final = (Decimal("0.8"),)
@@ -52,12 +52,12 @@ class Budget:
         shares = sorted(self.soft_shares) or [Decimal(1)]
         return [int((share * whole).to_integral_value(ROUND_FLOOR)) for share in shares]
 
-    def claim(self, amount_nanousd: int, at_ns: int) -> Claim:
+    def claim(self, amount_nanousd: int, at_ns: int) -> Reservation:
         """What a call that starts at an instant and can cost `amount_nanousd` claims of it."""
         return self._claim(amount_nanousd, *self.period.bounds(at_ns))
 
-    def _claim(self, amount_nanousd: int, start_ns: int, end_ns: int) -> Claim:
-        return Claim(
+    def _claim(self, amount_nanousd: int, start_ns: int, end_ns: int) -> Reservation:
+        return Reservation(
             balance=self.balance,
             period_start_ns=start_ns,
             period_end_ns=end_ns,
@@ -103,24 +103,24 @@ class Budgets:
     def claims(
         self,
         *,
-        most_nanousd: int,
+        max_cost_nanousd: int,
         at_ns: int,
         team: str = "",
         project: str = "",
         key_id: str = "",
         model: str = "",
-    ) -> tuple[Claim, ...]:
+    ) -> tuple[Reservation, ...]:
         """What a call claims of every budget that covers it, ordered by balance, as every replica orders them."""
         call = {"team": team, "project": project, "key_id": key_id, "model": model}
         found: list[Budget] = []
         for shape, by_values in self._by_shape.items():
             found += by_values.get(tuple(call[part] for part in shape), ())
         found.sort(key=attrgetter("balance"))
-        claims = (budget._claim(most_nanousd, *self._bounds_of(budget, at_ns)) for budget in found)
+        claims = (budget._claim(max_cost_nanousd, *self._bounds_of(budget, at_ns)) for budget in found)
         # Only a prepaid budget can begin after the call does.
         return tuple(claim for claim in claims if claim.period_start_ns <= at_ns)
 
-    def current(self, at_ns: int) -> list[tuple[Budget, Claim]]:
+    def current(self, at_ns: int) -> list[tuple[Budget, Reservation]]:
         """Every budget in the configuration's order, with a claim of nothing on its present period."""
         return [(budget, budget._claim(0, *self._bounds_of(budget, at_ns))) for budget in self._budgets]
 
@@ -130,11 +130,11 @@ class Budgets:
             self._bounds[budget.balance] = start_ns, end_ns = budget.period.bounds(at_ns)
         return start_ns, end_ns
 
-    def of(self, claim: Claim) -> Budget | None:
+    def of(self, claim: Reservation) -> Budget | None:
         """The budget that a claim is on; None for claims on other limits, and for a budget that a reload took away."""
         return self._by_balance.get(claim.balance)
 
-    def refusal(self, claim: Claim, left: int) -> BudgetExhausted:
+    def refusal(self, claim: Reservation, left: int) -> BudgetExhausted:
         """Why a claim was refused, by the ledger's word on what is left; negative where more was spent than allowed."""
         budget = self.of(claim)
         name = f"The budget '{budget.name}'" if budget else "A budget"
@@ -151,7 +151,7 @@ class Budgets:
         )
 
 
-def _standing(claim: Claim, left: int) -> str:
+def _standing(claim: Reservation, left: int) -> str:
     # A prepaid budget has its credit beside the limit; what both were at first helps nobody.
     whole = f" of {format_usd(claim.limit)}" if claim.period_end_ns else ""
     if left < 0:

@@ -10,13 +10,13 @@ from mcpmeter.access.callers import Caller
 from mcpmeter.budgets.budget import Budgets
 from mcpmeter.budgets.rates import rate_claims, rate_refusal
 from mcpmeter.errors import MeterError
-from mcpmeter.ledger.store import ClaimRefused
-from mcpmeter.records import Claim
+from mcpmeter.ledger.store import InsufficientBudget
+from mcpmeter.records import Reservation
 
 ASSUMED_COMPLETION_TOKENS: Final = 4096
 
 
-class MostOf(Protocol):
+class MaxCost(Protocol):
     """The most that a call can cost, in nano-dollars."""
 
     def __call__(self, provider: str, model: str, at_ns: int, *, prompt_tokens: int, completion_tokens: int) -> int: ...
@@ -26,7 +26,7 @@ def _free(provider: str, model: str, at_ns: int, *, prompt_tokens: int, completi
     return 0
 
 
-def _nobody_told(claim: Claim) -> None:
+def _nobody_told(claim: Reservation) -> None:
     pass
 
 
@@ -35,10 +35,10 @@ class Limits:
     """The limits of a configuration. A call keeps those that it began with."""
 
     budgets: Budgets = field(default_factory=Budgets)
-    most_nanousd: MostOf = _free
+    max_cost_nanousd: MaxCost = _free
     assumed_completion_tokens: int = ASSUMED_COMPLETION_TOKENS
     """What a call that sets no limit of its answer is taken to produce at the most."""
-    on_refusal: Callable[[Claim], None] = _nobody_told
+    on_refusal: Callable[[Reservation], None] = _nobody_told
     """Told of each claim that a balance had no room for."""
     _has_budgets: bool = field(init=False, repr=False, compare=False)
 
@@ -54,22 +54,22 @@ class Limits:
         caller: Caller,
         targets: Sequence[tuple[str, str]],
         *,
-        most_prompt_tokens: int,
-        most_completion_tokens: int | None,
+        max_prompt_tokens: int,
+        max_completion_tokens: int | None,
         at_ns: int,
-    ) -> tuple[tuple[Claim, ...], int]:
+    ) -> tuple[tuple[Reservation, ...], int]:
         """What a call claims, and the most that it can cost in nano-dollars at any of its targets.
 
-        `targets` are (provider, model) pairs, the preferred one first. `most_completion_tokens` is None if the request
+        `targets` are (provider, model) pairs, the preferred one first. `max_completion_tokens` is None if the request
         sets no limit.
         """
-        completion = self.assumed_completion_tokens if most_completion_tokens is None else most_completion_tokens
-        most_nanousd = max(
-            self.most_nanousd(
+        completion = self.assumed_completion_tokens if max_completion_tokens is None else max_completion_tokens
+        max_cost_nanousd = max(
+            self.max_cost_nanousd(
                 provider,
                 model,
                 at_ns,
-                prompt_tokens=most_prompt_tokens,
+                prompt_tokens=max_prompt_tokens,
                 completion_tokens=completion,
             )
             for provider, model in targets
@@ -79,12 +79,12 @@ class Limits:
             project=caller.project,
             key_id=caller.key_id,
             model=targets[0][1],
-            most_nanousd=most_nanousd,
+            max_cost_nanousd=max_cost_nanousd,
             at_ns=at_ns,
         )
-        return (*rate_claims(caller, most_prompt_tokens + completion, at_ns), *money), most_nanousd
+        return (*rate_claims(caller, max_prompt_tokens + completion, at_ns), *money), max_cost_nanousd
 
-    def refusal(self, refused: ClaimRefused, now_ns: int) -> MeterError:
+    def refusal(self, refused: InsufficientBudget, now_ns: int) -> MeterError:
         """A refused claim in words: RateLimited, or BudgetExhausted."""
         self.on_refusal(refused.claim)
         if refused.claim.unit == "nanousd":

@@ -14,14 +14,14 @@ from mcpmeter.ledger.store import Store
 from mcpmeter.metrics.family import Labels
 from mcpmeter.metrics.recorder import Recorder
 from mcpmeter.money import format_usd
-from mcpmeter.records import Balance, Claim
+from mcpmeter.records import Balance, Reservation
 
 log = logging.getLogger("mcpmeter")
 
 NS_PER_S = 1_000_000_000
 
 
-class BudgetBoard:
+class BudgetStatusBoard:
     """The latest status of each budget. `configure` it at start and reload, `refresh` it every second."""
 
     def __init__(self, store: Store, recorder: Recorder, now: Callable[[], int] = time.time_ns) -> None:
@@ -38,11 +38,11 @@ class BudgetBoard:
     def configure(self, budgets: Budgets) -> None:
         """Take these from now on, and make the labels and counters of them exist."""
         self._budgets = budgets
-        vocabulary = self._recorder.vocabulary
-        vocabulary.announce(rows.TEAM.vocabulary, {budget.scope.team for budget in budgets})
-        vocabulary.announce(rows.BUDGET.vocabulary, {budget.name for budget in budgets})
+        vocabulary = self._recorder.label_allowlist
+        vocabulary.register(rows.TEAM.vocabulary, {budget.scope.team for budget in budgets})
+        vocabulary.register(rows.BUDGET.vocabulary, {budget.name for budget in budgets})
         for budget in budgets:
-            self._recorder.announce_children(rows.REFUSALS, ([budget.scope.team], [budget.name]))
+            self._recorder.register_children(rows.REFUSALS, ([budget.scope.team], [budget.name]))
         names = {budget.name: self._labels_of(budget) for budget in budgets}
         for name in [name for name, shown in self._shown.items() if names.get(name) != shown]:
             self._take_back(self._shown.pop(name))
@@ -73,7 +73,7 @@ class BudgetBoard:
         """How every budget stood a moment ago, in the configuration's order."""
         return list(self._statuses)
 
-    def note_refusal(self, claim: Claim) -> None:
+    def note_refusal(self, claim: Reservation) -> None:
         """Count a claim that its budget had no room for. Claims of other limits are not counted here."""
         budget = self._budgets.of(claim)
         if budget is not None:
@@ -85,7 +85,7 @@ class BudgetBoard:
         return status_of(budget, balance, burn.take(now_ns, balance.spent), now_ns)
 
     async def _begin_one_burn(
-        self, current: list[tuple[Budget, Claim]], balances: Sequence[Balance], now_ns: int
+        self, current: list[tuple[Budget, Reservation]], balances: Sequence[Balance], now_ns: int
     ) -> None:
         """Of a period that began before the service did, the ledger says what burned: one a refresh, since it adds up
         six hours of calls where other calls wait to be written.

@@ -12,7 +12,7 @@ from difflib import get_close_matches
 import click
 
 from mcpmeter import cli
-from mcpmeter.errors import MeterError, PartMissing, SetupError
+from mcpmeter.errors import MeterError, MissingDependency, SetupError
 
 
 class CommandsInThisFolder(click.Group):
@@ -79,10 +79,10 @@ def _fail(error: MeterError) -> int:
     return 1
 
 
-def _part_missing(missing: ModuleNotFoundError) -> PartMissing:
+def _part_missing(missing: ModuleNotFoundError) -> MissingDependency:
     if (missing.name or "mcpmeter").partition(".")[0] == "mcpmeter":
         raise missing  # a fault of ours, which no installation mends
-    return PartMissing(
+    return MissingDependency(
         f"This command needs the package '{missing.name}', which is not installed.",
         hint="Run: pip install 'mcpmeter[server]'",
     )

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from mcpmeter.budgets.view import ShownBudget
     from mcpmeter.config import Settings
     from mcpmeter.ledger.location import Location
-    from mcpmeter.ledger.queries.budget_history import Standing
+    from mcpmeter.ledger.queries.budget_history import BudgetBalance
 
 _AMOUNT: Final = re.compile(r"-?[0-9]{1,9}(\.[0-9]{1,9})?", re.ASCII)
 
@@ -174,7 +174,7 @@ def _find(settings: Settings, name: str) -> Budget:
     return budgets[name]
 
 
-def _look(settings: Settings, option: Location | None, now_ns: int) -> list[tuple[ShownBudget, Standing]]:
+def _look(settings: Settings, option: Location | None, now_ns: int) -> list[tuple[ShownBudget, BudgetBalance]]:
     """How every budget stands, by the ledger itself."""
     from mcpmeter.budgets.forecast import burn_since_ns, status_of
     from mcpmeter.budgets.view import shown_budget

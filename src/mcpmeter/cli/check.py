@@ -11,13 +11,13 @@ from urllib.parse import urlsplit
 
 import click
 
-from mcpmeter.errors import ConfigInvalid, LedgerNotUsable, PartMissing
+from mcpmeter.errors import ConfigInvalid, LedgerNotUsable, MissingDependency
 
 if TYPE_CHECKING:
     from mcpmeter.config import Settings
     from mcpmeter.config.settings import RouteSettings
     from mcpmeter.ledger.location import Location
-    from mcpmeter.live_check import Finding
+    from mcpmeter.live_check import CheckResult
     from mcpmeter.routing.routes import Upstream
 
 COLUMN: Final = 14
@@ -100,7 +100,7 @@ def _check_live(settings: Settings, service: str | None, parts: dict[str, str], 
     return 1 if asyncio.run(run()) else 0
 
 
-def _print_finding(finding: Finding, as_json: bool) -> None:
+def _print_finding(finding: CheckResult, as_json: bool) -> None:
     import msgspec
 
     if as_json:
@@ -202,7 +202,7 @@ def _ledger(settings: Settings) -> tuple[dict[str, Any], list[dict[str, str]], l
     try:
         exists = has_tables(place)
         keys += _kept_keys(place) if exists else []
-    except (LedgerNotUsable, PartMissing) as fault:
+    except (LedgerNotUsable, MissingDependency) as fault:
         problems.insert(0, str(fault))
     found = exists or (isinstance(place, Path) and place.exists())
     return {"path": str(place), "exists": found, "writable": not problems}, keys, problems

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mcpmeter.errors import PartMissing, SetupError
+from mcpmeter.errors import MissingDependency, SetupError
 
 if TYPE_CHECKING:
-    from mcpmeter.monitoring.lint import Finding
+    from mcpmeter.monitoring.lint import LintIssue
 
 
 @click.group(name="monitoring")
@@ -121,7 +121,7 @@ def lint(files: Sequence[Path], scrape: str | None, prometheus_url: str | None, 
 def _grammar_missing(missing: ModuleNotFoundError) -> Exception:
     if missing.name != "promql_parser":
         return missing
-    return PartMissing(
+    return MissingDependency(
         "The linter needs the package 'promql-parser', which is not installed.",
         hint="Run: pip install 'mcpmeter[server,monitoring]'",
     )
@@ -135,7 +135,7 @@ def _read(path: Path) -> str:
         raise SetupError(f"{path} cannot be read: {why}.", hint="Name a rule file or a dashboard.") from None
 
 
-def _print(findings: Sequence[Finding], files: int) -> None:
+def _print(findings: Sequence[LintIssue], files: int) -> None:
     for found in findings:
         click.echo(f"{found.file}: {found.place}: {found.level}: {found.message} [{found.kind}]")
         if found.hint:

@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
-    from mcpmeter.quota.tracker import QuotaReport, Standing
+    from mcpmeter.quota.tracker import QuotaReport, QuotaStatus
 
 PATH: Final = "/api/quota"
 SECONDS_TO_ANSWER: Final = 5.0
-MOST_BYTES: Final = 4 * 1024 * 1024
+MAX_BYTES: Final = 4 * 1024 * 1024
 SOON_SECONDS: Final = 60.0
 
 
@@ -102,7 +102,7 @@ def _ask(where: str, connection: HTTPConnection, path: str, headers: dict[str, s
     try:
         connection.request("GET", path, headers=headers)
         answer = connection.getresponse()
-        status, body = answer.status, answer.read(MOST_BYTES)
+        status, body = answer.status, answer.read(MAX_BYTES)
     except HTTPException:
         raise _no_service_of_ours(where) from None
     except (OSError, UnicodeError) as fault:  # a host name that DNS cannot write is the latter
@@ -171,7 +171,7 @@ def _table(report: QuotaReport) -> Table:
     return table
 
 
-def _style(standing: Standing) -> str:
+def _style(standing: QuotaStatus) -> str:
     if standing.exhausted_in_seconds is None:
         return ""
     return "bold red" if standing.exhausted_in_seconds < SOON_SECONDS else "yellow"

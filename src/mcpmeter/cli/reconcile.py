@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from mcpmeter.ledger.location import Location
     from mcpmeter.pricing import PriceBook
-    from mcpmeter.reconcile.lines import Amount, Finding
+    from mcpmeter.reconcile.lines import Amount, ReconcileItem
     from mcpmeter.reconcile.reading import BillFile
     from mcpmeter.reconcile.run import OnFinding, Options, Result
     from mcpmeter.reconcile.verdict import Tolerance
@@ -220,7 +220,7 @@ def _differences(path: Path | None) -> Iterator[OnFinding]:
         lines = csv.writer(file, lineterminator="\n")
         lines.writerow(_COLUMNS)
 
-        def keep(result: Result, finding: Finding) -> None:
+        def keep(result: Result, finding: ReconcileItem) -> None:
             if finding.verdict in DIFFERENCES:
                 lines.writerow(
                     [formula_safe("" if value is None else value) for value in _record(result, finding).values()]
@@ -229,7 +229,7 @@ def _differences(path: Path | None) -> Iterator[OnFinding]:
         yield keep
 
 
-def _record(result: Result, finding: Finding) -> dict[str, Any]:
+def _record(result: Result, finding: ReconcileItem) -> dict[str, Any]:
     billed, kept = finding.billed, finding.ledger
     values = (
         result.provider, result.format, finding.verdict, finding.day, finding.model, finding.request_id,

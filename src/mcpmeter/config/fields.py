@@ -12,7 +12,7 @@ from typing import Annotated, Any, Final
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationInfo
 from pydantic_core import PydanticCustomError
 
-from mcpmeter.access.keys import MOST_PER_MINUTE, weakness_of
+from mcpmeter.access.keys import MAX_PER_MINUTE, weakness_of
 from mcpmeter.providers import base_url_fault
 
 
@@ -130,7 +130,7 @@ Port = Annotated[int, BeforeValidator(_whole), Field(ge=0, le=65535)]
 Bytes = Annotated[int, BeforeValidator(_whole), Field(ge=1024, le=1 << 40)]
 Seconds = Annotated[float, BeforeValidator(_seconds), Field(ge=0.01, le=86400, allow_inf_nan=False)]
 Milliseconds = Annotated[int, BeforeValidator(_whole), Field(ge=1, le=600_000)]
-PerMinute = Annotated[int, BeforeValidator(_whole), Field(ge=1, le=MOST_PER_MINUTE)]
+PerMinute = Annotated[int, BeforeValidator(_whole), Field(ge=1, le=MAX_PER_MINUTE)]
 Instant = Annotated[datetime, BeforeValidator(_instant)]
 Weight = Annotated[int, BeforeValidator(_whole), Field(ge=1, le=1000)]
 Share = Annotated[Decimal, BeforeValidator(decimal), Field(ge=0, le=1, allow_inf_nan=False)]

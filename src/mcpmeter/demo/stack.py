@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
-from mcpmeter.errors import PartMissing, PortTaken
+from mcpmeter.errors import MissingDependency, PortTaken
 from mcpmeter.monitoring.options import MonitoringOptions, Webhook
 from mcpmeter.monitoring.render import files
 
@@ -38,10 +38,10 @@ class StackStarted:
 
 
 def find_prometheus() -> str:
-    """The program's path. Raises PartMissing with the command that installs it."""
+    """The program's path. Raises MissingDependency with the command that installs it."""
     found = shutil.which("prometheus")
     if found is None:
-        raise PartMissing(
+        raise MissingDependency(
             "Prometheus is not on the PATH.", hint="On Debian: apt-get install prometheus. Or run without --stack."
         )
     return found
@@ -56,7 +56,8 @@ def find_alertmanager() -> str | None:
 async def stack(options: MonitoringOptions, folder: Path, *, notify: str = "") -> AsyncIterator[StackStarted]:
     """Run both from what `mcpmeter monitoring write` makes of `options`, on free ports, with their data in `folder`.
 
-    `notify`: a URL that every notification goes to, beside the receivers of `options`. Raises PartMissing, PortTaken.
+    `notify`: a URL that every notification goes to, beside the receivers of `options`.
+    Raises MissingDependency, PortTaken.
     """
     program, manager = find_prometheus(), find_alertmanager()
     manager_at = f"127.0.0.1:{free_port()}" if manager else ""

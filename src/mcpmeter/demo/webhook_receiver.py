@@ -9,7 +9,7 @@ from typing import Annotated, Final
 import msgspec
 from aiohttp import web
 
-MOST_BYTES: Final = 4 * 1024 * 1024
+MAX_BYTES: Final = 4 * 1024 * 1024
 Text = Annotated[str, msgspec.Meta(max_length=10_000)]
 
 
@@ -32,7 +32,7 @@ _decoder = msgspec.json.Decoder(_Notification)
 @asynccontextmanager
 async def pager(told: Callable[[str, Notice], None]) -> AsyncIterator[str]:
     """Listen on a free port; `told` gets the receiver and each alert. Yields the URL to notify."""
-    app = web.Application(client_max_size=MOST_BYTES)
+    app = web.Application(client_max_size=MAX_BYTES)
 
     async def take(request: web.Request) -> web.Response:
         try:

@@ -14,7 +14,7 @@ import msgspec
 
 from mcpmeter.dialects import json_body as bodies
 from mcpmeter.dialects import json_text, openai
-from mcpmeter.dialects.base import Asked, NotAnAnswer, Read, merge
+from mcpmeter.dialects.base import NotAnAnswer, RequestInfo, ResponseInfo, merge
 from mcpmeter.dialects.openai import Tokens
 from mcpmeter.errors import InvalidRequest, MeterError
 from mcpmeter.records import NO_PATH_PARAMS, PathParams, TokenSource, Usage
@@ -114,7 +114,7 @@ class _Counts:
 _NOTHING_COUNTED: Final = _Counts()
 
 
-class _Instalment(Read, frozen=True, gc=False):
+class _Instalment(ResponseInfo, frozen=True, gc=False):
     """What an event says, with its counts still apart."""
 
     counts: _Counts = _NOTHING_COUNTED
@@ -130,26 +130,26 @@ class AnthropicMessages:
     end_marks: tuple[bytes, ...] = (b"message_stop",)
     text_mark = b'"text":"'
 
-    def path_name(self, asked: Asked) -> str:
+    def path_name(self, asked: RequestInfo) -> str:
         """`messages`, streamed or not."""
         return "messages"
 
-    def read_request(self, body: bytes, named: PathParams = NO_PATH_PARAMS) -> Asked:
+    def read_request(self, body: bytes, named: PathParams = NO_PATH_PARAMS) -> RequestInfo:
         """Read model and stream. Raises InvalidRequest."""
         request = _request_of(body, "a message")
-        return Asked(
+        return RequestInfo(
             model=request.model or "",
             stream=bool(request.stream),
             usage_asked=True,  # every stream tells it
             prompt_tokens_estimate=max(1, len(body) // bodies.BYTES_PER_PROMPT_TOKEN),
-            most_completion_tokens=bodies.most_tokens(request.max_tokens),
+            max_completion_tokens=bodies.max_tokens(request.max_tokens),
         )
 
-    def forwarded(self, body: bytes, asked: Asked, model: str) -> bytes:
+    def forwarded(self, body: bytes, asked: RequestInfo, model: str) -> bytes:
         """The body unchanged, unless the model's name differs."""
         return body if asked.model == model else bodies.with_model(body, model)
 
-    def read_answer(self, body: bytes) -> Read:
+    def read_answer(self, body: bytes) -> ResponseInfo:
         """Usage, model and stop reason of a JSON answer. Raises NotAnAnswer."""
         answer = bodies.answer_of(_message_decoder, body)
         is_error = openai.is_error(answer.error)
@@ -158,7 +158,7 @@ class AnthropicMessages:
         counts, bad = _counts_of(answer.usage)
         usage = _usage(counts, "reported")
         refused = answer.stop_reason == "refusal"
-        return Read(
+        return ResponseInfo(
             usage=usage,
             bad_usage=bad or (usage is None and counts is not _NOTHING_COUNTED),
             model=openai.cleaned(answer.model),
@@ -168,17 +168,17 @@ class AnthropicMessages:
             is_empty=not (is_error or refused or any(map(_is_content, answer.content or ()))),
         )
 
-    def read_events(self, block: bytes) -> Read | None:
+    def read_events(self, block: bytes) -> ResponseInfo | None:
         """What a block of whole events says of usage, stop reason or an error."""
         # message_start, message_delta and message_stop; inside a text the quote before it would be escaped.
         if block.rfind(b'"message_') < 0 and block.rfind(b'"error"') < 0:
             return None
-        told: Read | None = None
+        told: ResponseInfo | None = None
         for event in _events(block):
             told = bodies.merged(told, _read(event), self.joined)
         return told
 
-    def joined(self, before: Read, now: Read) -> Read:
+    def joined(self, before: ResponseInfo, now: ResponseInfo) -> ResponseInfo:
         """What two events say together: a count that the later one does not tell stands as it was."""
         both = merge(before, now)
         counts, is_final = _NOTHING_COUNTED, False
@@ -247,30 +247,30 @@ class AnthropicCountTokens:
     operation = "count_tokens"
     passed_headers: frozenset[bytes] = PASSED_HEADERS
 
-    def path_name(self, asked: Asked) -> str:
+    def path_name(self, asked: RequestInfo) -> str:
         """`count_tokens`."""
         return "count_tokens"
 
-    def read_request(self, body: bytes, named: PathParams = NO_PATH_PARAMS) -> Asked:
+    def read_request(self, body: bytes, named: PathParams = NO_PATH_PARAMS) -> RequestInfo:
         """Read the model. Raises InvalidRequest."""
         model = _request_of(body, "a message to count").model or ""
-        return Asked(model=model, most_prompt_tokens=0, most_completion_tokens=0)
+        return RequestInfo(model=model, max_prompt_tokens=0, max_completion_tokens=0)
 
-    def forwarded(self, body: bytes, asked: Asked, model: str) -> bytes:
+    def forwarded(self, body: bytes, asked: RequestInfo, model: str) -> bytes:
         """The body unchanged, unless the model's name differs."""
         return body if asked.model == model else bodies.with_model(body, model)
 
-    def read_answer(self, body: bytes) -> Read:
+    def read_answer(self, body: bytes) -> ResponseInfo:
         """Zero usage; what was counted is the caller's. Raises NotAnAnswer."""
         try:
             bodies.answer_of(_counted_decoder, body)
         except NotAnAnswer:
             if not openai.is_error(bodies.answer_of(_count_error_decoder, body).error):
                 raise
-            return Read(is_error=True)
-        return Read(usage=Usage(source="reported"))
+            return ResponseInfo(is_error=True)
+        return ResponseInfo(usage=Usage(source="reported"))
 
-    def read_events(self, block: bytes) -> Read | None:
+    def read_events(self, block: bytes) -> ResponseInfo | None:
         """Nothing: it never streams."""
         return None
 
@@ -322,7 +322,7 @@ def _events(block: bytes) -> Iterator[_Event]:
             continue
 
 
-def _read(event: _Event) -> Read | None:
+def _read(event: _Event) -> ResponseInfo | None:
     """What one event says; None for those that carry content only."""
     message, delta = event.message or _Message(), event.delta or _Delta()
     counts, bad = _counts_of(event.usage if openai.is_told(event.usage) else message.usage)

@@ -11,7 +11,7 @@ from mcpmeter.errors import MeterError
 from mcpmeter.records import NO_PATH_PARAMS, PathParams, Usage
 
 
-class Asked(msgspec.Struct, frozen=True, gc=False):
+class RequestInfo(msgspec.Struct, frozen=True, gc=False):
     """What a request asks for, of which only what the meter needs is read."""
 
     model: str
@@ -20,13 +20,13 @@ class Asked(msgspec.Struct, frozen=True, gc=False):
     usage_asked: bool = False
     """Whether the client itself asked for usage in the stream."""
     prompt_tokens_estimate: int = 0
-    most_prompt_tokens: int | None = None
+    max_prompt_tokens: int | None = None
     """None where the body bounds it, as it does for all that a model reads: no token is shorter than a byte."""
-    most_completion_tokens: int | None = None
+    max_completion_tokens: int | None = None
     """All choices together. None where the caller sets no limit."""
 
 
-class Read(msgspec.Struct, frozen=True, gc=False):
+class ResponseInfo(msgspec.Struct, frozen=True, gc=False):
     """What an answer says of itself."""
 
     usage: Usage | None = None
@@ -44,9 +44,9 @@ class Read(msgspec.Struct, frozen=True, gc=False):
     """What the provider says the call cost, as it wrote it, where that stands in the body."""
 
 
-def merge(before: Read, now: Read) -> Read:
+def merge(before: ResponseInfo, now: ResponseInfo) -> ResponseInfo:
     """What a stream says in several events: the last usage counts, as providers send it cumulated."""
-    return Read(
+    return ResponseInfo(
         usage=now.usage or before.usage,
         bad_usage=now.bad_usage or (before.bad_usage and now.usage is None),
         model=now.model or before.model,
@@ -70,19 +70,19 @@ class Dialect(Protocol):
     passed_headers: frozenset[bytes]
     """Request headers of the dialect's own that go upstream, lower case; none of them can carry a credential."""
 
-    def path_name(self, asked: Asked) -> str:
+    def path_name(self, asked: RequestInfo) -> str:
         """Key of the provider files' `paths`."""
 
-    def read_request(self, body: bytes, named: PathParams = NO_PATH_PARAMS) -> Asked:
+    def read_request(self, body: bytes, named: PathParams = NO_PATH_PARAMS) -> RequestInfo:
         """Raises InvalidRequest."""
 
-    def forwarded(self, body: bytes, asked: Asked, model: str) -> bytes:
+    def forwarded(self, body: bytes, asked: RequestInfo, model: str) -> bytes:
         """The body as it goes upstream: unchanged, but for the model's name and for usage in streams."""
 
-    def read_answer(self, body: bytes) -> Read:
+    def read_answer(self, body: bytes) -> ResponseInfo:
         """Raises NotAnAnswer."""
 
-    def read_events(self, block: bytes) -> Read | None:
+    def read_events(self, block: bytes) -> ResponseInfo | None:
         """What a block of whole SSE events says; None when it says nothing that is metered. Cheap for most blocks."""
 
     def only_usage(self, event: bytes) -> bool:

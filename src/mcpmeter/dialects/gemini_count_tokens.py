@@ -12,7 +12,7 @@ import msgspec
 
 from mcpmeter.dialects import gemini, json_text, openai
 from mcpmeter.dialects import json_body as bodies
-from mcpmeter.dialects.base import Asked, NotAnAnswer, Read
+from mcpmeter.dialects.base import NotAnAnswer, RequestInfo, ResponseInfo
 from mcpmeter.errors import InvalidRequest, MeterError
 from mcpmeter.records import NO_PATH_PARAMS, PathParams, Usage
 
@@ -48,11 +48,11 @@ class GeminiCountTokens:
     operation = "count_tokens"
     passed_headers: frozenset[bytes] = frozenset((b"x-server-timeout",))
 
-    def path_name(self, asked: Asked) -> str:
+    def path_name(self, asked: RequestInfo) -> str:
         """`count_contents`."""
         return "count_contents"
 
-    def read_request(self, body: bytes, named: PathParams = NO_PATH_PARAMS) -> Asked:
+    def read_request(self, body: bytes, named: PathParams = NO_PATH_PARAMS) -> RequestInfo:
         """Take the model from the path, see that there is something to count. Raises InvalidRequest."""
         request = bodies.request_of(_request_decoder, body, kind="a countTokens request", hint=_HINT)
         json_text.refuse_repeated(body, METERED_FIELDS)
@@ -60,9 +60,9 @@ class GeminiCountTokens:
         if not (whole.contents if whole is not None else request.contents):
             raise InvalidRequest("'contents' is empty.", hint=_HINT)
         model = gemini.model_of(named, request.model or (whole.model if whole else None))
-        return Asked(model=model, most_prompt_tokens=0, most_completion_tokens=0)
+        return RequestInfo(model=model, max_prompt_tokens=0, max_completion_tokens=0)
 
-    def forwarded(self, body: bytes, asked: Asked, model: str) -> bytes:
+    def forwarded(self, body: bytes, asked: RequestInfo, model: str) -> bytes:
         """The body unchanged; only where it repeats the path's model, which upstream differs, it is renamed too."""
         if asked.model == model:
             return body
@@ -74,16 +74,16 @@ class GeminiCountTokens:
         }
         return gemini.renamed(msgspec.json.encode({**present, **changed}) if changed else body, model)
 
-    def read_answer(self, body: bytes) -> Read:
+    def read_answer(self, body: bytes) -> ResponseInfo:
         """Zero usage; what was counted is the caller's. Raises NotAnAnswer."""
         answer = bodies.answer_of(_answer_decoder, body)
         if openai.is_error(answer.get("error", openai.ABSENT)):
-            return Read(is_error=True)
+            return ResponseInfo(is_error=True)
         if answer and "totalTokens" not in answer:  # a count of 0 is left out, as in all of Google's JSON
             raise NotAnAnswer("no count")
-        return Read(usage=Usage(source="reported"))
+        return ResponseInfo(usage=Usage(source="reported"))
 
-    def read_events(self, block: bytes) -> Read | None:
+    def read_events(self, block: bytes) -> ResponseInfo | None:
         """Nothing: it never streams."""
         return None
 

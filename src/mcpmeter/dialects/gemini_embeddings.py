@@ -13,7 +13,7 @@ import msgspec
 
 from mcpmeter.dialects import gemini, json_text, openai
 from mcpmeter.dialects import json_body as bodies
-from mcpmeter.dialects.base import Asked, NotAnAnswer, Read
+from mcpmeter.dialects.base import NotAnAnswer, RequestInfo, ResponseInfo
 from mcpmeter.errors import InvalidRequest, MeterError
 from mcpmeter.records import NO_PATH_PARAMS, PathParams
 
@@ -55,24 +55,24 @@ class GeminiEmbed:
     operation = "embeddings"
     passed_headers: frozenset[bytes] = frozenset((b"x-server-timeout",))
 
-    def path_name(self, asked: Asked) -> str:
+    def path_name(self, asked: RequestInfo) -> str:
         """`embed_content`."""
         return "embed_content"
 
-    def read_request(self, body: bytes, named: PathParams = NO_PATH_PARAMS) -> Asked:
+    def read_request(self, body: bytes, named: PathParams = NO_PATH_PARAMS) -> RequestInfo:
         """Take the model from the path, see that there is something to embed. Raises InvalidRequest."""
         request = _request_of(body)
-        return Asked(
+        return RequestInfo(
             model=gemini.model_of(named, request.model),
             prompt_tokens_estimate=max(1, len(body) // bodies.BYTES_PER_PROMPT_TOKEN),
-            most_completion_tokens=0,
+            max_completion_tokens=0,
         )
 
-    def forwarded(self, body: bytes, asked: Asked, model: str) -> bytes:
+    def forwarded(self, body: bytes, asked: RequestInfo, model: str) -> bytes:
         """The body unchanged; only where it repeats the path's model, which upstream differs, it is renamed too."""
         return body if asked.model == model else gemini.renamed(body, model)
 
-    def read_answer(self, body: bytes) -> Read:
+    def read_answer(self, body: bytes) -> ResponseInfo:
         """Usage of an answer, and whether it holds no vector. Raises NotAnAnswer."""
         answer = bodies.answer_of(_answer_decoder, body)
         is_error = openai.is_error(answer.error)
@@ -81,14 +81,14 @@ class GeminiEmbed:
         usage, bad = gemini.read_usage(answer.usage_metadata)
         if usage is not None:
             usage = msgspec.structs.replace(usage, completion_tokens=0, reasoning_tokens=0)
-        return Read(
+        return ResponseInfo(
             usage=usage,
             bad_usage=bad,
             is_error=is_error,
             is_empty=answer.embeddings == [] and not is_error,
         )
 
-    def read_events(self, block: bytes) -> Read | None:
+    def read_events(self, block: bytes) -> ResponseInfo | None:
         """Nothing: embeddings are not streamed."""
         return None
 
@@ -129,11 +129,11 @@ class GeminiEmbed:
 class GeminiBatchEmbed(GeminiEmbed):
     """Many texts at once, which is what Google's SDK asks for also where it has one."""
 
-    def path_name(self, asked: Asked) -> str:
+    def path_name(self, asked: RequestInfo) -> str:
         """`batch_embed_contents`."""
         return "batch_embed_contents"
 
-    def read_request(self, body: bytes, named: PathParams = NO_PATH_PARAMS) -> Asked:
+    def read_request(self, body: bytes, named: PathParams = NO_PATH_PARAMS) -> RequestInfo:
         """As for one; each request must agree with the path on the model. Raises InvalidRequest."""
         batch = bodies.request_of(_batch_decoder, body, kind="a batchEmbedContents request", hint=_BATCH_HINT)
         json_text.refuse_repeated(body, METERED_BATCH_FIELDS)
@@ -142,13 +142,13 @@ class GeminiBatchEmbed(GeminiEmbed):
         models = {gemini.model_of(named, _request_of(bytes(one)).model) for one in batch.requests}
         if len(models) > 1:
             raise InvalidRequest("The requests of the batch name several models.", hint="Send a batch for each.")
-        return Asked(
+        return RequestInfo(
             model=models.pop(),
             prompt_tokens_estimate=max(1, len(body) // bodies.BYTES_PER_PROMPT_TOKEN),
-            most_completion_tokens=0,
+            max_completion_tokens=0,
         )
 
-    def forwarded(self, body: bytes, asked: Asked, model: str) -> bytes:
+    def forwarded(self, body: bytes, asked: RequestInfo, model: str) -> bytes:
         """The body unchanged; where upstream's model differs, each request that repeats the path's is renamed."""
         if asked.model == model:
             return body

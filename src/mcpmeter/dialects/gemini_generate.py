@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from mcpmeter.dialects import gemini, json_text, openai
 from mcpmeter.dialects import json_body as bodies
-from mcpmeter.dialects.base import Asked, NotAnAnswer, Read, merge
+from mcpmeter.dialects.base import NotAnAnswer, RequestInfo, ResponseInfo, merge
 from mcpmeter.errors import InvalidRequest, MeterError
 from mcpmeter.records import NO_PATH_PARAMS, PathParams
 
@@ -76,29 +76,29 @@ class GeminiGenerate:
     end_marks: tuple[bytes, ...] = ()
     text_mark = b'"text": "'
 
-    def path_name(self, asked: Asked) -> str:
+    def path_name(self, asked: RequestInfo) -> str:
         """`generate`, or `generate_stream`."""
         return "generate_stream" if asked.stream else "generate"
 
-    def read_request(self, body: bytes, named: PathParams = NO_PATH_PARAMS) -> Asked:
+    def read_request(self, body: bytes, named: PathParams = NO_PATH_PARAMS) -> RequestInfo:
         """Take model and stream from the path, see that there are contents. Raises InvalidRequest."""
         request = bodies.request_of(_request_decoder, body, kind="a generateContent request", hint=_HINT)
         json_text.refuse_repeated(body, METERED_FIELDS)
         if not request.contents:
             raise InvalidRequest("'contents' is empty.", hint="Send at least one content with parts.")
-        return Asked(
+        return RequestInfo(
             model=gemini.model_of(named, request.model),
             stream=named.stream,
             usage_asked=True,  # every stream tells it
             prompt_tokens_estimate=max(1, len(body) // bodies.BYTES_PER_PROMPT_TOKEN),
-            most_completion_tokens=_most_tokens(request.generation_config),
+            max_completion_tokens=_max_tokens(request.generation_config),
         )
 
-    def forwarded(self, body: bytes, asked: Asked, model: str) -> bytes:
+    def forwarded(self, body: bytes, asked: RequestInfo, model: str) -> bytes:
         """The body unchanged; only where it repeats the path's model, which upstream differs, it is renamed too."""
         return body if asked.model == model else gemini.renamed(body, model)
 
-    def read_answer(self, body: bytes) -> Read:
+    def read_answer(self, body: bytes) -> ResponseInfo:
         """Usage, model and finish reason of a JSON answer, or of a stream that came as one array.
 
         Raises NotAnAnswer.
@@ -106,7 +106,7 @@ class GeminiGenerate:
         answers = _answers_of(body)
         if not any(map(_is_answer, answers)):
             raise NotAnAnswer("no candidates")
-        told = Read()
+        told = ResponseInfo()
         for answer in answers:
             told = self.joined(told, _read(answer))
         is_empty = not (told.is_error or told.is_refusal or any(map(_has_content, answers)))
@@ -115,16 +115,16 @@ class GeminiGenerate:
             usage = msgspec.structs.replace(usage, source="reported")
         return replace(told, usage=usage, is_empty=is_empty)
 
-    def read_events(self, block: bytes) -> Read | None:
+    def read_events(self, block: bytes) -> ResponseInfo | None:
         """What a block of whole events says of usage, finish reason, a blocked prompt or an error."""
         if block.rfind(b'"usageMetadata"') < 0 and block.rfind(b'Reason"') < 0 and block.rfind(b'"error"') < 0:
             return None
-        told: Read | None = None
+        told: ResponseInfo | None = None
         for answer in _events(block):
             told = bodies.merged(told, _read(answer), self.joined)
         return told
 
-    def joined(self, before: Read, now: Read) -> Read:
+    def joined(self, before: ResponseInfo, now: ResponseInfo) -> ResponseInfo:
         """What two events say together: the last usage counts, and is final when the model has stopped."""
         both = merge(before, now)
         if now.usage is None or not before.finish_reason:
@@ -176,11 +176,11 @@ class GeminiGenerate:
 class GeminiGenerateArray(GeminiGenerate):
     """`:streamGenerateContent` without `alt=sse`: the stream's events as one JSON array, read as one body."""
 
-    def path_name(self, asked: Asked) -> str:
+    def path_name(self, asked: RequestInfo) -> str:
         """`generate_array`."""
         return "generate_array"
 
-    def read_request(self, body: bytes, named: PathParams = NO_PATH_PARAMS) -> Asked:
+    def read_request(self, body: bytes, named: PathParams = NO_PATH_PARAMS) -> RequestInfo:
         """As for the others, but no stream of events is asked for. Raises InvalidRequest."""
         return replace(super().read_request(body, named), stream=False)
 
@@ -189,12 +189,12 @@ class GeminiGenerateArray(GeminiGenerate):
         return b"[" + super().error_body(error, call_id) + b"]"
 
 
-def _most_tokens(generation_config: msgspec.Raw) -> int | None:
+def _max_tokens(generation_config: msgspec.Raw) -> int | None:
     try:
         limits = _limits_decoder.decode(generation_config)
     except msgspec.DecodeError:  # not there, or not an object: Google's to refuse
         return None
-    return bodies.most_tokens(limits.max_output_tokens, choices=limits.candidate_count)
+    return bodies.max_tokens(limits.max_output_tokens, choices=limits.candidate_count)
 
 
 def _answers_of(body: bytes) -> list[_Answer]:
@@ -227,12 +227,12 @@ def _is_answer(answer: _Answer) -> bool:
     return answer.candidates is not None or blocked or told
 
 
-def _read(answer: _Answer) -> Read:
+def _read(answer: _Answer) -> ResponseInfo:
     reason = blocked = _reason(answer.prompt_feedback.block_reason) if answer.prompt_feedback else ""
     for candidate in answer.candidates or ():
         reason = _reason(candidate.finish_reason) or reason
     usage, bad = gemini.read_usage(answer.usage_metadata, "reported" if reason else "partial")
-    return Read(
+    return ResponseInfo(
         usage=usage,
         bad_usage=bad,
         model=openai.cleaned(answer.model_version),

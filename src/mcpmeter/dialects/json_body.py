@@ -9,14 +9,14 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from mcpmeter.dialects import json_text, openai
-from mcpmeter.dialects.base import NotAnAnswer, Read, merge
+from mcpmeter.dialects.base import NotAnAnswer, ResponseInfo, merge
 from mcpmeter.errors import InvalidRequest
 
-LONGEST_MODEL_NAME: Final = 256
+MAX_MODEL_NAME_LENGTH: Final = 256
 BYTES_PER_PROMPT_TOKEN: Final = 4
 """For the estimate at opening, where speed counts: JSON and English both come to about four bytes a token."""
 
-LONGEST_COUNT: Final = 12
+MAX_COUNT_LENGTH: Final = 12
 SHORTEST_MEDIA_BYTES: Final = 20_000
 LEAST_TOKENS_OF_MEDIA: Final = 5_000
 BYTES_PER_MEDIA_TOKEN: Final = 50
@@ -66,7 +66,7 @@ def value_of(answer: bytes) -> Any:
         return None
 
 
-def most_tokens(*limits: msgspec.Raw, choices: msgspec.Raw = openai.ABSENT) -> int | None:
+def max_tokens(*limits: msgspec.Raw, choices: msgspec.Raw = openai.ABSENT) -> int | None:
     """The most tokens of an answer: the first limit that is given, for each of the choices asked for.
 
     None where none is given. What is no count is the provider's to refuse.
@@ -82,10 +82,10 @@ def _count_of(raw: msgspec.Raw) -> int | None:
     if raw is openai.ABSENT:
         return None
     text = bytes(raw)
-    return int(text) if text.isdigit() and len(text) <= LONGEST_COUNT else None
+    return int(text) if text.isdigit() and len(text) <= MAX_COUNT_LENGTH else None
 
 
-def most_prompt_tokens(body: bytes) -> int:
+def max_prompt_tokens(body: bytes) -> int:
     """No token is shorter than a byte, so a body bounds what a model reads; base64 in it is no text to a model."""
     most = len(body)
     if most < SHORTEST_MEDIA_BYTES:
@@ -100,9 +100,9 @@ def check_model(name: str) -> None:
     """Raises InvalidRequest for a name that is blank, too long or not printable."""
     if not name.strip():
         raise InvalidRequest("'model' is empty.", hint="Name a model of GET /v1/models.")
-    if len(name) > LONGEST_MODEL_NAME or not name.isprintable():
+    if len(name) > MAX_MODEL_NAME_LENGTH or not name.isprintable():
         raise InvalidRequest(
-            f"'model' is longer than {LONGEST_MODEL_NAME} characters or holds control characters.",
+            f"'model' is longer than {MAX_MODEL_NAME_LENGTH} characters or holds control characters.",
             hint="Name a model of GET /v1/models.",
         )
 
@@ -160,6 +160,10 @@ def under(value: Any, *names: str) -> Any:
     return value
 
 
-def merged(before: Read | None, now: Read | None, how: Callable[[Read, Read], Read] = merge) -> Read | None:
+def merged(
+    before: ResponseInfo | None,
+    now: ResponseInfo | None,
+    how: Callable[[ResponseInfo, ResponseInfo], ResponseInfo] = merge,
+) -> ResponseInfo | None:
     """Two Reads as one, where there are two."""
     return how(before, now) if before is not None and now is not None else now or before

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final
 import msgspec
 
 from mcpmeter.dialects import json_text
-from mcpmeter.dialects.base import NotAnAnswer, Read, merge
+from mcpmeter.dialects.base import NotAnAnswer, ResponseInfo, merge
 from mcpmeter.errors import MeterError
 from mcpmeter.records import Usage
 
@@ -19,7 +19,7 @@ PASSED_HEADERS: Final = frozenset({b"openai-beta"})
 DONE: Final = b"[DONE]"
 """The payload of the event that ends a stream."""
 
-MOST_TOKENS: Final = 10**12
+MAX_TOKENS: Final = 10**12
 """More than any call can use; a larger count is nonsense and would break 64-bit columns when summed."""
 
 ABSENT: Final = msgspec.Raw()
@@ -29,16 +29,16 @@ NULL: Final = msgspec.Raw(b"null")
 UNTOLD: Final = (ABSENT, NULL)
 NO_ERROR: Final = (ABSENT, NULL, *map(msgspec.Raw, (b"false", b"{}", b'""')))
 BLANK: Final = (ABSENT, NULL, *map(msgspec.Raw, (b'""', b"[]", b"{}")))
-LONGEST_BLANK: Final = 4
+MAX_BLANK_BYTES: Final = 4
 """Bytes: what is longer need not be compared."""
 
-LONGEST_AMOUNT: Final = 64
+MAX_AMOUNT_LENGTH: Final = 64
 """Characters of an amount of money; no provider writes so many."""
 
-LONGEST_NAME: Final = 256
+MAX_NAME_LENGTH: Final = 256
 """Characters kept of what an answer calls itself: a provider's text ends up in a row of the ledger."""
 
-Tokens = Annotated[int, msgspec.Meta(ge=0, le=MOST_TOKENS)]
+Tokens = Annotated[int, msgspec.Meta(ge=0, le=MAX_TOKENS)]
 
 
 class _PromptDetails(msgspec.Struct, frozen=True, gc=False):
@@ -133,7 +133,7 @@ def is_error(raw: msgspec.Raw) -> bool:
 
 def is_blank(raw: msgspec.Raw) -> bool:
     """Whether a field says nothing: it is not there, null, or an empty string, list or object."""
-    return len(raw) <= LONGEST_BLANK and raw in BLANK
+    return len(raw) <= MAX_BLANK_BYTES and raw in BLANK
 
 
 def read_usage(
@@ -251,12 +251,12 @@ def usd_of(cost: msgspec.Raw) -> str:
         written = bytes(cost).decode().strip('"')
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return ""
-    return written if written[:1].isdigit() and len(written) <= LONGEST_AMOUNT else ""
+    return written if written[:1].isdigit() and len(written) <= MAX_AMOUNT_LENGTH else ""
 
 
 def cleaned(text: str | None) -> str:
     """A provider's text as it may stand in a row: bounded, without control characters."""
-    short = (text or "")[:LONGEST_NAME]
+    short = (text or "")[:MAX_NAME_LENGTH]
     return short if short.isprintable() else "".join(char if char.isprintable() else "?" for char in short)
 
 
@@ -273,9 +273,9 @@ def lenient(body: bytes) -> bytes:
         raise NotAnAnswer(str(fault)) from None
 
 
-def told_by(reads: Sequence[Read | None]) -> Read | None:
+def told_by(reads: Sequence[ResponseInfo | None]) -> ResponseInfo | None:
     """What several events say together; None where none of them says anything."""
-    told: Read | None = None
+    told: ResponseInfo | None = None
     for read in reads:
         if read is not None:
             told = read if told is None else merge(told, read)

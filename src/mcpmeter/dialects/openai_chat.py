@@ -10,7 +10,7 @@ import msgspec
 
 from mcpmeter.dialects import json_body as bodies
 from mcpmeter.dialects import json_text, openai
-from mcpmeter.dialects.base import Asked, NotAnAnswer, Read
+from mcpmeter.dialects.base import NotAnAnswer, RequestInfo, ResponseInfo
 from mcpmeter.errors import InvalidRequest, MeterError
 from mcpmeter.records import NO_PATH_PARAMS, PathParams
 
@@ -126,11 +126,11 @@ class OpenAiChat:
     passed_headers = openai.PASSED_HEADERS
     text_mark = b'"content":"'
 
-    def path_name(self, asked: Asked) -> str:
+    def path_name(self, asked: RequestInfo) -> str:
         """`chat`, streamed or not."""
         return "chat"
 
-    def read_request(self, body: bytes, named: PathParams = NO_PATH_PARAMS) -> Asked:
+    def read_request(self, body: bytes, named: PathParams = NO_PATH_PARAMS) -> RequestInfo:
         """Read model, stream and whether usage was asked for. Raises InvalidRequest."""
         request = bodies.request_of(_request_decoder, body, kind="a chat completion", hint=_HINT)
         json_text.refuse_repeated(body, METERED_FIELDS)
@@ -139,17 +139,17 @@ class OpenAiChat:
         if request.model is not None:
             bodies.check_model(request.model)
         options = request.stream_options
-        return Asked(
+        return RequestInfo(
             model=request.model or "",
             stream=bool(request.stream),
             usage_asked=bool(options and options.include_usage),
             prompt_tokens_estimate=max(1, len(body) // bodies.BYTES_PER_PROMPT_TOKEN),
-            most_completion_tokens=bodies.most_tokens(
+            max_completion_tokens=bodies.max_tokens(
                 request.max_completion_tokens, request.max_tokens, choices=request.n
             ),
         )
 
-    def forwarded(self, body: bytes, asked: Asked, model: str) -> bytes:
+    def forwarded(self, body: bytes, asked: RequestInfo, model: str) -> bytes:
         """The body unchanged, unless the model's name differs or a stream has to be asked for its usage."""
         additions: dict[str, Any] = {}
         if asked.model != model:
@@ -158,7 +158,7 @@ class OpenAiChat:
             additions["stream_options"] = {"include_usage": True}
         return openai.with_fields(body, additions)
 
-    def read_answer(self, body: bytes) -> Read:
+    def read_answer(self, body: bytes) -> ResponseInfo:
         """What a JSON answer says of itself. Raises NotAnAnswer."""
         usual = _read_usual(body)
         if usual is not None:
@@ -167,7 +167,7 @@ class OpenAiChat:
         said = [_said_in_all(choice) for choice in answer.choices or ()]
         return _read(answer, said, is_empty=answer.choices is not None and all(map(_is_silent, said)))
 
-    def read_events(self, block: bytes) -> Read | None:
+    def read_events(self, block: bytes) -> ResponseInfo | None:
         """The last thing that a block of whole events says of usage, finish reason or refusal."""
         if (
             (block.rfind(b'"usage"') < 0 or block.count(b'"usage"') == block.count(b'"usage":null'))
@@ -235,7 +235,7 @@ class OpenAiChat:
         return b"data: " + openai.error_body(error, call_id) + b"\n\n"
 
 
-def _read_usual(body: bytes) -> Read | None:
+def _read_usual(body: bytes) -> ResponseInfo | None:
     """An answer with one choice, its text and its usage, read in one decoding; None for all others."""
     try:
         answer = _usual_decoder.decode(body)
@@ -246,7 +246,7 @@ def _read_usual(body: bytes) -> Read | None:
     # Content may be a list, and hold nothing but thoughts.
     if len(content) <= NO_TEXT or memoryview(content)[0] != QUOTE or ended == ERROR:
         return None
-    return Read(
+    return ResponseInfo(
         usage=openai.usage_of(told),
         model=openai.cleaned(answer.model),
         finish_reason=openai.cleaned(ended),
@@ -262,7 +262,7 @@ def _answer_of(body: bytes) -> _Answer:
     return answer
 
 
-def _read_event(payload: bytes) -> Read | None:
+def _read_event(payload: bytes) -> ResponseInfo | None:
     if payload == openai.DONE:
         return None
     try:
@@ -281,14 +281,14 @@ def _has_content(payload: bytes) -> bool:
     return not all(_is_silent(_said(choice.delta)) for choice in choices)
 
 
-def _read(answer: _Answer, said: Sequence[_Said | None], *, is_empty: bool = False) -> Read:
+def _read(answer: _Answer, said: Sequence[_Said | None], *, is_empty: bool = False) -> ResponseInfo:
     groq = _groq(answer.x_groq)
     told = _told_usage(answer, groq)
     usage, bad = openai.read_usage(told)
     reasons = [choice.finish_reason for choice in answer.choices or () if choice.finish_reason]
     refusals = [part for part in said if part is not None and not openai.is_blank(part.refusal)]
     is_error = openai.is_error(answer.error) or openai.is_error(groq.error) or ERROR in reasons
-    return Read(
+    return ResponseInfo(
         usage=usage,
         bad_usage=bad,
         model=openai.cleaned(answer.model),

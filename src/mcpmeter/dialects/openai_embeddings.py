@@ -12,7 +12,7 @@ import msgspec
 
 from mcpmeter.dialects import json_body as bodies
 from mcpmeter.dialects import json_text, openai
-from mcpmeter.dialects.base import Asked, NotAnAnswer, Read
+from mcpmeter.dialects.base import NotAnAnswer, RequestInfo, ResponseInfo
 from mcpmeter.errors import InvalidRequest, MeterError
 from mcpmeter.records import NO_PATH_PARAMS, PathParams, Usage
 
@@ -51,11 +51,11 @@ class OpenAiEmbeddings:
     operation = "embeddings"
     passed_headers: frozenset[bytes] = frozenset()
 
-    def path_name(self, asked: Asked) -> str:
+    def path_name(self, asked: RequestInfo) -> str:
         """`embeddings`."""
         return "embeddings"
 
-    def read_request(self, body: bytes, named: PathParams = NO_PATH_PARAMS) -> Asked:
+    def read_request(self, body: bytes, named: PathParams = NO_PATH_PARAMS) -> RequestInfo:
         """Read the model, and that there is something to embed. Raises InvalidRequest."""
         request = bodies.request_of(_request_decoder, body, kind="for embeddings", hint=_HINT)
         json_text.refuse_repeated(body, METERED_FIELDS)
@@ -63,24 +63,24 @@ class OpenAiEmbeddings:
             raise InvalidRequest("'input' is empty.", hint="Send a text, a list of texts, or lists of tokens.")
         if request.model is not None:
             bodies.check_model(request.model)
-        return Asked(
+        return RequestInfo(
             model=request.model or "",
             prompt_tokens_estimate=max(1, _prompt_tokens(request)),
-            most_completion_tokens=0,
+            max_completion_tokens=0,
         )
 
-    def forwarded(self, body: bytes, asked: Asked, model: str) -> bytes:
+    def forwarded(self, body: bytes, asked: RequestInfo, model: str) -> bytes:
         """The body unchanged, unless the model's name differs."""
         return openai.with_fields(body, {"model": model} if asked.model != model else {})
 
-    def read_answer(self, body: bytes) -> Read:
+    def read_answer(self, body: bytes) -> ResponseInfo:
         """Usage, model and cost of an answer, and whether it holds no vector. Raises NotAnAnswer."""
         answer = bodies.answer_of(_answer_decoder, body)
         is_error = openai.is_error(answer.error)
         if answer.data is None and not is_error:
             raise NotAnAnswer("no list of vectors")
         usage, bad = _read_usage(answer.usage)
-        return Read(
+        return ResponseInfo(
             usage=usage,
             bad_usage=bad,
             model=openai.cleaned(answer.model),
@@ -89,7 +89,7 @@ class OpenAiEmbeddings:
             reported_usd=openai.reported_usd(answer.usage),
         )
 
-    def read_events(self, block: bytes) -> Read | None:
+    def read_events(self, block: bytes) -> ResponseInfo | None:
         """Nothing: embeddings are not streamed."""
         return None
 

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 
 from mcpmeter.dialects import json_body as bodies
 from mcpmeter.dialects import json_text, openai
-from mcpmeter.dialects.base import Asked, NotAnAnswer, Read
+from mcpmeter.dialects.base import NotAnAnswer, RequestInfo, ResponseInfo
 from mcpmeter.errors import InvalidRequest, MeterError
 from mcpmeter.records import NO_PATH_PARAMS, PathParams
 
@@ -104,11 +104,11 @@ class OpenAiResponses:
     passed_headers = openai.PASSED_HEADERS
     end_marks = (b'"response"', openai.DONE)
 
-    def path_name(self, asked: Asked) -> str:
+    def path_name(self, asked: RequestInfo) -> str:
         """`responses`, streamed or not."""
         return "responses"
 
-    def read_request(self, body: bytes, named: PathParams = NO_PATH_PARAMS) -> Asked:
+    def read_request(self, body: bytes, named: PathParams = NO_PATH_PARAMS) -> RequestInfo:
         """Read model and stream. Raises InvalidRequest."""
         request = bodies.request_of(_request_decoder, body, kind="for a response", hint=_HINT)
         json_text.refuse_repeated(body, METERED_FIELDS)
@@ -117,19 +117,19 @@ class OpenAiResponses:
             raise InvalidRequest("'input' is empty.", hint="Send a text, or a list of at least one item.")
         if request.model is not None:
             bodies.check_model(request.model)
-        return Asked(
+        return RequestInfo(
             model=request.model or "",
             stream=bool(request.stream),
             usage_asked=True,
             prompt_tokens_estimate=max(1, len(body) // bodies.BYTES_PER_PROMPT_TOKEN),
-            most_completion_tokens=bodies.most_tokens(request.max_output_tokens),
+            max_completion_tokens=bodies.max_tokens(request.max_output_tokens),
         )
 
-    def forwarded(self, body: bytes, asked: Asked, model: str) -> bytes:
+    def forwarded(self, body: bytes, asked: RequestInfo, model: str) -> bytes:
         """The body unchanged, unless the model's name differs."""
         return openai.with_fields(body, {"model": model} if asked.model != model else {})
 
-    def read_answer(self, body: bytes) -> Read:
+    def read_answer(self, body: bytes) -> ResponseInfo:
         """What a response object says of itself. Raises NotAnAnswer."""
         response = bodies.answer_of(_response_decoder, body)
         is_error = openai.is_error(response.error)
@@ -139,7 +139,7 @@ class OpenAiResponses:
         can_be_empty = bool(read.finish_reason) and items is not None and not read.is_error
         return replace(read, is_empty=can_be_empty and all(map(_is_silent, items or ())))
 
-    def read_events(self, block: bytes) -> Read | None:
+    def read_events(self, block: bytes) -> ResponseInfo | None:
         """What the events with a response object, or an error, say; deltas have neither."""
         if block.rfind(b'"response"') < 0 and block.rfind(b'"error"') < 0:
             return None
@@ -187,7 +187,7 @@ class OpenAiResponses:
         return b"event: error\ndata: " + told + b"\n\n"
 
 
-def _read_event(payload: bytes) -> Read | None:
+def _read_event(payload: bytes) -> ResponseInfo | None:
     try:
         event = bodies.answer_of(_event_decoder, payload)
     except NotAnAnswer:
@@ -195,7 +195,7 @@ def _read_event(payload: bytes) -> Read | None:
         return None
     if event.response is not None:
         return _read(event.response)
-    return Read(is_error=True) if event.type == "error" or openai.is_error(event.error) else None
+    return ResponseInfo(is_error=True) if event.type == "error" or openai.is_error(event.error) else None
 
 
 def _has_content(payload: bytes) -> bool:
@@ -212,10 +212,10 @@ def _has_content(payload: bytes) -> bool:
     return not all(map(_is_silent, items or ()))
 
 
-def _read(response: _Response) -> Read:
+def _read(response: _Response) -> ResponseInfo:
     usage, bad = openai.read_usage(response.usage, _usage_decoder.decode)
     parts = [part for item in _items(response.output) or () for part in _parts(item) or ()]
-    return Read(
+    return ResponseInfo(
         usage=usage,
         bad_usage=bad,
         model=openai.cleaned(response.model),

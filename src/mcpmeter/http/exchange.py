@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMappi
 from types import TracebackType
 from typing import Any, Final, Protocol
 
-from mcpmeter.errors import BodyTooLarge, BodyTooSlow, CallerGone, MeterError
+from mcpmeter.errors import BodyTooLarge, BodyTooSlow, ClientDisconnected, MeterError
 from mcpmeter.records import NO_PATH_PARAMS, PathParams
 
 Scope = MutableMapping[str, Any]
@@ -22,31 +22,31 @@ SECONDS_FOR_THE_READER: Final = 120.0
 """How long a client may leave what it was sent unread, before it counts as gone."""
 
 WIRE: Final = "mcpmeter.wire"
-"""The ASGI extension under which our own server offers its `Wire`."""
+"""The ASGI extension under which our own server offers its `DirectResponse`."""
 
 _HEADERS: Final = "mcpmeter.headers"
 _TRACEPARENT: Final = re.compile(rb"^[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
 
 
-class Wire(Protocol):
+class DirectResponse(Protocol):
     """The connection under a request, in callbacks and plain calls: tasks and messages cost more than the bytes."""
 
     response_started: bool
     disconnected: bool
     """Whether the client has gone."""
-    is_full: bool
+    is_backpressured: bool
     """Whether the client does not read what was sent."""
 
     def whole_body(self) -> bytes | None:
         """The request's body, if all of it is there."""
 
-    def watch(self, on_gone: Callable[[], None] | None) -> None:
+    def watch(self, on_disconnect: Callable[[], None] | None) -> None:
         """Tell when the client has gone."""
 
-    async def room(self) -> None:
+    async def drain(self) -> None:
         """Wait until it reads, or has gone."""
 
-    on_room: Callable[[], None] | None
+    on_drain: Callable[[], None] | None
     """Told when it reads again."""
 
     def whole(self, status: int, headers: Iterable[Header], body: bytes) -> None:
@@ -77,10 +77,10 @@ class Exchange(Protocol):
     """Whether the head of the answer is out, so that no other status can be sent."""
 
     async def read_body(self, limit_bytes: int) -> bytes:
-        """Raises BodyTooLarge, BodyTooSlow, CallerGone."""
+        """Raises BodyTooLarge, BodyTooSlow, ClientDisconnected."""
 
-    def listening(self) -> Listening:
-        """While inside, the caller's leaving is raised as CallerGone."""
+    def listening(self) -> CancelOnDisconnect:
+        """While inside, the caller's leaving is raised as ClientDisconnected."""
 
     async def whole(self, status: int, headers: Iterable[Header], body: bytes) -> None:
         """Send an answer that is there in full; its length is added to its headers."""
@@ -95,11 +95,11 @@ class Exchange(Protocol):
         """Send the last part."""
 
     @property
-    def wire(self) -> Wire | None:
+    def wire(self) -> DirectResponse | None:
         """The connection itself, where there is one."""
 
 
-class Listening:
+class CancelOnDisconnect:
     """Runs a block and cancels it when the caller leaves, or the service cuts it off: tokens stop burning at once."""
 
     __slots__ = ("_cut", "_task", "_watch")
@@ -110,13 +110,13 @@ class Listening:
         self._cut: MeterError | None = None
         self._task: asyncio.Task[Any] | None = None
 
-    def __enter__(self) -> Listening:
+    def __enter__(self) -> CancelOnDisconnect:
         self._task = asyncio.current_task()
         self._watch(self._gone)
         return self
 
     def _gone(self) -> None:
-        self.cut(CallerGone("The client closed the connection before the answer was complete."))
+        self.cut(ClientDisconnected("The client closed the connection before the answer was complete."))
 
     def cut(self, error: MeterError) -> None:
         """End the block with `error`."""
@@ -154,7 +154,7 @@ class HttpExchange:
         self.trace_id = trace_id_of(self.headers)
         self.secret = secret_of(self.headers)
         self.started = False
-        self.wire: Wire | None = scope.get("extensions", {}).get(WIRE)
+        self.wire: DirectResponse | None = scope.get("extensions", {}).get(WIRE)
         self._scope = scope
         self._receive = receive
         self._send = send
@@ -172,7 +172,7 @@ class HttpExchange:
         return found
 
     async def read_body(self, limit_bytes: int) -> bytes:
-        """The whole body. Raises BodyTooLarge, BodyTooSlow, CallerGone."""
+        """The whole body. Raises BodyTooLarge, BodyTooSlow, ClientDisconnected."""
         declared = self.headers.get(b"content-length", b"")
         if declared.isdigit() and int(declared) > limit_bytes:
             raise _too_large(limit_bytes)
@@ -193,7 +193,7 @@ class HttpExchange:
         while True:
             message = await self._receive()
             if message["type"] == "http.disconnect":
-                raise CallerGone("The client closed the connection while sending its request.")
+                raise ClientDisconnected("The client closed the connection while sending its request.")
             part: bytes = message.get("body", b"")
             size += len(part)
             if size > limit_bytes:
@@ -202,25 +202,25 @@ class HttpExchange:
             if not message.get("more_body"):
                 return part if len(parts) == 1 else b"".join(parts)
 
-    def listening(self) -> Listening:
-        """While inside, the client's leaving is raised as CallerGone."""
-        return Listening(self._watch if self.wire is None else self.wire.watch)
+    def listening(self) -> CancelOnDisconnect:
+        """While inside, the client's leaving is raised as ClientDisconnected."""
+        return CancelOnDisconnect(self._watch if self.wire is None else self.wire.watch)
 
-    def _watch(self, on_gone: Callable[[], None] | None) -> None:
+    def _watch(self, on_disconnect: Callable[[], None] | None) -> None:
         if self._watcher is not None:
             self._watcher.cancel()
-        if on_gone is not None:
-            self._watcher = asyncio.get_running_loop().create_task(self._tell_when_gone(on_gone))
+        if on_disconnect is not None:
+            self._watcher = asyncio.get_running_loop().create_task(self._tell_when_gone(on_disconnect))
 
-    async def _tell_when_gone(self, on_gone: Callable[[], None]) -> None:
+    async def _tell_when_gone(self, on_disconnect: Callable[[], None]) -> None:
         while (await self._receive())["type"] != "http.disconnect":
             pass
-        on_gone()
+        on_disconnect()
 
     async def whole(self, status: int, headers: Iterable[Header], body: bytes) -> None:
-        """Send an answer that is there in full. Raises CallerGone when the client does not read what it was sent."""
+        """Send a complete response. Raises ClientDisconnected if the client does not read it."""
         wire = self.wire
-        if wire is not None and not wire.is_full:
+        if wire is not None and not wire.is_backpressured:
             self.started = True
             wire.whole(status, headers, body)
         else:
@@ -236,21 +236,21 @@ class HttpExchange:
             await self._send({"type": "http.response.start", "status": status, "headers": list(headers)})
 
     async def send(self, data: bytes) -> None:
-        """Send a part. Waits while the client does not read; raises CallerGone when that takes too long."""
+        """Send a part. Waits while the client does not read; raises ClientDisconnected when that takes too long."""
         if self.wire is None:
             await self._in_time(self._send({"type": "http.response.body", "body": data, "more_body": True}))
             return
-        if self.wire.is_full:
-            await self._in_time(self.wire.room())
+        if self.wire.is_backpressured:
+            await self._in_time(self.wire.drain())
         self.wire.write(data)
 
     async def end(self, data: bytes = b"") -> None:
-        """Send the last part. Raises CallerGone when the client does not read it."""
+        """Send the last part. Raises ClientDisconnected when the client does not read it."""
         if self.wire is None:
             await self._in_time(self._send({"type": "http.response.body", "body": data}))
             return
-        if self.wire.is_full:
-            await self._in_time(self.wire.room())
+        if self.wire.is_backpressured:
+            await self._in_time(self.wire.drain())
         self.wire.end(data)
 
     @staticmethod
@@ -262,9 +262,9 @@ class HttpExchange:
             raise reader_stuck() from None
 
 
-def reader_stuck() -> CallerGone:
+def reader_stuck() -> ClientDisconnected:
     """The client has left too long unread what it was sent."""
-    return CallerGone("The client stopped reading the answer.")
+    return ClientDisconnected("The client stopped reading the answer.")
 
 
 def length(body: bytes) -> Header:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Final
 
-MOST_HEADER_BYTES: Final = 64 * 1024
+MAX_HEADER_BYTES: Final = 64 * 1024
 """For a message's head, for its trailers, and for the balance above."""
 
 FREE_BYTES_PER_PART: Final = 16

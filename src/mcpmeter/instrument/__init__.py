@@ -16,7 +16,7 @@ from wsgiref.simple_server import WSGIServer
 from prometheus_client import REGISTRY, CollectorRegistry, start_http_server
 
 from mcpmeter.catalog import mcp, service
-from mcpmeter.errors import PartMissing, PortTaken, SetupError
+from mcpmeter.errors import MissingDependency, PortTaken, SetupError
 from mcpmeter.instrument.operation import Operation, current_operation
 from mcpmeter.meter import Meter
 from mcpmeter.metrics.collector import MeterCollector
@@ -116,7 +116,7 @@ def instrument(server: Any, *, registry: CollectorRegistry | None = None, port: 
     """Meter an MCP server and show its metrics in `registry` (prometheus_client's default one unless given).
 
     `port` also serves them on 127.0.0.1. The same call twice returns the same handle. Raises ServerNotSupported,
-    PartMissing, RegistryTaken and PortTaken, and then leaves the server as it was.
+    MissingDependency, RegistryTaken and PortTaken, and then leaves the server as it was.
     """
     sdk = _adapter()
     low_level = sdk.low_level_server(server)
@@ -138,7 +138,7 @@ def _adapter() -> ModuleType:
     try:
         import mcp  # noqa: F401, PLC0415 (the server's own package; this one must import without it)
     except ModuleNotFoundError:
-        raise PartMissing("No MCP SDK is installed.", hint="Run: pip install 'mcp>=2.2'") from None
+        raise MissingDependency("No MCP SDK is installed.", hint="Run: pip install 'mcp>=2.2'") from None
     try:
         from mcpmeter.instrument import sdk_v2  # noqa: PLC0415
     except ImportError:
@@ -152,7 +152,7 @@ def _adapter() -> ModuleType:
 def _recorder() -> Recorder:
     recorder = Recorder(rows=ROWS)
     build = (version("mcpmeter"), platform.python_version())
-    recorder.vocabulary.announce("build", build)
+    recorder.label_allowlist.register("build", build)
     recorder.set(service.BUILD_INFO, build, 1)
     return recorder
 

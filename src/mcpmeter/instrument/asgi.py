@@ -15,7 +15,7 @@ import msgspec
 from mcpmeter.catalog import mcp, service
 from mcpmeter.errors import Side
 from mcpmeter.instrument.http_request import SCOPE_KEY, MeteredRequest
-from mcpmeter.meter import Ending, Meter
+from mcpmeter.meter import CallResult, Meter
 from mcpmeter.metrics.recorder import Recorder
 
 Scope = MutableMapping[str, Any]
@@ -71,7 +71,7 @@ _refusal_decoder = msgspec.json.Decoder(_Refusal)
 
 def announce_rejections(recorder: Recorder) -> None:
     """Let every reason exist at zero."""
-    recorder.announce_children(mcp.TRANSPORT_REJECTIONS, (mcp.TRANSPORT_REJECTIONS.labels[0].values or (),))
+    recorder.register_children(mcp.TRANSPORT_REJECTIONS, (mcp.TRANSPORT_REJECTIONS.labels[0].values or (),))
 
 
 class TransportMeter:
@@ -85,7 +85,7 @@ class TransportMeter:
         self._meter = meter
         self._endpoint = endpoint
         self._path = path
-        meter.recorder.vocabulary.announce("endpoint", [endpoint])
+        meter.recorder.label_allowlist.register("endpoint", [endpoint])
         announce_rejections(meter.recorder)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -167,17 +167,19 @@ class _Answer:
             self._recorder.add(mcp.TRANSPORT_REJECTIONS, (reason,))
         self._opened.count(self._ending(reason))
 
-    def _ending(self, reason: str | None) -> Ending:
+    def _ending(self, reason: str | None) -> CallResult:
         if self.request.refusal is not None:
-            return Ending(status=str(self.status), outcome="error", error=self.request.refusal)
+            return CallResult(status=str(self.status), outcome="error", error=self.request.refusal)
         if reason is not None:
             error_type, side = ERROR_BY_REASON[reason]
-            return Ending(status=str(self.status), outcome="error", error_type=error_type, error_side=side)
+            return CallResult(status=str(self.status), outcome="error", error_type=error_type, error_side=side)
         if self.status == 0:
-            return Ending(status="499", outcome="error", error_type="client_disconnected", error_side="client")
+            return CallResult(status="499", outcome="error", error_type="client_disconnected", error_side="client")
         if self.status >= 500:
-            return Ending(status=str(self.status), outcome="error", error_type="internal_error", error_side="server")
-        return Ending(status=str(self.status))
+            return CallResult(
+                status=str(self.status), outcome="error", error_type="internal_error", error_side="server"
+            )
+        return CallResult(status=str(self.status))
 
     def _reason(self) -> str | None:
         refusal = self.request.refusal

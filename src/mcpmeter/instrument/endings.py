@@ -7,7 +7,7 @@ from typing import Any, Final
 from mcp.shared.exceptions import MCPError
 from pydantic import ValidationError
 
-from mcpmeter.meter import Ending
+from mcpmeter.meter import CallResult
 
 INVALID_PARAMS: Final = -32602
 URL_ELICITATION_REQUIRED: Final = -32042
@@ -26,26 +26,26 @@ CALLERS_CODES: Final = frozenset(
 )
 """JSON-RPC and MCP codes that only the caller can mend."""
 
-OK: Final = Ending(status="ok")
-INPUT_REQUIRED: Final = Ending(status="input_required", otel_error_type="input_required")
-CANCELLED: Final = Ending(
+OK: Final = CallResult(status="ok")
+INPUT_REQUIRED: Final = CallResult(status="input_required", otel_error_type="input_required")
+CANCELLED: Final = CallResult(
     status="cancelled",
     outcome="error",
     error_type="client_disconnected",
     error_side="client",
     otel_error_type="cancelled",
 )
-CRASHED: Final = Ending(status="error", outcome="error", error_type="internal_error", error_side="server")
+CRASHED: Final = CallResult(status="error", outcome="error", error_type="internal_error", error_side="server")
 
 
-def of_result(result: Any, blamed: tuple[str, str] | None = None) -> Ending:
+def of_result(result: Any, blamed: tuple[str, str] | None = None) -> CallResult:
     """The ending that a result says: `isError`, `resultType: input_required`, or a success.
 
     `blamed` is the (error type, side) that a failed result is due to, where a tool told it.
     """
     if field_of(result, "isError", "is_error") is True:
         error_type, side = blamed or ("tool_error", "server")
-        return Ending(
+        return CallResult(
             status="tool_error",
             outcome="error",
             error_type=error_type,
@@ -57,7 +57,7 @@ def of_result(result: Any, blamed: tuple[str, str] | None = None) -> Ending:
     return OK
 
 
-def of_exception(fault: Exception) -> Ending:
+def of_exception(fault: Exception) -> CallResult:
     """The ending that an exception of the SDK or of a handler means on the wire."""
     if isinstance(fault, MCPError):
         return _of_code(fault.error.code)
@@ -66,11 +66,11 @@ def of_exception(fault: Exception) -> Ending:
     return CRASHED
 
 
-def _of_code(code: int) -> Ending:
+def _of_code(code: int) -> CallResult:
     if code == URL_ELICITATION_REQUIRED:
         return INPUT_REQUIRED
     callers = code in CALLERS_CODES
-    return Ending(
+    return CallResult(
         status="error",
         outcome="error",
         error_type="protocol_error" if callers else "internal_error",

@@ -23,7 +23,7 @@ from mcpmeter.instrument.asgi import TransportMeter, announce_rejections
 from mcpmeter.instrument.http_request import metered_request, principal
 from mcpmeter.instrument.operation import CURRENT, Operation
 from mcpmeter.instrument.tool_names import ToolNames
-from mcpmeter.meter import Ending, Meter, OpenCall
+from mcpmeter.meter import CallResult, Meter, OpenCall
 from mcpmeter.metrics.recorder import Recorder
 from mcpmeter.records import McpTarget, Transport
 
@@ -140,16 +140,16 @@ class OperationMeter:
         self._counts_active = counts_active
         self._contained = _Contained(meter.recorder)
         self._undo: list[Callable[[], None]] = []
-        vocabulary = meter.recorder.vocabulary
-        vocabulary.announce("endpoint", [endpoint])
-        vocabulary.announce("server", [server_name])
+        vocabulary = meter.recorder.label_allowlist
+        vocabulary.register("endpoint", [endpoint])
+        vocabulary.register("server", [server_name])
         self._tools = ToolNames(server, vocabulary)
         self._announce_children()
 
     def _announce_children(self) -> None:
         served = ["initialize", *(name for name in labels.MCP_METHODS if self._server.get_request_handler(name))]
-        self._recorder.announce_children(mcp.REQUESTS, ([self._endpoint], served, ("ok", "error")))
-        self._recorder.announce_children(mcp.REQUESTS, ([self._endpoint], ("tools/call",), labels.MCP_OUTCOMES))
+        self._recorder.register_children(mcp.REQUESTS, ([self._endpoint], served, ("ok", "error")))
+        self._recorder.register_children(mcp.REQUESTS, ([self._endpoint], ("tools/call",), labels.MCP_OUTCOMES))
         for pair in ERRORS_AT_START:
             self._recorder.families[mcp.ERRORS.name].ensure(pair)
         announce_rejections(self._recorder)
@@ -196,12 +196,12 @@ class OperationMeter:
 
     def _show_definitions(self, listing: HandlerResult) -> None:
         for name, tokens in context_cost.definitions(listing):
-            if name in self._recorder.vocabulary.of("tool"):
+            if name in self._recorder.label_allowlist.of("tool"):
                 self._recorder.set(mcp.TOOL_DEFINITION_TOKENS, (self._server_name, name), tokens)
 
     def _count_content(self, opened: OpenCall, result: HandlerResult) -> None:
         target = opened.call.mcp
-        if target is None or not target.tool or target.tool not in self._recorder.vocabulary.of("tool"):
+        if target is None or not target.tool or target.tool not in self._recorder.label_allowlist.of("tool"):
             return
         cost, of = context_cost.of_result(result), (target.server, target.tool)
         self._recorder.observe(mcp.TOOL_RESULT_BYTES, of, cost.content_bytes, opened.call.trace_id)
@@ -244,7 +244,7 @@ class OperationMeter:
             ),
         )
 
-    def _end(self, ctx: Context, begun: _Begun, ending: Callable[[], Ending], result: HandlerResult = None) -> None:
+    def _end(self, ctx: Context, begun: _Begun, ending: Callable[[], CallResult], result: HandlerResult = None) -> None:
         with self._contained:
             if ctx.method == "initialize":
                 self._take_negotiated_version(ctx, begun, result)
@@ -252,7 +252,7 @@ class OperationMeter:
             if ctx.method == "tools/call" and result is not None:
                 self._count_content(begun.opened, result)
 
-    def _count(self, ctx: Context, opened: OpenCall, ending: Ending) -> None:
+    def _count(self, ctx: Context, opened: OpenCall, ending: CallResult) -> None:
         if ctx.method == LISTEN and ending.status in ("ok", "cancelled"):
             # It lasts as long as the client likes, and ends by being cancelled: neither a latency nor an error.
             self._recorder.add(mcp.REQUESTS, (self._endpoint, LISTEN, "ok"))

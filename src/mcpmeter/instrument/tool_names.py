@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING, Any, Final
 import anyio
 
 from mcpmeter.instrument.endings import field_of
-from mcpmeter.metrics.label_allowlist import Vocabulary
+from mcpmeter.metrics.label_allowlist import LabelAllowlist
 
 if TYPE_CHECKING:
     from mcp.server.context import ServerRequestContext
     from mcp.server.lowlevel import Server
 
-MOST_TOOLS: Final = 1000
+MAX_TOOLS: Final = 1000
 """Names beyond this become `other`, so that a server with a tool for each user cannot grow the series without end."""
 
-LONGEST_NAME: Final = 128
+MAX_NAME_LENGTH: Final = 128
 """The protocol's own limit."""
 
-MOST_PAGES: Final = 20
+MAX_PAGES: Final = 20
 NS_BETWEEN_LISTINGS: Final = 60 * 1_000_000_000
 SECONDS_FOR_A_LISTING: Final = 2.0
 
@@ -30,11 +30,11 @@ SECONDS_FOR_A_LISTING: Final = 2.0
 class ToolNames:
     """Learns tool names from the server itself, never from a caller."""
 
-    def __init__(self, server: Server[Any], vocabulary: Vocabulary) -> None:
+    def __init__(self, server: Server[Any], vocabulary: LabelAllowlist) -> None:
         self._server = server
         self._vocabulary = vocabulary
         self._next_listing_ns = 0
-        vocabulary.announce("tool", [""])
+        vocabulary.register("tool", [""])
 
     def see(self, result: Any) -> None:
         """Take the names of a `tools/list` result."""
@@ -64,7 +64,7 @@ class ToolNames:
         if entry is None:
             return
         cursor: str | None = None
-        for _ in range(MOST_PAGES):
+        for _ in range(MAX_PAGES):
             params = {"cursor": cursor} if cursor else {}
             typed = entry.params_type.model_validate(params)
             result = await entry.handler(replace(ctx, method="tools/list", params=params), typed)
@@ -75,7 +75,7 @@ class ToolNames:
 
     def _announce(self, names: Iterable[str]) -> None:
         known = self._vocabulary.of("tool")
-        new = [name for name in names if name not in known and len(name) <= LONGEST_NAME]
-        room = MOST_TOOLS + 1 - len(known)
+        new = [name for name in names if name not in known and len(name) <= MAX_NAME_LENGTH]
+        room = MAX_TOOLS + 1 - len(known)
         if new and room > 0:
-            self._vocabulary.announce("tool", new[:room])
+            self._vocabulary.register("tool", new[:room])

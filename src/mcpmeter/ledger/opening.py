@@ -12,7 +12,7 @@ from mcpmeter.ledger.store import OnCommit, Store
 def open_store(
     place: Location, on_commit: OnCommit | None = None, *, lease_s: float, synchronous: Synchronous = "full"
 ) -> Store:
-    """A store that is not started yet. Raises `PartMissing` where the extra for PostgreSQL is not installed.
+    """A store that is not started yet. Raises `MissingDependency` where the extra for PostgreSQL is not installed.
 
     `lease_s` is PostgreSQL's alone, `synchronous` SQLite's.
     """

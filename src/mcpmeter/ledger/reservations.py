@@ -8,10 +8,10 @@ import msgspec
 
 from mcpmeter.records import Call, Settlement, Unit
 
-KeptClaim = tuple[str, int, Unit, int]
+KeptReservation = tuple[str, int, Unit, int]
 """A claim as a row keeps it: balance, period's start, unit, amount."""
 
-_decoder = msgspec.json.Decoder(list[KeptClaim])
+_decoder = msgspec.json.Decoder(list[KeptReservation])
 
 
 def kept_claims(call: Call) -> str:
@@ -21,12 +21,12 @@ def kept_claims(call: Call) -> str:
     return write_claims([(claim.balance, claim.period_start_ns, claim.unit, claim.amount) for claim in call.claims])
 
 
-def write_claims(claims: Sequence[KeptClaim]) -> str:
+def write_claims(claims: Sequence[KeptReservation]) -> str:
     """Claims as a row keeps them."""
     return msgspec.json.encode(claims).decode()
 
 
-def read_claims(kept: str) -> list[KeptClaim]:
+def read_claims(kept: str) -> list[KeptReservation]:
     """Claims from a row."""
     return _decoder.decode(kept) if kept else []
 

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
 from mcpmeter.errors import ServiceFault
-from mcpmeter.records import Balance, Call, Claim, Key, LedgerRow, Settlement, TopUp
+from mcpmeter.records import Balance, Call, Key, LedgerRow, Reservation, Settlement, TopUp
 
 OnCommit = Callable[[int, float], None]
 """Told after each commit, on the event loop's thread: rows written, seconds taken."""
@@ -24,13 +24,13 @@ class RowRefused(ServiceFault):
     id = "row_refused"
 
 
-class ClaimRefused(Exception):
+class InsufficientBudget(Exception):
     """A balance has no room for what a call claims of it: nothing was written.
 
     No error of the tree: whoever made the claim catches it and says it in words, as `BudgetExhausted` or `RateLimited`.
     """
 
-    def __init__(self, claim: Claim, *, left: int) -> None:
+    def __init__(self, claim: Reservation, *, left: int) -> None:
         super().__init__("A limit has no room for this call.")
         self.claim = claim
         self.left = left
@@ -52,7 +52,8 @@ class Store(Protocol):
     def open(self, call: Call) -> Awaitable[None]:
         """Write the open row and reserve what the call claims, in one step. Awaited before anything is sent upstream.
 
-        `ClaimRefused` where a balance has no room: nothing is written. `RowRefused` for a row that cannot be kept.
+        Raises `InsufficientBudget` if a balance has no room, `RowRefused` for a row that cannot be stored; then nothing
+        is written.
         """
 
     def settle(self, settlement: Settlement) -> Awaitable[None]:
@@ -80,10 +81,10 @@ class Store(Protocol):
         In one transaction: of two changes at once the second sees the first. What `change` raises, this raises.
         """
 
-    async def balances(self, claims: Sequence[Claim]) -> Sequence[Balance]:
+    async def balances(self, claims: Sequence[Reservation]) -> Sequence[Balance]:
         """The balances of these claims, in their order; made, from the calls so far, where there are none."""
 
-    async def burn_nanousd(self, claim: Claim, since_ns: int, until_ns: int) -> int:
+    async def burn_nanousd(self, claim: Reservation, since_ns: int, until_ns: int) -> int:
         """What budgets count for the calls of a claim's scope that started in [since, until)."""
 
     async def top_up(self, top_up: TopUp) -> int:

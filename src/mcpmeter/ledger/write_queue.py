@@ -9,26 +9,26 @@ from typing import Any, NamedTuple
 import msgspec
 
 from mcpmeter.errors import MeterError
-from mcpmeter.ledger.store import ClaimRefused
+from mcpmeter.ledger.store import InsufficientBudget
 from mcpmeter.records import Call, Settlement
 
 
-class Opening(msgspec.Struct, gc=False):
+class OpenEntry(msgspec.Struct, gc=False):
     """A row to open."""
 
     call: Call
     future: asyncio.Future[None]
 
 
-class Settling(msgspec.Struct, gc=False):
+class SettleEntry(msgspec.Struct, gc=False):
     """A row to settle."""
 
     settlement: Settlement
     future: asyncio.Future[None]
 
 
-Row = Opening | Settling
-Refusal = MeterError | ClaimRefused
+Row = OpenEntry | SettleEntry
+Refusal = MeterError | InsufficientBudget
 
 
 class Answers(NamedTuple):

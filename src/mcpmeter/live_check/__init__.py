@@ -11,13 +11,13 @@ from mcpmeter.config import Settings
 from mcpmeter.live_check import alertmanager, grafana, prometheus
 from mcpmeter.live_check import endpoint_checks as page
 from mcpmeter.live_check import self_checks as itself
-from mcpmeter.live_check.check_result import Addresses, Finding, Live, failed
+from mcpmeter.live_check.check_result import Addresses, CheckResult, Live, failed
 
-__all__ = ["Addresses", "Finding", "check_live"]
+__all__ = ["Addresses", "CheckResult", "check_live"]
 
 SECONDS_FOR_ONE_CHECK = 20.0
 
-Check = Callable[[Live], Awaitable[list[Finding]]]
+Check = Callable[[Live], Awaitable[list[CheckResult]]]
 CHECKS: tuple[tuple[str, Check], ...] = (
     ("ledger", itself.ledger),
     ("service", page.service),
@@ -31,7 +31,7 @@ CHECKS: tuple[tuple[str, Check], ...] = (
 )
 
 
-async def check_live(settings: Settings, addresses: Addresses) -> AsyncIterator[Finding]:
+async def check_live(settings: Settings, addresses: Addresses) -> AsyncIterator[CheckResult]:
     """Run the checks one after the other; each finding comes as soon as it is there."""
     timeout = aiohttp.ClientTimeout(total=10, connect=5)
     async with aiohttp.ClientSession(timeout=timeout) as session:
@@ -41,7 +41,7 @@ async def check_live(settings: Settings, addresses: Addresses) -> AsyncIterator[
                 yield finding
 
 
-async def _answered(name: str, check: Awaitable[list[Finding]]) -> list[Finding]:
+async def _answered(name: str, check: Awaitable[list[CheckResult]]) -> list[CheckResult]:
     try:
         return await asyncio.wait_for(check, SECONDS_FOR_ONE_CHECK)
     except TimeoutError:

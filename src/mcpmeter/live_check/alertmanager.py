@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 from urllib.parse import quote
 
-from mcpmeter.live_check.check_result import Finding, Live, Unreachable, failed, not_checked, ok
+from mcpmeter.live_check.check_result import CheckResult, Live, Unreachable, failed, not_checked, ok
 
 TEST_ALERT: Final = "MCPMeterTestAlert"
 LASTS: Final = timedelta(minutes=5)
@@ -16,7 +16,7 @@ LOOKS: Final = 50
 SECONDS_BETWEEN_LOOKS: Final = 0.2
 
 
-async def alertmanager(live: Live) -> list[Finding]:
+async def alertmanager(live: Live) -> list[CheckResult]:
     """Whether an alert that is sent to it reaches a receiver: one is sent and seen, and ends by itself."""
     base = live.addresses.alertmanager
     if not base:
@@ -28,7 +28,7 @@ async def alertmanager(live: Live) -> list[Finding]:
         return [failed("alertmanager", f"{base} {fault}", "Is it running, and the address right?")]
 
 
-async def _test_alert(live: Live, base: str) -> Finding:
+async def _test_alert(live: Live, base: str) -> CheckResult:
     """It ends by itself: ended here, it would be over before its group's wait is, and reach nobody."""
     run = secrets.token_hex(4)
     before = await _requests(live, base)

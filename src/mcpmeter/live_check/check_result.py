@@ -15,7 +15,7 @@ from mcpmeter.config import Settings
 State = Literal["ok", "failed", "not checked"]
 
 
-class Finding(msgspec.Struct, frozen=True, kw_only=True):
+class CheckResult(msgspec.Struct, frozen=True, kw_only=True):
     """One line of the checklist."""
 
     check: str
@@ -25,19 +25,19 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
     """What to do, where it failed."""
 
 
-def ok(check: str, says: str) -> Finding:
+def ok(check: str, says: str) -> CheckResult:
     """The check passed."""
-    return Finding(check=check, state="ok", says=says)
+    return CheckResult(check=check, state="ok", says=says)
 
 
-def failed(check: str, says: str, todo: str) -> Finding:
+def failed(check: str, says: str, todo: str) -> CheckResult:
     """The check failed."""
-    return Finding(check=check, state="failed", says=says, todo=todo)
+    return CheckResult(check=check, state="failed", says=says, todo=todo)
 
 
-def not_checked(check: str, says: str) -> Finding:
+def not_checked(check: str, says: str) -> CheckResult:
     """There was nothing to check, or nobody said where."""
-    return Finding(check=check, state="not checked", says=says)
+    return CheckResult(check=check, state="not checked", says=says)
 
 
 def some(names: Sequence[str]) -> str:

@@ -9,12 +9,12 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from mcpmeter.catalog import ALL
 from mcpmeter.catalog.service import LABEL_OVERFLOW
-from mcpmeter.live_check.check_result import Finding, Live, Unreachable, failed, ok
+from mcpmeter.live_check.check_result import CheckResult, Live, Unreachable, failed, ok
 
 MANY_SERIES: Final = 10_000
 
 
-async def service(live: Live) -> list[Finding]:
+async def service(live: Live) -> list[CheckResult]:
     """Whether it runs and is ready."""
     url = f"{live.addresses.service}/-/ready"
     try:
@@ -27,7 +27,7 @@ async def service(live: Live) -> list[Finding]:
     return [ok("service", f"{live.addresses.service} is ready")]
 
 
-async def metrics(live: Live) -> list[Finding]:
+async def metrics(live: Live) -> list[CheckResult]:
     """Whether they can be read, are the catalog's, and are not too many."""
     token = live.settings.metrics.bearer_token
     url = f"{live.addresses.metrics}/metrics"
@@ -43,7 +43,7 @@ async def metrics(live: Live) -> list[Finding]:
         return [failed("metrics", f"{url} is no Prometheus text", "Does another program listen there?")]
 
 
-def _counted(text: str) -> Finding:
+def _counted(text: str) -> CheckResult:
     series: Counter[str] = Counter()
     overflow = 0.0
     for family in text_string_to_metric_families(text):

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 
-from mcpmeter.live_check.check_result import Finding, Live, Unreachable, failed, not_checked, ok, some
+from mcpmeter.live_check.check_result import CheckResult, Live, Unreachable, failed, not_checked, ok, some
 from mcpmeter.monitoring.options import MonitoringOptions
 from mcpmeter.monitoring.render import files
 
 
-async def dashboards(live: Live) -> list[Finding]:
+async def dashboards(live: Live) -> list[CheckResult]:
     """Whether Grafana has every dashboard of ours."""
     base = live.addresses.grafana
     if not base:

@@ -8,14 +8,14 @@ from urllib.parse import quote
 
 import yaml
 
-from mcpmeter.live_check.check_result import Finding, Live, Unreachable, failed, not_checked, ok, some
+from mcpmeter.live_check.check_result import CheckResult, Live, Unreachable, failed, not_checked, ok, some
 from mcpmeter.monitoring.options import MonitoringOptions
 from mcpmeter.monitoring.render import files
 
 _WRITE: Final = "Run: mcpmeter monitoring write DIR, and let Prometheus load DIR/prometheus/rules."
 
 
-async def prometheus(live: Live) -> list[Finding]:
+async def prometheus(live: Live) -> list[CheckResult]:
     """Whether it scrapes the service, and sends its alerts somewhere."""
     base = live.addresses.prometheus
     if not base:
@@ -30,7 +30,7 @@ async def prometheus(live: Live) -> list[Finding]:
     return [_target(live, targets), _alertmanagers(managers)]
 
 
-def _target(live: Live, targets: list[Mapping[str, Any]]) -> Finding:
+def _target(live: Live, targets: list[Mapping[str, Any]]) -> CheckResult:
     jobs = live.settings.monitoring.jobs
     ours = [target for target in targets if target["labels"].get("job") in jobs]
     if not ours:
@@ -50,7 +50,7 @@ def _target(live: Live, targets: list[Mapping[str, Any]]) -> Finding:
     return ok("prometheus target", f"{len(ours)} up")
 
 
-def _alertmanagers(managers: list[Mapping[str, Any]]) -> Finding:
+def _alertmanagers(managers: list[Mapping[str, Any]]) -> CheckResult:
     if not managers:
         return failed(
             "prometheus alerting",
@@ -60,7 +60,7 @@ def _alertmanagers(managers: list[Mapping[str, Any]]) -> Finding:
     return ok("prometheus alerting", f"to {', '.join(str(manager['url']) for manager in managers[:3])}")
 
 
-async def rules(live: Live) -> list[Finding]:
+async def rules(live: Live) -> list[CheckResult]:
     """Whether the rules that Prometheus has loaded are ours."""
     base = live.addresses.prometheus
     if not base:

@@ -14,13 +14,13 @@ from mcpmeter.ledger.location import PostgresUrl
 from mcpmeter.ledger.opening import open_store
 from mcpmeter.ledger.sqlite.connection import explain, open_for_writing
 from mcpmeter.ledger.sqlite.migrations import transaction
-from mcpmeter.live_check.check_result import Finding, Live, Unreachable, failed, not_checked, ok
+from mcpmeter.live_check.check_result import CheckResult, Live, Unreachable, failed, not_checked, ok
 from mcpmeter.routing.routes import Upstream
 
-MOST_SECONDS_OFF: Final = 5.0
+MAX_SECONDS_OFF: Final = 5.0
 
 
-async def ledger(live: Live) -> list[Finding]:
+async def ledger(live: Live) -> list[CheckResult]:
     """Whether a row can be written, durably, beside a service that is running."""
     place = live.settings.ledger.location
     if isinstance(place, PostgresUrl):
@@ -35,7 +35,7 @@ async def ledger(live: Live) -> list[Finding]:
     return [ok("ledger", f"{path} can be written")]
 
 
-async def _database(live: Live, place: PostgresUrl) -> Finding:
+async def _database(live: Live, place: PostgresUrl) -> CheckResult:
     store = open_store(place, lease_s=live.settings.ledger.lease_seconds)
     try:
         await store.start()
@@ -47,7 +47,7 @@ async def _database(live: Live, place: PostgresUrl) -> Finding:
     return ok("ledger", f"{place} can be written")
 
 
-def _folder(path: Path) -> Finding:
+def _folder(path: Path) -> CheckResult:
     folder = next(parent for parent in path.absolute().parents if parent.exists())
     if folder.is_dir() and os.access(folder, os.W_OK | os.X_OK):
         return ok("ledger", f"{path} is not there yet, and can be made")
@@ -63,7 +63,7 @@ def _write(path: Path) -> None:
         db.close()
 
 
-async def clock(live: Live) -> list[Finding]:
+async def clock(live: Live) -> list[CheckResult]:
     """Whether this machine's clock agrees with everybody else's: periods, prices and keys' ends go by it."""
     offsets: dict[str, float] = {}
     for name, url in _told_by(live):
@@ -75,10 +75,10 @@ async def clock(live: Live) -> list[Finding]:
     if not offsets:
         return [not_checked("clock", "nobody that says the time could be reached")]
     name, seconds = min(offsets.items(), key=lambda item: item[1])
-    if seconds > MOST_SECONDS_OFF:
+    if seconds > MAX_SECONDS_OFF:
         says = f"{seconds:.0f} s off the clock of {name}"
         return [failed("clock", says, "Run a time service: systemctl enable --now systemd-timesyncd")]
-    return [ok("clock", f"within {MOST_SECONDS_OFF:g} s of {name}'s")]
+    return [ok("clock", f"within {MAX_SECONDS_OFF:g} s of {name}'s")]
 
 
 def _told_by(live: Live) -> list[tuple[str, str]]:
@@ -86,12 +86,12 @@ def _told_by(live: Live) -> list[tuple[str, str]]:
     return [*upstreams, *((name, url) for name, url in (("Prometheus", live.addresses.prometheus),) if url)]
 
 
-async def providers(live: Live) -> list[Finding]:
+async def providers(live: Live) -> list[CheckResult]:
     """Whether each provider is reached and takes its key."""
     return [await _provider(live, upstream) for upstream in live.settings.upstreams()]
 
 
-async def _provider(live: Live, upstream: Upstream) -> Finding:
+async def _provider(live: Live, upstream: Upstream) -> CheckResult:
     name = f"provider {upstream.name}"
     provider = upstream.provider
     url = f"{provider.base_url}/models"

@@ -13,7 +13,7 @@ from mcp_types import ToolAnnotations
 from mcpmeter.mcp_server.schemas import ModelInfo
 from mcpmeter.mcp_server.tools import ReadUsage, Tools
 from mcpmeter.pricing import PriceBook
-from mcpmeter.relay.pipeline import Pipeline, Service
+from mcpmeter.relay.pipeline import EndpointConfig, Pipeline
 
 __all__ = ["ModelInfo", "ReadUsage", "build_mcp_server"]
 
@@ -26,7 +26,7 @@ INSTRUCTIONS: Final = (
 def build_mcp_server(
     *,
     pipeline: Pipeline,
-    service: Service,
+    service: EndpointConfig,
     list_models: Callable[[], list[ModelInfo]],
     price_book: Callable[[], PriceBook],
     usage_report: ReadUsage,

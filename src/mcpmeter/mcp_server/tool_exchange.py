@@ -8,8 +8,8 @@ from typing import Any, Final
 
 import anyio
 
-from mcpmeter.errors import BodyTooLarge, CallerGone
-from mcpmeter.http.exchange import Header, Listening
+from mcpmeter.errors import BodyTooLarge, ClientDisconnected
+from mcpmeter.http.exchange import CancelOnDisconnect, Header
 from mcpmeter.records import NO_PATH_PARAMS
 
 ENDPOINT: Final = "/mcp"
@@ -47,10 +47,10 @@ class ToolExchange:
         if self._on_gone is not None:
             self._on_gone()
 
-    def _watch(self, on_gone: Callable[[], None] | None) -> None:
-        self._on_gone = on_gone
-        if on_gone is not None and self._is_gone:
-            on_gone()
+    def _watch(self, on_disconnect: Callable[[], None] | None) -> None:
+        self._on_gone = on_disconnect
+        if on_disconnect is not None and self._is_gone:
+            on_disconnect()
 
     @property
     def wire(self) -> None:
@@ -62,9 +62,9 @@ class ToolExchange:
             raise BodyTooLarge(f"The messages are larger than {limit_bytes} bytes.", hint="Send less.")
         return self._body
 
-    def listening(self) -> Listening:
-        """While inside, `hang_up` is raised as CallerGone."""
-        return Listening(self._watch)
+    def listening(self) -> CancelOnDisconnect:
+        """While inside, `hang_up` is raised as ClientDisconnected."""
+        return CancelOnDisconnect(self._watch)
 
     async def whole(self, status: int, headers: Iterable[Header], body: bytes) -> None:
         """An answer that is there in full."""
@@ -84,7 +84,7 @@ class ToolExchange:
             try:
                 await self._on_text(text)
             except (anyio.BrokenResourceError, anyio.ClosedResourceError):
-                raise CallerGone("The client closed the connection before the answer was complete.") from None
+                raise ClientDisconnected("The client closed the connection before the answer was complete.") from None
 
     async def end(self, data: bytes = b"") -> None:
         """The last part. Its text, if any, is in the result."""

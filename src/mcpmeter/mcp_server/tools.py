@@ -33,15 +33,15 @@ from mcpmeter.mcp_server.tool_exchange import AnswerText, ToolExchange, clean
 from mcpmeter.meter import new_call_id
 from mcpmeter.pricing import PriceBook, nanousd_to_usd, plain_usd
 from mcpmeter.records import Settlement, Usage
-from mcpmeter.relay.pipeline import Pipeline, Service
+from mcpmeter.relay.pipeline import EndpointConfig, Pipeline
 from mcpmeter.usage import Span, UsageQuery, UsageReport, span_of
 from mcpmeter.usage import time_zone as named_zone
 from mcpmeter.usage.periods import unix_ns
 
 log = logging.getLogger("mcpmeter")
 
-MOST_TOKENS: Final = 10**12
-MOST_ROWS: Final = 1000
+MAX_TOKENS: Final = 10**12
+MAX_ROWS: Final = 1000
 
 ReadUsage = Callable[[UsageQuery], Awaitable[UsageReport]]
 """Asks the ledger, off the event loop."""
@@ -56,7 +56,7 @@ class Tools:
         self,
         *,
         pipeline: Pipeline,
-        service: Service,
+        service: EndpointConfig,
         list_models: Callable[[], list[ModelInfo]],
         price_book: Callable[[], PriceBook],
         usage_report: ReadUsage,
@@ -129,13 +129,13 @@ class Tools:
         ctx: ToolContext,
         *,
         model: Annotated[str, Field(description="A name from list_models.", min_length=1, max_length=256)],
-        prompt_tokens: Annotated[int, Field(description="Tokens of the prompt.", ge=0, le=MOST_TOKENS)],
-        completion_tokens: Annotated[int, Field(description="Tokens of the answer.", ge=0, le=MOST_TOKENS)],
+        prompt_tokens: Annotated[int, Field(description="Tokens of the prompt.", ge=0, le=MAX_TOKENS)],
+        completion_tokens: Annotated[int, Field(description="Tokens of the answer.", ge=0, le=MAX_TOKENS)],
     ) -> Annotated[CallToolResult, CostEstimate]:
         """What a call would cost by today's prices. A model without a known price is unpriced, never free."""
         try:
             self._team(ctx)
-            routed = self._pipeline.wiring.plan(model, "chat").first
+            routed = self._pipeline.runtime.plan(model, "chat").first
         except MeterError as error:
             return _refused(error)
         usage = Usage(prompt_tokens=prompt_tokens, completion_tokens=completion_tokens, source="estimated")
@@ -170,7 +170,7 @@ class Tools:
             team = self._team(ctx)
             groupings = (by,) if isinstance(by, str) else tuple(dict.fromkeys(by))
             span = _span(since, until, month, time_zone)
-            query = UsageQuery(by=groupings, span=span, zone=time_zone, team=team, limit=MOST_ROWS)
+            query = UsageQuery(by=groupings, span=span, zone=time_zone, team=team, limit=MAX_ROWS)
             report = await self._ask(query)
         except MeterError as error:
             return _refused(error)
@@ -188,8 +188,8 @@ class Tools:
 
     def _team(self, ctx: ToolContext) -> str | None:
         """The caller's team; None for who may see all: an admin, and anybody while there are no keys."""
-        wiring = self._pipeline.wiring
-        caller = wiring.identify(_secret(ctx))
+        runtime = self._pipeline.runtime
+        caller = runtime.identify(_secret(ctx))
         return None if caller.is_admin else caller.team
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Set
 
 
-class Vocabulary:
+class LabelAllowlist:
     """The announced values of each open-ended label (`model`, `team`, `tool`, …).
 
     Announcing is for start, reload and tool lists; no caller of a service can reach it.
@@ -16,7 +16,7 @@ class Vocabulary:
         self.version = 0
         """Grows with each announcement, for whoever keeps what he has looked up."""
 
-    def announce(self, name: str, values: Iterable[str]) -> None:
+    def register(self, name: str, values: Iterable[str]) -> None:
         """Add values to a set. They stay: a counter that was shown must not vanish at a reload."""
         self._set(name).update(map(printable, values))
         self.version += 1

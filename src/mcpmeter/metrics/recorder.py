@@ -15,14 +15,14 @@ from typing import Final
 from mcpmeter.catalog import ALL, OTHER, Metric, llm, mcp, money, service
 from mcpmeter.catalog.spec import NANO, Label
 from mcpmeter.metrics.family import Cell, Family, FamilySnapshot, HistogramCell, Labels
-from mcpmeter.metrics.label_allowlist import Vocabulary
+from mcpmeter.metrics.label_allowlist import LabelAllowlist
 from mcpmeter.metrics.model_calls import ModelCalls, Names
 from mcpmeter.records import Charge, LlmTarget, McpTarget, Settlement
 
 CHILDREN_AT_START = 4096
 """The most zero children that one family is given at start; a family with more possible ones grows as they happen."""
 
-MOST_NAMES: Final = 4096
+MAX_NAMES: Final = 4096
 """Combinations of a model call's names that are kept."""
 
 
@@ -42,13 +42,13 @@ class _Requests:
 class Recorder:
     """Accumulators of every catalog row for one meter. Two recorders in a process share nothing."""
 
-    def __init__(self, vocabulary: Vocabulary | None = None, rows: Sequence[Metric] = ALL) -> None:
-        self.vocabulary = vocabulary or Vocabulary()
+    def __init__(self, vocabulary: LabelAllowlist | None = None, rows: Sequence[Metric] = ALL) -> None:
+        self.label_allowlist = vocabulary or LabelAllowlist()
         self.known_as: Callable[[str, str], str | None] = lambda provider, model: None
         """(provider, model) -> the announced name of a dated or aliased model, or None."""
         self.families = {row.name: Family(row) for row in rows}
         label_names = {label.name for row in rows for label in row.labels}
-        self.vocabulary.announce("label", label_names)
+        self.label_allowlist.register("label", label_names)
         self._sets = {label: self._set_of(label) for row in rows for label in row.labels}
         self._requests = self.families[mcp.REQUESTS.name]
         self._durations = self.families[mcp.REQUEST_DURATION.name]
@@ -66,16 +66,16 @@ class Recorder:
             self._overflow.ensure((name,))
 
     def _set_of(self, label: Label) -> Set[str]:
-        return self.vocabulary.of(label.vocabulary) if label.values is None else frozenset(label.values)
+        return self.label_allowlist.of(label.vocabulary) if label.values is None else frozenset(label.values)
 
-    def announce_children(self, row: Metric, sets: Iterable[Sequence[str]]) -> None:
+    def register_children(self, row: Metric, sets: Iterable[Sequence[str]]) -> None:
         """Give a family its children at zero for the product of `sets`, one sequence a label."""
         combinations = list(product(*sets))
         if len(combinations) <= CHILDREN_AT_START:
             for labels in combinations:
                 self.families[row.name].ensure(labels)
 
-    def closed(self, label: Label, value: str) -> str:
+    def clamp(self, label: Label, value: str) -> str:
         """The value if its set holds it, else `other`, counted."""
         if value in self._sets[label]:
             return value
@@ -95,7 +95,7 @@ class Recorder:
         self.families[row.name].observe(self._close_all(row, labels), value, trace_id)
 
     def _close_all(self, row: Metric, labels: Sequence[str]) -> Labels:
-        return tuple(map(self.closed, row.labels, labels))
+        return tuple(map(self.clamp, row.labels, labels))
 
     def begin_request(self) -> None:
         """A request has arrived. Pair with `end_request` on every path."""
@@ -154,38 +154,38 @@ class Recorder:
 
     def _calls_of(self, settlement: Settlement, target: LlmTarget) -> ModelCalls:
         """Kept, since looking up a name costs more than counting; but never where one is `other`, which is counted."""
-        if self._kept_version != self.vocabulary.version:
+        if self._kept_version != self.label_allowlist.version:
             self._kept_calls.clear()
-            self._kept_version = self.vocabulary.version
+            self._kept_version = self.label_allowlist.version
         team, error_type, answered_by = settlement.call.team, settlement.otel_error_type, settlement.response_model
         key = (target.provider, target.model, answered_by, team, error_type, target.operation, target.otel_provider)
         calls = self._kept_calls.get(key)
         if calls is None:
             names = self._look_up(target, answered_by, team, error_type)
-            calls = ModelCalls(self.families, self.closed, names)
+            calls = ModelCalls(self.families, self.clamp, names)
             if OTHER not in names:
-                if len(self._kept_calls) >= MOST_NAMES:
+                if len(self._kept_calls) >= MAX_NAMES:
                     self._kept_calls.clear()
                 self._kept_calls[key] = calls
         return calls
 
     def _look_up(self, target: LlmTarget, answered_by: str, team: str, error_type: str) -> Names:
-        provider = self.closed(llm.TOKENS.labels[3], target.provider)
+        provider = self.clamp(llm.TOKENS.labels[3], target.provider)
         model = self._model(target.provider, target.model)
         return Names(
             provider,
             model,
-            self.closed(llm.TOKENS.labels[2], team),
-            self.closed(llm.OPERATION_DURATION.labels[0], target.operation),
-            self.closed(llm.OPERATION_DURATION.labels[1], target.otel_provider or target.provider),
+            self.clamp(llm.TOKENS.labels[2], team),
+            self.clamp(llm.OPERATION_DURATION.labels[0], target.operation),
+            self.clamp(llm.OPERATION_DURATION.labels[1], target.otel_provider or target.provider),
             self._model(target.provider, answered_by) if answered_by else model,
-            self.closed(llm.OPERATION_DURATION.labels[4], error_type),
+            self.clamp(llm.OPERATION_DURATION.labels[4], error_type),
         )
 
     def _model(self, provider: str, model: str) -> str:
-        if model in self.vocabulary.of("model"):
+        if model in self.label_allowlist.of("model"):
             return model
-        return self.closed(llm.TOKENS.labels[0], self.known_as(provider, model) or model)
+        return self.clamp(llm.TOKENS.labels[0], self.known_as(provider, model) or model)
 
     def _count_reported(self, settlement: Settlement, charge: Charge, reported_nanousd: int, provider: str) -> None:
         self.families[money.PROVIDER_REPORTED_COST.name].add((provider,), reported_nanousd)

@@ -50,7 +50,7 @@ class PriceBook:
     `fallback` is by what unpriced calls count against budgets; it is never a cost.
 
     Raises ConfigInvalid where a source names a list or a genai-prices provider that there is not, or two lists have
-    one name; PartMissing where genai-prices is needed and not installed.
+    one name; MissingDependency where genai-prices is needed and not installed.
     """
 
     def __init__(
@@ -114,14 +114,16 @@ class PriceBook:
         if self._fallback is None:
             return 0
         # By the totals alone: where their parts contradict each other there is no price by parts.
-        most = self._fallback.most_nanousd(max(usage.prompt_tokens, 0), max(usage.completion_tokens, 0))
+        most = self._fallback.max_cost_nanousd(max(usage.prompt_tokens, 0), max(usage.completion_tokens, 0))
         return min(most or 0, MAX_NANOUSD)
 
-    def most_nanousd(self, provider: str, model: str, at_ns: int, *, prompt_tokens: int, completion_tokens: int) -> int:
+    def max_cost_nanousd(
+        self, provider: str, model: str, at_ns: int, *, prompt_tokens: int, completion_tokens: int
+    ) -> int:
         """The most that a call of so many tokens at the most can cost by its list, else by the fallback price."""
         rates = self._rates(provider, model, at_ns)
         for priced in (rates, self._fallback):
-            most = priced.most_nanousd(prompt_tokens, completion_tokens) if priced else None
+            most = priced.max_cost_nanousd(prompt_tokens, completion_tokens) if priced else None
             if most is not None:
                 return min(most, MAX_NANOUSD)
         return 0

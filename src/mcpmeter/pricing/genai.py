@@ -17,7 +17,7 @@ from datetime import UTC, date, datetime, time
 from decimal import Decimal
 from typing import TYPE_CHECKING, Final
 
-from mcpmeter.errors import PartMissing
+from mcpmeter.errors import MissingDependency
 from mcpmeter.pricing import names
 from mcpmeter.pricing.rates import DAY_NS, Dated, RateBand, Rates, Timeline, attousd_per_mtok, unix_ns
 
@@ -101,14 +101,14 @@ class GenaiPrices:
 
 
 def genai_providers() -> dict[str, Provider]:
-    """All providers of genai-prices by id. Raises PartMissing.
+    """All providers of genai-prices by id. Raises MissingDependency.
 
     Imported here because the library's own imports take a quarter of a second.
     """
     try:
         from genai_prices.data import providers  # noqa: PLC0415
     except ModuleNotFoundError as missing:
-        raise PartMissing(
+        raise MissingDependency(
             f"Prices need the package '{missing.name}', which is not installed.",
             hint="Run: pip install 'mcpmeter[server]'",
         ) from None

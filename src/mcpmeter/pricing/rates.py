@@ -94,7 +94,7 @@ class Rates(msgspec.Struct, frozen=True, gc=False, kw_only=True):
             amount += surcharge
         return half_even(amount, _ATTOUSD_PER_MTOK_IN_NANOUSD)
 
-    def most_nanousd(self, prompt_tokens: int, completion_tokens: int) -> int | None:
+    def max_cost_nanousd(self, prompt_tokens: int, completion_tokens: int) -> int | None:
         """The most that so many tokens at the most can cost, however they are counted. None where a rate is missing."""
         amount = self.request
         for tokens, names in ((prompt_tokens, _PROMPT_RATES), (completion_tokens, _COMPLETION_RATES)):

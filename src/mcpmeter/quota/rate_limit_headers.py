@@ -20,8 +20,8 @@ MOST: Final = 10**12
 """More of anything than a provider grants; above it a header says "no limit" in some program's largest number."""
 
 FURTHEST_RESET_NS: Final = 400 * 86_400 * NS_PER_S
-LONGEST_VALUE: Final = 64
-LONGEST_LIST: Final = 1024
+MAX_VALUE_LENGTH: Final = 64
+MAX_LIST_LENGTH: Final = 1024
 """Characters of a header that are read at all: of a plain value, and of a structured field with several members."""
 
 RETRY_AFTER: Final = "retry_after"
@@ -154,7 +154,7 @@ _RFC3339: Final = re.compile(
 
 def count(text: str | None) -> int | None:
     """A count as headers write it (`5000`, `99.5` rounded down, `100, 100;w=60` the first); None for anything else."""
-    if text is None or len(text) > LONGEST_VALUE:
+    if text is None or len(text) > MAX_VALUE_LENGTH:
         return None
     match = _COUNT.fullmatch(text.strip())
     value = int(match[1]) if match else MOST + 1
@@ -167,7 +167,7 @@ def reset_at(text: str | None, now: int) -> int | None:
     Reads seconds (`60`, `0.5`), Unix seconds and milliseconds (`1741305600000`), Go's durations (`1m30.951s`, `6ms`),
     RFC 3339 and HTTP dates.
     """
-    if text is None or len(text) > LONGEST_VALUE or not (text := text.strip()):
+    if text is None or len(text) > MAX_VALUE_LENGTH or not (text := text.strip()):
         return None
     for form, instant in _FORMS:
         if form.fullmatch(text):
@@ -236,7 +236,7 @@ _OLDER_FORM: Final = re.compile(r"\s*(limit|remaining|reset)=([0-9]+)\s*(?:[,;]|
 def _structured(current: str, policy: str, now: int) -> Iterator[Sample]:
     """`"name";r=…;t=…` beside `"name";q=…;w=…`, or draft 07's `limit=…, remaining=…, reset=…`; the tightest first."""
     if _OLDER_FORM.match(current):
-        said = dict(_OLDER_FORM.findall(current[:LONGEST_LIST]))
+        said = dict(_OLDER_FORM.findall(current[:MAX_LIST_LENGTH]))
         if sample := _sample("requests", (said.get("limit"), said.get("remaining"), said.get("reset")), 0, now):
             yield sample
         return
@@ -271,7 +271,7 @@ def _members(text: str) -> dict[str, dict[str, str]]:
     """A list's members with their parameters, by name; nothing if any of it is malformed, as RFC 9651 asks."""
     found: dict[str, dict[str, str]] = {}
     place = 0
-    while place < len(text) <= LONGEST_LIST:
+    while place < len(text) <= MAX_LIST_LENGTH:
         member = _MEMBER.match(text, place)
         if member is None:
             return {}

@@ -26,9 +26,9 @@ RESET_SLACK_NS: Final = NS_PER_S
 """Resets are told in whole seconds by clocks that differ from ours."""
 BETWEEN_READS_NS: Final = NS_PER_S // 10
 FORGOTTEN_AFTER_NS: Final = 3600 * NS_PER_S
-MOST_QUOTAS: Final = 1024
-MOST_POOLS: Final = 16
-MOST_SOURCES: Final = 512
+MAX_QUOTAS: Final = 1024
+MAX_POOLS: Final = 16
+MAX_SOURCES: Final = 512
 
 PublicName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
 Count = Annotated[int, msgspec.Meta(ge=0, le=MOST)]
@@ -36,7 +36,7 @@ Seconds = Annotated[float, msgspec.Meta(ge=0)]
 Instant = Annotated[datetime, msgspec.Meta(tz=True)]
 
 
-class Standing(msgspec.Struct, frozen=True, kw_only=True):
+class QuotaStatus(msgspec.Struct, frozen=True, kw_only=True):
     """One quota at one instant; of several models' quotas of one name the tightest."""
 
     provider: PublicName
@@ -58,7 +58,7 @@ class QuotaReport(msgspec.Struct, frozen=True, kw_only=True):
     """What `/api/quota` answers."""
 
     at: Instant
-    quotas: list[Standing]
+    quotas: list[QuotaStatus]
 
 
 def credential_id(provider: str, index: int) -> str:
@@ -168,7 +168,7 @@ Quota = tuple[str, str, str]
 """Provider, credential, resource."""
 
 
-class QuotaBoard:
+class QuotaTracker:
     """The latest of every quota, its burn, and the gauges. Used from one thread; `now` is always Unix ns.
 
     Providers count models apart, so that a call's model is its `pool`: each is followed by itself, and the tightest of
@@ -181,9 +181,9 @@ class QuotaBoard:
         self._tracks: dict[Quota, dict[str, Track]] = {}
         self._shown: dict[Quota, Labels] = {}
 
-    def announce(self, credentials: Iterable[str]) -> None:
+    def register(self, credentials: Iterable[str]) -> None:
         """Add credentials' public ids to the label's closed set; any other is shown as `other`."""
-        self._recorder.vocabulary.announce(rows.CREDENTIAL.vocabulary, credentials)
+        self._recorder.label_allowlist.register(rows.CREDENTIAL.vocabulary, credentials)
 
     def note(
         self, provider: str, credential: str, headers: Mapping[str, str], style: str, *, now: int, pool: str = ""
@@ -193,7 +193,7 @@ class QuotaBoard:
         source = self._sources.get(key)
         if source is None:
             source = self._sources[key] = _Source()
-            _make_room(self._sources, MOST_SOURCES)
+            _make_room(self._sources, MAX_SOURCES)
         source.headers, source.style, source.seen_at_ns = headers, style, now
         if not 0 <= now - source.read_at_ns < BETWEEN_READS_NS:
             self._read(key, source)
@@ -207,8 +207,8 @@ class QuotaBoard:
             track.take(sample, now)
             pools[pool] = track
             self._tracks[quota] = pools  # last now: what stands first was silent longest
-            _make_room(pools, MOST_POOLS)
-            _make_room(self._tracks, MOST_QUOTAS)
+            _make_room(pools, MAX_POOLS)
+            _make_room(self._tracks, MAX_QUOTAS)
 
     def report(self, now: int) -> QuotaReport:
         """All quotas, ordered by their names."""
@@ -223,7 +223,7 @@ class QuotaBoard:
             self._write(self._shown.pop(quota), dict.fromkeys(rows.ROWS))
         for quota, pools in self._tracks.items():
             if quota not in self._shown:
-                self._shown[quota] = tuple(map(self._recorder.closed, rows.LIMIT.labels, quota))
+                self._shown[quota] = tuple(map(self._recorder.clamp, rows.LIMIT.labels, quota))
             track = _tightest(pools, now)
             exhausted = track.exhausted_in_seconds(now)
             values = {
@@ -270,10 +270,10 @@ def _tightest(pools: Mapping[str, Track], now: int) -> Track:
     return min(pools.values(), key=lambda track: track.tightness(now))
 
 
-def _standing(quota: Quota, track: Track, now: int) -> Standing:
+def _standing(quota: Quota, track: Track, now: int) -> QuotaStatus:
     provider, credential, resource = quota
     reset_at_ns = track.reset_at_ns
-    return Standing(
+    return QuotaStatus(
         provider=provider,
         credential=credential,
         resource=resource,

@@ -57,7 +57,7 @@ class Amount(msgspec.Struct, frozen=True, gc=False):
     """How many amounts were rounded to whole nano-dollars to get this one; each may be off by half of one."""
 
 
-class Finding(msgspec.Struct, frozen=True, gc=False):
+class ReconcileItem(msgspec.Struct, frozen=True, gc=False):
     """What became of a line, of a call, or of a model's day; every one of them is in exactly one finding."""
 
     verdict: Verdict

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
-from mcpmeter.reconcile.lines import Amount, BillLine, Finding, Verdict
+from mcpmeter.reconcile.lines import Amount, BillLine, ReconcileItem, Verdict
 
 if TYPE_CHECKING:
     from mcpmeter.ledger.queries.settled_calls import SettledCall
@@ -42,7 +42,7 @@ def order_of(line: BillLine) -> tuple[object, ...]:
     return (line.request_id, line.at_ns, line.model, line.part, amounts_or_none, line.file, line.line)
 
 
-def match(lines: Iterable[BillLine], calls: Iterable[SettledCall], rules: Rules) -> Iterator[Finding]:
+def match(lines: Iterable[BillLine], calls: Iterable[SettledCall], rules: Rules) -> Iterator[ReconcileItem]:
     """Put every line and every call of the period into exactly one finding.
 
     `lines` are in the order of `order_of`, `calls` in that of `upstream_request_id`, by code points.
@@ -57,7 +57,7 @@ def match(lines: Iterable[BillLine], calls: Iterable[SettledCall], rules: Rules)
     yield from _by_day(billed, kept)
 
 
-def _sum_lines(lines: _Ahead[BillLine], billed: _Sums, rules: Rules) -> Iterator[Finding]:
+def _sum_lines(lines: _Ahead[BillLine], billed: _Sums, rules: Rules) -> Iterator[ReconcileItem]:
     """The lines without a request id: summed, but for those that are there twice."""
     last: BillLine | None = None
     for line in lines.without("request_id"):
@@ -70,7 +70,7 @@ def _sum_lines(lines: _Ahead[BillLine], billed: _Sums, rules: Rules) -> Iterator
 
 def _by_id(
     lines: _Ahead[BillLine], calls: _Ahead[SettledCall], billed: _Sums, kept: _Sums, rules: Rules
-) -> Iterator[Finding]:
+) -> Iterator[ReconcileItem]:
     last_id = ""
     while (line := lines.head) is not None or calls.head is not None:
         call = calls.head
@@ -87,32 +87,34 @@ def _by_id(
             yield _pair(line, calls.take(), rules)
 
 
-def _without_line(call: SettledCall, billed: _Sums, kept: _Sums, rules: Rules, *, pooled: bool) -> Iterator[Finding]:
+def _without_line(
+    call: SettledCall, billed: _Sums, kept: _Sums, rules: Rules, *, pooled: bool
+) -> Iterator[ReconcileItem]:
     """A call that no line names by id: part of its model's day, or missing in the bill."""
     if not _is_within(call, rules):
         return
     day, model, amount = rules.day_of(call.started_at_ns), _model(call, rules), _amount(call)
     if not (call.cost_nanousd or call.prompt_tokens or call.completion_tokens):
-        yield Finding("free", day, model, call.upstream_request_id, call.id, None, amount)
+        yield ReconcileItem("free", day, model, call.upstream_request_id, call.id, None, amount)
     elif pooled:
         kept.add_call(day, "" if billed.nameless else model, amount, _weakness(call))
     else:
-        yield Finding(
+        yield ReconcileItem(
             "missing_in_bill", day, model, call.upstream_request_id, call.id, None, amount, note=_weakness(call)
         )
 
 
-def _pair(line: BillLine, call: SettledCall, rules: Rules) -> Finding:
+def _pair(line: BillLine, call: SettledCall, rules: Rules) -> ReconcileItem:
     billed, amount = _amount_of_line(line), _amount(call)
     verdict = compare(billed, amount)
     note = "" if verdict == "matched" else _weakness(call)
-    return Finding(
+    return ReconcileItem(
         verdict, rules.day_of(line.at_ns), _model(call, rules), line.request_id, call.id, billed, amount,
         line.file, line.line, note, is_outside=not _is_within(call, rules),
     )  # fmt: skip
 
 
-def _by_day(billed: _Sums, kept: _Sums) -> Iterator[Finding]:
+def _by_day(billed: _Sums, kept: _Sums) -> Iterator[ReconcileItem]:
     for key in sorted(billed.sums.keys() | kept.sums.keys()):
         told, own = billed.amount(key), kept.amount(key)
         verdict: Verdict = "missing_in_bill"
@@ -120,7 +122,7 @@ def _by_day(billed: _Sums, kept: _Sums) -> Iterator[Finding]:
             verdict = compare(told, own) if own is not None else "missing_in_ledger"
         file, line = billed.only_place(key)
         note = "" if verdict == "matched" else kept.note(key)
-        yield Finding(verdict, *key, "", "", told, own, file, line, note)
+        yield ReconcileItem(verdict, *key, "", "", told, own, file, line, note)
 
 
 def compare(billed: Amount, kept: Amount) -> Verdict:
@@ -135,7 +137,7 @@ def compare(billed: Amount, kept: Amount) -> Verdict:
     return "matched" if abs(billed.nanousd - kept.nanousd) <= rounded else "price"
 
 
-def inline(call: SettledCall, listed_nanousd: int | None, rules: Rules) -> Finding:
+def inline(call: SettledCall, listed_nanousd: int | None, rules: Rules) -> ReconcileItem:
     """What a call's answer said it cost, against what the price list says; the answer is the bill."""
     counted = (1, call.prompt_tokens, call.completion_tokens)
     told = Amount(*counted, call.reported_cost_nanousd)
@@ -143,12 +145,12 @@ def inline(call: SettledCall, listed_nanousd: int | None, rules: Rules) -> Findi
     verdict: Verdict = "unlisted" if listed_nanousd is None else compare(told, own)
     note = "" if verdict == "matched" else _weakness(call)
     day, model = rules.day_of(call.started_at_ns), _model(call, rules)
-    return Finding(verdict, day, model, call.upstream_request_id, call.id, told, own, note=note)
+    return ReconcileItem(verdict, day, model, call.upstream_request_id, call.id, told, own, note=note)
 
 
-def _of_line(verdict: Verdict, line: BillLine, rules: Rules) -> Finding:
+def _of_line(verdict: Verdict, line: BillLine, rules: Rules) -> ReconcileItem:
     day, model = rules.day_of(line.at_ns), rules.model_of(line.model) if line.model else ""
-    return Finding(verdict, day, model, line.request_id, "", _amount_of_line(line), None, line.file, line.line)
+    return ReconcileItem(verdict, day, model, line.request_id, "", _amount_of_line(line), None, line.file, line.line)
 
 
 def _amount_of_line(line: BillLine) -> Amount:

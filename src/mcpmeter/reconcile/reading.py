@@ -13,10 +13,10 @@ import msgspec
 from mcpmeter.reconcile.bills.base import BillFormat, BillInvalid, Columns, Unreadable, shown
 from mcpmeter.reconcile.lines import BillLine, Period
 
-MOST_JSON_BYTES: Final = 256 * 2**20
+MAX_JSON_BYTES: Final = 256 * 2**20
 """A page is read as a whole; the APIs' largest have a few megabytes."""
 
-MOST_LINE_BYTES: Final = 1 << 20
+MAX_LINE_BYTES: Final = 1 << 20
 SNIFFED_BYTES: Final = 1 << 20
 PROGRESS_LINES: Final = 10_000
 
@@ -184,11 +184,11 @@ class _Texts:
         return self
 
     def __next__(self) -> str:
-        raw = self._file.readline(MOST_LINE_BYTES)
+        raw = self._file.readline(MAX_LINE_BYTES)
         if not raw:
             raise StopIteration
         self.line += 1
-        if len(raw) == MOST_LINE_BYTES:
+        if len(raw) == MAX_LINE_BYTES:
             raise BillInvalid(f"The bill {self._path}, line {self.line}: too long.", hint="Is it a CSV file?")
         if self.line == 1:
             raw = raw.removeprefix(b"\xef\xbb\xbf")
@@ -222,9 +222,9 @@ def _json_lines(bill: BillFile, page: object) -> Iterator[BillLine | Period]:
 
 def _decoded(bill: BillFile) -> object:
     size = bill.path.stat().st_size
-    if size > MOST_JSON_BYTES:
+    if size > MAX_JSON_BYTES:
         raise BillInvalid(
-            f"The bill {bill.path} has {size:,} bytes; a page of JSON may have {MOST_JSON_BYTES:,}.",
+            f"The bill {bill.path} has {size:,} bytes; a page of JSON may have {MAX_JSON_BYTES:,}.",
             hint="Fetch it in several pages, or give the CSV export, which may have any size.",
         )
     try:

@@ -12,7 +12,7 @@ from mcpmeter.ledger.location import Location
 from mcpmeter.ledger.queries.settled_calls import SettledCall, calls_outside, settled_calls
 from mcpmeter.pricing import PriceBook, names
 from mcpmeter.reconcile.bills.base import BillInvalid
-from mcpmeter.reconcile.lines import BillLine, Finding, Period
+from mcpmeter.reconcile.lines import BillLine, Period, ReconcileItem
 from mcpmeter.reconcile.match import Rules, inline, match
 from mcpmeter.reconcile.reading import PROGRESS_LINES, BillFile, Progress, has_more, read
 from mcpmeter.reconcile.sorting import SortedLines
@@ -25,7 +25,7 @@ MARGIN_NS: Final = 3600 * 10**9
 
 _LAST_NS: Final = 2**63 - 1 - MARGIN_NS
 _QUARTER_NS: Final = 900 * 10**9
-MOST_FAULTS: Final = 5
+MAX_FAULTS: Final = 5
 """How many gaps are named one by one."""
 
 
@@ -69,7 +69,7 @@ class Result:
     """Calls that are not in a bill of single requests, on days before its first line or after its last."""
     tally: Tally = field(default_factory=Tally)
 
-    def place(self, finding: Finding) -> str:
+    def place(self, finding: ReconcileItem) -> str:
         """Where the bill says so; empty for a sum of lines and for what is not in it."""
         return self.files[finding.file].place(finding.line) if finding.line else ""
 
@@ -78,7 +78,7 @@ class Result:
         return not self.faults and not self.tally.is_beyond(tolerance)
 
 
-OnFinding = Callable[[Result, Finding], None]
+OnFinding = Callable[[Result, ReconcileItem], None]
 
 
 def reconcile(
@@ -215,13 +215,13 @@ def _faults(result: Result, options: Options) -> Iterator[str]:
     since, until = options.since_ns or 0, options.until_ns or _LAST_NS
     every = gaps(result.windows)
     missing = [gap for gap in every if gap.until_ns > since and gap.since_ns < until]
-    for gap in missing[:MOST_FAULTS]:
+    for gap in missing[:MAX_FAULTS]:
         yield (
             f"No bucket of the bill names {instant(gap.since_ns)} to {instant(gap.until_ns)}: "
             "a page is missing. Fetch it and give all pages."
         )
-    if len(missing) > MOST_FAULTS:
-        yield f"{len(missing) - MOST_FAULTS:,} more times between its buckets are missing."
+    if len(missing) > MAX_FAULTS:
+        yield f"{len(missing) - MAX_FAULTS:,} more times between its buckets are missing."
     before_gaps = {gap.since_ns for gap in every}
     for window in unfollowed(result.windows):
         end = window.span.until_ns if window.span else None
@@ -240,7 +240,7 @@ def _calls(result: Result, ledger: Location) -> Iterator[SettledCall]:
     return settled_calls(ledger, since_ns=since, until_ns=until, provider=result.provider)
 
 
-def _compare(result: Result, findings: Iterator[Finding], progress: Progress, on_finding: OnFinding) -> None:
+def _compare(result: Result, findings: Iterator[ReconcileItem], progress: Progress, on_finding: OnFinding) -> None:
     first, last = _days_of_requests(result)
     for number, finding in enumerate(findings, start=1):
         if finding.verdict == "missing_in_bill" and not first <= finding.day <= last:

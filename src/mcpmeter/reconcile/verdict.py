@@ -7,12 +7,12 @@ from decimal import Decimal
 from heapq import heappush, heapreplace
 from typing import Final, get_args
 
-from mcpmeter.reconcile.lines import DIFFERENCES, Amount, Finding, Verdict
+from mcpmeter.reconcile.lines import DIFFERENCES, Amount, ReconcileItem, Verdict
 
 VERDICTS: Final[tuple[Verdict, ...]] = get_args(Verdict)
 
 
-_Ranked = tuple[tuple[int, int, str, str, str, str, str, int, int, int], Finding]
+_Ranked = tuple[tuple[int, int, str, str, str, str, str, int, int, int], ReconcileItem]
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Total:
     ledger_tokens: int = 0
     ledger_nanousd: int = 0
 
-    def add(self, finding: Finding) -> None:
+    def add(self, finding: ReconcileItem) -> None:
         self.findings += 1
         if (billed := finding.billed) is not None:
             self.billed_calls += billed.calls
@@ -66,7 +66,7 @@ class Tally:
     """What is billed, credits counted as if they were charges."""
     _largest: list[_Ranked] = field(default_factory=list)
 
-    def add(self, finding: Finding) -> None:
+    def add(self, finding: ReconcileItem) -> None:
         """Count a finding; the largest differences are kept."""
         self.totals[finding.verdict].add(finding)
         if finding.billed is not None:
@@ -84,7 +84,7 @@ class Tally:
             self.off_tokens += tokens
             self._keep(abs(nanousd), tokens, finding)
 
-    def _keep(self, nanousd: int, tokens: int, finding: Finding) -> None:
+    def _keep(self, nanousd: int, tokens: int, finding: ReconcileItem) -> None:
         name = (finding.day, finding.model, finding.request_id, finding.call_id, finding.verdict)
         # Their number last: two findings that are alike in all of this cannot be put into an order by themselves.
         ranked = ((nanousd, tokens, *name, finding.file, finding.line, self.differences), finding)
@@ -94,7 +94,7 @@ class Tally:
             heapreplace(self._largest, ranked)
 
     @property
-    def largest(self) -> list[Finding]:
+    def largest(self) -> list[ReconcileItem]:
         """The largest differences, the largest first."""
         return [finding for _, finding in sorted(self._largest, key=lambda ranked: ranked[0], reverse=True)]
 

@@ -13,7 +13,7 @@ from typing import Final
 from mcpmeter.reconcile.bills.base import BillInvalid
 from mcpmeter.reconcile.lines import BillLine, Period
 
-MOST_SPANS: Final = 10_000
+MAX_SPANS: Final = 10_000
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -60,11 +60,11 @@ class Window:
             self.spans[-1:] = [Period(last.since_ns, max(last.until_ns, bucket.until_ns))]
         else:
             self.spans.append(bucket)
-        if len(self.spans) >= 2 * MOST_SPANS:
+        if len(self.spans) >= 2 * MAX_SPANS:
             self.spans = _joined(self.spans)
-            if len(self.spans) > MOST_SPANS:
+            if len(self.spans) > MAX_SPANS:
                 raise BillInvalid(
-                    f"The bill {self.path} has more than {MOST_SPANS:,} gaps between its buckets.",
+                    f"The bill {self.path} has more than {MAX_SPANS:,} gaps between its buckets.",
                     hint="Download it again, whole.",
                 )
 

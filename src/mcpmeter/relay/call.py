@@ -11,33 +11,33 @@ from typing import Final, TypeVar
 
 from msgspec.structs import replace
 
-from mcpmeter.dialects.base import Asked, Dialect, NotAnAnswer, Read
+from mcpmeter.dialects.base import Dialect, NotAnAnswer, RequestInfo, ResponseInfo
 from mcpmeter.errors import (
-    CallerGone,
+    ClientDisconnected,
     Draining,
     InvalidRequest,
+    InvalidUpstreamResponse,
     MeterError,
     Overloaded,
     ServiceFault,
-    UpstreamAnsweredGarbage,
-    UpstreamAnswerTooLarge,
-    UpstreamBroke,
+    UpstreamDisconnected,
     UpstreamFault,
     UpstreamRateLimited,
     UpstreamRefusedAccount,
+    UpstreamResponseTooLarge,
     UpstreamTimedOut,
     UpstreamUnreachable,
 )
 from mcpmeter.http.client.interface import Answer
-from mcpmeter.http.exchange import Exchange, Header, Listening, Wire
-from mcpmeter.meter import Ending, OpenCall
+from mcpmeter.http.exchange import CancelOnDisconnect, DirectResponse, Exchange, Header
+from mcpmeter.meter import CallResult, OpenCall
 from mcpmeter.pricing import usd_to_nanousd
 from mcpmeter.providers import Provider
-from mcpmeter.quota.tracker import QuotaBoard
+from mcpmeter.quota.tracker import QuotaTracker
 from mcpmeter.records import LlmTarget, Settlement, Usage
 from mcpmeter.relay.headers import answer_error, cost_headers, handed_on, own_header, request_id, went_to
 from mcpmeter.relay.piping import Pipe
-from mcpmeter.relay.runtime import Service, Wiring
+from mcpmeter.relay.runtime import EndpointConfig, Runtime
 from mcpmeter.relay.stream import StreamTee
 from mcpmeter.routing.failover import Attempts, Candidate, Send, Wait
 
@@ -47,7 +47,7 @@ IN_A_THREAD_BYTES: Final = 256 * 1024
 """Larger bodies are read in a thread, so that one of them does not hold up everybody's streams."""
 
 
-class Flight:
+class RelayedCall:
     """A call that has its row in the ledger and is on its way."""
 
     def __init__(
@@ -55,18 +55,18 @@ class Flight:
         *,
         opened: OpenCall,
         exchange: Exchange,
-        service: Service,
-        wiring: Wiring,
+        service: EndpointConfig,
+        runtime: Runtime,
         attempts: Attempts,
-        quota: QuotaBoard,
-        asked: Asked,
+        quota: QuotaTracker,
+        asked: RequestInfo,
         body: bytes,
     ) -> None:
         self._opened = opened
         self._exchange = exchange
         self._dialect = service.dialect
         self._service = service
-        self.wiring = wiring
+        self.runtime = runtime
         self._attempts = attempts
         self._quota = quota
         self._provider = attempts.first
@@ -79,7 +79,7 @@ class Flight:
         """The body of this attempt's 400, which had to be read before it was clear whether another attempt is made."""
         self._tee: StreamTee | None = None
         self._first_chunk_ns = 0
-        self._listening: Listening | None = None
+        self._listening: CancelOnDisconnect | None = None
 
     def cut(self, error: MeterError) -> None:
         """End the call now, for a reason of the service's own."""
@@ -94,7 +94,7 @@ class Flight:
                 if answer.status < 300 and _is_stream(answer):
                     self._tee = await self._pass_stream(answer)
                 else:
-                    body = self._refusal or await answer.read(self.wiring.options.max_answer_bytes)
+                    body = self._refusal or await answer.read(self.runtime.options.max_answer_bytes)
             if self._tee is not None:
                 return await self._end_stream(answer, self._tee)
             if answer.status >= 300:
@@ -140,7 +140,7 @@ class Flight:
         if not marks:
             return False
         try:
-            self._refusal = await answer.read(self.wiring.options.max_answer_bytes)
+            self._refusal = await answer.read(self.runtime.options.max_answer_bytes)
         except BaseException:
             answer.abort()
             raise
@@ -163,7 +163,7 @@ class Flight:
     async def _post(self, candidate: Candidate) -> Answer:
         provider, dialect = candidate.upstream.provider, self._dialect
         path_name = dialect.path_name(self._asked)
-        headers = self.wiring.heads.of(provider, candidate.credential, path_name, stream=self._asked.stream)
+        headers = self.runtime.heads.of(provider, candidate.credential, path_name, stream=self._asked.stream)
         if passed := self._passed_headers():
             headers = {**passed, **headers}  # ours, the key above all, are never the caller's
         asked = self._asked if provider.asks_stream_usage else replace(self._asked, usage_asked=True)
@@ -174,7 +174,7 @@ class Flight:
         if self._attempts.made > 1 and self._attempts.seconds_left < times.total_seconds:
             times = replace(times, total_seconds=self._attempts.seconds_left)
         url = provider.url(path_name, candidate.model)
-        return await self.wiring.client.post(provider.name, url, headers, body, times)
+        return await self.runtime.client.post(provider.name, url, headers, body, times)
 
     def _passed_headers(self) -> dict[str, str]:
         wanted, given = self._dialect.passed_headers, self._exchange.headers
@@ -189,7 +189,7 @@ class Flight:
         wire = self._exchange.wire
         if wire is not None and answer.is_plain and self._listening is not None:
             pipe = Pipe(wire, answer, tee, self._listening)
-            await pipe.run(self.wiring.options.max_answer_bytes, partial(self._begin_stream, answer, wire))
+            await pipe.run(self.runtime.options.max_answer_bytes, partial(self._begin_stream, answer, wire))
         else:
             await self._hand_on_parts(answer, tee)
         if tee.end:
@@ -201,13 +201,13 @@ class Flight:
             await self._exchange.send(part)
         return tee
 
-    def _begin_stream(self, answer: Answer, wire: Wire) -> None:
+    def _begin_stream(self, answer: Answer, wire: DirectResponse) -> None:
         self._first_chunk_ns = self._opened.elapsed_ns()
         self._exchange.started = True
         wire.start(answer.status, self._headers(answer))
 
     async def _hand_on_parts(self, answer: Answer, tee: StreamTee) -> None:
-        async with aclosing(answer.chunks(self.wiring.options.max_answer_bytes)) as chunks:
+        async with aclosing(answer.chunks(self.runtime.options.max_answer_bytes)) as chunks:
             async for data in chunks:
                 if not self._exchange.started:
                     # Not before: a stream that breaks before its first byte can still be answered with a status.
@@ -221,8 +221,8 @@ class Flight:
     def _ended_early(self) -> UpstreamFault:
         name = self._provider.name
         if not self._exchange.started:
-            return UpstreamAnsweredGarbage(f"{name} answered with an empty stream.", hint="Retry.")
-        return UpstreamBroke(f"{name} ended its stream before the answer was complete.", hint="Retry.")
+            return InvalidUpstreamResponse(f"{name} answered with an empty stream.", hint="Retry.")
+        return UpstreamDisconnected(f"{name} ended its stream before the answer was complete.", hint="Retry.")
 
     async def _end_stream(self, answer: Answer, tee: StreamTee) -> Settlement:
         answer.finish()
@@ -236,7 +236,7 @@ class Flight:
             read = reading(body) if len(body) <= IN_A_THREAD_BYTES else await asyncio.to_thread(reading, body)
         except NotAnAnswer:
             kind = "an empty body" if not body.strip() else "a body that is not a JSON answer"
-            raise UpstreamAnsweredGarbage(
+            raise InvalidUpstreamResponse(
                 f"{self._provider.name} answered {answer.status} with {kind}.", hint="Check its base_url, or retry."
             ) from None
         answer.finish()
@@ -253,7 +253,7 @@ class Flight:
             raise error
         answer.finish()
         settlement = await self._settle(
-            Ending(
+            CallResult(
                 status=str(answer.status),
                 outcome="error",
                 error=error,
@@ -278,7 +278,7 @@ class Flight:
     def _error_of(self, answer: Answer, body: bytes) -> MeterError:
         name, status = self._provider.name, answer.status
         if status < 400:
-            return UpstreamAnsweredGarbage(
+            return InvalidUpstreamResponse(
                 f"{name} answered {status}, a redirect, which is never followed.", hint="Correct its base_url."
             )
         if self._refuses_account(status, body):
@@ -296,7 +296,7 @@ class Flight:
 
     async def _fail(self, error: MeterError) -> Settlement:
         """The call ended badly: settle what was delivered, then say so in the way that is still open."""
-        if isinstance(error, UpstreamFault) and not isinstance(error, UpstreamAnswerTooLarge):
+        if isinstance(error, UpstreamFault) and not isinstance(error, UpstreamResponseTooLarge):
             # Too large is by our own limit, which says nothing against the provider.
             self._attempts.broke()
         if not self._opened.is_settled:
@@ -305,7 +305,7 @@ class Flight:
             except MeterError as fault:
                 error = fault
         exchange, call_id, settlement = self._exchange, self._opened.call.id, self._opened.settled
-        if isinstance(error, CallerGone):
+        if isinstance(error, ClientDisconnected):
             return settlement
         if exchange.started:
             await exchange.end(self._dialect.error_event(error, call_id))
@@ -319,10 +319,10 @@ class Flight:
         made = self._attempts.made
         return went_to(self._provider.name, made) if made else ()
 
-    async def _broken_ending(self, error: MeterError) -> Ending:
+    async def _broken_ending(self, error: MeterError) -> CallResult:
         answer, tee = self._answer, self._tee
         status = error.http_status
-        if self._exchange.started and answer is not None and not isinstance(error, CallerGone):
+        if self._exchange.started and answer is not None and not isinstance(error, ClientDisconnected):
             status = answer.status
         # A provider that refused has not worked for it, and counting tokens is free however it ends.
         is_free = self._dialect.operation == "count_tokens" or (answer is not None and answer.status >= 300)
@@ -332,11 +332,11 @@ class Flight:
             usage, reason = tee.read.usage, ""
         elif reason:
             usage = await self._usage_delivered(tee)
-        partial = isinstance(error, CallerGone | Draining) or self._exchange.started
+        partial = isinstance(error, ClientDisconnected | Draining) or self._exchange.started
         return self._ending(
             str(status),
             (usage, reason if usage is not None else ""),
-            tee.read if tee is not None else Read(),
+            tee.read if tee is not None else ResponseInfo(),
             outcome_is_partial=partial,
             error=error,
         )
@@ -359,22 +359,22 @@ class Flight:
                 self._went_to(),
             )
 
-    async def _settle(self, ending: Ending) -> Settlement:
+    async def _settle(self, ending: CallResult) -> Settlement:
         return await self._opened.settle(ending)
 
     def _ending(
         self,
         status: str,
         usage: tuple[Usage | None, str],
-        read: Read,
+        read: ResponseInfo,
         *,
         outcome_is_partial: bool = False,
         error: MeterError | None = None,
-    ) -> Ending:
+    ) -> CallResult:
         answer, tee = self._answer, self._tee
         if error is None and read.is_error:
             error = UpstreamFault(f"{self._provider.name} answered an error with a success status.")
-        return Ending(
+        return CallResult(
             status=status,
             outcome="partial" if outcome_is_partial else "error" if error else "ok",
             error=error,
@@ -397,7 +397,7 @@ class Flight:
             told = reported_usd
         return usd_to_nanousd(told) if told else None
 
-    async def _usage_missing(self, body: bytes, read: Read) -> tuple[Usage | None, str]:
+    async def _usage_missing(self, body: bytes, read: ResponseInfo) -> tuple[Usage | None, str]:
         if read.is_error:
             return None, ""
         prompt = await off_loop_if_large(self._dialect.prompt_tokens, self._body)
@@ -433,11 +433,11 @@ def _is_stream(answer: Answer) -> bool:
     return content_type.partition(";")[0].strip().lower() == "text/event-stream"
 
 
-def _usage_told(read: Read) -> tuple[Usage | None, str]:
+def _usage_told(read: ResponseInfo) -> tuple[Usage | None, str]:
     return read.usage, "upstream_broke" if read.usage is not None and read.usage.source == "partial" else ""
 
 
-def target_of(provider: Provider, model: str, dialect: Dialect, asked: Asked) -> LlmTarget:
+def target_of(provider: Provider, model: str, dialect: Dialect, asked: RequestInfo) -> LlmTarget:
     """The model call that goes to a provider."""
     return LlmTarget(
         provider=provider.name,
@@ -455,7 +455,7 @@ def _has_any(body: bytes, marks: Iterable[str]) -> bool:
 
 def _why_missing(error: MeterError) -> str:
     """Why a broken call has no usage; empty where the provider cannot have worked for it."""
-    if isinstance(error, CallerGone):
+    if isinstance(error, ClientDisconnected):
         return "client_gone"
     if isinstance(error, Overloaded | UpstreamUnreachable | UpstreamRefusedAccount | UpstreamRateLimited):
         return ""

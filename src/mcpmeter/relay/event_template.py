@@ -9,7 +9,7 @@ import msgspec
 
 from mcpmeter.dialects.openai import events_of
 
-Likeness = Callable[[bytes], bytes]
+EventTemplate = Callable[[bytes], bytes]
 """Given what came: what goes on of it, if it is an event that differs from the known one in its text alone, so that it
 says no more than that one did. Empty where it is another."""
 
@@ -20,7 +20,7 @@ QUOTE, NEWLINE, RETURN = b'"\n\r'
 """As numbers: a byte is found in bytes ten times sooner than bytes are."""
 
 
-def likeness_of(came: bytes, sent: bytes, mark: bytes) -> Likeness | None:
+def event_template(came: bytes, sent: bytes, mark: bytes) -> EventTemplate | None:
     """Of an event as it came and as it goes on, `mark` before its text. None where the block is not one event in JSON,
     carries no text, or the text cannot be told from the rest by its quotes."""
     text = _text_after(mark, came)
@@ -38,7 +38,7 @@ def likeness_of(came: bytes, sent: bytes, mark: bytes) -> Likeness | None:
     return _padded(before, between, last, sent_between) if sent_last == last else None
 
 
-def _plain(before: bytes, after: bytes, sent_after: bytes) -> Likeness:
+def _plain(before: bytes, after: bytes, sent_after: bytes) -> EventTemplate:
     text_at, text_ends = len(before), -len(after)
     is_changed = sent_after != after
 
@@ -54,7 +54,7 @@ def _plain(before: bytes, after: bytes, sent_after: bytes) -> Likeness:
     return part_of
 
 
-def _padded(before: bytes, between: bytes, after: bytes, sent_between: bytes) -> Likeness:
+def _padded(before: bytes, between: bytes, after: bytes, sent_between: bytes) -> EventTemplate:
     text_at, padding_ends, between_bytes = len(before), -len(after), len(between)
     is_changed = sent_between != between
 

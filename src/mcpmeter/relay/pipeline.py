@@ -9,61 +9,61 @@ import msgspec
 
 from mcpmeter.access.callers import Attribution, Caller
 from mcpmeter.budgets.reservations import Limits
-from mcpmeter.dialects.base import Asked, Dialect
-from mcpmeter.dialects.json_body import most_prompt_tokens
-from mcpmeter.errors import CallerGone, Draining, InvalidRequest, MeterError
+from mcpmeter.dialects.base import Dialect, RequestInfo
+from mcpmeter.dialects.json_body import max_prompt_tokens
+from mcpmeter.errors import ClientDisconnected, Draining, InvalidRequest, MeterError
 from mcpmeter.http.client.interface import UpstreamClient
 from mcpmeter.http.exchange import Exchange
-from mcpmeter.ledger.store import ClaimRefused
-from mcpmeter.meter import Ending, Meter, OpenCall
-from mcpmeter.quota.tracker import QuotaBoard
-from mcpmeter.records import Claim, Outcome, Settlement
-from mcpmeter.relay.call import IN_A_THREAD_BYTES, Flight, off_loop_if_large, target_of
+from mcpmeter.ledger.store import InsufficientBudget
+from mcpmeter.meter import CallResult, Meter, OpenCall
+from mcpmeter.quota.tracker import QuotaTracker
+from mcpmeter.records import Outcome, Reservation, Settlement
+from mcpmeter.relay.call import IN_A_THREAD_BYTES, RelayedCall, off_loop_if_large, target_of
 from mcpmeter.relay.headers import answer_error
-from mcpmeter.relay.runtime import RelayOptions, Service, Wiring
+from mcpmeter.relay.runtime import EndpointConfig, RelayOptions, Runtime
 from mcpmeter.routing.failover import Failover
 from mcpmeter.routing.routes import Plan
 
-__all__ = ["Pipeline", "RelayOptions", "Service", "Wiring", "answer_error"]
+__all__ = ["EndpointConfig", "Pipeline", "RelayOptions", "Runtime", "answer_error"]
 
 
 class Pipeline:
     """Runs calls. `wiring` may be replaced at any time."""
 
-    def __init__(self, meter: Meter, wiring: Wiring, failover: Failover, quota: QuotaBoard) -> None:
+    def __init__(self, meter: Meter, runtime: Runtime, failover: Failover, quota: QuotaTracker) -> None:
         self.meter = meter
-        self.wiring = wiring
+        self.runtime = runtime
         self._failover = failover
         self._quota = quota
         self.draining = False
-        self.in_flight: set[Flight] = set()
+        self.active_calls: set[RelayedCall] = set()
         self._users: dict[UpstreamClient, int] = {}
         """How many calls use each client to providers: the present one, and those that reloads have replaced."""
         self._waiting_for_an_end: list[asyncio.Future[None]] = []
 
-    async def run(self, exchange: Exchange, service: Service) -> Settlement:
+    async def run(self, exchange: Exchange, service: EndpointConfig) -> Settlement:
         """One call, to its last byte. Whatever happens, it is settled once and the caller is told."""
         # Taken with the client, so that a reload cannot close it between here and the sending.
-        wiring = self.wiring
-        client = wiring.client
+        runtime = self.runtime
+        client = runtime.client
         self._users[client] = self._users.get(client, 0) + 1
         try:
             opened = self.meter.open(
                 exchange.endpoint, exchange.method, trace_id=exchange.trace_id, parent_id=exchange.parent_id
             )
             try:
-                flight = await self._admit(opened, exchange, service, wiring)
+                flight = await self._admit(opened, exchange, service, runtime)
             except MeterError as error:
                 return await refuse(exchange, opened, error, service.dialect)
             except asyncio.CancelledError:
-                gone = CallerGone("The call was cancelled before it was sent.")
-                await asyncio.shield(opened.end(Ending(status="499", outcome="partial", error=gone)))
+                gone = ClientDisconnected("The call was cancelled before it was sent.")
+                await asyncio.shield(opened.end(CallResult(status="499", outcome="partial", error=gone)))
                 raise
-            self.in_flight.add(flight)
+            self.active_calls.add(flight)
             try:
                 return await flight.run()
             finally:
-                self.in_flight.discard(flight)
+                self.active_calls.discard(flight)
         finally:
             self._leave(client)
 
@@ -92,11 +92,13 @@ class Pipeline:
         self._waiting_for_an_end.append(waiting)
         await waiting
 
-    async def _admit(self, opened: OpenCall, exchange: Exchange, service: Service, wiring: Wiring) -> Flight:
+    async def _admit(
+        self, opened: OpenCall, exchange: Exchange, service: EndpointConfig, runtime: Runtime
+    ) -> RelayedCall:
         if self.draining:
             raise _draining()
-        caller, dialect = wiring.identify(exchange.secret), service.dialect
-        body = await exchange.read_body(wiring.options.max_body_bytes)
+        caller, dialect = runtime.identify(exchange.secret), service.dialect
+        body = await exchange.read_body(runtime.options.max_body_bytes)
         if len(body) <= IN_A_THREAD_BYTES:
             asked = dialect.read_request(body, exchange.named)
         else:
@@ -106,17 +108,17 @@ class Pipeline:
         model = asked.model or service.default_model
         if not model:
             raise InvalidRequest("'model' is missing.", hint="Name a model of GET /v1/models.")
-        plan = wiring.plan(model, dialect.path_name(asked))
+        plan = runtime.plan(model, dialect.path_name(asked))
         first = plan.first
         if caller.models:
             caller.require_model(model, first.model)
-        if wiring.attribution is not None:
-            caller = caller.refined(wiring.attribution, _told(exchange, wiring.attribution))
-        claims: tuple[Claim, ...] = ()
-        most_nanousd = 0
-        if wiring.limits.concern(caller):
+        if runtime.attribution is not None:
+            caller = caller.refined(runtime.attribution, _told(exchange, runtime.attribution))
+        claims: tuple[Reservation, ...] = ()
+        max_cost_nanousd = 0
+        if runtime.limits.concern(caller):
             at_ns = opened.call.started_at_ns
-            claims, most_nanousd = await _claims(wiring.limits, caller, plan, asked=asked, body=body, at_ns=at_ns)
+            claims, max_cost_nanousd = await _claims(runtime.limits, caller, plan, asked=asked, body=body, at_ns=at_ns)
         call = msgspec.structs.replace(
             opened.call,
             team=caller.team,
@@ -124,17 +126,17 @@ class Pipeline:
             key_id=caller.key_id,
             llm=target_of(first.upstream.provider, first.model, dialect, asked),
             claims=claims,
-            reserved_nanousd=most_nanousd,
+            reserved_nanousd=max_cost_nanousd,
         )
         try:
             await opened.write_down(call)
-        except ClaimRefused as refused:
-            raise wiring.limits.refusal(refused, time.time_ns()) from None
-        return Flight(
+        except InsufficientBudget as refused:
+            raise runtime.limits.refusal(refused, time.time_ns()) from None
+        return RelayedCall(
             opened=opened,
             exchange=exchange,
             service=service,
-            wiring=wiring,
+            runtime=runtime,
             attempts=self._failover.begin(plan, plan.total_seconds),
             quota=self._quota,
             asked=asked,
@@ -147,17 +149,17 @@ def _draining() -> Draining:
 
 
 async def _claims(
-    limits: Limits, caller: Caller, plan: Plan, *, asked: Asked, body: bytes, at_ns: int
-) -> tuple[tuple[Claim, ...], int]:
+    limits: Limits, caller: Caller, plan: Plan, *, asked: RequestInfo, body: bytes, at_ns: int
+) -> tuple[tuple[Reservation, ...], int]:
     """What a call claims, and the most that it can cost, for a caller that limits concern."""
-    most_prompt = asked.most_prompt_tokens
+    most_prompt = asked.max_prompt_tokens
     if most_prompt is None:
-        most_prompt = await off_loop_if_large(most_prompt_tokens, body)
+        most_prompt = await off_loop_if_large(max_prompt_tokens, body)
     return limits.claims(
         caller,
         [(route.upstream.name, route.model) for route in plan.routes],
-        most_prompt_tokens=most_prompt,
-        most_completion_tokens=asked.most_completion_tokens,
+        max_prompt_tokens=most_prompt,
+        max_completion_tokens=asked.max_completion_tokens,
         at_ns=at_ns,
     )
 
@@ -169,7 +171,7 @@ def _told(exchange: Exchange, attribution: Attribution) -> str | None:
 
 async def refuse(exchange: Exchange, opened: OpenCall, error: MeterError, dialect: Dialect) -> Settlement:
     """Settle and answer a request that reaches no model."""
-    outcome: Outcome = "partial" if isinstance(error, CallerGone) else "error"
-    settlement = opened.count(Ending(status=str(error.http_status), outcome=outcome, error=error))
+    outcome: Outcome = "partial" if isinstance(error, ClientDisconnected) else "error"
+    settlement = opened.count(CallResult(status=str(error.http_status), outcome=outcome, error=error))
     await answer_error(exchange, error, dialect.error_body(error, opened.call.id), opened.call.id)
     return settlement

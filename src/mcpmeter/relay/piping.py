@@ -10,14 +10,14 @@ from collections.abc import Callable
 
 from mcpmeter.http import exchange
 from mcpmeter.http.client.interface import Answer
-from mcpmeter.http.exchange import Listening, Wire
+from mcpmeter.http.exchange import CancelOnDisconnect, DirectResponse
 from mcpmeter.relay.stream import StreamTee
 
 
 class Pipe:
     """Feeds the tee what comes, and the client what the tee lets pass. Who does not read holds the provider."""
 
-    def __init__(self, wire: Wire, answer: Answer, tee: StreamTee, listening: Listening) -> None:
+    def __init__(self, wire: DirectResponse, answer: Answer, tee: StreamTee, listening: CancelOnDisconnect) -> None:
         self._wire = wire
         self._answer = answer
         self._tee = tee
@@ -31,11 +31,11 @@ class Pipe:
         `begin` is called at the first byte. Raises as `Answer.pipe`.
         """
         self._begin = begin
-        self._wire.on_room = self._go_on
+        self._wire.on_drain = self._go_on
         try:
             await self._answer.pipe(self._take, limit_bytes)
         finally:
-            self._wire.on_room = None
+            self._wire.on_drain = None
             self._be_patient_no_more()
 
     def _take(self, data: bytes) -> bool:
@@ -52,7 +52,7 @@ class Pipe:
         if tee.end:
             wire.watch(None)  # all has come: who leaves now leaves a whole answer
             return False
-        if wire.is_full and self._patience is None:
+        if wire.is_backpressured and self._patience is None:
             self._answer.hold()
             stuck = exchange.reader_stuck()
             loop = asyncio.get_running_loop()

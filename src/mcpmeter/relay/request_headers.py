@@ -8,7 +8,7 @@ from mcpmeter.providers import Provider
 from mcpmeter.routing.routes import Credential
 
 
-class Heads:
+class RequestHeaders:
     """Made once for each credential, path and kind of answer. A reload makes all anew, as it may change any of them."""
 
     def __init__(self) -> None:

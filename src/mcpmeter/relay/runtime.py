@@ -10,8 +10,8 @@ from mcpmeter.budgets.reservations import Limits
 from mcpmeter.dialects.base import Dialect
 from mcpmeter.errors import InvalidRequest, NotAuthenticated
 from mcpmeter.http.client.interface import UpstreamClient
-from mcpmeter.relay.request_headers import Heads
-from mcpmeter.routing.routes import MOST_PLANS, Plan, Routing, route
+from mcpmeter.relay.request_headers import RequestHeaders
+from mcpmeter.routing.routes import MAX_PLANS, Plan, Routing, route
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,7 +26,7 @@ class RelayOptions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wiring:
+class Runtime:
     """Everything of the relay that a reload replaces. A call keeps the wiring it began with."""
 
     options: RelayOptions
@@ -35,7 +35,7 @@ class Wiring:
     keys: KeyRing
     attribution: Attribution | None = None
     limits: Limits = field(default_factory=Limits)
-    heads: Heads = field(default_factory=Heads)
+    heads: RequestHeaders = field(default_factory=RequestHeaders)
     anybody: Caller = field(init=False, repr=False, compare=False)
     """Who calls where no key is needed."""
 
@@ -62,7 +62,7 @@ class Wiring:
         known = self.routing.known_plans
         plan = known.get((model, path_name))
         if plan is None:
-            if len(known) >= MOST_PLANS:
+            if len(known) >= MAX_PLANS:
                 known.clear()
             plan = known[model, path_name] = self._new_plan(model, path_name)
         return plan
@@ -82,7 +82,7 @@ class Wiring:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Service:
+class EndpointConfig:
     """How an endpoint uses the pipeline."""
 
     dialect: Dialect

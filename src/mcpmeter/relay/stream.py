@@ -12,17 +12,17 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from mcpmeter.dialects.base import Dialect, Read, merge
+from mcpmeter.dialects.base import Dialect, ResponseInfo, merge
 from mcpmeter.records import Usage
-from mcpmeter.relay.event_template import Likeness, likeness_of
+from mcpmeter.relay.event_template import EventTemplate, event_template
 
-LONGEST_EVENT_BYTES: Final = 8 * 1024 * 1024
+MAX_EVENT_BYTES: Final = 8 * 1024 * 1024
 """An event longer than this is passed on unread, so that one endless line cannot fill the memory."""
 
 KEPT_FOR_ESTIMATES_BYTES: Final = 1024 * 1024
 """How much of a stream is kept to estimate from; beyond it the estimate is scaled by bytes."""
 
-CHUNKS_BETWEEN_LIKENESSES: Final = 16
+CHUNKS_BETWEEN_TEMPLATES: Final = 16
 """How often it is looked again what a stream's chunks have in common; some have nothing."""
 
 BLANK_LINES: Final = (b"\n\n", b"\n\r\n", b"\r\r")
@@ -43,10 +43,10 @@ class StreamTee:
     def __init__(self, dialect: Dialect, *, withhold_usage: bool) -> None:
         self._dialect = dialect
         self._end_marks: tuple[bytes, ...] = getattr(dialect, "end_marks", (b"[DONE]",))
-        self._joined: Callable[[Read, Read], Read] = getattr(dialect, "joined", merge)
+        self._joined: Callable[[ResponseInfo, ResponseInfo], ResponseInfo] = getattr(dialect, "joined", merge)
         self._has_content: Callable[[bytes], bool] | None = getattr(dialect, "has_content", None)
         self._content_seen = False
-        self._told = Read()
+        self._told = ResponseInfo()
         self._counted_in = b""
         self._withhold = withhold_usage
         self._bare: Callable[[bytes], bytes] | None = (
@@ -54,7 +54,7 @@ class StreamTee:
         )
         self._read_events = dialect.read_events
         self._text_mark: bytes = getattr(dialect, "text_mark", b"")
-        self._alike: Likeness | None = None
+        self._alike: EventTemplate | None = None
         self._look_at_chunk = 0 if self._text_mark else sys.maxsize
         self._held = b""
         self._kept: list[bytes] = []
@@ -82,12 +82,12 @@ class StreamTee:
         cut = _end_of_last_event(data)
         block, self._held = (data, b"") if cut == len(data) else (data[:cut], data[cut:])
         part = self._take(block) if block else b""
-        if len(self._held) > LONGEST_EVENT_BYTES and not self.end:
+        if len(self._held) > MAX_EVENT_BYTES and not self.end:
             part, self._held = part + self._held, b""
         return part
 
     @property
-    def read(self) -> Read:
+    def read(self) -> ResponseInfo:
         """What the stream has said by now. Usage that is not final is left out; `counted` has it."""
         told, usage = self._told, self._told.usage
         if usage is not None and usage.source == "partial":
@@ -139,8 +139,8 @@ class StreamTee:
         self._keep(block)
         # Before any text was seen, each event has to be asked for one.
         if chunks == 1 and read is None and self._content_seen and self.chunks >= self._look_at_chunk:
-            self._look_at_chunk = self.chunks + CHUNKS_BETWEEN_LIKENESSES
-            self._alike = likeness_of(came, block, self._text_mark) or self._alike
+            self._look_at_chunk = self.chunks + CHUNKS_BETWEEN_TEMPLATES
+            self._alike = event_template(came, block, self._text_mark) or self._alike
         return block
 
     def _keep(self, block: bytes) -> None:

@@ -11,9 +11,9 @@ import msgspec
 
 from mcpmeter.catalog.spec import NANO
 from mcpmeter.errors import UpstreamFault, UpstreamRateLimited, UpstreamRefusedAccount
-from mcpmeter.routing.candidates import Candidate, Candidates, Place, Way, drawn_by_weight
+from mcpmeter.routing.candidates import Candidate, CredentialSlot, RouteTarget, Selector, drawn_by_weight
 from mcpmeter.routing.circuit_breaker import Permit
-from mcpmeter.routing.health import WELL, Cooling, Shared
+from mcpmeter.routing.health import WELL, CredentialBackoff, FailoverState
 from mcpmeter.routing.options import nanoseconds
 from mcpmeter.routing.outcomes import Outcome, is_failure, is_retried, outcome_of_fault, outcome_of_status
 from mcpmeter.routing.retries import full_jitter, retry_after_ns
@@ -47,7 +47,7 @@ class Refuse(msgspec.Struct, frozen=True):
 class _Result(msgspec.Struct, frozen=True):
     """What came of the last attempt."""
 
-    place: Place
+    slot: CredentialSlot
     outcome: Outcome
     status: int = 0
     fault: UpstreamFault | None = None
@@ -66,7 +66,7 @@ class Attempts:
     )
     # fmt: on
 
-    def __init__(self, plan: Plan, ways: Sequence[Way], total_seconds: float, shared: Shared) -> None:
+    def __init__(self, plan: Plan, ways: Sequence[RouteTarget], total_seconds: float, shared: FailoverState) -> None:
         self.made = 0
         """Attempts sent."""
         self.first = plan.first.upstream.provider
@@ -74,12 +74,12 @@ class Attempts:
         self._shared = shared
         self._ways = drawn_by_weight(ways, shared.random) if plan.mode == "weighted" else ways
         self._turns = tuple(map(_TURN, self._ways))
-        self._choice: Candidates | None = None
+        self._choice: Selector | None = None
         """Made by `_candidates`: the usual call needs none."""
         self._begun_ns = shared.clock_ns()
         self._total_seconds = total_seconds
         self._not_before_ns = 0
-        self._place: Place | None = None
+        self._place: CredentialSlot | None = None
         """Where an attempt is out, with `_permit`."""
         self._permit = NO_PERMIT
         self._has_head = False
@@ -110,46 +110,46 @@ class Attempts:
         if self._place is not None or self._is_over:
             raise RuntimeError("an attempt is out, or was the last")
         if not self.made:
-            first = self._ways[0].places[self._turns[0]]
+            first = self._ways[0].slots[self._turns[0]]
             if self._is_clear(first):
                 return self._send(first, first.state.breaker.permit)
         now_ns = self._shared.clock_ns()
         if now_ns < self._not_before_ns:
             return Wait((self._not_before_ns - now_ns) / NANO)
         candidates = self._candidates()
-        place = candidates.ready(now_ns, is_retry=self._last is not None)
-        if place is None:
+        slot = candidates.ready(now_ns, is_retry=self._last is not None)
+        if slot is None:
             return self._wait_or_refuse(now_ns)
-        self._note_sent(candidates, place)
-        return self._send(place, place.state.breaker.send(now_ns))
+        self._note_sent(candidates, slot)
+        return self._send(slot, slot.state.breaker.send(now_ns))
 
-    def _is_clear(self, place: Place) -> bool:
+    def _is_clear(self, slot: CredentialSlot) -> bool:
         """Whether nothing is known against the first place: then it is the best one, and no other is looked at."""
-        cooling = place.cooling
-        if cooling.waits and place.until_ns > self._begun_ns:
+        backoff = slot.backoff
+        if backoff.waits and slot.until_ns > self._begun_ns:
             return False
-        return place.state.breaker.is_clean and not cooling.doubtful_until_ns
+        return slot.state.breaker.is_clean and not backoff.doubtful_until_ns
 
-    def _send(self, place: Place, permit: Permit) -> Send:
+    def _send(self, slot: CredentialSlot, permit: Permit) -> Send:
         shared = self._shared
         if self._last is not None:
-            shared.tally.retried(self._last.place.state.name, self._last.outcome)
+            shared.tally.retried(self._last.slot.state.name, self._last.outcome)
         elif not shared.budget.is_full:
             shared.budget.request()
         self.made += 1
-        self._place, self._permit = place, permit
-        place.state.turn = place.next_turn
-        return Send(place.candidate)
+        self._place, self._permit = slot, permit
+        slot.state.turn = slot.next_turn
+        return Send(slot.candidate)
 
-    def _candidates(self) -> Candidates:
+    def _candidates(self) -> Selector:
         if self._choice is None:
-            self._choice = Candidates(self._ways, self._turns)
+            self._choice = Selector(self._ways, self._turns)
         return self._choice
 
-    def _note_sent(self, candidates: Candidates, place: Place) -> None:
-        candidates.sent(place)
+    def _note_sent(self, candidates: Selector, slot: CredentialSlot) -> None:
+        candidates.sent(slot)
         if not self._shared.retries.same_place:
-            candidates.refused(place)
+            candidates.refused(slot)
 
     def _wait_or_refuse(self, now_ns: int) -> Wait | Refuse:
         """A first attempt does not wait: who is refused at once with the time to come back can do something else."""
@@ -169,10 +169,10 @@ class Attempts:
         first = self._candidates().first_to_end_its_wait()
         wait_seconds = -(-max(0, first.until_ns - now_ns) // NANO)
         retry_after = str(wait_seconds) if wait_seconds else None
-        name = first.state.name if last is None else last.place.state.name
+        name = first.state.name if last is None else last.slot.state.name
         if last is not None and last.outcome == "refused":
             return UpstreamRefusedAccount(f"{name} refused the relay's own account.", hint="Check its key and credit.")
-        if first.cooling.is_rate_limited(first.candidate.model) if last is None else last.outcome == "rate_limited":
+        if first.backoff.is_rate_limited(first.candidate.model) if last is None else last.outcome == "rate_limited":
             return UpstreamRateLimited(f"{name} is rate limiting.", hint="Retry later.", retry_after=retry_after)
         return UpstreamFault(f"{name} is not available.", hint="Retry later.", retry_after=retry_after)
 
@@ -184,106 +184,106 @@ class Attempts:
         `headers` by lower-case name; `is_refused`: its body says that the credential is no good, whatever the status
         says. Call it before anything goes to the client; afterwards nothing is tried again.
         """
-        place = self._place
-        if place is None or self._is_over:
+        slot = self._place
+        if slot is None or self._is_over:
             raise RuntimeError("no attempt is out")
         outcome: Outcome = "ok" if status == 200 else "refused" if is_refused else outcome_of_status(status)
         if outcome == "ok":
-            self._answered_well(place)
+            self._answered_well(slot)
             return False
-        self._come_back(place)
-        result = self._last = _Result(place, outcome, status)
+        self._come_back(slot)
+        result = self._last = _Result(slot, outcome, status)
         self._learn(result)
         self._cool(result, retry_after_ns(headers, self._shared.unix_ns()))
         self._tell(result)
         self._is_over = headers.get("x-should-retry") == "false" or not self._may_try_again(result)
         return not self._is_over
 
-    def _answered_well(self, place: Place) -> None:
+    def _answered_well(self, slot: CredentialSlot) -> None:
         """The attempt stays out until the answer's end. What is known already is neither learned nor told again."""
         self._has_head = self._is_over = True
-        state, cooling = place.state, place.cooling
+        state, backoff = slot.state, slot.backoff
         if not state.breaker.is_clean:
             self._permit = state.breaker.answers(self._permit)
-        if cooling.doubtful_until_ns or cooling.is_refused:
-            cooling.trust()
+        if backoff.doubtful_until_ns or backoff.is_refused:
+            backoff.trust()
         self._shared.tally.attempted(state.name, "ok")
         if state.told != WELL or not state.breaker.is_clean:
             self._shared.tell_standing(state)
 
     def failed(self, fault: BaseException) -> bool:
         """No head came. True: ask `next`; False: raise the fault."""
-        place = self._place
-        if place is None or self._is_over:
+        slot = self._place
+        if slot is None or self._is_over:
             raise RuntimeError("no attempt is out")
-        self._come_back(place)
+        self._come_back(slot)
         known = fault if isinstance(fault, UpstreamFault) else None
-        result = self._last = _Result(place, outcome_of_fault(fault), fault=known)
+        result = self._last = _Result(slot, outcome_of_fault(fault), fault=known)
         self._learn(result)
         self._tell(result)
         self._is_over = not self._may_try_again(result)
         return not self._is_over
 
-    def _come_back(self, place: Place) -> None:
+    def _come_back(self, slot: CredentialSlot) -> None:
         """The attempt brought nothing, so that there may be a choice to make, which has to know of it."""
         self._place = None
         if self._choice is None:
-            self._note_sent(self._candidates(), place)
+            self._note_sent(self._candidates(), slot)
 
     def broke(self) -> None:
         """The answer that was handed on ended badly at the provider's side."""
-        place = self._place
-        if place is not None and self._has_head:
+        slot = self._place
+        if slot is not None and self._has_head:
             self._place = None
-            place.state.breaker.failed(self._permit, self._shared.clock_ns())
-            self._shared.tell_standing(place.state)
+            slot.state.breaker.failed(self._permit, self._shared.clock_ns())
+            self._shared.tell_standing(slot.state)
 
     def close(self) -> None:
         """The call is over. An attempt that was cut off before its head gives a probe's place back."""
-        place, self._place = self._place, None
-        if place is None:
+        slot, self._place = self._place, None
+        if slot is None:
             return
-        breaker = place.state.breaker
+        breaker = slot.state.breaker
         if not self._has_head:
             breaker.abandoned(self._permit)
-            self._shared.tally.attempted(place.state.name, "abandoned")
+            self._shared.tally.attempted(slot.state.name, "abandoned")
         elif not breaker.is_clean:
             breaker.succeeded(self._permit)
 
     def _learn(self, result: _Result) -> None:
-        place = result.place
+        slot = result.slot
         if is_failure(result.outcome, result.status):
-            place.state.breaker.failed(self._permit, self._shared.clock_ns())
-            self._candidates().failed(place)
+            slot.state.breaker.failed(self._permit, self._shared.clock_ns())
+            self._candidates().failed(slot)
         else:
-            place.state.breaker.abandoned(self._permit)
+            slot.state.breaker.abandoned(self._permit)
 
     def _cool(self, result: _Result, asked_ns: int | None) -> None:
-        place, now_ns = result.place, self._shared.clock_ns()
+        slot, now_ns = result.slot, self._shared.clock_ns()
         match result.outcome:
             case "rate_limited":
-                place.cooling.doubt(now_ns + nanoseconds(self._shared.retries.cap_seconds))
-                self._wait([place.cooling], result, now_ns, asked_ns)
+                slot.backoff.doubt(now_ns + nanoseconds(self._shared.retries.cap_seconds))
+                self._wait([slot.backoff], result, now_ns, asked_ns)
             case "server_error":
                 # It is the provider that asks, not the account: that holds for every credential.
-                self._wait(place.state.coolings, result, now_ns, asked_ns)
+                self._wait(slot.state.backoffs, result, now_ns, asked_ns)
             case "refused":
-                place.cooling.is_refused = True
-                place.cooling.doubt(now_ns + DOUBT_AFTER_REFUSAL_NS)
-                self._candidates().refused(place)
+                slot.backoff.is_refused = True
+                slot.backoff.doubt(now_ns + DOUBT_AFTER_REFUSAL_NS)
+                self._candidates().refused(slot)
             case "forbidden":
-                place.cooling.doubt(now_ns + DOUBT_AFTER_REFUSAL_NS)
+                slot.backoff.doubt(now_ns + DOUBT_AFTER_REFUSAL_NS)
 
     @staticmethod
-    def _wait(coolings: Iterable[Cooling], result: _Result, now_ns: int, asked_ns: int | None) -> None:
+    def _wait(backoffs: Iterable[CredentialBackoff], result: _Result, now_ns: int, asked_ns: int | None) -> None:
         limited = result.outcome == "rate_limited"
-        for cooling in coolings:
+        for backoff in backoffs:
             if asked_ns:
-                cooling.wait_until(now_ns + asked_ns, now_ns, result.place.candidate.model, is_rate_limited=limited)
+                backoff.wait_until(now_ns + asked_ns, now_ns, result.slot.candidate.model, is_rate_limited=limited)
 
     def _tell(self, result: _Result) -> None:
-        self._shared.tally.attempted(result.place.state.name, result.outcome)
-        self._shared.tell_standing(result.place.state)
+        self._shared.tally.attempted(result.slot.state.name, result.outcome)
+        self._shared.tell_standing(result.slot.state)
 
     # Whether there is a further one -----------------------------------------------------------------------------------
 
@@ -301,13 +301,13 @@ class Attempts:
 
     def _next_at_ns(self, now_ns: int) -> int | None:
         """When a further attempt may be sent: at once elsewhere, after a pause where the call failed before."""
-        place = self._candidates().ready(now_ns, is_retry=True)
-        if place is not None:
-            return now_ns + (self._pause_ns() if self._candidates().was_tried(place) else 0)
-        place = self._candidates().soonest(now_ns)
-        if place is None or not self._may_wait_until(place.until_ns, now_ns):
+        slot = self._candidates().ready(now_ns, is_retry=True)
+        if slot is not None:
+            return now_ns + (self._pause_ns() if self._candidates().was_tried(slot) else 0)
+        slot = self._candidates().soonest(now_ns)
+        if slot is None or not self._may_wait_until(slot.until_ns, now_ns):
             return None
-        return place.until_ns + self._pause_ns()
+        return slot.until_ns + self._pause_ns()
 
     def _pause_ns(self) -> int:
         options, shared = self._shared.retries, self._shared

@@ -35,14 +35,14 @@ from collections.abc import Callable, Sequence
 from random import Random
 
 from mcpmeter.routing.attempts import Attempts, Refuse, Send, Wait
-from mcpmeter.routing.candidates import Candidate, Way, ways_of
+from mcpmeter.routing.candidates import Candidate, RouteTarget, route_targets
 from mcpmeter.routing.circuit_breaker import Breaker
-from mcpmeter.routing.health import Shared, Tally
-from mcpmeter.routing.metrics import UpstreamMetrics
+from mcpmeter.routing.health import FailoverObserver, FailoverState
+from mcpmeter.routing.metrics import FailoverMetrics
 from mcpmeter.routing.options import CircuitOptions, RetryOptions
 from mcpmeter.routing.outcomes import Outcome
 from mcpmeter.routing.retry_budget import FLOOR, RetryBudget
-from mcpmeter.routing.routes import MOST_PLANS, Plan, Upstream
+from mcpmeter.routing.routes import MAX_PLANS, Plan, Upstream
 
 __all__ = [
     "FLOOR",
@@ -51,13 +51,13 @@ __all__ = [
     "Candidate",
     "CircuitOptions",
     "Failover",
+    "FailoverMetrics",
+    "FailoverObserver",
     "Outcome",
     "Refuse",
     "RetryBudget",
     "RetryOptions",
     "Send",
-    "Tally",
-    "UpstreamMetrics",
     "Wait",
 ]
 
@@ -70,7 +70,7 @@ class Failover:
 
     def __init__(
         self,
-        tally: Tally,
+        tally: FailoverObserver,
         *,
         retries: RetryOptions | None = None,
         circuit: CircuitOptions | None = None,
@@ -79,7 +79,7 @@ class Failover:
         random: Callable[[], float] | None = None,
     ) -> None:
         retries = retries or RetryOptions()
-        self._shared = Shared(
+        self._shared = FailoverState(
             retries=retries,
             circuit=circuit or CircuitOptions(),
             budget=RetryBudget(retries.budget_ratio),
@@ -88,7 +88,7 @@ class Failover:
             unix_ns=unix_ns,
             random=random or Random().random,  # noqa: S311 (spreads load, guards nothing)
         )
-        self._ways: dict[int, tuple[Plan, tuple[Way, ...]]] = {}
+        self._ways: dict[int, tuple[Plan, tuple[RouteTarget, ...]]] = {}
         """By the identity of the plan, which is kept with them; bounded, for callers name the models."""
 
     def configure(self, retries: RetryOptions, circuit: CircuitOptions, upstreams: Sequence[Upstream]) -> None:
@@ -103,8 +103,8 @@ class Failover:
         kept = self._ways.get(id(plan)) or self._look_up(plan)
         return Attempts(plan, kept[1], total_seconds, self._shared)
 
-    def _look_up(self, plan: Plan) -> tuple[Plan, tuple[Way, ...]]:
-        if len(self._ways) >= MOST_PLANS:
+    def _look_up(self, plan: Plan) -> tuple[Plan, tuple[RouteTarget, ...]]:
+        if len(self._ways) >= MAX_PLANS:
             self._ways.clear()
-        kept = self._ways[id(plan)] = plan, ways_of(plan, self._shared)
+        kept = self._ways[id(plan)] = plan, route_targets(plan, self._shared)
         return kept

@@ -12,13 +12,13 @@ from mcpmeter.routing.outcomes import Outcome
 from mcpmeter.routing.retry_budget import RetryBudget
 from mcpmeter.routing.routes import Upstream
 
-MOST_WAITS: Final = 256
+MAX_WAITS: Final = 256
 NO_WAIT: Final = (0, False)
 WELL: Final = (True, False)
 """The standing of an upstream that nothing is held against: up, and its circuit not open."""
 
 
-class Tally(Protocol):
+class FailoverObserver(Protocol):
     """Who counts what happens."""
 
     def attempted(self, provider: str, outcome: Outcome) -> None:
@@ -32,7 +32,7 @@ class Tally(Protocol):
 
 
 @dataclass(slots=True, eq=False)
-class Cooling:
+class CredentialBackoff:
     """What is held against one credential. Instants are monotonic nanoseconds."""
 
     waits: dict[str, tuple[int, bool]] = field(default_factory=dict)
@@ -53,10 +53,10 @@ class Cooling:
 
     def wait_until(self, instant_ns: int, now_ns: int, model: str, *, is_rate_limited: bool) -> None:
         """The provider asks to wait; of several such times the last counts."""
-        if len(self.waits) >= MOST_WAITS:
+        if len(self.waits) >= MAX_WAITS:
             # Models are named by callers, so the set is bounded: what has passed goes, then what ends first.
             self.waits = {name: until for name, until in self.waits.items() if until[0] > now_ns}
-        if len(self.waits) >= MOST_WAITS and model not in self.waits:
+        if len(self.waits) >= MAX_WAITS and model not in self.waits:
             del self.waits[min(self.waits, key=self.waits.__getitem__)]
         self.waits[model] = max((instant_ns, is_rate_limited), self.waits.get(model, NO_WAIT))
 
@@ -75,7 +75,7 @@ class UpstreamState:
 
     name: str
     breaker: Breaker
-    coolings: tuple[Cooling, ...]
+    backoffs: tuple[CredentialBackoff, ...]
     """One for each of `Upstream.credentials`, in their order."""
     turn: int = 0
     """Which credential goes first in the next call."""
@@ -85,23 +85,23 @@ class UpstreamState:
     @property
     def is_up(self) -> bool:
         """Whether calls to it may be expected to work."""
-        return self.breaker.is_closed and not all(cooling.is_refused for cooling in self.coolings)
+        return self.breaker.is_closed and not all(backoff.is_refused for backoff in self.backoffs)
 
 
 @dataclass(slots=True, kw_only=True)
-class Shared:
+class FailoverState:
     """All that calls share."""
 
     retries: RetryOptions
     circuit: CircuitOptions
     budget: RetryBudget
-    tally: Tally
+    tally: FailoverObserver
     clock_ns: Callable[[], int]
     unix_ns: Callable[[], int]
     random: Callable[[], float]
     _upstreams: dict[tuple[str, str, tuple[str, ...]], UpstreamState] = field(default_factory=dict)
     _breakers: dict[tuple[str, str], Breaker] = field(default_factory=dict)
-    _coolings: dict[tuple[str, str], Cooling] = field(default_factory=dict)
+    _backoffs: dict[tuple[str, str], CredentialBackoff] = field(default_factory=dict)
 
     def of(self, upstream: Upstream) -> UpstreamState:
         """What is known of an upstream; one that is new starts with a clean record.
@@ -112,8 +112,8 @@ class Shared:
         state = self._upstreams.get((upstream.name, address, secrets))
         if state is None:
             breaker = self._breakers.setdefault((upstream.name, address), Breaker(self.circuit))
-            coolings = tuple(self._coolings.setdefault((address, secret), Cooling()) for secret in secrets)
-            state = UpstreamState(upstream.name, breaker, coolings)
+            backoffs = tuple(self._backoffs.setdefault((address, secret), CredentialBackoff()) for secret in secrets)
+            state = UpstreamState(upstream.name, breaker, backoffs)
             self._upstreams[upstream.name, address, secrets] = state
         return state
 
@@ -130,10 +130,10 @@ class Shared:
         for name in {state.name for state in self._upstreams.values()}.difference(state.name for state in kept):
             self.tally.standing(name, is_up=True, is_circuit_open=False)
         breakers = {id(state.breaker) for state in kept}
-        coolings = {id(cooling) for state in kept for cooling in state.coolings}
+        backoffs = {id(backoff) for state in kept for backoff in state.backoffs}
         self._upstreams = {key: state for key, state in self._upstreams.items() if state in kept}
         self._breakers = {key: breaker for key, breaker in self._breakers.items() if id(breaker) in breakers}
-        self._coolings = {key: cooling for key, cooling in self._coolings.items() if id(cooling) in coolings}
+        self._backoffs = {key: backoff for key, backoff in self._backoffs.items() if id(backoff) in backoffs}
         for state in kept:
             state.breaker.reconfigure(self.circuit)
             self.tell_standing(state)

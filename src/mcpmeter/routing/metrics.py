@@ -10,18 +10,18 @@ from mcpmeter.metrics.recorder import Recorder
 from mcpmeter.routing.outcomes import Outcome
 
 
-class UpstreamMetrics:
-    """The `Tally` that feeds a recorder. Call `announce` before the first call and after each reload."""
+class FailoverMetrics:
+    """The `FailoverObserver` that feeds a recorder. Call `announce` before the first call and after each reload."""
 
     def __init__(self, recorder: Recorder) -> None:
         self._recorder = recorder
         self._attempts = recorder.families[rows.ATTEMPTS.name].cells
 
-    def announce(self, providers: Iterable[str]) -> None:
+    def register(self, providers: Iterable[str]) -> None:
         """Make every series exist: counters at 0, and nothing held against anybody yet."""
         for name in providers:
             for row in (rows.ATTEMPTS, rows.RETRIES):
-                self._recorder.announce_children(row, ((name,), row.labels[1].values or ()))
+                self._recorder.register_children(row, ((name,), row.labels[1].values or ()))
             if (name,) not in self._recorder.families[rows.UP.name].cells:
                 self.standing(name, is_up=True, is_circuit_open=False)
 

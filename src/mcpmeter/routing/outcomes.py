@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final, Literal
 
-from mcpmeter.errors import UpstreamBroke, UpstreamFault, UpstreamTimedOut, UpstreamUnreachable
+from mcpmeter.errors import UpstreamDisconnected, UpstreamFault, UpstreamTimedOut, UpstreamUnreachable
 
 Outcome = Literal[
     "ok",
@@ -70,7 +70,7 @@ def outcome_of_fault(fault: BaseException) -> Outcome:
             return "unreachable"
         case UpstreamTimedOut():
             return "timeout"
-        case UpstreamBroke():
+        case UpstreamDisconnected():
             return "broken"
         case UpstreamFault():
             return "garbage"

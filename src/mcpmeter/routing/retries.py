@@ -11,7 +11,7 @@ from typing import Final
 
 from mcpmeter.catalog.spec import NANO
 
-LONGEST_NS: Final = 86_400 * NANO
+MAX_NS: Final = 86_400 * NANO
 """A Retry-After of more counts as a day: a provider's slip must not shut a credential off for ever."""
 
 _NUMBER: Final = re.compile(r"[0-9]{1,12}(\.[0-9]{1,9})?")
@@ -36,7 +36,7 @@ def retry_after_ns(headers: Mapping[str, str], now_unix_ns: int) -> int | None:
     if asked_ns[0] is None:
         asked_ns[0] = _of_date(after, now_unix_ns)
     known = [ns for ns in asked_ns if ns is not None]
-    return min(max(known), LONGEST_NS) if known else None
+    return min(max(known), MAX_NS) if known else None
 
 
 def _of_number(text: str, unit_ns: int) -> int | None:

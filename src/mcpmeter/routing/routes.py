@@ -14,7 +14,7 @@ from mcpmeter.providers import Provider
 Mode = Literal["ordered", "weighted"]
 """How a route's upstreams take turns: the first that can be called, or one drawn by weight."""
 
-MOST_PLANS: Final = 1024
+MAX_PLANS: Final = 1024
 """Kept of what is worked out once a model: callers name the models, so there is no end of names."""
 
 NO_ALIASES: Final[Mapping[str, str]] = MappingProxyType({})
@@ -149,7 +149,7 @@ class Routing:
         self._default = default
         self._rules = [(rule, self._routes_of(rule)) for rule in rules]
         self.known_plans: dict[tuple[str, str], Plan] = {}
-        """(model, dialect's path name) -> what `Wiring.plan` made of it; bounded, for callers name the models."""
+        """(model, dialect's path name) -> what `Runtime.plan` made of it; bounded, for callers name the models."""
 
     def plan(self, model: str) -> Plan:
         """An alias stands for its target; then `provider/model`, then the first rule that covers it, then `route`.

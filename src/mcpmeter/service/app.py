@@ -14,11 +14,10 @@ import msgspec
 from mcpmeter.catalog import OTHER
 from mcpmeter.dialects import openai
 from mcpmeter.errors import MeterError, MethodNotAllowed, NotAllowed, RouteNotFound, ServiceFault
-from mcpmeter.http.exchange import WIRE, Header, HttpExchange, Receive, Scope, Send, Wire, headers_of
-from mcpmeter.meter import Ending, Meter
+from mcpmeter.http.exchange import WIRE, DirectResponse, Header, HttpExchange, Receive, Scope, Send, headers_of
+from mcpmeter.meter import CallResult, Meter
 from mcpmeter.records import NO_PATH_PARAMS, PathParams
-from mcpmeter.relay.pipeline import Pipeline, answer_error
-from mcpmeter.relay.pipeline import Service as RelayedService
+from mcpmeter.relay.pipeline import EndpointConfig, Pipeline, answer_error
 
 log = logging.getLogger("mcpmeter")
 
@@ -60,10 +59,10 @@ class PageEndpoint:
         try:
             page = await self._make(exchange)
         except MeterError as error:
-            opened.count(Ending(status=str(error.http_status), outcome="error", error=error))
+            opened.count(CallResult(status=str(error.http_status), outcome="error", error=error))
             await answer_error(exchange, error, openai.error_body(error, opened.call.id), opened.call.id)
             return
-        opened.count(Ending(status=str(page.status)))
+        opened.count(CallResult(status=str(page.status)))
         content_type = (b"content-type", page.content_type.encode())
         await exchange.whole(page.status, (content_type, *page.headers), page.body)
 
@@ -75,7 +74,7 @@ class RelayEndpoint:
         self,
         pipeline: Pipeline,
         endpoint: str,
-        service: RelayedService,
+        service: EndpointConfig,
         *,
         named: PathParams = NO_PATH_PARAMS,
         secret: str = "",
@@ -220,7 +219,7 @@ class App:
 
     async def _confess(self, scope: Scope, receive: Receive, send: Send, fault: Exception) -> None:
         log.error("fault while answering %s: %s", self._route_of(scope), _where(fault))
-        wire: Wire | None = scope.get("extensions", {}).get(WIRE)
+        wire: DirectResponse | None = scope.get("extensions", {}).get(WIRE)
         if wire is None or not wire.response_started:
             ours = ServiceFault("The service failed.", hint="It is our fault; the service's log says where.")
             await self._refuse(scope, receive, send, ours)
@@ -229,7 +228,7 @@ class App:
         path = self._route_of(scope)
         exchange = HttpExchange(scope, receive, send, endpoint=path)
         opened = self._meter.open(path, exchange.method, trace_id=exchange.trace_id)
-        opened.count(Ending(status=str(error.http_status), outcome="error", error=error))
+        opened.count(CallResult(status=str(error.http_status), outcome="error", error=error))
         verbs = self._verbs_of(scope)
         allow = [(b"allow", _allowed(verbs).encode())] if isinstance(error, MethodNotAllowed) else []
         body_of = self._error_body(scope["path"], verbs)

@@ -13,11 +13,10 @@ from mcpmeter.dialects.gemini_embeddings import GeminiBatchEmbed, GeminiEmbed
 from mcpmeter.dialects.gemini_generate import GeminiGenerate, GeminiGenerateArray
 from mcpmeter.http.exchange import Scope
 from mcpmeter.records import PathParams
-from mcpmeter.relay.pipeline import Pipeline
-from mcpmeter.relay.pipeline import Service as RelayedService
+from mcpmeter.relay.pipeline import EndpointConfig, Pipeline
 from mcpmeter.service.app import PathTemplate, RelayEndpoint
 
-MOST_QUERY_BYTES: Final = 4096
+MAX_QUERY_BYTES: Final = 4096
 STREAM: Final = "streamGenerateContent"
 WHOLE_ANSWERS: Final[Mapping[str, Dialect]] = {
     "generateContent": GeminiGenerate(),
@@ -51,7 +50,7 @@ def _template(version: str, action: str, endpoint: Endpoint) -> PathTemplate:
 
 
 def _whole(pipeline: Pipeline, label: str, dialect: Dialect) -> Endpoint:
-    service = RelayedService(dialect=dialect)
+    service = EndpointConfig(dialect=dialect)
 
     def endpoint(match: re.Match[str], scope: Scope) -> RelayEndpoint:
         return RelayEndpoint(pipeline, label, service, named=PathParams(match["model"]), secret=_key(_query(scope)))
@@ -61,7 +60,7 @@ def _whole(pipeline: Pipeline, label: str, dialect: Dialect) -> Endpoint:
 
 def _stream(pipeline: Pipeline, label: str) -> Endpoint:
     """As events, or as one array unless `alt=sse` asks for events."""
-    events, array = RelayedService(dialect=GeminiGenerate()), RelayedService(dialect=GeminiGenerateArray())
+    events, array = EndpointConfig(dialect=GeminiGenerate()), EndpointConfig(dialect=GeminiGenerateArray())
 
     def endpoint(match: re.Match[str], scope: Scope) -> RelayEndpoint:
         query = _query(scope)
@@ -78,4 +77,4 @@ def _key(query: Mapping[str, list[str]]) -> str:
 
 def _query(scope: Scope) -> dict[str, list[str]]:
     raw: bytes = scope.get("query_string", b"")
-    return parse_qs(raw[:MOST_QUERY_BYTES].decode("latin-1"), max_num_fields=64) if raw.count(b"&") < 64 else {}
+    return parse_qs(raw[:MAX_QUERY_BYTES].decode("latin-1"), max_num_fields=64) if raw.count(b"&") < 64 else {}

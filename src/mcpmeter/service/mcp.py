@@ -22,8 +22,7 @@ from mcpmeter.ledger.location import Location
 from mcpmeter.mcp_server import ModelInfo, build_mcp_server
 from mcpmeter.meter import Meter
 from mcpmeter.pricing import PriceBook
-from mcpmeter.relay.pipeline import Pipeline
-from mcpmeter.relay.pipeline import Service as RelayedService
+from mcpmeter.relay.pipeline import EndpointConfig, Pipeline
 from mcpmeter.service.app import Page
 from mcpmeter.usage import UsageQuery, UsageReport, usage_report
 
@@ -40,7 +39,7 @@ class McpEndpoint:
         *,
         meter: Meter,
         pipeline: Pipeline,
-        service: RelayedService,
+        service: EndpointConfig,
         list_models: Callable[[], list[ModelInfo]],
         price_book: Callable[[], PriceBook],
         ledger_path: Location,
@@ -64,7 +63,7 @@ class McpEndpoint:
             server._lowlevel_server,
             # The service has looked at Host and Origin before a request comes here.
             security_settings=TransportSecuritySettings(enable_dns_rebinding_protection=False),
-            max_request_body_size=pipeline.wiring.options.max_body_bytes,
+            max_request_body_size=pipeline.runtime.options.max_body_bytes,
         )
         self._counted = TransportMeter(self._authenticated, meter, endpoint=PATH)
 
@@ -82,7 +81,7 @@ class McpEndpoint:
         try:
             if self._pipeline.draining:
                 raise Draining("The service is stopping.", hint="Retry; another replica may answer.")
-            caller = self._pipeline.wiring.identify(secret_of(headers_of(scope)))
+            caller = self._pipeline.runtime.identify(secret_of(headers_of(scope)))
             await self._serve(caller, scope, receive, send)
         except MeterError as error:
             if (request := metered_request(scope)) is not None:

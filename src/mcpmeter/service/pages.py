@@ -20,7 +20,7 @@ from mcpmeter.ledger.store import Store
 from mcpmeter.metrics.collector import Exposition
 from mcpmeter.metrics.recorder import Recorder
 from mcpmeter.pricing import ModelPrice
-from mcpmeter.quota.tracker import QuotaBoard
+from mcpmeter.quota.tracker import QuotaTracker
 from mcpmeter.relay.pipeline import Pipeline
 from mcpmeter.service.app import Page
 
@@ -32,7 +32,7 @@ class MetricsPage:
     """`/metrics`: the copy is taken here, the text is made in a thread, so that a scrape never holds up a stream."""
 
     def __init__(
-        self, recorder: Recorder, exposition: Exposition, store: Store, quota: QuotaBoard, token: str | None
+        self, recorder: Recorder, exposition: Exposition, store: Store, quota: QuotaTracker, token: str | None
     ) -> None:
         self._recorder = recorder
         self._quota = quota
@@ -123,7 +123,7 @@ class ModelPages:
 
     async def openai(self, exchange: HttpExchange) -> Page:
         """`GET /v1/models`."""
-        self._pipeline.wiring.identify(exchange.secret)
+        self._pipeline.runtime.identify(exchange.secret)
         data = [
             {"id": price.id, "object": "model", "created": 0, "owned_by": provider}
             for provider, price in self._models()
@@ -132,7 +132,7 @@ class ModelPages:
 
     async def guide(self, exchange: HttpExchange) -> Page:
         """`GET /mcp/models`."""
-        self._pipeline.wiring.identify(exchange.secret)
+        self._pipeline.runtime.identify(exchange.secret)
         models = [
             {
                 "id": price.id,

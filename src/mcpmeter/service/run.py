@@ -19,7 +19,7 @@ from mcpmeter.catalog import OTHER
 from mcpmeter.dialects import openai
 from mcpmeter.errors import MeterError, PortTaken
 from mcpmeter.http.server.protocol import Refuse, bounded_protocol
-from mcpmeter.meter import Ending, Meter
+from mcpmeter.meter import CallResult, Meter
 from mcpmeter.service.app import App
 from mcpmeter.service.service import Service
 
@@ -120,7 +120,7 @@ def _refusals(meter: Meter) -> Refuse:
 
     def refuse(error: MeterError) -> tuple[str, bytes]:
         opened = meter.open(OTHER, OTHER)
-        opened.count(Ending(status=str(error.http_status), outcome="error", error=error))
+        opened.count(CallResult(status=str(error.http_status), outcome="error", error=error))
         return opened.call.id, openai.error_body(error, opened.call.id)
 
     return refuse

@@ -19,7 +19,7 @@ from prometheus_client import CollectorRegistry, ProcessCollector
 from mcpmeter.access.callers import Caller
 from mcpmeter.access.keys import KeyRing, key_from_config
 from mcpmeter.budgets.reservations import Limits
-from mcpmeter.budgets.status_board import BudgetBoard
+from mcpmeter.budgets.status_board import BudgetStatusBoard
 from mcpmeter.catalog import budget, labels, llm, mcp, money, quality
 from mcpmeter.catalog import service as service_rows
 from mcpmeter.catalog.spec import NANO
@@ -41,11 +41,10 @@ from mcpmeter.meter import Meter
 from mcpmeter.metrics.collector import Exposition
 from mcpmeter.metrics.recorder import Recorder
 from mcpmeter.pricing import ModelPrice
-from mcpmeter.quota.tracker import QuotaBoard
+from mcpmeter.quota.tracker import QuotaTracker
 from mcpmeter.records import Charge, LlmTarget, Usage
-from mcpmeter.relay.pipeline import Pipeline, RelayOptions, Wiring
-from mcpmeter.relay.pipeline import Service as RelayedService
-from mcpmeter.routing.failover import Failover, UpstreamMetrics
+from mcpmeter.relay.pipeline import EndpointConfig, Pipeline, RelayOptions, Runtime
+from mcpmeter.routing.failover import Failover, FailoverMetrics
 from mcpmeter.routing.routes import Upstream
 from mcpmeter.service import pages
 from mcpmeter.service.api.api import ApiPages
@@ -124,10 +123,10 @@ class Service:
         self._book = price_book(self.settings)
         self._upstreams = self.settings.upstreams()
         self._sessions = AsyncExitStack()
-        self._tally = UpstreamMetrics(self.recorder)
+        self._tally = FailoverMetrics(self.recorder)
         self._failover = Failover(self._tally)
-        self._quota = QuotaBoard(self.recorder)
-        self.budgets = BudgetBoard(self._store, self.recorder)
+        self._quota = QuotaTracker(self.recorder)
+        self.budgets = BudgetStatusBoard(self._store, self.recorder)
         self.recovered = 0
         self._recovers_next = 0.0
         self._keys_are_old = False
@@ -145,9 +144,11 @@ class Service:
             refuse_open_bind(self.settings, not keys.empty)
             client = self._client(self.settings)
             self.meter = Meter(self.recorder, store=self._store, price=self._price)
-            self.pipeline = Pipeline(self.meter, self._wiring(self.settings, keys, client), self._failover, self._quota)
+            self.pipeline = Pipeline(
+                self.meter, self._runtime(self.settings, keys, client), self._failover, self._quota
+            )
             stack.push_async_callback(self._close_client)
-            self._announce(self.settings, keys)
+            self._register_labels(self.settings, keys)
             self._build_apps()
             # After the routes are announced, or the recovered calls would belong to no endpoint.
             self.recovered = await self.meter.recover()
@@ -173,7 +174,7 @@ class Service:
         """Cut what still runs and wait until it is settled. Called while clients can still be told."""
         self.pipeline.draining = True
         error = Draining("The service is stopping; this answer was cut off.", hint="Retry.")
-        for flight in list(self.pipeline.in_flight):
+        for flight in list(self.pipeline.active_calls):
             flight.cut(error)
         await self._sessions.aclose()
         with suppress(TimeoutError):
@@ -196,20 +197,20 @@ class Service:
         for name in _needs_restart(self.settings, settings):
             log.warning("%s has changed; that takes effect at the next start", name)
         self.settings, self._book, self._upstreams = settings, book, upstreams
-        old = self.pipeline.wiring
-        self.pipeline.wiring = self._wiring(settings, keys, self._client(settings))
-        self._announce(settings, keys)
+        old = self.pipeline.runtime
+        self.pipeline.runtime = self._runtime(settings, keys, self._client(settings))
+        self._register_labels(settings, keys)
         await self._refresh_budgets()
         self._set_config_loaded(successful=True)
         self._closing = asyncio.get_running_loop().create_task(self._close_when_unused(old))
         log.info("configuration reloaded from %s", settings.source)
 
-    async def _close_when_unused(self, wiring: Wiring) -> None:
-        await self.pipeline.until_unused(wiring.client)
-        await wiring.client.close()
+    async def _close_when_unused(self, runtime: Runtime) -> None:
+        await self.pipeline.until_unused(runtime.client)
+        await runtime.client.close()
 
     async def _close_client(self) -> None:
-        await self.pipeline.wiring.client.close()
+        await self.pipeline.runtime.client.close()
 
     @staticmethod
     def _client(settings: Settings) -> Http1Client:
@@ -224,8 +225,8 @@ class Service:
             max_connections=times.max_connections,
         )
 
-    def _wiring(self, settings: Settings, keys: KeyRing, client: Http1Client) -> Wiring:
-        return Wiring(
+    def _runtime(self, settings: Settings, keys: KeyRing, client: Http1Client) -> Runtime:
+        return Runtime(
             options=RelayOptions(
                 max_body_bytes=settings.server.max_body_bytes,
                 max_answer_bytes=settings.relay.max_answer_bytes,
@@ -238,7 +239,7 @@ class Service:
             attribution=attribution_of(settings),
             limits=Limits(
                 budgets=budgets_of(settings),
-                most_nanousd=self._book.most_nanousd,
+                max_cost_nanousd=self._book.max_cost_nanousd,
                 assumed_completion_tokens=settings.relay.assumed_completion_tokens,
                 on_refusal=self.budgets.note_refusal,
             ),
@@ -274,8 +275,8 @@ class Service:
         while settings is not self.settings:  # a reload in between has read the file's keys anew
             settings = self.settings
             keys = await self._keys(settings)
-        self._announce_teams(keys.teams)
-        self.pipeline.wiring = replace(self.pipeline.wiring, keys=keys)
+        self._register_teams(keys.teams)
+        self.pipeline.runtime = replace(self.pipeline.runtime, keys=keys)
         self._keys_are_old = False
 
     async def _recover_for_others(self) -> None:
@@ -317,25 +318,25 @@ class Service:
 
     # Labels ----------------------------------------------------------------------------------------------------------
 
-    def _announce(self, settings: Settings, keys: KeyRing) -> None:
-        vocabulary = self.recorder.vocabulary
+    def _register_labels(self, settings: Settings, keys: KeyRing) -> None:
+        vocabulary = self.recorder.label_allowlist
         providers = [upstream.provider for upstream in self._upstreams]
-        vocabulary.announce("provider", [name for p in providers for name in (p.name, p.otel_name or p.name)])
-        vocabulary.announce("model", [price.id for _, price in self.models()])
-        vocabulary.announce("build", (self.version, platform.python_version()))
+        vocabulary.register("provider", [name for p in providers for name in (p.name, p.otel_name or p.name)])
+        vocabulary.register("model", [price.id for _, price in self.models()])
+        vocabulary.register("build", (self.version, platform.python_version()))
         self.recorder.known_as = self._known_as
         self.recorder.set(service_rows.BUILD_INFO, (self.version, platform.python_version()), 1)
-        self._quota.announce([credential.id for upstream in self._upstreams for credential in upstream.credentials])
-        self._tally.announce([upstream.name for upstream in self._upstreams])
+        self._quota.register([credential.id for upstream in self._upstreams for credential in upstream.credentials])
+        self._tally.register([upstream.name for upstream in self._upstreams])
         self._failover.configure(settings.relay.retries.options(), settings.relay.circuit.options(), self._upstreams)
-        self.budgets.configure(self.pipeline.wiring.limits.budgets)
-        self._announce_teams(keys.teams | {team.name for team in settings.teams})
+        self.budgets.configure(self.pipeline.runtime.limits.budgets)
+        self._register_teams(keys.teams | {team.name for team in settings.teams})
 
     def _known_as(self, provider: str, model: str) -> str | None:
         return self._book.canonical(provider, model)
 
-    def _announce_teams(self, teams: frozenset[str]) -> None:
-        self.recorder.vocabulary.announce("team", {*teams, DEFAULT_TEAM})
+    def _register_teams(self, teams: frozenset[str]) -> None:
+        self.recorder.label_allowlist.register("team", {*teams, DEFAULT_TEAM})
         for upstream in self._upstreams:
             self._announce_children(upstream, sorted(teams) or [DEFAULT_TEAM])
 
@@ -343,24 +344,24 @@ class Service:
         """Series whose labels are known exist at 0 from the start: one that first appears at 12 has no increase."""
         recorder, provider = self.recorder, (upstream.name,)
         for row in (llm.USAGE_MISSING, money.UNPRICED):
-            recorder.announce_children(row, (provider, row.labels[1].values or ()))
-        recorder.announce_children(money.PROVIDER_REPORTED_COST, (provider,))
-        recorder.announce_children(budget.FALLBACK_PRICED, (provider,))
+            recorder.register_children(row, (provider, row.labels[1].values or ()))
+        recorder.register_children(money.PROVIDER_REPORTED_COST, (provider,))
+        recorder.register_children(budget.FALLBACK_PRICED, (provider,))
         models = [price.id for name, price in self.models() if name == upstream.name]
         if len(models) <= MODELS_AT_ZERO:
             sources = labels.TOKEN_SOURCE.values or ()
             kinds = labels.TOKEN_TYPE.values or ()
-            recorder.announce_children(llm.TOKENS, (models, kinds, teams, provider, sources))
-            recorder.announce_children(quality.EMPTY, (models,))
+            recorder.register_children(llm.TOKENS, (models, kinds, teams, provider, sources))
+            recorder.register_children(quality.EMPTY, (models,))
             for row in (quality.REFUSALS, quality.TRUNCATIONS, quality.OUTPUT_RATE):
-                recorder.announce_children(row, (models, provider))
-            recorder.announce_children(money.COST, (models, teams, provider, labels.COST_SOURCE.values or ()))
+                recorder.register_children(row, (models, provider))
+            recorder.register_children(money.COST, (models, teams, provider, labels.COST_SOURCE.values or ()))
 
     def _announce_routes(self, routes: dict[str, dict[str, Endpoint]], templates: Sequence[str]) -> None:
         recorder = self.recorder
-        recorder.vocabulary.announce("endpoint", [*routes, *templates])
-        recorder.announce_children(mcp.REQUESTS, (templates, ["POST"], RELAY_STATUSES))
-        recorder.announce_children(mcp.REQUEST_DURATION, (templates, ["POST"]))
+        recorder.label_allowlist.register("endpoint", [*routes, *templates])
+        recorder.register_children(mcp.REQUESTS, (templates, ["POST"], RELAY_STATUSES))
+        recorder.register_children(mcp.REQUEST_DURATION, (templates, ["POST"]))
         for path, verbs in routes.items():
             for verb, endpoint in verbs.items():
                 if verb in ("*", "HEAD"):
@@ -368,11 +369,11 @@ class Service:
                 if isinstance(endpoint, McpEndpoint):
                     continue
                 statuses = RELAY_STATUSES if isinstance(endpoint, RelayEndpoint) else ("200",)
-                recorder.announce_children(mcp.REQUESTS, ([path], [verb], statuses))
-                recorder.announce_children(mcp.REQUEST_DURATION, ([path], [verb]))
+                recorder.register_children(mcp.REQUESTS, ([path], [verb], statuses))
+                recorder.register_children(mcp.REQUEST_DURATION, ([path], [verb]))
         for pair in ERROR_PAIRS:
             recorder.families[mcp.ERRORS.name].ensure(pair)
-        recorder.announce_children(mcp.TRANSPORT_REJECTIONS, (mcp.TRANSPORT_REJECTIONS.labels[0].values or (),))
+        recorder.register_children(mcp.TRANSPORT_REJECTIONS, (mcp.TRANSPORT_REJECTIONS.labels[0].values or (),))
 
     # Apps ------------------------------------------------------------------------------------------------------------
 
@@ -409,7 +410,7 @@ class Service:
     def _routes(self) -> dict[str, dict[str, Endpoint]]:
         chat = OpenAiChat()
         model_pages = pages.ModelPages(self.pipeline, self.models)
-        guide = RelayedService(dialect=chat, default_model=self.settings.relay.default_model, maps_upstream_faults=True)
+        guide = EndpointConfig(dialect=chat, default_model=self.settings.relay.default_model, maps_upstream_faults=True)
         self._mcp = McpEndpoint(
             meter=self.meter,
             pipeline=self.pipeline,
@@ -424,7 +425,7 @@ class Service:
             "/mcp/chat": {"POST": RelayEndpoint(self.pipeline, "/mcp/chat", guide)},
         }
         for path, dialect in DIALECTS.items():
-            routes[path] = {"POST": RelayEndpoint(self.pipeline, path, RelayedService(dialect=dialect))}
+            routes[path] = {"POST": RelayEndpoint(self.pipeline, path, EndpointConfig(dialect=dialect))}
         for path, make in (
             ("/v1/models", model_pages.openai),
             ("/mcp/models", model_pages.guide),
@@ -438,7 +439,7 @@ class Service:
         api = ApiPages(self._quota, self.budgets, self._identify, self.version, ask_usage=self._ask_usage)
         for path, answer in api.routes():
             routes[path] = {"GET": PageEndpoint(self.meter, path, answer)}
-        key_pages = KeyPages(self._store, lambda: self.pipeline.wiring.keys, self._take_up_keys, _is_local)
+        key_pages = KeyPages(self._store, lambda: self.pipeline.runtime.keys, self._take_up_keys, _is_local)
         for verb, path, answer in key_pages.routes():
             routes.setdefault(path, {})[verb] = PageEndpoint(self.meter, path, answer)
         reload = pages.ReloadPage(self.reload, _is_local)
@@ -453,7 +454,7 @@ class Service:
         )
 
     def _identify(self, secret: str | None) -> Caller:
-        return self.pipeline.wiring.identify(secret)
+        return self.pipeline.runtime.identify(secret)
 
     # Own numbers -----------------------------------------------------------------------------------------------------
 

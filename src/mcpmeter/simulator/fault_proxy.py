@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from mcpmeter.errors import ConfigInvalid, PortTaken
 from mcpmeter.simulator.wire_faults import NO_WIRE_FAULT, PIECE_BYTES, Stage, WireFault
 
-MOST_HEAD_BYTES = 64 * 1024
+MAX_HEAD_BYTES = 64 * 1024
 DRIPS_PER_SECOND = 20
 _LINGER_NOT_AT_ALL = struct.pack("ii", 1, 0)
 _SECONDS_FOR_SENT_BYTES = 0.02
@@ -77,7 +77,7 @@ class FaultProxy:
             self._deaf.close()
             self._deaf = None
         try:
-            self._server = await asyncio.start_server(self._serve, self._host, self._port, limit=MOST_HEAD_BYTES)
+            self._server = await asyncio.start_server(self._serve, self._host, self._port, limit=MAX_HEAD_BYTES)
         except OSError:
             raise PortTaken(f"Cannot listen on {self._host}:{self._port}.") from None
         self._port = self._server.sockets[0].getsockname()[1]
@@ -162,7 +162,7 @@ class _Exchange:
         """Hand one request on and its answer back, up to where the connection breaks."""
         await self._break_at("accept")
         request = await self._request()
-        reader, writer = await asyncio.open_connection(*self._upstream, limit=MOST_HEAD_BYTES)
+        reader, writer = await asyncio.open_connection(*self._upstream, limit=MAX_HEAD_BYTES)
         try:
             writer.write(request)
             answering = asyncio.ensure_future(self._answer(reader))

@@ -26,21 +26,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mcpmeter.errors import (
+    InvalidUpstreamResponse,
     MeterError,
     Overloaded,
     ServiceFault,
-    UpstreamAnsweredGarbage,
-    UpstreamAnswerTooLarge,
-    UpstreamBroke,
+    UpstreamDisconnected,
     UpstreamFault,
+    UpstreamResponseTooLarge,
     UpstreamTimedOut,
     UpstreamUnreachable,
 )
 from mcpmeter.http.client import (
     BUFFERED_BYTES,
-    LONGEST_KEPT_HEAD,
-    MOST_HEADER_BYTES,
-    MOST_TARGETS,
+    MAX_CACHED_HEAD_LENGTH,
+    MAX_HEADER_BYTES,
+    MAX_TARGETS,
     Connection,
     Http1Answer,
     Http1Client,
@@ -304,11 +304,11 @@ async def test_a_key_cannot_add_to_the_request_and_is_not_repeated_in_the_error(
 async def test_addresses_that_clients_choose_do_not_gather(world):
     provider = await world.provider(SHORT)
     client = world.client()
-    for name in (*map(str, range(MOST_TARGETS + 5)), "m" * 10_000):
+    for name in (*map(str, range(MAX_TARGETS + 5)), "m" * 10_000):
         target = Provider(saying_nothing(), url=f"{provider.url}/{name}")
         assert await call(client, target) == (200, b"hello")
-        assert len(client._targets) <= MOST_TARGETS
-        assert sum(map(len, client._targets)) < MOST_TARGETS * 100
+        assert len(client._targets) <= MAX_TARGETS
+        assert sum(map(len, client._targets)) < MAX_TARGETS * 100
     assert len(provider.peers) == 1
 
 
@@ -445,7 +445,7 @@ async def test_an_answer_without_a_length_is_not_whole_when_its_connection_is_re
     chunks = answer.chunks(LIMIT)
     assert await anext(chunks) == b"half"
     may_reset.set()
-    with pytest.raises(UpstreamBroke):
+    with pytest.raises(UpstreamDisconnected):
         await anext(chunks)
     answer.abort()
 
@@ -543,22 +543,22 @@ async def test_what_is_sent_follows_the_headers_of_each_call(world):
         answer.finish()
         assert f"\r\nauthorization: Bearer {key}\r\n".encode() in asked[-1]
         assert "sk-" not in repr(client._targets)
-    long = {"x-long": "x" * LONGEST_KEPT_HEAD}
+    long = {"x-long": "x" * MAX_CACHED_HEAD_LENGTH}
     (await client.post("acme", provider.url, long, BODY)).finish()
     assert b"\r\nx-long: xxx" in asked[-1]
     assert b"authorization" not in asked[-1]
-    assert all(len(target._written) <= LONGEST_KEPT_HEAD for target in client._targets.values())
+    assert all(len(target._written) <= MAX_CACHED_HEAD_LENGTH for target in client._targets.values())
 
 
 async def test_names_of_headers_that_providers_choose_do_not_gather(world):
-    names = "".join(f"X-{place}: {place}\r\n" for place in range(2 * names_kept.MOST_NAMES))
+    names = "".join(f"X-{place}: {place}\r\n" for place in range(2 * names_kept.MAX_NAMES))
     provider = await world.provider(OK + names.encode() + b"X-" + b"a" * 99 + b": 1\r\nContent-Length: 0\r\n\r\n")
     answer = await post(world.client(), provider)
     answer.finish()
-    assert answer.headers[f"x-{2 * names_kept.MOST_NAMES - 1}"] == str(2 * names_kept.MOST_NAMES - 1)
+    assert answer.headers[f"x-{2 * names_kept.MOST_NAMES - 1}"] == str(2 * names_kept.MAX_NAMES - 1)
     assert answer.headers["x-" + "a" * 99] == "1"
-    assert len(names_kept.NAMES) <= names_kept.MOST_NAMES
-    assert max(map(len, names_kept.NAMES)) <= names_kept.LONGEST_KEPT_NAME
+    assert len(names_kept.NAMES) <= names_kept.MAX_NAMES
+    assert max(map(len, names_kept.NAMES)) <= names_kept.MAX_CACHED_NAME_LENGTH
 
 
 # What is no answer ---------------------------------------------------------------------------------------------------
@@ -651,7 +651,7 @@ async def test_what_is_no_answer_is_refused(world, name):
         await peer.send(GARBAGE[name])
         await peer.until_left()
 
-    assert type(await fault_of(world, await world.provider(play))) is UpstreamAnsweredGarbage
+    assert type(await fault_of(world, await world.provider(play))) is InvalidUpstreamResponse
 
 
 @pytest.mark.parametrize("name", GARBAGE_IN_THE_BODY)
@@ -668,7 +668,7 @@ async def test_a_body_that_is_none_is_refused_after_what_came_before(world, name
     chunks = answer.chunks(LIMIT)
     assert await anext(chunks) == b"hi,"
     may_go_on.set()
-    with pytest.raises(UpstreamAnsweredGarbage):
+    with pytest.raises(InvalidUpstreamResponse):
         await answer.read(LIMIT)
     answer.abort()
     await until(lambda: not world.sockets())
@@ -683,11 +683,11 @@ async def test_an_answer_cut_short_is_broken(world, name, is_reset):
         if is_reset:
             peer.reset()
 
-    assert type(await fault_of(world, await world.provider(play))) is UpstreamBroke
+    assert type(await fault_of(world, await world.provider(play))) is UpstreamDisconnected
 
 
 async def test_a_head_of_nearly_the_limit_is_taken(world):
-    long = b"a" * (MOST_HEADER_BYTES - 1000)
+    long = b"a" * (MAX_HEADER_BYTES - 1000)
     provider = await world.provider(OK + b"X-A: " + long + b"\r\nContent-Length: 2\r\n\r\nhi")
     assert await call(world.client(), provider) == (200, b"hi")
 
@@ -745,7 +745,7 @@ async def test_an_answer_over_the_limit_is_refused(world, framing):
     client = world.client()
     assert await call(client, provider, 1000) == (200, b"x" * 1000)
     await until(lambda: places_taken(client) == 0)
-    with pytest.raises(UpstreamAnswerTooLarge, match="999 bytes"):
+    with pytest.raises(UpstreamResponseTooLarge, match="999 bytes"):
         await call(client, provider, 999)
 
 
@@ -759,16 +759,16 @@ async def test_a_packed_answer_is_unpacked_within_the_limit(world):
     )
     client = world.client()
     assert await call(client, provider, 1000) == (200, b"x" * 1000)
-    with pytest.raises(UpstreamAnswerTooLarge):
+    with pytest.raises(UpstreamResponseTooLarge):
         await call(client, provider, 1000)
 
 
 @pytest.mark.parametrize(
     ("body", "error"),
     [
-        (gzip.compress(b"hello")[:-1], UpstreamBroke),
-        (gzip.compress(b"hello") + b"junk", UpstreamAnsweredGarbage),
-        (gzip.compress(b"") * 60_000, UpstreamAnswerTooLarge),
+        (gzip.compress(b"hello")[:-1], UpstreamDisconnected),
+        (gzip.compress(b"hello") + b"junk", InvalidUpstreamResponse),
+        (gzip.compress(b"") * 60_000, UpstreamResponseTooLarge),
     ],
     ids=["cut short", "junk after it", "much that is nothing"],
 )
@@ -870,7 +870,7 @@ async def test_a_server_that_closes_when_it_is_asked_again_is_not_asked_twice(wo
     provider = await world.provider(play)
     client = world.client()
     assert await call(client, provider) == (200, b"hello")
-    with pytest.raises(UpstreamBroke):
+    with pytest.raises(UpstreamDisconnected):
         await call(client, provider)
     assert (asked, len(provider.peers)) == (1, 1)
 
@@ -967,7 +967,7 @@ async def test_a_provider_that_drips_for_ever_times_out(world, part):
     client = world.client(first_byte_seconds=0.15, total_seconds=0.15)
     assert type(await fault_of(world, await world.provider(play), client)) in (
         UpstreamTimedOut,
-        UpstreamAnsweredGarbage,
+        InvalidUpstreamResponse,
     )
 
 
@@ -1115,7 +1115,7 @@ async def test_places_go_round_between_origins_however_their_connections_end(wor
     async def outcome(provider: Provider) -> object:
         try:
             return await call(client, provider)
-        except UpstreamBroke:
+        except UpstreamDisconnected:
             return None
 
     got = await asyncio.gather(*(outcome(provider) for _ in range(10) for provider in (closing, staying, breaking)))
@@ -1427,9 +1427,9 @@ async def test_answers_over_tls_end_and_break_as_others_do(world, certificates):
     context = certificates.server()
     client = world.client(tls=certificates.trust)
     assert await call(client, await world.provider(answering(OK + b"\r\nall", ends=True), tls=context)) == (200, b"all")
-    with pytest.raises(UpstreamBroke):
+    with pytest.raises(UpstreamDisconnected):
         await call(client, await world.provider(answering(HALF, ends=True), tls=context))
-    with pytest.raises(UpstreamAnsweredGarbage):
+    with pytest.raises(InvalidUpstreamResponse):
         await call(client, await world.provider(b"SSH-2.0-OpenSSH_9.2\r\n", tls=context))
     await until(lambda: places_taken(client) == 0)
 
@@ -1481,7 +1481,7 @@ async def test_a_handshake_that_does_not_end_is_unreachable(world, certificates,
 # Any bytes -----------------------------------------------------------------------------------------------------------
 
 
-class Wire(asyncio.Transport):
+class DirectResponse(asyncio.Transport):
     """A transport whose other side is the test."""
 
     def __init__(self, connection: Connection) -> None:
@@ -1513,11 +1513,11 @@ class Wire(asyncio.Transport):
         assert not self._is_closing
 
 
-def wired(client: Http1Client) -> tuple[Connection, Wire]:
+def wired(client: Http1Client) -> tuple[Connection, DirectResponse]:
     """A connection without a socket, idle in the client's pool."""
     connection = Connection(client._pool, Target.of("http://wire.example/").origin)
     client._pool._free_places -= 1
-    wire = Wire(connection)
+    wire = DirectResponse(connection)
     connection.connection_made(wire)
     client._pool.free(connection)
     return connection, wire
@@ -1562,7 +1562,7 @@ async def test_an_answer_cut_in_two_at_any_byte_is_the_same(name):
 
 @pytest.mark.parametrize("name", GARBAGE)
 async def test_what_is_no_answer_is_refused_when_it_comes_at_once(name):
-    assert await spoken([GARBAGE[name]]) is UpstreamAnsweredGarbage
+    assert await spoken([GARBAGE[name]]) is InvalidUpstreamResponse
 
 
 @settings(max_examples=60, deadline=None)
@@ -1575,13 +1575,13 @@ async def test_an_answer_cut_anywhere_is_the_same(name, places):
 @settings(max_examples=60, deadline=None)
 @given(name=st.sampled_from(sorted(GARBAGE)), places=PLACES)
 async def test_what_is_no_answer_is_refused_however_it_is_cut(name, places):
-    assert await spoken(cut(GARBAGE[name], places)) is UpstreamAnsweredGarbage
+    assert await spoken(cut(GARBAGE[name], places)) is InvalidUpstreamResponse
 
 
 @settings(max_examples=60, deadline=None)
 @given(name=st.sampled_from(sorted(CUT_SHORT)), places=PLACES)
 async def test_an_answer_cut_short_is_broken_however_it_is_cut(name, places):
-    assert await spoken(cut(CUT_SHORT[name], places)) is UpstreamBroke
+    assert await spoken(cut(CUT_SHORT[name], places)) is UpstreamDisconnected
 
 
 @settings(max_examples=150, deadline=None)
@@ -1669,7 +1669,7 @@ async def test_a_connection_that_is_made_after_it_was_given_up_is_closed():
     client._pool._free_places -= 1
     connection = Connection(client._pool, Target.of("http://wire.example/").origin)
     connection.discard()
-    wire = Wire(connection)
+    wire = DirectResponse(connection)
     connection.connection_made(wire)
     assert wire.is_closing()
     await asyncio.sleep(0)

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mcpmeter.errors import MeterError, UpstreamAnsweredGarbage, UpstreamAnswerTooLarge, UpstreamBroke
+from mcpmeter.errors import InvalidUpstreamResponse, MeterError, UpstreamDisconnected, UpstreamResponseTooLarge
 from mcpmeter.http.client.decompression import PIECE_BYTES, Inflate
 
 MEGABYTE = 1024 * 1024
@@ -38,7 +38,7 @@ def test_what_is_not_packed_needs_no_inflating(encoding):
 
 @pytest.mark.parametrize("encoding", ["br", "zstd", "compress", "gzip, gzip", "identity, gzip", "*"])
 def test_an_encoding_that_cannot_be_read_is_refused_by_name_of_the_provider(encoding):
-    with pytest.raises(UpstreamAnsweredGarbage, match=r"^acme "):
+    with pytest.raises(InvalidUpstreamResponse, match=r"^acme "):
         Inflate.for_encoding(encoding, "acme", 1)
 
 
@@ -67,7 +67,7 @@ def test_a_body_cut_after_any_byte_is_broken_unless_nothing_came_at_all():
         if size in whole:
             assert inflated([packed[:size]]) == whole[size]
         else:
-            with pytest.raises(UpstreamBroke, match=r"^acme "):
+            with pytest.raises(UpstreamDisconnected, match=r"^acme "):
                 inflated([packed[:size]])
 
 
@@ -75,14 +75,14 @@ def test_a_body_cut_after_any_byte_is_broken_unless_nothing_came_at_all():
 @pytest.mark.parametrize("packed", [gzip.compress(PLAIN), zlib.compress(PLAIN)], ids=["gzip", "zlib"])
 def test_bytes_after_the_end_that_are_no_member_are_refused(packed, rest):
     for parts in ([packed + rest], [packed, rest]):
-        with pytest.raises(UpstreamAnsweredGarbage, match="does not unpack"):
+        with pytest.raises(InvalidUpstreamResponse, match="does not unpack"):
             inflated(parts)
 
 
 def test_a_wrong_checksum_is_refused():
     packed = bytearray(gzip.compress(PLAIN))
     packed[-6] ^= 1
-    with pytest.raises(UpstreamAnsweredGarbage):
+    with pytest.raises(InvalidUpstreamResponse):
         inflated([bytes(packed)])
 
 
@@ -99,7 +99,7 @@ def test_the_limit_counts_plain_bytes_over_all_parts_and_members():
     packed = gzip.compress(b"x" * 600) + gzip.compress(b"y" * 400)
     assert len(inflated([packed], 1000)) == 1000
     for parts in ([packed], [packed[:20], packed[20:]]):
-        with pytest.raises(UpstreamAnswerTooLarge, match="999 bytes"):
+        with pytest.raises(UpstreamResponseTooLarge, match="999 bytes"):
             inflated(parts, 999)
 
 
@@ -110,7 +110,7 @@ def test_a_bomb_is_never_larger_in_memory_than_a_piece():
     sizes: list[int] = []
     tracemalloc.start()
     try:
-        with pytest.raises(UpstreamAnswerTooLarge):
+        with pytest.raises(UpstreamResponseTooLarge):
             sizes.extend(map(len, inflate.feed(bomb)))
         _, peak_bytes = tracemalloc.get_traced_memory()
     finally:

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mcpmeter.errors import PartMissing
+from mcpmeter.errors import MissingDependency
 from mcpmeter.ledger.maintenance import export
 from mcpmeter.ledger.maintenance.export import COLUMNS, batches, write_csv, write_parquet
 from mcpmeter.ledger.queries.reader import open_reader
@@ -78,6 +78,6 @@ def test_names_that_callers_choose_do_not_reach_a_spreadsheet_as_formulas(path, 
 
 def test_without_pyarrow_the_command_that_installs_it_is_said(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(PartMissing, match=r"pip install 'mcpmeter\[parquet\]'"):
+    with pytest.raises(MissingDependency, match=r"pip install 'mcpmeter\[parquet\]'"):
         write_parquet(iter([]), tmp_path / "calls.parquet")
     assert not (tmp_path / "calls.parquet").exists()

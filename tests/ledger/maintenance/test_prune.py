@@ -20,7 +20,7 @@ from mcpmeter.ledger.queries.reader import open_reader, open_writer
 from mcpmeter.ledger.queries.totals import GROUPINGS, Selection, find_call, select_in, totals
 from mcpmeter.ledger.rows import ROW_COLUMNS
 from mcpmeter.ledger.sqlite.connection import open_for_reading
-from mcpmeter.records import Claim, LedgerRow, Scope
+from mcpmeter.records import LedgerRow, Reservation, Scope
 
 START_NS = 1_793_534_400_000_000_000  # 2026-11-01T12:00:00Z
 LATER_NS = START_NS + 30 * 86_400 * 10**9
@@ -133,7 +133,7 @@ async def test_a_limit_that_comes_after_counts_what_was_pruned(ledger, engine_st
         await engine_store.settle(make_settlement(call))
     await asyncio.to_thread(prune, ledger, START_NS + 3 * QUARTER_NS, LATER_NS)
 
-    claim = Claim(balance="once", period_start_ns=0, amount=0, unit=unit, scope=Scope(team="research"))
+    claim = Reservation(balance="once", period_start_ns=0, amount=0, unit=unit, scope=Scope(team="research"))
     (balance,) = await engine_store.balances([claim])
     assert balance.carried == {"nanousd": 4 * 1_890, "requests": 4, "tokens": 4 * 21}[unit]
     assert await engine_store.burn_nanousd(claim, START_NS, START_NS + 2 * QUARTER_NS) == 2 * 1_890

@@ -12,7 +12,7 @@ from random import Random
 import psycopg
 import pytest
 
-from mcpmeter.errors import LedgerNotUsable, LedgerUnavailable, PartMissing
+from mcpmeter.errors import LedgerNotUsable, LedgerUnavailable, MissingDependency
 from mcpmeter.ledger.location import PostgresUrl, location_of
 from mcpmeter.ledger.opening import open_store
 from mcpmeter.ledger.postgres import connection as postgres_connection
@@ -21,8 +21,8 @@ from mcpmeter.ledger.postgres.store import PostgresStore
 from mcpmeter.ledger.queries.reader import open_reader, open_writer
 from mcpmeter.ledger.queries.totals import find_call
 from mcpmeter.ledger.sqlite.connection import open_for_writing
-from mcpmeter.ledger.store import ClaimRefused, RowRefused
-from mcpmeter.records import Claim, TopUp
+from mcpmeter.ledger.store import InsufficientBudget, RowRefused
+from mcpmeter.records import Reservation, TopUp
 
 StartStore = Callable[..., Awaitable[PostgresStore]]
 
@@ -50,8 +50,8 @@ async def start(place: PostgresUrl) -> AsyncIterator[StartStore]:
         await store.close()
 
 
-def claim(amount: int, limit: int = 100, balance: str = "b") -> Claim:
-    return Claim(balance=balance, period_start_ns=1, period_end_ns=2**62, amount=amount, limit=limit)
+def claim(amount: int, limit: int = 100, balance: str = "b") -> Reservation:
+    return Reservation(balance=balance, period_start_ns=1, period_end_ns=2**62, amount=amount, limit=limit)
 
 
 def fall_silent(store: PostgresStore) -> None:
@@ -150,7 +150,7 @@ async def test_replicas_with_claims_in_any_order_never_dead_lock_nor_overspend(
             call = make_call(claims=tuple(claim(7, 600, name) for name in names), reserved_nanousd=7)
             try:
                 await store.open(call)
-            except ClaimRefused:
+            except InsufficientBudget:
                 continue
             await store.settle(make_settlement(call, nanousd=7))
             settled += 1
@@ -172,7 +172,7 @@ async def test_of_a_hundred_calls_at_once_on_three_replicas_as_many_are_let_in_a
             return_exceptions=True,
         )
         assert sum(answer is None for answer in answers) == 3
-        assert sum(isinstance(answer, ClaimRefused) for answer in answers) == 97
+        assert sum(isinstance(answer, InsufficientBudget) for answer in answers) == 97
 
 
 async def test_a_balance_that_is_made_while_others_settle_misses_no_call(start, make_call, make_settlement):
@@ -242,7 +242,7 @@ async def test_a_commit_whose_answer_was_lost_counts_once(start, place, make_cal
     break_after_commit(store, 1)
     answers = await asyncio.gather(store.open(call), store.open(refused), return_exceptions=True)
     assert answers[0] is None
-    assert isinstance(answers[1], ClaimRefused)
+    assert isinstance(answers[1], InsufficientBudget)
     break_after_commit(store, 1)
     await store.settle(make_settlement(call, nanousd=7))
     [balance] = await store.balances([claim(0)])
@@ -342,9 +342,9 @@ def test_without_psycopg_the_line_says_what_to_install(place, monkeypatch):
     monkeypatch.setitem(sys.modules, "psycopg", None)
     monkeypatch.delattr("mcpmeter.ledger.postgres.store", raising=False)
     monkeypatch.delattr("mcpmeter.ledger.postgres.reader", raising=False)
-    with pytest.raises(PartMissing, match=r"pip install 'mcpmeter\[server,postgres\]'"):
+    with pytest.raises(MissingDependency, match=r"pip install 'mcpmeter\[server,postgres\]'"):
         open_store(place, lease_s=1)
-    with pytest.raises(PartMissing, match=r"pip install 'mcpmeter\[server,postgres\]'"), open_reader(place):
+    with pytest.raises(MissingDependency, match=r"pip install 'mcpmeter\[server,postgres\]'"), open_reader(place):
         pass
 
 

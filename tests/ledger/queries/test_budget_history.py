@@ -11,12 +11,12 @@ from mcpmeter.budgets.budget import Budget
 from mcpmeter.budgets.period import Period
 from mcpmeter.errors import LedgerNotUsable, SetupError
 from mcpmeter.ledger.maintenance.prune import prune
-from mcpmeter.ledger.queries.budget_history import Standing, add_top_up, read_standings
+from mcpmeter.ledger.queries.budget_history import BudgetBalance, add_top_up, read_standings
 from mcpmeter.ledger.queries.reader import open_reader, open_writer
 from mcpmeter.ledger.rows import ROW_COLUMNS
 from mcpmeter.ledger.sqlite.store import SqliteStore
-from mcpmeter.ledger.store import ClaimRefused
-from mcpmeter.records import Balance, Claim, LedgerRow, Scope, TopUp
+from mcpmeter.ledger.store import InsufficientBudget
+from mcpmeter.records import Balance, LedgerRow, Reservation, Scope, TopUp
 
 NOW = 1_795_777_200_000_000_000  # 2026-11-27
 MONTH = Period("month")
@@ -37,7 +37,7 @@ def write_calls(ledger, *calls: dict[str, object]) -> None:
             writer.execute(insert, [record[name] for name in ROW_COLUMNS])
 
 
-def write_balance(ledger, claim: Claim = CLAIM, **changes: int) -> Balance:
+def write_balance(ledger, claim: Reservation = CLAIM, **changes: int) -> Balance:
     values = {"spent": 7, "reserved": 3, "credit": 0, "carried": 0, **changes}
     kept = Balance(
         balance=claim.balance,
@@ -53,7 +53,7 @@ def write_balance(ledger, claim: Claim = CLAIM, **changes: int) -> Balance:
     return kept
 
 
-def standing(ledger, claim: Claim = CLAIM, since_ns: int = START) -> Standing:
+def standing(ledger, claim: Reservation = CLAIM, since_ns: int = START) -> BudgetBalance:
     (found,) = read_standings(ledger, [(claim, since_ns)], NOW)
     return found
 
@@ -145,7 +145,7 @@ async def test_a_running_service_takes_a_top_up_with_its_next_call(tmp_path: Pat
     store = SqliteStore(path)
     await store.start()
     call = make_call(team="search", claims=(PREPAID.claim(40, NOW),))
-    with pytest.raises(ClaimRefused):
+    with pytest.raises(InsufficientBudget):
         await store.open(call)
     add_top_up(path, top_up(30))
     await store.open(call)

@@ -9,16 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mcpmeter.ledger.queries.reader import open_writer
-from mcpmeter.ledger.store import ClaimRefused, RowRefused, SettlementConflict, Store
-from mcpmeter.records import Balance, Charge, Claim, Scope, TopUp, Usage
+from mcpmeter.ledger.store import InsufficientBudget, RowRefused, SettlementConflict, Store
+from mcpmeter.records import Balance, Charge, Reservation, Scope, TopUp, Usage
 
 MONTH = (1_793_491_200_000_000_000, 1_796_083_200_000_000_000)  # November 2026, UTC
 
 
-def claim(amount: int, limit: int = 100, balance: str = "team=research|month", **changes: object) -> Claim:
+def claim(amount: int, limit: int = 100, balance: str = "team=research|month", **changes: object) -> Reservation:
     start, end = MONTH
     values = {"balance": balance, "period_start_ns": start, "period_end_ns": end, "amount": amount, "limit": limit}
-    return Claim(**{**values, "scope": Scope(team="research"), **changes})  # type: ignore[arg-type]
+    return Reservation(**{**values, "scope": Scope(team="research"), **changes})  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def store(engine_store) -> Store:
     return engine_store
 
 
-async def balance_of(store: Store, of: Claim) -> Balance:
+async def balance_of(store: Store, of: Reservation) -> Balance:
     (balance,) = await store.balances([of])
     return balance
 
@@ -43,7 +43,7 @@ async def test_a_call_reserves_its_most_and_settles_what_it_took(store, make_cal
 async def test_of_a_hundred_calls_at_once_as_many_are_let_in_as_the_limit_holds(store, make_call):
     calls = [make_call(claims=(claim(30),)) for _ in range(100)]
     answers = await asyncio.gather(*(store.open(call) for call in calls), return_exceptions=True)
-    refused = [answer for answer in answers if isinstance(answer, ClaimRefused)]
+    refused = [answer for answer in answers if isinstance(answer, InsufficientBudget)]
     assert len(refused) == 97
     assert {refusal.left for refusal in refused} == {10}
     assert (await balance_of(store, claim(0))).reserved == 90
@@ -53,7 +53,7 @@ async def test_of_a_hundred_calls_at_once_as_many_are_let_in_as_the_limit_holds(
 async def test_a_refused_call_reserves_nothing_of_its_other_limits_and_has_no_row(store, make_call, make_settlement):
     wide, narrow = claim(30, 1000, "wide"), claim(30, 20, "narrow")
     call = make_call(claims=(wide, narrow))
-    with pytest.raises(ClaimRefused) as caught:
+    with pytest.raises(InsufficientBudget) as caught:
         await store.open(call)
     assert (caught.value.claim, caught.value.left) == (narrow, 20)
     assert (await balance_of(store, wide)).reserved == 0
@@ -135,7 +135,7 @@ async def test_an_unpriced_call_counts_by_its_fallback_price(store, make_call, m
 
 async def test_topping_up_lets_calls_in_again(store, make_call):
     call = make_call(claims=(claim(60, 50, "once", period_start_ns=0, period_end_ns=0),))
-    with pytest.raises(ClaimRefused):
+    with pytest.raises(InsufficientBudget):
         await store.open(call)
     assert await store.top_up(TopUp(id="top_1", balance="once", amount_nanousd=10, at_ns=1, note="invoice 7")) == 10
     await store.open(call)
@@ -202,7 +202,7 @@ def test_a_balance_is_always_the_sum_of_its_calls(calls, make_store, emptied, ma
             for most, took, settles, names in calls:
                 call = make_call(claims=tuple(claim(most, 200, name) for name in names))
                 (answer,) = await asyncio.gather(store.open(call), return_exceptions=True)
-                if isinstance(answer, ClaimRefused):
+                if isinstance(answer, InsufficientBudget):
                     name = answer.claim.balance
                     assert spent[name] + reserved[name] + most > 200
                     assert answer.left == 200 - spent[name] - reserved[name]

@@ -5,19 +5,19 @@ relay needs and no more: POST, keep-alive, chunked and length-delimited answers,
 redirects, cookies or proxies: a key goes only to the address that local configuration names.
 """
 
-from mcpmeter.http.client.client import MOST_TARGETS, Http1Client
+from mcpmeter.http.client.client import MAX_TARGETS, Http1Client
 from mcpmeter.http.client.connection import BUFFERED_BYTES, Connection
 from mcpmeter.http.client.pool import Pool
 from mcpmeter.http.client.response import Http1Answer
-from mcpmeter.http.client.target import LONGEST_KEPT_HEAD, Origin, Target
-from mcpmeter.http.framing import FREE_BYTES_PER_PART, MOST_HEADER_BYTES
+from mcpmeter.http.client.target import MAX_CACHED_HEAD_LENGTH, Origin, Target
+from mcpmeter.http.framing import FREE_BYTES_PER_PART, MAX_HEADER_BYTES
 
 __all__ = [
     "BUFFERED_BYTES",
     "FREE_BYTES_PER_PART",
-    "LONGEST_KEPT_HEAD",
-    "MOST_HEADER_BYTES",
-    "MOST_TARGETS",
+    "MAX_CACHED_HEAD_LENGTH",
+    "MAX_HEADER_BYTES",
+    "MAX_TARGETS",
     "Connection",
     "Http1Answer",
     "Http1Client",

@@ -15,8 +15,8 @@ from mcpmeter.http.client.pool import Pool
 from mcpmeter.http.client.response import Http1Answer
 from mcpmeter.http.client.target import Origin, Target
 
-MOST_TARGETS: Final = 1024
-LONGEST_KEPT_URL: Final = 512
+MAX_TARGETS: Final = 1024
+MAX_CACHED_URL_LENGTH: Final = 512
 """Some providers have the model in the path, and that comes from clients: it must not fill our memory."""
 
 
@@ -33,7 +33,7 @@ class Http1Client:
     async def post(
         self, provider: str, url: str, headers: Mapping[str, str], body: bytes, timeouts: Timeouts | None = None
     ) -> Http1Answer:
-        """POST and wait for the answer's head. Raises UpstreamUnreachable, UpstreamTimedOut, UpstreamBroke, …"""
+        """POST and wait for the answer's head. Raises UpstreamUnreachable, UpstreamTimedOut, UpstreamDisconnected, …"""
         times = timeouts or self._timeouts
         target = self._targets.get(url) or self._new_target(url)
         head = target.request_head(headers, len(body))
@@ -49,8 +49,8 @@ class Http1Client:
 
     def _new_target(self, url: str) -> Target:
         target = Target.of(url)
-        if len(url) <= LONGEST_KEPT_URL:
-            if len(self._targets) >= MOST_TARGETS:
+        if len(url) <= MAX_CACHED_URL_LENGTH:
+            if len(self._targets) >= MAX_TARGETS:
                 self._targets.clear()
             self._targets[url] = target
         return target

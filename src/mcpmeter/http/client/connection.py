@@ -8,13 +8,13 @@ from typing import Final, cast
 
 import httptools
 
-from mcpmeter.errors import MeterError, UpstreamAnsweredGarbage, UpstreamBroke, UpstreamUnreachable
+from mcpmeter.errors import InvalidUpstreamResponse, MeterError, UpstreamDisconnected, UpstreamUnreachable
 from mcpmeter.http.client.deadlines import Waiting
 from mcpmeter.http.client.decompression import too_large
 from mcpmeter.http.client.names import NAMES, new_name
 from mcpmeter.http.client.pool import Pool
 from mcpmeter.http.client.target import Origin
-from mcpmeter.http.framing import FREE_BYTES_PER_PART, MOST_HEADER_BYTES
+from mcpmeter.http.framing import FREE_BYTES_PER_PART, MAX_HEADER_BYTES
 
 BUFFERED_BYTES: Final = 256 * 1024
 """Above this a connection is not read until what it brought is taken: a slow client must not fill our memory."""
@@ -199,7 +199,7 @@ class Connection(Waiting, asyncio.Protocol):
             self._drop_parts()
 
     def _refuse(self, what: str) -> None:
-        self._fail(UpstreamAnsweredGarbage(f"{self._provider} answered {what}.", hint="Check its base_url."))
+        self._fail(InvalidUpstreamResponse(f"{self._provider} answered {what}.", hint="Check its base_url."))
         self.close()
 
     # Told by the event loop -------------------------------------------------------------------------------------
@@ -225,7 +225,7 @@ class Connection(Waiting, asyncio.Protocol):
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
             self._refuse("something that is not HTTP")
             return
-        if self._overhead_bytes > MOST_HEADER_BYTES and not self.is_complete:
+        if self._overhead_bytes > MAX_HEADER_BYTES and not self.is_complete:
             # The parser gathers a line until it ends, so on_header alone would not hear of one that never does.
             self._refuse("with headers that have no end")
         elif self._buffered_bytes > BUFFERED_BYTES and not self._is_paused and self.is_usable():
@@ -239,7 +239,9 @@ class Connection(Waiting, asyncio.Protocol):
                 self._wake()
             else:
                 self._fail(
-                    UpstreamBroke(f"{self._provider} closed the connection before its answer ended.", hint="Retry.")
+                    UpstreamDisconnected(
+                        f"{self._provider} closed the connection before its answer ended.", hint="Retry."
+                    )
                 )
         self._is_reusable = False
         self._forget_end()
@@ -259,7 +261,7 @@ class Connection(Waiting, asyncio.Protocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._header_bytes += len(name) + len(value)
-        if self._header_bytes > MOST_HEADER_BYTES:
+        if self._header_bytes > MAX_HEADER_BYTES:
             self._refuse("with headers that have no end")
         elif not self._has_head:  # else trailers, or a second answer's
             # Blanks after a value are no part of it (RFC 9110, 5.5); the parser leaves them. A tab stays: with one the

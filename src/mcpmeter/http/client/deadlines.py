@@ -35,7 +35,10 @@ class Waiting:
         self._heard_at = 0.0
 
     async def wait(self, seconds: float, what: str) -> None:
-        """Until something comes: first the head. Raises UpstreamTimedOut, UpstreamBroke, UpstreamAnsweredGarbage."""
+        """Wait for the headers, then for the body.
+
+        Raises UpstreamTimedOut, UpstreamDisconnected, InvalidUpstreamResponse.
+        """
         if self._fault is not None:
             raise self._fault
         self._waits_up_to, self._waits_for = seconds, what

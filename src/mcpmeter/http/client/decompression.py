@@ -6,7 +6,7 @@ import zlib
 from collections.abc import Iterator
 from typing import Final
 
-from mcpmeter.errors import UpstreamAnsweredGarbage, UpstreamAnswerTooLarge, UpstreamBroke
+from mcpmeter.errors import InvalidUpstreamResponse, UpstreamDisconnected, UpstreamResponseTooLarge
 
 PIECE_BYTES: Final = 64 * 1024
 """The most that is made at once."""
@@ -30,19 +30,19 @@ class Inflate:
 
     @classmethod
     def for_encoding(cls, encoding: str, provider: str, limit_bytes: int) -> Inflate | None:
-        """What a `Content-Encoding` needs; None for identity. Raises UpstreamAnsweredGarbage for one we cannot read."""
+        """What a `Content-Encoding` needs; None for identity. Raises InvalidUpstreamResponse for one we cannot read."""
         name = encoding.strip().lower()
         if name in ("identity", ""):
             return None
         if name not in ("gzip", "x-gzip", "deflate"):
-            raise UpstreamAnsweredGarbage(
+            raise InvalidUpstreamResponse(
                 f"{provider} sent its answer in an encoding that was not asked for and cannot be read.",
                 hint="It has to honour 'Accept-Encoding: identity'.",
             )
         return cls(provider, limit_bytes)
 
     def feed(self, data: bytes) -> Iterator[bytes]:
-        """The plain bytes of a part, none of them empty. Raises UpstreamAnsweredGarbage, UpstreamAnswerTooLarge."""
+        """The plain bytes of a part, none of them empty. Raises InvalidUpstreamResponse, UpstreamResponseTooLarge."""
         view = memoryview(data)
         for start in range(0, len(data), SLICE_BYTES):
             for piece in self._pieces(view[start : start + SLICE_BYTES]):
@@ -65,19 +65,21 @@ class Inflate:
         try:
             return self._inflater.decompress(data, PIECE_BYTES)
         except zlib.error:
-            raise UpstreamAnsweredGarbage(
+            raise InvalidUpstreamResponse(
                 f"{self._provider} sent an answer that does not unpack.", hint="Try again; it is the provider's fault."
             ) from None
 
     def finish(self) -> None:
-        """The body has ended. Raises UpstreamBroke when there should be more."""
+        """The body has ended. Raises UpstreamDisconnected when there should be more."""
         if self._has_begun and not self._inflater.eof:
-            raise UpstreamBroke(f"{self._provider} closed the connection before its answer ended.", hint="Retry.")
+            raise UpstreamDisconnected(
+                f"{self._provider} closed the connection before its answer ended.", hint="Retry."
+            )
 
 
-def too_large(provider: str, limit_bytes: int) -> UpstreamAnswerTooLarge:
+def too_large(provider: str, limit_bytes: int) -> UpstreamResponseTooLarge:
     """What to raise for an answer over the limit, packed or plain."""
-    return UpstreamAnswerTooLarge(
+    return UpstreamResponseTooLarge(
         f"The answer of {provider} passes {limit_bytes} bytes.",
         hint="Raise relay.max_answer_bytes if such answers are wanted.",
     )

@@ -25,7 +25,7 @@ class Answer(Protocol):
     """By lower-case name; a repeated header's values are joined. Each character is one byte as it came (Latin-1)."""
 
     async def read(self, limit_bytes: int) -> bytes:
-        """The whole body. Raises UpstreamAnswerTooLarge, UpstreamBroke, UpstreamTimedOut."""
+        """The whole body. Raises UpstreamResponseTooLarge, UpstreamDisconnected, UpstreamTimedOut."""
 
     def chunks(self, limit_bytes: int) -> AsyncGenerator[bytes, None]:
         """The body as it comes. Raises as `read`."""
@@ -61,7 +61,7 @@ class UpstreamClient(Protocol):
     ) -> Answer:
         """POST and wait for the answer's head; `timeouts` instead of the client's own.
 
-        Raises UpstreamUnreachable, UpstreamTimedOut, UpstreamBroke, …
+        Raises UpstreamUnreachable, UpstreamTimedOut, UpstreamDisconnected, …
         """
 
     async def close(self) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
-MOST_NAMES: Final = 512
-LONGEST_KEPT_NAME: Final = 64
+MAX_NAMES: Final = 512
+MAX_CACHED_NAME_LENGTH: Final = 64
 """Names of headers come from providers: they too must not fill our memory."""
 
 NAMES: Final[dict[bytes, str]] = {}
@@ -15,6 +15,6 @@ NAMES: Final[dict[bytes, str]] = {}
 def new_name(name: bytes) -> str:
     """A name in lower case, which is kept if there is room."""
     key = name.decode("latin-1").lower()
-    if len(NAMES) < MOST_NAMES and len(name) <= LONGEST_KEPT_NAME:
+    if len(NAMES) < MAX_NAMES and len(name) <= MAX_CACHED_NAME_LENGTH:
         NAMES[name] = key
     return key

@@ -22,7 +22,7 @@ class Http1Answer:
         self._is_done = False
 
     async def read(self, limit_bytes: int) -> bytes:
-        """The whole body. Raises UpstreamAnswerTooLarge, UpstreamBroke, UpstreamTimedOut."""
+        """The whole body. Raises UpstreamResponseTooLarge, UpstreamDisconnected, UpstreamTimedOut."""
         body = self._connection.whole_body()
         if body is not None and len(body) <= limit_bytes and "content-encoding" not in self.headers:
             return body

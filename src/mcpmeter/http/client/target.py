@@ -9,7 +9,7 @@ from urllib.parse import quote, urlsplit
 
 from mcpmeter.errors import ServiceFault
 
-LONGEST_KEPT_HEAD: Final = 4096
+MAX_CACHED_HEAD_LENGTH: Final = 4096
 """It may hold what clients sent, and must not fill our memory."""
 
 
@@ -52,7 +52,7 @@ class Target:
 
     def _write(self, headers: Mapping[str, str]) -> bytes:
         written = _first_lines(self.head, headers)
-        if len(written) <= LONGEST_KEPT_HEAD:
+        if len(written) <= MAX_CACHED_HEAD_LENGTH:
             self._headers, self._written = dict(headers), written
         return written
 

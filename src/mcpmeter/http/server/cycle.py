@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 NO_STATUS_BODY = (204, 304)
 
 
-class Cycle(RequestResponseCycle):
+class RequestCycle(RequestResponseCycle):
     """Answers by ASGI's messages, or by a wire's methods; one request never mixes the two."""
 
     # How a request begins is said here, so that making one sets no more than what is its own.
@@ -40,9 +40,9 @@ class Cycle(RequestResponseCycle):
     chunked_encoding: bool | None = None
     expected_content_length = 0
 
-    on_gone: Callable[[], None] | None = None
-    on_room: Callable[[], None] | None = None
-    is_full = False
+    on_disconnect: Callable[[], None] | None = None
+    on_drain: Callable[[], None] | None = None
+    is_backpressured = False
     """Whether the client does not read: what is written now only fills our memory."""
     _head = b""
     """The head until something of the body goes with it: one write is the dearest step of a small answer."""
@@ -127,15 +127,15 @@ class Cycle(RequestResponseCycle):
             self._event.clear()
         return body
 
-    def watch(self, on_gone: Callable[[], None] | None) -> None:
+    def watch(self, on_disconnect: Callable[[], None] | None) -> None:
         """Tell when the client has gone, at once if it has; None: no more."""
-        self.on_gone = on_gone
-        if on_gone is None:
+        self.on_disconnect = on_disconnect
+        if on_disconnect is None:
             return
         if self.flow.read_paused:
             self.flow.resume_reading()  # a connection that is not read does not tell its end
         if self.disconnected:
-            on_gone()
+            on_disconnect()
 
     def refuse(self, error: MeterError, end: Callable[[], None]) -> None:
         """The request ends here: `receive` raises `error`, and `end` closes the connection after the response."""
@@ -153,23 +153,23 @@ class Cycle(RequestResponseCycle):
 
     def tell_gone(self) -> None:
         """The connection is lost."""
-        self.disconnected, self.is_full = True, False
+        self.disconnected, self.is_backpressured = True, False
         self.has_come()
-        if self.on_gone is not None:
-            self.on_gone()
+        if self.on_disconnect is not None:
+            self.on_disconnect()
 
     # The answer ---------------------------------------------------------------------------------------------------
 
-    async def room(self) -> None:
+    async def drain(self) -> None:
         """Wait until the client reads, or has gone."""
-        if self.is_full:
+        if self.is_backpressured:
             await self.flow.drain()
 
     def tell_room(self) -> None:
         """The client reads again."""
-        self.is_full = False
-        if self.on_room is not None:
-            self.on_room()
+        self.is_backpressured = False
+        if self.on_drain is not None:
+            self.on_drain()
 
     def whole(self, status: int, headers: Iterable[Header], body: bytes) -> None:
         """An answer that is there in full, in one write. Its length is added here."""

@@ -17,12 +17,12 @@ from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from mcpmeter.errors import HeadersTooLarge, InvalidRequest, MeterError
-from mcpmeter.http.client import FREE_BYTES_PER_PART, MOST_HEADER_BYTES
+from mcpmeter.http.client import FREE_BYTES_PER_PART, MAX_HEADER_BYTES
 from mcpmeter.http.exchange import WIRE, Header
-from mcpmeter.http.server.cycle import Cycle
+from mcpmeter.http.server.cycle import RequestCycle
 from mcpmeter.http.server.request_head import size_of, without_upgrade
 
-MOST_DISCARDED_BYTES: Final = 4 * 1024 * 1024
+MAX_DISCARDED_BYTES: Final = 4 * 1024 * 1024
 SECONDS_TO_READ_A_REFUSAL: Final = 2.0
 REASONS: Final = {400: b"Bad Request", 431: b"Request Header Fields Too Large"}
 
@@ -48,7 +48,7 @@ def bounded_protocol(refuse: Refuse) -> type[HttpToolsProtocol]:
             except httptools.HttpParserError as fault:
                 self._refuse(fault.__context__ if isinstance(fault.__context__, MeterError) else _not_http())
             else:
-                if self._overhead_bytes > MOST_HEADER_BYTES:
+                if self._overhead_bytes > MAX_HEADER_BYTES:
                     # The parser collects a line until it ends: a callback never sees one that does not.
                     self._refuse(_headers_too_large())
 
@@ -63,7 +63,7 @@ def bounded_protocol(refuse: Refuse) -> type[HttpToolsProtocol]:
             else:
                 self.transport.abort()
 
-        def _refuse_next(self, last: Cycle | None, error: MeterError) -> None:
+        def _refuse_next(self, last: RequestCycle | None, error: MeterError) -> None:
             call_id, body = refuse(error)
             if last is not None and not last.response_complete:
                 last.keep_alive = False  # responses go out in order, and after this one there is none
@@ -79,20 +79,20 @@ def bounded_protocol(refuse: Refuse) -> type[HttpToolsProtocol]:
 
         def _discard(self, data: bytes) -> None:
             self._overhead_bytes += len(data)
-            if self._overhead_bytes > MOST_DISCARDED_BYTES:
+            if self._overhead_bytes > MAX_DISCARDED_BYTES:
                 self.transport.abort()
 
     return BoundedProtocol
 
 
 class _WiredProtocol(HttpToolsProtocol):
-    """Gives each request a `Cycle`, and looks for idle connections by one timer each.
+    """Gives each request a `RequestCycle`, and looks for idle connections by one timer each.
 
     uvicorn makes and cancels a timer for each request, parses each address anew and tells nobody of a lost connection.
     """
 
-    cycle: Cycle | None  # type: ignore[assignment]
-    _answering: Cycle | None = None
+    cycle: RequestCycle | None  # type: ignore[assignment]
+    _answering: RequestCycle | None = None
     _overhead_bytes = 0
     """The balance that `relay.http1.framing` describes."""
     _is_in_head = True
@@ -142,15 +142,15 @@ class _WiredProtocol(HttpToolsProtocol):
         version = self.parser.get_http_version()
         self._head_without_upgrade = without_upgrade(method, self.url, version, self.headers)
 
-    def _answer(self, cycle: Cycle) -> None:
+    def _answer(self, cycle: RequestCycle) -> None:
         self._answering = cycle
-        cycle.is_full = self.flow.write_paused
+        cycle.is_backpressured = self.flow.write_paused
         cycle.run(self.app, self.loop, self.tasks)
 
-    def _new_cycle(self) -> Cycle:
+    def _new_cycle(self) -> RequestCycle:
         version = self.parser.get_http_version()
         scope = self._new_scope(version)
-        cycle = Cycle(
+        cycle = RequestCycle(
             scope,
             self.transport,
             self.flow,
@@ -208,13 +208,13 @@ class _WiredProtocol(HttpToolsProtocol):
 
     def _check_size(self, headers: list[Header], url: bytes = b"") -> None:
         """Refuse headers or trailers that are too large, though one read brought them and their end."""
-        if self._overhead_bytes > MOST_HEADER_BYTES and size_of(headers, url) > MOST_HEADER_BYTES:
+        if self._overhead_bytes > MAX_HEADER_BYTES and size_of(headers, url) > MAX_HEADER_BYTES:
             raise _headers_too_large()
 
     def pause_writing(self) -> None:
         super().pause_writing()
         if self._answering is not None:
-            self._answering.is_full = True
+            self._answering.is_backpressured = True
 
     def resume_writing(self) -> None:
         super().resume_writing()
@@ -241,7 +241,7 @@ class _WiredProtocol(HttpToolsProtocol):
             return
         self.flow.resume_reading()
         if self.pipeline:
-            self._answer(cast("Cycle", self.pipeline.pop()[0]))
+            self._answer(cast("RequestCycle", self.pipeline.pop()[0]))
         else:
             self._idle_since = self.loop.time()
             if self.timeout_keep_alive_task is None:
@@ -275,5 +275,5 @@ def _refusal(error: MeterError, call_id: str, body: bytes) -> bytes:
 
 
 def _headers_too_large() -> MeterError:
-    limit = f"The request's headers, chunk extensions or trailers are larger than {MOST_HEADER_BYTES} bytes."
+    limit = f"The request's headers, chunk extensions or trailers are larger than {MAX_HEADER_BYTES} bytes."
     return HeadersTooLarge(limit, hint="Send fewer or shorter ones.")

@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Final, TextIO
 
-from mcpmeter.errors import PartMissing
+from mcpmeter.errors import MissingDependency
 from mcpmeter.ledger.queries.reader import Reader, Row
 from mcpmeter.records import LedgerRow
 
@@ -67,12 +67,12 @@ def _instant(unix_ns: int | None) -> str:
 
 
 def write_parquet(rows: Iterator[list[Row]], path: Path) -> int:
-    """Through pyarrow, a row group at a time; returns how many rows. Raises `PartMissing` without it."""
+    """Through pyarrow, a row group at a time; returns how many rows. Raises `MissingDependency` without it."""
     try:
         import pyarrow as pa  # noqa: PLC0415 (an optional part)
         import pyarrow.parquet as pq  # noqa: PLC0415
     except ModuleNotFoundError as missing:
-        raise PartMissing(
+        raise MissingDependency(
             f"Parquet needs the package '{missing.name}', which is not installed.",
             hint="Run: pip install 'mcpmeter[parquet]'",
         ) from None

@@ -16,7 +16,7 @@ ReadPage = Callable[[int], bytes]
 
 LEAF: Final = 0x0D
 _FILE_HEADER: Final = 100
-_MOST_COLUMNS: Final = 200
+_MAX_COLUMNS: Final = 200
 _INTEGER_BYTES: Final = {1: 1, 2: 2, 3: 3, 4: 4, 5: 6, 6: 8}
 
 
@@ -90,7 +90,7 @@ def _record(payload: bytes) -> list[Value]:
     while at < header_end:
         kind, at = _varint(payload, at)
         kinds.append(kind)
-    if at != header_end or len(kinds) > _MOST_COLUMNS:
+    if at != header_end or len(kinds) > _MAX_COLUMNS:
         raise Broken
     values: list[Value] = []
     for kind in kinds:

@@ -16,7 +16,7 @@ from mcpmeter.ledger.sqlite.balances import MOST, SELECT_BALANCES_SQL, balance_o
 from mcpmeter.ledger.sqlite.connection import lock_holder
 from mcpmeter.records import Balance
 
-MOST_TOLD: Final = 20
+MAX_TOLD: Final = 20
 
 _ROW_FAULTS: Final = {
     "are settled without an end, or open with one": "(state = 'open') <> (ended_at_ns IS NULL)",
@@ -76,7 +76,7 @@ def verify(ledger: Location) -> Verdict:
 def _file_faults(reader: Reader) -> Iterator[str]:
     """Pages, indexes, types and checks of every row, by SQLite itself."""
     try:
-        found = [str(fault) for (fault,) in reader.rows(f"PRAGMA integrity_check({MOST_TOLD})")]
+        found = [str(fault) for (fault,) in reader.rows(f"PRAGMA integrity_check({MAX_TOLD})")]
     except LedgerNotUsable as damage:
         yield str(damage)
     else:

@@ -13,13 +13,13 @@ from typing import Any, Final
 import msgspec
 
 from mcpmeter.ledger.postgres.rows import MOST, Db, execute, refused
-from mcpmeter.ledger.reservations import KeptClaim, amount_taken, read_claims, write_claims
+from mcpmeter.ledger.reservations import KeptReservation, amount_taken, read_claims, write_claims
 from mcpmeter.ledger.sqlite.balances import BALANCE_COLUMNS
-from mcpmeter.ledger.store import ClaimRefused
+from mcpmeter.ledger.store import InsufficientBudget
 from mcpmeter.ledger.write_queue import Refusal
-from mcpmeter.records import Balance, Call, Claim, Settlement, TopUp, Unit
+from mcpmeter.records import Balance, Call, Reservation, Settlement, TopUp, Unit
 
-Place = tuple[str, int]
+BalanceKey = tuple[str, int]
 """A balance and the start of its period."""
 
 MAKING_LOCK: Final = 0x6D63706D62
@@ -75,7 +75,7 @@ class Taken:
 
 
 async def reserve_and_settle(
-    db: Db, opens: Iterable[Call], settled: Iterable[tuple[Settlement, list[KeptClaim]]]
+    db: Db, opens: Iterable[Call], settled: Iterable[tuple[Settlement, list[KeptReservation]]]
 ) -> dict[str, Refusal]:
     """Turn what settled calls had reserved into what they took, then reserve what opened ones claim.
 
@@ -84,10 +84,10 @@ async def reserve_and_settle(
     asking = [call for call in opens if call.claims]
     ending = [(settlement, kept) for settlement, kept in settled if kept]
     wanted = {(claim.balance, claim.period_start_ns) for call in asking for claim in call.claims}
-    places = wanted | {(balance, start) for _, kept in ending for balance, start, _, _ in kept}
-    if not places:
+    slots = wanted | {(balance, start) for _, kept in ending for balance, start, _, _ in kept}
+    if not slots:
         return {}
-    held = await _lock(db, places)
+    held = await _lock(db, slots)
     if wanted - held.keys():
         raise BalanceMissing
     for settlement, kept in ending:
@@ -98,7 +98,7 @@ async def reserve_and_settle(
     return refusals
 
 
-async def give_back(db: Db, claims: Iterable[KeptClaim]) -> None:
+async def give_back(db: Db, claims: Iterable[KeptReservation]) -> None:
     """Release what calls had reserved that were never made."""
     kept = list(claims)
     held = await _lock(db, {(balance, start) for balance, start, _, _ in kept})
@@ -108,31 +108,31 @@ async def give_back(db: Db, claims: Iterable[KeptClaim]) -> None:
     await _keep(db, held)
 
 
-async def _lock(db: Db, places: Iterable[Place]) -> dict[Place, Taken]:
-    balances, starts = zip(*sorted(places), strict=True) if places else ((), ())
+async def _lock(db: Db, slots: Iterable[BalanceKey]) -> dict[BalanceKey, Taken]:
+    balances, starts = zip(*sorted(slots), strict=True) if slots else ((), ())
     rows = await execute(db, _LOCK_SQL, (list(balances), list(starts)))
     return {(row[0], row[1]): Taken(*row[2:]) for row in rows}
 
 
-async def _keep(db: Db, held: Mapping[Place, Taken]) -> None:
+async def _keep(db: Db, held: Mapping[BalanceKey, Taken]) -> None:
     rows = [(balance, start, taken.spent, taken.reserved) for (balance, start), taken in held.items()]
     if rows:
         await execute(db, _KEEP_SQL, [list(column) for column in zip(*rows, strict=True)])
 
 
-def _settle(held: Mapping[Place, Taken], settlement: Settlement, kept: Sequence[KeptClaim]) -> None:
+def _settle(held: Mapping[BalanceKey, Taken], settlement: Settlement, kept: Sequence[KeptReservation]) -> None:
     for balance, start, unit, amount in kept:
         if taken := held.get((balance, start)):
             taken.reserved = max(taken.reserved - amount, 0)
             taken.spent = min(taken.spent + amount_taken(unit, settlement), MOST)
 
 
-def _reserve(held: Mapping[Place, Taken], call: Call) -> Refusal | None:
+def _reserve(held: Mapping[BalanceKey, Taken], call: Call) -> Refusal | None:
     for claim in call.claims:
         taken = held[claim.balance, claim.period_start_ns]
         left = claim.limit + taken.credit - taken.spent - taken.reserved
         if claim.refuses and claim.amount > left:
-            return ClaimRefused(claim, left=left)
+            return InsufficientBudget(claim, left=left)
         if not 0 <= taken.reserved + claim.amount <= MOST:
             return refused("what it reserves does not fit into 64 bits")
     for claim in call.claims:
@@ -143,7 +143,7 @@ def _reserve(held: Mapping[Place, Taken], call: Call) -> Refusal | None:
 # Making balances ----------------------------------------------------------------------------------------------------
 
 
-async def find_balances(db: Db, claims: Sequence[Claim]) -> dict[Place, Balance]:
+async def find_balances(db: Db, claims: Sequence[Reservation]) -> dict[BalanceKey, Balance]:
     """The balances of these claims that are kept."""
     rows = await execute(
         db,
@@ -154,7 +154,7 @@ async def find_balances(db: Db, claims: Sequence[Claim]) -> dict[Place, Balance]
     return {(balance.balance, balance.period_start_ns): balance for balance in kept}
 
 
-async def make_balances(db: Db, claims: Sequence[Claim]) -> None:
+async def make_balances(db: Db, claims: Sequence[Reservation]) -> None:
     """Make the balances of these claims that nobody keeps, from the calls so far. The transaction's first statement."""
     await execute(db, "SELECT pg_advisory_xact_lock($1)", (MAKING_LOCK,))
     await execute(db, "LOCK TABLE calls IN SHARE ROW EXCLUSIVE MODE")
@@ -163,7 +163,7 @@ async def make_balances(db: Db, claims: Sequence[Claim]) -> None:
             await _make(db, claim)
 
 
-async def _make(db: Db, claim: Claim) -> None:
+async def _make(db: Db, claim: Reservation) -> None:
     carried = await _sum(db, claim.unit, _scope_values(claim))
     balance = Balance(
         balance=claim.balance,
@@ -178,7 +178,7 @@ async def _make(db: Db, claim: Claim) -> None:
     await execute(db, _INSERT_SQL, msgspec.structs.astuple(balance))
 
 
-async def _claim_for_open_calls(db: Db, claim: Claim) -> int:
+async def _claim_for_open_calls(db: Db, claim: Reservation) -> int:
     """Calls that are under way claim it too, with what they reserved when they were opened; returns their sum."""
     rows = await execute(
         db,
@@ -199,7 +199,7 @@ async def _claim_for_open_calls(db: Db, claim: Claim) -> int:
     return min(sum(int(amount) for _, _, amount in rows), MOST)
 
 
-async def burn_nanousd(db: Db, claim: Claim, since_ns: int, until_ns: int) -> int:
+async def burn_nanousd(db: Db, claim: Reservation, since_ns: int, until_ns: int) -> int:
     """What budgets count for the settled calls of a claim's scope that started in [since, until)."""
     scope = claim.scope
     return await _sum(db, "nanousd", (since_ns, until_ns, scope.team, scope.project, scope.key_id, scope.model))
@@ -213,7 +213,7 @@ async def _sum(db: Db, unit: Unit, scope: tuple[Any, ...]) -> int:
     return min(sum(int(total) for (total,) in await execute(db, sql, scope)), MOST)
 
 
-def _scope_values(claim: Claim) -> tuple[Any, ...]:
+def _scope_values(claim: Reservation) -> tuple[Any, ...]:
     scope = claim.scope
     return (claim.period_start_ns, claim.period_end_ns, scope.team, scope.project, scope.key_id, scope.model)
 

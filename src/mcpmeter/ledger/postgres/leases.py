@@ -12,7 +12,7 @@ from typing import Final
 import psycopg
 
 from mcpmeter.errors import MeterError
-from mcpmeter.ledger.postgres.reconnecting import ConnectionLost, Lane
+from mcpmeter.ledger.postgres.reconnecting import ConnectionLost, ReconnectingConnection
 from mcpmeter.ledger.postgres.rows import Db, execute
 from mcpmeter.ledger.rows import ROW_COLUMNS, row_of
 from mcpmeter.records import LedgerRow
@@ -40,7 +40,7 @@ _FORGET_SQL: Final = "DELETE FROM replicas WHERE beat_at < clock_timestamp() - i
 class Replica:
     """This service among those that share the ledger."""
 
-    def __init__(self, lane: Lane, lease_s: float) -> None:
+    def __init__(self, lane: ReconnectingConnection, lease_s: float) -> None:
         self.id = f"replica_{secrets.token_hex(8)}"
         self._lane = lane
         self._lease_s = lease_s

@@ -49,7 +49,7 @@ class ConnectionLost(Exception):
         self.cause = cause
 
 
-class Lane:
+class ReconnectingConnection:
     """A connection for one user at a time. Nothing here outlives an error: the next use connects again."""
 
     def __init__(self, location: PostgresUrl) -> None:

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from psycopg import AsyncConnection, AsyncRawCursor
 
-from mcpmeter.ledger.reservations import KeptClaim, read_claims
+from mcpmeter.ledger.reservations import KeptReservation, read_claims
 from mcpmeter.ledger.rows import OPEN_COLUMNS, SETTLED_COLUMNS, open_values, settled_values
 from mcpmeter.ledger.store import RowRefused, SettlementConflict
 from mcpmeter.records import Call, LedgerRow, Settlement
@@ -97,7 +97,7 @@ async def insert_open(db: Db, rows: Sequence[tuple[Any, ...]], owner: str) -> No
 
 async def settle_rows(
     db: Db, rows: Sequence[tuple[Any, ...]]
-) -> tuple[dict[str, list[KeptClaim]], dict[str, SettlementConflict]]:
+) -> tuple[dict[str, list[KeptReservation]], dict[str, SettlementConflict]]:
     """Settle rows: what each had claimed, by id; and the conflicts. One that was settled so before is in neither."""
     columns = _columns(rows)
     claimed = {str(row[0]): read_claims(row[1]) for row in await execute(db, SETTLE_SQL, columns)}

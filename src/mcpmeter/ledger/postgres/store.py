@@ -18,14 +18,21 @@ from mcpmeter.ledger.location import PostgresUrl
 from mcpmeter.ledger.postgres.balances import add_top_up, burn_nanousd, find_balances, forget_minutes, make_balances
 from mcpmeter.ledger.postgres.connection import prepare
 from mcpmeter.ledger.postgres.leases import Replica
-from mcpmeter.ledger.postgres.reconnecting import ANSWER_LIMIT_S, ROW_FAULTS, SUM_LIMIT_S, Lane, refusal, unavailable
+from mcpmeter.ledger.postgres.reconnecting import (
+    ANSWER_LIMIT_S,
+    ROW_FAULTS,
+    SUM_LIMIT_S,
+    ReconnectingConnection,
+    refusal,
+    unavailable,
+)
 from mcpmeter.ledger.postgres.rows import Db, execute
 from mcpmeter.ledger.postgres.writer import PostgresWriter
 from mcpmeter.ledger.rows import CHANGING_KEY_COLUMNS, KEY_COLUMNS, SELECT_KEYS_SQL, changed_values, key_of, key_values
 from mcpmeter.ledger.sqlite.store import KEPT_MINUTES_NS
 from mcpmeter.ledger.store import OnCommit
-from mcpmeter.ledger.write_queue import Answers, Opening, Row, Settling, fail, resolve
-from mcpmeter.records import Balance, Call, Claim, Key, LedgerRow, Settlement, TopUp
+from mcpmeter.ledger.write_queue import Answers, OpenEntry, Row, SettleEntry, fail, resolve
+from mcpmeter.records import Balance, Call, Key, LedgerRow, Reservation, Settlement, TopUp
 
 log = logging.getLogger("mcpmeter")
 
@@ -64,9 +71,9 @@ class PostgresStore:
         """Connect, bring the tables up to date, join the other replicas. Raises `LedgerNotUsable`, one line."""
         if not await asyncio.to_thread(prepare, self._location):
             log.warning("PostgreSQL runs with fsync off: when the machine fails, calls that were answered can be lost")
-        self._lane = Lane(self._location)
-        self._writers_lane = Lane(self._location)
-        self._replica = Replica(Lane(self._location), self._lease_s)
+        self._lane = ReconnectingConnection(self._location)
+        self._writers_lane = ReconnectingConnection(self._location)
+        self._replica = Replica(ReconnectingConnection(self._location), self._lease_s)
         await self._run(self._replica.beat)
         self._beating = asyncio.get_running_loop().create_task(self._replica.keep_beating())
         self._writer = PostgresWriter(self._writers_lane, self._replica.id, self._answer)
@@ -90,11 +97,11 @@ class PostgresStore:
 
     def open(self, call: Call) -> Awaitable[None]:
         """Write the open row; resolves when it is on disk. Fails as `Store.open` says, or with `LedgerUnavailable`."""
-        return self._queued(Opening(call, asyncio.get_running_loop().create_future()))
+        return self._queued(OpenEntry(call, asyncio.get_running_loop().create_future()))
 
     def settle(self, settlement: Settlement) -> Awaitable[None]:
         """Settle the row of the same id; also fails with `SettlementConflict`. Cancelling the wait cancels no write."""
-        return self._queued(Settling(settlement, asyncio.get_running_loop().create_future()))
+        return self._queued(SettleEntry(settlement, asyncio.get_running_loop().create_future()))
 
     def _queued(self, row: Row) -> asyncio.Future[None]:
         self._accepting().put(row)
@@ -103,9 +110,9 @@ class PostgresStore:
     async def left_open(self) -> Sequence[LedgerRow]:
         """Rows whose replica is dead, and those of this one that it failed to settle, oldest first; now its own."""
         writer = self._accepting()
-        strays = set(writer.strays)
+        unsettled = set(writer.unsettled)
         rows = await self._run(lambda: self._replica.left_open(lambda: writer.looked_after))
-        writer.forget(strays - {row.id for row in rows} - writer.under_way)
+        writer.forget(unsettled - {row.id for row in rows} - writer.under_way)
         return rows
 
     async def keys(self) -> Sequence[Key]:
@@ -139,18 +146,18 @@ class PostgresStore:
 
         return await self._do(write)
 
-    async def balances(self, claims: Sequence[Claim]) -> Sequence[Balance]:
+    async def balances(self, claims: Sequence[Reservation]) -> Sequence[Balance]:
         """The balances of these claims, made where there are none; over minutes of rate limits are forgotten."""
         await self._do(lambda db: forget_minutes(db, time.time_ns() - KEPT_MINUTES_NS))
-        places = {(claim.balance, claim.period_start_ns): claim for claim in claims}
+        slots = {(claim.balance, claim.period_start_ns): claim for claim in claims}
         found = await self._do(lambda db: find_balances(db, claims))
-        missing = [places[place] for place in sorted(places.keys() - found.keys())]
+        missing = [slots[place] for place in sorted(slots.keys() - found.keys())]
         if missing:
             await self._do(lambda db: make_balances(db, missing), limit_s=SUM_LIMIT_S)
             found = await self._do(lambda db: find_balances(db, claims))
         return [found[claim.balance, claim.period_start_ns] for claim in claims]
 
-    async def burn_nanousd(self, claim: Claim, since_ns: int, until_ns: int) -> int:
+    async def burn_nanousd(self, claim: Reservation, since_ns: int, until_ns: int) -> int:
         """What budgets count for the calls of a claim's scope that started in [since, until)."""
         return await self._do(lambda db: burn_nanousd(db, claim, since_ns, until_ns), limit_s=SUM_LIMIT_S)
 

@@ -11,13 +11,20 @@ from typing import Final
 
 from mcpmeter.errors import MeterError
 from mcpmeter.ledger.postgres.balances import BalanceMissing, give_back, make_balances, reserve_and_settle
-from mcpmeter.ledger.postgres.reconnecting import ROW_FAULTS, SUM_LIMIT_S, ConnectionLost, Lane, refusal, unavailable
+from mcpmeter.ledger.postgres.reconnecting import (
+    ROW_FAULTS,
+    SUM_LIMIT_S,
+    ConnectionLost,
+    ReconnectingConnection,
+    refusal,
+    unavailable,
+)
 from mcpmeter.ledger.postgres.rows import Db, execute, fitting_open, fitting_settled, insert_open, settle_rows
-from mcpmeter.ledger.reservations import KeptClaim, read_claims
-from mcpmeter.ledger.write_queue import Answers, Opening, Refusal, Row, Settling
-from mcpmeter.records import Claim, Settlement
+from mcpmeter.ledger.reservations import KeptReservation, read_claims
+from mcpmeter.ledger.write_queue import Answers, OpenEntry, Refusal, Row, SettleEntry
+from mcpmeter.records import Reservation, Settlement
 
-MOST_ROWS: Final = 1_000
+MAX_ROWS: Final = 1_000
 """In one transaction: bounds how long the first row of a batch waits for the last."""
 
 Failed = list[tuple[Row, Refusal]]
@@ -26,11 +33,11 @@ Failed = list[tuple[Row, Refusal]]
 class PostgresWriter:
     """The one task that writes rows, on a connection of its own."""
 
-    def __init__(self, lane: Lane, owner: str, on_answers: Callable[[Answers], None]) -> None:
+    def __init__(self, lane: ReconnectingConnection, owner: str, on_answers: Callable[[Answers], None]) -> None:
         self.healthy = True
         self.open_ids: set[str] = set()
         """Rows opened in this life and not settled."""
-        self.strays: set[str] = set()
+        self.unsettled: set[str] = set()
         """Of those, the ones that could not be settled: nobody will try again, so they are to be recovered."""
         self.under_way: set[str] = set()
         """Rows that are queued to be opened or settled, or being so."""
@@ -53,12 +60,12 @@ class PostgresWriter:
     @property
     def looked_after(self) -> set[str]:
         """Rows that somebody here is going to settle."""
-        return (self.open_ids - self.strays) | self.under_way
+        return (self.open_ids - self.unsettled) | self.under_way
 
-    def forget(self, strays: set[str]) -> None:
+    def forget(self, unsettled: set[str]) -> None:
         """These are settled after all: their commit came through, and only its answer did not."""
-        self.strays -= strays
-        self.open_ids -= strays
+        self.unsettled -= unsettled
+        self.open_ids -= unsettled
 
     async def finish(self) -> None:
         """Write what is queued, and end."""
@@ -79,7 +86,7 @@ class PostgresWriter:
         """As many rows as go together: of one call only one, because a statement sees none of its own rows."""
         batch: list[Row] = []
         first: dict[str, Row] = {}
-        while self._queue and len(batch) < MOST_ROWS:
+        while self._queue and len(batch) < MAX_ROWS:
             row = self._queue[0]
             if not _goes_beside(row, first.setdefault(_id(row), row)):
                 break
@@ -93,18 +100,18 @@ class PostgresWriter:
         bad = {id(row) for row, _ in failed}
         kept = [row for row in batch if id(row) not in bad]
         self._count_open(kept)
-        self.strays |= {_id(row) for row, _ in failed if isinstance(row, Settling)} & self.open_ids
+        self.unsettled |= {_id(row) for row, _ in failed if isinstance(row, SettleEntry)} & self.open_ids
         waiting = {_id(row) for row in self._queue}
         self.under_way -= {_id(row) for row in batch} - waiting
         self._on_answers(Answers(kept, failed, (time.perf_counter_ns() - began_ns) / 1e9))
 
     def _count_open(self, kept: Iterable[Row]) -> None:
         for row in kept:
-            if isinstance(row, Opening):
+            if isinstance(row, OpenEntry):
                 self.open_ids.add(row.call.id)
             else:
                 self.open_ids.discard(row.settlement.call.id)
-                self.strays.discard(row.settlement.call.id)
+                self.unsettled.discard(row.settlement.call.id)
 
     async def _write_all(self, rows: Sequence[Row]) -> Failed:
         """All in one transaction; if one row is at fault, halves of it, until that row is alone."""
@@ -167,10 +174,10 @@ class _Attempt:
     def __init__(self, rows: Sequence[Row], owner: str) -> None:
         self.failed: Failed = []
         self._owner = owner
-        self._opens = [row for row in rows if isinstance(row, Opening)]
-        self._settles: dict[str, list[Settling]] = {}
+        self._opens = [row for row in rows if isinstance(row, OpenEntry)]
+        self._settles: dict[str, list[SettleEntry]] = {}
         for row in rows:
-            if isinstance(row, Settling):
+            if isinstance(row, SettleEntry):
                 self._settles.setdefault(row.settlement.call.id, []).append(row)
 
     @property
@@ -179,7 +186,7 @@ class _Attempt:
         return {row.call.id for row in self._opens}
 
     @property
-    def claims(self) -> list[Claim]:
+    def claims(self) -> list[Reservation]:
         """One claim on each balance, in the order of names."""
         claims = {(c.balance, c.period_start_ns): c for row in self._opens for c in row.call.claims}
         return [claims[place] for place in sorted(claims)]
@@ -197,7 +204,7 @@ class _Attempt:
             await insert_open(db, admitted, self._owner)
         return self.failed
 
-    async def _settle(self, db: Db) -> list[tuple[Settlement, list[KeptClaim]]]:
+    async def _settle(self, db: Db) -> list[tuple[Settlement, list[KeptReservation]]]:
         if not self._settles:
             return []
         settlements = {row_id: same[0].settlement for row_id, same in self._settles.items()}
@@ -216,14 +223,14 @@ class _Attempt:
 
 
 def _id(row: Row) -> str:
-    return row.call.id if isinstance(row, Opening) else row.settlement.call.id
+    return row.call.id if isinstance(row, OpenEntry) else row.settlement.call.id
 
 
 def _goes_beside(row: Row, first: Row) -> bool:
     """Whether a row may be in one batch with the first of its call: if it is that one, or says the same once more."""
     if row is first:
         return True
-    return isinstance(row, Settling) and isinstance(first, Settling) and row.settlement == first.settlement
+    return isinstance(row, SettleEntry) and isinstance(first, SettleEntry) and row.settlement == first.settlement
 
 
 def _fitting(batch: Sequence[Row]) -> tuple[list[Row], Failed]:
@@ -231,7 +238,7 @@ def _fitting(batch: Sequence[Row]) -> tuple[list[Row], Failed]:
     failed: Failed = []
     for row in batch:
         try:
-            if isinstance(row, Opening):
+            if isinstance(row, OpenEntry):
                 fitting_open(row.call)
             else:
                 fitting_settled(row.settlement)

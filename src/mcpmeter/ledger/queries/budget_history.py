@@ -11,7 +11,7 @@ from mcpmeter.errors import SetupError
 from mcpmeter.ledger.location import Location
 from mcpmeter.ledger.queries.reader import Reader, Writer, open_reader, open_writer, require_ledger
 from mcpmeter.money import MAX_NANOUSD
-from mcpmeter.records import Balance, Claim, TopUp
+from mcpmeter.records import Balance, Reservation, TopUp
 
 _COLUMNS: Final = ", ".join(Balance.__struct_fields__)
 _TOP_UP_COLUMNS: Final = ", ".join(TopUp.__struct_fields__)
@@ -31,7 +31,7 @@ _RESERVED: Final = f"SELECT coalesce(sum(reserved_nanousd), 0) FROM calls WHERE 
 _CREDIT: Final = "SELECT coalesce(sum(amount_nanousd), 0) FROM top_ups WHERE balance = ?1"
 
 
-class Standing(msgspec.Struct, frozen=True, kw_only=True):
+class BudgetBalance(msgspec.Struct, frozen=True, kw_only=True):
     """What the ledger knows of a budget: its present period, what burned lately, the periods before, its top-ups."""
 
     balance: Balance
@@ -42,7 +42,7 @@ class Standing(msgspec.Struct, frozen=True, kw_only=True):
     """The oldest first."""
 
 
-def read_standings(ledger: Location, claims: Sequence[tuple[Claim, int]], now_ns: int) -> list[Standing]:
+def read_standings(ledger: Location, claims: Sequence[tuple[Reservation, int]], now_ns: int) -> list[BudgetBalance]:
     """How the balances of these claims stand; what burned is asked for since the instant beside each claim.
 
     A balance that no call has touched yet is what the calls of its scope make of it. Raises `LedgerNotUsable`.
@@ -51,12 +51,12 @@ def read_standings(ledger: Location, claims: Sequence[tuple[Claim, int]], now_ns
         return [_standing(reader, claim, since_ns, now_ns) for claim, since_ns in claims]
 
 
-def _standing(reader: Reader, claim: Claim, since_ns: int, now_ns: int) -> Standing:
+def _standing(reader: Reader, claim: Reservation, since_ns: int, now_ns: int) -> BudgetBalance:
     rows = reader.rows(f"SELECT {_COLUMNS} FROM balances WHERE balance = ?1", (claim.balance,))  # noqa: S608
     kept = [msgspec.convert(dict(zip(Balance.__struct_fields__, row, strict=True)), Balance) for row in rows]
     kept.sort(key=lambda balance: -balance.period_start_ns)
     present = next((balance for balance in kept if balance.period_start_ns == claim.period_start_ns), None)
-    return Standing(
+    return BudgetBalance(
         balance=present or _made_of_calls(reader, claim),
         burned_nanousd=_taken(reader, claim, since_ns, now_ns),
         periods=kept,
@@ -64,7 +64,7 @@ def _standing(reader: Reader, claim: Claim, since_ns: int, now_ns: int) -> Stand
     )
 
 
-def _made_of_calls(reader: Reader, claim: Claim) -> Balance:
+def _made_of_calls(reader: Reader, claim: Reservation) -> Balance:
     spent = _taken(reader, claim, claim.period_start_ns, claim.period_end_ns)
     ((reserved,),) = reader.rows(_RESERVED, _scope(claim, claim.period_start_ns, claim.period_end_ns))
     ((credit,),) = reader.rows(_CREDIT, (claim.balance,))
@@ -80,12 +80,12 @@ def _made_of_calls(reader: Reader, claim: Claim) -> Balance:
     )
 
 
-def _taken(reader: Reader, claim: Claim, since_ns: int, until_ns: int) -> int:
+def _taken(reader: Reader, claim: Reservation, since_ns: int, until_ns: int) -> int:
     rows = reader.rows(_TAKEN, _scope(claim, since_ns, until_ns))
     return sum((int(high) << 32) + int(low) for high, low in rows)
 
 
-def _scope(claim: Claim, since_ns: int, until_ns: int) -> tuple[int | str, ...]:
+def _scope(claim: Reservation, since_ns: int, until_ns: int) -> tuple[int | str, ...]:
     scope = claim.scope
     return (since_ns, until_ns, scope.team, scope.project, scope.key_id, scope.model)
 

@@ -15,7 +15,7 @@ from zoneinfo import ZoneInfo
 
 import apsw
 
-from mcpmeter.errors import PartMissing
+from mcpmeter.errors import MissingDependency
 from mcpmeter.ledger.location import Location, PostgresUrl, location_of
 from mcpmeter.ledger.sqlite.connection import explain, open_for_reading, open_for_writing
 from mcpmeter.ledger.sqlite.migrations import transaction
@@ -42,7 +42,7 @@ class Writer(Protocol):
 
 @contextlib.contextmanager
 def open_reader(location: str | Location) -> Iterator[Reader]:
-    """Open a ledger for reading; a service may be writing to it. Raises `LedgerNotUsable`, `PartMissing`."""
+    """Open a ledger for reading; a service may be writing to it. Raises `LedgerNotUsable`, `MissingDependency`."""
     place = location_of(location)
     if isinstance(place, PostgresUrl):
         with _postgres().open_reader(place) as reader:
@@ -55,7 +55,7 @@ def open_reader(location: str | Location) -> Iterator[Reader]:
 
 @contextlib.contextmanager
 def open_writer(location: str | Location) -> Iterator[Writer]:
-    """Open a ledger, made if there is none, for a few changes. Raises `LedgerNotUsable`, `PartMissing`."""
+    """Open a ledger, made if there is none, for a few changes. Raises `LedgerNotUsable`, `MissingDependency`."""
     place = location_of(location)
     if isinstance(place, PostgresUrl):
         with _postgres().open_writer(place) as writer:
@@ -74,7 +74,7 @@ def require_ledger(location: str | Location) -> None:
 def has_tables(location: str | Location) -> bool:
     """Whether a ledger has been made there; looks and changes nothing.
 
-    Raises `LedgerNotUsable` where none could be made, or what is there cannot be used; `PartMissing`.
+    Raises `LedgerNotUsable` where none could be made, or what is there cannot be used; `MissingDependency`.
     """
     place = location_of(location)
     if isinstance(place, PostgresUrl):
@@ -137,11 +137,11 @@ def _postgres() -> Any:
     return postgres_reading
 
 
-def postgres_missing(missing: ModuleNotFoundError) -> PartMissing:
+def postgres_missing(missing: ModuleNotFoundError) -> MissingDependency:
     """What to say where psycopg is not installed. Raises `missing` if it is anything else that is."""
     if (missing.name or "").partition(".")[0] not in ("psycopg", "psycopg_pool"):
         raise missing
-    return PartMissing(
+    return MissingDependency(
         "The ledger is on PostgreSQL, and what talks to it is not installed.",
         hint="Run: pip install 'mcpmeter[server,postgres]'",
     )

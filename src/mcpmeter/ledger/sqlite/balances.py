@@ -12,8 +12,8 @@ import apsw
 import msgspec
 
 from mcpmeter.ledger.reservations import amount_taken, read_claims, taken_by_row, write_claims
-from mcpmeter.ledger.store import ClaimRefused
-from mcpmeter.records import Balance, Call, Claim, Settlement, TopUp, Unit
+from mcpmeter.ledger.store import InsufficientBudget
+from mcpmeter.records import Balance, Call, Reservation, Settlement, TopUp, Unit
 
 MOST: Final = 2**63 - 1
 
@@ -51,18 +51,18 @@ _RESERVED: Final[dict[Unit, str]] = {
 }
 
 
-def reserve(db: apsw.Connection, call: Call) -> ClaimRefused | None:
+def reserve(db: apsw.Connection, call: Call) -> InsufficientBudget | None:
     """Reserve what a call claims, all of it or nothing. Returns the claim that its balance has no room for."""
     for place, claim in enumerate(call.claims):
         if not _reserve_one(db, claim):
             for before in call.claims[:place]:
                 db.execute(_GIVE_BACK_SQL, (before.balance, before.period_start_ns, before.amount))
             balance = _ensure_one(db, claim)
-            return ClaimRefused(claim, left=claim.limit + balance.credit - balance.spent - balance.reserved)
+            return InsufficientBudget(claim, left=claim.limit + balance.credit - balance.spent - balance.reserved)
     return None
 
 
-def _reserve_one(db: apsw.Connection, claim: Claim) -> bool:
+def _reserve_one(db: apsw.Connection, claim: Reservation) -> bool:
     values = (claim.balance, claim.period_start_ns, claim.amount, claim.limit, not claim.refuses)
     db.execute(_RESERVE_SQL, values)
     if db.changes():
@@ -80,12 +80,12 @@ def settle_claims(db: apsw.Connection, kept: str, settlement: Settlement) -> Non
         db.execute(_SETTLE_SQL, (balance, period_start_ns, amount, amount_taken(unit, settlement)))
 
 
-def ensure(db: apsw.Connection, claims: Iterable[Claim]) -> list[Balance]:
+def ensure(db: apsw.Connection, claims: Iterable[Reservation]) -> list[Balance]:
     """The balances that these claims are about, made where there was none. Amounts of the claims do not matter."""
     return [_ensure_one(db, claim) for claim in claims]
 
 
-def _ensure_one(db: apsw.Connection, claim: Claim) -> Balance:
+def _ensure_one(db: apsw.Connection, claim: Reservation) -> Balance:
     found = _read_one(db, claim)
     if found is not None:
         return found
@@ -104,12 +104,12 @@ def _ensure_one(db: apsw.Connection, claim: Claim) -> Balance:
     return balance
 
 
-def _read_one(db: apsw.Connection, claim: Claim) -> Balance | None:
+def _read_one(db: apsw.Connection, claim: Reservation) -> Balance | None:
     row = db.execute(_ONE_SQL, (claim.balance, claim.period_start_ns)).fetchone()
     return None if row is None else balance_of(row)
 
 
-def _carried(db: apsw.Connection, claim: Claim) -> int:
+def _carried(db: apsw.Connection, claim: Reservation) -> int:
     """What calls took that were settled in this period before anybody kept its balance."""
     return _sum(db, claim.unit, _scope_values(claim))
 
@@ -129,7 +129,7 @@ def _halves(amount: str) -> str:
     return f"coalesce(sum(({amount}) >> 32), 0), coalesce(sum(({amount}) & 4294967295), 0)"
 
 
-def _claim_for_open_calls(db: apsw.Connection, claim: Claim) -> int:
+def _claim_for_open_calls(db: apsw.Connection, claim: Reservation) -> int:
     """Calls that are under way claim it too, with what they reserved when they were opened; returns their sum."""
     rows = db.execute(
         f"SELECT id, claims, {_RESERVED[claim.unit]} FROM calls INDEXED BY calls_open"  # noqa: S608
@@ -144,12 +144,12 @@ def _claim_for_open_calls(db: apsw.Connection, claim: Claim) -> int:
     return reserved
 
 
-def _scope_values(claim: Claim) -> tuple[Any, ...]:
+def _scope_values(claim: Reservation) -> tuple[Any, ...]:
     scope = claim.scope
     return (claim.period_start_ns, claim.period_end_ns, scope.team, scope.project, scope.key_id, scope.model)
 
 
-def burn_nanousd(db: apsw.Connection, claim: Claim, since_ns: int, until_ns: int) -> int:
+def burn_nanousd(db: apsw.Connection, claim: Reservation, since_ns: int, until_ns: int) -> int:
     """What budgets count for the settled calls of a claim's scope that started in [since, until)."""
     scope = claim.scope
     return _sum(db, "nanousd", (since_ns, until_ns, scope.team, scope.project, scope.key_id, scope.model))

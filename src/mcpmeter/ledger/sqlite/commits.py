@@ -16,8 +16,8 @@ from mcpmeter.ledger.rows import (
 )
 from mcpmeter.ledger.sqlite.balances import reserve, settle_claims
 from mcpmeter.ledger.sqlite.migrations import transaction
-from mcpmeter.ledger.store import ClaimRefused, RowRefused, SettlementConflict
-from mcpmeter.ledger.write_queue import Opening, Refusal, Row, Settling
+from mcpmeter.ledger.store import InsufficientBudget, RowRefused, SettlementConflict
+from mcpmeter.ledger.write_queue import OpenEntry, Refusal, Row, SettleEntry
 
 ROW_FAULTS: Final = (
     apsw.ConstraintError,
@@ -37,7 +37,7 @@ def write_alone(db: apsw.Connection, row: Row) -> list[tuple[Row, Refusal]] | No
     None, and nothing written, if it is not as it should be.
     """
     try:
-        if isinstance(row, Opening):
+        if isinstance(row, OpenEntry):
             db.execute(OPEN_SQL, open_values(row.call))
         else:
             db.execute(SETTLE_SQL, settled_values(row.settlement))
@@ -49,7 +49,7 @@ def write_alone(db: apsw.Connection, row: Row) -> list[tuple[Row, Refusal]] | No
 
 
 def write_together(
-    db: apsw.Connection, opens: list[Opening], settles: list[Settling], *, keeps_balances: bool
+    db: apsw.Connection, opens: list[OpenEntry], settles: list[SettleEntry], *, keeps_balances: bool
 ) -> list[tuple[Row, Refusal]] | None:
     """The usual case: one transaction, two statements. None, and nothing written, if any row is not as it should be.
 
@@ -69,7 +69,7 @@ def write_together(
     return refused
 
 
-def _admitted(db: apsw.Connection, opens: list[Opening], refused: list[tuple[Row, Refusal]]) -> list[Opening]:
+def _admitted(db: apsw.Connection, opens: list[OpenEntry], refused: list[tuple[Row, Refusal]]) -> list[OpenEntry]:
     admitted = []
     for row in opens:
         refusal = reserve(db, row.call) if row.call.claims else None
@@ -80,7 +80,7 @@ def _admitted(db: apsw.Connection, opens: list[Opening], refused: list[tuple[Row
     return admitted
 
 
-def _settle_together(db: apsw.Connection, settles: list[Settling], *, keeps_balances: bool) -> None:
+def _settle_together(db: apsw.Connection, settles: list[SettleEntry], *, keeps_balances: bool) -> None:
     values = [settled_values(row.settlement) for row in settles]
     if not keeps_balances:
         before = db.total_changes()
@@ -102,13 +102,13 @@ def write_one_by_one(db: apsw.Connection, rows: list[Row]) -> list[tuple[Row, Re
         for row in rows:
             db.execute("SAVEPOINT one")
             try:
-                if isinstance(row, Settling):
+                if isinstance(row, SettleEntry):
                     settle_one(db, row.settlement)
                 elif refusal := reserve(db, row.call):
                     raise refusal
                 else:
                     db.execute(OPEN_SQL, open_values(row.call))
-            except (SettlementConflict, ClaimRefused) as refusal:
+            except (SettlementConflict, InsufficientBudget) as refusal:
                 failed.append((row, refusal))
             except ROW_FAULTS as error:
                 db.execute("ROLLBACK TO one")

@@ -19,10 +19,10 @@ from mcpmeter.ledger.rows import change_key, insert_key, read_keys, read_open_ro
 from mcpmeter.ledger.sqlite.balances import add_top_up, burn_nanousd, ensure, forget_minutes
 from mcpmeter.ledger.sqlite.connection import Synchronous, default_ledger_path
 from mcpmeter.ledger.sqlite.migrations import transaction
-from mcpmeter.ledger.sqlite.writer import Errand, Writer
+from mcpmeter.ledger.sqlite.writer import Writer, WriterTask
 from mcpmeter.ledger.store import OnCommit
-from mcpmeter.ledger.write_queue import Answers, Opening, Settling, fail, resolve
-from mcpmeter.records import Balance, Call, Claim, Key, LedgerRow, Settlement, TopUp
+from mcpmeter.ledger.write_queue import Answers, OpenEntry, SettleEntry, fail, resolve
+from mcpmeter.records import Balance, Call, Key, LedgerRow, Reservation, Settlement, TopUp
 
 __all__ = ["SqliteStore", "default_ledger_path"]
 
@@ -53,7 +53,7 @@ class SqliteStore:
         try:
             await writer.start()
         except asyncio.CancelledError:
-            writer.submit(Errand(None, loop.create_future()))
+            writer.submit(WriterTask(None, loop.create_future()))
             raise
         self._writer = writer
 
@@ -63,21 +63,21 @@ class SqliteStore:
             return
         if self._closing is None:
             self._closing = self._writer.loop.create_future()
-            self._writer.submit(Errand(None, self._closing))
+            self._writer.submit(WriterTask(None, self._closing))
         await asyncio.shield(self._closing)
 
     def open(self, call: Call) -> asyncio.Future[None]:
         """Write the open row; resolves when it is on disk. Fails as `Store.open` says, or with `LedgerUnavailable`."""
         writer = self._accepting()
         future: asyncio.Future[None] = writer.loop.create_future()
-        writer.submit(Opening(call, future))
+        writer.submit(OpenEntry(call, future))
         return future
 
     def settle(self, settlement: Settlement) -> asyncio.Future[None]:
         """Settle the row of the same id; also fails with `SettlementConflict`. Cancelling the wait cancels no write."""
         writer = self._accepting()
         future: asyncio.Future[None] = writer.loop.create_future()
-        writer.submit(Settling(settlement, future))
+        writer.submit(SettleEntry(settlement, future))
         return future
 
     async def left_open(self) -> Sequence[LedgerRow]:
@@ -114,7 +114,7 @@ class SqliteStore:
 
         return await self._run(write, writes=True)
 
-    async def balances(self, claims: Sequence[Claim]) -> Sequence[Balance]:
+    async def balances(self, claims: Sequence[Reservation]) -> Sequence[Balance]:
         """The balances of these claims, made where there are none; over minutes of rate limits are forgotten."""
 
         def write(db: apsw.Connection) -> list[Balance]:
@@ -124,7 +124,7 @@ class SqliteStore:
 
         return await self._run(write, writes=True)
 
-    async def burn_nanousd(self, claim: Claim, since_ns: int, until_ns: int) -> int:
+    async def burn_nanousd(self, claim: Reservation, since_ns: int, until_ns: int) -> int:
         """What budgets count for the calls of a claim's scope that started in [since, until)."""
         return await self._run(lambda db: burn_nanousd(db, claim, since_ns, until_ns))
 
@@ -164,7 +164,7 @@ class SqliteStore:
     async def _run(self, work: Callable[[apsw.Connection], _Result], *, writes: bool = False) -> _Result:
         writer = self._accepting()
         future: asyncio.Future[_Result] = writer.loop.create_future()
-        writer.submit(Errand(work, future, writes))
+        writer.submit(WriterTask(work, future, writes))
         return await future
 
     def _answer(self, answers: Answers) -> None:

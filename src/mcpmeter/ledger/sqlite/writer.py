@@ -18,9 +18,9 @@ import msgspec
 from mcpmeter.errors import LedgerNotUsable, LedgerUnavailable, MeterError
 from mcpmeter.ledger.sqlite.commits import ROW_FAULTS, refusal_of, write_alone, write_one_by_one, write_together
 from mcpmeter.ledger.sqlite.connection import FileLock, Synchronous, open_for_writing
-from mcpmeter.ledger.write_queue import Answers, Opening, Refusal, Row, Settling, fail, resolve
+from mcpmeter.ledger.write_queue import Answers, OpenEntry, Refusal, Row, SettleEntry, fail, resolve
 
-MOST_ROWS: Final = 2_000
+MAX_ROWS: Final = 2_000
 """In one transaction, about: bounds how long the first row of a batch waits for the last."""
 
 GATHER_S: Final = 0.001
@@ -31,7 +31,7 @@ GATHER_CALLS: Final = 48
 """Calls in flight from which on a commit waits for company. With fewer, waiting costs more latency than it saves."""
 
 
-class Errand(msgspec.Struct, gc=False):
+class WriterTask(msgspec.Struct, gc=False):
     """Anything that is not a row; `work` looks after its own transaction. None ends the thread."""
 
     work: Callable[[apsw.Connection], Any] | None
@@ -39,7 +39,7 @@ class Errand(msgspec.Struct, gc=False):
     writes: bool = False
 
 
-Entry = Opening | Settling | Errand
+Entry = OpenEntry | SettleEntry | WriterTask
 
 
 class Writer:
@@ -106,16 +106,16 @@ class Writer:
         self._keeps_balances = _has_balances(db)
         return db
 
-    def _work(self, db: apsw.Connection) -> Errand:
+    def _work(self, db: apsw.Connection) -> WriterTask:
         while True:
             batch = self._take_batch()
-            opens: list[Opening] = []
-            settles: list[Settling] = []
-            errands: list[Errand] = []
+            opens: list[OpenEntry] = []
+            settles: list[SettleEntry] = []
+            errands: list[WriterTask] = []
             for entry in batch:
-                if isinstance(entry, Opening):
+                if isinstance(entry, OpenEntry):
                     opens.append(entry)
-                elif isinstance(entry, Settling):
+                elif isinstance(entry, SettleEntry):
                     settles.append(entry)
                 else:
                     errands.append(entry)
@@ -135,10 +135,10 @@ class Writer:
         return batch
 
     def _take_more(self, batch: list[Entry]) -> None:
-        while len(batch) < MOST_ROWS and not self._queue.empty():
+        while len(batch) < MAX_ROWS and not self._queue.empty():
             batch += self._queue.get_nowait()
 
-    def _write(self, db: apsw.Connection, opens: list[Opening], settles: list[Settling]) -> Answers:
+    def _write(self, db: apsw.Connection, opens: list[OpenEntry], settles: list[SettleEntry]) -> Answers:
         began_ns = time.perf_counter_ns()
         rows: list[Row] = [*opens, *settles]
         try:
@@ -163,12 +163,12 @@ class Writer:
 
     def _count_open(self, rows: list[Row]) -> None:
         for row in rows:
-            if isinstance(row, Opening):
+            if isinstance(row, OpenEntry):
                 self.open_ids.add(row.call.id)
             else:
                 self.open_ids.discard(row.settlement.call.id)
 
-    def _run_errand(self, db: apsw.Connection, errand: Errand) -> None:
+    def _run_errand(self, db: apsw.Connection, errand: WriterTask) -> None:
         if errand.work is None:
             return
         try:

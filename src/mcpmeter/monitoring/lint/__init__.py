@@ -1,14 +1,14 @@
 """`mcpmeter monitoring lint`: what in anybody's rules and dashboards can never match, and why."""
 
 from mcpmeter.monitoring.lint.checks import check
-from mcpmeter.monitoring.lint.finding import Finding
+from mcpmeter.monitoring.lint.finding import LintIssue
 from mcpmeter.monitoring.lint.known import Known
 from mcpmeter.monitoring.lint.reading import Asked, read
 
-__all__ = ["Asked", "Finding", "Known", "check", "lint", "read"]
+__all__ = ["Asked", "Known", "LintIssue", "check", "lint", "read"]
 
 
-def lint(files: dict[str, str], known: Known) -> list[Finding]:
+def lint(files: dict[str, str], known: Known) -> list[LintIssue]:
     """Findings in files (name -> content), in their order. What one file records, the others may ask for."""
     read_files = [read(name, content) for name, content in files.items()]
     for asked, _ in read_files:

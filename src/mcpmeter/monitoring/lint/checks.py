@@ -9,7 +9,7 @@ from typing import Any, Final, Literal
 import promql_parser as promql
 
 from mcpmeter.catalog import service
-from mcpmeter.monitoring.lint.finding import Finding
+from mcpmeter.monitoring.lint.finding import LintIssue
 from mcpmeter.monitoring.lint.known import SCRAPED, Known, Series
 from mcpmeter.monitoring.lint.reading import Asked
 from mcpmeter.monitoring.lint.shapes import COMPARISONS, bare, is_scalar, matched, operator, shape
@@ -27,7 +27,7 @@ Said = tuple[Literal["error", "warning"], str, str, str]
 """Level, kind, message, hint."""
 
 
-def check(asked: Asked, known: Known) -> Iterator[Finding]:
+def check(asked: Asked, known: Known) -> Iterator[LintIssue]:
     """All findings of one expression, each once."""
     try:
         tree = promql.parse(asked.expr)
@@ -36,7 +36,7 @@ def check(asked: Asked, known: Known) -> Iterator[Finding]:
     else:
         said = list(_said(tree, asked, known))
     for level, kind, message, hint in dict.fromkeys(said):
-        yield Finding(file=asked.file, place=asked.place, level=level, kind=kind, message=message, hint=hint)
+        yield LintIssue(file=asked.file, place=asked.place, level=level, kind=kind, message=message, hint=hint)
 
 
 def _said(tree: Any, asked: Asked, known: Known) -> Iterator[Said]:

@@ -7,7 +7,7 @@ from typing import Literal
 import msgspec
 
 
-class Finding(msgspec.Struct, frozen=True, kw_only=True):
+class LintIssue(msgspec.Struct, frozen=True, kw_only=True):
     """One defect: where, how bad, which kind, what happens, and what to write instead."""
 
     file: str

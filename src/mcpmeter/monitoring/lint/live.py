@@ -13,12 +13,12 @@ import promql_parser as promql
 
 from mcpmeter.errors import SetupError
 from mcpmeter.monitoring.lint.checks import walk
-from mcpmeter.monitoring.lint.finding import Finding
+from mcpmeter.monitoring.lint.finding import LintIssue
 from mcpmeter.monitoring.lint.known import Known
 from mcpmeter.monitoring.lint.reading import Asked, read
 
 SECONDS_TO_ANSWER: Final = 10.0
-MOST_BYTES: Final = 64 * 1024 * 1024
+MAX_BYTES: Final = 64 * 1024 * 1024
 
 
 def known_of(scrape: str | None) -> Known:
@@ -36,20 +36,20 @@ def known_of(scrape: str | None) -> Known:
     return known
 
 
-def unmatched(files: Mapping[str, str], prometheus: str) -> list[Finding]:
+def unmatched(files: Mapping[str, str], prometheus: str) -> list[LintIssue]:
     """Selectors without one series in this Prometheus at this moment."""
     asked = [found for name, content in files.items() for found in read(name, content)[0]]
     answers: dict[str, bool] = {}
     return list(_unmatched(asked, prometheus.rstrip("/"), answers))
 
 
-def _unmatched(asked: list[Asked], prometheus: str, answers: dict[str, bool]) -> Iterator[Finding]:
+def _unmatched(asked: list[Asked], prometheus: str, answers: dict[str, bool]) -> Iterator[LintIssue]:
     for one in asked:
         for selector in selectors(one.expr):
             if selector not in answers:
                 answers[selector] = _matches(prometheus, selector)
             if not answers[selector]:
-                yield Finding(
+                yield LintIssue(
                     file=one.file,
                     place=one.place,
                     level="error",
@@ -99,7 +99,7 @@ def _get(url: str) -> str:
             path = parts.path or "/"
             connection.request("GET", f"{path}?{parts.query}" if parts.query else path)
             answer = connection.getresponse()
-            body = answer.read(MOST_BYTES)
+            body = answer.read(MAX_BYTES)
         finally:
             connection.close()
     except (OSError, HTTPException, ValueError) as fault:

@@ -10,7 +10,7 @@ from typing import Any, Final, Literal
 
 import yaml
 
-from mcpmeter.monitoring.lint.finding import Finding
+from mcpmeter.monitoring.lint.finding import LintIssue
 
 GONE_PANELS: Final = {
     "graph": "timeseries",
@@ -35,14 +35,14 @@ class Asked:
     """With a dashboard's variables filled in where PromQL has no place for them."""
 
 
-def read(file: str, content: str) -> tuple[list[Asked], list[Finding]]:
+def read(file: str, content: str) -> tuple[list[Asked], list[LintIssue]]:
     """All expressions of a file, and what is wrong with the file itself."""
     try:
         documents = _documents(content)
     except (yaml.YAMLError, ValueError) as fault:
         return [], [_broken(file, "unreadable", f"neither YAML nor JSON: {' '.join(str(fault).split())[:200]}")]
     asked: list[Asked] = []
-    findings: list[Finding] = []
+    findings: list[LintIssue] = []
     for document in documents:
         if isinstance(document, dict):
             _read_document(file, document, asked, findings)
@@ -61,11 +61,11 @@ def _mappings(value: object) -> Iterator[Mapping[str, Any]]:
     yield from (item for item in value if isinstance(item, dict)) if isinstance(value, list) else ()
 
 
-def _broken(file: str, kind: str, message: str, hint: str = "") -> Finding:
-    return Finding(file=file, place="file", level="error", kind=kind, message=message, hint=hint)
+def _broken(file: str, kind: str, message: str, hint: str = "") -> LintIssue:
+    return LintIssue(file=file, place="file", level="error", kind=kind, message=message, hint=hint)
 
 
-def _read_document(file: str, document: Mapping[str, Any], asked: list[Asked], findings: list[Finding]) -> None:
+def _read_document(file: str, document: Mapping[str, Any], asked: list[Asked], findings: list[LintIssue]) -> None:
     kind = document.get("kind")
     if kind == "ConfigMap":
         for data in _mappings([document.get("data")]):
@@ -98,7 +98,7 @@ def _rules(file: str, holder: Mapping[str, Any]) -> Iterator[Asked]:
             yield Asked(file, f"{kind} {name}", name, kind, str(rule.get("expr", "")))
 
 
-def _read_dashboard(file: str, dashboard: Mapping[str, Any], asked: list[Asked], findings: list[Finding]) -> None:
+def _read_dashboard(file: str, dashboard: Mapping[str, Any], asked: list[Asked], findings: list[LintIssue]) -> None:
     findings.extend(_of_dashboard(file, dashboard))
     for panel in _panels(dashboard):
         place = f"panel {panel.get('title') or panel.get('id', '?')}"
@@ -116,7 +116,7 @@ def _panels(holder: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
         yield from _panels(panel)
 
 
-def _of_dashboard(file: str, dashboard: Mapping[str, Any]) -> Iterator[Finding]:
+def _of_dashboard(file: str, dashboard: Mapping[str, Any]) -> Iterator[LintIssue]:
     missing = {
         "title": "file provisioning refuses a dashboard without a title",
         "uid": "without a uid each provisioning makes a new address, and links to it break",
@@ -127,10 +127,10 @@ def _of_dashboard(file: str, dashboard: Mapping[str, Any]) -> Iterator[Finding]:
             yield _broken(file, f"no-{key}", f"the dashboard has no {key}: {why}", f'Add "{key}".')
 
 
-def _of_panel(file: str, place: str, panel: Mapping[str, Any]) -> Iterator[Finding]:
+def _of_panel(file: str, place: str, panel: Mapping[str, Any]) -> Iterator[LintIssue]:
     kind = str(panel.get("type"))
     if kind in GONE_PANELS:
-        yield Finding(
+        yield LintIssue(
             file=file,
             place=place,
             level="error",
@@ -140,7 +140,7 @@ def _of_panel(file: str, place: str, panel: Mapping[str, Any]) -> Iterator[Findi
         )
     targets = list(_mappings(panel.get("targets")))
     if targets and not panel.get("datasource") and not all(target.get("datasource") for target in targets):
-        yield Finding(
+        yield LintIssue(
             file=file,
             place=place,
             level="warning",

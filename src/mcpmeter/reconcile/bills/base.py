@@ -23,7 +23,7 @@ ReadPeriod = Callable[[Cells], Period]
 """The cells of a line to the bucket or day it names. Raises `Unreadable`."""
 
 MAX_NANOUSD: Final = 2**63 - 1
-MOST_DAYS: Final = 98_000
+MAX_DAYS: Final = 98_000
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 """Tokens or requests in JSON."""
 Seconds = Annotated[int, msgspec.Meta(gt=0, lt=2**33)]
@@ -143,7 +143,7 @@ def instant(text: str, zone: tzinfo = UTC) -> int:
 def unix_ns(at: datetime) -> int:
     """An aware instant as Unix ns. Raises `Unreadable` for one before 1970 or after 2240."""
     since = at - _EPOCH
-    if not 0 <= since.days < MOST_DAYS:
+    if not 0 <= since.days < MAX_DAYS:
         raise Unreadable(f"{at:%Y-%m-%d} is no date of a bill")
     return (since.days * 86_400 + since.seconds) * 10**9 + since.microseconds * 1000
 

@@ -20,7 +20,7 @@ from mcpmeter.budgets.view import BudgetReport, shown_budget
 from mcpmeter.errors import InvalidRequest, NotAllowed, ServiceFault, SetupError
 from mcpmeter.http.exchange import Header, HttpExchange
 from mcpmeter.ledger.queries.totals import GROUPINGS
-from mcpmeter.quota.tracker import QuotaBoard, QuotaReport
+from mcpmeter.quota.tracker import QuotaReport, QuotaTracker
 from mcpmeter.service.api.keys import KeyList, KeyRevocation, KeyRotation, KeyWithSecret, NewKey
 from mcpmeter.service.app import Page
 from mcpmeter.usage import UsageQuery, UsageReport, grouping, span_of, time_zone
@@ -42,7 +42,7 @@ class Standings(Protocol):
 
 
 ROWS: Final = 1_000
-MOST_ROWS: Final = 10_000
+MAX_ROWS: Final = 10_000
 HEADERS: Final[tuple[Header, ...]] = ((b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff"))
 _REFS: Final = "#/components/schemas/{name}"
 
@@ -109,7 +109,7 @@ OPERATIONS: Final = (
             Parameter("last", "Instead of those: hours, days or weeks up to now.", "7d"),
             Parameter("time_zone", "Whose days and months are meant. Left out: UTC.", "Europe/Berlin"),
             Parameter("team", "Only this team. Others than the caller's own only for an admin.", "search"),
-            Parameter("limit", f"Rows on a page, at most {MOST_ROWS}. Left out: {ROWS}.", "100"),
+            Parameter("limit", f"Rows on a page, at most {MAX_ROWS}. Left out: {ROWS}.", "100"),
             Parameter("cursor", "next_cursor of the page before.", "WyJzZWFyY2giXQ"),
         ),
     ),
@@ -139,7 +139,7 @@ class ApiPages:
 
     def __init__(
         self,
-        board: QuotaBoard,
+        board: QuotaTracker,
         budgets: Standings,
         identify: Identify,
         version: str,
@@ -235,8 +235,8 @@ def _parameters(raw: bytes) -> dict[str, str]:
 
 
 def _limit(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or len(text) > 9 or not 1 <= int(text) <= MOST_ROWS:
-        raise InvalidRequest("This limit is none.", hint=f"Give a number from 1 to {MOST_ROWS}.")
+    if not text.isascii() or not text.isdigit() or len(text) > 9 or not 1 <= int(text) <= MAX_ROWS:
+        raise InvalidRequest("This limit is none.", hint=f"Give a number from 1 to {MAX_ROWS}.")
     return int(text)
 
 

@@ -12,7 +12,7 @@ import msgspec
 
 from mcpmeter.access.callers import Caller
 from mcpmeter.access.key_view import ShownKey, shown_key
-from mcpmeter.access.keys import MOST_PER_MINUTE, KeyLimits, KeyRing, new_key, rotated
+from mcpmeter.access.keys import MAX_PER_MINUTE, KeyLimits, KeyRing, new_key, rotated
 from mcpmeter.errors import ConfigInvalid, InvalidRequest, KeyConfigured, KeyNotFound, NotAllowed
 from mcpmeter.http.exchange import Header, HttpExchange
 from mcpmeter.ledger.store import Store
@@ -22,15 +22,15 @@ from mcpmeter.service.app import Page
 
 log = logging.getLogger("mcpmeter")
 
-MOST_BODY_BYTES: Final = 64 * 1024
-LONGEST_GRACE_S: Final = 366 * 86_400
+MAX_BODY_BYTES: Final = 64 * 1024
+MAX_GRACE_S: Final = 366 * 86_400
 LATEST_YEAR: Final = 2200
 """Nanoseconds in 64 bits end in 2262."""
 HEADERS: Final[tuple[Header, ...]] = ((b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff"))
 DESCRIBED: Final = "/api/openapi.json describes the body."
 
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
-PerMinute = Annotated[int, msgspec.Meta(ge=1, le=MOST_PER_MINUTE)]
+PerMinute = Annotated[int, msgspec.Meta(ge=1, le=MAX_PER_MINUTE)]
 KeyId = Annotated[str, msgspec.Meta(pattern=r"^key_[0-9a-f]{12}$")]
 Models = Annotated[tuple[Annotated[str, msgspec.Meta(pattern=r"^[!-~]{1,200}$")], ...], msgspec.Meta(max_length=1000)]
 
@@ -53,7 +53,7 @@ class KeyRotation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Which key gets another secret."""
 
     id: KeyId
-    grace_seconds: Annotated[int, msgspec.Meta(ge=0, le=LONGEST_GRACE_S)] = 0
+    grace_seconds: Annotated[int, msgspec.Meta(ge=0, le=MAX_GRACE_S)] = 0
     """How long the secret before stays good beside the new one."""
 
 
@@ -151,7 +151,7 @@ class KeyPages:
 
     async def _asked(self, exchange: HttpExchange, kind: type[_Body]) -> tuple[str, _Body]:
         """Who asks for what. Who it is is looked at last: keys may be made while a body is on its way."""
-        content = await exchange.read_body(MOST_BODY_BYTES)
+        content = await exchange.read_body(MAX_BODY_BYTES)
         return self._admin(exchange), _decoded(content, kind)
 
     def _admin(self, exchange: HttpExchange) -> str:
