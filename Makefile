@@ -15,7 +15,7 @@ DEV_STAMP := $(VENV)/.installed-dev
 PINS := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-fast check bench size trials docs pictures constraints clean
+.PHONY: help install run test test-fast check bench trace size trials docs pictures constraints clean
 .DELETE_ON_ERROR:
 
 help: ## list these commands
@@ -55,6 +55,9 @@ bench: $(DEV_STAMP) ## the relay against nginx, LiteLLM, Portkey and the guide's
 	@echo "mcpmeter: measuring, one server at a time on one core (about 10 minutes; ARGS=\"--peers nginx,relay\" for a part)"
 	@PATH="$$PATH:/usr/sbin" $(BIN)/python -m benchmarks.run $(ARGS)
 	@$(BIN)/python -m benchmarks.ledger --write
+
+trace: $(DEV_STAMP) ## the files and functions that run for a warm call, stream, tool call and scrape (ARGS="--markdown")
+	@$(BIN)/python -m benchmarks.trace $(ARGS)
 
 size: $(VENV_STAMP) ## what an installation costs in seconds and megabytes, the product and the library alone
 	@$(BIN)/python scripts/install_size.py $(ARGS)

@@ -1,0 +1,53 @@
+"""The trace of what runs for a request, on the real service."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+PACKAGE = ROOT / "src" / "mcpmeter"
+
+
+@pytest.fixture(scope="module")
+def traces() -> Mapping[str, Any]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT)
+        from benchmarks.trace import measure
+
+        return measure(3)
+
+
+def test_a_trace_holds_files_of_the_package_by_folder(traces: Mapping[str, Any]) -> None:
+    for trace in traces.values():
+        assert all((PACKAGE / file).is_file() for file in trace.functions)
+        assert trace.folders.total() == trace.file_count > 10
+        assert trace.function_count > trace.file_count
+
+
+def test_a_request_enters_the_http_protocol_first(traces: Mapping[str, Any]) -> None:
+    firsts = {next(iter(trace.functions)) for trace in traces.values()}
+    assert len(firsts) == 1
+    assert "protocol" in firsts.pop()
+
+
+def test_a_call_is_traced_into_the_thread_of_the_ledger(traces: Mapping[str, Any]) -> None:
+    assert traces["call"].folders["ledger/"] > traces["scrape"].folders["ledger/"]
+    assert any("writ" in file for file in traces["call"].functions if file.startswith("ledger/"))
+
+
+def test_a_warm_request_imports_nothing(traces: Mapping[str, Any]) -> None:
+    assert not [trace.name for trace in traces.values() for names in trace.functions.values() if "<module>" in names]
+
+
+def test_functions_count_that_most_recordings_hold() -> None:
+    from benchmarks.trace import Trace
+
+    first, second, tick = ("a/x.py", "f"), ("y.py", "g"), ("a/z.py", "tick")
+    trace = Trace.of("call", [[first, second], [tick, first, second], [second, first]])
+    assert trace.functions == {"a/x.py": ["f"], "y.py": ["g"]}
+    assert trace.varying == {"a/z.py: tick": 1}
+    assert trace.folders == {"a/": 1, "./": 1}
