@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
+# The checkouts that `make pairs` compares.
+BASE ?=
+HEAD ?= .
 # Three on two cores: one of them mostly waits for Prometheus. A file stays with one process, for the sake of its fixtures,
 # and files go in their order: by the number of tests, which is the default, the longest of them would come last.
 SIDE_BY_SIDE := -n 3 --dist loadfile --no-loadscope-reorder
@@ -15,7 +18,7 @@ DEV_STAMP := $(VENV)/.installed-dev
 PINS := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-fast check bench trace size trials docs pictures constraints clean
+.PHONY: help install run test test-fast check bench pairs trace size trials docs pictures constraints clean
 .DELETE_ON_ERROR:
 
 help: ## list these commands
@@ -55,6 +58,10 @@ bench: $(DEV_STAMP) ## the relay against nginx, LiteLLM, Portkey and the guide's
 	@echo "mcpmeter: measuring, one server at a time on one core (about 10 minutes; ARGS=\"--peers nginx,relay\" for a part)"
 	@PATH="$$PATH:/usr/sbin" $(BIN)/python -m benchmarks.run $(ARGS)
 	@$(BIN)/python -m benchmarks.ledger --write
+
+pairs: $(DEV_STAMP) ## CPU per call and per chunk beside another checkout: BASE=../before (about 5 minutes)
+	@scripts/need.sh cc=gcc
+	@$(BIN)/python -m benchmarks.pairs $(ARGS) "$(BASE)" "$(HEAD)"
 
 trace: $(DEV_STAMP) ## the files and functions that run for a warm call, stream, tool call and scrape (ARGS="--markdown")
 	@$(BIN)/python -m benchmarks.trace $(ARGS)

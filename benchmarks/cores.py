@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import struct
 from collections.abc import Iterator
 from pathlib import Path
+
+from benchmarks.processes import BenchError
 
 LATENCY_REQUEST = Path("/dev/cpu_dma_latency")
 """Linux: as long as it is held open, no core takes longer to wake up than the microseconds written to it."""
@@ -29,3 +32,11 @@ def kept_awake(path: Path = LATENCY_REQUEST) -> Iterator[str]:
     with request:
         request.write(struct.pack("i", 0))
         yield KEPT_AWAKE
+
+
+def two_cores() -> tuple[int, int]:
+    """The server's core and the load's. Raises BenchError if this process may use only one."""
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) < 2:
+        raise BenchError("Two cores are needed, one for the server and one for the load, and this process may use one")
+    return cores[0], cores[1]

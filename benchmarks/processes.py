@@ -50,8 +50,8 @@ class Server:
 
     def cpu_seconds(self) -> float:
         """User and system time since the start, all processes and threads."""
-        fields = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in self._tree()]
-        return sum(int(f[11]) + int(f[12]) for f in fields) / TICKS_PER_SECOND
+        # Linux's number for the CPU clock of another process: nanoseconds, where /proc counts ticks of 10 ms.
+        return sum(time.clock_gettime(~pid << 3 | 2) for pid in self._tree())
 
     def rss_bytes(self) -> int:
         """Resident memory, all processes (pages that two of them share are counted twice)."""
@@ -175,6 +175,20 @@ def busy_seconds(cores: Collection[int]) -> float:
     lines = (line.split() for line in Path("/proc/stat").read_text().splitlines())
     wanted = {f"cpu{core}" for core in cores}
     return sum(int(ticks) for name, *fields in lines if name in wanted for ticks in fields[:3]) / TICKS_PER_SECOND
+
+
+def foreign_seconds(cores: Collection[int], servers: Collection[Server]) -> float:
+    """CPU time that processes outside this run have taken of these cores since the machine started."""
+    harness = os.times()
+    load_and_we = harness.user + harness.system + harness.children_user + harness.children_system
+    return busy_seconds(cores) - sum(server.cpu_seconds() for server in servers) - load_and_we
+
+
+def require_disk(folder: Path) -> None:
+    """Raises BenchError for a folder in memory: a ledger that never touches a disk would measure nothing."""
+    kind = subprocess.run(["stat", "-f", "-c", "%T", folder], capture_output=True, text=True, check=True).stdout.strip()
+    if kind in {"tmpfs", "ramfs"}:
+        raise BenchError(f"{folder} is on {kind}: a ledger that never touches a disk would measure nothing")
 
 
 def free_port() -> int:

@@ -310,6 +310,10 @@ def write(path: Path, results: Sequence[Results], machine_line: str, *, rounds: 
                 "",
                 *METHOD,
                 "",
+                "## Two versions",
+                "",
+                *PAIRS,
+                "",
                 "## Where the time goes",
                 "",
                 BY_HAND[0],
@@ -352,4 +356,16 @@ METHOD = (
     "(`synchronous=FULL`) before the client has its whole answer; *relay-normal* writes the same rows with",
     "`ledger.synchronous: normal` ([ledger.md](ledger.md) says what that gives up) and is asked for no streams. The",
     "others write nothing.",
+)
+
+PAIRS = (
+    "`make pairs BASE=../before` compares the relay of two checkouts, this one and the one in `BASE`. Each runs on",
+    "its own sources, with the packages of its own `.venv` if it has one, else with those of this checkout. Both",
+    "servers stay up and share a core; the load and the upstream share the other. A pair is a burst of JSON calls at",
+    "32 connections on each server, then 200 streams with a chunk every 20 ms on each; every second pair begins with",
+    "the other server. CPU is the server's user and system time from its process's CPU clock, per call and per chunk",
+    "as above. The result is the median over 30 pairs of the ratio HEAD/BASE with its 95 % interval from order",
+    "statistics, which assumes no distribution. An interval that holds 1 shows no difference. CPU time tolerates",
+    "other load better than calls per second do, but that load still costs caches: the output says how many cores",
+    "other processes used.",
 )

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import os
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -17,11 +15,20 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks import report
-from benchmarks.cores import MAY_SLEEP, kept_awake
+from benchmarks.cores import MAY_SLEEP, kept_awake, two_cores
 from benchmarks.installs import SCRATCH, native
 from benchmarks.load import Burst, Load, Route, ask_once, press, stream_once
 from benchmarks.peers import PEERS, Launch, Peer, upstream
-from benchmarks.processes import BenchError, Server, busy_seconds, cold_factor, free_port, running, two_flushes_ms
+from benchmarks.processes import (
+    BenchError,
+    Server,
+    cold_factor,
+    foreign_seconds,
+    free_port,
+    require_disk,
+    running,
+    two_flushes_ms,
+)
 from benchmarks.profile import Profiler
 
 ROOT = Path(__file__).parent.parent
@@ -143,9 +150,10 @@ class Bench:
         return bool(burst.rate and saturated and saturated[-1].calls_per_second < burst.rate)
 
     def _burst(self, server: Server, route: Route, burst: Burst, folder: Path) -> Load:
-        before = self._foreign_seconds(server)
+        cores, servers = (self.server_core, self.load_core), {server, self.upstream}
+        before = foreign_seconds(cores, servers)
         load = press(server, route, burst, folder=folder, core=self.load_core)
-        foreign_cores = max(0.0, self._foreign_seconds(server) - before) / load.seconds
+        foreign_cores = max(0.0, foreign_seconds(cores, servers) - before) / load.seconds
         return replace(load, foreign_cores=foreign_cores)
 
     def _profile(self, server: Server, route: Route, folder: Path, profiler: Profiler) -> int:
@@ -155,12 +163,6 @@ class Bench:
             with profiler.watching(server, burst):
                 calls += self._burst(server, route, burst, folder).calls
         return calls
-
-    def _foreign_seconds(self, server: Server) -> float:
-        harness = os.times()
-        load_and_we = harness.user + harness.system + harness.children_user + harness.children_system
-        servers = sum(part.cpu_seconds() for part in {server, self.upstream})
-        return busy_seconds((self.server_core, self.load_core)) - servers - load_and_we
 
 
 def _progress(peer: Peer, load: Load) -> str:
@@ -197,9 +199,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def measure(peers: Sequence[Peer], *, rounds: int, seconds: float, profiler: Profiler | None = None) -> list[Results]:
     """Run all peers in turn, `rounds` times. Raises BenchError."""
-    server_core, load_core = _two_cores()
+    server_core, load_core = two_cores()
     SCRATCH.mkdir(exist_ok=True)
-    _refuse_memory_disk(SCRATCH)
+    require_disk(SCRATCH)
     native("load")
     results = [Results(peer) for peer in peers]
     for result in results:
@@ -246,19 +248,6 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     if unknown := set(options.peers) - set(PEERS):
         parser.error(f"no such peer: {', '.join(sorted(unknown))}; there are {', '.join(PEERS)}")
     return options
-
-
-def _two_cores() -> tuple[int, int]:
-    cores = sorted(os.sched_getaffinity(0))
-    if len(cores) < 2:
-        raise BenchError("Two cores are needed, one for the server and one for the load, and this process may use one")
-    return cores[0], cores[1]
-
-
-def _refuse_memory_disk(folder: Path) -> None:
-    kind = subprocess.run(["stat", "-f", "-c", "%T", folder], capture_output=True, text=True, check=True).stdout.strip()
-    if kind in {"tmpfs", "ramfs"}:
-        raise BenchError(f"{folder} is on {kind}: a ledger that never touches a disk would measure nothing")
 
 
 if __name__ == "__main__":
