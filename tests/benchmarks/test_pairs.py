@@ -17,7 +17,7 @@ def _benchmarks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 # Ranks as in the tables of the sign test.
 @pytest.mark.parametrize(("pairs", "low", "high"), [(6, 1, 6), (10, 2, 9), (30, 10, 21), (100, 40, 61)])
-def test_the_interval_of_a_median_ends_at_the_ranks_of_the_sign_test(pairs: int, low: int, high: int) -> None:
+def test_a_median_interval_ends_at_the_ranks_of_the_sign_test(pairs: int, low: int, high: int) -> None:
     from benchmarks.pairs import median_interval
 
     values = [float(value) for value in range(1, pairs + 1)]
