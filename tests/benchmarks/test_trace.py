@@ -43,7 +43,7 @@ def test_a_warm_request_imports_nothing(traces: Mapping[str, Any]) -> None:
     assert not [trace.name for trace in traces.values() for names in trace.functions.values() if "<module>" in names]
 
 
-def test_functions_count_that_most_recordings_hold() -> None:
+def test_functions_count_that_two_recordings_hold() -> None:
     from benchmarks.trace import Trace
 
     first, second, tick = ("a/x.py", "f"), ("y.py", "g"), ("a/z.py", "tick")
