@@ -1,0 +1,55 @@
+"""Configurations of earlier versions load without a fault and mean what they meant."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.recorded import as_recorded
+
+from mcpmeter.config import load
+
+CONFIGURATIONS = Path(__file__).parents[1] / "fixtures" / "ffcca79" / "configurations"
+EXPECTED = json.loads((CONFIGURATIONS / "expected.json").read_text())
+ENVIRON = json.loads((CONFIGURATIONS / "environment.json").read_text())
+
+Plain = Callable[[str], Any]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A copy, because a file's relative paths are taken from its folder."""
+    return Path(shutil.copytree(CONFIGURATIONS, tmp_path / "configurations"))
+
+
+@pytest.fixture
+def plain(folder: Path) -> Plain:
+    """JSON with the folder's name as it was recorded."""
+    return lambda text: json.loads(text.replace(str(folder), "FOLDER"))
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_check_finds_no_problem_and_says_what_it_said(name, folder, plain, run, request):
+    environ = ENVIRON | ({"LEDGER_URL": request.getfixturevalue("postgres_url")} if name == "database.yaml" else {})
+    finished = run("check", "--json", "--config", folder / name, env=environ)
+    assert finished.code == 0, finished.stdout
+    then = EXPECTED[name]["check"]
+    assert as_recorded(plain(finished.stdout), then) == then
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_settings_have_the_values_that_they_had(name, folder, plain):
+    then = EXPECTED[name]["settings"]
+    now = plain(json.dumps(load(folder / name, ENVIRON).model_dump(mode="json")))
+    assert as_recorded(now, then) == then
+
+
+@pytest.mark.parametrize("name", ["maximal.yaml", "example-monitoring.yaml"])
+def test_monitoring_is_written_from_it(name, folder, run, tmp_path):
+    finished = run("monitoring", "write", tmp_path / "deploy", "--config", folder / name)
+    assert finished.code == 0, finished.stderr
+    assert (tmp_path / "deploy" / "prometheus" / "prometheus.yml").is_file()

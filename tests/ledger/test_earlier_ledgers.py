@@ -1,0 +1,116 @@
+"""Ledgers of earlier versions open with every figure, key and open call that they were written with."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import shutil
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from tests.recorded import as_recorded
+
+LEDGERS = Path(__file__).parents[1] / "fixtures" / "ffcca79" / "ledgers"
+RECORDED = sorted(LEDGERS.glob("*.json"))
+UPSTREAM = {"UPSTREAM": "http://127.0.0.1:9"}
+SECONDS_TO_RECOVER = 30
+
+
+class Opened:
+    """A copy of a ledger on which the service has run once: migrated, its open calls recovered."""
+
+    def __init__(self, place: Path | str, folder: Path, run: Callable[..., Any]) -> None:
+        self.place = place
+        self._config = folder / "mcpmeter.yaml"
+        self._run = run
+
+    def serve_once(self, start: Callable[..., Any], keys: list[str]) -> list[int]:
+        """Returns the status that each key gets."""
+        relay = start("serve", "--config", self._config, "--ledger", self.place, env=UPSTREAM)
+        address = relay.says(r"OpenAI SDKs +(http://\S+)/v1")[1]
+        deadline = time.monotonic() + SECONDS_TO_RECOVER
+        while self.says("ledger", "verify")["open_calls"]:  # on PostgreSQL a lease has to end first
+            assert time.monotonic() < deadline, "calls are still open"
+        statuses = [_status(f"{address}/v1/models", key) for key in keys]
+        assert relay.end().code == 0
+        return statuses
+
+    def says(self, *command: str) -> Any:
+        """What a command prints as JSON; it has to succeed."""
+        return json.loads(self.prints(*command, "--json"))
+
+    def prints(self, *command: str) -> str:
+        finished = self._run(*command, "--ledger", self.place, env=UPSTREAM)
+        assert finished.code == 0, finished.stderr
+        return str(finished.stdout)
+
+    def report(self, groupings: str) -> Any:
+        return self.says("report", *(word for name in groupings.split() for word in ("--by", name)))["rows"]
+
+    def budget(self, name: str) -> Any:
+        return self.says("budgets", "show", name, "--config", str(self._config))
+
+
+def _status(url: str, key: str) -> int:
+    try:
+        with urllib.request.urlopen(
+            urllib.request.Request(url, headers={"Authorization": f"Bearer {key}"}), timeout=10
+        ) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as refused:
+        return refused.code
+
+
+@pytest.fixture(params=RECORDED, ids=lambda file: file.stem)
+def recorded(request: pytest.FixtureRequest) -> Path:
+    return request.param
+
+
+@pytest.fixture
+def opened(recorded: Path, request: pytest.FixtureRequest, run: Callable[..., Any], tmp_path: Path) -> Opened:
+    """A copy of the ledger, not yet touched."""
+    for name in ("mcpmeter.yaml", "prices.toml"):
+        shutil.copy(LEDGERS / name, tmp_path)
+    dump = recorded.with_suffix(".sql")
+    if not dump.exists():
+        for part in LEDGERS.glob(f"{recorded.stem}.db*.gz"):
+            (tmp_path / part.stem).write_bytes(gzip.decompress(part.read_bytes()))
+        return Opened(tmp_path / f"{recorded.stem}.db", tmp_path, run)
+    place = request.getfixturevalue("postgres_url")
+    with psycopg.connect(place, autocommit=True) as db:
+        db.execute(dump.read_bytes())
+    return Opened(place, tmp_path, run)
+
+
+def rows_of(text: str) -> Iterator[dict[str, str]]:
+    return csv.DictReader(io.StringIO(text))
+
+
+def test_an_earlier_ledger_keeps_all_that_it_holds(recorded, opened, start):
+    then = json.loads(recorded.read_text())
+    statuses = opened.serve_once(start, [key["key"] for key in then["keys"].values()])
+    assert dict(zip(then["keys"], statuses, strict=True)) == {n: key["status"] for n, key in then["keys"].items()}
+
+    verdict = opened.says("ledger", "verify")
+    assert as_recorded(verdict, then["verify"]) == then["verify"]
+    listed = opened.says("keys", "list")
+    assert as_recorded(listed, then["keys list"]) == then["keys list"]
+    for groupings, rows in then["report"].items():
+        assert as_recorded(opened.report(groupings), rows) == rows
+    for name, budget in then["budgets"].items():
+        assert as_recorded(opened.budget(name), budget) == budget
+
+    exported = {row["id"]: row for row in rows_of(opened.prints("ledger", "export", "--csv", "-"))}
+    recovered = [exported.pop(call) for call in then["open"]]
+    assert {(row["state"], row["outcome"]) for row in recovered} == {("settled", "recovered")}
+    rows = list(rows_of(recorded.with_suffix(".csv").read_text()))
+    assert as_recorded([exported[row["id"]] for row in rows], rows) == rows
+    assert len(exported) == len(rows)
