@@ -126,6 +126,45 @@ def test_random_damage_ends_in_a_ledger_whose_rows_are_all_true(path, fill, tmp_
     assert verify(tmp_path / "new.db").wrong == []
 
 
+@pytest.mark.parametrize("seed", range(12))
+def test_flipped_bits_end_in_a_ledger_of_the_rows_they_spared(path, fill, tmp_path, seed):
+    random = Random(seed)
+    fill(400)
+    before = rows(path)
+    content = bytearray(path.read_bytes())
+    for _ in range(40):
+        content[random.randrange(PAGE, len(content))] ^= 1 << random.randrange(8)
+    path.write_bytes(content)
+    found = kept_of(recover(path, tmp_path / "new.db"))
+    after = rows(tmp_path / "new.db")
+    assert len(after) == found["calls"][0]
+    assert sum(before.get(call) == row for call, row in after.items()) > 350
+    verify(tmp_path / "new.db")
+
+
+def test_page_numbers_beyond_any_file_are_read_as_no_page(path, fill, tmp_path):
+    fill(400)
+    with path.open("r+b") as file:
+        file.seek(16)
+        file.write(b"\x00\x01")  # pages of 65,536 bytes
+        file.seek(32)
+        file.write(b"\xff" * 4)  # the first free page
+    recover(path, tmp_path / "new.db")
+    assert verify(tmp_path / "new.db").calls == len(rows(tmp_path / "new.db"))
+
+
+def test_keys_outlive_their_table_s_root(path, fill, tmp_path):
+    fill(1)
+    key = new_key("backend", "research", 1)[1]
+    add_key(path, key)
+    with contextlib.closing(apsw.Connection(str(path))) as db:
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        db.execute("PRAGMA writable_schema = on")
+        db.execute("UPDATE sqlite_schema SET rootpage = 4000 WHERE name = 'keys'")
+    recover(path, tmp_path / "new.db")
+    assert list_keys(tmp_path / "new.db") == [key]
+
+
 def test_neither_a_file_that_is_there_is_overwritten_nor_a_ledger_made_of_nothing(path, fill, tmp_path):
     fill(1)
     taken = tmp_path / "taken"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,15 +16,20 @@ import msgspec
 
 from mcpmeter.errors import LedgerNotUsable
 from mcpmeter.ledger.maintenance.sqlite_pages import Value, free_pages, rows_of_page
+from mcpmeter.ledger.reservations import read_claims
 from mcpmeter.ledger.sqlite.balances import claimed_by_calls, read_balances
 from mcpmeter.ledger.sqlite.connection import explain, open_for_writing
 from mcpmeter.ledger.sqlite.migrations import transaction
 
 TABLES: Final = ("calls", "keys", "pruned_calls", "pruned_claims", "top_ups", "balances")
-FEWEST_COLUMNS: Final = 37
-"""Of a call's row, as the first migration made it."""
+FEWEST_COLUMNS: Final = {"calls": 37, "keys": 7}
+"""Of a row, as the first migration made it. Of these tables rows are known by what is in them."""
 
 _STATES: Final = ("open", "settled")
+_UNREADABLE: Final = (apsw.Error, UnicodeDecodeError)
+"""A flipped bit may leave a text that is no text."""
+
+_SHA256: Final = re.compile(r"[0-9a-f]{64}")
 
 
 class Recovered(msgspec.Struct, frozen=True, kw_only=True):
@@ -87,8 +93,8 @@ def _recover_table(copy: Path, new: apsw.Connection, table: str) -> Recovered:
     columns = [str(row[1]) for row in new.execute(f"PRAGMA table_info({table})")]
     writer = _TableWriter(new, table, columns)
     whole = writer.write(_by_tree(copy, table, columns))
-    if not whole and table == "calls":
-        writer.write(_by_page(copy, columns))
+    if not whole and table in FEWEST_COLUMNS:
+        writer.write(_by_page(copy, table, columns))
     lost = 0 if whole and not writer.refused else _lost(copy, table, writer.kept)
     return Recovered(table=table, kept=writer.kept, refused=writer.refused, lost=lost)
 
@@ -114,6 +120,9 @@ class _TableWriter:
         return whole
 
     def _write_one(self, row: dict[str, Any]) -> None:
+        if not _has_readable_claims(row):
+            self.refused += 1
+            return
         names = [name for name in self._known if name in row]
         sql = (
             f"INSERT INTO {self._table} ({', '.join(names)}) VALUES ({', '.join(f':{name}' for name in names)})"  # noqa: S608
@@ -125,6 +134,15 @@ class _TableWriter:
             self.refused += 1
         else:
             self.kept += self._db.changes()
+
+
+def _has_readable_claims(row: dict[str, Any]) -> bool:
+    """No check of a table looks into them, and the balances are made from them."""
+    try:
+        read_claims(row.get("claims", ""))
+    except (msgspec.MsgspecError, UnicodeDecodeError, TypeError):
+        return False
+    return True
 
 
 def _by_tree(copy: Path, table: str, columns: Sequence[str]) -> Iterator[dict[str, Any] | None]:
@@ -140,7 +158,7 @@ def _by_tree(copy: Path, table: str, columns: Sequence[str]) -> Iterator[dict[st
                 for row in db.execute(f"SELECT {', '.join(names)} FROM {table} ORDER BY {order}"):  # noqa: S608
                     yield dict(zip(names, row, strict=True))
             return
-        except apsw.Error:
+        except _UNREADABLE:
             yield None
 
 
@@ -157,40 +175,45 @@ def _opened(copy: Path) -> apsw.Connection:
     return db
 
 
-def _by_page(copy: Path, columns: Sequence[str]) -> Iterator[dict[str, Any] | None]:
-    """Rows of calls, wherever a page holds them. Those that were read by the tree are refused as known."""
+def _by_page(copy: Path, table: str, columns: Sequence[str]) -> Iterator[dict[str, Any] | None]:
+    """Rows of a table, wherever a page holds them. Those that were read by the tree are refused as known."""
     with copy.open("rb") as file:
         size = int.from_bytes(file.read(20)[16:18], "big")
         size = 65536 if size == 1 else size
         if size < 512 or size & (size - 1):
             return
 
+        pages = copy.stat().st_size // size
+
         def read(number: int) -> bytes:
+            if not 0 < number <= pages:  # the file system refuses to seek to the largest of them
+                return b""
             file.seek((number - 1) * size)
-            return file.read(size) if number > 0 else b""
+            return file.read(size)
 
         free = free_pages(read)
         usable = size - (read(1)[20:21] or b"\0")[0]
-        for number in range(1, copy.stat().st_size // size + 1):
+        for number in range(1, pages + 1):
             if number not in free:
-                yield from filter(None, (_call(row, columns) for row in rows_of_page(number, read, usable) if row))
+                rows = filter(None, rows_of_page(number, read, usable))
+                # A row that was written before a migration lacks that migration's columns, and gets their defaults.
+                yield from (dict(zip(columns, row, strict=False)) for row in rows if _is_of(table, row, columns))
 
 
-def _call(values: Sequence[Value], columns: Sequence[str]) -> dict[str, Any] | None:
-    # A row that was written before a migration lacks that migration's columns, and gets their defaults.
-    if not FEWEST_COLUMNS <= len(values) <= len(columns) or values[1] not in _STATES:
-        return None
-    return dict(zip(columns, values, strict=False))
+def _is_of(table: str, row: Sequence[Value], columns: Sequence[str]) -> bool:
+    if not FEWEST_COLUMNS[table] <= len(row) <= len(columns):
+        return False
+    return row[1] in _STATES if table == "calls" else bool(_SHA256.fullmatch(str(row[columns.index("sha256")])))
 
 
 def _lost(copy: Path, table: str, kept: int) -> int | None:
     """By the index that counts most rows; a damaged table's indexes may be whole."""
     counts = []
-    with contextlib.closing(_opened(copy)) as db, contextlib.suppress(apsw.Error):
+    with contextlib.closing(_opened(copy)) as db, contextlib.suppress(*_UNREADABLE):
         for _, index, *_rest in db.execute(f"PRAGMA index_list({table})").fetchall():
             if index == "calls_open":
                 continue
-            with contextlib.suppress(apsw.Error):
+            with contextlib.suppress(*_UNREADABLE):
                 ((count,),) = db.execute(f"SELECT count(*) FROM {table} INDEXED BY {index}")  # noqa: S608
                 counts.append(int(count))
     return max(0, max(counts) - kept) if counts else None
