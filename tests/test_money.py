@@ -19,15 +19,15 @@ MONEY_PATH = [
     *(
         SOURCES / "ledger" / f"{name}.py"
         for name in (
-            "claims",
-            "balances",
-            "postgres_balances",
+            "reservations",
+            "sqlite/balances",
+            "postgres/balances",
             "rows",
-            "reports",
-            "pruning",
-            "verify",
-            "export",
-            "days",
+            "queries/totals",
+            "maintenance/prune",
+            "maintenance/verify",
+            "maintenance/export",
+            "queries/days",
         )
     ),
     *(SOURCES / "cli" / name for name in ("cost.py", "models.py", "reconcile.py", "report.py")),

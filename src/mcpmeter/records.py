@@ -118,7 +118,7 @@ class TopUp(msgspec.Struct, frozen=True, kw_only=True):
     note: str = ""
 
 
-class PathParams(msgspec.Struct, frozen=True, gc=False):
+class PathParams(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """Model and stream as the request's path names them, in dialects that put them there (Gemini)."""
 
     model: str = ""

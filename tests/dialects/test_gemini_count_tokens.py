@@ -15,7 +15,7 @@ from mcpmeter.errors import InvalidRequest
 from mcpmeter.records import PathParams, Usage
 
 COUNT = GeminiCountTokens()
-FLASH = PathParams("gemini-2.5-flash")
+FLASH = PathParams(model="gemini-2.5-flash")
 CONTENTS = b'"contents":[{"parts":[{"text":"Hello"}]}]'
 WHOLE = b'{"%s":{"model":"models/gemini-2.5-flash",%s}}'
 

@@ -16,7 +16,7 @@ from mcpmeter.errors import InvalidRequest, LedgerUnavailable
 from mcpmeter.records import PathParams, Usage
 
 ONE, BATCH = GeminiEmbed(), GeminiBatchEmbed()
-MODEL = PathParams("gemini-embedding-001")
+MODEL = PathParams(model="gemini-embedding-001")
 CONTENT = b'"content":{"parts":[{"text":"12345678"}]}'
 
 

@@ -29,7 +29,7 @@ STREAMS = [name for name in EXPECTED if name.endswith(".sse")]
 GENERATE = GeminiGenerate()
 ARRAY = GeminiGenerateArray()
 CONTENTS = b'"contents":[{"role":"user","parts":[{"text":"Hello"}]}]'
-FLASH = PathParams("gemini-2.5-flash")
+FLASH = PathParams(model="gemini-2.5-flash")
 FIELDS = tuple(EXPECTED["answer.json"]["usage"])
 
 
@@ -377,7 +377,9 @@ def refusal(body: bytes, named: PathParams = FLASH) -> str:
     [(GENERATE, False, "generate"), (GENERATE, True, "generate_stream"), (ARRAY, True, "generate_array")],
 )
 def test_model_and_streaming_are_taken_from_the_path(dialect, stream, path):
-    asked = dialect.read_request(b'{%s,"stream":true,"new":[1]}' % CONTENTS, PathParams("gemini-2.5-flash", stream))
+    asked = dialect.read_request(
+        b'{%s,"stream":true,"new":[1]}' % CONTENTS, PathParams(model="gemini-2.5-flash", stream=stream)
+    )
     assert (asked.model, dialect.path_name(asked)) == ("gemini-2.5-flash", path)
     assert asked.stream is (path == "generate_stream")
     assert asked.prompt_tokens_estimate > 0
@@ -396,7 +398,7 @@ def test_model_and_streaming_are_taken_from_the_path(dialect, stream, path):
 )
 def test_a_model_has_one_name_however_it_is_written(named, body_model, model):
     body = json.dumps({"model": body_model, "contents": [{"parts": []}]}).encode()
-    assert GENERATE.read_request(body, PathParams(named)).model == model
+    assert GENERATE.read_request(body, PathParams(model=named)).model == model
 
 
 @pytest.mark.parametrize(
@@ -434,9 +436,9 @@ def test_a_bad_request_is_refused_in_a_sentence_that_repeats_none_of_it(body, wo
 def test_a_path_without_a_usable_model_is_refused_unless_it_names_none(model, words):
     body = b"{%s}" % CONTENTS
     if words:
-        assert words in refusal(body, PathParams(model))
+        assert words in refusal(body, PathParams(model=model))
     else:
-        assert GENERATE.read_request(body, PathParams(model)).model == ""
+        assert GENERATE.read_request(body, PathParams(model=model)).model == ""
 
 
 def test_one_content_may_stand_for_a_list_of_one():
@@ -459,7 +461,7 @@ json_values = st.recursive(
 )
 def test_any_bytes_are_a_request_or_refused(body, model):
     with contextlib.suppress(InvalidRequest):
-        asked = GENERATE.read_request(body, PathParams(model))
+        asked = GENERATE.read_request(body, PathParams(model=model))
         assert GENERATE.read_request(GENERATE.forwarded(body, asked, "other"), PathParams("other")).model == "other"
         assert GENERATE.prompt_tokens(body) >= 0
 
@@ -467,12 +469,14 @@ def test_any_bytes_are_a_request_or_refused(body, model):
 def test_a_request_goes_on_byte_for_byte_whatever_the_model_is_called_upstream():
     body = b'{ %s ,\n\t"generationConfig":{"temperature":1.0e0}, "x":{"b":1,"a":2 } }' % CONTENTS
     for named in ("gemini-2.5-flash", "gemini/gemini-2.5-flash"):
-        assert GENERATE.forwarded(body, GENERATE.read_request(body, PathParams(named)), "gemini-2.5-flash") == body
+        assert (
+            GENERATE.forwarded(body, GENERATE.read_request(body, PathParams(model=named)), "gemini-2.5-flash") == body
+        )
 
 
 def test_a_body_that_repeats_the_paths_model_is_renamed_with_it():
     body = b'{"model":"gemini/gemini-2.5-flash",%s,"generationConfig":{"temperature":1.0e0}}' % CONTENTS
-    asked = GENERATE.read_request(body, PathParams("gemini/gemini-2.5-flash"))
+    asked = GENERATE.read_request(body, PathParams(model="gemini/gemini-2.5-flash"))
     sent = GENERATE.forwarded(body, asked, "gemini-2.5-flash")
     assert json.loads(sent) == {**json.loads(body), "model": "models/gemini-2.5-flash"}
     assert b"1.0e0" in sent

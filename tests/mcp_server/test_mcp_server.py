@@ -40,7 +40,7 @@ from mcpmeter.providers import load_providers
 from mcpmeter.quota.tracker import QuotaTracker
 from mcpmeter.records import Settlement
 from mcpmeter.relay.pipeline import EndpointConfig, Pipeline, RelayOptions, Runtime
-from mcpmeter.routing.failover import Failover, RetryOptions, UpstreamMetrics
+from mcpmeter.routing.failover import Failover, FailoverMetrics, RetryOptions
 from mcpmeter.routing.routes import Routing, Upstream
 from mcpmeter.simulator import Fault, Latency, Simulator, Spread
 from mcpmeter.usage import UsageQuery, UsageReport, usage_report
@@ -108,7 +108,7 @@ async def whole(tmp_path: Path) -> AsyncIterator[Whole]:
             keys=KeyRing([]),
         )
         # One attempt a call, and nothing held against the provider: each test looks at its own fault alone.
-        failover = Failover(UpstreamMetrics(recorder), retries=RetryOptions(max_attempts=1))
+        failover = Failover(FailoverMetrics(recorder), retries=RetryOptions(max_attempts=1))
         pipeline = Pipeline(meter, runtime, failover, QuotaTracker(recorder))
 
         async def ask(query: UsageQuery) -> UsageReport:

@@ -32,7 +32,7 @@ OPENAI_1 = ("openai", "openai-1")
 @pytest.fixture
 def recorder() -> Recorder:
     made = Recorder(rows=tuple(dict.fromkeys((*ALL, *rows.ROWS))))
-    made.vocabulary.register("provider", ["openai", "anthropic"])
+    made.label_allowlist.register("provider", ["openai", "anthropic"])
     return made
 
 

@@ -1,4 +1,4 @@
-"""A relayed call, top to bottom: authenticate, validate, write down; then `flight.Flight` sends and settles it."""
+"""A relayed call, top to bottom: authenticate, validate, write down; then `call.RelayedCall` sends and settles it."""
 
 from __future__ import annotations
 

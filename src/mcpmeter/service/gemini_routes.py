@@ -53,7 +53,9 @@ def _whole(pipeline: Pipeline, label: str, dialect: Dialect) -> Endpoint:
     service = EndpointConfig(dialect=dialect)
 
     def endpoint(match: re.Match[str], scope: Scope) -> RelayEndpoint:
-        return RelayEndpoint(pipeline, label, service, named=PathParams(match["model"]), secret=_key(_query(scope)))
+        return RelayEndpoint(
+            pipeline, label, service, named=PathParams(model=match["model"]), secret=_key(_query(scope))
+        )
 
     return endpoint
 
@@ -65,7 +67,7 @@ def _stream(pipeline: Pipeline, label: str) -> Endpoint:
     def endpoint(match: re.Match[str], scope: Scope) -> RelayEndpoint:
         query = _query(scope)
         as_events = query.get("alt") == ["sse"]
-        named = PathParams(match["model"], stream=as_events)
+        named = PathParams(model=match["model"], stream=as_events)
         return RelayEndpoint(pipeline, label, events if as_events else array, named=named, secret=_key(query))
 
     return endpoint

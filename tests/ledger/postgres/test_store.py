@@ -337,7 +337,7 @@ def test_an_old_server_is_refused(place, monkeypatch):
 
 
 def test_without_psycopg_the_line_says_what_to_install(place, monkeypatch):
-    for name in [name for name in sys.modules if name.startswith(("psycopg", "mcpmeter.ledger.postgres.store"))]:
+    for name in [name for name in sys.modules if name.startswith(("psycopg", "mcpmeter.ledger.postgres"))]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "psycopg", None)
     monkeypatch.delattr("mcpmeter.ledger.postgres.store", raising=False)

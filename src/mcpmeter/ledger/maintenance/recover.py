@@ -126,7 +126,7 @@ class _TableWriter:
         names = [name for name in self._known if name in row]
         sql = (
             f"INSERT INTO {self._table} ({', '.join(names)}) VALUES ({', '.join(f':{name}' for name in names)})"  # noqa: S608
-            " ON CONFLICT DO NO_PATH_PARAMS"
+            " ON CONFLICT DO NOTHING"
         )
         try:
             self._db.execute(sql, row)
