@@ -164,7 +164,7 @@ async def test_every_row_moves_under_real_calls(tmp_path: Path) -> None:
         recovered = before[service_rows.LEDGER_RECOVERED.name]
         await traffic(relay)
         waiting = asyncio.create_task(relay.chat("stall=headers,stall_seconds=30"))
-        await relay.upstream.books.wait_until(lambda books: books.open_calls == 1)
+        await relay.upstream.billing_log.wait_until(lambda log: log.open_calls == 1)
         await relay.service.budgets.refresh()
         during = await relay.scrape()
         waiting.cancel()

@@ -8,13 +8,13 @@ from mcpmeter.demo.traffic import EMBEDDINGS, MIX, steady
 from mcpmeter.simulator import Simulator
 
 
-async def run_until(books, holds, base_url, **options):
+async def run_until(log, holds, base_url, **options):
     stop = asyncio.Event()
     keys = {"search": "sk-search", "docs": None}
     traffic = asyncio.create_task(
         steady(base_url, keys, models=["gpt-4.1", "deepseek-v3.2"], stop=stop, seed=1, **options)
     )
-    await books.wait_until(holds)
+    await log.wait_until(holds)
     stop.set()
     return await traffic
 
@@ -22,9 +22,9 @@ async def run_until(books, holds, base_url, **options):
 async def test_the_mix_has_every_kind_and_both_teams_and_its_counts_add_up():
     async with Simulator(seed=1) as sim:
         counts = await run_until(
-            sim.books, lambda books: books.totals.calls >= 150 and books.totals.cancelled, sim.url, per_second=200
+            sim.billing_log, lambda log: log.totals.calls >= 150 and log.totals.cancelled, sim.url, per_second=200
         )
-        totals = sim.books.totals
+        totals = sim.billing_log.totals
     assert set(counts.by_kind) == {kind.name for kind in MIX}
     assert set(counts.by_team) == {"search", "docs"}
     assert sum(counts.by_kind.values()) == counts.sent
@@ -37,14 +37,14 @@ async def test_the_mix_has_every_kind_and_both_teams_and_its_counts_add_up():
 async def test_embeddings_are_part_of_the_mix_where_there_are_models_for_them():
     async with Simulator(seed=1) as sim:
         counts = await run_until(
-            sim.books,
-            lambda books: "openai_embeddings" in books.totals_by_dialect,
+            sim.billing_log,
+            lambda log: "openai_embeddings" in log.totals_by_dialect,
             sim.url,
             per_second=200,
             embedding_models=["text-embedding-3-small"],
         )
-        embedded = {call.model for call in sim.books.calls() if call.dialect == "openai_embeddings"}
-        chatted = {call.model for call in sim.books.calls() if call.dialect == "openai_chat"}
+        embedded = {call.model for call in sim.billing_log.calls() if call.dialect == "openai_embeddings"}
+        chatted = {call.model for call in sim.billing_log.calls() if call.dialect == "openai_chat"}
     assert embedded == {"text-embedding-3-small"}
     assert chatted <= {"gpt-4.1", "deepseek-v3.2"}
     assert counts.by_kind[EMBEDDINGS.name] >= 1
@@ -88,6 +88,6 @@ async def test_a_target_that_is_not_there_is_counted_and_not_raised():
 async def test_stopping_breaks_off_what_is_under_way():
     async with Simulator() as sim:
         sim.plan = type(sim.plan)(first_byte=type(sim.plan.first_byte).fixed(60_000))
-        counts = await run_until(sim.books, lambda books: books.open_calls >= 5, sim.url, per_second=500)
-        await sim.books.wait_until(lambda books: books.open_calls == 0)
+        counts = await run_until(sim.billing_log, lambda log: log.open_calls >= 5, sim.url, per_second=500)
+        await sim.billing_log.wait_until(lambda log: log.open_calls == 0)
     assert counts.sent >= 5

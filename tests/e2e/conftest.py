@@ -93,7 +93,7 @@ class Stand:
         """`/api/budgets` as an admin sees it."""
         return json.loads(_get(f"{self.address}/api/budgets", KEYS["platform"]))["budgets"]
 
-    def books(self, calls: int = 0) -> dict[str, Any]:
+    def billing_log(self, calls: int = 0) -> dict[str, Any]:
         """What the simulator wrote down itself."""
         return json.loads(_get(f"{self.upstream}/simulator/books?calls={calls}", UPSTREAM_KEY))
 

@@ -158,10 +158,10 @@ async def test_every_call_of_clients_that_leave_is_settled_once_and_cancelled_up
         values = [
             sum(s.value for s in samples.get(name, ())) for name in ("mcp_active_requests", "mcp_ledger_open_rows")
         ]
-        return values[0], values[1], (await asyncio.to_thread(stand.books))["open_calls"]
+        return values[0], values[1], (await asyncio.to_thread(stand.billing_log))["open_calls"]
 
     active, open_rows, open_upstream = await eventually(gauges, lambda seen: not any(seen))
-    rows, books = stand.rows(), stand.books(calls=10_000)
+    rows, books = stand.rows(), stand.billing_log(calls=10_000)
     waits = seconds_to_cancel(jobs, books["calls"])
     row_of = Counter((row["model"], bool(row["stream"])) for row in rows)
     at_provider = Counter((call["model"], call["stream"]) for call in books["calls"])

@@ -23,8 +23,7 @@ from typing import Any
 
 import aiohttp
 import pytest
-
-from mcpmeter.ledger.sqlite.connection import open_for_reading
+from mcpmeter.ledger.sqlite.store.connection import open_for_reading
 
 CALLS = 1_500
 CALLS_IN_FULL = 100_000
@@ -328,10 +327,10 @@ async def test_the_ledger_is_the_providers_own_count_over_every_dialect_fault_an
 
     def gauges() -> tuple[float, float, int]:
         active, rows = stand.total("mcp_active_requests"), stand.total("mcp_ledger_open_rows")
-        return active, rows, stand.books()["open_calls"]
+        return active, rows, stand.billing_log()["open_calls"]
 
     gauges_after = await at_rest(gauges, lambda told: not any(told))
-    groups, books, samples = groups_of(stand.ledger), stand.books(), stand.samples()
+    groups, books, samples = groups_of(stand.ledger), stand.billing_log(), stand.samples()
     simulator.end()  # it closes its side of every connection that was kept for further calls
     descriptors = await at_rest(relay.descriptors, lambda held: held <= descriptors_before)
     tasks, mb = await relay.tasks(), relay.resident_mb()

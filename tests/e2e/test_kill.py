@@ -99,7 +99,7 @@ async def test_no_answered_call_is_lost_and_budgets_stand_as_the_rows_say_after_
     missing = max(missing, missing_of(answered, rows))
     still_open = sum(row["state"] == "open" for row in rows)
     by_model = Counter(row["model"] for row in rows)
-    unwritten = sum(max(0, t["calls"] - by_model[model]) for model, t in stand.books()["by_model"].items())
+    unwritten = sum(max(0, t["calls"] - by_model[model]) for model, t in stand.billing_log()["by_model"].items())
     kinds = Counter(call.kind for call in answered)
     trials.record(
         "kill -9 under a mixed load",

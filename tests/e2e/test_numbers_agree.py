@@ -273,7 +273,7 @@ async def test_ledger_metrics_prometheus_and_the_provider_agree_to_the_token_and
         last_call_ended = time.time()
 
         rows = stand.rows()
-        books = stand.books(calls=10_000)
+        books = stand.billing_log(calls=10_000)
         check_row_by_row(rows, books["calls"], log)
         team_of = {row["upstream_request_id"]: row["team"] for row in rows if row["upstream_request_id"]}
         # What the provider refused and we mapped has no id in the client's hands, and was billed nothing.

@@ -48,7 +48,7 @@ def faults_of(stand: Any, answered: list[Answered]) -> dict[str, int]:
     return {
         "answered calls missing from the ledger, or with other tokens": missing_of(answered, rows),
         "duplicates": duplicates_of(rows),
-        "calls of the provider's books without a row": max(0, stand.books()["totals"]["calls"] - len(rows)),
+        "calls of the provider's books without a row": max(0, stand.billing_log()["totals"]["calls"] - len(rows)),
         "rows open at the end": sum(row["state"] == "open" for row in rows),
         "nano-dollars between the budget's month and the sum of its rows": abs(spent - kept),
         "nano-dollars still reserved": reserved,

@@ -60,7 +60,7 @@ async def billed(stand) -> list[Billed]:
     stand.configure()
     await asyncio.to_thread(stand.start_relay)
     await ask(stand.address)
-    books = await asyncio.to_thread(stand.books, 10 * CALLS)
+    books = await asyncio.to_thread(stand.billing_log, 10 * CALLS)
     await asyncio.to_thread(stand.relay.end)
     day_of = {row["upstream_request_id"]: _day(row["started_at_ns"]) for row in stand.rows()}
     told = ("model", "prompt_tokens", "completion_tokens")

@@ -108,7 +108,7 @@ class TestTermination:
             ("settled", "partial", "partial")
         }
         assert {row["id"] for row in rows} == {stream.call_id for stream in running}
-        assert stand.books()["totals"]["cancelled"] == STREAMS
+        assert stand.billing_log()["totals"]["cancelled"] == STREAMS
 
     async def test_with_nothing_to_do_it_ends_at_once(self, serving):
         stand = serving(drain_seconds=LONG_DRAIN_SECONDS)
@@ -132,7 +132,7 @@ class TestControlC:
         async with streams(stand.address, STREAMS, metadata=STALLED) as running, aiohttp.ClientSession() as session:
             stand.relay.send(signal.SIGINT)
             await until_draining(session, stand.address)
-            assert stand.books()["open_calls"] == STREAMS
+            assert stand.billing_log()["open_calls"] == STREAMS
             stand.relay.send(signal.SIGINT)
             contents = await asyncio.gather(*(stream.whole() for stream in running))
         ended_cleanly(await end(stand.relay))
@@ -150,7 +150,7 @@ class TestReload:
             await answers(stand.address, team_keys["search"])
             with pytest.raises(openai.AuthenticationError):
                 await answers(stand.address, team_keys["support"])
-            assert stand.books()["open_calls"] == STREAMS
+            assert stand.billing_log()["open_calls"] == STREAMS
             contents = await asyncio.gather(*(stream.whole() for stream in running))
         assert all(content.endswith(b"data: [DONE]\n\n") for content in contents)
         assert stand.total("mcpmeter_config_last_reload_successful") == 1
@@ -187,7 +187,7 @@ class TestReload:
             stand.configure()
             await reload(stand, "SIGHUP")
             await answers(stand.address, "any")
-            assert stand.books()["totals"]["calls"] == 1
+            assert stand.billing_log()["totals"]["calls"] == 1
             contents = await asyncio.gather(*(stream.whole() for stream in running))
         assert stand.upstream != first
         assert all(content.endswith(b"data: [DONE]\n\n") for content in contents)

@@ -16,12 +16,12 @@ from typing import Any, Literal
 import aiohttp
 import msgspec
 import pytest
+from mcpmeter.ledger.sqlite.store.connection import open_for_reading
 from pydantic import SecretStr
 from tests.integration.speakers import ANTHROPIC, GEMINI, OPENAI, Speaker
 
 from mcpmeter.config import ProviderSettings
 from mcpmeter.ledger.rows import ROW_COLUMNS, SELECT_ROWS_SQL
-from mcpmeter.ledger.sqlite.connection import open_for_reading
 from mcpmeter.records import LedgerRow
 from mcpmeter.simulator import FaultProxy, Simulator, WireFault
 
@@ -152,7 +152,7 @@ class Bench:
             assert kept.prompt_tokens > 0
         if row.outcome != "ok":
             return
-        (call,) = [call for call in self.simulator.books.calls() if call.request_id == kept.upstream_request_id]
+        (call,) = [call for call in self.simulator.billing_log.calls() if call.request_id == kept.upstream_request_id]
         if "usage=zero" in row.fault:
             assert (kept.prompt_tokens, kept.completion_tokens, kept.cost_nanousd) == (0, 0, 0)
         elif row.tokens == "reported":

@@ -41,7 +41,7 @@ class Refusal:
 async def refused(relay: Any, ask: Any, status: int, *, endpoint: str, error_type: str = "validation_error") -> Refusal:
     """Run a bad request and check everything that holds for all of them."""
     before, rows = relay.counts(), len(relay.rows())
-    upstream_calls = relay.simulator.books.totals.calls + relay.simulator.books.refused
+    upstream_calls = relay.simulator.billing_log.totals.calls + relay.simulator.billing_log.refused
     reply = await ask
     after = await relay.scrape()
 
@@ -58,7 +58,7 @@ async def refused(relay: Any, ask: Any, status: int, *, endpoint: str, error_typ
     assert after.since(before, "mcp_errors_total") == {(error_type, "client"): 1}
     assert after.of("mcp_active_requests") == 0
     assert len(relay.rows()) == rows
-    assert relay.simulator.books.totals.calls + relay.simulator.books.refused == upstream_calls
+    assert relay.simulator.billing_log.totals.calls + relay.simulator.billing_log.refused == upstream_calls
     return Refusal(status, error["message"], reply.headers)
 
 

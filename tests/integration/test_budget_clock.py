@@ -13,12 +13,12 @@ import pytest
 import time_machine
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mcpmeter.ledger.sqlite.store.balances import read_balances
+from mcpmeter.ledger.sqlite.store.connection import open_for_reading
 
 from mcpmeter.budgets.budget import Budget, Budgets
 from mcpmeter.budgets.period import NS_PER_S, Period
 from mcpmeter.config import BudgetSettings
-from mcpmeter.ledger.sqlite.balances import read_balances
-from mcpmeter.ledger.sqlite.connection import open_for_reading
 from mcpmeter.ledger.sqlite.store import SqliteStore
 from mcpmeter.meter import new_call_id
 from mcpmeter.records import Balance, Call, Charge, LlmTarget, Scope, Settlement, Usage
@@ -93,7 +93,7 @@ async def test_a_call_that_runs_across_the_turn_is_of_the_period_it_started_in(s
     clock.move_to(turn - SECOND)
     relay = await start_relay(budgets=(BudgetSettings(name="tight", limit_usd=Decimal("0.002")),))
     running = asyncio.create_task(relay.chat("completion_tokens=100,stall=headers,stall_seconds=0.3", max_tokens=100))
-    await relay.simulator.books.wait_until(lambda books: books.open_calls == 1)
+    await relay.simulator.billing_log.wait_until(lambda log: log.open_calls == 1)
     clock.move_to(turn + SECOND)
     assert await statuses(relay) == [200, 402]
     assert (await running).status == 200

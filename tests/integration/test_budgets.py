@@ -241,7 +241,7 @@ async def test_a_call_beyond_the_budget_is_402_and_says_which_what_is_left_and_u
     assert scrape.of("mcp_budget_refusals_total", budget="tight") == 1
     assert scrape.of("mcp_errors_total", error_type="budget_exceeded", side="client") == 1
     assert len(relay.rows()) == 1  # the refused one has no row, and never went upstream
-    assert len(list(relay.simulator.books.calls())) == 1
+    assert len(list(relay.simulator.billing_log.calls())) == 1
 
 
 async def test_a_budget_that_only_warns_lets_calls_go_on_and_shows_them(start_relay) -> None:
@@ -308,7 +308,7 @@ async def test_a_failed_call_gives_back_what_was_set_aside(start_relay) -> None:
 async def test_while_a_call_runs_its_most_is_set_aside(start_relay) -> None:
     relay = await start_relay(budgets=(tight(),))
     stalled = asyncio.create_task(relay.chat("stall=headers,stall_seconds=30", max_tokens=100))
-    await relay.simulator.books.wait_until(lambda books: books.open_calls == 1)
+    await relay.simulator.billing_log.wait_until(lambda log: log.open_calls == 1)
     await relay.service.budgets.refresh()
     (status,) = relay.service.budgets.status()
     assert status.reserved_nanousd >= 1_000_000

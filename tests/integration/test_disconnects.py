@@ -33,7 +33,7 @@ def chat(simulate: str = "", **more: Any) -> bytes:
 async def after_leaving(relay: Any, before: Any) -> Any:
     """The one new row, once everybody has noticed; what holds for all who leave is checked."""
     await relay.until_idle()
-    await relay.simulator.books.wait_until(lambda books: books.open_calls == 0)
+    await relay.simulator.billing_log.wait_until(lambda log: log.open_calls == 0)
     scrape = await relay.scrape()
     assert scrape.since(before, "mcp_errors_total") == {("client_disconnected", "client"): 1}
     assert sum(scrape.since(before, "mcp_requests_total").values()) == 1
@@ -43,27 +43,27 @@ async def after_leaving(relay: Any, before: Any) -> Any:
 @pytest.mark.parametrize("path", [b"/v1/chat/completions", b"/mcp/chat"])
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_client_that_leaves_while_it_waits_cancels_the_provider_and_pays_for_the_prompt(relay, stream, path):
-    before, cancelled = relay.counts(), relay.simulator.books.totals.cancelled
+    before, cancelled = relay.counts(), relay.simulator.billing_log.totals.cancelled
     _, writer = await connected(relay, chat("stall=headers", stream=stream), path)
-    await relay.simulator.books.wait_until(lambda books: books.open_calls == 1)
+    await relay.simulator.billing_log.wait_until(lambda log: log.open_calls == 1)
     writer.close()
-    await relay.simulator.books.wait_until(lambda books: books.totals.cancelled == cancelled + 1)
+    await relay.simulator.billing_log.wait_until(lambda log: log.totals.cancelled == cancelled + 1)
     row = await after_leaving(relay, before)
     assert (row.status, row.outcome, row.error_id, row.token_source) == ("499", "partial", "caller_gone", "partial")
     assert (row.prompt_tokens > 0, row.completion_tokens) == (True, 0)
 
 
 async def test_a_client_that_leaves_in_the_middle_of_a_stream_pays_for_what_it_got(relay):
-    before, cancelled = relay.counts(), relay.simulator.books.totals.cancelled
+    before, cancelled = relay.counts(), relay.simulator.billing_log.totals.cancelled
     reader, writer = await connected(relay, chat("stall=body,after_tokens=20", stream=True))
     got = b""
     while got.count(b'"content":"') < 21:  # the first event's is empty
         got += await asyncio.wait_for(reader.read(65536), 5)
     writer.close()
-    await relay.simulator.books.wait_until(lambda books: books.totals.cancelled == cancelled + 1)
+    await relay.simulator.billing_log.wait_until(lambda log: log.totals.cancelled == cancelled + 1)
     row = await after_leaving(relay, before)
     assert (row.status, row.outcome, row.error_id, row.token_source) == ("499", "partial", "caller_gone", "partial")
-    call = list(relay.simulator.books.calls())[-1]
+    call = list(relay.simulator.billing_log.calls())[-1]
     assert call.delivered_tokens == 20
     assert row.completion_tokens == pytest.approx(20, abs=2)
     assert row.cost_nanousd > 0
@@ -89,20 +89,20 @@ async def test_usage_that_was_read_before_the_client_left_counts_as_reported(sta
 
 async def test_a_client_that_leaves_in_the_middle_of_its_upload_reaches_no_provider(relay):
     before, rows = relay.counts(), len(relay.rows())
-    calls = relay.simulator.books.totals.calls
+    calls = relay.simulator.billing_log.totals.calls
     _, writer = await asyncio.open_connection(*relay.address)
     writer.write(HEAD % (b"/v1/chat/completions", 10_000) + chat())
     active = relay.service.recorder.families["mcp_active_requests"].cells
     await relay.until(lambda: active[()].value == 1)
     writer.close()
     await after_leaving(relay, before)
-    assert (len(relay.rows()), relay.simulator.books.totals.calls) == (rows, calls)
+    assert (len(relay.rows()), relay.simulator.billing_log.totals.calls) == (rows, calls)
 
 
 async def test_a_client_that_resets_its_connection_is_noticed_as_well(relay):
     before = relay.counts()
     _, writer = await connected(relay, chat("stall=body", stream=True))
-    await relay.simulator.books.wait_until(lambda books: books.open_calls == 1)
+    await relay.simulator.billing_log.wait_until(lambda log: log.open_calls == 1)
     writer.transport.abort()
     assert (await after_leaving(relay, before)).error_id == "caller_gone"
 
@@ -120,33 +120,33 @@ async def test_a_client_that_left_does_not_spoil_the_connection_for_the_next(rel
 async def test_a_client_that_does_not_read_holds_the_provider_back_and_not_our_memory(relay):
     _, writer = await connected(relay, chat("huge_mb=64", stream=True))
     writer.transport.pause_reading()
-    await relay.simulator.books.wait_until(lambda books: books.open_calls == 1)
-    (flight,) = await active_calls(relay)
+    await relay.simulator.billing_log.wait_until(lambda log: log.open_calls == 1)
+    (flight,) = await in_flight(relay)
     seen = -1
     while seen != flight._tee.total_bytes:  # until nothing moves any more
         seen = flight._tee.total_bytes
         await asyncio.sleep(0.2)
     assert 0 < seen < 16 * 1024 * 1024  # what the sockets' own buffers hold, of 64 MB and their frames
-    assert relay.simulator.books.open_calls == 1
+    assert relay.simulator.billing_log.open_calls == 1
     assert len(flight._tee._held) < 1024 * 1024
     writer.transport.abort()
     await relay.until_idle()
-    await relay.simulator.books.wait_until(lambda books: books.open_calls == 0)
+    await relay.simulator.billing_log.wait_until(lambda log: log.open_calls == 0)
 
 
-async def active_calls(relay: Any) -> Any:
+async def in_flight(relay: Any) -> Any:
     pipeline = relay.service.pipeline
-    await relay.until(lambda: any(flight._tee is not None for flight in pipeline.active_calls))
-    return pipeline.active_calls
+    await relay.until(lambda: any(flight._tee is not None for flight in pipeline.in_flight))
+    return pipeline.in_flight
 
 
 async def test_a_slow_reader_is_not_taken_for_a_silent_provider(start_module_relay):
     relay = await start_module_relay(timeouts={"idle_seconds": 0.1, "first_byte_seconds": 5})
     reader, writer = await connected(relay, chat("huge_mb=16", stream=True))
     writer.transport.pause_reading()
-    (flight,) = await active_calls(relay)
+    (flight,) = await in_flight(relay)
     await asyncio.sleep(0.5)  # five times what the provider is granted
-    assert flight in relay.service.pipeline.active_calls
+    assert flight in relay.service.pipeline.in_flight
     writer.transport.resume_reading()
     while not (await asyncio.wait_for(reader.read(2**20), 10)).endswith(b"0\r\n\r\n"):
         pass
@@ -169,11 +169,11 @@ async def test_a_reader_that_never_reads_counts_as_gone_in_the_end(start_module_
 
 
 async def test_a_client_that_leaves_with_another_request_in_the_pipe_cancels_the_provider(relay):
-    before, cancelled = relay.counts(), relay.simulator.books.totals.cancelled
+    before, cancelled = relay.counts(), relay.simulator.billing_log.totals.cancelled
     body = chat("stall=body,after_tokens=20", stream=True)
     reader, writer = await connected(relay, body)
     writer.write(HEAD % (b"/v1/chat/completions", len(body)) + body)
     await asyncio.wait_for(reader.readuntil(b'"content":"'), 5)
     writer.close()
-    await relay.simulator.books.wait_until(lambda books: books.totals.cancelled == cancelled + 1)
+    await relay.simulator.billing_log.wait_until(lambda log: log.totals.cancelled == cancelled + 1)
     assert (await after_leaving(relay, before)).error_id == "caller_gone"

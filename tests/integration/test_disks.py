@@ -73,7 +73,7 @@ class Traffic:
         assert sorted(settled) == sorted(self.whole)
         assert rows.keys() - set(settled) <= set(self.failed)
         assert all(rows[call].token_source == "reported" and rows[call].cost_nanousd > 0 for call in self.whole)
-        assert self.relay.simulator.books.totals.calls == len(rows)
+        assert self.relay.simulator.billing_log.totals.calls == len(rows)
 
 
 async def ready(relay) -> int:
@@ -89,10 +89,10 @@ async def is_refused(relay) -> None:
     assert await ready(relay) == 503
     assert (await relay.ask(path="/health", method="GET")).status == 200
     assert (await relay.scrape()).of("mcp_ledger_healthy") == 0
-    made = relay.simulator.books.totals.calls
+    made = relay.simulator.billing_log.totals.calls
     reply = await relay.chat()
     assert (reply.status, reply.error["code"]) == (503, "ledger_unavailable")
-    assert relay.simulator.books.totals.calls == made
+    assert relay.simulator.billing_log.totals.calls == made
 
 
 def grow(ballast: Path, blocks: int) -> bool:

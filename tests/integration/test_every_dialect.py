@@ -95,12 +95,12 @@ def request_of(speaker: Speaker, simulate: str, model: str = "") -> bytes:
 
 @pytest.mark.parametrize("speaker", EVERY, **by_name)
 async def test_a_client_that_leaves_before_the_answer_cancels_the_provider_and_pays_for_the_prompt(relay, speaker):
-    before, cancelled = figures(relay), relay.simulator.books.totals.cancelled
+    before, cancelled = figures(relay), relay.simulator.billing_log.totals.cancelled
     _, writer = await asyncio.open_connection(*relay.address)
     writer.write(request_of(speaker, "stall=headers"))
-    await relay.simulator.books.wait_until(lambda books: books.open_calls == 1)
+    await relay.simulator.billing_log.wait_until(lambda log: log.open_calls == 1)
     writer.transport.abort()
-    await relay.simulator.books.wait_until(lambda books: books.totals.cancelled == cancelled + 1)
+    await relay.simulator.billing_log.wait_until(lambda log: log.totals.cancelled == cancelled + 1)
     await relay.until_idle()
     row = relay.rows()[-1]
     source = "" if speaker in COUNTS else "partial"
@@ -111,7 +111,7 @@ async def test_a_client_that_leaves_before_the_answer_cancels_the_provider_and_p
 
 @pytest.mark.parametrize("speaker", STREAMS, **by_name)
 async def test_a_client_that_leaves_in_the_middle_of_a_stream_pays_for_what_it_got(relay, speaker):
-    before, cancelled = figures(relay), relay.simulator.books.totals.cancelled
+    before, cancelled = figures(relay), relay.simulator.billing_log.totals.cancelled
     reader, writer = await asyncio.open_connection(*relay.address, limit=2**16)
     writer.write(request_of(speaker, "stall=body,after_tokens=20"))
     got = b""
@@ -119,9 +119,9 @@ async def test_a_client_that_leaves_in_the_middle_of_a_stream_pays_for_what_it_g
         while len(speaker.text(got)) < 20 * 4:
             got += await reader.read(65536)
     writer.transport.abort()
-    await relay.simulator.books.wait_until(lambda books: books.totals.cancelled == cancelled + 1)
+    await relay.simulator.billing_log.wait_until(lambda log: log.totals.cancelled == cancelled + 1)
     await relay.until_idle()
-    row, call = relay.rows()[-1], list(relay.simulator.books.calls())[-1]
+    row, call = relay.rows()[-1], list(relay.simulator.billing_log.calls())[-1]
     assert (row.status, row.outcome, row.error_id, row.token_source) == ("499", "partial", "caller_gone", "partial")
     assert call.delivered_tokens == 20
     assert row.completion_tokens == pytest.approx(20, abs=2)
@@ -133,7 +133,7 @@ async def test_a_client_that_leaves_in_the_middle_of_a_stream_pays_for_what_it_g
 
 @pytest.mark.parametrize("speaker", EVERY, **by_name)
 async def test_who_has_no_key_is_refused_in_the_dialects_words_and_reaches_nobody(keyed, speaker):
-    calls = keyed.simulator.books.totals.calls
+    calls = keyed.simulator.billing_log.totals.calls
     for headers in ({}, {"authorization": "Bearer wrong"}, {"x-api-key": "wrong"}, {"x-goog-api-key": "wrong"}):
         reply = await ask(keyed, speaker, headers=headers)
         told = speaker.error(reply.json)
@@ -141,7 +141,7 @@ async def test_who_has_no_key_is_refused_in_the_dialects_words_and_reaches_nobod
         assert told.call_id == reply.headers["x-mcpmeter-call-id"]
         assert "wrong" not in told.message
         assert reply.headers["www-authenticate"] == "Bearer"
-    assert keyed.simulator.books.totals.calls == calls
+    assert keyed.simulator.billing_log.totals.calls == calls
     assert keyed.rows() == [] or {row.team for row in keyed.rows()} == {"search"}
 
 
@@ -165,10 +165,10 @@ async def test_another_verb_is_refused_in_the_dialects_words(relay, speaker):
 @pytest.mark.parametrize("speaker", EVERY, **by_name)
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"{}", b"\xff\xfe", b'{"a":' * 300], ids=repr)
 async def test_what_is_no_request_is_refused_in_the_dialects_words(relay, speaker, body):
-    calls = relay.simulator.books.totals.calls
+    calls = relay.simulator.billing_log.totals.calls
     reply = await relay.ask(body, speaker.url(speaker.model))
     assert (reply.status, speaker.error(reply.json).code) == (400, "invalid_request")
-    assert relay.simulator.books.totals.calls == calls
+    assert relay.simulator.billing_log.totals.calls == calls
 
 
 @pytest.mark.parametrize("version", ["v1", "v1beta"])

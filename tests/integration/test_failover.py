@@ -145,7 +145,7 @@ async def test_what_fails_before_the_first_byte_goes_to_the_next_and_is_charged_
         reply = await relay.chat(stream=stream)
         await relay.until_idle()
         after = await relay.scrape()
-    (row,), (call,) = relay.rows(), sims[B].books.calls()
+    (row,), (call,) = relay.rows(), sims[B].billing_log.calls()
 
     assert (reply.status, went(reply)) == (200, (B, "2"))
     assert (row.state, row.outcome, row.provider, row.model) == ("settled", "ok", B, MODEL)
@@ -157,8 +157,8 @@ async def test_what_fails_before_the_first_byte_goes_to_the_next_and_is_charged_
     )
     prompt_price, completion_price = NANOUSD_PER_TOKEN[B]
     assert row.cost_nanousd == prompt_price * call.prompt_tokens + completion_price * call.completion_tokens
-    assert sims[A].books.totals.calls == (0 if fault == "unreachable" else 1)
-    assert sims[A].books.totals.prompt_tokens == 0
+    assert sims[A].billing_log.totals.calls == (0 if fault == "unreachable" else 1)
+    assert sims[A].billing_log.totals.prompt_tokens == 0
 
     tokens = after.since(before, "mcp_tokens_total")
     assert sum(tokens.values()) == call.prompt_tokens + call.completion_tokens
@@ -176,7 +176,7 @@ async def test_what_another_provider_would_say_too_is_not_asked_again(serve, sim
         reply = await relay.chat()
         await relay.until_idle()
     assert (reply.status, went(reply)) == (502 if status == 403 else status, (A, "1"))
-    assert sims[B].books.totals.calls == 0
+    assert sims[B].billing_log.totals.calls == 0
     (row,) = relay.rows()
     assert (row.provider, row.outcome, row.upstream_status) == (A, "error", status)
 
@@ -190,7 +190,7 @@ async def test_nothing_is_sent_again_after_the_first_byte(serve, sims, fault):
         scrape = await relay.scrape()
     assert (reply.status, went(reply)) == (200, (A, "1"))
     assert json.loads(reply.events[-1])["error"]["code"] == "upstream_broke"
-    assert sims[B].books.totals.calls == 0
+    assert sims[B].billing_log.totals.calls == 0
     assert scrape.of("mcp_upstream_retries_total") == 0
     (row,) = relay.rows()
     assert (row.provider, row.outcome, row.token_source) == (A, "partial", "partial")
@@ -204,7 +204,7 @@ async def test_an_answer_that_breaks_off_in_its_body_is_not_asked_for_again(serv
         await relay.until_idle()
     assert (reply.status, reply.error["code"]) == (502, "upstream_broke")
     assert went(reply) == (A, "1")
-    assert sims[B].books.totals.calls == 0
+    assert sims[B].billing_log.totals.calls == 0
 
 
 async def test_a_call_that_fails_everywhere_says_where_it_failed_last(serve, sims):
@@ -230,7 +230,7 @@ async def test_weights_share_the_calls_and_each_row_names_who_answered(serve, si
     assert {reply.headers["x-mcpmeter-attempts"] for reply in replies} == {"1"}
     rows = relay.rows()
     for name in (A, B):
-        told = sims[name].books.totals
+        told = sims[name].billing_log.totals
         mine = [row for row in rows if row.provider == name]
         assert said[name] == told.calls == len(mine)
         assert sum(row.completion_tokens for row in mine) == told.completion_tokens
@@ -259,7 +259,7 @@ async def test_each_provider_is_asked_for_the_model_by_its_own_name(serve, sims)
     async with serve(*before_both(sims), routes=(RouteSettings.model_validate(route),)) as relay:
         reply = await relay.chat(model="house", stream=True)
         await relay.until_idle()
-    assert [call.model for sim in (sims[A], sims[B]) for call in sim.books.calls()] == [MODEL, "gpt-4.1-mini"]
+    assert [call.model for sim in (sims[A], sims[B]) for call in sim.billing_log.calls()] == [MODEL, "gpt-4.1-mini"]
     (row,) = relay.rows()
     assert (reply.status, row.provider, row.model, row.token_source) == (200, B, "gpt-4.1-mini", "reported")
     assert row.cost_nanousd == 400 * row.prompt_tokens + 1600 * row.completion_tokens
@@ -273,8 +273,8 @@ async def test_an_alias_stands_for_one_provider_and_is_not_failed_over(serve, si
         good = await relay.chat(model="smart")
         await relay.until_idle()
     assert [(failed.status, *went(failed)), (good.status, *went(good))] == [(503, B, "1"), (200, B, "1")]
-    assert sims[A].books.totals.calls == 0
-    assert {call.model for call in sims[B].books.calls()} == {MODEL}
+    assert sims[A].billing_log.totals.calls == 0
+    assert {call.model for call in sims[B].billing_log.calls()} == {MODEL}
     assert [(row.provider, row.model) for row in relay.rows()] == [(B, MODEL)] * 2
 
 
@@ -408,7 +408,7 @@ async def test_a_circuit_opens_is_passed_by_and_closed_by_one_probe(serve, sims)
         assert await gauges(relay, A) == (0, 1)
         passed_by = await relay.chat()
         if time.monotonic() - opened < 0.4:  # else the machine was so slow that this may have been the probe
-            assert (went(passed_by), sims[A].books.totals.calls) == ((B, "1"), 3)
+            assert (went(passed_by), sims[A].billing_log.totals.calls) == ((B, "1"), 3)
             assert [row for row in relay.rows() if row.upstream_request_id][-1].provider == B
         sims[A].plan = Plan()
         while went(await relay.chat()) != (A, "1"):
@@ -428,12 +428,12 @@ async def test_one_probe_at_a_time_tries_an_upstream_whose_circuit_is_open(serve
         sims[A].plan = always("stall=headers,stall_seconds=0.3")
         probe = None
         async with asyncio.timeout(10):
-            while sims[A].books.open_calls == 0:
+            while sims[A].billing_log.open_calls == 0:
                 probe = asyncio.create_task(relay.chat())
                 await asyncio.wait([probe], timeout=0.05)
         replies = await asyncio.gather(*(relay.chat() for _ in range(10)))
         assert {went(reply) for reply in replies} == {(B, "1")}
-        assert sims[A].books.totals.calls + sims[A].books.open_calls == 2
+        assert sims[A].billing_log.totals.calls + sims[A].billing_log.open_calls == 2
         assert went(await probe) == (A, "1")
         assert await gauges(relay, A) == (1, 0)
 
@@ -450,10 +450,10 @@ async def test_a_reload_keeps_circuits_and_waits(serve, sims):
         limited = await relay.chat()
         assert (limited.status, limited.headers["retry-after"]) == (429, "60")
         await relay.service.reload()
-        calls = sims[B].books.totals.calls
+        calls = sims[B].billing_log.totals.calls
         # B must wait, so the call goes against A's open circuit rather than nowhere.
         assert went(await relay.chat()) == (A, "1")
-        assert sims[B].books.totals.calls == calls
+        assert sims[B].billing_log.totals.calls == calls
 
 
 # Storms and Retry-After --------------------------------------------------------------------------------------------
@@ -473,7 +473,7 @@ async def test_a_storm_is_not_made_worse_by_more_than_a_fifth(serve, sims, fault
         statuses = Counter(await asyncio.gather(*(one(relay) for _ in range(requests))))
         await relay.until_idle()
         scrape = await relay.scrape()
-    attempts = sum(sim.books.totals.calls for sim in sims.values())
+    attempts = sum(sim.billing_log.totals.calls for sim in sims.values())
     assert requests <= attempts <= requests + max(FLOOR, requests * 0.2)
     assert scrape.of("mcp_upstream_attempts_total") == attempts
     assert scrape.of("mcp_upstream_retries_total") == attempts - requests
@@ -498,13 +498,13 @@ async def test_nothing_is_sent_for_a_model_and_key_before_its_retry_after_has_pa
             assert {(reply.status, reply.error["code"]) for reply in refused} == {(429, "upstream_rate_limited")}
             assert {reply.headers["retry-after"] for reply in refused} == {"1"}
             assert "x-mcpmeter-provider" not in refused[0].headers, "it went nowhere"
-            assert sims[A].books.totals.calls == 1
+            assert sims[A].billing_log.totals.calls == 1
         assert (await relay.chat(model="deepseek-v3.2")).status == 200
         while (await relay.chat()).status != 200:
             assert time.monotonic() - since < 10
         assert time.monotonic() - since >= 0.95
         await relay.until_idle()
-    calls = [call for call in sims[A].books.calls() if call.model == MODEL]
+    calls = [call for call in sims[A].billing_log.calls() if call.model == MODEL]
     assert [call.outcome for call in calls] == ["fault", "complete"]
     refused_rows = [row for row in relay.rows() if row.status == "429"]
     assert {row.state for row in refused_rows} == {"settled"}
@@ -528,8 +528,8 @@ async def test_a_client_that_leaves_during_a_further_attempt_cancels_it(serve, s
     sims[A].plan = always("status=503")
     sims[B].plan = always("stall=headers")
     async with serve(*before_both(sims)) as relay:
-        await leave(relay, lambda: sims[B].books.open_calls == 1)
-        await sims[B].books.wait_until(lambda books: books.totals.cancelled == 1)
+        await leave(relay, lambda: sims[B].billing_log.open_calls == 1)
+        await sims[B].log.wait_until(lambda log: log.totals.cancelled == 1)
         await relay.until_idle()
         scrape = await relay.scrape()
     (row,) = relay.rows()
@@ -541,13 +541,13 @@ async def test_a_client_that_leaves_during_a_further_attempt_cancels_it(serve, s
 async def test_a_client_that_leaves_while_the_call_waits_sends_nothing_more(serve, sims):
     sims[A].plan = always("status=429,retry_after=3")
     async with serve(provider(A, sims[A].base_url), retries={"same_place": True}) as relay:
-        await leave(relay, lambda: sims[A].books.totals.calls == 1)
+        await leave(relay, lambda: sims[A].billing_log.totals.calls == 1)
         await relay.until_idle()
         scrape = await relay.scrape()
         assert nothing_is_left(relay)
     (row,) = relay.rows()
     assert (row.state, row.status, row.outcome, row.error_id) == ("settled", "499", "partial", "caller_gone")
-    assert sims[A].books.totals.calls == 1
+    assert sims[A].billing_log.totals.calls == 1
     assert scrape.of("mcp_upstream_retries_total") == 0
 
 
@@ -607,8 +607,8 @@ async def test_a_first_byte_that_does_not_come_is_asked_for_again_only_if_config
     async with serve(*providers, retries={"after_timeout": after_timeout}) as relay:
         reply = await relay.chat()
     assert reply.status == (200 if after_timeout else 504)
-    assert sims[B].books.totals.calls == int(after_timeout)
-    assert sims[A].books.totals.calls + sims[A].books.open_calls == 1
+    assert sims[B].billing_log.totals.calls == int(after_timeout)
+    assert sims[A].billing_log.totals.calls + sims[A].billing_log.open_calls == 1
 
 
 # The how-to --------------------------------------------------------------------------------------------------------

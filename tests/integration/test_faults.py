@@ -246,7 +246,7 @@ async def test_a_fault_is_told_settled_and_counted(at: Bench, row):
 @table(STALLS)
 async def test_silence_is_given_up_told_settled_and_counted_and_the_provider_let_go(impatient: Bench, row):
     await impatient.try_row(row)
-    await impatient.simulator.books.wait_until(lambda books: books.open_calls == 0)
+    await impatient.simulator.billing_log.wait_until(lambda log: log.open_calls == 0)
 
 
 @pytest.mark.parametrize("fault", ["status=204", "content_length=short"])

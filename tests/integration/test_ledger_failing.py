@@ -59,7 +59,7 @@ async def test_a_call_that_cannot_be_written_down_is_not_made(relay, failing, st
     reply = await relay.chat(path=path, stream=stream)
     assert (reply.status, reply.error["code"]) == (503, "ledger_unavailable")
     assert "Make room" in reply.error["message"]
-    assert (relay.simulator.books.totals.calls, relay.rows()) == (0, [])
+    assert (relay.simulator.billing_log.totals.calls, relay.rows()) == (0, [])
     after = await relay.scrape()
     assert after.since(before, "mcp_errors_total") == {("internal_error", "server"): 1}
     assert after.since(before, "mcp_requests_total")[path, "POST", "503"] == 1
@@ -84,7 +84,7 @@ async def test_a_call_that_cannot_be_settled_is_told_so_and_its_row_stays_open(r
 
     (row,) = relay.rows()
     assert row.state == "open"
-    assert relay.simulator.books.totals.complete == 1
+    assert relay.simulator.billing_log.totals.complete == 1
     after = await relay.scrape()
     assert after.since(before, "mcp_errors_total") == {("internal_error", "server"): 1}
     # What no row will show, no counter may show either; the next start settles both.
@@ -110,7 +110,7 @@ async def test_a_ledger_whose_file_was_taken_away_refuses_calls_and_says_that_it
     assert (await relay.ask(path="/-/ready", method="GET")).status == 503
     assert (await relay.scrape()).of("mcp_ledger_healthy") == 0
     assert (await relay.ask(path="/health", method="GET")).status == 200
-    assert relay.simulator.books.totals.calls == 0
+    assert relay.simulator.billing_log.totals.calls == 0
 
     away.rename(relay.ledger)
     assert (await relay.chat()).status == 200

@@ -62,7 +62,7 @@ async def test_an_upload_that_ends_after_draining_began_reaches_no_provider(rela
     await relay.service.drain()
     writer.write(body[10:])
     assert (await asyncio.wait_for(reader.readline(), 5)).startswith(b"HTTP/1.1 503 ")
-    assert relay.simulator.books.totals.calls == 0
+    assert relay.simulator.billing_log.totals.calls == 0
     writer.close()
 
 
@@ -70,7 +70,7 @@ async def test_an_upload_that_ends_after_draining_began_reaches_no_provider(rela
 async def test_what_still_runs_past_the_deadline_is_cut_told_and_charged(start_relay, stream):
     relay = await start_relay(server={"drain_seconds": 0.05})
     running_call = asyncio.get_running_loop().create_task(relay.chat("stall=body,after_tokens=5", stream=stream))
-    await relay.simulator.books.wait_until(lambda books: books.open_calls == 1)
+    await relay.simulator.billing_log.wait_until(lambda log: log.open_calls == 1)
     if stream:
         await relay.until(
             lambda: any(flight._tee and flight._tee.chunks > 5 for flight in relay.service.pipeline.active_calls)
@@ -86,7 +86,7 @@ async def test_what_still_runs_past_the_deadline_is_cut_told_and_charged(start_r
     (row,) = relay.rows()
     assert (row.state, row.outcome, row.token_source, row.error_id) == ("settled", "partial", "partial", "draining")
     assert row.completion_tokens == (pytest.approx(5, abs=1) if stream else 0)
-    await relay.simulator.books.wait_until(lambda books: books.totals.cancelled == 1)
+    await relay.simulator.billing_log.wait_until(lambda log: log.totals.cancelled == 1)
     families = relay.service.recorder.families
     assert families["mcp_usage_missing_total"].cells["holysheep", "service_stopped"].value == 1
     assert families["mcp_active_requests"].cells[()].value == 0
@@ -96,7 +96,7 @@ async def test_ending_the_service_settles_what_runs_and_leaves_no_row_open(start
     async with Simulator(seed=1) as simulator:
         relay = await start_relay(upstream=simulator.base_url)
         call = asyncio.get_running_loop().create_task(relay.chat("stall=headers"))
-        await simulator.books.wait_until(lambda books: books.open_calls == 1)
+        await simulator.billing_log.wait_until(lambda log: log.open_calls == 1)
         await relay.end()
         assert (await call).status == 503
     assert [row.state for row in relay.rows()] == ["settled"]
@@ -155,7 +155,7 @@ async def test_a_reload_drops_no_stream_and_sends_the_next_call_to_the_new_provi
         assert (reply.status, reply.body) == (200, b"Reloaded.\n")
 
         assert (await client.chat()).status == 200
-        assert second.books.totals.calls == 1
+        assert second.billing_log.totals.calls == 1
         assert not stream.done()
         assert (await stream).events[-1] == b"[DONE]"
         assert [(row.provider, row.outcome) for row in client.rows()] == [("first", "ok"), ("second", "ok")]

@@ -63,7 +63,7 @@ async def test_a_slow_upload_is_given_up_and_its_connection_closed(start_relay, 
     assert requests[endpoint, "POST", "408"] == 2
     assert after.since(before, "mcp_errors_total") == {("validation_error", "client"): 2}
     assert relay.rows() == []
-    assert relay.simulator.books.totals.calls == 0
+    assert relay.simulator.billing_log.totals.calls == 0
 
 
 @pytest.mark.parametrize(

@@ -181,7 +181,7 @@ class TestChat:
             result = await client.call_tool("chat", {"messages": HELLO, "model": "gpt-4.1"})
         answer = result.structured_content
         assert answer is not None
-        billed = whole.simulator.books.totals
+        billed = whole.simulator.billing_log.totals
         assert answer["usage"] == {
             "prompt_tokens": billed.prompt_tokens,
             "completion_tokens": billed.completion_tokens,
@@ -202,7 +202,7 @@ class TestChat:
         assert {outcome: total.calls for outcome, total in whole.rows().items()} == {"ok": 1}
         assert whole.counts("mcp_requests_total")["/mcp", "tools/call", "ok"] == 1
         tokens = whole.counts("mcp_tokens_total")
-        billed = whole.simulator.books.totals
+        billed = whole.simulator.billing_log.totals
         assert tokens["gpt-4.1", "prompt", "default", "sim", "reported"] == billed.prompt_tokens
         assert tokens["gpt-4.1", "completion", "default", "sim", "reported"] == billed.completion_tokens
         assert whole.counts("mcp_errors_total") == {}
@@ -259,7 +259,7 @@ class TestChat:
         async with connected(whole, "memory", "auto") as client:
             await client.call_tool("chat", {"messages": [{"role": "user", "name": "eve", "content": parts}]})
         # 4 for the message, 1 for four characters, 85 for the image: the simulator saw all of them.
-        assert whole.simulator.books.totals.prompt_tokens == 90
+        assert whole.simulator.billing_log.totals.prompt_tokens == 90
 
 
 class TestRefusals:
@@ -362,7 +362,7 @@ class TestCancelling:
             call.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await call
-            await whole.simulator.books.wait_until(lambda books: books.totals.cancelled == 1, timeout_seconds=1)
+            await whole.simulator.billing_log.wait_until(lambda log: log.totals.cancelled == 1, timeout_seconds=1)
             await until(lambda: whole.active == 0)
         assert {outcome: total.calls for outcome, total in whole.rows().items()} == {"partial": 1}
         assert whole.rows()["partial"].partial_calls == 1
@@ -378,7 +378,7 @@ class TestCancelling:
         monkeypatch.setattr(whole.recorder, "settle", order.append)
         async with connected(whole, "memory", "legacy") as client:
             call = asyncio.create_task(client.call_tool("chat", {"messages": HELLO}))
-            await whole.simulator.books.wait_until(lambda books: books.open_calls == 1, timeout_seconds=5)
+            await whole.simulator.billing_log.wait_until(lambda log: log.open_calls == 1, timeout_seconds=5)
             call.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await call
@@ -392,7 +392,7 @@ class TestCancelling:
         whole.simulator.plan = replace_plan(whole, first_byte=Latency.parse("10000"))
         async with connected(whole, "memory", "auto") as client:
             call = asyncio.create_task(client.call_tool("chat", {"messages": HELLO}))
-            await whole.simulator.books.wait_until(lambda books: books.open_calls == 1, timeout_seconds=5)
+            await whole.simulator.billing_log.wait_until(lambda log: log.open_calls == 1, timeout_seconds=5)
             call.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await call
@@ -416,7 +416,7 @@ class TestCancelling:
                     async for line in stream.aiter_lines():
                         if "notifications/progress" in line:
                             break
-            await whole.simulator.books.wait_until(lambda books: books.totals.cancelled == 1, timeout_seconds=1)
+            await whole.simulator.billing_log.wait_until(lambda log: log.totals.cancelled == 1, timeout_seconds=1)
             await until(lambda: whole.active == 0)
         assert {outcome: total.calls for outcome, total in whole.rows().items()} == {"partial": 1}
         assert whole.counts("mcp_errors_total") == {("client_disconnected", "client"): 1}
@@ -556,7 +556,7 @@ class TestKeys:
         assert "API key" in text_of(result)
         assert "mk_wrong" not in text_of(result)
         assert whole.counts("mcp_errors_total") == {("auth_error", "client"): 1}
-        assert whole.simulator.books.totals.calls == 0
+        assert whole.simulator.billing_log.totals.calls == 0
 
 
 class TestAnswerText:

@@ -22,7 +22,7 @@ async def client(sim):
 
 async def test_the_sdk_reads_an_answer_and_the_books_agree(sim, client):
     answer = await client.chat.completions.create(**ASK)
-    (call,) = sim.books.calls()
+    (call,) = sim.billing_log.calls()
     assert answer.choices[0].message.role == "assistant"
     assert answer.choices[0].finish_reason == "stop"
     assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (call.prompt_tokens, call.completion_tokens)
@@ -38,7 +38,7 @@ async def test_the_sdk_reads_a_stream_whose_usage_comes_last_and_alone(sim, clie
     assert [chunk.usage is None for chunk in chunks] == [True] * (len(chunks) - 1) + [False]
     assert chunks[-1].choices == []
     text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks[:-1])
-    (call,) = sim.books.calls()
+    (call,) = sim.billing_log.calls()
     assert chunks[-1].usage.completion_tokens == call.completion_tokens == len(text.split())
     assert call.stream
 
@@ -46,7 +46,7 @@ async def test_the_sdk_reads_a_stream_whose_usage_comes_last_and_alone(sim, clie
 async def test_a_stream_has_no_usage_unless_asked(sim, client):
     chunks = [chunk async for chunk in await client.chat.completions.create(**ASK, stream=True)]
     assert all(chunk.usage is None and chunk.choices for chunk in chunks)
-    assert sim.books.totals.complete == 1
+    assert sim.billing_log.totals.complete == 1
 
 
 async def test_a_streamed_tool_call_is_put_together_by_the_sdk(sim, client):
@@ -81,8 +81,8 @@ async def test_a_retry_of_the_sdk_succeeds_where_only_the_first_try_fails(sim):
     async with AsyncOpenAI(base_url=sim.base_url, api_key="none", max_retries=1) as sdk:
         wish = {"simulate": "status=503,retry_after=0.01,first=1"}
         answer = await sdk.chat.completions.create(**ASK, metadata=wish)
-    assert answer.usage.completion_tokens == sim.books.totals.completion_tokens
-    assert (sim.books.totals.fault, sim.books.totals.complete) == (1, 1)
+    assert answer.usage.completion_tokens == sim.billing_log.totals.completion_tokens
+    assert (sim.billing_log.totals.fault, sim.billing_log.totals.complete) == (1, 1)
 
 
 @pytest.mark.parametrize("options", [{}, {"encoding_format": "float"}, {"dimensions": 64}])
@@ -93,7 +93,7 @@ async def test_embeddings_are_unit_vectors_and_equal_for_equal_texts(sim, client
     assert len(cat) == options.get("dimensions", 1536)
     assert math.fsum(x * x for x in cat) == pytest.approx(1, abs=1e-5)
     assert cat == again != dog
-    assert answer.usage.prompt_tokens == sim.books.totals_by_model[model].prompt_tokens == 6
+    assert answer.usage.prompt_tokens == sim.billing_log.totals_by_model[model].prompt_tokens == 6
 
 
 async def test_models_are_listed_and_any_other_is_answered(client):
@@ -115,7 +115,7 @@ async def test_a_key_is_demanded_on_every_route_where_one_is_set(raw):
         async with AsyncOpenAI(base_url=sim.base_url, api_key="other") as sdk:
             with pytest.raises(AuthenticationError):
                 await sdk.chat.completions.create(**ASK)
-        assert sim.books.totals.calls == 1
+        assert sim.billing_log.totals.calls == 1
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ async def test_wrong_urls_and_verbs_are_told_in_the_error_shape(sim, raw, path, 
     answer = await raw(sim, b"", path, method=method)
     assert answer.status == status
     assert answer.json["error"]["message"]
-    assert sim.books.refused == 1
+    assert sim.billing_log.refused == 1
 
 
 async def test_a_body_that_is_waited_for_with_100_continue_is_read(sim, raw):
@@ -197,7 +197,7 @@ async def test_the_books_are_shown_and_cleared_over_http(sim, raw):
     assert [call["ordinal"] for call in shown["calls"]] == [1, 2]
     assert (await raw(sim, b"", "/simulator/books?calls=-1", method="GET")).status == 400
     assert (await raw(sim, b"", "/simulator/books", method="DELETE")).status == 204
-    assert sim.books.totals.calls == 0
+    assert sim.billing_log.totals.calls == 0
 
 
 async def test_a_taken_port_is_told_in_one_sentence(sim):
@@ -216,4 +216,4 @@ async def test_one_client_after_another_is_served_on_one_connection(sim, client)
         with pytest.raises(APIStatusError):
             await client.chat.completions.create(**ASK, metadata={"simulate": "status=500"})
         await client.chat.completions.create(**ASK)
-    assert (sim.books.totals.fault, sim.books.totals.complete, sim.books.open_calls) == (20, 20, 0)
+    assert (sim.billing_log.totals.fault, sim.billing_log.totals.complete, sim.billing_log.open_calls) == (20, 20, 0)

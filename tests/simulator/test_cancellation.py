@@ -27,7 +27,7 @@ async def test_leaving_is_booked_as_cancelled(sim, open_connection, simulate, st
     reader, writer = await open_connection(sim, simulate, stream=stream)
     silent = "headers" in simulate or "latency" in simulate
     if silent:
-        await sim.books.wait_until(lambda books: books.open_calls == 1)
+        await sim.billing_log.wait_until(lambda log: log.open_calls == 1)
     else:
         await reader.readuntil(b"\r\n\r\n")
         await reader.read(100)
@@ -36,8 +36,8 @@ async def test_leaving_is_booked_as_cancelled(sim, open_connection, simulate, st
         writer.transport.abort()
     else:
         writer.close()
-    await sim.books.wait_until(lambda books: books.totals.cancelled == 1)
-    (call,) = sim.books.calls()
+    await sim.billing_log.wait_until(lambda log: log.totals.cancelled == 1)
+    (call,) = sim.billing_log.calls()
     assert call.outcome == "cancelled"
     assert call.cancelled_at_ns is not None
     assert call.cancelled_at_ns >= left_at_ns
@@ -45,7 +45,7 @@ async def test_leaving_is_booked_as_cancelled(sim, open_connection, simulate, st
         assert call.prompt_tokens == call.completion_tokens == 0
     else:
         assert call.prompt_tokens == 6
-    assert sim.books.open_calls == 0
+    assert sim.billing_log.open_calls == 0
 
 
 async def test_a_stream_is_billed_as_far_as_it_was_delivered(sim, open_connection):
@@ -53,8 +53,8 @@ async def test_a_stream_is_billed_as_far_as_it_was_delivered(sim, open_connectio
     for _ in range(6):  # the opening chunk and five tokens
         await reader.readuntil(b'"usage":null}\n\n')
     writer.close()
-    await sim.books.wait_until(lambda books: books.totals.cancelled == 1)
-    (call,) = sim.books.calls()
+    await sim.billing_log.wait_until(lambda log: log.totals.cancelled == 1)
+    (call,) = sim.billing_log.calls()
     assert (call.completion_tokens, call.delivered_tokens) == (5, 5)
 
 
@@ -62,17 +62,17 @@ async def test_a_whole_answer_is_billed_once_its_first_byte_is_out(sim, open_con
     reader, writer = await open_connection(sim, "stall=body,completion_tokens=50")
     await reader.readuntil(b"\r\n\r\n")
     writer.close()
-    await sim.books.wait_until(lambda books: books.totals.cancelled == 1)
-    (call,) = sim.books.calls()
+    await sim.billing_log.wait_until(lambda log: log.totals.cancelled == 1)
+    (call,) = sim.billing_log.calls()
     assert (call.completion_tokens, call.delivered_tokens) == (50, 0)
 
 
 async def test_closing_the_simulator_breaks_calls_off_without_calling_them_cancelled(open_connection):
     async with Simulator(first_byte=Latency.fixed(60_000)) as sim:
         _, writer = await open_connection(sim, "")
-        await sim.books.wait_until(lambda books: books.open_calls == 1)
-    await sim.books.wait_until(lambda books: books.totals.fault == 1)
-    assert sim.books.totals.cancelled == 0
+        await sim.billing_log.wait_until(lambda log: log.open_calls == 1)
+    await sim.billing_log.wait_until(lambda log: log.totals.fault == 1)
+    assert sim.billing_log.totals.cancelled == 0
     writer.close()
 
 
@@ -81,5 +81,5 @@ async def test_nothing_is_logged_for_clients_that_leave(sim, open_connection, ca
         reader, writer = await open_connection(sim, simulate, stream=True)
         await reader.readuntil(b"\r\n\r\n")
         writer.transport.abort()
-    await sim.books.wait_until(lambda books: books.totals.cancelled == 2)
+    await sim.billing_log.wait_until(lambda log: log.totals.cancelled == 2)
     assert caplog.records == []

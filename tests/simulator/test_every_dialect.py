@@ -21,8 +21,8 @@ MADE_A_TOKEN = {
 
 
 def only_call(sim):
-    (call,) = sim.books.calls()
-    assert sim.books.open_calls == 0
+    (call,) = sim.billing_log.calls()
+    assert sim.billing_log.open_calls == 0
     return call
 
 
@@ -33,7 +33,7 @@ async def test_usage_text_and_books_agree(sim, speaker, stream):
     assert (call.dialect, call.stream, call.outcome, call.fault) == (speaker.dialect, stream, "complete", "")
     assert told.prompt == call.prompt_tokens == 6
     assert told.completion == call.completion_tokens == call.delivered_tokens == text_tokens(told.text) > 0
-    assert sim.books.totals_by_dialect[speaker.dialect].completion_tokens == told.completion
+    assert sim.billing_log.totals_by_dialect[speaker.dialect].completion_tokens == told.completion
 
 
 async def test_a_stream_says_what_the_whole_answer_says(speaker):
@@ -151,7 +151,7 @@ async def test_an_empty_body_and_a_page_have_status_200(sim, speaker, stream):
     page = await speaker.ask(sim, "body=html", stream=stream)
     assert (empty.status, empty.content) == (200, b"")
     assert (page.status, page.headers["content-type"]) == (200, "text/html; charset=utf-8")
-    assert (sim.books.totals.fault, sim.books.totals.prompt_tokens) == (2, 0)
+    assert (sim.billing_log.totals.fault, sim.billing_log.totals.prompt_tokens) == (2, 0)
 
 
 @STREAMS
@@ -207,7 +207,7 @@ async def test_a_wrong_length_is_announced(sim, speaker, stream):
     assert len(long.content) + 64 == int(long.headers["content-length"])
     short = await speaker.ask(sim, "content_length=short", stream=stream)
     assert len(short.content) // 2 == int(short.headers["content-length"])
-    assert sim.books.totals.fault == 2
+    assert sim.billing_log.totals.fault == 2
 
 
 @STREAMS
@@ -241,7 +241,7 @@ async def test_a_client_that_leaves_is_billed_what_it_got(sim, speaker, connect_
     for _ in range(5):
         await reader.readuntil(MADE_A_TOKEN[speaker.dialect])
     writer.close()
-    await sim.books.wait_until(lambda books: books.totals.cancelled == 1)
+    await sim.billing_log.wait_until(lambda log: log.totals.cancelled == 1)
     call = only_call(sim)
     assert (call.prompt_tokens, call.completion_tokens, call.delivered_tokens) == (6, 5, 5)
 

@@ -11,8 +11,8 @@ BOTH = pytest.mark.parametrize("stream", [False, True])
 
 
 def only_call(sim):
-    (call,) = sim.books.calls()
-    assert sim.books.open_calls == 0
+    (call,) = sim.billing_log.calls()
+    assert sim.billing_log.open_calls == 0
     return call
 
 
@@ -239,7 +239,7 @@ async def test_faults_of_the_plan_happen_as_often_as_planned_and_repeatably(raw)
         async with Simulator(seed=2, faults=[Fault(status=503, probability=0.3)]) as sim:
             body = {"model": "m", "messages": [{"role": "user", "content": "x"}]}
             statuses.append([(await raw(sim, body)).status for _ in range(200)])
-            assert sim.books.totals.fault == statuses[-1].count(503)
+            assert sim.billing_log.totals.fault == statuses[-1].count(503)
     assert statuses[0] == statuses[1]
     assert 40 <= statuses[0].count(503) <= 80
 

@@ -73,7 +73,7 @@ async def test_without_a_fault_the_answers_bytes_pass(stream):
         async with direct:
             assert without_what_differs(await ask(direct, stream=stream)) == without_what_differs(through)
         assert (through.was_reset, proxy.connections) == (False, 1)
-        assert [call.outcome for call in second.books.calls()] == ["complete"]
+        assert [call.outcome for call in second.billing_log.calls()] == ["complete"]
 
 
 STAGES = {
@@ -93,7 +93,7 @@ async def test_a_connection_breaks_where_it_is_asked_to(stage, how, stream):
         seen = await ask(proxy, stream=stream)
         assert STAGES[stage](seen), seen
         assert seen.was_reset == (how == "reset")
-        await sim.books.wait_until(lambda books: books.open_calls == 0)
+        await sim.billing_log.wait_until(lambda log: log.open_calls == 0)
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -104,9 +104,9 @@ async def test_a_stall_lasts_until_the_client_leaves_and_the_upstream_sees_that(
             writer.write_eof()
             assert await reader.read() == b""
             writer.close()
-            assert sim.books.totals.calls == 0
+            assert sim.billing_log.totals.calls == 0
             return
-        await sim.books.wait_until(lambda books: books.totals.calls == 1)
+        await sim.billing_log.wait_until(lambda log: log.totals.calls == 1)
         writer.transport.abort()
         async with asyncio.timeout(5):
             while proxy._serving:
@@ -177,7 +177,7 @@ async def test_closing_breaks_off_what_is_under_way():
     async with Simulator(seed=1) as sim:
         async with FaultProxy(sim.url, WireFault(stall="headers")) as proxy:
             reader, writer = await connect(proxy)
-            await sim.books.wait_until(lambda books: books.totals.calls == 1)
+            await sim.billing_log.wait_until(lambda log: log.totals.calls == 1)
         assert await reader.read() == b""
         writer.close()
 

@@ -1,30 +1,30 @@
-from mcpmeter.simulator.rng import Draws
+from mcpmeter.simulator.rng import RequestRng
 
 
-def drawn(draws, body):
-    random, nth = draws.of(body)
+def drawn(rng, body):
+    random, nth = rng.of(body)
     return random.random(), nth
 
 
 def test_draws_depend_on_seed_body_and_count_never_on_order():
-    one, two = Draws(1), Draws(1)
+    one, two = RequestRng(1), RequestRng(1)
     first = {(body, n): drawn(one, body) for n in range(3) for body in (b"a", b"b")}
     second = {(body, n): drawn(two, body) for body in (b"b", b"a") for n in range(3)}
     assert first == second
     assert len({value for value, _ in first.values()}) == 6
-    assert drawn(Draws(2), b"a") != first[b"a", 0]
+    assert drawn(RequestRng(2), b"a") != first[b"a", 0]
 
 
 def test_a_salt_keeps_the_chances_of_one_body_apart():
-    draws = Draws(1)
-    (one, first), (two, second) = draws.of(b"a"), draws.of(b"a", b"salt")
+    rng = RequestRng(1)
+    (one, first), (two, second) = rng.of(b"a"), rng.of(b"a", b"salt")
     assert (first, second) == (0, 0)
     assert one.random() != two.random()
 
 
 def test_memory_of_bodies_is_bounded_and_the_oldest_are_forgotten():
-    draws = Draws(1, bodies_kept=2)
+    rng = RequestRng(1, bodies_kept=2)
     for body in (b"a", b"b", b"c"):
-        draws.of(body)
-    assert draws.of(b"c")[1] == 1
-    assert draws.of(b"a")[1] == 0
+        rng.of(body)
+    assert rng.of(b"c")[1] == 1
+    assert rng.of(b"a")[1] == 0

@@ -19,8 +19,8 @@ def test_a_program_without_a_loop_talks_to_it_and_reads_its_books():
     before = simulators_running()
     with run_in_thread(seed=1) as sim, OpenAI(base_url=sim.base_url, api_key="none") as client:
         answer = client.chat.completions.create(**ASK)
-        sim.wait_until(lambda books: books.totals.complete == 1)
-        assert sim.books.totals.completion_tokens == answer.usage.completion_tokens
+        sim.wait_until(lambda log: log.totals.complete == 1)
+        assert sim.billing_log.totals.completion_tokens == answer.usage.completion_tokens
     assert simulators_running() == before
 
 
@@ -32,7 +32,7 @@ def test_a_cancelled_call_can_be_waited_for():
         stream = client.chat.completions.create(**ASK, stream=True)
         next(iter(stream))
         stream.close()
-        sim.wait_until(lambda books: books.totals.cancelled == 1)
+        sim.wait_until(lambda log: log.totals.cancelled == 1)
 
 
 def test_what_start_raises_is_raised_to_the_caller():
@@ -48,4 +48,4 @@ def test_two_simulators_do_not_touch():
         assert one.url != two.url
         with OpenAI(base_url=one.base_url, api_key="none") as client:
             client.chat.completions.create(**ASK)
-        assert (one.books.totals.calls, two.books.totals.calls) == (1, 0)
+        assert (one.billing_log.totals.calls, two.billing_log.totals.calls) == (1, 0)

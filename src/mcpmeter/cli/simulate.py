@@ -99,7 +99,7 @@ async def _serve(simulator: Simulator, *, asks_for_key: bool) -> None:
         click.echo(f"Simulator at {simulator.url} (base URL for an SDK: {simulator.base_url}). Ctrl-C ends it. Try:")
         click.echo(CURL.format(url=simulator.url, key=header))
         await stop.wait()
-    totals = simulator.books.totals
+    totals = simulator.billing_log.totals
     click.echo(
         f"Answered {totals.calls} calls ({totals.fault} faults, {totals.cancelled} cancelled by the client): "
         f"{totals.prompt_tokens} prompt and {totals.completion_tokens} completion tokens."

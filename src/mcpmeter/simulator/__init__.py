@@ -1,9 +1,9 @@
-"""An upstream that speaks every dialect and costs nothing: exact known usage, faults on demand, its own books."""
+"""An upstream that serves every dialect at no cost: exact usage, faults on demand, and a billing log of its own."""
 
 from __future__ import annotations
 
 from mcpmeter.simulator.app import Price, Simulator
-from mcpmeter.simulator.billing_log import Books, CallRecord, Totals
+from mcpmeter.simulator.billing_log import BillingLog, CallRecord, Totals
 from mcpmeter.simulator.fault_proxy import FaultProxy
 from mcpmeter.simulator.faults import Fault
 from mcpmeter.simulator.latency import Latency, Spread
@@ -13,7 +13,7 @@ from mcpmeter.simulator.thread import SimulatorThread, run_in_thread
 from mcpmeter.simulator.wire_faults import WireFault
 
 __all__ = [
-    "Books",
+    "BillingLog",
     "CallRecord",
     "Fault",
     "FaultProxy",

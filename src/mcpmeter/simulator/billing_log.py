@@ -1,4 +1,4 @@
-"""The simulator's own books: what each call was billed and how it ended, to compare a meter's numbers with."""
+"""The simulator's billing log: the billed usage and outcome of each call, to compare a meter's numbers with."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ DIALECTS = (
     "gemini_count_tokens",
     "gemini_embeddings",
 )
-"""How the books name what a call was made in."""
+"""Names of the dialects in the log."""
 
 
 class CallRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """One call as the provider saw it. Tokens are those *billed*.
+    """One call from the provider's side. Tokens are those *billed*.
 
-    Cached, cache-write and reasoning tokens are parts of the totals, whether or not the dialect tells them so.
+    Cached, cache-write and reasoning tokens are parts of the totals, even if the dialect reports them separately.
     """
 
     ordinal: int
     request_id: str
-    """As in the answer's `x-request-id`, or Anthropic's `request-id`."""
+    """The response's `x-request-id`, or Anthropic's `request-id`."""
     dialect: str
     """One of `DIALECTS`."""
     model: str
@@ -51,20 +51,20 @@ class CallRecord(msgspec.Struct, frozen=True, kw_only=True):
     reasoning_tokens: int
     cache_write_tokens: int
     delivered_tokens: int
-    """Completion tokens handed to the connection; reasoning is among them where it is shown."""
+    """Completion tokens written to the connection, including visible reasoning."""
     outcome: CallOutcome
-    """`cancelled`: the client left. `fault`: the simulator broke the answer or refused it, as it was told to."""
+    """`cancelled`: the client disconnected. `fault`: a configured fault broke or refused the response."""
     fault: str
-    """What was asked to go wrong (one of `faults.FAULT_NAMES`), even if the client got a whole answer."""
+    """The requested fault (one of `faults.FAULT_NAMES`), even if the client got a whole response."""
     cancelled_at_ns: int | None
-    """Monotonic time at which the client's leaving was seen."""
+    """Monotonic time at which the disconnect was seen."""
 
 
 class Totals(msgspec.Struct, frozen=True, kw_only=True):
     """Sums over calls."""
 
     dialect: str = ""
-    """The dialect of all these calls; empty for sums over every dialect."""
+    """The dialect of these calls; empty for sums over all dialects."""
     calls: int = 0
     complete: int = 0
     cancelled: int = 0
@@ -96,10 +96,10 @@ class _Sums:
         )  # fmt: skip
 
 
-class Books:
-    """Records of the last `keep_calls` calls (46 bytes each) and totals of all of them; 0 keeps totals only.
+class BillingLog:
+    """Records of the last `keep_calls` calls (46 bytes each) and totals of all calls; 0 keeps totals only.
 
-    A call is booked before its last byte is handed to the connection: whoever has read an answer finds it here.
+    A call is booked before its last byte is written: a client that has read a response finds its record here.
     """
 
     def __init__(self, *, seed: int = 0, keep_calls: int = 1_000_000) -> None:
@@ -108,7 +108,7 @@ class Books:
         self._next_ordinal = 0
         self._open = 0
         self.refused = 0
-        """Requests that were no call: not understood, no or a wrong key."""
+        """Requests that did not become a call: invalid, or without a valid key."""
         self._waiters: set[asyncio.Event] = set()
         self._models: list[str] = [OTHER_MODEL]
         self._model_index: dict[str, int] = {OTHER_MODEL: 0}
@@ -118,7 +118,7 @@ class Books:
         self._booked = 0
 
     def open(self, model: str, *, stream: bool, fault: str, dialect: str = DIALECTS[0]) -> OpenCall:
-        """Begin a call; it ends by `OpenCall.book`."""
+        """Begin a call; `OpenCall.book` ends it."""
         self._open += 1
         ordinal = self._next_ordinal
         self._next_ordinal += 1
@@ -127,17 +127,17 @@ class Books:
         return OpenCall(self, ordinal, indices, stream, FAULT_NAMES.index(fault))
 
     def request_id(self, ordinal: int) -> str:
-        """The id that the answer to this call carries."""
+        """The id in this call's response."""
         return f"{self._id_prefix}{ordinal:016x}"
 
     @property
     def open_calls(self) -> int:
-        """Calls that have begun and not ended."""
+        """Calls in progress."""
         return self._open
 
     @property
     def totals(self) -> Totals:
-        """Sums over all calls that have ended."""
+        """Sums over all ended calls."""
         every = _Sums()
         for sums in self._sums.values():
             every.add(sums)
@@ -145,7 +145,7 @@ class Books:
 
     @property
     def totals_by_model(self) -> dict[str, Totals]:
-        """Sums by the model as the client named it; names beyond the first thousand are `other`."""
+        """Sums per requested model; names beyond the first thousand are `other`."""
         by_model: dict[int, _Sums] = {}
         for (model, _), sums in self._sums.items():
             by_model.setdefault(model, _Sums()).add(sums)
@@ -153,7 +153,7 @@ class Books:
 
     @property
     def totals_by_dialect(self) -> dict[str, Totals]:
-        """Sums by dialect, of those that were spoken."""
+        """Sums per dialect that had calls."""
         by_dialect: dict[int, _Sums] = {}
         for (_, dialect), sums in self._sums.items():
             by_dialect.setdefault(dialect, _Sums()).add(sums)
@@ -170,14 +170,14 @@ class Books:
         return [self._record(rows, number % kept) for number in range(self._booked - min(count, kept), self._booked)]
 
     def clear(self) -> None:
-        """Forget all calls that have ended; ids go on counting, calls still open are booked later as ever."""
+        """Forget all ended calls. Ids keep counting; open calls are booked when they end."""
         self._sums = {}
         self._rows = bytearray()
         self._booked = 0
         self.refused = 0
 
-    async def wait_until(self, holds: Callable[[Books], bool], *, timeout_seconds: float = 10.0) -> None:
-        """Wait until the books show what is expected; checked whenever a call begins or ends. Raises `TimeoutError`."""
+    async def wait_until(self, holds: Callable[[BillingLog], bool], *, timeout_seconds: float = 10.0) -> None:
+        """Wait until `holds` is true; checked when a call begins or ends. Raises `TimeoutError`."""
         changed = asyncio.Event()
         self._waiters.add(changed)
         try:
@@ -233,12 +233,12 @@ class Books:
 
 
 class OpenCall:
-    """A call that has begun. The first `book` counts, later ones do nothing."""
+    """A call in progress. Only the first `book` counts."""
 
-    __slots__ = ("_booked", "_books", "fault_index", "indices", "ordinal", "stream")
+    __slots__ = ("_booked", "_log", "fault_index", "indices", "ordinal", "stream")
 
-    def __init__(self, books: Books, ordinal: int, indices: tuple[int, int], stream: bool, fault_index: int) -> None:
-        self._books = books
+    def __init__(self, log: BillingLog, ordinal: int, indices: tuple[int, int], stream: bool, fault_index: int) -> None:
+        self._log = log
         self._booked = False
         self.ordinal = ordinal
         self.indices = indices
@@ -249,10 +249,10 @@ class OpenCall:
     @property
     def request_id(self) -> str:
         """As in `CallRecord.request_id`."""
-        return self._books.request_id(self.ordinal)
+        return self._log.request_id(self.ordinal)
 
     def book(self, outcome: CallOutcome, tally: Tally, *, delivered: int, cancelled_at_ns: int = 0) -> None:
-        """End the call with what is billed for it."""
+        """End the call with its billed usage."""
         if not self._booked:
             self._booked = True
-            self._books._book(self, outcome, tally, delivered, cancelled_at_ns)
+            self._log._book(self, outcome, tally, delivered, cancelled_at_ns)

@@ -17,7 +17,7 @@ Seconds = Annotated[float, Meta(ge=0, le=86_400)]
 Tokens = Annotated[int, Meta(ge=0, le=1_000_000)]
 
 FAULT_NAMES = ("", "status", "reset", "stall", "body", "content_length", "drip", "huge", "encoding", "usage", "done")
-"""How the books name what was asked for; empty where nothing was. Of several the first one counts."""
+"""Names of requested faults in the billing log; empty without a fault. The first of several counts."""
 
 
 class Fault(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -83,7 +83,7 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     @property
     def name(self) -> str:
-        """The one of `FAULT_NAMES` that shows in the books; empty if only the answer's size or pace is set."""
+        """The one of `FAULT_NAMES` in the billing log; empty if only the response's size or pace is set."""
         if self is NO_FAULT:
             return ""
         asked = (

@@ -1,7 +1,7 @@
-"""How requests of every dialect are read: tokens are counted, faults are found that a request asks for.
+"""Parses requests of every dialect: counts tokens and finds requested faults.
 
-The rule: a token for every 4 characters begun of each text, 4 more for each message, 85 for each part that is no text
-(an image, a sound), and `tools` as JSON without spaces. No tokenizer: exact, fast, and known to both sides.
+Each text counts one token per 4 characters, rounded up; each message 4 more; each non-text part (image, audio) 85;
+`tools` count as JSON without spaces. Without a tokenizer the count is exact, fast and known to both sides.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _MARKED = re.compile(r"\[\[simulate ([^\[\]]{1,1000})\]\]")
 
 
 def read(decoder: msgspec.json.Decoder[Struct], body: bytes) -> Struct:
-    """Decode a request. Raises `InvalidRequest` for anything that is not one."""
+    """Decode a request. Raises `InvalidRequest`."""
     try:
         return decoder.decode(body)
     except msgspec.ValidationError as wrong:
@@ -44,39 +44,39 @@ def read(decoder: msgspec.json.Decoder[Struct], body: bytes) -> Struct:
 
 
 def convert(value: Any, type_: type[Struct], where: str) -> Struct:
-    """A part of a request that was kept as it came. Raises `InvalidRequest`, naming where it stands."""
+    """Convert an undecoded part of a request. Raises `InvalidRequest` that names the part by `where`."""
     try:
         return msgspec.convert(value, type_)
     except msgspec.ValidationError as wrong:
         raise InvalidRequest(f"Invalid request body: '{where}': {_clip(str(wrong))}") from None
 
 
-def find_fault(said: object, where: str, body: bytes, first_text: Callable[[], str]) -> Fault | None:
-    """What a request asks for: `said`, found at `where`, or `[[simulate …]]` in its first user text.
+def find_fault(text: object, where: str, body: bytes, first_text: Callable[[], str]) -> Fault | None:
+    """The requested fault: `text` from the field `where`, or `[[simulate …]]` in the first user text.
 
-    Raises `InvalidRequest` for something that cannot be simulated.
+    Raises `InvalidRequest` for an unknown fault.
     """
-    if said is None or said == "":
-        # A search in the bytes first: looking for the first text costs more, and hardly any request has the mark.
+    if text is None or text == "":
+        # Search the bytes first: finding the first text costs more, and few requests have the marker.
         marked = _MARKED.search(first_text()) if body.find(_MARK) >= 0 else None
         if marked is None:
             return None
-        said, where = marked[1], "[[simulate …]]"
-    if not isinstance(said, str):
+        text, where = marked[1], "[[simulate …]]"
+    if not isinstance(text, str):
         raise InvalidRequest(f"'{where}' is not a string.", hint="Write it as in 'status=503,retry_after=2'.")
     try:
-        return Fault.parse(said)
+        return Fault.parse(text)
     except ConfigInvalid as wrong:
         raise InvalidRequest(f"'{where}': {_clip(wrong.message)}", hint=wrong.hint) from None
 
 
 def text_tokens(text: str) -> int:
-    """Tokens of one text: one for every 4 characters begun."""
+    """Tokens of one text: one per 4 characters, rounded up."""
     return -(-len(text) // CHARS_PER_TOKEN)
 
 
 def json_tokens(value: Any) -> int:
-    """Tokens of a value as the text of its JSON without spaces."""
+    """Tokens of a value's JSON without spaces."""
     return text_tokens(msgspec.json.encode(value).decode())
 
 

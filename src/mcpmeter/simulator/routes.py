@@ -1,10 +1,8 @@
-"""Which URL speaks which dialect."""
+"""Maps URLs to dialects."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
-
-from aiohttp import web
 
 from mcpmeter.simulator.dialects.anthropic_messages import AnthropicMessages
 from mcpmeter.simulator.dialects.anthropic_prompt import AnthropicCountTokens
@@ -14,18 +12,19 @@ from mcpmeter.simulator.dialects.gemini_generate import ARRAY, SSE, GeminiCountT
 from mcpmeter.simulator.dialects.openai_chat import OpenAiChat
 from mcpmeter.simulator.dialects.openai_embeddings import OpenAiEmbeddings
 from mcpmeter.simulator.dialects.openai_responses import OpenAiResponses
+from mcpmeter.simulator.request import SimulatorRequest
 from mcpmeter.simulator.vectors import Vectors
 from mcpmeter.simulator.vendors.anthropic import ANTHROPIC
 from mcpmeter.simulator.vendors.base import Vendor
 from mcpmeter.simulator.vendors.google import GOOGLE, GOOGLE_ARRAY
 from mcpmeter.simulator.vendors.openai import OPENAI
 
-_GOOGLE_PREFIXES = ("/v1beta/models/", "/v1/models/")  # its SDK says v1 from version 3 on, and v1beta before
+_GOOGLE_PREFIXES = ("/v1beta/models/", "/v1/models/")  # its SDK uses v1 since version 3, v1beta before
 _STREAM = "streamGenerateContent"
 
 
 class Endpoint(NamedTuple):
-    """What answers at a URL."""
+    """The dialect of a URL, and the vendor that words its errors."""
 
     vendor: Vendor
     dialect: Dialect
@@ -41,7 +40,7 @@ class Routes:
             "/v1/chat/completions": Endpoint(OPENAI, OpenAiChat()),
             "/v1/embeddings": Endpoint(OPENAI, OpenAiEmbeddings(vectors)),
             "/v1/responses": Endpoint(OPENAI, OpenAiResponses()),
-            # Where Google speaks OpenAI's dialect:
+            # Google's endpoints in OpenAI's dialect:
             "/v1beta/openai/chat/completions": Endpoint(OPENAI, OpenAiChat()),
             "/v1beta/openai/embeddings": Endpoint(OPENAI, OpenAiEmbeddings(vectors)),
             "/v1/messages": Endpoint(ANTHROPIC, AnthropicMessages()),
@@ -56,23 +55,23 @@ class Routes:
         }
         self._event_stream = Endpoint(GOOGLE, GeminiGenerate(SSE))
 
-    def find(self, request: web.BaseRequest) -> Endpoint | None:
-        """The endpoint of this URL, whatever the HTTP method; None if no dialect has it."""
+    def find(self, request: SimulatorRequest) -> Endpoint | None:
+        """The endpoint of this URL for any HTTP method; None if no dialect has it."""
         path = request.path
         fixed = self._fixed.get(path)
         if fixed is not None or not path.startswith(_GOOGLE_PREFIXES):
             return fixed
         model, _, verb = path.partition("/models/")[2].rpartition(":")
-        is_sse = verb == _STREAM and request.query.get("alt") == "sse"
+        is_sse = verb == _STREAM and request.query_params.get("alt") == "sse"
         found = self._event_stream if is_sse else self._verbs.get(verb)
         if found is None:
             return None
-        # The model is no part of the body, which alone does not tell two models' calls apart.
+        # The body does not name the model: the salt separates calls of two models.
         return found._replace(target=Target(model, salt=f"{model}:{verb}".encode("utf-8", "replace")))
 
 
 def vendor_of(path: str) -> Vendor:
-    """Who words the refusal of a URL that nobody has."""
+    """The vendor that words the error for an unknown URL."""
     if path.startswith("/v1/messages"):
         return ANTHROPIC
     return GOOGLE if path.startswith("/v1beta/") else OPENAI

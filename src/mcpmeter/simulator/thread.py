@@ -1,4 +1,4 @@
-"""The simulator for programs and tests that have no event loop of their own."""
+"""The simulator for programs and tests without an event loop."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from collections.abc import Callable
 from typing import Any, Self
 
 from mcpmeter.simulator.app import Simulator
-from mcpmeter.simulator.billing_log import Books
+from mcpmeter.simulator.billing_log import BillingLog
 
 
 class SimulatorThread:
-    """Runs a simulator in a thread of its own: `with SimulatorThread(Simulator(seed=1)) as sim: sim.base_url`.
+    """Runs a simulator in its own thread: `with SimulatorThread(Simulator(seed=1)) as sim: sim.base_url`.
 
-    What start-up raises (`PortTaken`) is raised by the `with` statement.
+    The `with` statement raises `PortTaken`.
     """
 
     def __init__(self, simulator: Simulator) -> None:
@@ -33,13 +33,13 @@ class SimulatorThread:
         return self.simulator.base_url
 
     @property
-    def books(self) -> Books:
-        """As `Simulator.books`; read it when the calls of interest are done."""
-        return self.simulator.books
+    def billing_log(self) -> BillingLog:
+        """As `Simulator.billing_log`; read it after the calls have ended."""
+        return self.simulator.billing_log
 
-    def wait_until(self, holds: Callable[[Books], bool], *, timeout_seconds: float = 10.0) -> None:
-        """Wait until the books show what is expected. Raises `TimeoutError`."""
-        waiting = self.books.wait_until(holds, timeout_seconds=timeout_seconds)
+    def wait_until(self, holds: Callable[[BillingLog], bool], *, timeout_seconds: float = 10.0) -> None:
+        """Wait until `holds` is true of the billing log. Raises `TimeoutError`."""
+        waiting = self.billing_log.wait_until(holds, timeout_seconds=timeout_seconds)
         asyncio.run_coroutine_threadsafe(waiting, self._loop).result()
 
     def __enter__(self) -> Self:

@@ -29,10 +29,10 @@ import uvloop
 from google import genai
 from google.genai import errors as gemini_errors
 from google.genai import types
+from mcpmeter.ledger.sqlite.store.connection import open_for_reading
 
 from mcpmeter.config import KeySettings, LedgerSettings, ProviderSettings, ServerSettings, Settings
 from mcpmeter.ledger.rows import ROW_COLUMNS, SELECT_ROWS_SQL
-from mcpmeter.ledger.sqlite.connection import open_for_reading
 from mcpmeter.records import LedgerRow
 from mcpmeter.service import Service, bind, running
 from mcpmeter.simulator import CallRecord, SimulatorThread, run_in_thread
@@ -149,7 +149,7 @@ class Relay:
 
     def until_idle(self, *, seconds: float = 10.0) -> None:
         """Wait until no request is being answered, no row is open and the upstream has let go too."""
-        self.upstream.wait_until(lambda books: books.open_calls == 0, timeout_seconds=seconds)
+        self.upstream.wait_until(lambda log: log.open_calls == 0, timeout_seconds=seconds)
         deadline = time.monotonic() + seconds
         while self.active_requests or self.service._store.open_rows:
             assert time.monotonic() < deadline, "a call is still under way"
@@ -167,7 +167,7 @@ class Relay:
     def assert_ledger_is_the_upstreams_books(self) -> None:
         """Call by call where an id leads from one to the other, and in sums by model and dialect."""
         self.until_idle()
-        rows, calls = self.rows(), list(self.upstream.books.calls())
+        rows, calls = self.rows(), list(self.upstream.billing_log.calls())
         assert {row.state for row in rows} <= {"settled"}
         sent = [row for row in rows if row.upstream_request_id]
         by_id = {call.request_id: call for call in calls}

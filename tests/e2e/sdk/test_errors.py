@@ -129,7 +129,7 @@ def test_a_provider_that_asks_to_wait_is_not_asked_again_and_the_caller_sees_the
 
     assert arm.run(ask) == [(429, True), (429, True)]
     if arm.relay is not None:
-        assert [call.model for call in arm.relay.upstream.books.calls()].count("gpt-is-limited") == 1
+        assert [call.model for call in arm.relay.upstream.billing_log.calls()].count("gpt-is-limited") == 1
 
 
 def test_gemini_is_told_in_the_body_when_to_come_again(arm):

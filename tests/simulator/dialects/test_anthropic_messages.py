@@ -41,7 +41,7 @@ def events(reply):
 
 async def test_the_sdk_reads_a_message_and_the_books_agree(sim, client):
     message = await client.messages.create(**ASK)
-    (call,) = sim.books.calls()
+    (call,) = sim.billing_log.calls()
     assert (message.role, message.stop_reason, message.stop_sequence) == ("assistant", "end_turn", None)
     assert (message.usage.input_tokens, message.usage.output_tokens) == (call.prompt_tokens, call.completion_tokens)
     assert len(message.content[0].text.split()) == call.completion_tokens
@@ -52,7 +52,7 @@ async def test_the_sdk_puts_a_stream_together(sim, client):
     async with client.messages.stream(**ASK, thinking=THINKING) as stream:
         message = await stream.get_final_message()
     thinking, text = message.content
-    (call,) = sim.books.calls()
+    (call,) = sim.billing_log.calls()
     assert (
         text_tokens(thinking.thinking) == call.reasoning_tokens == message.usage.output_tokens_details.thinking_tokens
     )
@@ -66,7 +66,7 @@ async def test_the_sdk_calls_a_tool_in_both_shapes(sim, client):
     whole = await client.messages.create(**ASK, **tools)
     async with client.messages.stream(**ASK, **tools) as stream:
         streamed = await stream.get_final_message()
-    for message, call in zip((whole, streamed), sim.books.calls(), strict=True):
+    for message, call in zip((whole, streamed), sim.billing_log.calls(), strict=True):
         (block,) = message.content
         assert message.stop_reason == "tool_use"
         assert isinstance(block.input["city"], str)
@@ -91,7 +91,7 @@ async def test_the_sdk_counts_what_a_message_is_billed(sim, client):
     message = await client.messages.create(**prompt, max_tokens=10)
     expected = text_tokens(compact([TOOL])) + (4 + 2) + (4 + 2 + 85)
     assert counted.input_tokens == message.usage.input_tokens == expected
-    count, call = sim.books.calls()
+    count, call = sim.billing_log.calls()
     assert (count.dialect, count.prompt_tokens, call.prompt_tokens) == ("anthropic_count_tokens", 0, expected)
 
 
@@ -101,7 +101,7 @@ async def test_a_marked_prompt_is_written_to_the_cache_once_and_then_read(sim, c
     assert (first.input_tokens, first.cache_creation_input_tokens, first.cache_read_input_tokens) == (6, 2004, 0)
     assert (second.input_tokens, second.cache_creation_input_tokens, second.cache_read_input_tokens) == (6, 0, 2004)
     assert (first.cache_creation.ephemeral_1h_input_tokens, first.cache_creation.ephemeral_5m_input_tokens) == (2004, 0)
-    calls = list(sim.books.calls())
+    calls = list(sim.billing_log.calls())
     assert [call.prompt_tokens for call in calls] == [2010, 2010]
     assert [(call.cache_write_tokens, call.cached_tokens) for call in calls] == [(2004, 0), (0, 2004)]
 
@@ -148,7 +148,7 @@ async def test_the_sdk_raises_the_error_inside_a_stream(sim, client):
     with pytest.raises(Exception, match="overloaded_error"):
         async with client.messages.stream(**ASK, metadata=wish) as stream:
             await stream.get_final_message()
-    assert sim.books.totals.completion_tokens == 2
+    assert sim.billing_log.totals.completion_tokens == 2
 
 
 async def test_a_key_is_taken_from_either_header(raw):
@@ -161,7 +161,7 @@ async def test_a_key_is_taken_from_either_header(raw):
                 await sdk.messages.create(**ASK)
         assert refused.value.body["error"]["type"] == "authentication_error"
         assert (await raw(sim, ASK, "/v1/messages")).status == 401
-    assert sim.books.totals.calls == 2
+    assert sim.billing_log.totals.calls == 2
 
 
 async def test_limits_are_told_for_each_kind_of_token(raw):

@@ -54,7 +54,7 @@ def chunks(reply):
 
 async def test_the_sdk_reads_an_answer_and_the_books_agree(sim, models):
     answer = await models.generate_content(model=MODEL, contents="Hello")
-    (call,) = sim.books.calls()
+    (call,) = sim.billing_log.calls()
     assert answer.candidates[0].finish_reason == types.FinishReason.STOP
     usage = answer.usage_metadata
     assert (usage.prompt_token_count, usage.candidates_token_count) == (call.prompt_tokens, call.completion_tokens)
@@ -67,7 +67,7 @@ async def test_the_sdk_reads_a_stream_with_thoughts(sim, models):
     config = types.GenerateContentConfig(thinking_config=types.ThinkingConfig(include_thoughts=True))
     stream = await models.generate_content_stream(model=MODEL, contents="Hello", config=config)
     seen = [chunk async for chunk in stream]
-    (call,) = sim.books.calls()
+    (call,) = sim.billing_log.calls()
     parts = [part for chunk in seen for part in chunk.candidates[0].content.parts]
     assert text_tokens("".join(part.text for part in parts if part.thought)) == call.reasoning_tokens > 0
     usage = seen[-1].usage_metadata
@@ -87,7 +87,7 @@ async def test_the_sdk_calls_a_function(sim, models):
     (call,) = answer.function_calls
     assert call.name == "get_weather"
     assert isinstance(call.args["city"], str)
-    (booked,) = sim.books.calls()
+    (booked,) = sim.billing_log.calls()
     assert booked.completion_tokens == text_tokens(call.name) + text_tokens(compact(call.args))
 
 
@@ -113,7 +113,7 @@ async def test_the_sdk_counts_and_embeds(sim, models):
     assert math.fsum(x * x for x in cat) == pytest.approx(1)
     assert cat == again != dog
     assert answer.usage_metadata.prompt_token_count == 6
-    assert [(call.dialect, call.prompt_tokens) for call in sim.books.calls()] == [
+    assert [(call.dialect, call.prompt_tokens) for call in sim.billing_log.calls()] == [
         ("gemini_count_tokens", 0), ("gemini_embeddings", 6),
     ]  # fmt: skip
 
@@ -153,7 +153,7 @@ async def test_a_key_is_taken_from_the_header_or_the_url(raw):
             refused = await raw(sim, ASK, url, headers=headers)
             assert (refused.status, refused.json["error"]["status"]) == (400, "INVALID_ARGUMENT")
             assert refused.json["error"]["details"][0]["reason"] == "API_KEY_INVALID"
-    assert (sim.books.totals.calls, sim.books.refused) == (2, 3)
+    assert (sim.billing_log.totals.calls, sim.billing_log.refused) == (2, 3)
 
 
 async def test_an_exhausted_quota_says_when_to_come_again(raw):

@@ -35,7 +35,7 @@ def events(reply):
 
 async def test_the_sdk_reads_a_response_and_the_books_agree(sim, client):
     response = await client.responses.create(**ASK)
-    (call,) = sim.books.calls()
+    (call,) = sim.billing_log.calls()
     assert (response.status, response.error, response.incomplete_details) == ("completed", None, None)
     assert (response.usage.input_tokens, response.usage.output_tokens) == (call.prompt_tokens, call.completion_tokens)
     assert len(response.output_text.split()) == call.completion_tokens
@@ -46,7 +46,7 @@ async def test_the_sdk_puts_a_stream_together(sim, client):
     async with client.responses.stream(**ASK, reasoning={"effort": "low", "summary": "auto"}) as stream:
         numbers = [event.sequence_number async for event in stream if hasattr(event, "sequence_number")]
         response = await stream.get_final_response()
-    (call,) = sim.books.calls()
+    (call,) = sim.billing_log.calls()
     summary = response.output[0].summary[0].text
     assert text_tokens(summary) == call.reasoning_tokens == response.usage.output_tokens_details.reasoning_tokens
     assert text_tokens(response.output_text) == call.completion_tokens - call.reasoning_tokens
@@ -59,7 +59,7 @@ async def test_the_sdk_calls_a_tool_and_brings_its_result(sim, client):
     (call,) = response.output
     assert (call.type, call.name) == ("function_call", "get_weather")
     assert isinstance(json.loads(call.arguments)["city"], str)
-    booked = next(sim.books.calls())
+    booked = next(sim.billing_log.calls())
     assert booked.completion_tokens == text_tokens(call.name) + text_tokens(call.arguments)
     result = {"type": "function_call_output", "call_id": call.call_id, "output": "sunny"}
     followed = [{"role": "user", "content": "Hello"}, call.to_dict(), result]

@@ -81,7 +81,7 @@ class Dialect(Protocol):
 
     @property
     def name(self) -> str:
-        """As the books name it, one of `books.DIALECTS`."""
+        """One of `billing_log.DIALECTS`."""
 
     def read(self, body: bytes, target: Target) -> Ask:
         """Raises `InvalidRequest` for anything that is not a request of this dialect."""

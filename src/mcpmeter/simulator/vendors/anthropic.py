@@ -6,11 +6,11 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import msgspec
-from aiohttp import web
 
 from mcpmeter.errors import MeterError
 from mcpmeter.simulator.quota import Quota
-from mcpmeter.simulator.vendors.base import JSON, Refusal, bearer, gateway_page, without_error
+from mcpmeter.simulator.request import SimulatorRequest
+from mcpmeter.simulator.vendors.base import JSON, PlainResponse, bearer, gateway_page, without_error
 
 _ERRORS = {
     400: ("invalid_request_error", "The request cannot be understood."),
@@ -28,30 +28,30 @@ _GATEWAY_PAGES = frozenset({502, *range(520, 528)})
 
 
 class Anthropic:
-    """Anthropic's words and headers."""
+    """Anthropic's errors and headers."""
 
     key_hint = "Send 'x-api-key: KEY'."
 
-    def given_key(self, request: web.BaseRequest) -> str | None:
+    def given_key(self, request: SimulatorRequest) -> str | None:
         """`x-api-key: KEY`, or a bearer token."""
-        return request.headers.get("x-api-key") or bearer(request)
+        return request.header("x-api-key") or bearer(request)
 
-    def typical(self, status: int, *, retry_after_seconds: float | None = None, request_id: str = "") -> Refusal:
-        """Anthropic's error object, or the page of the gateway before it."""
+    def typical(self, status: int, *, retry_after_seconds: float | None = None, request_id: str = "") -> PlainResponse:
+        """Anthropic's error object, or a gateway's page."""
         plain = without_error(status)
         if plain is not None:
             return plain
         if status in _GATEWAY_PAGES:
             return gateway_page(status)
-        return Refusal(status, JSON, msgspec.json.encode(error_object(status, request_id=request_id)))
+        return PlainResponse(status, JSON, msgspec.json.encode(error_object(status, request_id=request_id)))
 
-    def from_error(self, error: MeterError) -> Refusal:
-        """An error of ours in Anthropic's shape."""
-        told = error_object(error.http_status, message=str(error))
-        return Refusal(error.http_status, JSON, msgspec.json.encode(told))
+    def from_error(self, error: MeterError) -> PlainResponse:
+        """A `MeterError` in Anthropic's format."""
+        body = error_object(error.http_status, message=str(error))
+        return PlainResponse(error.http_status, JSON, msgspec.json.encode(body))
 
     def headers(self, quota: Quota, request_id: str = "") -> dict[str, str]:
-        """The request's id and the limits of requests, of tokens, and of each of both kinds of tokens."""
+        """The request's id and the limits of requests, tokens, input tokens and output tokens."""
         reset = _instant(quota.reset_seconds)
         headers = {
             **_limits("requests", quota.limit_requests, quota.left_requests, reset),
@@ -65,10 +65,10 @@ class Anthropic:
 
 
 def error_object(status: int, *, message: str = "", request_id: str = "") -> dict[str, Any]:
-    """The body that Anthropic sends with this status; also the data of a stream's `error` event."""
+    """Anthropic's body for this status; also the data of a stream's `error` event."""
     type_, usual = _ERRORS.get(status, _ERRORS[400 if status < 500 else 500])
-    told: dict[str, Any] = {"type": "error", "error": {"type": type_, "message": message or usual}}
-    return told | {"request_id": request_id} if request_id else told
+    body: dict[str, Any] = {"type": "error", "error": {"type": type_, "message": message or usual}}
+    return body | {"request_id": request_id} if request_id else body
 
 
 def _limits(name: str, limit: int, left: int, reset: str) -> dict[str, str]:
@@ -77,7 +77,7 @@ def _limits(name: str, limit: int, left: int, reset: str) -> dict[str, str]:
 
 
 def _instant(seconds_ahead: float) -> str:
-    """An instant as RFC 3339 writes it, in full seconds."""
+    """An RFC 3339 instant in whole seconds."""
     return f"{datetime.now(UTC) + timedelta(seconds=seconds_ahead):%Y-%m-%dT%H:%M:%SZ}"
 
 

@@ -1,6 +1,6 @@
 """Google: errors in the shape of `google.rpc.Status`, keys in a header or in the URL (https://ai.google.dev/api).
 
-The Gemini API tells no limits in headers: what is exhausted, and when to come again, stands in the error's details.
+The Gemini API sends no limits in headers: the error's details name the exhausted quota and the retry delay.
 """
 
 from __future__ import annotations
@@ -8,11 +8,11 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
-from aiohttp import web
 
 from mcpmeter.errors import MeterError, NotAuthenticated
 from mcpmeter.simulator.quota import Quota
-from mcpmeter.simulator.vendors.base import Refusal, gateway_page, without_error
+from mcpmeter.simulator.request import SimulatorRequest
+from mcpmeter.simulator.vendors.base import PlainResponse, gateway_page, without_error
 
 JSON_UTF8 = "application/json; charset=UTF-8"
 
@@ -35,39 +35,39 @@ _GATEWAY_PAGES = frozenset({502, *range(520, 528)})
 
 
 class Google:
-    """Google's words. `in_array`: a stream of JSON has its errors in an array too."""
+    """Google's errors. `in_array`: a JSON stream wraps its errors in an array."""
 
     key_hint = "Send 'x-goog-api-key: KEY'."
 
     def __init__(self, *, in_array: bool = False) -> None:
         self._in_array = in_array
 
-    def given_key(self, request: web.BaseRequest) -> str | None:
+    def given_key(self, request: SimulatorRequest) -> str | None:
         """`x-goog-api-key: KEY`, or `?key=KEY`."""
-        return request.headers.get("x-goog-api-key") or request.query.get("key")
+        return request.header("x-goog-api-key") or request.query_params.get("key")
 
-    def typical(self, status: int, *, retry_after_seconds: float | None = None, request_id: str = "") -> Refusal:
+    def typical(self, status: int, *, retry_after_seconds: float | None = None, request_id: str = "") -> PlainResponse:
         """Google's status object, or a gateway's page."""
         plain = without_error(status)
         if plain is not None:
             return plain
         if status in _GATEWAY_PAGES:
             return gateway_page(status)
-        return self._refusal(status, error_object(status, retry_after_seconds=retry_after_seconds))
+        return self._response(status, error_object(status, retry_after_seconds=retry_after_seconds))
 
-    def from_error(self, error: MeterError) -> Refusal:
-        """An error of ours in Google's shape. A wrong key is answered with 400, as Google does."""
+    def from_error(self, error: MeterError) -> PlainResponse:
+        """A `MeterError` in Google's format. A wrong key gets status 400, as from Google."""
         if isinstance(error, NotAuthenticated):
             reason = {"@type": f"{_TYPES}ErrorInfo", "reason": "API_KEY_INVALID", "domain": "googleapis.com"}
-            return self._refusal(400, error_object(400, message=str(error), details=[reason]))
-        return self._refusal(error.http_status, error_object(error.http_status, message=str(error)))
+            return self._response(400, error_object(400, message=str(error), details=[reason]))
+        return self._response(error.http_status, error_object(error.http_status, message=str(error)))
 
     def headers(self, quota: Quota, request_id: str = "") -> dict[str, str]:
-        """The request's id, which Google does not send: it leads to the record in the books."""
+        """The request's id, which Google does not send: it identifies the record in the billing log."""
         return {"x-request-id": request_id} if request_id else {}
 
-    def _refusal(self, status: int, told: dict[str, Any]) -> Refusal:
-        return Refusal(status, JSON_UTF8, msgspec.json.encode([told] if self._in_array else told))
+    def _response(self, status: int, body: dict[str, Any]) -> PlainResponse:
+        return PlainResponse(status, JSON_UTF8, msgspec.json.encode([body] if self._in_array else body))
 
 
 def error_object(
@@ -77,7 +77,7 @@ def error_object(
     retry_after_seconds: float | None = None,
     details: list[dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
-    """The body that Google sends with this HTTP status."""
+    """Google's body for this HTTP status."""
     name, usual = _STATUSES.get(status, _STATUSES[400 if status < 500 else 500])
     error: dict[str, Any] = {"code": status, "message": message or usual, "status": name}
     found = [*(details or []), *(_exhausted(retry_after_seconds) if status == 429 else [])]

@@ -5,15 +5,15 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import msgspec
-from aiohttp import web
 
 from mcpmeter.errors import BodyTooLarge, MeterError, MethodNotAllowed, NotAuthenticated, RouteNotFound
 from mcpmeter.simulator.quota import Quota
-from mcpmeter.simulator.vendors.base import JSON, Refusal, bearer, gateway_page, without_error
+from mcpmeter.simulator.request import SimulatorRequest
+from mcpmeter.simulator.vendors.base import JSON, PlainResponse, bearer, gateway_page, without_error
 
 
 class Wording(NamedTuple):
-    """How an error is told."""
+    """How an error is body."""
 
     message: str
     type: str
@@ -39,26 +39,26 @@ _GATEWAY_PAGES = frozenset({502, 504, *range(520, 528)})
 
 
 class OpenAi:
-    """OpenAI's words and headers."""
+    """OpenAI's errors and headers."""
 
     key_hint = "Send 'Authorization: Bearer KEY'."
 
-    def given_key(self, request: web.BaseRequest) -> str | None:
+    def given_key(self, request: SimulatorRequest) -> str | None:
         """`Authorization: Bearer KEY`."""
         return bearer(request)
 
-    def typical(self, status: int, *, retry_after_seconds: float | None = None, request_id: str = "") -> Refusal:
+    def typical(self, status: int, *, retry_after_seconds: float | None = None, request_id: str = "") -> PlainResponse:
         """OpenAI's error object, or a gateway's page."""
         plain = without_error(status)
         if plain is not None:
             return plain
         if status in _GATEWAY_PAGES:
             return gateway_page(status)
-        return Refusal(status, JSON, _error_body(*wording(status)))
+        return PlainResponse(status, JSON, _error_body(*wording(status)))
 
-    def from_error(self, error: MeterError) -> Refusal:
-        """An error of ours in OpenAI's shape."""
-        return Refusal(error.http_status, JSON, _error_body(str(error), "invalid_request_error", _code(error)))
+    def from_error(self, error: MeterError) -> PlainResponse:
+        """A `MeterError` in OpenAI's format."""
+        return PlainResponse(error.http_status, JSON, _error_body(str(error), "invalid_request_error", _code(error)))
 
     def headers(self, quota: Quota, request_id: str = "") -> dict[str, str]:
         """The request's id and the six `x-ratelimit-…` headers."""
@@ -77,12 +77,12 @@ class OpenAi:
 
 
 def wording(status: int) -> Wording:
-    """How OpenAI words this status."""
+    """OpenAI's wording of this status."""
     return _WORDINGS.get(status, _WORDINGS[400 if status < 500 else 500])
 
 
 def go_duration(seconds: float) -> str:
-    """A duration as OpenAI writes it: `17ms`, `8.64s`, `6m0s`, `1h2m3s`."""
+    """A duration in OpenAI's format: `17ms`, `8.64s`, `6m0s`, `1h2m3s`."""
     milliseconds = max(0, round(seconds * 1000))
     if milliseconds < 1000:
         return f"{milliseconds}ms"
