@@ -14,7 +14,7 @@ from random import SystemRandom
 from typing import Final
 from urllib.parse import urlsplit
 
-import aiohttp
+import httpx2
 
 from mcpmeter.errors import MissingDependency, PortTaken
 from mcpmeter.monitoring.options import MonitoringOptions, Webhook
@@ -165,13 +165,12 @@ async def _running(name: str, arguments: Sequence[str], address: str) -> AsyncIt
 
 
 async def _until_ready(name: str, address: str, process: asyncio.subprocess.Process) -> None:
-    async with asyncio.timeout(SECONDS_TO_BE_READY), aiohttp.ClientSession() as session:
+    async with asyncio.timeout(SECONDS_TO_BE_READY), httpx2.AsyncClient(trust_env=False) as http:
         while process.returncode is None:
             try:
-                async with session.get(f"{address}/-/ready") as answer:
-                    if answer.status == 200:
-                        return
-            except aiohttp.ClientError:
+                if (await http.get(f"{address}/-/ready")).status_code == 200:
+                    return
+            except httpx2.HTTPError:
                 pass  # it does not listen yet
             await asyncio.sleep(0.1)
     raise PortTaken(f"{name} did not start.", hint=f"Is {urlsplit(address).netloc} taken by another one?")

@@ -1,4 +1,4 @@
-"""A little steady traffic against a relay, of the kind that real teams make: for demos and long trials."""
+"""Steady mixed traffic against a relay, for demos and long trials."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from contextlib import contextmanager
 from random import Random
 from typing import Any, NamedTuple
 
-import aiohttp
+import httpx2
 import msgspec
 
 MAX_IN_FLIGHT = 32
-REQUEST_TIMEOUT = aiohttp.ClientTimeout(total=60)
+REQUEST_TIMEOUT_SECONDS = 60.0
 BYTES_BEFORE_LEAVING = 2000
 TOPICS = ("the tides", "a birthday", "unit tests", "sourdough", "the moon", "a bug report", "old maps", "tea")
 
@@ -40,22 +40,22 @@ MIX = (
     Kind("cut", 3, stream=True, simulate="reset=body,after_tokens=10"),
 )
 EMBEDDINGS = Kind("embeddings", 10, embeds=True)
-"""Part of the mix where there are models for it."""
+"""Part of the mix if there are embedding models."""
 
 
 class TrafficCounts(msgspec.Struct, kw_only=True):
-    """What the clients saw. `left` are clients that went away on purpose, `broken` answers that ended too early."""
+    """The clients' results. `left` counts deliberate disconnects, `broken` responses that ended too early."""
 
     sent: int = 0
     ok: int = 0
     refused: int = 0
-    """Answers of 400 to 499."""
+    """Responses with status 400 to 499."""
     failed: int = 0
-    """Answers of 500 and more."""
+    """Responses with status 500 and above."""
     left: int = 0
     broken: int = 0
     unreachable: int = 0
-    """No connection, or no answer within a minute."""
+    """No connection, or no response within a minute."""
     by_kind: dict[str, int] = {}
     by_team: dict[str, int] = {}
 
@@ -73,17 +73,18 @@ async def steady(
     """Send mixed requests to `/v1/chat/completions`, `/mcp/chat` and, with `embedding_models`, `/v1/embeddings` below
     `base_url` until `stop` is set.
 
-    `keys` maps each team to its secret; None sends no Authorization. At most 32 requests are under way, requests beyond
-    are left out. Whatever the target does is counted, never raised; requests under way at the end are broken off.
+    `keys` maps each team to its secret; None sends no Authorization. At most 32 requests are in flight, others are
+    skipped. Failures of the target are counted, not raised. Requests in flight at the end are cancelled.
     """
     random = Random(seed)  # noqa: S311 (a repeatable mix)
     counts = TrafficCounts()
     mix = (*MIX, EMBEDDINGS) if embedding_models else MIX
     running: set[asyncio.Task[None]] = set()
-    async with aiohttp.ClientSession(timeout=REQUEST_TIMEOUT, connector=aiohttp.TCPConnector(limit=0)) as session:
+    limits = httpx2.Limits(max_connections=None)
+    async with httpx2.AsyncClient(timeout=REQUEST_TIMEOUT_SECONDS, limits=limits, trust_env=False) as http:
         while not await _stopped_within(stop, random.expovariate(per_second)):
             if len(running) < MAX_IN_FLIGHT:
-                client = _Client(session, base_url.rstrip("/"), counts)
+                client = _Client(http, base_url.rstrip("/"), counts)
                 team = random.choice(list(keys))
                 kind = _pick(random, mix)
                 model = random.choice(embedding_models if kind.embeds else models)
@@ -97,7 +98,7 @@ async def steady(
 
 
 class _Client(NamedTuple):
-    session: aiohttp.ClientSession
+    http: httpx2.AsyncClient
     base_url: str
     counts: TrafficCounts
 
@@ -109,20 +110,22 @@ class _Client(NamedTuple):
         url = self.base_url + _path(kind, chance)
         headers = {} if secret is None else {"Authorization": f"Bearer {secret}"}
         with self._counting_failures():
-            async with self.session.post(url, json=_body(kind, model, chance), headers=headers) as response:
+            async with (
+                asyncio.timeout(REQUEST_TIMEOUT_SECONDS),
+                self.http.stream("POST", url, json=_body(kind, model, chance), headers=headers) as response,
+            ):
                 await self._read(response, kind)
 
-    async def _read(self, response: aiohttp.ClientResponse, kind: Kind) -> None:
-        if response.status >= 400:
-            await response.read()
-            self.counts.failed += response.status >= 500
-            self.counts.refused += response.status < 500
+    async def _read(self, response: httpx2.Response, kind: Kind) -> None:
+        if response.status_code >= 400:
+            await response.aread()
+            self.counts.failed += response.status_code >= 500
+            self.counts.refused += response.status_code < 500
             return
-        got = 0
-        async for data in response.content.iter_any():
-            got += len(data)
-            if kind.leaves and got >= BYTES_BEFORE_LEAVING:
-                response.close()
+        received = 0
+        async for data in response.aiter_bytes():
+            received += len(data)
+            if kind.leaves and received >= BYTES_BEFORE_LEAVING:
                 self.counts.left += 1
                 return
         self.counts.ok += 1
@@ -131,9 +134,9 @@ class _Client(NamedTuple):
     def _counting_failures(self) -> Iterator[None]:
         try:
             yield
-        except (aiohttp.ClientConnectorError, TimeoutError):
+        except (httpx2.ConnectError, httpx2.TimeoutException, TimeoutError):
             self.counts.unreachable += 1
-        except (aiohttp.ClientError, OSError, ValueError):
+        except (httpx2.HTTPError, OSError, ValueError):
             self.counts.broken += 1
 
 

@@ -1,4 +1,4 @@
-"""A receiver of Alertmanager's notifications on loopback: the demo prints what would have paged somebody."""
+"""Receives Alertmanager's webhook on loopback: the demo prints the alerts that would page."""
 
 from __future__ import annotations
 
@@ -7,7 +7,13 @@ from contextlib import asynccontextmanager
 from typing import Annotated, Final
 
 import msgspec
-from aiohttp import web
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
+
+from mcpmeter.errors import BodyTooLarge
+from mcpmeter.simulator.server import read_body, serving
 
 MAX_BYTES: Final = 4 * 1024 * 1024
 Text = Annotated[str, msgspec.Meta(max_length=10_000)]
@@ -30,26 +36,19 @@ _decoder = msgspec.json.Decoder(_Notification)
 
 
 @asynccontextmanager
-async def pager(told: Callable[[str, Notice], None]) -> AsyncIterator[str]:
-    """Listen on a free port; `told` gets the receiver and each alert. Yields the URL to notify."""
-    app = web.Application(client_max_size=MAX_BYTES)
+async def pager(on_alert: Callable[[str, Notice], None]) -> AsyncIterator[str]:
+    """Listen on a free port; calls `on_alert` with the receiver and each alert. Yields the URL to notify."""
 
-    async def take(request: web.Request) -> web.Response:
+    async def receive(request: Request) -> PlainTextResponse:
         try:
-            notification = _decoder.decode(await request.read())
+            notification = _decoder.decode(await read_body(request, MAX_BYTES))
         except msgspec.DecodeError:
-            return web.Response(status=400, text="This takes Alertmanager's webhook.\n")
+            return PlainTextResponse("Only Alertmanager's webhook is accepted.\n", 400)
+        except BodyTooLarge as error:
+            return PlainTextResponse(f"{error}\n", error.http_status)
         for notice in notification.alerts:
-            told(notification.receiver, notice)
-        return web.Response(text="ok\n")
+            on_alert(notification.receiver, notice)
+        return PlainTextResponse("ok\n")
 
-    app.router.add_post("/", take)
-    runner = web.AppRunner(app, access_log=None)
-    await runner.setup()
-    try:
-        site = web.TCPSite(runner, "127.0.0.1", 0)
-        await site.start()
-        port = runner.addresses[0][1]
-        yield f"http://127.0.0.1:{port}/"
-    finally:
-        await runner.cleanup()
+    async with serving(Starlette(routes=[Route("/", receive, methods=["POST"])])) as url:
+        yield f"{url}/"

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 
-import aiohttp
+import httpx2
 
 from mcpmeter.config import Settings
 from mcpmeter.live_check import alertmanager, grafana, prometheus
@@ -33,9 +34,10 @@ CHECKS: tuple[tuple[str, Check], ...] = (
 
 async def check_live(settings: Settings, addresses: Addresses) -> AsyncIterator[CheckResult]:
     """Run the checks one after the other; each finding comes as soon as it is there."""
-    timeout = aiohttp.ClientTimeout(total=10, connect=5)
-    async with aiohttp.ClientSession(timeout=timeout) as session:
-        live = Live(settings, addresses, session)
+    # The environment's proxies and httpx's own certificates would check another path than the relay takes.
+    tls = ssl.create_default_context()
+    async with httpx2.AsyncClient(timeout=httpx2.Timeout(10, connect=5), verify=tls, trust_env=False) as http:
+        live = Live(settings, addresses, http)
         for name, check in CHECKS:
             for finding in await _answered(name, check(live)):
                 yield finding

@@ -1,4 +1,4 @@
-"""What a check finds, and what checks share: the settings, the addresses, one HTTP session."""
+"""What a check finds, and what checks share: the settings, the addresses, one HTTP client."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import aiohttp
+import httpx2
 import msgspec
 
 from mcpmeter.config import Settings
@@ -63,7 +63,7 @@ class Live:
 
     settings: Settings
     addresses: Addresses
-    session: aiohttp.ClientSession
+    http: httpx2.AsyncClient
 
     async def get(self, url: str, *, token: str = "") -> tuple[int, bytes, str]:
         """(status, body, Date header). Raises Unreachable."""
@@ -80,7 +80,7 @@ class Live:
     async def post_json(self, url: str, value: object) -> tuple[int, Any]:
         """(status, answer). Raises Unreachable."""
         status, body, _ = await self._answer(
-            "POST", url, data=msgspec.json.encode(value), headers={"content-type": "application/json"}
+            "POST", url, content=msgspec.json.encode(value), headers={"content-type": "application/json"}
         )
         return status, _decoded(body) if body.strip() else None
 
@@ -91,18 +91,24 @@ class Live:
 
     async def _answer(self, method: str, url: str, **more: Any) -> tuple[int, bytes, str]:
         try:
-            async with self.session.request(method, url, allow_redirects=False, **more) as answer:
-                return answer.status, await answer.read(), answer.headers.get("date", "")
-        except aiohttp.ClientConnectorError as fault:
-            number = fault.os_error.errno
-            reason = os.strerror(number) if number else type(fault.os_error).__name__
-            raise Unreachable(f"cannot be reached ({reason})") from None
-        except (aiohttp.ClientError, TimeoutError) as fault:
+            response = await self.http.request(method, url, **more)
+        except httpx2.ConnectError as fault:
+            raise Unreachable(f"cannot be reached ({_reason(fault)})") from None
+        except (httpx2.HTTPError, httpx2.InvalidURL) as fault:
             raise Unreachable(f"does not answer ({type(fault).__name__})") from None
+        return response.status_code, response.content, response.headers.get("date", "")
 
 
 class Unreachable(Exception):
     """Somebody did not answer as he should; the text is the end of a sentence."""
+
+
+def _reason(fault: BaseException) -> str:
+    """The operating system's words for the error that httpx wraps; one of them if several addresses failed."""
+    while (cause := fault.__cause__ or fault.__context__) is not None:
+        fault = cause.exceptions[0] if isinstance(cause, BaseExceptionGroup) else cause
+    number = fault.errno if isinstance(fault, OSError) else None
+    return os.strerror(number) if number and number > 0 else str(fault) or type(fault).__name__
 
 
 def _decoded(body: bytes) -> Any:

@@ -30,10 +30,11 @@ from mcpmeter.simulator.quota import Quota
 from mcpmeter.simulator.request import SimulatorRequest
 from mcpmeter.simulator.rng import RequestRng
 from mcpmeter.simulator.routes import Endpoint, Routes, vendor_of
-from mcpmeter.simulator.server import Server
+from mcpmeter.simulator.server import Server, read_body
 from mcpmeter.simulator.vendors.base import JSON, PlainResponse, Vendor
 from mcpmeter.simulator.wire import respond
 
+MAX_BODY_BYTES = 64 * 1024 * 1024
 MAX_LISTED_CALLS = 10_000
 TOKENS_PER_PRICE = 1_000_000
 MODELS = (
@@ -106,13 +107,12 @@ class Simulator:
     @property
     def url(self) -> str:
         """`http://host:port` of the running simulator."""
-        address = self._server.address
-        if address is None:
+        url = self._server.url
+        if url is None:
             raise ConfigInvalid(
                 "The simulator does not run.", hint="Use it inside 'async with Simulator(...) as sim:'."
             )
-        host, port = address
-        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        return url
 
     @property
     def base_url(self) -> str:
@@ -171,7 +171,7 @@ class Simulator:
             raise NotAuthenticated("Incorrect API key provided.", hint=vendor.key_hint)
 
     async def _answer(self, request: SimulatorRequest, endpoint: Endpoint) -> None:
-        body = await request.read_body()
+        body = await read_body(request, MAX_BODY_BYTES)
         ask = endpoint.dialect.read(body, endpoint.target)
         random, nth = self._rng.of(body, endpoint.target.salt)
         fault = self._fault(ask.wished_fault(body), random, nth)
@@ -258,7 +258,7 @@ class Simulator:
         return _json(PlanText.of(self.plan))
 
     async def _change_plan(self, request: SimulatorRequest) -> PlainResponse:
-        body = await request.read_body()
+        body = await read_body(request, MAX_BODY_BYTES)
         try:
             self.plan = PlanText.decode(body).plan()
         except ConfigInvalid as wrong:

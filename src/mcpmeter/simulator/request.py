@@ -7,14 +7,11 @@ from typing import cast
 from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
-from mcpmeter.errors import BodyTooLarge
 from mcpmeter.simulator.server import Connection
-
-MAX_BODY_BYTES = 64 * 1024 * 1024
 
 
 class SimulatorRequest(Request):
-    """Starlette's request, with the connection and a bounded body."""
+    """Starlette's request, with its connection."""
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         super().__init__(scope, receive, send)
@@ -33,14 +30,3 @@ class SimulatorRequest(Request):
     def header(self, name: str) -> str:
         """The header's value as UTF-8 (Starlette decodes Latin-1), empty without it."""
         return self.headers.get(name, "").encode("latin-1").decode("utf-8", "surrogateescape")
-
-    async def read_body(self) -> bytes:
-        """The whole body. Raises `BodyTooLarge` above 64 MiB."""
-        pieces: list[bytes] = []
-        size = 0
-        async for piece in self.stream():
-            pieces.append(piece)
-            size += len(piece)
-            if size > MAX_BODY_BYTES:
-                raise BodyTooLarge("The body is over 64 MiB.", hint="Send less.")
-        return b"".join(pieces)

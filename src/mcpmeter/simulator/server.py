@@ -10,16 +10,18 @@ import os
 import socket
 import struct
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from email.utils import formatdate
 from typing import Any
 
 import uvicorn
-from starlette.requests import ClientDisconnect
+from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
-from mcpmeter.errors import PortTaken
+from mcpmeter.errors import BodyTooLarge, PortTaken
 
 KEEP_ALIVE_SECONDS = 75
 BACKLOG = 1024
@@ -88,12 +90,12 @@ class Server:
         self._server: asyncio.Server | None = None
 
     @property
-    def address(self) -> tuple[str, int] | None:
-        """Host and port; None while the server is stopped."""
+    def url(self) -> str | None:
+        """`http://host:port`; None while the server is stopped."""
         if self._server is None or not self._server.sockets:
             return None
         host, port = self._server.sockets[0].getsockname()[:2]
-        return host, port
+        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
     async def listen(self, host: str, port: int) -> None:
         """Start. Raises `PortTaken`."""
@@ -147,6 +149,29 @@ class Server:
             pass  # the connection is lost; uvicorn would log an exception as the application's fault
         finally:
             connection.request_task = None
+
+
+@asynccontextmanager
+async def serving(app: ASGIApp) -> AsyncIterator[str]:
+    """Serve an ASGI application on a free port of 127.0.0.1; yields its URL."""
+    server = Server(app)
+    await server.listen("127.0.0.1", 0)
+    try:
+        yield server.url or ""
+    finally:
+        await server.close()
+
+
+async def read_body(request: Request, max_bytes: int) -> bytes:
+    """The whole body. Raises `BodyTooLarge`."""
+    pieces: list[bytes] = []
+    size = 0
+    async for piece in request.stream():
+        pieces.append(piece)
+        size += len(piece)
+        if size > max_bytes:
+            raise BodyTooLarge(f"The body is over {max_bytes >> 20} MiB.", hint="Send less.")
+    return b"".join(pieces)
 
 
 async def until_cancelled() -> None:
