@@ -236,7 +236,7 @@ class NotInstalled(importlib.abc.MetaPathFinder):
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 sys.meta_path.insert(0, NotInstalled())
-assert {"mcp", "aiohttp", "pydantic", "click", "apsw"} <= others
+assert {"mcp", "starlette", "pydantic", "click", "apsw"} <= others
 for module in sys.argv[1:]:
     importlib.import_module(module)
 """

@@ -11,7 +11,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-import aiohttp
+import httpx2
 import mcp
 import pytest
 from prometheus_client.metrics_core import Metric as Family
@@ -86,20 +86,18 @@ class Running:
     address: str
     service: Service
     upstream: Simulator
-    client: aiohttp.ClientSession
+    client: httpx2.AsyncClient
 
     async def chat(self, simulate: str = "", *, model: str = "gpt-4.1", **more: Any) -> int:
         body: dict[str, Any] = {"model": model, "messages": [{"role": "user", "content": "Hello"}], **more}
         if simulate:
             body["metadata"] = {"simulate": simulate}
-        async with self.client.post(f"{self.address}{CHAT}", json=body, headers=TRACEPARENT) as answer:
-            await answer.read()
-            return answer.status
+        return (await self.client.post(f"{self.address}{CHAT}", json=body, headers=TRACEPARENT)).status_code
 
     async def text(self, accept: str = "") -> tuple[str, str]:
-        async with self.client.get(f"{self.address}/metrics", headers={"accept": accept}) as answer:
-            assert answer.status == 200
-            return await answer.text(), answer.headers["content-type"]
+        answer = await self.client.get(f"{self.address}/metrics", headers={"accept": accept.encode()})
+        assert answer.status_code == 200
+        return answer.text, answer.headers["content-type"]
 
     async def scrape(self) -> Scrape:
         text, _ = await self.text()
@@ -121,7 +119,7 @@ async def running_relay(folder: Path) -> AsyncIterator[Running]:
             budgets=(BudgetSettings(name="all", limit_usd=Decimal(100)),),
         )
         service = Service(lambda: settings)
-        async with running(service, bind("127.0.0.1", 0)) as address, aiohttp.ClientSession() as client:
+        async with running(service, bind("127.0.0.1", 0)) as address, httpx2.AsyncClient(verify=False) as client:
             yield Running(address, service, upstream, client)
 
 
@@ -143,10 +141,8 @@ async def traffic(relay: Running) -> None:
     assert await relay.chat(simulate="completion_tokens=9", max_tokens=2) == 200
     assert await relay.chat(simulate="status=503") == 503
     assert await relay.chat(model="nobody-announced-this") == 200
-    async with relay.client.post(f"{relay.address}/mcp", json=INITIALIZE, headers=JSON) as answer:
-        assert answer.status == 200
-    async with relay.client.post(f"{relay.address}/mcp", data=b"{", headers=JSON) as refused:
-        assert refused.status == 400
+    assert (await relay.client.post(f"{relay.address}/mcp", json=INITIALIZE, headers=JSON)).status_code == 200
+    assert (await relay.client.post(f"{relay.address}/mcp", content=b"{", headers=JSON)).status_code == 400
     async with mcp.Client(f"{relay.address}/mcp") as client:
         await client.call_tool("list_models", {})
 

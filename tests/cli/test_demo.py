@@ -98,7 +98,7 @@ class TestDemo:
         assert (reported.code, reported.stderr) == (0, "")
         assert {"search", "support", "research"} <= set(reported.stdout.split())
 
-    @pytest.mark.parametrize("loading", ["click", "mcpmeter.config", "aiohttp", "mcpmeter.service"])
+    @pytest.mark.parametrize("loading", ["click", "mcpmeter.config", "httpx2", "mcpmeter.service"])
     def test_ctrl_c_while_it_still_loads_ends_it_without_a_traceback(self, start, loading):
         running = start("demo", "--port", 0, env={"PYTHONPROFILEIMPORTTIME": "1"})
         running.says(rf"\| +{loading}\n", on="stderr")

@@ -2,10 +2,12 @@
 
 import asyncio
 
-from aiohttp import web
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse
 
 from mcpmeter.demo.traffic import EMBEDDINGS, MIX, steady
 from mcpmeter.simulator import Simulator
+from mcpmeter.simulator.server import serving
 
 
 async def run_until(log, holds, base_url, **options):
@@ -54,22 +56,15 @@ async def test_a_key_is_sent_for_the_team_that_has_one_and_none_for_the_other():
     seen = set()
     enough = asyncio.Event()
 
-    async def answer(request: web.BaseRequest) -> web.Response:
-        seen.add((request.path, request.headers.get("Authorization")))
+    async def answer(scope, receive, send):
+        request = Request(scope)
+        seen.add((request.url.path, request.headers.get("authorization")))
         if len(seen) == 4:
             enough.set()
-        return web.Response(text="{}")
+        await PlainTextResponse("{}")(scope, receive, send)
 
-    runner = web.ServerRunner(web.Server(answer))
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    host, port = runner.addresses[0]
-    traffic = asyncio.create_task(
-        steady(f"http://{host}:{port}", {"a": "sk-a", "b": None}, models=["m"], per_second=500, stop=enough, seed=3)
-    )
-    await traffic
-    await runner.cleanup()
+    async with serving(answer) as url:
+        await steady(url, {"a": "sk-a", "b": None}, models=["m"], per_second=500, stop=enough, seed=3)
     paths = ("/v1/chat/completions", "/mcp/chat")
     assert seen == {(path, key) for path in paths for key in ("Bearer sk-a", None)}
 

@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import aiohttp
+import httpx2
 import msgspec
 import pytest
 from mcpmeter.ledger.sqlite.store.connection import open_for_reading
@@ -167,17 +167,16 @@ class Bench:
         body = json.dumps(row.body).encode()
         headers = {"authorization": f"Bearer {UPSTREAM_KEY}", "x-goog-api-key": UPSTREAM_KEY}
         received = b""
-        async with self.relay.session.post(
-            self.twin.url + row.speaker.upstream_url(row.model), data=body, headers=headers, allow_redirects=False
-        ) as answer:
+        url = self.twin.url + row.speaker.upstream_url(row.model)
+        async with self.relay.http.stream("POST", url, content=body, headers=headers) as answer:
             try:
-                async for piece in answer.content.iter_any():
+                async for piece in answer.aiter_raw():
                     received += piece
-            except (aiohttp.ClientError, OSError):
+            except httpx2.TransportError:
                 assert row.sees == "cut"
             if answer.headers.get("content-encoding") == "gzip":
                 received = gzip.decompress(received)
-            return received, answer.status, answer.headers
+            return received, answer.status_code, answer.headers
 
 
 def row_of(relay: Any, call_id: str) -> LedgerRow:

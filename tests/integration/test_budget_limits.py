@@ -161,8 +161,8 @@ async def test_counting_tokens_is_free_even_when_nothing_is_left(start_relay):
 async def test_a_client_that_leaves_takes_what_was_delivered_and_gives_back_the_rest(start_relay):
     relay = await start_relay(budgets=budget("1"))
     body = {"model": "gpt-4.1", "messages": [{"role": "user", "content": "Hello"}], "stream": True, "max_tokens": 5000}
-    async with relay.session.post(f"{relay.url}/v1/chat/completions", json=body) as answer:
-        await answer.content.readany()
+    async with relay.http.stream("POST", f"{relay.url}/v1/chat/completions", json=body) as answer:
+        await anext(answer.aiter_raw())
     await relay.until_idle()
     (row,) = relay.rows()
     assert list(balances(relay).values()) == [(row.cost_nanousd, 0)]

@@ -9,7 +9,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-import aiohttp
+import httpx2
 import pytest
 
 from mcpmeter.budgets.budget import Budget, Budgets
@@ -258,7 +258,7 @@ async def test_what_is_spent_outlives_the_service(start_relay) -> None:
     assert (await chat(relay)).status == 200
     await relay.end()
     service = Service(lambda: relay.settings)
-    async with running(service, bind("127.0.0.1", 0)) as relay.url, aiohttp.ClientSession() as relay.session:
+    async with running(service, bind("127.0.0.1", 0)) as relay.url, httpx2.AsyncClient(verify=False) as relay.http:
         (status,) = service.budgets.status()
         assert status.spent_nanousd == sum(row.cost_nanousd for row in relay.rows()) > 0
         assert (await chat(relay)).status == 402

@@ -529,7 +529,7 @@ async def test_a_client_that_leaves_during_a_further_attempt_cancels_it(serve, s
     sims[B].plan = always("stall=headers")
     async with serve(*before_both(sims)) as relay:
         await leave(relay, lambda: sims[B].billing_log.open_calls == 1)
-        await sims[B].log.wait_until(lambda log: log.totals.cancelled == 1)
+        await sims[B].billing_log.wait_until(lambda log: log.totals.cancelled == 1)
         await relay.until_idle()
         scrape = await relay.scrape()
     (row,) = relay.rows()

@@ -266,9 +266,9 @@ async def test_a_line_of_100_mb_passes_whole_where_the_limit_allows_it(start_mod
     async with bench(start_module_relay, (), relay={"max_answer_bytes": 128 * MEGABYTE}) as tried:
         tried.proxy.fault = WireFault(line_mb=100)
         url, body = tried.relay.url + CHAT_STREAM.path, CHAT_STREAM.body("", "gpt-4.1")
-        async with tried.relay.session.post(url, json=body) as got:
+        async with tried.relay.http.stream("POST", url, json=body) as got:
             size, end = 0, b""
-            async for piece in got.content.iter_any():
+            async for piece in got.aiter_raw():
                 size, end = size + len(piece), (end + piece)[-20:]
         await tried.relay.until_idle()
         kept = row_of(tried.relay, got.headers["x-mcpmeter-call-id"])

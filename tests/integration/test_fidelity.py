@@ -29,8 +29,8 @@ async def direct(relay: Any, body: dict[str, Any]) -> tuple[bytes, str]:
     """The same call to a provider of its own, made of the same seed, so that both are asked for the first time."""
     async with Simulator(seed=1, key=KEY) as simulator:
         headers = {"authorization": f"Bearer {KEY}"}
-        async with relay.session.post(simulator.url + CHAT, data=json.dumps(body).encode(), headers=headers) as answer:
-            return await answer.read(), answer.headers["content-type"]
+        answer = await relay.http.post(simulator.url + CHAT, content=json.dumps(body).encode(), headers=headers)
+        return answer.content, answer.headers["content-type"]
 
 
 REQUESTS = {
@@ -64,8 +64,7 @@ async def test_a_stream_that_did_not_ask_for_usage_lacks_but_what_the_relays_ask
         text = b'{"stream_options":{"include_usage":true},' + json.dumps(body).encode()[1:]
         assert json.loads(text) == sent_on
         headers = {"authorization": f"Bearer {KEY}"}
-        async with relay.session.post(simulator.url + CHAT, data=text, headers=headers) as answer:
-            whole = await answer.read()
+        whole = (await relay.http.post(simulator.url + CHAT, content=text, headers=headers)).content
     events = [event + b"\n\n" for event in whole.split(b"\n\n") if event]
     added = b',"usage":null}'
     assert events[0].endswith(added + b"\n\n")
@@ -89,22 +88,25 @@ async def test_each_chunk_goes_on_before_the_provider_sends_the_next(start_modul
 
     raw_upstream.play(one_by_one)
     body = json.dumps({"model": "gpt-4.1", "messages": [{"role": "user", "content": "Hello"}], "stream": True})
-    async with relay.session.post(relay.url + CHAT, data=body.encode()) as answer:
+    async with relay.http.stream("POST", relay.url + CHAT, content=body.encode()) as answer:
+        lines = answer.aiter_lines()
         for number in range(5):
             # The provider waits until the client has this event: a relay that held it back would wait for ever.
-            event = await asyncio.wait_for(answer.content.readuntil(b"\n\n"), 5)
-            assert b'"content":"%d"' % number in event
+            event = await asyncio.wait_for(anext(lines), 5)
+            assert f'"content":"{number}"' in event
+            assert await anext(lines) == ""
             go_on.set()
-        assert (await answer.content.read()).endswith(b"data: [DONE]\n\n")
+        assert [line async for line in lines][-2:] == ["data: [DONE]", ""]
     await relay.until_idle()
     assert relay.rows()[0].chunks == 6
 
 
 async def test_a_stream_is_settled_before_its_last_event_is_sent(relay):
     body = json.dumps({"model": "gpt-4.1", "messages": [{"role": "user", "content": "last"}], "stream": True})
-    async with relay.session.post(relay.url + CHAT, data=body.encode()) as answer:
-        while (await answer.content.readuntil(b"\n\n")) != b"data: [DONE]\n\n":
-            pass
+    async with relay.http.stream("POST", relay.url + CHAT, content=body.encode()) as answer:
+        async for line in answer.aiter_lines():
+            if line == "data: [DONE]":
+                break
         row = relay.rows()[-1]
         assert (row.state, row.id) == ("settled", answer.headers["x-mcpmeter-call-id"])
 

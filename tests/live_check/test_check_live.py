@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import aiohttp
+import httpx2
 import pytest
-from aiohttp import web
 from pydantic import SecretStr
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse
+from starlette.routing import Route
 
 from mcpmeter.config import LedgerSettings, ProviderSettings, Settings
 from mcpmeter.demo.stack import stack
@@ -22,6 +25,7 @@ from mcpmeter.monitoring.options import MonitoringOptions
 from mcpmeter.monitoring.render import files
 from mcpmeter.service import Service, bind, running
 from mcpmeter.simulator import Simulator
+from mcpmeter.simulator.server import serving
 
 KEY = "sk-upstream-credential-0123456789"
 pytestmark = pytest.mark.usefixtures("prometheus_is_here")
@@ -55,11 +59,8 @@ def fast(address: str) -> MonitoringOptions:
 
 
 async def until_scraped(prometheus: str) -> None:
-    async with asyncio.timeout(20), aiohttp.ClientSession() as session:
-        while True:
-            async with session.get(f"{prometheus}/api/v1/query?query=mcpmeter_build_info") as answer:
-                if (await answer.json())["data"]["result"]:
-                    return
+    async with asyncio.timeout(20), httpx2.AsyncClient(verify=False) as http:
+        while not (await http.get(f"{prometheus}/api/v1/query?query=mcpmeter_build_info")).json()["data"]["result"]:
             await asyncio.sleep(0.1)
 
 
@@ -98,22 +99,15 @@ async def a_grafana(options: MonitoringOptions, missing: str = "") -> AsyncItera
     import json
 
     uids = {json.loads(text)["uid"] for path, text in files(options).items() if path.endswith(".json")}
-    app = web.Application()
 
-    async def dashboard(request: web.Request) -> web.Response:
+    async def dashboard(request: Request) -> JSONResponse:
         if request.headers.get("authorization", "") == "Bearer wrong":
-            return web.json_response({}, status=401)
-        known = request.match_info["uid"] in uids - {missing}
-        return web.json_response({}, status=200 if known else 404)
+            return JSONResponse({}, 401)
+        known = request.path_params["uid"] in uids - {missing}
+        return JSONResponse({}, 200 if known else 404)
 
-    app.router.add_get("/api/dashboards/uid/{uid}", dashboard)
-    runner = web.AppRunner(app, access_log=None)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    try:
-        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
-    finally:
-        await runner.cleanup()
+    async with serving(Starlette(routes=[Route("/api/dashboards/uid/{uid}", dashboard)])) as url:
+        yield url
 
 
 async def test_other_rules_than_ours_and_a_target_that_is_down_are_named(tmp_path):
@@ -166,6 +160,7 @@ async def test_nothing_that_runs_is_one_line_each_and_no_check_stops_another(tmp
         "alertmanager": "failed",
         "dashboards": "failed",
     }
+    assert "(Connection refused)" in findings["service"].says
     assert all(finding.todo for finding in findings.values() if finding.state == "failed")
     assert not (tmp_path / "ledger.db").exists()
 
@@ -193,24 +188,14 @@ async def test_a_ledger_that_cannot_be_written_is_told(tmp_path):
 @pytest.mark.parametrize(
     ("answer", "state", "says"),
     [
-        (lambda: web.Response(text="not metrics {"), "failed", "no Prometheus text"),
-        (lambda: web.Response(text="other_total 1\n"), "failed", "not mcpmeter's"),
-        (lambda: web.Response(status=401), "failed", "answers 401"),
+        (PlainTextResponse("not metrics {"), "failed", "no Prometheus text"),
+        (PlainTextResponse("other_total 1\n"), "failed", "not mcpmeter's"),
+        (PlainTextResponse("", 401), "failed", "answers 401"),
     ],
 )
-async def test_something_else_at_the_metrics_address_is_told(tmp_path, answer: Callable[[], web.Response], state, says):
-    app = web.Application()
-
-    async def page(_: web.Request) -> web.Response:
-        return answer()
-
-    app.router.add_get("/{any:.*}", page)
-    runner = web.AppRunner(app, access_log=None)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    address = f"http://127.0.0.1:{runner.addresses[0][1]}"
-    findings = await found(settings_for(tmp_path, f"{address}/v1"), Addresses(service=address, metrics=address))
-    await runner.cleanup()
+async def test_something_else_at_the_metrics_address_is_told(tmp_path, answer: PlainTextResponse, state, says):
+    async with serving(answer) as address:
+        findings = await found(settings_for(tmp_path, f"{address}/v1"), Addresses(service=address, metrics=address))
     assert (findings["metrics"].state, says in findings["metrics"].says) == (state, True)
 
 

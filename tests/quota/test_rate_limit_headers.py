@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-import aiohttp
+import httpx2
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -156,10 +156,13 @@ class TestProviders:
         assert read({"x-ratelimit-reset-requests": "1s", "x-ratelimit-reset": "5"}, "generic", NOW) == []
 
     async def test_the_simulators_own_headers_are_read_back(self) -> None:
-        async with Simulator(quota=Quota(requests=5, tokens=1000)) as upstream, aiohttp.ClientSession() as client:
+        async with (
+            Simulator(quota=Quota(requests=5, tokens=1000)) as upstream,
+            httpx2.AsyncClient(verify=False) as client,
+        ):
             body = {"model": "gpt-4.1", "messages": [{"role": "user", "content": "Hello"}]}
-            async with client.post(f"{upstream.base_url}/chat/completions", json=body) as answer:
-                headers = {name.lower(): value for name, value in answer.headers.items()}
+            answer = await client.post(f"{upstream.base_url}/chat/completions", json=body)
+            headers = dict(answer.headers)
         samples = {sample.resource: sample for sample in read(headers, "openai", NOW)}
         assert set(samples) == {"requests", "tokens"}
         assert (samples["requests"].limit, samples["requests"].remaining) == (5, 4)

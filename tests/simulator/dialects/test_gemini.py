@@ -18,9 +18,6 @@ from mcpmeter.simulator.dialects.gemini_generate import ARRAY, SSE, GeminiCountT
 from mcpmeter.simulator.request_parsing import text_tokens
 from mcpmeter.simulator.vectors import Vectors
 
-# The SDK derives a class from aiohttp's session, which aiohttp warns of.
-pytestmark = pytest.mark.filterwarnings("ignore:Inheritance class AiohttpClientSession:DeprecationWarning")
-
 MODEL = "gemini-2.5-flash"
 TARGET = Target(MODEL)
 ASK = {"contents": [{"role": "user", "parts": [{"text": "Hello"}]}]}
