@@ -15,8 +15,7 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 
-import aiohttp
-import httpx
+import httpx2
 import uvloop
 
 from benchmarks.peers import upstream
@@ -48,18 +47,8 @@ async def _ours(url: str) -> float:
         await client.close()
 
 
-async def _aiohttp(url: str) -> float:
-    async with aiohttp.ClientSession(auto_decompress=False) as session:
-
-        async def call() -> bytes:
-            async with session.post(url, data=BODY, headers=HEADERS) as answer:
-                return await answer.read()
-
-        return await _cpu_us_a_call(call)
-
-
-async def _httpx(url: str) -> float:
-    async with httpx.AsyncClient() as client:
+async def _httpx2(url: str) -> float:
+    async with httpx2.AsyncClient() as client:
 
         async def call() -> bytes:
             return (await client.post(url, content=BODY, headers=HEADERS)).content
@@ -69,8 +58,7 @@ async def _httpx(url: str) -> float:
 
 CLIENTS: dict[str, Callable[[str], Coroutine[None, None, float]]] = {
     "relay/http1 on httptools": _ours,
-    "aiohttp": _aiohttp,
-    "httpx, one client kept": _httpx,
+    "httpx2, one client kept": _httpx2,
 }
 
 

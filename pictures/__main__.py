@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Final
 
-import aiohttp
+import httpx2
 
 from mcpmeter.monitoring.dashboards import pages
 from mcpmeter.monitoring.dashboards.spec import Page
@@ -36,9 +36,9 @@ def main() -> None:
 async def _run(seconds: int, seed: int, into: Path) -> None:
     into.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="mcpmeter-pictures-") as folder:
-        async with stand(Path(folder), seed=seed) as live, aiohttp.ClientSession() as session:
+        async with stand(Path(folder), seed=seed) as live, httpx2.AsyncClient(timeout=60, trust_env=False) as http:
             await asyncio.sleep(WARMING_UP_SECONDS + seconds)
-            prometheus = Prometheus(session, live.prometheus)
+            prometheus = Prometheus(http, live.prometheus)
             answers = {name: await _answers(prometheus, page, seconds) for name, page in pages().items()}
     for name, page in pages().items():
         path = into / f"dashboard-{name.replace('_', '-')}.png"

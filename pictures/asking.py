@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
-import aiohttp
+import httpx2
 
 from mcpmeter.monitoring.dashboards.spec import Panel
 
@@ -44,8 +44,8 @@ def filled_in(expr: str, *, range_seconds: int, rate_seconds: int = 15, **chosen
 class Prometheus:
     """Its query API."""
 
-    def __init__(self, session: aiohttp.ClientSession, address: str) -> None:
-        self._session = session
+    def __init__(self, http: httpx2.AsyncClient, address: str) -> None:
+        self._http = http
         self._address = address
 
     async def now(self, expr: str) -> list[Series]:
@@ -64,8 +64,7 @@ class Prometheus:
         ]
 
     async def _ask(self, what: str, asked: Mapping[str, str]) -> list[dict[str, Any]]:
-        async with self._session.get(f"{self._address}/api/v1/{what}", params=asked) as answer:
-            told = await answer.json()
+        told = (await self._http.get(f"{self._address}/api/v1/{what}", params=asked)).json()
         if told["status"] != "success":
             raise ValueError(f"{told['error']}: {asked['query']}")
         result = told["data"]["result"]

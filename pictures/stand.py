@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -12,7 +13,7 @@ from random import Random
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-import aiohttp
+import httpx2
 import mcp
 from mcp.client.streamable_http import (  # type: ignore[attr-defined]  # its documentation imports it from here
     create_mcp_http_client,
@@ -91,15 +92,15 @@ async def stand(folder: Path, *, seed: int = 1, calls_per_second: float = 8.0) -
         stack.callback(metered.close)
         config = _monitoring(folder, address, f"http://127.0.0.1:{metered.port}")
         scraper = await stack.enter_async_context(prometheus(address, folder / "prometheus-data", config=config))
-        session = await stack.enter_async_context(aiohttp.ClientSession())
+        http = await stack.enter_async_context(httpx2.AsyncClient(timeout=60, trust_env=False))
         stop = asyncio.Event()
         callers = await stack.enter_async_context(asyncio.TaskGroup())
         chance = Random(seed)
         callers.create_task(steady(address, keys, models=MODELS, per_second=calls_per_second, stop=stop, seed=seed))
         for call, every in (
-            (_odd_calls(session, address, keys["research"], chance), 1.0),
-            (_embeddings(session, address, keys["search"]), 0.7),
-            (_bad_messages(session, address, keys["support"]), 2.0),
+            (_odd_calls(http, address, keys["research"], chance), 1.0),
+            (_embeddings(http, address, keys["search"]), 0.7),
+            (_bad_messages(http, address, keys["support"]), 2.0),
             (_relay_tools(address, keys["support"]), 1.5),
             (_weather_calls(weather, chance), 0.3),
         ):
@@ -155,41 +156,39 @@ def _monitoring(folder: Path, *targets: str) -> Path:
     return folder / "deploy" / "prometheus" / "prometheus.yml"
 
 
-def _odd_calls(session: aiohttp.ClientSession, address: str, key: str, chance: Random) -> Caller:
+def _odd_calls(http: httpx2.AsyncClient, address: str, key: str, chance: Random) -> Caller:
     async def call() -> None:
         body = {"messages": [{"role": "user", "content": "Hello"}], **chance.choice(ODD_CALLS)}
-        await _post(session, f"{address}/v1/chat/completions", key, body)
+        await _post(http, f"{address}/v1/chat/completions", key, body)
 
     return call
 
 
-def _embeddings(session: aiohttp.ClientSession, address: str, key: str) -> Caller:
+def _embeddings(http: httpx2.AsyncClient, address: str, key: str) -> Caller:
     async def call() -> None:
         body = {"model": "text-embedding-3-small", "input": ["a text of some words", "and another one"]}
-        await _post(session, f"{address}/v1/embeddings", key, body)
+        await _post(http, f"{address}/v1/embeddings", key, body)
 
     return call
 
 
-def _bad_messages(session: aiohttp.ClientSession, address: str, key: str) -> Caller:
+def _bad_messages(http: httpx2.AsyncClient, address: str, key: str) -> Caller:
     async def call() -> None:
-        await _post(session, f"{address}/mcp", key, "{")
-        await _post(
-            session, f"{address}/mcp", key, {"jsonrpc": "2.0", "id": 1, "method": "no/such/method", "params": {}}
-        )
+        await _post(http, f"{address}/mcp", key, "{")
+        await _post(http, f"{address}/mcp", key, {"jsonrpc": "2.0", "id": 1, "method": "no/such/method", "params": {}})
 
     return call
 
 
-async def _post(session: aiohttp.ClientSession, url: str, key: str, body: Any) -> None:
+async def _post(http: httpx2.AsyncClient, url: str, key: str, body: Any) -> None:
     headers = {
         "Authorization": f"Bearer {key}",
         "Accept": "application/json, text/event-stream",
+        "Content-Type": "application/json",
         "traceparent": f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-01",
     }
-    given = {"data": body} if isinstance(body, str) else {"json": body}
-    async with session.post(url, headers=headers, **given) as answer:
-        await answer.read()
+    content = body if isinstance(body, str) else json.dumps(body)
+    await http.post(url, headers=headers, content=content)
 
 
 def _relay_tools(address: str, key: str) -> Caller:

@@ -11,7 +11,7 @@ from decimal import Decimal
 from random import Random
 from typing import Any, NamedTuple
 
-import aiohttp
+import httpx2
 
 CLIENTS = 16
 PACE = (
@@ -71,20 +71,20 @@ class Load:
         self.cut = 0
 
     async def run(self) -> None:
-        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=60)) as session:
-            await asyncio.gather(*(self._client(session, number) for number in range(CLIENTS)))
+        async with httpx2.AsyncClient(timeout=60, verify=False) as http:
+            await asyncio.gather(*(self._client(http, number) for number in range(CLIENTS)))
 
     async def until(self, holds: Callable[[], bool]) -> None:
         async with self._news:
             await asyncio.wait_for(self._news.wait_for(holds), 90)
 
-    async def _client(self, session: aiohttp.ClientSession, number: int) -> None:
+    async def _client(self, http: httpx2.AsyncClient, number: int) -> None:
         secret = self._secrets[number % len(self._secrets)]
         headers = {"authorization": f"Bearer {secret}"} if secret else {}
         while not self.stopping:
             try:
-                await self._call(session, self._random.choice(self._kinds), headers)
-            except aiohttp.ClientError:
+                await self._call(http, self._random.choice(self._kinds), headers)
+            except httpx2.HTTPError:
                 self.cut += 1
                 if self.stopping:
                     return
@@ -92,16 +92,15 @@ class Load:
             async with self._news:
                 self._news.notify_all()
 
-    async def _call(self, session: aiohttp.ClientSession, kind: str, headers: Mapping[str, str]) -> None:
+    async def _call(self, http: httpx2.AsyncClient, kind: str, headers: Mapping[str, str]) -> None:
         path, body = _asked(kind, self._random.choice(MODELS))
         headers = {**headers, **MCP_HEADERS} if kind == "tool" else headers
-        async with session.post(f"{self._address()}{path}", json=body, headers=headers) as answer:
-            content = await answer.read()
-            if answer.status != 200:
-                self.refused[answer.status] += 1
-                await asyncio.sleep(0.05)
-                return
-            self.answered.append(_answered(kind, content, answer.headers))
+        answer = await http.post(f"{self._address()}{path}", json=body, headers=headers)
+        if answer.status_code != 200:
+            self.refused[answer.status_code] += 1
+            await asyncio.sleep(0.05)
+            return
+        self.answered.append(_answered(kind, answer.content, answer.headers))
 
 
 def _asked(kind: str, model: str) -> tuple[str, dict[str, Any]]:
@@ -116,13 +115,13 @@ def _asked(kind: str, model: str) -> tuple[str, dict[str, Any]]:
 
 
 def _answered(kind: str, content: bytes, headers: Mapping[str, str]) -> Answered:
-    """Raises ClientPayloadError for a stream whose end is missing."""
+    """Raises RemoteProtocolError for a stream whose end is missing."""
     if kind == "tool":
         told = _told_by_tool(content, headers)
         return Answered(kind, told["call_id"], told["usage"]["prompt_tokens"], told["usage"]["completion_tokens"])
     if kind == "stream":
         if not content.endswith(b"data: [DONE]\n\n"):
-            raise aiohttp.ClientPayloadError("a stream without its end")
+            raise httpx2.RemoteProtocolError("a stream without its end")
         content = content.split(b"\n\n")[-3][6:]
     usage = json.loads(content)["usage"]
     return Answered(kind, headers["x-mcpmeter-call-id"], usage["prompt_tokens"], usage.get("completion_tokens", 0))
@@ -132,7 +131,7 @@ def _told_by_tool(content: bytes, headers: Mapping[str, str]) -> Mapping[str, An
     if headers["content-type"].startswith("text/event-stream"):
         data = [line[5:] for line in content.splitlines() if line.startswith(b"data:") and line[5:].strip()]
         if not data or b'"result"' not in data[-1]:
-            raise aiohttp.ClientPayloadError("a stream without its result")
+            raise httpx2.RemoteProtocolError("a stream without its result")
         content = data[-1]
     result = json.loads(content)["result"]
     assert not result.get("isError"), result

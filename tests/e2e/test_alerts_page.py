@@ -17,14 +17,17 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import aiohttp
 import apsw
+import httpx2
 import mcp
 import pytest
-from aiohttp import web
 from mcp.server.mcpserver import MCPServer
 from prometheus_client import CollectorRegistry
 from pydantic import SecretStr
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
 
 import mcpmeter
 from mcpmeter.config import BudgetSettings, KeySettings, LedgerSettings, ProviderSettings, Settings
@@ -33,6 +36,7 @@ from mcpmeter.monitoring.alerts import alerts
 from mcpmeter.monitoring.options import MonitoringOptions, PagerDuty, Receivers, Slack, Webhook
 from mcpmeter.service import Service, bind, running
 from mcpmeter.simulator import Latency, Price, Quota, Simulator
+from mcpmeter.simulator.server import serving
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.usefixtures("prometheus_is_here", "ahead_of_others")]
 
@@ -71,9 +75,9 @@ class Pagers:
     pagerduty: list[dict[str, Any]] = field(default_factory=list)
     _news: asyncio.Event = field(default_factory=asyncio.Event)
 
-    async def take(self, request: web.Request) -> web.Response:
-        told = json.loads(await request.read())
-        match request.path:
+    async def take(self, request: Request) -> Response:
+        told = await request.json()
+        match request.url.path:
             case "/hook":
                 self.hook += told["alerts"]
             case "/slack":
@@ -81,7 +85,7 @@ class Pagers:
             case "/pagerduty":
                 self.pagerduty.append(told)
         self._news.set()
-        return web.json_response({"status": "success"}, status=202 if request.path == "/pagerduty" else 200)
+        return JSONResponse({"status": "success"}, 202 if request.url.path == "/pagerduty" else 200)
 
     def names(self, status: str) -> set[str]:
         return {alert["labels"]["alertname"] for alert in self.hook if alert["status"] == status} - {"Watchdog"}
@@ -97,25 +101,18 @@ class Pagers:
 
 
 @asynccontextmanager
-async def listening_on(routes: Mapping[str, Callable[[web.Request], Awaitable[web.Response]]]) -> AsyncIterator[str]:
-    app = web.Application()
-    for path, take in routes.items():
-        app.router.add_route("*", path, take)
-    runner = web.AppRunner(app, access_log=None)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    try:
-        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
-    finally:
-        await runner.cleanup()
+async def listening_on(routes: Mapping[str, Callable[[Request], Awaitable[Response]]]) -> AsyncIterator[str]:
+    app = Starlette(routes=[Route(path, take, methods=["GET", "POST"]) for path, take in routes.items()])
+    async with serving(app) as url:
+        yield url
 
 
 class World:
     """The service, what it stands before, and traffic that can be told to go wrong."""
 
-    def __init__(self, folder: Path, session: aiohttp.ClientSession) -> None:
+    def __init__(self, folder: Path, http: httpx2.AsyncClient) -> None:
         self.folder = folder
-        self.session = session
+        self.http = http
         self.places: dict[str, str] = {}
         self.limits = dict.fromkeys(("low", "gone", "soon"), Decimal(1000))
         self.share_failing = 0.0
@@ -167,10 +164,8 @@ class World:
         else:
             body |= {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": most}
         headers = {"authorization": f"Bearer {KEYS[team]}"}
-        with contextlib.suppress(aiohttp.ClientError):
-            async with self.session.post(self.address + path, json=body, headers=headers) as answer:
-                await answer.read()
-                return answer.status
+        with contextlib.suppress(httpx2.HTTPError):
+            return (await self.http.post(self.address + path, json=body, headers=headers)).status_code
         return 0
 
     async def spend(self, team: str, calls: int = 10) -> Decimal:
@@ -257,8 +252,8 @@ def options_for(pagers: Pagers, folder: Path, *targets: str) -> MonitoringOption
 async def a_world(folder: Path) -> AsyncIterator[World]:
     prices = {"gpt-4.1": LISTED}
     async with AsyncExitStack() as parts:
-        session = await parts.enter_async_context(aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=20)))
-        world = World(folder, session)
+        http = await parts.enter_async_context(httpx2.AsyncClient(timeout=20, verify=False))
+        world = World(folder, http)
         good = await parts.enter_async_context(Simulator(seed=1, prices=prices))
         world.places = dict.fromkeys(("holysheep", "backup", "slow", "dear", "short"), good.base_url)
         world.service = Service(world.settings)
@@ -392,12 +387,11 @@ async def at_rest(pagers: Pagers, prometheus: str) -> None:
 
     Three seconds, which are the five minutes of MCPAbsent here, may pass on a busy machine before the first scrape.
     """
-    async with asyncio.timeout(60), aiohttp.ClientSession() as session:
+    async with asyncio.timeout(60), httpx2.AsyncClient(base_url=f"{prometheus}/api/v1", verify=False) as http:
         while True:
-            async with session.get(f"{prometheus}/api/v1/query?query=min(up{{job=%22mcpmeter%22}})") as answer:
-                up = (await answer.json())["data"]["result"]
-            async with session.get(f"{prometheus}/api/v1/alerts") as answer:
-                active = {a["labels"]["alertname"] for a in (await answer.json())["data"]["alerts"]}
+            up = (await http.get("/query", params={"query": 'min(up{job="mcpmeter"})'})).json()["data"]["result"]
+            alerts = (await http.get("/alerts")).json()["data"]["alerts"]
+            active = {alert["labels"]["alertname"] for alert in alerts}
             told = {alert["labels"]["alertname"] for alert in pagers.hook}
             if up and up[0]["value"][1] == "1" and active == {"Watchdog"} <= told:
                 break
@@ -481,8 +475,8 @@ async def test_a_jump_in_spending_is_told_once_there_is_a_yesterday(tmp_path, pa
 async def test_a_target_that_shows_nothing_of_ours_is_told_as_absent(tmp_path, pagers):
     metrics = {"text": "something_else 1\n"}
 
-    async def page(_: web.Request) -> web.Response:
-        return web.Response(text=metrics["text"])
+    async def page(_: Request) -> Response:
+        return PlainTextResponse(metrics["text"])
 
     async with listening_on({"/metrics": page}) as target, AsyncExitStack() as parts:
         await parts.enter_async_context(stack(options_for(pagers, tmp_path, target), tmp_path / "stack"))
@@ -496,10 +490,10 @@ async def test_a_killed_service_is_told_and_its_return_too(tmp_path, pagers):
     alive = asyncio.Event()
     alive.set()
 
-    async def page(request: web.Request) -> web.Response:
-        if not alive.is_set() and request.transport is not None:
-            request.transport.abort()
-        return web.Response(text="mcp_active_requests 0\n")
+    async def page(request: Request) -> Response:
+        if not alive.is_set():
+            await request.scope["state"]["connection"].reset()
+        return PlainTextResponse("mcp_active_requests 0\n")
 
     async with listening_on({"/metrics": page}) as target, AsyncExitStack() as parts:
         started = await parts.enter_async_context(stack(options_for(pagers, tmp_path, target), tmp_path / "stack"))

@@ -9,7 +9,7 @@ from collections import Counter
 from random import Random
 from typing import Any
 
-import aiohttp
+import httpx2
 import pytest
 
 from mcpmeter.budgets.budget import Budget
@@ -41,12 +41,12 @@ class Race:
         return found
 
     async def run(self, rounds: int, **more: Any) -> None:
-        connector = aiohttp.TCPConnector(limit=CALLS)
-        async with aiohttp.ClientSession(connector=connector) as session:
+        limits = httpx2.Limits(max_connections=CALLS, max_keepalive_connections=CALLS)
+        async with httpx2.AsyncClient(timeout=60, limits=limits, verify=False) as http:
             for number in range(rounds):
                 before = self.standing().balance
                 await asyncio.to_thread(self._fill_up, before.credit - before.spent, number)
-                self.statuses.update(await asyncio.gather(*(self._call(session, more) for _ in range(CALLS))))
+                self.statuses.update(await asyncio.gather(*(self._call(http, more) for _ in range(CALLS))))
                 after = self.standing().balance
                 self.overspent.append(max(after.spent - after.credit, 0))
                 self.left_reserved += after.reserved
@@ -62,16 +62,14 @@ class Race:
             )
             add_top_up(self._stand.ledger, record)
 
-    async def _call(self, session: aiohttp.ClientSession, more: dict[str, Any]) -> int:
+    async def _call(self, http: httpx2.AsyncClient, more: dict[str, Any]) -> int:
         body = {
             "model": self._random.choice(["gpt-4.1", "claude-sonnet-4.5", "nobody-prices-this"]),
             "messages": [{"role": "user", "content": "Count."}],
             "stream": self._random.random() < 0.5,
             **more,
         }
-        async with session.post(f"{self._stand.address}/v1/chat/completions", json=body) as answer:
-            await answer.read()
-            return answer.status
+        return (await http.post(f"{self._stand.address}/v1/chat/completions", json=body)).status_code
 
 
 async def race(stand: Any, seed: int, rounds: int, *, extra: str = "", **more: Any) -> Race:

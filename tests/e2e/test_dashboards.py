@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-import aiohttp
+import httpx2
 import pytest
 from pictures.asking import Prometheus, filled_in, is_range
 from pictures.stand import REGION, TEAMS, stand
@@ -75,8 +75,8 @@ async def unanswered(prometheus: Prometheus, asked: dict[tuple[str, str, str], P
 @pytest.mark.timeout(180)
 @pytest.mark.usefixtures("prometheus_is_here", "ahead_of_others")
 async def test_every_target_of_every_panel_and_every_variable_returns_data(tmp_path: Path) -> None:
-    async with stand(tmp_path, calls_per_second=12) as live, aiohttp.ClientSession() as session:
-        prometheus = Prometheus(session, live.prometheus)
+    async with stand(tmp_path, calls_per_second=12) as live, httpx2.AsyncClient(timeout=60, verify=False) as http:
+        prometheus = Prometheus(http, live.prometheus)
         asked = questions()
         assert len(asked) > 100
         assert list(await unanswered(prometheus, asked)) == []
@@ -84,7 +84,7 @@ async def test_every_target_of_every_panel_and_every_variable_returns_data(tmp_p
         assert await operands_without_series(prometheus) == []
 
         await a_choice_narrows(prometheus)
-        await exemplars_are_kept(session, live.prometheus)
+        await exemplars_are_kept(http, live.prometheus)
 
 
 ONLY_WHEN_IT_IS_SO = ("mcp_upstream_quota_exhaustion_seconds",)
@@ -116,7 +116,7 @@ async def a_choice_narrows(prometheus: Prometheus) -> None:
     assert await teams(job="another") == set()
 
 
-async def exemplars_are_kept(session: aiohttp.ClientSession, address: str) -> None:
+async def exemplars_are_kept(http: httpx2.AsyncClient, address: str) -> None:
     """A point that is drawn on a line leads to the trace of a call that it counts."""
     (latency,) = (panel for panel in pages()["overview"].panels if panel.title == "Latency")
     asked = {
@@ -124,8 +124,7 @@ async def exemplars_are_kept(session: aiohttp.ClientSession, address: str) -> No
         "start": f"{time.time() - RANGE_SECONDS}",
         "end": f"{time.time()}",
     }
-    async with session.get(f"{address}/api/v1/query_exemplars", params=asked) as answer:
-        found = (await answer.json())["data"]
+    found = (await http.get(f"{address}/api/v1/query_exemplars", params=asked)).json()["data"]
     traces = {exemplar["labels"]["trace_id"] for series in found for exemplar in series["exemplars"]}
     assert traces
     assert all(re.fullmatch(r"[0-9a-f]{32}", trace) for trace in traces)

@@ -21,7 +21,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-import aiohttp
+import httpx2
 import pytest
 from mcpmeter.ledger.sqlite.store.connection import open_for_reading
 
@@ -196,32 +196,31 @@ class Seen:
 async def make_calls(address: str, todo: Iterator[Job]) -> Seen:
     """At most `AT_ONCE` calls at a time, each over a connection that is used again unless its client has left."""
     seen, began = Seen(), time.monotonic()
-    timeout = aiohttp.ClientTimeout(total=SECONDS_FOR_A_CALL)
-    connector = aiohttp.TCPConnector(limit=AT_ONCE)
-    async with aiohttp.ClientSession(address, timeout=timeout, connector=connector) as session:
+    limits = httpx2.Limits(max_connections=AT_ONCE, max_keepalive_connections=AT_ONCE)
+    async with httpx2.AsyncClient(base_url=address, timeout=SECONDS_FOR_A_CALL, limits=limits, verify=False) as http:
 
         async def work() -> None:
             for job in todo:
                 seen.asked[job.mark] += 1
                 seen.by_kind[job.kind.name] += 1
-                await make_call(session, job, seen.surprises)
+                await make_call(http, job, seen.surprises)
 
         await asyncio.gather(*(work() for _ in range(AT_ONCE)))
     seen.seconds = time.monotonic() - began
     return seen
 
 
-async def make_call(session: aiohttp.ClientSession, job: Job, surprises: list[str]) -> None:
+async def make_call(http: httpx2.AsyncClient, job: Job, surprises: list[str]) -> None:
+    headers = {"content-type": "application/json"}
     try:
-        async with session.post(job.url, data=job.body, headers={"content-type": "application/json"}) as answer:
-            if answer.status != job.status:
-                surprises.append(f"{job.mark}: {answer.status}")
+        async with http.stream("POST", job.url, content=job.body, headers=headers) as answer:
+            if answer.status_code != job.status:
+                surprises.append(f"{job.mark}: {answer.status_code}")
             if job.kind.leaves:
-                await answer.content.readany()
-                answer.close()
+                await anext(answer.aiter_raw())
             else:
-                await answer.read()
-    except (aiohttp.ClientError, TimeoutError) as fault:
+                await answer.aread()
+    except httpx2.HTTPError as fault:
         surprises.append(f"{job.mark}: {type(fault).__name__}")
 
 

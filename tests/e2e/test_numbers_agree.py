@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
 
-import aiohttp
+import httpx2
 import openai
 import pytest
 from mcp import Client
@@ -128,17 +128,16 @@ async def ask_async(address: str, key: str, team: str, log: Log) -> None:
 
 async def ask_the_guides_way(address: str, key: str, team: str, log: Log) -> None:
     """Bare POSTs to /mcp/chat: with and without a model, streamed, refused by us, by the provider and by nobody."""
-    async with aiohttp.ClientSession(headers={"Authorization": f"Bearer {key}"}) as session:
+    async with httpx2.AsyncClient(headers={"Authorization": f"Bearer {key}"}, timeout=60, verify=False) as http:
 
         async def post(body: Any, status: int) -> bytes:
-            async with session.post(f"{address}/mcp/chat", json=body) as answer:
-                content = await answer.read()
-                assert answer.status == status, content
-                if "x-request-id" in answer.headers:
-                    log.answered("/mcp/chat", team, answer.status, answer.headers)
-                else:
-                    log.asked["/mcp/chat", str(answer.status)] += 1
-                return content
+            answer = await http.post(f"{address}/mcp/chat", json=body)
+            assert answer.status_code == status, answer.content
+            if "x-request-id" in answer.headers:
+                log.answered("/mcp/chat", team, status, answer.headers)
+            else:
+                log.asked["/mcp/chat", str(status)] += 1
+            return answer.content
 
         answer = json.loads(await post({"messages": messages("default")}, 200))
         assert answer["model"] == DEFAULT_MODEL
@@ -229,13 +228,12 @@ def from_series(
 class Query:
     """Asks a Prometheus."""
 
-    def __init__(self, session: aiohttp.ClientSession, address: str) -> None:
-        self._session = session
+    def __init__(self, http: httpx2.AsyncClient, address: str) -> None:
+        self._http = http
         self._address = address
 
     async def __call__(self, expression: str) -> list[tuple[Mapping[str, str], float]]:
-        async with self._session.get(f"{self._address}/api/v1/query", params={"query": expression}) as answer:
-            told = await answer.json()
+        told = (await self._http.get(f"{self._address}/api/v1/query", params={"query": expression})).json()
         assert told["status"] == "success", told
         return [(series["metric"], float(series["value"][1])) for series in told["data"]["result"]]
 
@@ -261,7 +259,7 @@ async def test_ledger_metrics_prometheus_and_the_provider_agree_to_the_token_and
     log = Log()
     async with (
         prometheus(stand.address, tmp_path / "prometheus", scrape_interval="1s") as scraper,
-        aiohttp.ClientSession() as session,
+        httpx2.AsyncClient(timeout=60, verify=False) as http,
     ):
         await asyncio.gather(
             *(asyncio.to_thread(ask_sync, stand.address, key, team, log) for team, key in team_keys.items()),
@@ -288,7 +286,7 @@ async def test_ledger_metrics_prometheus_and_the_provider_agree_to_the_token_and
         samples = stand.samples()
         assert from_series(samples["mcp_tokens_total"], samples["mcp_cost_usd_total"]) == as_labelled(billed)
 
-        ask = Query(session, scraper)
+        ask = Query(http, scraper)
         await ask.until_scraped_after(last_call_ended)
         scraped = from_series(
             await ask("sum by (team, model, token_type) (mcp_tokens_total) > 0"),

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from random import Random
 from typing import Any
 
-import aiohttp
+import httpx2
 import pytest
 from tests.e2e.killing import CLIENTS, MIXED, PACE, Answered, Load, changed_by_restart, duplicates_of, missing_of
 
@@ -28,8 +28,8 @@ async def until(holds: Callable[[], Awaitable[bool]], seconds: float = 60) -> No
 
 
 async def ready(address: str) -> bool:
-    async with aiohttp.ClientSession() as session, session.get(f"{address}/-/ready") as answer:
-        return answer.status == 200
+    async with httpx2.AsyncClient(verify=False) as http:
+        return (await http.get(f"{address}/-/ready")).status_code == 200
 
 
 def none_open(stand: Any) -> Callable[[], Awaitable[bool]]:
@@ -85,9 +85,8 @@ async def test_the_installed_command_serves_checks_and_reports_on_postgresql(sta
 
 async def answers_401(address: str) -> bool:
     body = {"model": "gpt-4.1", "messages": [{"role": "user", "content": "Count."}]}
-    async with aiohttp.ClientSession() as session, session.post(f"{address}/v1/chat/completions", json=body) as answer:
-        await answer.read()
-        return answer.status == 401
+    async with httpx2.AsyncClient(verify=False) as http:
+        return (await http.post(f"{address}/v1/chat/completions", json=body)).status_code == 401
 
 
 @pytest.mark.trial
@@ -208,14 +207,13 @@ async def test_three_replicas_never_pass_a_budget_together(stand, trials, postgr
         await asyncio.to_thread(stand.start_relay)
         addresses.append(stand.address)
     statuses: Counter[int] = Counter()
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
+    limits = httpx2.Limits(max_connections=None)
+    async with httpx2.AsyncClient(timeout=60, limits=limits, verify=False) as http:
 
         async def call(number: int, model: str) -> int:
             body = {"model": model, "max_tokens": 90, "messages": [{"role": "user", "content": "Count."}]}
             url = f"{addresses[number % 3]}/v1/chat/completions"
-            async with session.post(url, json=body) as answer:
-                await answer.read()
-                return answer.status
+            return (await http.post(url, json=body)).status_code
 
         for model in models:
             statuses.update(await asyncio.gather(*(call(number, model) for number in range(calls))))

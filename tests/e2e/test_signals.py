@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-import aiohttp
+import httpx2
 import openai
 import pytest
 
@@ -24,7 +24,7 @@ STREAMS = 6
 class Stream:
     """A streamed call that has begun, read to its end in the background."""
 
-    def __init__(self, answer: aiohttp.ClientResponse) -> None:
+    def __init__(self, answer: httpx2.Response) -> None:
         self.call_id = answer.headers["x-mcpmeter-call-id"]
         self._answer = answer
         self._content = b""
@@ -32,7 +32,7 @@ class Stream:
         self.begun = asyncio.Event()
 
     async def _read(self) -> bytes:
-        async for data in self._answer.content.iter_any():
+        async for data in self._answer.aiter_raw():
             self._content += data
             self.begun.set()
         return self._content
@@ -46,10 +46,9 @@ class Stream:
 async def streams(address: str, count: int, **more: Any) -> AsyncIterator[list[Stream]]:
     """So many streams, each with its first bytes here."""
     body = {"model": "gpt-4.1", "messages": [{"role": "user", "content": "Go on."}], "stream": True, **more}
-    async with aiohttp.ClientSession() as session:
-        answers = await asyncio.gather(
-            *(session.post(f"{address}/v1/chat/completions", json=body) for _ in range(count))
-        )
+    async with httpx2.AsyncClient(timeout=60, verify=False) as http:
+        asked = [http.build_request("POST", f"{address}/v1/chat/completions", json=body) for _ in range(count)]
+        answers = await asyncio.gather(*(http.send(request, stream=True) for request in asked))
         begun = [Stream(answer) for answer in answers]
         await asyncio.gather(*(stream.begun.wait() for stream in begun))
         yield begun
@@ -80,13 +79,12 @@ async def end(relay: Any, number: signal.Signals | None = None) -> Any:
 class TestTermination:
     async def test_streams_finish_while_nothing_new_is_taken(self, serving):
         stand = serving()
-        async with streams(stand.address, STREAMS) as running, aiohttp.ClientSession() as session:
+        async with streams(stand.address, STREAMS) as running, httpx2.AsyncClient(verify=False) as http:
             stand.relay.send(signal.SIGTERM)
-            await until_draining(session, stand.address)
+            await until_draining(http, stand.address)
             ask = {"model": "gpt-4.1", "messages": [{"role": "user", "content": "Too late?"}]}
-            async with session.post(f"{stand.address}/v1/chat/completions", json=ask) as answer:
-                assert answer.status == 503
-                assert (await answer.json())["error"]["code"] == "draining"
+            answer = await http.post(f"{stand.address}/v1/chat/completions", json=ask)
+            assert (answer.status_code, answer.json()["error"]["code"]) == (503, "draining")
             contents = await asyncio.gather(*(stream.whole() for stream in running))
         ended_cleanly(await end(stand.relay))
         assert all(content.endswith(b"data: [DONE]\n\n") for content in contents)
@@ -116,12 +114,11 @@ class TestTermination:
         ended_cleanly(await end(stand.relay, signal.SIGTERM))
 
 
-async def until_draining(session: aiohttp.ClientSession, address: str) -> None:
+async def until_draining(http: httpx2.AsyncClient, address: str) -> None:
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline:
-        async with session.get(f"{address}/-/ready") as answer:
-            if answer.status == 503:
-                return
+        if (await http.get(f"{address}/-/ready")).status_code == 503:
+            return
         await asyncio.sleep(0.01)
     pytest.fail("it never said that it is not ready")
 
@@ -129,9 +126,12 @@ async def until_draining(session: aiohttp.ClientSession, address: str) -> None:
 class TestControlC:
     async def test_the_first_drains_and_the_second_does_not_wait(self, serving):
         stand = serving(drain_seconds=LONG_DRAIN_SECONDS)
-        async with streams(stand.address, STREAMS, metadata=STALLED) as running, aiohttp.ClientSession() as session:
+        async with (
+            streams(stand.address, STREAMS, metadata=STALLED) as running,
+            httpx2.AsyncClient(verify=False) as http,
+        ):
             stand.relay.send(signal.SIGINT)
-            await until_draining(session, stand.address)
+            await until_draining(http, stand.address)
             assert stand.billing_log()["open_calls"] == STREAMS
             stand.relay.send(signal.SIGINT)
             contents = await asyncio.gather(*(stream.whole() for stream in running))
@@ -168,9 +168,10 @@ class TestReload:
             line = await asyncio.to_thread(stand.relay.says, r"not reloaded.*\n", on="stderr")
             assert "mcpmeter.yaml:1" in line[0]
             assert "'port'" in line[0]
-            async with aiohttp.ClientSession() as session, session.post(f"{stand.address}/-/reload") as answer:
-                assert answer.status == 400
-                assert "mcpmeter.yaml:1" in await answer.text()
+            async with httpx2.AsyncClient(verify=False) as http:
+                answer = await http.post(f"{stand.address}/-/reload")
+            assert answer.status_code == 400
+            assert "mcpmeter.yaml:1" in answer.text
             assert stand.total("mcpmeter_config_last_reload_successful") == 0
             contents = await asyncio.gather(*(stream.whole() for stream in running))
         assert all(content.endswith(b"data: [DONE]\n\n") for content in contents)
@@ -198,8 +199,8 @@ async def reload(stand: Any, how: str) -> None:
         stand.relay.send(signal.SIGHUP)
         await asyncio.to_thread(stand.relay.says, "configuration reloaded", on="stderr")
         return
-    async with aiohttp.ClientSession() as session, session.post(f"{stand.address}/-/reload") as answer:
-        assert answer.status == 200
+    async with httpx2.AsyncClient(verify=False) as http:
+        assert (await http.post(f"{stand.address}/-/reload")).status_code == 200
 
 
 async def answers(address: str, key: str) -> None:
