@@ -37,7 +37,7 @@ PAUSE_S = 0.23
 TIMERS_S = 2.5
 """Each timer of the service runs once in it."""
 
-MOST_TRIES = 4
+MAX_TRIES = 4
 
 WIDTH = 100
 MODEL = "gpt-4.1"
@@ -139,7 +139,7 @@ class Client:
         recordings: list[Recording] = []
         undisturbed: list[Recording] = []
         while len(undisturbed) < runs:
-            if len(recordings) > MOST_TRIES * runs:
+            if len(recordings) > MAX_TRIES * runs:
                 raise BenchError(f"timers of the service run during too many recordings of {name}")
             time.sleep(PAUSE_S)
             recordings.append(self._record(request))

@@ -21,9 +21,9 @@ INLINED = frozenset({"<listcomp>", "<setcomp>", "<dictcomp>", "<genexpr>"})
 """Parts of the function around them: whether they have a frame depends on the version of Python."""
 
 QUIET_NS = 20_000_000
-"""A recording ends when none of the package's code has run for so long, but lasts at most LONGEST_NS more."""
+"""A recording ends when none of the package's code has run for so long, but lasts at most MAX_RECORDING_NS more."""
 
-LONGEST_NS = 2_000_000_000
+MAX_RECORDING_NS = 2_000_000_000
 
 
 class Tracer:
@@ -48,7 +48,7 @@ class Tracer:
 
     def stop(self) -> list[tuple[str, str]]:
         """Return the recording once the package is quiet."""
-        ends_ns = time.perf_counter_ns() + LONGEST_NS
+        ends_ns = time.perf_counter_ns() + MAX_RECORDING_NS
         while (now_ns := time.perf_counter_ns()) < ends_ns and now_ns - self._last_ns < QUIET_NS:
             time.sleep(QUIET_NS / 4e9)
         self._is_recording = False

@@ -28,7 +28,7 @@ def batch_of(*requests: bytes) -> bytes:
 def test_the_paths_model_is_meant_and_may_be_repeated(path_model):
     body = b'{"model":"models/gemini-embedding-001",%s,"outputDimensionality":64}' % CONTENT
     for dialect, sent in ((ONE, body), (BATCH, batch_of(body, body))):
-        asked = dialect.read_request(sent, PathParams(path_model))
+        asked = dialect.read_request(sent, PathParams(model=path_model))
         assert (asked.model, asked.stream) == ("gemini-embedding-001", False)
         assert asked.prompt_tokens_estimate > 0
         assert dialect.forwarded(sent, asked, asked.model) == sent

@@ -121,7 +121,7 @@ async def test_a_client_that_does_not_read_holds_the_provider_back_and_not_our_m
     _, writer = await connected(relay, chat("huge_mb=64", stream=True))
     writer.transport.pause_reading()
     await relay.simulator.billing_log.wait_until(lambda log: log.open_calls == 1)
-    (flight,) = await in_flight(relay)
+    (flight,) = await active_calls(relay)
     seen = -1
     while seen != flight._tee.total_bytes:  # until nothing moves any more
         seen = flight._tee.total_bytes
@@ -134,19 +134,19 @@ async def test_a_client_that_does_not_read_holds_the_provider_back_and_not_our_m
     await relay.simulator.billing_log.wait_until(lambda log: log.open_calls == 0)
 
 
-async def in_flight(relay: Any) -> Any:
+async def active_calls(relay: Any) -> Any:
     pipeline = relay.service.pipeline
-    await relay.until(lambda: any(flight._tee is not None for flight in pipeline.in_flight))
-    return pipeline.in_flight
+    await relay.until(lambda: any(flight._tee is not None for flight in pipeline.active_calls))
+    return pipeline.active_calls
 
 
 async def test_a_slow_reader_is_not_taken_for_a_silent_provider(start_module_relay):
     relay = await start_module_relay(timeouts={"idle_seconds": 0.1, "first_byte_seconds": 5})
     reader, writer = await connected(relay, chat("huge_mb=16", stream=True))
     writer.transport.pause_reading()
-    (flight,) = await in_flight(relay)
+    (flight,) = await active_calls(relay)
     await asyncio.sleep(0.5)  # five times what the provider is granted
-    assert flight in relay.service.pipeline.in_flight
+    assert flight in relay.service.pipeline.active_calls
     writer.transport.resume_reading()
     while not (await asyncio.wait_for(reader.read(2**20), 10)).endswith(b"0\r\n\r\n"):
         pass
