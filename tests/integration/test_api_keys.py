@@ -24,7 +24,7 @@ from mcpmeter.ledger.location import Location
 from mcpmeter.ledger.queries.keys import list_keys
 from mcpmeter.service.api.keys import KeyPages, KeyRevocation, KeyRotation, NewKey, _decoded
 from mcpmeter.service.app import PageEndpoint
-from mcpmeter.service.service import _is_local
+from mcpmeter.service.routes import is_local
 
 KEYS, ROTATE, REVOKE = "/api/keys", "/api/keys/rotate", "/api/keys/revoke"
 ADMIN = new_key("admin", "platform", 1)[0]
@@ -307,6 +307,6 @@ def test_the_check_for_this_machine_is_by_the_connection_and_no_header() -> None
         }
         return HttpExchange(scope, None, None, endpoint=KEYS)  # type: ignore[arg-type]
 
-    assert _is_local(exchange("127.0.0.1"))
-    assert not _is_local(exchange("192.0.2.7", **{"x-forwarded-for": b"127.0.0.1"}))
-    assert not _is_local(exchange(None))
+    assert is_local(exchange("127.0.0.1"))
+    assert not is_local(exchange("192.0.2.7", **{"x-forwarded-for": b"127.0.0.1"}))
+    assert not is_local(exchange(None))

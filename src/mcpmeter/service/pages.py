@@ -19,10 +19,10 @@ from mcpmeter.http.exchange import HttpExchange
 from mcpmeter.ledger.store import Store
 from mcpmeter.metrics.collector import Exposition
 from mcpmeter.metrics.recorder import Recorder
-from mcpmeter.pricing import ModelPrice
 from mcpmeter.quota.tracker import QuotaTracker
 from mcpmeter.relay.pipeline import Pipeline
 from mcpmeter.service.app import Page
+from mcpmeter.service.label_sets import OfferedModels
 
 SMALLEST_WORTH_PACKING_BYTES: Final = 2048
 _numbers = msgspec.json.Encoder(decimal_format="number")
@@ -117,7 +117,7 @@ class ReloadPage:
 class ModelPages:
     """The models on offer, in OpenAI's shape and in the guide's."""
 
-    def __init__(self, pipeline: Pipeline, models: Callable[[], list[tuple[str, ModelPrice]]]) -> None:
+    def __init__(self, pipeline: Pipeline, models: Callable[[], OfferedModels]) -> None:
         self._pipeline = pipeline
         self._models = models
 

@@ -1,13 +1,11 @@
-"""Builds the service from settings and rebuilds what a reload changes."""
+"""The running service: builds the parts, starts and drains them, and rebuilds what a reload changes."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import platform
-import re
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import replace
 from importlib.metadata import version as installed_version
@@ -16,24 +14,15 @@ from typing import Final
 import msgspec
 from prometheus_client import CollectorRegistry, ProcessCollector
 
-from mcpmeter.access.callers import Caller
 from mcpmeter.access.keys import KeyRing, key_from_config
 from mcpmeter.budgets.reservations import Limits
 from mcpmeter.budgets.status_board import BudgetStatusBoard
-from mcpmeter.catalog import budget, labels, llm, mcp, money, quality
 from mcpmeter.catalog import service as service_rows
 from mcpmeter.catalog.spec import NANO
-from mcpmeter.config import Settings, attribution_of, budgets_of, is_loopback, price_book, refuse_open_bind
-from mcpmeter.dialects.anthropic_messages import AnthropicCountTokens, AnthropicMessages
-from mcpmeter.dialects.base import Dialect
-from mcpmeter.dialects.gemini_generate import GeminiGenerate
-from mcpmeter.dialects.openai_chat import OpenAiChat
-from mcpmeter.dialects.openai_embeddings import OpenAiEmbeddings
-from mcpmeter.dialects.openai_responses import OpenAiResponses
+from mcpmeter.config import Settings, attribution_of, budgets_of, price_book, refuse_open_bind
 from mcpmeter.errors import Draining, MeterError
 from mcpmeter.http.client import Http1Client
 from mcpmeter.http.client.interface import Timeouts
-from mcpmeter.http.exchange import HttpExchange
 from mcpmeter.ledger.location import PostgresUrl
 from mcpmeter.ledger.opening import open_store
 from mcpmeter.mcp_server import ModelInfo
@@ -43,66 +32,24 @@ from mcpmeter.metrics.recorder import Recorder
 from mcpmeter.pricing import ModelPrice
 from mcpmeter.quota.tracker import QuotaTracker
 from mcpmeter.records import Charge, LlmTarget, Usage
-from mcpmeter.relay.pipeline import EndpointConfig, Pipeline, RelayOptions, Runtime
+from mcpmeter.relay.pipeline import Pipeline, RelayOptions, Runtime
 from mcpmeter.routing.failover import Failover, FailoverMetrics
-from mcpmeter.routing.routes import Upstream
 from mcpmeter.service import pages
-from mcpmeter.service.api.api import ApiPages
-from mcpmeter.service.api.keys import KeyPages
-from mcpmeter.service.app import App, Endpoint, HostGuard, PageEndpoint, RelayEndpoint
+from mcpmeter.service.app import App, HostGuard, PageEndpoint
 from mcpmeter.service.gemini_routes import gemini_templates
+from mcpmeter.service.label_sets import DEFAULT_TEAM, LabelSets
 from mcpmeter.service.mcp import McpEndpoint
+from mcpmeter.service.routes import SHAPES, allowed_hosts, guide_endpoint, route_table
 from mcpmeter.usage import Currency, UsageQuery, UsageReport, usage_report
 
 log = logging.getLogger("mcpmeter")
 
-DEFAULT_TEAM: Final = "default"
-SECONDS_BETWEEN_KEY_LOOKS: Final = 1.0
-SECONDS_TO_SETTLE_WHAT_WAS_CUT: Final = 5.0
-MODELS_AT_ZERO: Final = 32
-"""A provider with more models than this gets their series as they are used; the others have them at 0 at once."""
-
-RELAY_STATUSES: Final = ("200", "400", "401", "413", "429", "499", "502", "503", "504")
-ERROR_PAIRS: Final = (
-    ("validation_error", "client"),
-    ("auth_error", "client"),
-    ("rate_limited", "client"),
-    ("budget_exceeded", "client"),
-    ("client_disconnected", "client"),
-    ("protocol_error", "client"),
-    ("tool_error", "server"),
-    ("internal_error", "server"),
-    ("upstream_error", "upstream"),
-    ("upstream_timeout", "upstream"),
-    ("upstream_rate_limited", "upstream"),
-    ("upstream_unreachable", "upstream"),
-)
-DIALECTS: Final[Mapping[str, Dialect]] = {
-    "/v1/chat/completions": OpenAiChat(),
-    "/v1/responses": OpenAiResponses(),
-    "/v1/embeddings": OpenAiEmbeddings(),
-    "/v1/messages": AnthropicMessages(),
-    "/v1/messages/count_tokens": AnthropicCountTokens(),
-}
-SHAPES: Final = (
-    (re.compile(r"/v1/messages/.*", re.DOTALL), AnthropicMessages().error_body),
-    (re.compile(r"/v1beta/.*|/v1/models/[^/]*:.*", re.DOTALL), GeminiGenerate().error_body),
-)
-LINKS: Final = [
-    ("/metrics", "for Prometheus"),
-    ("/mcp/models", "models and their prices"),
-    ("/v1/models", "the same in OpenAI's shape"),
-    ("/api/quota", "what providers say is left of their quotas"),
-    ("/api/usage", "what was used this month and what it cost"),
-    ("/api/budgets", "how budgets stand, and when they will be exhausted"),
-    ("/api/keys", "who may call, for admins"),
-    ("/health", "liveness"),
-    ("/-/ready", "readiness"),
-]
+KEY_POLL_SECONDS: Final = 1.0
+CUT_SETTLE_SECONDS: Final = 5.0
 
 
 class Service:
-    """The running whole. `async with service.running()`; `app` is the ASGI application inside."""
+    """The service without its listeners. Enter `running()`; `app` is the application that a listener serves."""
 
     app: App
     metrics_app: App | None
@@ -123,9 +70,10 @@ class Service:
         self._book = price_book(self.settings)
         self._upstreams = self.settings.upstreams()
         self._sessions = AsyncExitStack()
-        self._tally = FailoverMetrics(self.recorder)
-        self._failover = Failover(self._tally)
+        self._failover_metrics = FailoverMetrics(self.recorder)
+        self._failover = Failover(self._failover_metrics)
         self._quota = QuotaTracker(self.recorder)
+        self._label_sets = LabelSets(self.recorder, self.version)
         self.budgets = BudgetStatusBoard(self._store, self.recorder)
         self.recovered = 0
         self._recovers_next = 0.0
@@ -133,7 +81,7 @@ class Service:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Service]:
-        """Start everything but the listeners; on the way out cut what still runs, settle it and close the ledger.
+        """Start everything but the listeners. On exit, cut running calls, settle them and close the ledger.
 
         Raises SetupError with one line that says what to do.
         """
@@ -148,12 +96,12 @@ class Service:
                 self.meter, self._runtime(self.settings, keys, client), self._failover, self._quota
             )
             stack.push_async_callback(self._close_client)
-            self._register_labels(self.settings, keys)
+            self._configure(self.settings, keys)
             self._build_apps()
-            # After the routes are announced, or the recovered calls would belong to no endpoint.
+            # After the routes are registered: recovered calls are counted by their endpoint.
             self.recovered = await self.meter.recover()
             if self.recovered:
-                log.warning("%d calls that an earlier run left open were settled as recovered", self.recovered)
+                log.warning("%d calls that a previous process left open were settled as recovered", self.recovered)
             await self._sessions.enter_async_context(self._mcp.running())
             await self.budgets.refresh()
             self._set_config_loaded(successful=True)
@@ -165,25 +113,25 @@ class Service:
                 await self.stop()
 
     async def drain(self) -> None:
-        """Take no new calls; let running ones end, up to `server.drain_seconds`."""
+        """Refuse new calls and wait for running ones, up to `server.drain_seconds`."""
         self.pipeline.draining = True
         with suppress(TimeoutError):
             await asyncio.wait_for(self.pipeline.until_idle(), self.settings.server.drain_seconds)
 
     async def stop(self) -> None:
-        """Cut what still runs and wait until it is settled. Called while clients can still be told."""
+        """Cut running calls and wait until they are settled. Called while clients are still connected."""
         self.pipeline.draining = True
-        error = Draining("The service is stopping; this answer was cut off.", hint="Retry.")
-        for flight in list(self.pipeline.active_calls):
-            flight.cut(error)
+        error = Draining("The service is stopping; this response was cut off.", hint="Retry.")
+        for call in list(self.pipeline.active_calls):
+            call.cut(error)
         await self._sessions.aclose()
         with suppress(TimeoutError):
-            await asyncio.wait_for(self.pipeline.until_idle(), SECONDS_TO_SETTLE_WHAT_WAS_CUT)
+            await asyncio.wait_for(self.pipeline.until_idle(), CUT_SETTLE_SECONDS)
 
     async def reload(self) -> None:
-        """Read the configuration again and swap what it says; streams go on with what they began with.
+        """Read the configuration again and apply it. Running calls keep the runtime they began with.
 
-        Raises ConfigInvalid; then everything stays as it was.
+        Raises ConfigInvalid; then the old configuration stays.
         """
         try:
             settings = self._load()
@@ -199,7 +147,7 @@ class Service:
         self.settings, self._book, self._upstreams = settings, book, upstreams
         old = self.pipeline.runtime
         self.pipeline.runtime = self._runtime(settings, keys, self._client(settings))
-        self._register_labels(settings, keys)
+        self._configure(settings, keys)
         await self._refresh_budgets()
         self._set_config_loaded(successful=True)
         self._closing = asyncio.get_running_loop().create_task(self._close_when_unused(old))
@@ -255,32 +203,32 @@ class Service:
         return KeyRing([*configured, *await self._store.keys()])
 
     async def _watch_keys_and_ledger(self) -> None:
-        """A key that another process creates or revokes counts within a second; a mended ledger is noticed as soon."""
+        """Poll the ledger: a key that another process creates or revokes counts within a second."""
         while True:
-            await asyncio.sleep(SECONDS_BETWEEN_KEY_LOOKS)
+            await asyncio.sleep(KEY_POLL_SECONDS)
             try:
                 if not self._store.healthy:
                     await self._store.probe()
                 await self._recover_for_others()
                 if self._keys_are_old or await self._store.keys_changed():
-                    await self._take_up_keys()
+                    await self._reload_keys()
             except MeterError as fault:
-                log.debug("the ledger cannot be looked at: %s", fault.message)
+                log.debug("cannot read the ledger: %s", fault.message)
             await self._refresh_budgets()
 
-    async def _take_up_keys(self) -> None:
-        """What fails here is done at the watch's next look: a ledger does not tell us of a change of our own."""
+    async def _reload_keys(self) -> None:
+        """Read all keys. A failure is retried at the next poll: `keys_changed` does not report our own change again."""
         self._keys_are_old = True
         settings = None
-        while settings is not self.settings:  # a reload in between has read the file's keys anew
+        while settings is not self.settings:  # a reload during the wait has read the file's keys again
             settings = self.settings
             keys = await self._keys(settings)
-        self._register_teams(keys.teams)
+        self._label_sets.register_teams(self._upstreams, self.models(), keys.teams)
         self.pipeline.runtime = replace(self.pipeline.runtime, keys=keys)
         self._keys_are_old = False
 
     async def _recover_for_others(self) -> None:
-        """Where replicas share a ledger, whoever lives settles what a dead one left open."""
+        """Settle the open rows of a dead replica, if replicas share the ledger."""
         if not isinstance(self.ledger_path, PostgresUrl) or time.monotonic() < self._recovers_next:
             return
         recovered = await self.meter.recover()
@@ -293,21 +241,21 @@ class Service:
         try:
             await self.budgets.refresh()
         except MeterError as fault:
-            log.debug("the budgets cannot be looked at: %s", fault.message)
+            log.debug("cannot read the budgets: %s", fault.message)
 
     # Prices and models -----------------------------------------------------------------------------------------------
 
     def _price(
         self, target: LlmTarget, response_model: str, usage: Usage, at_ns: int, reported_nanousd: int | None
     ) -> Charge:
-        """By the model that was asked for; where that has no price (a router's name), by the one that answered."""
+        """Price by the requested model; if it has no price (a router's name), by the model that answered."""
         charge = self._book.charge(target.provider, target.model, usage, at_ns, reported_nanousd)
         if charge.source == "unpriced" and response_model and response_model != target.model:
             return self._book.charge(target.provider, response_model, usage, at_ns, reported_nanousd)
         return charge
 
     def models(self) -> list[tuple[str, ModelPrice]]:
-        """(provider, model) of everything on offer: what configuration lists, else what the provider's prices name."""
+        """(provider, model) of everything on offer: the models that the configuration lists, else all priced ones."""
         offered: dict[str, tuple[str, ModelPrice]] = {}
         for upstream in self._upstreams:
             priced = {price.id: price for price in self._book.models(upstream.name)}
@@ -316,101 +264,23 @@ class Service:
                 offered.setdefault(name, (upstream.name, priced.get(name) or _unpriced(name)))
         return list(offered.values())
 
-    # Labels ----------------------------------------------------------------------------------------------------------
-
-    def _register_labels(self, settings: Settings, keys: KeyRing) -> None:
-        vocabulary = self.recorder.label_allowlist
-        providers = [upstream.provider for upstream in self._upstreams]
-        vocabulary.register("provider", [name for p in providers for name in (p.name, p.otel_name or p.name)])
-        vocabulary.register("model", [price.id for _, price in self.models()])
-        vocabulary.register("build", (self.version, platform.python_version()))
+    def _configure(self, settings: Settings, keys: KeyRing) -> None:
+        """Hand a configuration to the parts that outlive a reload."""
+        teams = keys.teams | {team.name for team in settings.teams}
+        self._label_sets.register_configuration(self._upstreams, self.models(), teams)
         self.recorder.known_as = self._known_as
-        self.recorder.set(service_rows.BUILD_INFO, (self.version, platform.python_version()), 1)
         self._quota.register([credential.id for upstream in self._upstreams for credential in upstream.credentials])
-        self._tally.register([upstream.name for upstream in self._upstreams])
+        self._failover_metrics.register([upstream.name for upstream in self._upstreams])
         self._failover.configure(settings.relay.retries.options(), settings.relay.circuit.options(), self._upstreams)
         self.budgets.configure(self.pipeline.runtime.limits.budgets)
-        self._register_teams(keys.teams | {team.name for team in settings.teams})
 
     def _known_as(self, provider: str, model: str) -> str | None:
         return self._book.canonical(provider, model)
 
-    def _register_teams(self, teams: frozenset[str]) -> None:
-        self.recorder.label_allowlist.register("team", {*teams, DEFAULT_TEAM})
-        for upstream in self._upstreams:
-            self._announce_children(upstream, sorted(teams) or [DEFAULT_TEAM])
-
-    def _announce_children(self, upstream: Upstream, teams: Sequence[str]) -> None:
-        """Series whose labels are known exist at 0 from the start: one that first appears at 12 has no increase."""
-        recorder, provider = self.recorder, (upstream.name,)
-        for row in (llm.USAGE_MISSING, money.UNPRICED):
-            recorder.register_children(row, (provider, row.labels[1].values or ()))
-        recorder.register_children(money.PROVIDER_REPORTED_COST, (provider,))
-        recorder.register_children(budget.FALLBACK_PRICED, (provider,))
-        models = [price.id for name, price in self.models() if name == upstream.name]
-        if len(models) <= MODELS_AT_ZERO:
-            sources = labels.TOKEN_SOURCE.values or ()
-            kinds = labels.TOKEN_TYPE.values or ()
-            recorder.register_children(llm.TOKENS, (models, kinds, teams, provider, sources))
-            recorder.register_children(quality.EMPTY, (models,))
-            for row in (quality.REFUSALS, quality.TRUNCATIONS, quality.OUTPUT_RATE):
-                recorder.register_children(row, (models, provider))
-            recorder.register_children(money.COST, (models, teams, provider, labels.COST_SOURCE.values or ()))
-
-    def _announce_routes(self, routes: dict[str, dict[str, Endpoint]], templates: Sequence[str]) -> None:
-        recorder = self.recorder
-        recorder.label_allowlist.register("endpoint", [*routes, *templates])
-        recorder.register_children(mcp.REQUESTS, (templates, ["POST"], RELAY_STATUSES))
-        recorder.register_children(mcp.REQUEST_DURATION, (templates, ["POST"]))
-        for path, verbs in routes.items():
-            for verb, endpoint in verbs.items():
-                if verb in ("*", "HEAD"):
-                    continue
-                if isinstance(endpoint, McpEndpoint):
-                    continue
-                statuses = RELAY_STATUSES if isinstance(endpoint, RelayEndpoint) else ("200",)
-                recorder.register_children(mcp.REQUESTS, ([path], [verb], statuses))
-                recorder.register_children(mcp.REQUEST_DURATION, ([path], [verb]))
-        for pair in ERROR_PAIRS:
-            recorder.families[mcp.ERRORS.name].ensure(pair)
-        recorder.register_children(mcp.TRANSPORT_REJECTIONS, (mcp.TRANSPORT_REJECTIONS.labels[0].values or (),))
-
     # Apps ------------------------------------------------------------------------------------------------------------
 
     def _build_apps(self) -> None:
-        registry = CollectorRegistry()
-        ProcessCollector(registry=registry)
-        token = self.settings.metrics.bearer_token
-        metrics = pages.MetricsPage(
-            self.recorder,
-            Exposition(self.recorder, registry),
-            self._store,
-            self._quota,
-            token.get_secret_value() if token else None,
-        )
-        routes = self._routes()
-        metrics_route = {"GET": PageEndpoint(self.meter, "/metrics", metrics)}
-        own_listener = self.settings.metrics.port is not None
-        if not own_listener:
-            routes["/metrics"] = dict(metrics_route)
-        templates = gemini_templates(self.pipeline)
-        self._announce_routes({**routes, "/metrics": dict(metrics_route)}, [template.label for template in templates])
-        self.app = App(self.meter, routes, HostGuard(self._allowed_hosts(self.settings.server.host)), templates, SHAPES)
-        self.metrics_app = None
-        if own_listener:
-            guard = HostGuard(self._allowed_hosts(self.settings.metrics.host or "127.0.0.1"))
-            self.metrics_app = App(self.meter, {"/metrics": metrics_route}, guard)
-
-    def _allowed_hosts(self, listening_on: str) -> Sequence[str] | None:
-        named = self.settings.server.allowed_hosts
-        if is_loopback(listening_on):
-            return ("localhost", "127.0.0.1", "::1", listening_on, *named)
-        return named or None
-
-    def _routes(self) -> dict[str, dict[str, Endpoint]]:
-        chat = OpenAiChat()
-        model_pages = pages.ModelPages(self.pipeline, self.models)
-        guide = EndpointConfig(dialect=chat, default_model=self.settings.relay.default_model, maps_upstream_faults=True)
+        guide = guide_endpoint(self.settings.relay.default_model)
         self._mcp = McpEndpoint(
             meter=self.meter,
             pipeline=self.pipeline,
@@ -420,41 +290,50 @@ class Service:
             ledger_path=self.ledger_path,
             version=self.version,
         )
-        routes: dict[str, dict[str, Endpoint]] = {
-            "/mcp": {"POST": self._mcp, "GET": self._mcp, "DELETE": self._mcp},
-            "/mcp/chat": {"POST": RelayEndpoint(self.pipeline, "/mcp/chat", guide)},
-        }
-        for path, dialect in DIALECTS.items():
-            routes[path] = {"POST": RelayEndpoint(self.pipeline, path, EndpointConfig(dialect=dialect))}
-        for path, make in (
-            ("/v1/models", model_pages.openai),
-            ("/mcp/models", model_pages.guide),
-            ("/health", pages.health),
-            ("/-/healthy", pages.healthy),
-            ("/-/ready", pages.ReadyPage(self._store, self.pipeline)),
-            ("/", pages.IndexPage(self.version, LINKS)),
-        ):
-            page = PageEndpoint(self.meter, path, make)
-            routes[path] = {"GET": page, "HEAD": page}
-        api = ApiPages(self._quota, self.budgets, self._identify, self.version, ask_usage=self._ask_usage)
-        for path, answer in api.routes():
-            routes[path] = {"GET": PageEndpoint(self.meter, path, answer)}
-        key_pages = KeyPages(self._store, lambda: self.pipeline.runtime.keys, self._take_up_keys, _is_local)
-        for verb, path, answer in key_pages.routes():
-            routes.setdefault(path, {})[verb] = PageEndpoint(self.meter, path, answer)
-        reload = pages.ReloadPage(self.reload, _is_local)
-        routes["/-/reload"] = {"POST": PageEndpoint(self.meter, "/-/reload", reload)}
-        return routes
+        routes = route_table(
+            meter=self.meter,
+            pipeline=self.pipeline,
+            mcp=self._mcp,
+            guide=guide,
+            store=self._store,
+            quota=self._quota,
+            budgets=self.budgets,
+            version=self.version,
+            models=self.models,
+            usage=self._usage,
+            reload_keys=self._reload_keys,
+            reload=self.reload,
+        )
+        metrics = {"GET": PageEndpoint(self.meter, "/metrics", self._metrics_page())}
+        templates = gemini_templates(self.pipeline)
+        self._label_sets.register_routes({**routes, "/metrics": metrics}, [template.label for template in templates])
+        self.metrics_app = None
+        if self.settings.metrics.port is None:
+            routes["/metrics"] = dict(metrics)
+        else:
+            guard = HostGuard(allowed_hosts(self.settings, self.settings.metrics.host or "127.0.0.1"))
+            self.metrics_app = App(self.meter, {"/metrics": metrics}, guard)
+        guard = HostGuard(allowed_hosts(self.settings, self.settings.server.host))
+        self.app = App(self.meter, routes, guard, templates, SHAPES)
 
-    async def _ask_usage(self, query: UsageQuery) -> UsageReport:
+    def _metrics_page(self) -> pages.MetricsPage:
+        registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        token = self.settings.metrics.bearer_token
+        return pages.MetricsPage(
+            self.recorder,
+            Exposition(self.recorder, registry),
+            self._store,
+            self._quota,
+            token.get_secret_value() if token else None,
+        )
+
+    async def _usage(self, query: UsageQuery) -> UsageReport:
         shown = self.settings.pricing.currency
         currency = Currency(shown.code, shown.rate) if shown else None
         return await asyncio.to_thread(
             usage_report, self.ledger_path, msgspec.structs.replace(query, currency=currency)
         )
-
-    def _identify(self, secret: str | None) -> Caller:
-        return self.pipeline.runtime.identify(secret)
 
     # Own numbers -----------------------------------------------------------------------------------------------------
 
@@ -469,10 +348,6 @@ class Service:
 
 def _unpriced(name: str) -> ModelPrice:
     return ModelPrice(id=name, prompt_usd_per_mtok=None, completion_usd_per_mtok=None)
-
-
-def _is_local(exchange: HttpExchange) -> bool:
-    return is_loopback(exchange.peer) if exchange.peer else False
 
 
 def _needs_restart(old: Settings, new: Settings) -> list[str]:
