@@ -23,7 +23,8 @@ from mcpmeter.meter import Meter
 from mcpmeter.metrics.recorder import Recorder
 from mcpmeter.quota.tracker import QuotaReport, QuotaTracker
 from mcpmeter.records import Balance, Scope
-from mcpmeter.service.api.api import OPERATIONS, ApiPages
+from mcpmeter.service.api.api import ApiPages
+from mcpmeter.service.api.openapi import OPERATIONS
 from mcpmeter.service.app import App, HostGuard, PageEndpoint
 from mcpmeter.usage import UsageQuery, UsageReport, usage_report
 
@@ -89,7 +90,7 @@ class Api:
         recorder = Recorder(rows=tuple(dict.fromkeys((*ALL, *rows.ROWS))))
         self.board = QuotaTracker(recorder)
         self.budgets = Budgets()
-        pages = ApiPages(self.board, self.budgets, identify, "1.2.3", ask_usage=self.ask_usage, now=lambda: NOW)
+        pages = ApiPages(self.board, self.budgets, identify, "1.2.3", query_usage=self.ask_usage, now=lambda: NOW)
         meter = Meter(recorder)
         routes = {path: {"GET": PageEndpoint(meter, path, make)} for path, make in pages.routes()}
         self.paths = list(routes)

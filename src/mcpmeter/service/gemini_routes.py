@@ -1,4 +1,4 @@
-"""Gemini's routes: the model stands in the path, the key may stand in the query."""
+"""Gemini's routes: the path names the model, the query may hold the key."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from mcpmeter.service.app import PathTemplate, RelayEndpoint
 
 MAX_QUERY_BYTES: Final = 4096
 STREAM: Final = "streamGenerateContent"
-WHOLE_ANSWERS: Final[Mapping[str, Dialect]] = {
+UNARY_DIALECTS: Final[Mapping[str, Dialect]] = {
     "generateContent": GeminiGenerate(),
     "countTokens": GeminiCountTokens(),
     "embedContent": GeminiEmbed(),
     "batchEmbedContents": GeminiBatchEmbed(),
 }
-"""Actions that never stream, and their dialects."""
+"""Dialects of the actions that never stream."""
 VERSIONS: Final = ("v1beta", "v1")
-"""Google's newer SDKs ask for v1; upstream goes the path of the provider's file, v1beta, which has all of it."""
+"""Google's newer SDKs call v1. Upstream, the provider file's path is v1beta, which serves every action."""
 
 Endpoint = Callable[[re.Match[str], Scope], RelayEndpoint]
 
@@ -35,7 +35,7 @@ def gemini_templates(pipeline: Pipeline) -> Sequence[PathTemplate]:
     """`POST /v1beta/models/{model}:generateContent` and the other actions; v1 too."""
     found = []
     for version in VERSIONS:
-        for action, dialect in WHOLE_ANSWERS.items():
+        for action, dialect in UNARY_DIALECTS.items():
             found.append(_template(version, action, _whole(pipeline, _label(version, action), dialect)))
         found.append(_template(version, STREAM, _stream(pipeline, _label(version, STREAM))))
     return found
@@ -61,7 +61,7 @@ def _whole(pipeline: Pipeline, label: str, dialect: Dialect) -> Endpoint:
 
 
 def _stream(pipeline: Pipeline, label: str) -> Endpoint:
-    """As events, or as one array unless `alt=sse` asks for events."""
+    """Stream as events with `alt=sse`, else as one JSON array."""
     events, array = EndpointConfig(dialect=GeminiGenerate()), EndpointConfig(dialect=GeminiGenerateArray())
 
     def endpoint(match: re.Match[str], scope: Scope) -> RelayEndpoint:

@@ -1,4 +1,4 @@
-"""What the service answers by itself: health, readiness, metrics, models and the page with the links."""
+"""Pages of the service itself: health, readiness, metrics, models and the index."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from mcpmeter.relay.pipeline import Pipeline
 from mcpmeter.service.app import Page
 from mcpmeter.service.label_sets import OfferedModels
 
-SMALLEST_WORTH_PACKING_BYTES: Final = 2048
+MIN_COMPRESSED_BYTES: Final = 2048
 _numbers = msgspec.json.Encoder(decimal_format="number")
 
 
 class MetricsPage:
-    """`/metrics`: the copy is taken here, the text is made in a thread, so that a scrape never holds up a stream."""
+    """`/metrics`. The numbers are copied here and rendered in a thread, so that a scrape never delays a stream."""
 
     def __init__(
         self, recorder: Recorder, exposition: Exposition, store: Store, quota: QuotaTracker, token: str | None
@@ -43,43 +43,43 @@ class MetricsPage:
 
     async def __call__(self, exchange: HttpExchange) -> Page:
         if self._token is not None and not hmac.compare_digest((exchange.secret or "").encode(), self._token.encode()):
-            raise NotAuthenticated("/metrics asks for its bearer token.", hint="Send metrics.bearer_token.")
+            raise NotAuthenticated("/metrics requires its bearer token.", hint="Send metrics.bearer_token.")
         self._quota.publish(time.time_ns())
         self._recorder.set(rows.LEDGER_OPEN_ROWS, (), self._store.open_rows)
         self._recorder.set(rows.LEDGER_HEALTHY, (), int(self._store.healthy))
-        # A scrape does not count itself as a request being answered: an idle service has none.
+        # The scrape itself is not an active request: an idle service shows 0.
         self._recorder.end_request()
         try:
             render = self._exposition.prepare(exchange.headers.get(b"accept", b"").decode("latin-1"))
         finally:
             self._recorder.begin_request()
-        packed = b"gzip" in exchange.headers.get(b"accept-encoding", b"")
-        body, content_type, was_packed = await asyncio.get_running_loop().run_in_executor(
-            self._threads, _rendered, render, packed
+        compress = b"gzip" in exchange.headers.get(b"accept-encoding", b"")
+        body, content_type, is_compressed = await asyncio.get_running_loop().run_in_executor(
+            self._threads, _rendered, render, compress
         )
-        headers = ((b"content-encoding", b"gzip"),) if was_packed else ()
+        headers = ((b"content-encoding", b"gzip"),) if is_compressed else ()
         return Page(body, content_type, headers=(*headers, (b"vary", b"accept, accept-encoding")))
 
 
-def _rendered(render: Callable[[], tuple[bytes, str]], packed: bool) -> tuple[bytes, str, bool]:
+def _rendered(render: Callable[[], tuple[bytes, str]], compress: bool) -> tuple[bytes, str, bool]:
     body, content_type = render()
-    if packed and len(body) >= SMALLEST_WORTH_PACKING_BYTES:
+    if compress and len(body) >= MIN_COMPRESSED_BYTES:
         return gzip.compress(body, 1), content_type, True
     return body, content_type, False
 
 
 async def health(exchange: HttpExchange) -> Page:
-    """The guide's liveness answer."""
+    """The guide's liveness response."""
     return Page(msgspec.json.encode({"status": "healthy", "timestamp": time.time()}))
 
 
 async def healthy(exchange: HttpExchange) -> Page:
-    """The Prometheus family's liveness answer."""
+    """Prometheus's liveness response."""
     return Page(b"mcpmeter is healthy.\n", "text/plain; charset=utf-8")
 
 
 class ReadyPage:
-    """`/-/ready`: false while the ledger cannot be written or the service drains."""
+    """`/-/ready`: 503 while the ledger is not writable or the service drains."""
 
     def __init__(self, store: Store, pipeline: Pipeline) -> None:
         self._store = store
@@ -98,7 +98,7 @@ def _not_ready(reason: str) -> Page:
 
 
 class ReloadPage:
-    """`POST /-/reload`, for this machine only: it rereads local configuration and takes nothing from outside."""
+    """`POST /-/reload`, for this machine only."""
 
     def __init__(self, reload: Callable[[], Awaitable[None]], is_local: Callable[[HttpExchange], bool]) -> None:
         self._reload = reload
@@ -150,7 +150,7 @@ class ModelPages:
 
 
 class IndexPage:
-    """`GET /`: one plain page with the links, until there is a dashboard."""
+    """`GET /`: a plain page of links."""
 
     def __init__(self, version: str, links: list[tuple[str, str]]) -> None:
         rows_ = "".join(

@@ -21,7 +21,7 @@ from mcpmeter.meter import Meter
 from mcpmeter.quota.tracker import QuotaTracker
 from mcpmeter.relay.pipeline import EndpointConfig, Pipeline
 from mcpmeter.service import pages
-from mcpmeter.service.api.api import ApiPages, AskUsage
+from mcpmeter.service.api.api import ApiPages, QueryUsage
 from mcpmeter.service.api.keys import KeyPages
 from mcpmeter.service.app import Endpoint, PageEndpoint, RelayEndpoint
 from mcpmeter.service.label_sets import OfferedModels
@@ -70,7 +70,7 @@ def route_table(
     budgets: BudgetStatusBoard,
     version: str,
     models: Callable[[], OfferedModels],
-    usage: AskUsage,
+    usage: QueryUsage,
     reload_keys: Callable[[], Awaitable[None]],
     reload: Callable[[], Awaitable[None]],
 ) -> RouteTable:
@@ -96,7 +96,7 @@ def route_table(
     def identify(secret: str | None) -> Caller:
         return pipeline.runtime.identify(secret)  # the runtime of now: a reload replaces it
 
-    api = ApiPages(quota, budgets, identify, version, ask_usage=usage)
+    api = ApiPages(quota, budgets, identify, version, query_usage=usage)
     for path, answer in api.routes():
         routes[path] = {"GET": PageEndpoint(meter, path, answer)}
     key_pages = KeyPages(store, lambda: pipeline.runtime.keys, reload_keys, is_local)

@@ -1,4 +1,4 @@
-"""`/api/keys`: an admin lists, makes, rotates and revokes keys while the service runs."""
+"""`/api/keys`: an admin lists, creates, rotates and revokes keys of the running service."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ log = logging.getLogger("mcpmeter")
 
 MAX_BODY_BYTES: Final = 64 * 1024
 MAX_GRACE_S: Final = 366 * 86_400
-LATEST_YEAR: Final = 2200
+MAX_YEAR: Final = 2200
 """Nanoseconds in 64 bits end in 2262."""
 HEADERS: Final[tuple[Header, ...]] = ((b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff"))
 DESCRIBED: Final = "/api/openapi.json describes the body."
@@ -36,38 +36,38 @@ Models = Annotated[tuple[Annotated[str, msgspec.Meta(pattern=r"^[!-~]{1,200}$")]
 
 
 class NewKey(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What can be said of a key that is to be made; all else about it is the service's to say."""
+    """The fields of a new key that a request may set. The service sets the others."""
 
     name: Name
     team: Name
     project: Annotated[str, msgspec.Meta(max_length=64)] = ""
     role: Role = "caller"
     models: Models = ()
-    """Names or globs of the models it may call; empty: all."""
+    """Names or globs of allowed models; empty: all."""
     requests_per_minute: PerMinute | None = None
     tokens_per_minute: PerMinute | None = None
     expires: Annotated[datetime, msgspec.Meta(tz=True)] | None = None
 
 
 class KeyRotation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Which key gets another secret."""
+    """The key that gets a new secret."""
 
     id: KeyId
     grace_seconds: Annotated[int, msgspec.Meta(ge=0, le=MAX_GRACE_S)] = 0
-    """How long the secret before stays good beside the new one."""
+    """How long the previous secret stays valid beside the new one."""
 
 
 class KeyRevocation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Which key ends."""
+    """The key to revoke."""
 
     id: KeyId
 
 
 class KeyWithSecret(ShownKey, frozen=True, kw_only=True):
-    """A key and its secret, which is told this once."""
+    """A key and its secret. No other response holds the secret."""
 
     key: str
-    """The secret, to be sent as `Authorization: Bearer …`."""
+    """The secret, sent as `Authorization: Bearer …`."""
 
 
 class KeyList(msgspec.Struct, frozen=True, kw_only=True):
@@ -80,25 +80,25 @@ _Body = TypeVar("_Body", bound=msgspec.Struct)
 
 
 class KeyPages:
-    """The answers at `/api/keys`. Each asks for an admin's key, as soon as there is any key."""
+    """Pages at `/api/keys`. Each requires an admin's key once any key exists."""
 
     def __init__(
         self,
         store: Store,
         ring: Callable[[], KeyRing],
-        take_up: Callable[[], Awaitable[None]],
+        reload_keys: Callable[[], Awaitable[None]],
         is_local: Callable[[HttpExchange], bool],
         now: Callable[[], int] = time.time_ns,
     ) -> None:
         self._store = store
         self._ring = ring
-        self._take_up = take_up
-        """Makes a change count in this process."""
+        self._reload_keys = reload_keys
+        """Applies a change to this process."""
         self._is_local = is_local
         self._now = now
 
     def routes(self) -> list[tuple[str, str, Callable[[HttpExchange], Awaitable[Page]]]]:
-        """(verb, path, what answers it)."""
+        """Return (verb, path, handler) triples."""
         return [
             ("GET", "/api/keys", self.all_keys),
             ("POST", "/api/keys", self.create),
@@ -107,55 +107,55 @@ class KeyPages:
         ]
 
     async def all_keys(self, exchange: HttpExchange) -> Page:
-        """`GET /api/keys`: a KeyList."""
+        """`GET /api/keys` → KeyList."""
         self._admin(exchange)
         return _page(KeyList(keys=[shown_key(key) for key in self._ring().keys]))
 
     async def create(self, exchange: HttpExchange) -> Page:
-        """`POST /api/keys`, a NewKey: a KeyWithSecret."""
-        admin, asked = await self._asked(exchange, NewKey)
-        if self._ring().empty and asked.role != "admin":
+        """`POST /api/keys`: NewKey → KeyWithSecret."""
+        admin, given = await self._read(exchange, NewKey)
+        if self._ring().empty and given.role != "admin":
             raise InvalidRequest(
-                "The first key has to be an admin's: from then on only an admin makes others.",
+                "The first key must be an admin's: only an admin creates further keys.",
                 hint='Add "role": "admin".',
             )
-        secret, key = _made(asked, self._now())
+        secret, key = _created(given, self._now())
         await self._store.add_key(key)
-        return await self._told(f"created for team {key.team}", admin, key, secret)
+        return await self._respond(f"created for team {key.team}", admin, key, secret)
 
     async def rotate(self, exchange: HttpExchange) -> Page:
-        """`POST /api/keys/rotate`, a KeyRotation: a KeyWithSecret."""
-        admin, asked = await self._asked(exchange, KeyRotation)
+        """`POST /api/keys/rotate`: KeyRotation → KeyWithSecret."""
+        admin, given = await self._read(exchange, KeyRotation)
         secrets: list[str] = []
 
-        def turn(key: Key) -> Key:
+        def rotate_secret(key: Key) -> Key:
             try:
-                secret, turned = rotated(key, self._now(), asked.grace_seconds * 10**9)
+                secret, turned = rotated(key, self._now(), given.grace_seconds * 10**9)
             except ConfigInvalid as error:
-                raise InvalidRequest(error.message, hint="Make another one: POST /api/keys.") from None
+                raise InvalidRequest(error.message, hint="Create another one: POST /api/keys.") from None
             secrets.append(secret)
             return turned
 
-        key = await self._changed(asked.id, turn)
-        return await self._told("rotated", admin, key, secrets[-1])
+        key = await self._changed(given.id, rotate_secret)
+        return await self._respond("rotated", admin, key, secrets[-1])
 
     async def revoke(self, exchange: HttpExchange) -> Page:
-        """`POST /api/keys/revoke`, a KeyRevocation: a ShownKey. Revoking twice keeps the first time."""
-        admin, asked = await self._asked(exchange, KeyRevocation)
+        """`POST /api/keys/revoke`: KeyRevocation → ShownKey. Revoking twice keeps the first time."""
+        admin, given = await self._read(exchange, KeyRevocation)
         now_ns = self._now()
 
         def end(key: Key) -> Key:
             return key if key.revoked_at_ns is not None else msgspec.structs.replace(key, revoked_at_ns=now_ns)
 
-        return await self._told("revoked", admin, await self._changed(asked.id, end))
+        return await self._respond("revoked", admin, await self._changed(given.id, end))
 
-    async def _asked(self, exchange: HttpExchange, kind: type[_Body]) -> tuple[str, _Body]:
-        """Who asks for what. Who it is is looked at last: keys may be made while a body is on its way."""
+    async def _read(self, exchange: HttpExchange, kind: type[_Body]) -> tuple[str, _Body]:
+        """Return the caller and the body. The caller is checked last: keys may change while a body arrives."""
         content = await exchange.read_body(MAX_BODY_BYTES)
         return self._admin(exchange), _decoded(content, kind)
 
     def _admin(self, exchange: HttpExchange) -> str:
-        """Who asks, for the log. Where keys exist, nobody is an admin for want of a key, not in the demo either."""
+        """Return the caller for the log. Once a key exists, a caller without one is no admin, in the demo neither."""
         ring = self._ring()
         if not ring.empty:
             caller = Caller.of(ring.identify(exchange.secret))
@@ -163,7 +163,7 @@ class KeyPages:
             return caller.key_id
         if not self._is_local(exchange):
             raise NotAllowed(
-                "While there is no key, only this machine may make the first.",
+                "Until a key exists, only this machine may create the first one.",
                 hint="On the service's machine: mcpmeter keys create --name N --team T --role admin.",
             )
         return "this machine"
@@ -175,32 +175,32 @@ class KeyPages:
             return key
         if any(known.id == key_id for known in self._ring().keys):
             raise KeyConfigured(
-                f"The key {key_id} is configured in the file, which no request changes.",
-                hint="Change it there, and reload the service.",
+                f"The key {key_id} is configured in the file, which requests cannot change.",
+                hint="Change it there and reload the service.",
             )
         raise KeyNotFound(f"There is no key {key_id}.", hint="GET /api/keys lists them.")
 
-    async def _told(self, done: str, admin: str, key: Key, secret: str | None = None) -> Page:
-        await self._take_up()
+    async def _respond(self, done: str, admin: str, key: Key, secret: str | None = None) -> Page:
+        await self._reload_keys()
         log.info("key %s was %s by %s, over the API", key.id, done, admin)
         seen = shown_key(key)
         return _page(seen if secret is None else KeyWithSecret(key=secret, **msgspec.structs.asdict(seen)))
 
 
-def _made(asked: NewKey, now_ns: int) -> tuple[str, Key]:
-    """Raises InvalidRequest for names that cannot be, and for an end that is past."""
-    if asked.expires is not None and asked.expires.year > LATEST_YEAR:
-        raise InvalidRequest(f"A key cannot end after the year {LATEST_YEAR}.", hint="Leave 'expires' out.")
+def _created(given: NewKey, now_ns: int) -> tuple[str, Key]:
+    """Raises InvalidRequest for invalid names, and for an expiry in the past."""
+    if given.expires is not None and given.expires.year > MAX_YEAR:
+        raise InvalidRequest(f"A key cannot expire after the year {MAX_YEAR}.", hint="Leave 'expires' out.")
     limits = KeyLimits(
-        project=asked.project,
-        role=asked.role,
-        models=asked.models,
-        requests_per_minute=asked.requests_per_minute,
-        tokens_per_minute=asked.tokens_per_minute,
-        expires_at_ns=None if asked.expires is None else unix_ns(asked.expires),
+        project=given.project,
+        role=given.role,
+        models=given.models,
+        requests_per_minute=given.requests_per_minute,
+        tokens_per_minute=given.tokens_per_minute,
+        expires_at_ns=None if given.expires is None else unix_ns(given.expires),
     )
     try:
-        return new_key(asked.name, asked.team, now_ns, limits)
+        return new_key(given.name, given.team, now_ns, limits)
     except ConfigInvalid as error:
         raise InvalidRequest(error.message, hint=error.hint) from None
 
@@ -209,16 +209,14 @@ def _decoded(content: bytes, kind: type[_Body]) -> _Body:
     try:
         return msgspec.json.decode(content, type=kind)
     except msgspec.ValidationError as error:
-        # Its own text may quote what was sent; where it is wrong is enough.
+        # msgspec's message may quote the body; the path of the fault is enough.
         _, at, path = str(error).rpartition(" - at ")
         where = f" at {path}" if at else ""
         fields = ", ".join(kind.__struct_fields__)
-        raise InvalidRequest(
-            f"The body is not what is taken here{where}.", hint=f"It has {fields}; {DESCRIBED}"
-        ) from None
+        raise InvalidRequest(f"Invalid body{where}.", hint=f"Fields: {fields}; {DESCRIBED}") from None
     except msgspec.DecodeError:
         raise InvalidRequest("The body is not JSON.", hint=DESCRIBED) from None
 
 
-def _page(answer: msgspec.Struct) -> Page:
-    return Page(msgspec.json.encode(answer), headers=HEADERS)
+def _page(response: msgspec.Struct) -> Page:
+    return Page(msgspec.json.encode(response), headers=HEADERS)
