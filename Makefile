@@ -92,7 +92,7 @@ pictures: $(DEV_STAMP) ## draw the dashboards from a seeded run of 4 minutes, in
 constraints: $(VENV_STAMP) ## write constraints.txt anew: the newest versions that fit pyproject.toml
 	@echo "mcpmeter: resolving every extra in a fresh environment (about a minute)"
 	@scratch=$$(mktemp -d) && trap 'rm -rf "$$scratch"' EXIT && $(BIN)/python -m venv "$$scratch" \
-	  && "$$scratch/bin/pip" install --quiet --disable-pip-version-check hatchling '.[dev,bench,postgres,parquet,otel]' \
+	  && "$$scratch/bin/pip" install --quiet --disable-pip-version-check hatchling '.[dev,bench,postgres,parquet]' \
 	  && "$$scratch/bin/pip" freeze --exclude mcpmeter >"$$scratch/pins" && cp "$$scratch/pins" constraints.txt
 	@echo "mcpmeter: constraints.txt written; run make test before you commit it"
 

@@ -113,16 +113,33 @@ class TestPins:
         }
 
 
+def drawn_layers() -> list[list[str]]:
+    """The lines of the drawing in docs/architecture.md, siblings together."""
+    (drawing,) = re.findall(r"src/mcpmeter/\n(.+?)```", (ROOT / "docs" / "architecture.md").read_text(), re.DOTALL)
+    layers: list[list[str]] = []
+    for sibling, name in re.findall(r"^(\| |  )(\w+(?:/|\.py)) ", drawing, re.MULTILINE):
+        if sibling == "| ":
+            layers[-1].append(name)
+        else:
+            layers.append([name])
+    return layers
+
+
 class TestDocuments:
     def test_every_dependency_has_its_line_of_reason_and_no_line_is_left_over(self) -> None:
         rows = re.findall(r"^\| `([\w-]+)` \| (.+) \|$", (ROOT / "docs" / "dependencies.md").read_text(), re.MULTILINE)
         assert sorted(canonicalize_name(name) for name, _ in rows) == sorted(requirements())
         assert [name for name, reason in rows if len(reason.split()) < 2] == []
 
-    def test_the_architecture_names_every_part_of_the_package(self) -> None:
-        text = (ROOT / "docs" / "architecture.md").read_text()
-        parts = {p.stem for p in PACKAGE.iterdir() if p.suffix == ".py" or any(p.glob("*.py"))} - {"__init__"}
-        assert [part for part in sorted(parts) if not re.search(rf"`{part}(\.py|/)?`", text)] == []
+    def test_the_drawn_layout_is_the_package_on_disk(self) -> None:
+        drawn = [name for line in drawn_layers() for name in line]
+        parts = [p.name + "/" * p.is_dir() for p in PACKAGE.iterdir() if p.suffix == ".py" or any(p.glob("*.py"))]
+        assert sorted(drawn) == sorted(set(parts) - {"__init__.py"})
+
+    def test_the_drawn_lines_are_the_layers_that_are_checked(self) -> None:
+        contract = next(c for c in PYPROJECT["tool"]["importlinter"]["contracts"] if c["type"] == "layers")
+        checked = [layer.split(" | ") for layer in contract["layers"]]
+        assert [[re.sub(r"/|\.py$", "", name) for name in line] for line in drawn_layers()] == checked
 
     def test_decisions_are_numbered_without_a_gap_and_give_their_reason(self) -> None:
         files = sorted((ROOT / "docs" / "decisions").glob("*.md"))
