@@ -27,7 +27,7 @@ from mcpmeter.config import (
     load,
 )
 from mcpmeter.config.settings import CircuitSettings, RetrySettings, RouteSettings
-from mcpmeter.routing.failover import FLOOR
+from mcpmeter.routing.retries import FLOOR
 from mcpmeter.service import Service, bind, running
 from mcpmeter.simulator import Fault, Plan, Simulator
 

@@ -27,19 +27,12 @@ from mcpmeter.errors import (
     UpstreamUnreachable,
 )
 from mcpmeter.providers import Provider
-from mcpmeter.routing.failover import (
-    FLOOR,
-    Attempts,
-    Candidate,
-    CircuitOptions,
-    Failover,
-    Outcome,
-    Refuse,
-    RetryOptions,
-    Send,
-    Wait,
-)
-from mcpmeter.routing.outcomes import RETRIED_5XX
+from mcpmeter.routing.attempts import Attempts, Refuse, Send, Wait
+from mcpmeter.routing.candidates import Candidate
+from mcpmeter.routing.circuit_breaker import CircuitOptions
+from mcpmeter.routing.failover import Failover
+from mcpmeter.routing.outcomes import RETRIED_5XX, Outcome
+from mcpmeter.routing.retries import FLOOR, RetryOptions
 from mcpmeter.routing.routes import MAX_PLANS, Mode, Plan, Route, Upstream
 
 unhurried = budget(deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -66,7 +59,7 @@ class Counts:
     def retried(self, provider: str, reason: Outcome) -> None:
         self.retries[provider, reason] += 1
 
-    def standing(self, provider: str, *, is_up: bool, is_circuit_open: bool) -> None:
+    def status(self, provider: str, *, is_up: bool, is_circuit_open: bool) -> None:
         self.up[provider], self.circuit_open[provider] = is_up, is_circuit_open
 
 
@@ -254,7 +247,7 @@ class TestWhatIsKeptBetweenCalls:
         told: list[str] = []
 
         class Told(Counts):
-            def standing(self, provider: str, *, is_up: bool, is_circuit_open: bool) -> None:
+            def status(self, provider: str, *, is_up: bool, is_circuit_open: bool) -> None:
                 told.append(provider)
 
         world = World()

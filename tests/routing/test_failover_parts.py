@@ -1,4 +1,4 @@
-"""Breaker, budget, waits and the table of outcomes, each alone, with a clock made by hand."""
+"""CircuitBreaker, budget, waits and the table of outcomes, each alone, with a clock made by hand."""
 
 from __future__ import annotations
 
@@ -29,10 +29,11 @@ from mcpmeter.errors import (
 from mcpmeter.errors import UpstreamTimedOut as TimedOut
 from mcpmeter.errors import UpstreamUnreachable as Unreachable
 from mcpmeter.metrics.recorder import Recorder
-from mcpmeter.routing.failover import FLOOR, Breaker, CircuitOptions, FailoverMetrics, Outcome, RetryBudget
+from mcpmeter.routing.circuit_breaker import CircuitBreaker, CircuitOptions
+from mcpmeter.routing.failover import FailoverMetrics
 from mcpmeter.routing.health import MAX_WAITS, CredentialBackoff
-from mcpmeter.routing.outcomes import is_failure, is_retried, outcome_of_fault, outcome_of_status
-from mcpmeter.routing.retries import MAX_NS, full_jitter, retry_after_ns
+from mcpmeter.routing.outcomes import Outcome, is_failure, is_retried, outcome_of_fault, outcome_of_status
+from mcpmeter.routing.retries import FLOOR, MAX_RETRY_AFTER_NS, RetryBudget, full_jitter, retry_after_ns
 
 unhurried = budget(deadline=None)
 
@@ -41,16 +42,16 @@ NOW = datetime(2026, 11, 22, 10, 0, 0, tzinfo=UTC)
 NOW_NS = int(NOW.timestamp()) * SECOND
 
 
-# Breaker
+# CircuitBreaker
 
 
-def fail(breaker: Breaker, *at_seconds: float) -> None:
+def fail(breaker: CircuitBreaker, *at_seconds: float) -> None:
     for at in at_seconds:
         breaker.failed(breaker.send(int(at * SECOND)), int(at * SECOND))
 
 
-def opened(at_seconds: float = 0.0) -> Breaker:
-    breaker = Breaker(CircuitOptions(failures=3, window_seconds=30, open_seconds=15))
+def opened(at_seconds: float = 0.0) -> CircuitBreaker:
+    breaker = CircuitBreaker(CircuitOptions(failures=3, window_seconds=30, open_seconds=15))
     fail(breaker, *[at_seconds] * 3)
     assert not breaker.is_closed
     return breaker
@@ -58,29 +59,29 @@ def opened(at_seconds: float = 0.0) -> Breaker:
 
 class TestBreaker:
     def test_so_many_failures_in_a_row_open_it_and_one_less_does_not(self) -> None:
-        breaker = Breaker(CircuitOptions(failures=3))
+        breaker = CircuitBreaker(CircuitOptions(failures=3))
         fail(breaker, 0, 1)
         assert breaker.state(SECOND) == "closed"
         fail(breaker, 2)
         assert breaker.state(2 * SECOND) == "open"
-        assert not breaker.lets_through(2 * SECOND)
+        assert not breaker.allows(2 * SECOND)
 
     def test_failures_further_apart_than_the_window_do_not_open_it(self) -> None:
-        breaker = Breaker(CircuitOptions(failures=3, window_seconds=30))
+        breaker = CircuitBreaker(CircuitOptions(failures=3, window_seconds=30))
         fail(breaker, 0, 20, 31, 52, 63)
         assert breaker.is_closed
         fail(breaker, 64)
         assert not breaker.is_closed
 
     def test_a_success_in_between_begins_the_row_again(self) -> None:
-        breaker = Breaker(CircuitOptions(failures=3))
+        breaker = CircuitBreaker(CircuitOptions(failures=3))
         for at in range(100):
             fail(breaker, at * 0.1, at * 0.1)
             breaker.succeeded(breaker.send(at))
         assert breaker.is_closed
 
     def test_what_says_nothing_of_the_upstream_neither_counts_nor_begins_the_row_again(self) -> None:
-        breaker = Breaker(CircuitOptions(failures=3))
+        breaker = CircuitBreaker(CircuitOptions(failures=3))
         fail(breaker, 0, 1)
         for _ in range(100):
             breaker.abandoned(breaker.send(SECOND))
@@ -93,7 +94,7 @@ class TestBreaker:
         assert breaker.state(15 * SECOND - 1) == "open"
         assert breaker.state(15 * SECOND) == "half_open"
         assert breaker.send(15 * SECOND).is_probe
-        assert not breaker.lets_through(15 * SECOND)
+        assert not breaker.allows(15 * SECOND)
         assert not breaker.send(15 * SECOND).is_probe
 
     def test_a_probe_that_succeeds_closes_it(self) -> None:
@@ -105,7 +106,7 @@ class TestBreaker:
 
     def test_a_probe_whose_head_came_closes_it_before_its_long_answer_ends(self) -> None:
         breaker = opened()
-        permit = breaker.answers(breaker.send(15 * SECOND))
+        permit = breaker.headers_received(breaker.send(15 * SECOND))
         assert breaker.is_closed
         fail(breaker, 16, 17)
         breaker.failed(permit, 18 * SECOND)
@@ -118,7 +119,7 @@ class TestBreaker:
         assert breaker.state(35 * SECOND) == "half_open"
 
     def test_it_is_clean_while_it_is_closed_and_nothing_has_failed_since_the_last_success(self) -> None:
-        breaker = Breaker(CircuitOptions(failures=2, open_seconds=15))
+        breaker = CircuitBreaker(CircuitOptions(failures=2, open_seconds=15))
         assert breaker.is_clean
         fail(breaker, 0)
         assert not breaker.is_clean
@@ -128,7 +129,7 @@ class TestBreaker:
         fail(breaker, 1, 1)
         breaker.succeeded(early)
         assert not breaker.is_clean
-        breaker.answers(breaker.send(16 * SECOND))
+        breaker.headers_received(breaker.send(16 * SECOND))
         assert breaker.is_clean
 
     def test_a_probe_that_was_given_up_frees_its_place(self) -> None:
@@ -137,17 +138,17 @@ class TestBreaker:
         assert breaker.send(16 * SECOND).is_probe
 
     def test_what_was_sent_before_it_opened_neither_closes_it_nor_keeps_it_open_longer(self) -> None:
-        breaker = Breaker(CircuitOptions(failures=3, open_seconds=15))
+        breaker = CircuitBreaker(CircuitOptions(failures=3, open_seconds=15))
         early = [breaker.send(0) for _ in range(3)]
         fail(breaker, 0, 0, 0)
         breaker.succeeded(early[0])
         breaker.failed(early[1], 14 * SECOND)
-        breaker.answers(early[2])
+        breaker.headers_received(early[2])
         assert breaker.state(15 * SECOND - 1) == "open"
-        assert breaker.lets_through(15 * SECOND)
+        assert breaker.allows(15 * SECOND)
 
     def test_a_failure_of_a_call_sent_before_it_opened_does_not_count_after_it_has_closed(self) -> None:
-        breaker = Breaker(CircuitOptions(failures=1, open_seconds=15))
+        breaker = CircuitBreaker(CircuitOptions(failures=1, open_seconds=15))
         early = breaker.send(0)
         fail(breaker, 0)
         breaker.succeeded(breaker.send(15 * SECOND))
@@ -162,7 +163,7 @@ class TestBreaker:
         assert breaker.is_closed
 
     def test_new_options_count_what_has_happened(self) -> None:
-        breaker = Breaker(CircuitOptions(failures=5))
+        breaker = CircuitBreaker(CircuitOptions(failures=5))
         fail(breaker, 0, 1, 2)
         breaker.reconfigure(CircuitOptions(failures=2))
         fail(breaker, 3)
@@ -178,10 +179,10 @@ class TestBreaker:
         self, steps: list[tuple[int, str, int]]
     ) -> None:
         options = CircuitOptions(failures=2, window_seconds=10, open_seconds=15)
-        breaker, now_ns, out = Breaker(options), 0, []
+        breaker, now_ns, out = CircuitBreaker(options), 0, []
         for seconds, what, which in steps:
             now_ns += seconds * SECOND
-            if what == "send" and breaker.lets_through(now_ns):
+            if what == "send" and breaker.allows(now_ns):
                 out.append(breaker.send(now_ns))
             elif out and what != "send":
                 permit = out.pop(which % len(out))
@@ -192,8 +193,8 @@ class TestBreaker:
                 else:
                     breaker.abandoned(permit)
             assert breaker.is_closed or breaker.half_opens_at_ns <= now_ns + 15 * SECOND
-            assert not breaker.is_closed or breaker.lets_through(now_ns)
-            waits = breaker.state(now_ns) == "half_open" and not breaker.lets_through(now_ns)
+            assert not breaker.is_closed or breaker.allows(now_ns)
+            waits = breaker.state(now_ns) == "half_open" and not breaker.allows(now_ns)
             assert not waits or any(permit.is_probe for permit in out)
             probes = {permit.period for permit in out if permit.is_probe}
             assert len(probes) == sum(permit.is_probe for permit in out)
@@ -337,7 +338,7 @@ class TestRetryAfter:
     @given(text=st.text() | st.from_regex(r"\w{3}, \d{1,3} \w{3} \d{1,12} \d+:\d+:\d+ [-+\w]{1,9}"), now=st.integers(0))
     def test_whatever_stands_there_is_a_time_up_to_a_day_or_nothing(self, text: str, now: int) -> None:
         asked = retry_after_ns({"retry-after": text, "retry-after-ms": text}, now)
-        assert asked is None or 0 <= asked <= MAX_NS
+        assert asked is None or 0 <= asked <= MAX_RETRY_AFTER_NS
 
 
 # The table
@@ -411,7 +412,7 @@ class TestUpstreamMetrics:
         recorder = self.recorder()
         metrics = FailoverMetrics(recorder)
         metrics.register(["openai"])
-        metrics.standing("openai", is_up=False, is_circuit_open=True)
+        metrics.status("openai", is_up=False, is_circuit_open=True)
         metrics.register(["openai", "local"])
         assert recorder.families[rows.UP.name].cells["openai",].value == 0
         assert recorder.families[rows.CIRCUIT_OPEN.name].cells["openai",].value == 1

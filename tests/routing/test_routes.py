@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from mcpmeter.config import Settings, load
 from mcpmeter.http.client.interface import Timeouts
 from mcpmeter.providers import Provider
-from mcpmeter.routing.failover import CircuitOptions, RetryOptions
+from mcpmeter.routing.circuit_breaker import CircuitOptions
+from mcpmeter.routing.retries import RetryOptions
 from mcpmeter.routing.routes import Plan, RouteRule, Routing, RuleUpstream, Upstream, route
 
 unhurried = budget(deadline=None)
