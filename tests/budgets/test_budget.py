@@ -26,15 +26,15 @@ def budget(name: str = "search", limit_usd: int = 100, period: Period = MONTH, *
 
 
 def claimed(budgets: Budgets, at_ns: int = NOON, **call: str) -> list[str]:
-    return [claim.balance for claim in budgets.claims(max_cost_nanousd=7, at_ns=at_ns, **call)]  # type: ignore[arg-type]
+    return [claim.balance for claim in budgets.reservations(max_cost_nanousd=7, at_ns=at_ns, **call)]  # type: ignore[arg-type]
 
 
 def refused(of: Budget, left: int, amount: int = 2 * USD) -> BudgetExhausted:
-    return Budgets([of]).refusal(of.claim(amount, NOON), left)
+    return Budgets([of]).refusal(of.reservation(amount, NOON), left)
 
 
 def test_a_call_claims_its_most_of_the_month_that_it_starts_in() -> None:
-    (claim,) = Budgets([budget()]).claims(team="search", max_cost_nanousd=7, at_ns=NOON)
+    (claim,) = Budgets([budget()]).reservations(team="search", max_cost_nanousd=7, at_ns=NOON)
     start, end = MONTH.bounds(NOON)
     assert claim == Reservation(
         balance=budget().balance,
@@ -45,7 +45,7 @@ def test_a_call_claims_its_most_of_the_month_that_it_starts_in() -> None:
         refuses=True,
         scope=Scope(team="search"),
     )
-    assert budget().claim(7, NOON) == claim
+    assert budget().reservation(7, NOON) == claim
 
 
 def test_a_call_is_under_every_budget_whose_scope_covers_it_and_under_no_other() -> None:
@@ -72,7 +72,8 @@ def test_the_next_period_is_claimed_as_soon_as_it_has_begun_and_the_last_again_i
     budgets = Budgets([budget()])
     start, end = MONTH.bounds(NOON)
     starts = [
-        budgets.claims(team="search", max_cost_nanousd=1, at_ns=at)[0].period_start_ns for at in (end - 1, end, NOON)
+        budgets.reservations(team="search", max_cost_nanousd=1, at_ns=at)[0].period_start_ns
+        for at in (end - 1, end, NOON)
     ]
     assert starts == [start, end, start]
 
@@ -115,7 +116,7 @@ def test_current_names_every_budget_in_the_order_of_the_configuration_with_its_p
     every = [budget("z"), budget("a", scope=Scope(model="gpt-4.1")), budget("m", period=Period("once"))]
     current = Budgets(every).current(NOON)
     assert [one for one, _ in current] == every == list(Budgets(every))
-    assert all(claim == one.claim(0, NOON) for one, claim in current)
+    assert all(claim == one.reservation(0, NOON) for one, claim in current)
 
 
 @pytest.mark.parametrize("second", [budget("search", period=Period("day")), budget("twin", limit_usd=5)])
@@ -154,12 +155,12 @@ class TestRefusal:
         assert "mcpmeter budgets top-up search --usd AMOUNT" in error.hint
 
     def test_of_a_budget_that_a_reload_has_taken_away_is_still_a_refusal(self) -> None:
-        error = Budgets().refusal(budget().claim(2, NOON), 1)
+        error = Budgets().refusal(budget().reservation(2, NOON), 1)
         assert error.message.startswith("A budget has $0.000000001 left")
 
     def test_tells_the_reset_in_the_budgets_own_zone_across_daylight_saving(self) -> None:
         period = Period("month", "Europe/Berlin")
-        claim = budget(period=period).claim(1, round(datetime(2026, 3, 30).timestamp()) * 10**9)
+        claim = budget(period=period).reservation(1, round(datetime(2026, 3, 30).timestamp()) * 10**9)
         assert "2026-04-01T00:00:00+02:00" in Budgets([budget(period=period)]).refusal(claim, 0).message
 
 

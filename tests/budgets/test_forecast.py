@@ -36,7 +36,7 @@ def status(
     hours: float, spent: int = 0, burned: int = 0, reserved: int = 0, credit: int = 0, of: Budget = BUDGET
 ) -> BudgetStatus:
     now_ns = MIDNIGHT + round(hours * NS_PER_HOUR)
-    claim = of.claim(0, now_ns)
+    claim = of.reservation(0, now_ns)
     balance = Balance(
         balance=of.balance,
         unit="nanousd",
@@ -103,7 +103,7 @@ def test_credit_goes_on_top_of_the_limit_and_of_the_soft_limit() -> None:
 
 def test_a_clock_that_steps_back_before_the_period_began_projects_nothing_negative() -> None:
     assert burn_since_ns(MIDNIGHT, MIDNIGHT - NS_PER_HOUR) == MIDNIGHT
-    claim = BUDGET.claim(0, MIDNIGHT)
+    claim = BUDGET.reservation(0, MIDNIGHT)
     balance = Balance(
         balance=claim.balance,
         unit="nanousd",

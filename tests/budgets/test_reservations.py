@@ -24,7 +24,7 @@ def most(provider: str, model: str, at_ns: int, *, prompt_tokens: int, completio
 
 
 def claims_of(limits: Limits, caller: Caller, *, prompt: int, completion: int | None = None):
-    return limits.claims(caller, TARGETS, max_prompt_tokens=prompt, max_completion_tokens=completion, at_ns=NOON)
+    return limits.reserve(caller, TARGETS, max_prompt_tokens=prompt, max_completion_tokens=completion, at_ns=NOON)
 
 
 @pytest.fixture
@@ -33,9 +33,9 @@ def limits() -> Limits:
 
 
 def test_without_budgets_and_rates_nothing_has_to_be_known(limits):
-    assert not Limits().concern(CALLER)
-    assert limits.concern(CALLER)
-    assert Limits().concern(replace(CALLER, tokens_per_minute=5))
+    assert not Limits().apply_to(CALLER)
+    assert limits.apply_to(CALLER)
+    assert Limits().apply_to(replace(CALLER, tokens_per_minute=5))
 
 
 def test_a_call_claims_what_the_dearest_place_of_its_plan_could_cost(limits):
@@ -63,7 +63,7 @@ def test_a_call_under_no_budget_claims_nothing(limits):
 def test_a_refusal_is_said_in_the_words_of_its_limit_and_told():
     told: list[Reservation] = []
     limits = Limits(budgets=Budgets([BUDGET]), max_cost_nanousd=most, on_refusal=told.append)
-    money = BUDGET.claim(81, NOON)
+    money = BUDGET.reservation(81, NOON)
     assert isinstance(limits.refusal(InsufficientBudget(money, left=3), NOON), BudgetExhausted)
     caller = replace(CALLER, requests_per_minute=5)
     (request, _), _ = claims_of(limits, caller, prompt=7)

@@ -141,7 +141,7 @@ async def _walk(zone: str, kind: str, steps: list[tuple[int, int]], path: Path) 
         for step_s, cost in steps:
             now_s += step_s
             at_ns = now_s * NS_PER_S
-            claims = budgets.claims(team="search", max_cost_nanousd=60, at_ns=at_ns)
+            claims = budgets.reservations(team="search", max_cost_nanousd=60, at_ns=at_ns)
             call = Call(id=new_call_id(), started_at_ns=at_ns, endpoint="/v1/chat/completions", method="POST",
                         team="search", claims=claims, llm=LlmTarget(provider="p", model="m"))  # fmt: skip
             await store.open(call)
@@ -152,7 +152,7 @@ async def _walk(zone: str, kind: str, steps: list[tuple[int, int]], path: Path) 
             )
             bounds = period.bounds(at_ns)
             expected[bounds] = expected.get(bounds, 0) + cost
-        found = await store.balances([budget.claim(0, start) for start, _ in expected])
+        found = await store.balances([budget.reservation(0, start) for start, _ in expected])
         assert {(b.period_start_ns, b.period_end_ns): b.spent for b in found} == expected
         assert all(balance.reserved == 0 and balance.carried == 0 for balance in found)
     finally:

@@ -83,8 +83,8 @@ async def ledger(tmp_path: Path) -> AsyncIterator[Ledger]:
 class TestBoard:
     async def test_gauges_and_statuses_are_one_and_the_same(self, ledger: Ledger) -> None:
         ledger.board.configure(Budgets([TEAM]))
-        await ledger.spend(20 * USD, TEAM.claim(30 * USD, ledger.now_ns))
-        await ledger.store.open(ledger.call(TEAM.claim(5 * USD, ledger.now_ns)))
+        await ledger.spend(20 * USD, TEAM.reservation(30 * USD, ledger.now_ns))
+        await ledger.store.open(ledger.call(TEAM.reservation(5 * USD, ledger.now_ns)))
         await ledger.board.refresh()
         (status,) = ledger.board.status()
         assert (status.spent_nanousd, status.reserved_nanousd, status.left_nanousd) == (20 * USD, 5 * USD, 75 * USD)
@@ -127,7 +127,7 @@ class TestBoard:
         ledger.board.configure(Budgets([TEAM]))
         for _ in range(9 * 60):
             ledger.now_ns += MINUTE
-            await ledger.spend(USD // 60, TEAM.claim(USD, ledger.now_ns))
+            await ledger.spend(USD // 60, TEAM.reservation(USD, ledger.now_ns))
             await ledger.board.refresh()
         (status,) = ledger.board.status()
         assert status.burn_nanousd_per_hour == pytest.approx(USD, rel=0.01)
@@ -142,7 +142,7 @@ class TestBoard:
     ) -> None:
         ledger.board.configure(Budgets([TEAM]))
         ledger.now_ns = END - 10**9
-        await ledger.spend(20 * USD, TEAM.claim(20 * USD, ledger.now_ns))
+        await ledger.spend(20 * USD, TEAM.reservation(20 * USD, ledger.now_ns))
         await ledger.board.refresh()
         spent = {}
         for at_ns in (END - 10**9, END, END - 10**9, END + NS_PER_HOUR):
@@ -159,7 +159,7 @@ class TestBoard:
     ) -> None:
         ledger.board.configure(Budgets([TEAM]))
         await ledger.board.refresh()
-        ledger.board.note_refusal(TEAM.claim(1, ledger.now_ns))
+        ledger.board.note_refusal(TEAM.reservation(1, ledger.now_ns))
         ledger.board.configure(Budgets())
         await ledger.board.refresh()
         assert ledger.board.status() == []
@@ -168,7 +168,7 @@ class TestBoard:
 
     async def test_a_renamed_budget_keeps_what_was_spent(self, ledger: Ledger) -> None:
         ledger.board.configure(Budgets([TEAM]))
-        await ledger.spend(20 * USD, TEAM.claim(20 * USD, ledger.now_ns))
+        await ledger.spend(20 * USD, TEAM.reservation(20 * USD, ledger.now_ns))
         ledger.board.configure(Budgets([Budget("renamed", TEAM.scope, USD, MONTH)]))
         await ledger.board.refresh()
         assert ledger.gauge(rows.SPENT, budget="renamed") == 20 * USD
@@ -187,7 +187,7 @@ class TestBoard:
         wide = Budget("wide", Scope(), USD, MONTH)
         ledger.board.configure(Budgets([TEAM, wide]))
         assert (ledger.gauge(rows.REFUSALS), ledger.gauge(rows.REFUSALS, "", "wide")) == (0, 0)
-        ledger.board.note_refusal(wide.claim(1, ledger.now_ns))
+        ledger.board.note_refusal(wide.reservation(1, ledger.now_ns))
         minute = Reservation(balance="key=key_1|requests|minute", unit="requests", period_start_ns=1, amount=1)
         ledger.board.note_refusal(minute)
         assert (ledger.gauge(rows.REFUSALS), ledger.gauge(rows.REFUSALS, "", "wide")) == (0, 1)
@@ -200,7 +200,7 @@ class TestBoard:
         budget = Budget("search", Scope(team="search"), 100 * USD, MONTH, shares)
         ledger.board.configure(Budgets([budget]))
         for spent in (49, 11, 5, 30, 4.6):
-            await ledger.spend(round(spent * USD), budget.claim(0, ledger.now_ns))
+            await ledger.spend(round(spent * USD), budget.reservation(0, ledger.now_ns))
             await ledger.board.refresh()
             await ledger.board.refresh()
         assert [record.getMessage() for record in caplog.records] == [

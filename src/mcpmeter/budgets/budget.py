@@ -52,11 +52,11 @@ class Budget:
         shares = sorted(self.soft_shares) or [Decimal(1)]
         return [int((share * whole).to_integral_value(ROUND_FLOOR)) for share in shares]
 
-    def claim(self, amount_nanousd: int, at_ns: int) -> Reservation:
+    def reservation(self, amount_nanousd: int, at_ns: int) -> Reservation:
         """What a call that starts at an instant and can cost `amount_nanousd` claims of it."""
-        return self._claim(amount_nanousd, *self.period.bounds(at_ns))
+        return self._reservation(amount_nanousd, *self.period.bounds(at_ns))
 
-    def _claim(self, amount_nanousd: int, start_ns: int, end_ns: int) -> Reservation:
+    def _reservation(self, amount_nanousd: int, start_ns: int, end_ns: int) -> Reservation:
         return Reservation(
             balance=self.balance,
             period_start_ns=start_ns,
@@ -100,7 +100,7 @@ class Budgets:
     def __len__(self) -> int:
         return len(self._budgets)
 
-    def claims(
+    def reservations(
         self,
         *,
         max_cost_nanousd: int,
@@ -116,13 +116,13 @@ class Budgets:
         for shape, by_values in self._by_shape.items():
             found += by_values.get(tuple(call[part] for part in shape), ())
         found.sort(key=attrgetter("balance"))
-        claims = (budget._claim(max_cost_nanousd, *self._bounds_of(budget, at_ns)) for budget in found)
+        claims = (budget._reservation(max_cost_nanousd, *self._bounds_of(budget, at_ns)) for budget in found)
         # Only a prepaid budget can begin after the call does.
         return tuple(claim for claim in claims if claim.period_start_ns <= at_ns)
 
     def current(self, at_ns: int) -> list[tuple[Budget, Reservation]]:
         """Every budget in the configuration's order, with a claim of nothing on its present period."""
-        return [(budget, budget._claim(0, *self._bounds_of(budget, at_ns))) for budget in self._budgets]
+        return [(budget, budget._reservation(0, *self._bounds_of(budget, at_ns))) for budget in self._budgets]
 
     def _bounds_of(self, budget: Budget, at_ns: int) -> tuple[int, int]:
         start_ns, end_ns = self._bounds.get(budget.balance, (1, 0))

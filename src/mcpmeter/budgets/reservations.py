@@ -45,11 +45,11 @@ class Limits:
     def __post_init__(self) -> None:
         object.__setattr__(self, "_has_budgets", bool(self.budgets))
 
-    def concern(self, caller: Caller) -> bool:
+    def apply_to(self, caller: Caller) -> bool:
         """Whether a caller's calls claim anything, so that the most they can take has to be known."""
         return self._has_budgets or caller.requests_per_minute is not None or caller.tokens_per_minute is not None
 
-    def claims(
+    def reserve(
         self,
         caller: Caller,
         targets: Sequence[tuple[str, str]],
@@ -74,7 +74,7 @@ class Limits:
             )
             for provider, model in targets
         )
-        money = self.budgets.claims(
+        money = self.budgets.reservations(
             team=caller.team,
             project=caller.project,
             key_id=caller.key_id,
