@@ -161,15 +161,6 @@ async def test_removing_a_budget_removes_gauges_not_counters(ledger: Ledger) -> 
     assert ledger.gauge(rows.REFUSALS) == 1
 
 
-async def test_a_renamed_budget_keeps_what_was_spent(ledger: Ledger) -> None:
-    ledger.board.configure(Budgets([TEAM]))
-    await ledger.spend(20 * USD, TEAM.reservation(20 * USD, ledger.now_ns))
-    ledger.board.configure(Budgets([Budget("renamed", TEAM.scope, USD, MONTH)]))
-    await ledger.board.refresh()
-    assert ledger.gauge(rows.SPENT, budget="renamed") == 20 * USD
-    assert ledger.gauge(rows.SPENT) is None
-
-
 async def test_credit_raises_the_limit_gauge(ledger: Ledger) -> None:
     prepaid = Budget("credit", Scope(team="search"), 10 * USD, Period("once", start_ns=START))
     ledger.board.configure(Budgets([prepaid]))
@@ -204,9 +195,3 @@ async def test_each_soft_share_is_logged_once_per_period(ledger: Ledger, caplog:
         "budget 'search' has passed 80 % of $100.00: $95.00 is spent",
         "budget 'search' has passed 99.5 % of $100.00: $99.60 is spent",
     ]
-
-
-async def test_without_budgets_the_ledger_is_not_read(ledger: Ledger) -> None:
-    await ledger.store.close()
-    await ledger.board.refresh()
-    assert ledger.board.status() == []

@@ -98,23 +98,6 @@ async def test_a_call_belongs_to_the_period_it_started_in(start_relay, clock) ->
     assert before.spent == after.spent == relay.rows()[0].cost_nanousd
 
 
-async def test_gauges_follow_the_turn(start_relay, clock) -> None:
-    turn = datetime(2026, 12, 1, tzinfo=ZoneInfo("UTC"))
-    clock.move_to(turn - SECOND)
-    relay = await start_relay(budgets=(BudgetSettings(name="tight", limit_usd=Decimal("0.002")),))
-    await statuses(relay, 1)
-    shown = []
-    for at in (turn - SECOND, turn, turn - SECOND):
-        clock.move_to(at)
-        await relay.service.budgets.refresh()
-        scrape = relay.counts()
-        names = ("mcp_budget_spent_usd", "mcp_budget_period_end_timestamp_seconds")
-        shown.append([scrape.of(name, budget="tight") for name in names])
-    january = datetime(2027, 1, 1, tzinfo=ZoneInfo("UTC")).timestamp()
-    spent = relay.rows()[0].cost_nanousd / 10**9
-    assert shown == [[spent, turn.timestamp()], [0, january], [spent, turn.timestamp()]]
-
-
 @settings(deadline=None, max_examples=30)
 @given(
     zone=st.sampled_from(["Europe/Berlin", "America/Sao_Paulo", "America/Havana", "Australia/Lord_Howe", "UTC"]),

@@ -87,24 +87,6 @@ async def test_openais_quotas_are_those_of_the_last_response(serve, stream):
     assert shown["openai-1", "requests"]["remaining"] == 497
 
 
-async def test_anthropics_input_and_output_tokens_are_separate(serve):
-    limits = Quota(requests=100, tokens=50_000, input_tokens=40_000, output_tokens=10_000)
-    body = {"model": "claude-sonnet-4.5", "max_tokens": 50, "messages": [{"role": "user", "content": "Hello"}]}
-    async with Simulator(seed=1, quota=limits) as sim:
-        async with serve(provider("anthropic", sim.base_url)) as relay:
-            reply = await relay.ask(body, "/v1/messages")
-            shown = await quotas(relay)
-    assert {resource: quota["limit"] for (_, resource), quota in shown.items()} == {
-        "requests": 100,
-        "tokens": 50_000,
-        "input_tokens": 40_000,
-        "output_tokens": 10_000,
-    }
-    for (_, resource), quota in shown.items():
-        name = resource.replace("_", "-")
-        assert quota["remaining"] == int(reply.headers[f"anthropic-ratelimit-{name}-remaining"])
-
-
 async def test_a_used_up_quota_is_exhausted_now(serve):
     async with Simulator(seed=1, quota=Quota(requests=2, enforce=True)) as sim:
         async with serve(provider("openai", sim.base_url)) as relay:

@@ -90,21 +90,6 @@ def test_a_probe_that_fails_reopens_it() -> None:
     assert breaker.state(35 * SECOND) == "half_open"
 
 
-def test_it_is_clean_if_closed_without_recent_failures() -> None:
-    breaker = CircuitBreaker(CircuitOptions(failures=2, open_seconds=15))
-    assert breaker.is_clean
-    fail(breaker, 0)
-    assert not breaker.is_clean
-    breaker.succeeded(breaker.send(0))
-    assert breaker.is_clean
-    early = breaker.permit
-    fail(breaker, 1, 1)
-    breaker.succeeded(early)
-    assert not breaker.is_clean
-    breaker.headers_received(breaker.send(16 * SECOND))
-    assert breaker.is_clean
-
-
 def test_an_abandoned_probe_frees_its_place() -> None:
     breaker = opened()
     breaker.abandoned(breaker.send(15 * SECOND))

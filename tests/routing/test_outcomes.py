@@ -52,10 +52,6 @@ def test_faults(fault: BaseException, outcome: Outcome, again: bool, counted: bo
     assert is_failure(outcome, 0) is counted
 
 
-def test_a_timeout_is_retried_if_configured() -> None:
-    assert is_retried("timeout", 0, after_timeout=True)
-
-
 def test_every_upstream_fault_is_the_upstreams() -> None:
     tree = [error for _, error in inspect.getmembers(errors, inspect.isclass) if issubclass(error, MeterError)]
     assert UpstreamFault in tree

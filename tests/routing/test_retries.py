@@ -53,11 +53,6 @@ class TestRetryBudget:
             none.request()
             assert not none.take()
 
-    def test_changing_the_ratio_to_zero_empties_it(self) -> None:
-        left = RetryBudget(Decimal("0.2"))
-        left.reconfigure(Decimal(0))
-        assert not left.take()
-
     @unhurried
     @given(ratio=st.decimals(0, 1, places=4), steps=st.lists(st.booleans(), max_size=400), begin=st.integers(0, 400))
     def test_retries_stay_within_share_and_floor_in_any_stretch(

@@ -180,9 +180,14 @@ def route(model: str, upstreams: Sequence[Upstream], default: str | None = None)
     """
     if not upstreams:
         raise ValueError("no upstreams to choose from")
-    chosen = _by_prefix(model, upstreams) or _by_exact_name(model, upstreams) or _by_pattern(model, upstreams)
-    upstream, name = chosen or (_default(upstreams, default), model)
-    return Route(upstream=upstream, model=name)
+    if (found := _by_prefix(model, upstreams)) is not None:
+        return Route(upstream=found[0], model=found[1])
+    chosen = (
+        next((upstream for upstream in upstreams if model in upstream.exact_names), None)
+        or next((upstream for upstream in upstreams if upstream.serves(model)), None)
+        or next((upstream for upstream in upstreams if upstream.name == default), upstreams[0])
+    )
+    return Route(upstream=chosen, model=model)
 
 
 def _route_for(entry: tuple[Upstream, int, str | None], model: str) -> Route:
@@ -193,15 +198,3 @@ def _route_for(entry: tuple[Upstream, int, str | None], model: str) -> Route:
 def _by_prefix(model: str, upstreams: Sequence[Upstream]) -> tuple[Upstream, str] | None:
     prefix, _slash, rest = model.partition("/")
     return next(((upstream, rest) for upstream in upstreams if rest and upstream.name == prefix), None)
-
-
-def _by_exact_name(model: str, upstreams: Sequence[Upstream]) -> tuple[Upstream, str] | None:
-    return next(((upstream, model) for upstream in upstreams if model in upstream.exact_names), None)
-
-
-def _by_pattern(model: str, upstreams: Sequence[Upstream]) -> tuple[Upstream, str] | None:
-    return next(((upstream, model) for upstream in upstreams if upstream.serves(model)), None)
-
-
-def _default(upstreams: Sequence[Upstream], name: str | None) -> Upstream:
-    return next((upstream for upstream in upstreams if upstream.name == name), upstreams[0])
