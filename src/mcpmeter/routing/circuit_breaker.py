@@ -12,13 +12,10 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
-from typing import Literal
 
 import msgspec
 
 from mcpmeter.routing.retries import nanoseconds
-
-State = Literal["closed", "open", "half_open"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,12 +64,6 @@ class CircuitBreaker:
         """Use new options; recorded failures stay."""
         self._options = options
         self._failed_at_ns = deque(self._failed_at_ns, maxlen=options.failures)
-
-    def state(self, now_ns: int) -> State:
-        """Closed, open, or half-open."""
-        if self.is_closed:
-            return "closed"
-        return "half_open" if now_ns >= self.half_opens_at_ns else "open"
 
     def allows(self, now_ns: int) -> bool:
         """Whether a call may be sent: the circuit is closed, or half-open without a probe in flight."""

@@ -9,7 +9,7 @@ from typing import Final, Protocol
 from mcpmeter.routing.circuit_breaker import CircuitBreaker, CircuitOptions
 from mcpmeter.routing.outcomes import Outcome
 from mcpmeter.routing.retries import RetryBudget, RetryOptions
-from mcpmeter.routing.routes import Upstream
+from mcpmeter.routing.routes import Credential, Upstream
 
 MAX_WAITS: Final = 256
 NO_WAIT: Final = (0, False)
@@ -98,7 +98,7 @@ class FailoverState:
     clock_ns: Callable[[], int]
     unix_ns: Callable[[], int]
     random: Callable[[], float]
-    _upstreams: dict[tuple[str, str, tuple[str, ...]], UpstreamState] = field(default_factory=dict)
+    _upstreams: dict[tuple[str, str, tuple[Credential, ...]], UpstreamState] = field(default_factory=dict)
     _breakers: dict[tuple[str, str], CircuitBreaker] = field(default_factory=dict)
     _backoffs: dict[tuple[str, str], CredentialBackoff] = field(default_factory=dict)
 
@@ -107,13 +107,13 @@ class FailoverState:
 
         A circuit belongs to a name and address, a credential to an address: two names for one account share it.
         """
-        address, secrets = upstream.provider.base_url, upstream.secrets
-        state = self._upstreams.get((upstream.name, address, secrets))
+        address, credentials = upstream.provider.base_url, upstream.credentials
+        state = self._upstreams.get((upstream.name, address, credentials))
         if state is None:
             breaker = self._breakers.setdefault((upstream.name, address), CircuitBreaker(self.circuit))
-            backoffs = tuple(self._backoffs.setdefault((address, secret), CredentialBackoff()) for secret in secrets)
+            backoffs = tuple(self._backoffs.setdefault((address, c.secret), CredentialBackoff()) for c in credentials)
             state = UpstreamState(upstream.name, breaker, backoffs)
-            self._upstreams[upstream.name, address, secrets] = state
+            self._upstreams[upstream.name, address, credentials] = state
         return state
 
     def report_status(self, state: UpstreamState) -> None:

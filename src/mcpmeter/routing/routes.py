@@ -56,8 +56,6 @@ class Upstream:
     """The listed globs, then those of the provider's own file."""
     credentials: tuple[Credential, ...] = field(init=False, repr=False)
     """Every key once, in order; one with an empty secret if there is no key."""
-    secrets: tuple[str, ...] = field(init=False, repr=False)
-    """The secrets of `credentials`."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "name", self.provider.name)
@@ -68,7 +66,6 @@ class Upstream:
         object.__setattr__(self, "api_key", secrets[0])
         numbered = (Credential(id=f"{self.name}-{n}", secret=secret) for n, secret in enumerate(secrets, 1))
         object.__setattr__(self, "credentials", tuple(numbered))
-        object.__setattr__(self, "secrets", tuple(secrets))
 
     def serves(self, model: str) -> bool:
         """Whether this upstream names the model, exactly or by a pattern."""
