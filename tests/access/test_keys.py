@@ -1,4 +1,4 @@
-"""A key opens the door only as a whole, only while it stands, and is never seen again."""
+"""A key works only as a whole and only while it is valid, and its secret is never shown again."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mcpmeter.errors import ConfigInvalid, NotAuthenticated
 STRONG = "pk-7Rq2vX9bLw4TnZ8mKs1HdJ6yCf3Ga5Ue"
 
 
-def test_a_new_key_has_256_random_bits_beyond_what_is_shown_of_it():
+def test_a_new_key_hides_about_256_random_bits():
     secret, key = new_key("notebook", "research", 5)
     assert secret.startswith("mk_")
     hidden = secret[len(key.prefix) :]
@@ -28,11 +28,6 @@ def test_a_new_key_has_256_random_bits_beyond_what_is_shown_of_it():
     assert secret[9:] not in repr(key)
 
 
-def test_no_two_keys_are_alike():
-    made = [new_key("n", "t", 1) for _ in range(200)]
-    assert len({secret for secret, _ in made}) == len({key.id for _, key in made}) == 200
-
-
 def test_each_secret_identifies_its_own_key():
     made = [new_key(f"n{place}", "t", 1) for place in range(20)]
     ring = KeyRing(key for _, key in made)
@@ -42,13 +37,13 @@ def test_each_secret_identifies_its_own_key():
 
 
 @pytest.mark.parametrize("secret", [None, ""])
-def test_no_key_is_told_from_a_wrong_one(secret):
+def test_a_missing_key_has_its_own_message(secret):
     with pytest.raises(NotAuthenticated, match="No API key was sent"):
         KeyRing([new_key("n", "t", 1)[1]]).identify(secret)
 
 
 @given(st.text(st.characters(), max_size=60))
-def test_whatever_is_sent_is_refused_and_never_quoted(sent):
+def test_any_other_text_is_refused_and_never_quoted(sent):
     secret, key = new_key("n", "t", 1)
     ring = KeyRing([key])
     for wrong in (sent, secret[:-1], secret + sent + "x", secret[:20], key.sha256, key.id, secret.upper(), "\ud800"):
@@ -63,7 +58,7 @@ def test_a_revoked_key_is_refused():
         KeyRing([msgspec.structs.replace(key, revoked_at_ns=2)]).identify(secret)
 
 
-def test_revoking_the_last_key_does_not_open_the_door():
+def test_a_ring_of_revoked_keys_is_not_empty():
     assert KeyRing([]).empty
     assert not KeyRing([msgspec.structs.replace(new_key("n", "t", 1)[1], revoked_at_ns=2)]).empty
 
@@ -77,7 +72,7 @@ def test_keys_that_clash_are_refused():
     assert KeyRing([first, first]).identify(STRONG) == first
 
 
-def test_a_configured_key_is_the_same_by_secret_and_by_hash():
+def test_a_key_is_the_same_by_secret_and_by_hash():
     by_secret = key_from_config(name="a", team="t", secret=STRONG)
     by_hash = key_from_config(name="a", team="t", sha256=hashlib.sha256(STRONG.encode()).hexdigest().upper())
     assert by_hash == msgspec.structs.replace(by_secret, prefix="")
@@ -90,7 +85,7 @@ def test_a_configured_key_keeps_its_id_when_its_secret_changes():
     assert key_from_config(name="a", team="u", secret=STRONG).id != first.id
 
 
-def test_what_keys_create_makes_is_strong_enough_for_configuration():
+def test_new_secrets_are_strong_enough_for_configuration():
     for _ in range(500):
         secret, key = new_key("n", "t", 1)
         assert key_from_config(name="n", team="t", secret=secret).sha256 == key.sha256
@@ -100,19 +95,17 @@ def test_what_keys_create_makes_is_strong_enough_for_configuration():
     ("secret", "why"),
     [
         ("", "shorter than 32"),
-        ("sk-1234", "shorter than 32"),
         (STRONG[:31], "shorter than 32"),
         ("changeme-changeme-changeme-changeme", "example"),
         ("sk-1234567890abcdefghijklmnopqrstuvwx", "example"),
         ("Your-API-key-goes-here-0a9b8c7d6e5f4", "example"),
         ("a" * 64, "too few different"),
-        ("ab12" * 16, "too few different"),
         ("7Rq2vX9bLw4TnZ8mKs1HdJ6yCf3Ga5Ue\n", "header cannot carry"),
         ("7Rq2vX9bLw4TnZ8m Ks1HdJ6yCf3Ga5Ue", "header cannot carry"),
         ("7Rq2vX9bLw4TnZ8mKs1HdJ6yCf3Ga5Ué", "header cannot carry"),
     ],
 )
-def test_weak_and_well_known_secrets_are_refused_without_being_quoted(secret, why):
+def test_weak_secrets_are_refused_and_not_quoted(secret, why):
     with pytest.raises(ConfigInvalid, match=why) as refused:
         key_from_config(name="backend", team="t", secret=secret)
     assert "'backend'" in str(refused.value)
@@ -126,7 +119,7 @@ def test_a_configured_key_needs_one_usable_secret_or_hash(given_):
 
 
 @pytest.mark.parametrize("name", ["", " ", "-a", "a\n", "\ud800", "x" * 65, "a\x1b[31m", "équipe"])
-def test_names_that_would_break_a_label_or_a_terminal_are_refused(name):
+def test_names_unsafe_for_labels_or_terminals_are_refused(name):
     for arguments in ((name, "t"), ("n", name)):
         with pytest.raises(ConfigInvalid) as refused:
             new_key(*arguments, 1)
@@ -134,7 +127,7 @@ def test_names_that_would_break_a_label_or_a_terminal_are_refused(name):
         assert str(refused.value).isprintable()
 
 
-def test_an_expired_key_is_refused_from_its_instant_on():
+def test_a_key_is_refused_from_its_expiry_on():
     secret, key = new_key("n", "t", 1, KeyLimits(expires_at_ns=100))
     ring = KeyRing([key])
     assert ring.identify(secret, 99) == key
@@ -142,7 +135,7 @@ def test_an_expired_key_is_refused_from_its_instant_on():
         ring.identify(secret, 100)
 
 
-def test_after_a_rotation_both_secrets_are_good_until_the_grace_is_over():
+def test_a_rotated_key_accepts_both_secrets_for_the_grace():
     before, key = new_key("n", "t", 1)
     after, turned = rotated(key, 1000, grace_ns=50)
     assert (turned.id, turned.name, turned.created_at_ns) == (key.id, key.name, key.created_at_ns)
@@ -155,14 +148,14 @@ def test_after_a_rotation_both_secrets_are_good_until_the_grace_is_over():
         ring.identify(before, 1050)
 
 
-def test_a_rotation_without_grace_ends_the_old_secret_at_once():
+def test_a_rotation_without_grace_ends_the_old_secret():
     before, key = new_key("n", "t", 1)
     _, turned = rotated(key, 1000)
     with pytest.raises(NotAuthenticated):
         KeyRing([turned]).identify(before, 1000)
 
 
-def test_a_revoked_key_stays_revoked_by_either_secret_and_is_not_rotated():
+def test_a_revoked_key_is_refused_by_either_secret():
     before, key = new_key("n", "t", 1)
     after, turned = rotated(key, 1000, grace_ns=10**6)
     revoked = msgspec.structs.replace(turned, revoked_at_ns=1001)
@@ -183,6 +176,6 @@ def test_a_revoked_key_stays_revoked_by_either_secret_and_is_not_rotated():
         KeyLimits(project="a\nb"),
     ],
 )
-def test_limits_that_cannot_be_are_refused(limits):
+def test_invalid_limits_are_refused(limits):
     with pytest.raises(ConfigInvalid):
         new_key("n", "t", 5, limits)

@@ -1,4 +1,4 @@
-"""Which budgets a call is under, what stays when they are changed, and what a refused caller is told."""
+"""Which budgets cover a call, what survives their changes, and the message of a refusal."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ def budget(name: str = "search", limit_usd: int = 100, period: Period = MONTH, *
     return Budget(name, limit_nanousd=limit_usd * USD, period=period, **values)  # type: ignore[arg-type]
 
 
-def claimed(budgets: Budgets, at_ns: int = NOON, **call: str) -> list[str]:
-    return [claim.balance for claim in budgets.claims(max_cost_nanousd=7, at_ns=at_ns, **call)]  # type: ignore[arg-type]
+def reserved(budgets: Budgets, at_ns: int = NOON, **call: str) -> list[str]:
+    return [one.balance for one in budgets.reservations(max_cost_nanousd=7, at_ns=at_ns, **call)]  # type: ignore[arg-type]
 
 
 def refused(of: Budget, left: int, amount: int = 2 * USD) -> BudgetExhausted:
-    return Budgets([of]).refusal(of.claim(amount, NOON), left)
+    return Budgets([of]).refusal(of.reservation(amount, NOON), left)
 
 
-def test_a_call_claims_its_most_of_the_month_that_it_starts_in() -> None:
-    (claim,) = Budgets([budget()]).claims(team="search", max_cost_nanousd=7, at_ns=NOON)
+def test_a_call_reserves_of_the_month_it_starts_in() -> None:
+    (reservation,) = Budgets([budget()]).reservations(team="search", max_cost_nanousd=7, at_ns=NOON)
     start, end = MONTH.bounds(NOON)
-    assert claim == Reservation(
+    assert reservation == Reservation(
         balance=budget().balance,
         period_start_ns=start,
         period_end_ns=end,
@@ -45,10 +45,10 @@ def test_a_call_claims_its_most_of_the_month_that_it_starts_in() -> None:
         refuses=True,
         scope=Scope(team="search"),
     )
-    assert budget().claim(7, NOON) == claim
+    assert budget().reservation(7, NOON) == reservation
 
 
-def test_a_call_is_under_every_budget_whose_scope_covers_it_and_under_no_other() -> None:
+def test_a_call_reserves_of_every_budget_that_covers_it() -> None:
     names = {"team": "search", "project": "web", "key_id": "key_0123456789ab", "model": "gpt-4.1"}
     scopes = [
         Scope(**{part: name for part, name in zip(names, values, strict=True) if name})
@@ -62,22 +62,23 @@ def test_a_call_is_under_every_budget_whose_scope_covers_it_and_under_no_other()
             for one in every
             if all(call.get(part) == value for part in names if (value := getattr(one.scope, part)))
         }
-        found = claimed(budgets, **call)
+        found = reserved(budgets, **call)
         assert set(found) == covering
         assert len(found) == 2 ** len(call)
         assert found == sorted(found)
 
 
-def test_the_next_period_is_claimed_as_soon_as_it_has_begun_and_the_last_again_if_the_clock_steps_back() -> None:
+def test_the_reserved_period_follows_the_clock_both_ways() -> None:
     budgets = Budgets([budget()])
     start, end = MONTH.bounds(NOON)
     starts = [
-        budgets.claims(team="search", max_cost_nanousd=1, at_ns=at)[0].period_start_ns for at in (end - 1, end, NOON)
+        budgets.reservations(team="search", max_cost_nanousd=1, at_ns=at)[0].period_start_ns
+        for at in (end - 1, end, NOON)
     ]
     assert starts == [start, end, start]
 
 
-def test_another_name_or_limit_keeps_the_balance_another_scope_or_period_begins_anew() -> None:
+def test_name_and_limit_keep_the_balance_scope_and_period_do_not() -> None:
     kept = budget().balance
     assert budget("renamed").balance == kept
     assert budget(limit_usd=7, soft_shares=(), refuses=False).balance == kept
@@ -107,33 +108,28 @@ def test_two_scopes_never_share_a_balance(one: list[str], another: list[str]) ->
 
 def test_a_prepaid_budget_covers_calls_from_its_start_on() -> None:
     budgets = Budgets([budget(period=Period("once", start_ns=NOON))])
-    assert claimed(budgets, NOON - 1, team="search") == []
-    assert len(claimed(budgets, NOON, team="search")) == 1
+    assert reserved(budgets, NOON - 1, team="search") == []
+    assert len(reserved(budgets, NOON, team="search")) == 1
 
 
-def test_current_names_every_budget_in_the_order_of_the_configuration_with_its_present_period() -> None:
+def test_current_lists_every_budget_with_its_present_period() -> None:
     every = [budget("z"), budget("a", scope=Scope(model="gpt-4.1")), budget("m", period=Period("once"))]
     current = Budgets(every).current(NOON)
     assert [one for one, _ in current] == every == list(Budgets(every))
-    assert all(claim == one.claim(0, NOON) for one, claim in current)
+    assert all(empty == one.reservation(0, NOON) for one, empty in current)
 
 
 @pytest.mark.parametrize("second", [budget("search", period=Period("day")), budget("twin", limit_usd=5)])
-def test_two_budgets_of_one_name_or_over_the_same_money_are_refused(second: Budget) -> None:
+def test_budgets_of_one_name_or_one_balance_are_refused(second: Budget) -> None:
     with pytest.raises(ConfigInvalid, match=f"'search' and '{second.name}'"):
         Budgets([budget(), second])
 
 
-def test_without_budgets_nothing_is_claimed() -> None:
-    assert claimed(Budgets(), team="search") == []
-    assert len(Budgets()) == 0
-
-
 class TestRefusal:
-    def test_names_the_budget_what_is_left_what_the_call_could_cost_and_when_it_resets(self) -> None:
+    def test_names_budget_rest_upper_bound_and_reset(self) -> None:
         error = refused(budget(), left=1_250_000_000)
         assert error.message == (
-            "The budget 'search' has $1.25 left of $100.00, with what calls under way may cost set aside; "
+            "The budget 'search' has $1.25 left of $100.00, after reserving for open calls; "
             "this call could cost up to $2.00. It resets at 2026-12-01T00:00:00+01:00."
         )
         assert "ask the operator to raise 'limit_usd' of 'search'" in error.hint
@@ -144,23 +140,23 @@ class TestRefusal:
         assert "The budget 'search' of $100.00 is overspent by $0.40; this call" in message
         assert "-" not in message.partition("It resets")[0]
 
-    def test_says_nothing_where_nothing_is_left(self) -> None:
+    def test_says_nothing_left_instead_of_zero(self) -> None:
         assert "has nothing left of $100.00" in refused(budget(), left=0).message
 
-    def test_of_a_prepaid_budget_asks_for_a_top_up(self) -> None:
+    def test_a_prepaid_budget_needs_a_top_up(self) -> None:
         error = refused(budget(period=Period("once")), left=5)
-        assert "has $0.000000005 left, with" in error.message
+        assert "has $0.000000005 left, after" in error.message
         assert error.message.endswith("It is prepaid and does not reset.")
         assert "mcpmeter budgets top-up search --usd AMOUNT" in error.hint
 
-    def test_of_a_budget_that_a_reload_has_taken_away_is_still_a_refusal(self) -> None:
-        error = Budgets().refusal(budget().claim(2, NOON), 1)
+    def test_a_budget_removed_by_a_reload_still_refuses(self) -> None:
+        error = Budgets().refusal(budget().reservation(2, NOON), 1)
         assert error.message.startswith("A budget has $0.000000001 left")
 
-    def test_tells_the_reset_in_the_budgets_own_zone_across_daylight_saving(self) -> None:
+    def test_the_reset_is_in_the_zone_of_the_budget(self) -> None:
         period = Period("month", "Europe/Berlin")
-        claim = budget(period=period).claim(1, round(datetime(2026, 3, 30).timestamp()) * 10**9)
-        assert "2026-04-01T00:00:00+02:00" in Budgets([budget(period=period)]).refusal(claim, 0).message
+        reservation = budget(period=period).reservation(1, round(datetime(2026, 3, 30).timestamp()) * 10**9)
+        assert "2026-04-01T00:00:00+02:00" in Budgets([budget(period=period)]).refusal(reservation, 0).message
 
 
 @pytest.mark.parametrize(

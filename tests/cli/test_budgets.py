@@ -49,7 +49,7 @@ async def _spend(ledger: Path, amounts_usd: tuple[int, ...], team: str, settles:
     await store.start()
     for place, usd in enumerate(amounts_usd):
         now_ns = time.time_ns()
-        claims = budgets.claims(team=team, max_cost_nanousd=usd * 10**9, at_ns=now_ns)
+        claims = budgets.reservations(team=team, max_cost_nanousd=usd * 10**9, at_ns=now_ns)
         target = LlmTarget(provider="openai", model="gpt-4.1")
         call = Call(id=f"call_{team}_{place}_{now_ns}", started_at_ns=now_ns, endpoint="/v1/chat/completions",
                     method="POST", team=team, claims=claims, reserved_nanousd=usd * 10**9, llm=target)  # fmt: skip

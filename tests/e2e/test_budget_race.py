@@ -37,7 +37,7 @@ class Race:
 
     def standing(self) -> BudgetBalance:
         now_ns = time.time_ns()
-        (found,) = read_standings(self._stand.ledger, [(self._budget.claim(0, now_ns), now_ns)], now_ns)
+        (found,) = read_standings(self._stand.ledger, [(self._budget.reservation(0, now_ns), now_ns)], now_ns)
         return found
 
     async def run(self, rounds: int, **more: Any) -> None:

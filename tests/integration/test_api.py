@@ -57,7 +57,7 @@ def identify(secret: str | None) -> Caller:
 def status(name: str, **scope: str) -> BudgetStatus:
     """Half spent of ten dollars, in November 2026 of Berlin."""
     budget = Budget(name, Scope(**scope), 10 * USD, Period("month", "Europe/Berlin"))
-    claim = budget.claim(0, NOW)
+    claim = budget.reservation(0, NOW)
     balance = Balance(
         balance=claim.balance,
         unit="nanousd",

@@ -26,17 +26,13 @@ from mcpmeter.records import Balance, Call, Charge, LlmTarget, Scope, Settlement
 SECOND = timedelta(seconds=1)
 
 TURNS = [
-    pytest.param("Europe/Berlin", "day", 1, "2026-03-29T00:00:00", id="a day of 23 hours begins"),
     pytest.param("Europe/Berlin", "day", 1, "2026-03-30T00:00:00", id="a day of 23 hours ends"),
-    pytest.param("Europe/Berlin", "day", 1, "2026-10-26T00:00:00", id="a day of 25 hours ends"),
     pytest.param("America/Sao_Paulo", "day", 1, "2017-10-15T01:00:00", id="midnight does not exist"),
     pytest.param("America/Havana", "day", 1, "2026-11-01T00:00:00", id="midnight comes twice"),
     pytest.param("Pacific/Apia", "day", 1, "2011-12-31T00:00:00", id="a day is left out"),
     pytest.param("Europe/Berlin", "week", 1, "2026-03-30T00:00:00", id="a week of 167 hours ends"),
-    pytest.param("UTC", "day", 1, "2028-02-29T00:00:00", id="29 February begins"),
     pytest.param("UTC", "month", 1, "2028-03-01T00:00:00", id="29 February ends"),
     pytest.param("UTC", "month", 31, "2027-02-28T00:00:00", id="day 31 in February"),
-    pytest.param("UTC", "month", 31, "2027-04-30T00:00:00", id="day 31 in April"),
     pytest.param("Asia/Tokyo", "month", 1, "2027-01-01T00:00:00", id="the year turns"),
 ]
 
@@ -48,12 +44,12 @@ def clock() -> Iterator[time_machine.Traveller]:
 
 
 async def statuses(relay, count: int = 2) -> list[int]:
-    """A budget of two tenths of a cent has room for one such call a period."""
+    """A budget of $0.002 has room for one such call per period."""
     return [(await relay.chat("completion_tokens=100", max_tokens=100)).status for _ in range(count)]
 
 
 def kept(relay) -> list[Balance]:
-    """What the ledger keeps, as another process would read it."""
+    """The ledger's balances, read as another process would."""
     reader = open_for_reading(relay.ledger)
     try:
         return read_balances(reader)
@@ -62,7 +58,7 @@ def kept(relay) -> list[Balance]:
 
 
 @pytest.mark.parametrize(("zone", "period", "start_day", "turn"), TURNS)
-async def test_each_period_has_room_once_and_a_clock_set_back_finds_it_spent(
+async def test_each_period_has_its_own_room_for_any_clock(
     start_relay, clock, zone: str, period: str, start_day: int, turn: str
 ) -> None:
     at = datetime.fromisoformat(turn).replace(tzinfo=ZoneInfo(zone))
@@ -75,7 +71,7 @@ async def test_each_period_has_room_once_and_a_clock_set_back_finds_it_spent(
     assert await statuses(relay) == [200, 402]
     clock.move_to(begins)
     assert await statuses(relay) == [200, 402]
-    clock.move_to(begins - SECOND)  # set back across the turn: the period before is spent, and not begun anew
+    clock.move_to(begins - SECOND)  # set back across the turn: the earlier period is still spent
     assert await statuses(relay, 1) == [402]
     clock.move_to(begins)
     assert await statuses(relay, 1) == [402]
@@ -88,7 +84,7 @@ async def test_each_period_has_room_once_and_a_clock_set_back_finds_it_spent(
     assert (before.reserved, after.reserved) == (0, 0)
 
 
-async def test_a_call_that_runs_across_the_turn_is_of_the_period_it_started_in(start_relay, clock) -> None:
+async def test_a_call_belongs_to_the_period_it_started_in(start_relay, clock) -> None:
     turn = datetime(2026, 12, 1, tzinfo=ZoneInfo("UTC"))
     clock.move_to(turn - SECOND)
     relay = await start_relay(budgets=(BudgetSettings(name="tight", limit_usd=Decimal("0.002")),))
@@ -102,30 +98,13 @@ async def test_a_call_that_runs_across_the_turn_is_of_the_period_it_started_in(s
     assert before.spent == after.spent == relay.rows()[0].cost_nanousd
 
 
-async def test_gauges_follow_the_turn(start_relay, clock) -> None:
-    turn = datetime(2026, 12, 1, tzinfo=ZoneInfo("UTC"))
-    clock.move_to(turn - SECOND)
-    relay = await start_relay(budgets=(BudgetSettings(name="tight", limit_usd=Decimal("0.002")),))
-    await statuses(relay, 1)
-    shown = []
-    for at in (turn - SECOND, turn, turn - SECOND):
-        clock.move_to(at)
-        await relay.service.budgets.refresh()
-        scrape = relay.counts()
-        names = ("mcp_budget_spent_usd", "mcp_budget_period_end_timestamp_seconds")
-        shown.append([scrape.of(name, budget="tight") for name in names])
-    january = datetime(2027, 1, 1, tzinfo=ZoneInfo("UTC")).timestamp()
-    spent = relay.rows()[0].cost_nanousd / 10**9
-    assert shown == [[spent, turn.timestamp()], [0, january], [spent, turn.timestamp()]]
-
-
 @settings(deadline=None, max_examples=30)
 @given(
     zone=st.sampled_from(["Europe/Berlin", "America/Sao_Paulo", "America/Havana", "Australia/Lord_Howe", "UTC"]),
     kind=st.sampled_from(["day", "week", "month"]),
     steps=st.lists(st.tuples(st.integers(-3 * 86_400, 40 * 86_400), st.integers(1, 50)), max_size=25),
 )
-def test_wherever_a_clock_goes_each_period_holds_the_calls_that_started_in_it(
+def test_balances_follow_any_walk_of_the_clock(
     zone: str, kind: str, steps: list[tuple[int, int]], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     asyncio.run(_walk(zone, kind, steps, tmp_path_factory.mktemp("clock") / "ledger.db"))
@@ -141,9 +120,9 @@ async def _walk(zone: str, kind: str, steps: list[tuple[int, int]], path: Path) 
         for step_s, cost in steps:
             now_s += step_s
             at_ns = now_s * NS_PER_S
-            claims = budgets.claims(team="search", max_cost_nanousd=60, at_ns=at_ns)
+            reservations = budgets.reservations(team="search", max_cost_nanousd=60, at_ns=at_ns)
             call = Call(id=new_call_id(), started_at_ns=at_ns, endpoint="/v1/chat/completions", method="POST",
-                        team="search", claims=claims, llm=LlmTarget(provider="p", model="m"))  # fmt: skip
+                        team="search", claims=reservations, llm=LlmTarget(provider="p", model="m"))  # fmt: skip
             await store.open(call)
             charge = Charge(nanousd=cost, source="listed", price_list="test")
             usage = Usage(prompt_tokens=1, source="reported")
@@ -152,7 +131,7 @@ async def _walk(zone: str, kind: str, steps: list[tuple[int, int]], path: Path) 
             )
             bounds = period.bounds(at_ns)
             expected[bounds] = expected.get(bounds, 0) + cost
-        found = await store.balances([budget.claim(0, start) for start, _ in expected])
+        found = await store.balances([budget.reservation(0, start) for start, _ in expected])
         assert {(b.period_start_ns, b.period_end_ns): b.spent for b in found} == expected
         assert all(balance.reserved == 0 and balance.carried == 0 for balance in found)
     finally:

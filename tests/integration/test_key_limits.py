@@ -1,4 +1,4 @@
-"""What a key allows, through the real service: models, rates, expiry, its project; and who is let into the API."""
+"""A key's limits through the real service: models, rates, expiry, its project."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def key(secret: str = SECRET, **limits: object) -> tuple[KeySettings, ...]:
     return (KeySettings(name="backend", team="search", secret=SecretStr(secret), **limits),)
 
 
-async def test_a_model_outside_the_keys_list_is_refused_before_anything_is_sent(start_relay):
+async def test_an_unlisted_model_is_refused_before_it_is_sent(start_relay):
     relay = await start_relay(keys=key(models=("deepseek-*",)))
     refused = await relay.chat(key=SECRET)
     assert (refused.status, refused.error["code"]) == (403, "not_allowed")
@@ -34,7 +34,7 @@ async def test_a_model_outside_the_keys_list_is_refused_before_anything_is_sent(
     assert [row.model for row in relay.rows()] == ["deepseek-v3.2"]
 
 
-async def test_a_key_of_two_requests_a_minute_gets_two_and_is_told_when_to_come_back(start_relay):
+async def test_two_requests_a_minute_then_429_with_retry_after(start_relay):
     relay = await start_relay(keys=key(requests_per_minute=2))
     answers = await asyncio.gather(*(relay.chat(key=SECRET) for _ in range(6)))
     statuses = [answer.status for answer in answers]
@@ -49,20 +49,16 @@ async def test_a_key_of_two_requests_a_minute_gets_two_and_is_told_when_to_come_
     assert scrape.of("mcp_errors_total", error_type="rate_limited", side="client") == statuses.count(429)
 
 
-async def test_tokens_a_minute_are_reserved_and_settled_to_what_was_taken(start_relay):
+async def test_tokens_a_minute_are_reserved_then_settled(start_relay):
     relay = await start_relay(keys=key(tokens_per_minute=1_000_000))
     assert (await relay.chat(key=SECRET, max_tokens=50)).status == 200
     (row,) = relay.rows()
-    (claim,) = [claim for claim in _claims(row.claims) if claim[2] == "tokens"]
-    assert claim[3] > 50
-    assert row.prompt_tokens + row.completion_tokens < claim[3]
+    (reserved,) = [amount for _, _, unit, amount in json.loads(row.claims) if unit == "tokens"]
+    assert reserved > 50
+    assert row.prompt_tokens + row.completion_tokens < reserved
 
 
-def _claims(kept: str) -> list[list[object]]:
-    return json.loads(kept)
-
-
-async def test_an_expired_key_is_known_no_more(start_relay):
+async def test_an_expired_key_is_refused(start_relay):
     yesterday = datetime.now(UTC) - timedelta(days=1)
     relay = await start_relay(keys=key(expires=yesterday))
     refused = await relay.chat(key=SECRET)
@@ -70,9 +66,10 @@ async def test_an_expired_key_is_known_no_more(start_relay):
     assert "expired" in refused.error["message"]
 
 
-async def test_the_ledger_says_whose_project_a_call_was_for(start_relay):
+async def test_the_ledger_records_the_project(start_relay):
     relay = await start_relay(keys=key(project="web"))
-    relay.service.pipeline.runtime = _with_attribution(relay, "x-mcpmeter-project", ("web", "mobile"))
+    projects = Attribution(header="x-mcpmeter-project", values=("web", "mobile"))
+    relay.service.pipeline.runtime = replace(relay.service.pipeline.runtime, attribution=projects)
     headers = {"authorization": f"Bearer {SECRET}"}
     body = {"model": "gpt-4.1", "messages": [{"role": "user", "content": "Hello"}]}
     await relay.ask(body, headers=headers)
@@ -80,7 +77,3 @@ async def test_the_ledger_says_whose_project_a_call_was_for(start_relay):
     refused = await relay.ask(body, headers={**headers, "x-mcpmeter-project": "invented"})
     assert refused.status == 403
     assert [row.project for row in relay.rows()] == ["web", "mobile"]
-
-
-def _with_attribution(relay, header, values):
-    return replace(relay.service.pipeline.runtime, attribution=Attribution(header=header, values=values))

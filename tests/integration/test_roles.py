@@ -1,4 +1,4 @@
-"""Every route by every kind of caller: what each may do, and that nobody sees another team's figures."""
+"""Every route for every kind of caller: what each may do, and that no team sees another team's figures."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ KINDS = ("none", "unknown", "revoked", "caller", "admin")
 
 
 class Row(NamedTuple):
-    """What a route answers to: no key, an unknown one, a revoked one, a caller's, an admin's."""
+    """A route's status for: no key, an unknown one, a revoked one, a caller's, an admin's."""
 
     statuses: tuple[int, int, int, int, int]
     body: Any = b""
     path: str = ""
-    """Where the route is asked, if the route is a template."""
+    """The request's path, if the route is a template."""
     headers: Mapping[str, str] = {}
 
 
@@ -60,7 +60,7 @@ EXPECTED: dict[tuple[str, str], Row] = {
     ("HEAD", "/-/healthy"): Row(OPEN),
     ("GET", "/-/ready"): Row(OPEN),
     ("HEAD", "/-/ready"): Row(OPEN),
-    ("POST", "/-/reload"): Row(OPEN),  # by whoever is on this machine, which the tests are; from outside by nobody
+    ("POST", "/-/reload"): Row(OPEN),  # from loopback, as here; refused from elsewhere
     ("GET", "/metrics"): Row(OPEN),  # metrics.bearer_token closes it
     ("GET", "/v1/models"): Row(CALLERS),
     ("HEAD", "/v1/models"): Row(CALLERS),
@@ -73,7 +73,7 @@ EXPECTED: dict[tuple[str, str], Row] = {
     ("POST", "/v1/messages"): Row(CALLERS, {**CLAUDE_BODY, "max_tokens": 9}),
     ("POST", "/v1/messages/count_tokens"): Row(CALLERS, CLAUDE_BODY),
     ("POST", "/mcp"): Row(CALLERS, {**TOOLS, "params": {"_meta": MCP_META}}, headers=MCP_HEADERS),
-    # Neither has anything to give in this revision, which a caller is told who has shown a key.
+    # This revision has no use for them; only callers with a key learn that.
     ("GET", "/mcp"): Row((401, 401, 401, 405, 405), headers=MCP_HEADERS),
     ("DELETE", "/mcp"): Row((401, 401, 401, 405, 405), headers=MCP_HEADERS),
     ("GET", "/api/quota"): Row(CALLERS),
@@ -98,8 +98,8 @@ class Keyed(NamedTuple):
         self, kind: str, method: str, path: str, body: Any = b"", headers: Mapping[str, str] | None = None
     ) -> Reply:
         secret = self.secrets[kind]
-        shown = {"authorization": f"Bearer {secret}"} if secret else {}
-        return await self.relay.ask(body, path, method=method, headers={**(headers or {}), **shown})
+        credentials = {"authorization": f"Bearer {secret}"} if secret else {}
+        return await self.relay.ask(body, path, method=method, headers={**(headers or {}), **credentials})
 
     async def api(self, kind: str, path: str) -> Any:
         reply = await self.ask(kind, "GET", path)
@@ -122,7 +122,7 @@ async def keyed(start_module_relay: StartRelay) -> AsyncIterator[Keyed]:
             for name, base in (("openai", "/v1"), ("anthropic", "/v1"), ("gemini", "/v1beta"))
         ),
     )
-    secrets: dict[str, str | None] = {"none": None, "unknown": "mk_" + "nobody-has-this-key-0123456789-abcdefg"}
+    secrets: dict[str, str | None] = {"none": None, "unknown": "mk_" + "an-unknown-key-0123456789-abcdefghijklm"}
     ids: dict[str, str] = {}
     for kind, team, role in (
         ("caller", "search", "caller"),
@@ -169,19 +169,19 @@ def _gemini_body(label: str) -> Any:
     return {"content": content} if label.endswith(":embedContent") else GEMINI
 
 
-async def test_every_route_of_the_service_is_in_the_table_and_no_other(keyed: Keyed) -> None:
+async def test_the_table_holds_exactly_the_services_routes(keyed: Keyed) -> None:
     assert set(rows_of(keyed.relay)) == routes_of(keyed.relay)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_every_route_answers_every_kind_of_caller_as_the_table_says(keyed: Keyed, kind: str) -> None:
+async def test_every_route_follows_the_table(keyed: Keyed, kind: str) -> None:
     found, expected = {}, {}
     for (verb, route), row in rows_of(keyed.relay).items():
         reply = await keyed.ask(kind, verb, row.path or route, row.body, row.headers)
         found[verb, route] = reply.status
         expected[verb, route] = row.statuses[KINDS.index(kind)]
         if reply.status == 401:
-            assert b"platform" not in reply.body, "a refusal tells nothing"
+            assert b"platform" not in reply.body, "a refusal reveals nothing"
     assert found == expected
 
 
@@ -193,7 +193,7 @@ async def test_a_caller_sees_only_its_own_teams_usage(keyed: Keyed) -> None:
     assert refused.status == 403
     whole = await keyed.api("caller", "/api/usage?by=")
     mine = await keyed.api("admin", "/api/usage?by=&team=search")
-    assert whole["rows"] == mine["rows"], "nor in a sum"
+    assert whole["rows"] == mine["rows"], "sums are limited to the team too"
 
 
 async def test_a_caller_sees_only_its_own_teams_budgets(keyed: Keyed) -> None:
@@ -208,10 +208,10 @@ async def test_a_caller_sees_only_its_own_teams_budgets(keyed: Keyed) -> None:
     }
 
 
-async def test_a_caller_sees_only_its_own_teams_usage_by_the_tool(keyed: Keyed) -> None:
+async def test_the_usage_tool_shows_only_the_callers_team(keyed: Keyed) -> None:
     for kind, teams in (("caller", {"search"}), ("other", {"support"})):
-        told = await usage_report(keyed, kind)
-        assert {row["groups"]["team"] for row in told["rows"]} == teams
+        report = await usage_report(keyed, kind)
+        assert {row["groups"]["team"] for row in report["rows"]} == teams
     assert {"search", "support"} <= {row["groups"]["team"] for row in (await usage_report(keyed, "admin"))["rows"]}
 
 
@@ -230,7 +230,7 @@ async def usage_report(keyed: Keyed, kind: str) -> Any:
     ("method", "path"),
     [("GET", "/api/keys"), ("POST", "/api/keys"), ("POST", "/api/keys/rotate"), ("POST", "/api/keys/revoke")],
 )
-async def test_a_page_of_another_origin_changes_no_keys(keyed: Keyed, method: str, path: str, origin: str) -> None:
+async def test_a_page_of_another_origin_cannot_change_keys(keyed: Keyed, method: str, path: str, origin: str) -> None:
     before = keyed.relay.service.pipeline.runtime.keys.keys
     body = {"name": "forged", "team": "search", "role": "admin"} if path == "/api/keys" else {"id": keyed.ids["caller"]}
     for headers in ({"origin": origin}, {"host": "evil.example"}):

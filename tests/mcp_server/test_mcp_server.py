@@ -40,7 +40,8 @@ from mcpmeter.providers import load_providers
 from mcpmeter.quota.tracker import QuotaTracker
 from mcpmeter.records import Settlement
 from mcpmeter.relay.pipeline import EndpointConfig, Pipeline, RelayOptions, Runtime
-from mcpmeter.routing.failover import Failover, FailoverMetrics, RetryOptions
+from mcpmeter.routing.failover import Failover, FailoverMetrics
+from mcpmeter.routing.retries import RetryOptions
 from mcpmeter.routing.routes import Routing, Upstream
 from mcpmeter.simulator import Fault, Latency, Simulator, Spread
 from mcpmeter.usage import UsageQuery, UsageReport, usage_report

@@ -1,4 +1,4 @@
-"""Providers' rate-limit headers, sound and unsound."""
+"""Providers' rate-limit headers, valid and malformed."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from mcpmeter.catalog.quota import RESOURCES
 from mcpmeter.quota.rate_limit_headers import (
-    FURTHEST_RESET_NS,
+    MAX_COUNT,
     MAX_LIST_LENGTH,
+    MAX_RESET_NS,
     MAX_VALUE_LENGTH,
-    MOST,
     STYLES,
     Sample,
     count,
@@ -132,30 +132,29 @@ PROVIDERS = {
 
 class TestProviders:
     @pytest.mark.parametrize("style", PROVIDERS)
-    def test_each_providers_headers_are_read_in_its_own_style(self, style: str) -> None:
+    def test_each_provider_is_read_in_its_own_style(self, style: str) -> None:
         headers, expected = PROVIDERS[style]
         assert by_resource(headers, style) == expected
 
     @pytest.mark.parametrize("style", PROVIDERS)
-    @pytest.mark.parametrize("unknown", ["generic", "gemini", "a-relay-of-mine"])
-    def test_a_style_that_is_not_known_reads_all_of_them(self, style: str, unknown: str) -> None:
+    def test_an_unknown_style_reads_all_headers(self, style: str) -> None:
         headers, expected = PROVIDERS[style]
-        assert by_resource(headers, unknown) == expected
+        assert by_resource(headers, "generic") == expected
 
-    def test_every_style_has_a_provider_in_these_tests(self) -> None:
+    def test_every_style_is_covered_here(self) -> None:
         assert set(STYLES) == set(PROVIDERS)
 
-    def test_project_tokens_are_apart_from_tokens(self) -> None:
+    def test_project_tokens_are_separate_from_tokens(self) -> None:
         project = {name.replace("-tokens", "-project-tokens"): "7" for name in OPENAI if name.endswith("tokens")}
         found = by_resource(OPENAI | project, "openai")
         assert found["project_tokens"] == (7, 7, 7.0)
         assert found["tokens"][0] == 2_000_000
 
-    def test_an_answer_that_tells_nothing_gives_nothing(self) -> None:
+    def test_without_counts_there_is_no_sample(self) -> None:
         assert read({"content-type": "application/json", "x-request-id": "req_1"}, "generic", NOW) == []
         assert read({"x-ratelimit-reset-requests": "1s", "x-ratelimit-reset": "5"}, "generic", NOW) == []
 
-    async def test_the_simulators_own_headers_are_read_back(self) -> None:
+    async def test_the_simulators_headers_are_read(self) -> None:
         async with (
             Simulator(quota=Quota(requests=5, tokens=1000)) as upstream,
             httpx2.AsyncClient(verify=False) as client,
@@ -173,7 +172,7 @@ class TestProviders:
         zero = {"x-ratelimit-limit-req-minute": "0", "x-ratelimit-remaining-req-minute": "0"}
         assert by_resource(zero, "mistral") == {"requests_per_minute": (0, 0, None)}
 
-    def test_the_window_that_a_name_tells_is_kept(self) -> None:
+    def test_the_window_in_a_headers_name_is_kept(self) -> None:
         headers, _ = PROVIDERS["mistral"]
         windows = {s.resource: s.window_ns // S for s in read(headers, "mistral", NOW)}
         assert windows == {"requests_per_minute": 60, "tokens_per_minute": 60, "tokens_per_month": 31 * 86_400}
@@ -207,7 +206,7 @@ class TestStructuredFields:
             ("\x00", '"\\', {}),
         ],
     )
-    def test_the_ietf_drafts_forms(self, ratelimit: str, policy: str, expected: object) -> None:
+    def test_the_ietf_drafts_fields(self, ratelimit: str, policy: str, expected: object) -> None:
         headers = {"ratelimit": ratelimit, "ratelimit-policy": policy}
         assert by_resource({name: text for name, text in headers.items() if text}) == expected
 
@@ -231,33 +230,27 @@ class TestRetryAfter:
             ({"retry-after": "3", "retry-after-ms": "soon"}, 3.0),
         ],
     )
-    def test_it_is_an_instant_and_no_quota(self, headers: dict[str, str], seconds: float) -> None:
+    def test_it_is_an_instant_without_counts(self, headers: dict[str, str], seconds: float) -> None:
         assert by_resource(headers, "openai") == {"retry_after": (None, None, seconds)}
 
-    @pytest.mark.parametrize("text", [*NONSENSE, "99999999999999", "Sun, 99 Nov 2026 11:00:30 GMT", "tomorrow"])
-    def test_nonsense_is_dropped(self, text: str) -> None:
-        assert read({"retry-after": text}, "openai", NOW) == []
+    def test_a_malformed_one_is_dropped(self) -> None:
+        for text in (*NONSENSE, "99999999999999", "Sun, 99 Nov 2026 11:00:30 GMT", "tomorrow"):
+            assert read({"retry-after": text}, "openai", NOW) == [], text
 
 
-class TestNonsense:
+class TestValues:
     @pytest.mark.parametrize("text", NONSENSE)
-    def test_a_count_that_cannot_be_is_none(self, text: str) -> None:
+    def test_a_malformed_value_is_none(self, text: str) -> None:
         assert count(text) is None
-
-    @pytest.mark.parametrize("text", NONSENSE)
-    def test_a_reset_that_is_no_time_is_none(self, text: str) -> None:
         assert reset_at(text, NOW) is None
 
-    @pytest.mark.parametrize("text", NONSENSE)
     @pytest.mark.parametrize("style", STYLES)
-    def test_what_is_wrong_is_dropped_and_the_rest_kept(self, style: str, text: str) -> None:
+    def test_a_malformed_value_is_dropped_and_the_rest_kept(self, style: str) -> None:
         headers, expected = PROVIDERS[style]
-        wrong = {name: text if "remaining" in name else value for name, value in headers.items()}
-        found = by_resource(wrong, style)
-        assert {remaining for _, remaining, _ in found.values()} <= {None}
-        assert found == {
-            name: (limit, None, reset) for name, (limit, _, reset) in expected.items() if limit is not None
-        }
+        kept = {name: (limit, None, reset) for name, (limit, _, reset) in expected.items() if limit is not None}
+        for text in NONSENSE:
+            wrong = {name: text if "remaining" in name else value for name, value in headers.items()}
+            assert by_resource(wrong, style) == kept, text
 
     @pytest.mark.parametrize(
         ("text", "value"),
@@ -268,10 +261,10 @@ class TestNonsense:
             ("99.5", 99),
             ("5000.0", 5000),
             ("100, 100;w=60", 100),
-            (str(MOST), MOST),
+            (str(MAX_COUNT), MAX_COUNT),
         ],
     )
-    def test_counts_as_providers_write_them(self, text: str, value: int) -> None:
+    def test_counts_in_every_form(self, text: str, value: int) -> None:
         assert count(text) == value
 
     @pytest.mark.parametrize(
@@ -285,7 +278,7 @@ class TestNonsense:
             (str(NOW // S - 9), 0.0), ("2020-01-01T00:00:00Z", 0.0), ("0001-01-01T00:00:00+23:59", 0.0),
         ],
     )  # fmt: skip
-    def test_resets_as_providers_write_them(self, text: str, seconds: float) -> None:
+    def test_resets_in_every_form(self, text: str, seconds: float) -> None:
         found = reset_at(text, NOW)
         assert found is not None
         assert (found - NOW) / S == seconds
@@ -297,7 +290,7 @@ class TestNonsense:
             "2026-W47-7T11:00:00Z", "40000000", "1s2", "s", "1h-2m", "99999999h", "1w", "1s" * MAX_VALUE_LENGTH,
         ],
     )  # fmt: skip
-    def test_resets_that_are_malformed_or_out_of_reach_are_dropped(self, text: str) -> None:
+    def test_a_reset_malformed_or_too_far_away_is_dropped(self, text: str) -> None:
         assert reset_at(text, NOW) is None
 
 
@@ -320,6 +313,6 @@ def test_no_header_raises_or_leaves_the_bounds(headers: dict[str, str], style: s
     for sample in samples:
         assert sample.resource in RESOURCES
         assert sample != Sample(resource=sample.resource, window_ns=sample.window_ns)
-        assert all(value is None or 0 <= value <= MOST for value in (sample.limit, sample.remaining))
-        assert sample.reset_at_ns is None or NOW <= sample.reset_at_ns <= NOW + FURTHEST_RESET_NS
-        assert 0 <= sample.window_ns <= FURTHEST_RESET_NS
+        assert all(value is None or 0 <= value <= MAX_COUNT for value in (sample.limit, sample.remaining))
+        assert sample.reset_at_ns is None or NOW <= sample.reset_at_ns <= NOW + MAX_RESET_NS
+        assert 0 <= sample.window_ns <= MAX_RESET_NS

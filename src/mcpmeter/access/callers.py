@@ -1,4 +1,4 @@
-"""Who calls, as the relay and the management API know it, and what a caller may do: pure decisions."""
+"""A caller of the relay or the management API, and what it may do."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from mcpmeter.records import Key, Role
 
 
 class Caller(msgspec.Struct, frozen=True, kw_only=True):
-    """A caller, by its key."""
+    """A caller, identified by its key."""
 
     team: str
     project: str = ""
     key_id: str = ""
     role: Role = "caller"
     models: tuple[str, ...] = ()
-    """Names or globs; empty: all."""
+    """Names or globs of models it may call; empty: all."""
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
 
     @classmethod
     def of(cls, key: Key) -> Caller:
-        """The caller that a key belongs to."""
+        """The caller of a key."""
         return cls(
             team=key.team,
             project=key.project,
@@ -38,11 +38,11 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def is_admin(self) -> bool:
-        """Whether it may use all of the management API."""
+        """Whether it may use the whole management API."""
         return self.role == "admin"
 
     def require_model(self, *names: str) -> None:
-        """Raises NotAllowed unless one of a model's names, as asked for and as it is known, is on the caller's list."""
+        """Raises NotAllowed unless one of the model's names, requested or resolved, is on the caller's list."""
         if not self.models or any(fnmatchcase(name, pattern) for name in names for pattern in self.models):
             return
         raise NotAllowed(
@@ -50,27 +50,28 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
         )
 
     def require_admin(self) -> None:
-        """Raises NotAllowed for anybody but an admin."""
+        """Raises NotAllowed unless the caller is an admin."""
         if not self.is_admin:
             raise NotAllowed(
-                "This needs an admin's API key.", hint="Make one: mcpmeter keys create --name N --team T --role admin."
+                "This needs an admin's API key.",
+                hint="Create one: mcpmeter keys create --name N --team T --role admin.",
             )
 
-    def refined(self, attribution: Attribution | None, told: str | None) -> Caller:
-        """The caller with the project that its request names. Raises NotAllowed for one that is not configured."""
-        if attribution is None or told is None:
+    def refined(self, attribution: Attribution | None, project: str | None) -> Caller:
+        """The caller with the project that its request names. Raises NotAllowed if it is not configured."""
+        if attribution is None or project is None:
             return self
-        if told not in attribution.values:
+        if project not in attribution.values:
             raise NotAllowed(
                 f"The header {attribution.header} names a project that is not configured.",
                 hint=f"Send one of: {', '.join(attribution.values)}. Or add it to attribution.values.",
             )
-        return msgspec.structs.replace(self, project=told)
+        return msgspec.structs.replace(self, project=project)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attribution:
-    """A request header that names the project a call is for, and the values that it may have."""
+    """A request header that names the project of a call, and its allowed values."""
 
     header: str
     """Lower case."""

@@ -1,4 +1,4 @@
-"""A key as people and programs may see it: never its secret, nor the hash of it."""
+"""A key's public form: without its secret and hashes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mcpmeter.records import Key
 
 
 class ShownKey(msgspec.Struct, frozen=True, kw_only=True):
-    """What there is to see of a key. Instants are RFC 3339, UTC."""
+    """A key in API and command line. Instants are RFC 3339, UTC."""
 
     id: str
     name: str
@@ -18,21 +18,21 @@ class ShownKey(msgspec.Struct, frozen=True, kw_only=True):
     project: str
     role: str
     prefix: str
-    """The first characters, to recognise it by."""
+    """The first characters, to recognise the key."""
     models: tuple[str, ...]
-    """Names or globs of the models it may call; empty: all."""
+    """Names or globs of models it may call; empty: all."""
     requests_per_minute: int | None
     tokens_per_minute: int | None
     created_at: str | None
-    """None for a key of the configuration."""
+    """None for a configured key."""
     expires_at: str | None
     revoked_at: str | None
     previous_until: str | None
-    """After a rotation: until when the secret before is good."""
+    """After a rotation: when the previous secret stops working."""
 
 
 def shown_key(key: Key) -> ShownKey:
-    """What there is to see of a key."""
+    """The public form of a key."""
     return ShownKey(
         id=key.id,
         name=key.name,

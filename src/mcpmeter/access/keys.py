@@ -1,6 +1,6 @@
-"""Keys: made, read from configuration, recognised. Pure: nothing here reads or writes a file.
+"""Makes keys, reads them from configuration, identifies them. No input or output.
 
-A key is looked up by the SHA-256 of the whole of it, never by a part, and compared in constant time.
+A key is looked up by the SHA-256 of all of it, never by a part, and compared in constant time.
 """
 
 from __future__ import annotations
@@ -15,61 +15,33 @@ from typing import Final
 
 import msgspec
 
+from mcpmeter.access.callers import Caller
 from mcpmeter.errors import ConfigInvalid, NotAuthenticated
 from mcpmeter.records import Key, Role
 
-SECRET_PREFIX: Final = "mk_"  # noqa: S105 (no secret: what every secret begins with)
+SECRET_PREFIX: Final = "mk_"  # noqa: S105 (not a secret: the prefix of all of them)
 SECRET_BYTES: Final = 36
-"""288 random bits: the shown prefix gives 36 of them away, which leaves the 256 that a plain hash asks for."""
+"""288 random bits: the shown prefix reveals 36, which leaves about 256, enough for an unsalted hash."""
 
 SHOWN_CHARACTERS: Final = len(SECRET_PREFIX) + 6
-SHORTEST_SECRET: Final = 32
+MIN_SECRET_LENGTH: Final = 32
 MAX_PER_MINUTE: Final = 10**12
-FEWEST_DIFFERENT_CHARACTERS: Final = 10
+MIN_DIFFERENT_CHARACTERS: Final = 10
 
-_TELLTALES: Final = frozenset(
-    {
-        "changeme",
-        "change-me",
-        "change_me",
-        "placeholder",
-        "yourkey",
-        "your-key",
-        "your_key",
-        "your-api",
-        "your_api",
-        "your-secret",
-        "your_secret",
-        "example",
-        "password",
-        "passw0rd",
-        "insert-",
-        "replace-me",
-        "replaceme",
-        "defaultkey",
-        "default-key",
-        "default_key",
-        "mastersecret",
-        "master-key",
-        "0123456789",
-        "1234567890",
-        "abcdefghij",
-        "qwertyuiop",
-        "dontusethis",
-        "do-not-use",
-        "sk-1234",
-        "letmein",
-        "deadbeef",
-    }
-)
-"""Parts of keys that are printed in documentation or typed by hand; a random key practically never holds one."""
+_EXAMPLE_PARTS: Final = (
+    "changeme", "change-me", "change_me", "placeholder", "yourkey", "your-key", "your_key", "your-api", "your_api",
+    "your-secret", "your_secret", "example", "password", "passw0rd", "insert-", "replace-me", "replaceme",
+    "defaultkey", "default-key", "default_key", "mastersecret", "master-key", "0123456789", "1234567890",
+    "abcdefghij", "qwertyuiop", "dontusethis", "do-not-use", "sk-1234", "letmein", "deadbeef",
+)  # fmt: skip
+"""Parts of keys printed in documentation or typed by hand; a random key practically never contains one."""
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._@+/:-]{0,63}")
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 
 
 class KeyLimits(msgspec.Struct, frozen=True, kw_only=True):
-    """What a key may do, beside calling at all."""
+    """What a key may do."""
 
     project: str = ""
     role: Role = "caller"
@@ -83,7 +55,7 @@ NO_LIMITS: Final = KeyLimits()
 
 
 def new_key(name: str, team: str, now_ns: int, limits: KeyLimits = NO_LIMITS) -> tuple[str, Key]:
-    """A new secret, to be shown once, and the record that is kept. Raises `ConfigInvalid` for what cannot be."""
+    """A new secret, to be shown once, and its record. Raises `ConfigInvalid` for invalid names or limits."""
     _require_names(name, team, limits.project)
     _require_limits(name, limits, now_ns)
     secret = _new_secret()
@@ -99,12 +71,12 @@ def new_key(name: str, team: str, now_ns: int, limits: KeyLimits = NO_LIMITS) ->
 
 
 def rotated(key: Key, now_ns: int, grace_ns: int = 0) -> tuple[str, Key]:
-    """A new secret for a key that keeps its id; the one before is good for `grace_ns` more.
+    """A new secret for a key that keeps its id; the previous secret stays valid for `grace_ns`.
 
     Raises `ConfigInvalid` for a key that was revoked.
     """
     if key.revoked_at_ns is not None:
-        raise ConfigInvalid(f"The key {key.id} was revoked.", hint="Make another one: mcpmeter keys create.")
+        raise ConfigInvalid(f"The key {key.id} was revoked.", hint="Create another one: mcpmeter keys create.")
     secret = _new_secret()
     return secret, msgspec.structs.replace(
         key,
@@ -127,7 +99,7 @@ def key_from_config(
     sha256: str | None = None,
     limits: KeyLimits = NO_LIMITS,
 ) -> Key:
-    """A key that configuration names by itself or by its hex SHA-256. Its id stays the same when its secret is changed.
+    """A key that configuration gives by secret or by hex SHA-256. Its id survives a change of the secret.
 
     Raises `ConfigInvalid`, which never quotes the secret, for a weak or well-known one.
     """
@@ -142,7 +114,7 @@ def key_from_config(
             f"The SHA-256 of the key '{name}' is not 64 hex digits.", hint="Run: printf %s KEY | sha256sum"
         )
     return Key(
-        # Made of the names and not of the secret, so that the public id tells nothing about it.
+        # From the names, not the secret: the public id must not reveal anything about it.
         id=f"key_{_hash(f'configured key of mcpmeter|{team}|{name}')[:12]}",
         name=name,
         team=team,
@@ -154,9 +126,9 @@ def key_from_config(
 
 
 class KeyRing:
-    """All keys at one moment; never changed, a reload makes another. Raises `ConfigInvalid` for two keys that clash."""
+    """All keys; immutable, a change makes another. Raises `ConfigInvalid` for two keys of one secret or one id."""
 
-    __slots__ = ("_by_hash", "_by_previous", "empty")
+    __slots__ = ("_by_hash", "_by_previous", "_callers", "empty")
 
     def __init__(self, keys: Iterable[Key]) -> None:
         self._by_hash: dict[str, Key] = {}
@@ -172,21 +144,26 @@ class KeyRing:
             self._by_hash[key.sha256] = ids[key.id] = key
             if key.previous_sha256:
                 self._by_previous[key.previous_sha256] = key
+        self._callers = {key.id: Caller.of(key) for key in self._by_hash.values()}
         self.empty = not self._by_hash
-        """True when there is no key at all. Revoked ones count: revoking the last key must not open the door."""
+        """True if there is no key at all. Revoked keys count: revoking the last key must not allow anonymous calls."""
 
     @property
     def teams(self) -> frozenset[str]:
-        """The teams that have a key, revoked ones too."""
+        """The teams that have a key, including revoked keys."""
         return frozenset(key.team for key in self._by_hash.values())
 
     @property
     def keys(self) -> tuple[Key, ...]:
-        """All keys, revoked ones too, in their order."""
+        """All keys in order, including revoked ones."""
         return tuple(self._by_hash.values())
 
+    def caller(self, secret: str | None) -> Caller:
+        """The caller of a key. Raises `NotAuthenticated` like `identify`."""
+        return self._callers[self.identify(secret).id]
+
     def identify(self, secret: str | None, now_ns: int | None = None) -> Key:
-        """Whose key this is. Raises `NotAuthenticated` for none, an unknown, a revoked and an expired one.
+        """The key of a secret. Raises `NotAuthenticated` if it is missing, unknown, revoked or expired.
 
         `now_ns` is Unix nanoseconds; the present unless given.
         """
@@ -214,24 +191,24 @@ class KeyRing:
 
 
 def _hash(secret: str) -> str:
-    # A header may hold anything; a lone surrogate is no error, only a key that nobody has.
+    # A header may contain anything; a lone surrogate is not an error, only an unknown key.
     return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _require_names(name: str, team: str, project: str = "") -> None:
-    for what, text in (("name of a key", name), ("team", team), ("project", project or team)):
+    for role, text in (("name of a key", name), ("team", team), ("project", project or team)):
         if not _NAME.fullmatch(text):
             raise ConfigInvalid(
-                f"{text[:64]!a} cannot be the {what}.",
+                f"{text[:64]!a} cannot be the {role}.",
                 hint="Use 1 to 64 of: letters, digits, space and . _ @ + / : -, beginning with a letter or digit.",
             )
 
 
 def _require_limits(name: str, limits: KeyLimits, now_ns: int) -> None:
-    for what, most in (("requests", limits.requests_per_minute), ("tokens", limits.tokens_per_minute)):
-        if most is not None and not 0 < most <= MAX_PER_MINUTE:
+    for unit, limit in (("requests", limits.requests_per_minute), ("tokens", limits.tokens_per_minute)):
+        if limit is not None and not 0 < limit <= MAX_PER_MINUTE:
             raise ConfigInvalid(
-                f"The key '{name}' cannot be limited to {most} {what} a minute.",
+                f"The key '{name}' cannot be limited to {limit} {unit} a minute.",
                 hint=f"Give 1 to {MAX_PER_MINUTE}, or none.",
             )
     if limits.expires_at_ns is not None and limits.expires_at_ns <= now_ns:
@@ -239,16 +216,16 @@ def _require_limits(name: str, limits: KeyLimits, now_ns: int) -> None:
 
 
 def weakness_of(secret: str) -> str:
-    """What makes a secret easy to guess or impossible to send, as the end of a sentence; empty for a good one."""
+    """Why a secret is easy to guess or cannot be sent, as the end of a sentence; empty for a good one."""
     lowered = secret.lower()
-    if len(secret) < SHORTEST_SECRET:
-        return f"is shorter than {SHORTEST_SECRET} characters"
-    if any(telltale in lowered for telltale in _TELLTALES):
+    if len(secret) < MIN_SECRET_LENGTH:
+        return f"is shorter than {MIN_SECRET_LENGTH} characters"
+    if any(part in lowered for part in _EXAMPLE_PARTS):
         return "looks like one from an example"
-    if len(set(secret)) < FEWEST_DIFFERENT_CHARACTERS:
+    if len(set(secret)) < MIN_DIFFERENT_CHARACTERS:
         return "has too few different characters"
     if not (secret.isascii() and secret.isprintable()) or " " in secret:
-        return "holds characters that a header cannot carry"
+        return "contains characters that a header cannot carry"
     return ""
 
 

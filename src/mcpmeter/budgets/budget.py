@@ -1,6 +1,6 @@
-"""Budgets: which of them a call is under, what it claims of each, and how a refusal is put into words. Pure.
+"""Budgets: which of them cover a call, what it reserves of each, and the error of a refusal.
 
-What is spent is the ledger's to know: a claim goes there with the call's row, and comes back as `InsufficientBudget`.
+The ledger knows what is spent: it takes the reservations with the call's row, or raises `InsufficientBudget`.
 """
 
 from __future__ import annotations
@@ -24,39 +24,39 @@ SOFT_SHARES: Final = (Decimal("0.8"),)
 
 @dataclass(frozen=True)
 class Budget:
-    """How much the calls of a scope may cost in one period."""
+    """How much the calls of a scope may cost per period."""
 
     name: str
     scope: Scope
     limit_nanousd: int
     period: Period
     soft_shares: tuple[Decimal, ...] = SOFT_SHARES
-    """Shares of the limit at which it is told that it runs low."""
+    """Shares of the limit at which the budget counts as low."""
     refuses: bool = True
-    """False: calls go on beyond the limit, which is only told."""
+    """False: calls continue beyond the limit, which only warns."""
 
     @cached_property
     def balance(self) -> str:
-        """Id of what the ledger keeps. Another name or limit keeps what was spent, another scope or period does not.
+        """Id of the ledger's balance. A new name or limit keeps the balance, a new scope or period starts another.
 
-        Top-ups belong to a prepaid budget by its name, so that its name is in it.
+        A prepaid budget's balance includes its name, since top-ups belong to the name.
         """
-        named = {part: value for part in PARTS if (value := getattr(self.scope, part))}
+        scope = {part: value for part in PARTS if (value := getattr(self.scope, part))}
         period = self.period
-        turn = f"once|{self.name}" if period.kind == "once" else f"{period.kind}-{period.start_day}@{period.time_zone}"
-        return f"usd|{urlencode(named)}|{turn}"
+        cycle = f"once|{self.name}" if period.kind == "once" else f"{period.kind}-{period.start_day}@{period.time_zone}"
+        return f"usd|{urlencode(scope)}|{cycle}"
 
     def soft_limits(self, credit_nanousd: int = 0) -> list[int]:
-        """The amounts at which it is told that it runs low, the lowest first; the whole limit where none is set."""
+        """The amounts at which the budget counts as low, ascending; the whole limit if no share is set."""
         whole = max(self.limit_nanousd + credit_nanousd, 0)
         shares = sorted(self.soft_shares) or [Decimal(1)]
         return [int((share * whole).to_integral_value(ROUND_FLOOR)) for share in shares]
 
-    def claim(self, amount_nanousd: int, at_ns: int) -> Reservation:
-        """What a call that starts at an instant and can cost `amount_nanousd` claims of it."""
-        return self._claim(amount_nanousd, *self.period.bounds(at_ns))
+    def reservation(self, amount_nanousd: int, at_ns: int) -> Reservation:
+        """The reservation of a call that starts at an instant and costs at most `amount_nanousd`."""
+        return self._reservation(amount_nanousd, *self.period.bounds(at_ns))
 
-    def _claim(self, amount_nanousd: int, start_ns: int, end_ns: int) -> Reservation:
+    def _reservation(self, amount_nanousd: int, start_ns: int, end_ns: int) -> Reservation:
         return Reservation(
             balance=self.balance,
             period_start_ns=start_ns,
@@ -69,19 +69,19 @@ class Budget:
 
 
 class Budgets:
-    """All budgets of a configuration. Raises `ConfigInvalid` for two of one name, or over the same money."""
+    """All budgets of a configuration. Raises `ConfigInvalid` if two have the same name or the same balance."""
 
     def __init__(self, budgets: Iterable[Budget] = ()) -> None:
         self._budgets = tuple(budgets)
         self._by_balance: dict[str, Budget] = {}
         self._by_shape: dict[tuple[str, ...], dict[tuple[str, ...], list[Budget]]] = {}
-        """By the parts that scopes name, and by their values: a call looks up one entry a shape."""
+        """By the parts that scopes set, then by their values: a call looks up one entry per shape."""
         self._bounds: dict[str, tuple[int, int]] = {}
-        """The present period of each balance, since a period is looked at by many calls before it turns."""
+        """The present period of each balance, cached: computing bounds costs more than a call's whole lookup."""
         for budget in self._budgets:
-            self._take(budget)
+            self._add(budget)
 
-    def _take(self, budget: Budget) -> None:
+    def _add(self, budget: Budget) -> None:
         same_name = next(known for known in self._budgets if known.name == budget.name)
         for other in (self._by_balance.setdefault(budget.balance, budget), same_name):
             if other is budget:
@@ -100,7 +100,7 @@ class Budgets:
     def __len__(self) -> int:
         return len(self._budgets)
 
-    def claims(
+    def reservations(
         self,
         *,
         max_cost_nanousd: int,
@@ -110,19 +110,19 @@ class Budgets:
         key_id: str = "",
         model: str = "",
     ) -> tuple[Reservation, ...]:
-        """What a call claims of every budget that covers it, ordered by balance, as every replica orders them."""
+        """Reservations on every budget that covers the call, ordered by balance so that replicas lock in one order."""
         call = {"team": team, "project": project, "key_id": key_id, "model": model}
         found: list[Budget] = []
         for shape, by_values in self._by_shape.items():
             found += by_values.get(tuple(call[part] for part in shape), ())
         found.sort(key=attrgetter("balance"))
-        claims = (budget._claim(max_cost_nanousd, *self._bounds_of(budget, at_ns)) for budget in found)
+        reservations = (budget._reservation(max_cost_nanousd, *self._bounds_of(budget, at_ns)) for budget in found)
         # Only a prepaid budget can begin after the call does.
-        return tuple(claim for claim in claims if claim.period_start_ns <= at_ns)
+        return tuple(one for one in reservations if one.period_start_ns <= at_ns)
 
     def current(self, at_ns: int) -> list[tuple[Budget, Reservation]]:
-        """Every budget in the configuration's order, with a claim of nothing on its present period."""
-        return [(budget, budget._claim(0, *self._bounds_of(budget, at_ns))) for budget in self._budgets]
+        """Every budget in the configuration's order, with an empty reservation on its present period."""
+        return [(budget, budget._reservation(0, *self._bounds_of(budget, at_ns))) for budget in self._budgets]
 
     def _bounds_of(self, budget: Budget, at_ns: int) -> tuple[int, int]:
         start_ns, end_ns = self._bounds.get(budget.balance, (1, 0))
@@ -130,31 +130,31 @@ class Budgets:
             self._bounds[budget.balance] = start_ns, end_ns = budget.period.bounds(at_ns)
         return start_ns, end_ns
 
-    def of(self, claim: Reservation) -> Budget | None:
-        """The budget that a claim is on; None for claims on other limits, and for a budget that a reload took away."""
-        return self._by_balance.get(claim.balance)
+    def of(self, reservation: Reservation) -> Budget | None:
+        """The budget of a reservation; None for other limits, and for a budget that a reload removed."""
+        return self._by_balance.get(reservation.balance)
 
-    def refusal(self, claim: Reservation, left: int) -> BudgetExhausted:
-        """Why a claim was refused, by the ledger's word on what is left; negative where more was spent than allowed."""
-        budget = self.of(claim)
+    def refusal(self, reservation: Reservation, left: int) -> BudgetExhausted:
+        """The error for a refused reservation. `left` comes from the ledger; negative if the budget is overspent."""
+        budget = self.of(reservation)
         name = f"The budget '{budget.name}'" if budget else "A budget"
-        message = f"{name} {_standing(claim, left)}; this call could cost up to {format_usd(claim.amount)}."
+        message = f"{name} {_status(reservation, left)}; this call could cost up to {format_usd(reservation.amount)}."
         if budget is None:
             return BudgetExhausted(message, hint="Ask the operator.")
-        if not claim.period_end_ns:
+        if not reservation.period_end_ns:
             advice = f"mcpmeter budgets top-up {budget.name} --usd AMOUNT"
             return BudgetExhausted(f"{message} It is prepaid and does not reset.", hint=f"Ask the operator: {advice}.")
-        resets_at = budget.period.local_time(claim.period_end_ns).isoformat()
+        resets_at = budget.period.local_time(reservation.period_end_ns).isoformat()
         return BudgetExhausted(
             f"{message} It resets at {resets_at}.",
             hint=f"Wait until then, ask for fewer tokens, or ask the operator to raise 'limit_usd' of '{budget.name}'.",
         )
 
 
-def _standing(claim: Reservation, left: int) -> str:
-    # A prepaid budget has its credit beside the limit; what both were at first helps nobody.
-    whole = f" of {format_usd(claim.limit)}" if claim.period_end_ns else ""
+def _status(reservation: Reservation, left: int) -> str:
+    # For prepaid budgets, limit and credit are separate; the original total would mislead.
+    whole = f" of {format_usd(reservation.limit)}" if reservation.period_end_ns else ""
     if left < 0:
         return f"{whole.lstrip()} is overspent by {format_usd(-left)}".lstrip()
     amount = format_usd(left) if left else "nothing"
-    return f"has {amount} left{whole}, with what calls under way may cost set aside"
+    return f"has {amount} left{whole}, after reserving for open calls"

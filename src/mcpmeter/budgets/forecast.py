@@ -1,4 +1,4 @@
-"""How a budget stands and when it will be exhausted. Pure; one record for gauges, API, reports and alerts."""
+"""A budget's status and when it will be exhausted: one record for gauges, API, reports and alerts."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from mcpmeter.records import Balance, Scope
 
 NS_PER_HOUR: Final = 3600 * 1_000_000_000
 WINDOW_NS: Final = 6 * NS_PER_HOUR
-"""How far back the burn is looked at."""
-SHORTEST_WINDOW_NS: Final = NS_PER_HOUR // 4
-"""What was spent in the first minute of a period is no rate for the rest of it."""
+"""How far back the burn rate looks."""
+MIN_WINDOW_NS: Final = NS_PER_HOUR // 4
+"""The first minutes of a period are no basis for a rate over the rest of it."""
 BETWEEN_POINTS_NS: Final = NS_PER_HOUR // 60
-LAST_INSTANT: Final = 2**63 - 1
+MAX_INSTANT_NS: Final = 2**63 - 1
 
 
 class BudgetStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """How a budget stands in its present period. Amounts in nano-dollars, instants in Unix nanoseconds."""
+    """A budget's status in its present period. Amounts in nano-dollars, instants in Unix nanoseconds."""
 
     name: str
     scope: Scope
@@ -30,31 +30,31 @@ class BudgetStatus(msgspec.Struct, frozen=True, kw_only=True):
     refuses: bool
     period_start_ns: int
     period_end_ns: int
-    """0: it is prepaid and does not reset."""
+    """0: prepaid, does not reset."""
     limit_nanousd: int
     credit_nanousd: int
-    """Topped up; it goes on top of the limit."""
+    """Sum of top-ups, added to the limit."""
     soft_limit_nanousd: int
-    """The lowest amount at which it is told that it runs low."""
+    """The lowest amount at which the budget counts as low."""
     spent_nanousd: int
     reserved_nanousd: int
-    """The most that open calls can cost."""
+    """Upper bound of the cost of open calls."""
     left_nanousd: int
-    """Limit and credit without what is spent and reserved; negative where it is overspent."""
+    """Limit and credit minus spent and reserved; negative if overspent."""
     burn_nanousd_per_hour: int
-    """Over the last six hours, or what the period has seen of them."""
+    """Over the last six hours, or since the period began if that is later."""
     exhausted_at_ns: int | None
-    """When nothing will be left if it burns on like this, be it after the period's end; None if nothing burns."""
+    """When the budget is exhausted at this burn rate, possibly after the period's end; None if nothing burns."""
 
 
 def burn_since_ns(period_start_ns: int, now_ns: int) -> int:
-    """From when on the burn is looked at: six hours ago, but never before the period began."""
+    """Start of the burn window: six hours ago, but not before the period began."""
     return max(period_start_ns, now_ns - WINDOW_NS)
 
 
 def status_of(budget: Budget, balance: Balance, burned_nanousd: int, now_ns: int) -> BudgetStatus:
-    """How a budget stands. `burned_nanousd` is what its scope spent since `burn_since_ns`."""
-    window_ns = max(now_ns - burn_since_ns(balance.period_start_ns, now_ns), SHORTEST_WINDOW_NS)
+    """A budget's status. `burned_nanousd` is what its scope spent since `burn_since_ns`."""
+    window_ns = max(now_ns - burn_since_ns(balance.period_start_ns, now_ns), MIN_WINDOW_NS)
     whole = budget.limit_nanousd + balance.credit
     left = whole - balance.spent - balance.reserved
     return BudgetStatus(
@@ -77,20 +77,25 @@ def status_of(budget: Budget, balance: Balance, burned_nanousd: int, now_ns: int
 
 
 def exhausted_at_ns(left: int, burned: int, window_ns: int, now_ns: int) -> int | None:
-    """When nothing is left, if what burned in a window goes on burning; now, where nothing is left already.
+    """When nothing is left at the window's burn rate; now if nothing is left already.
 
-    None where nothing burns, or so little that no clock will see the end.
+    None if nothing burns, or if the instant is beyond what a clock can represent.
     """
     if left <= 0:
         return now_ns
     if burned <= 0:
         return None
     at_ns = now_ns + left * window_ns // burned
-    return at_ns if at_ns <= LAST_INSTANT else None
+    return at_ns if at_ns <= MAX_INSTANT_NS else None
 
 
 class Burn:
-    """What a balance had spent at instants of the last hours, so that nobody has to add up the ledger for its burn."""
+    """Amounts that a balance had spent at instants of the last hours: its burn rate without adding up the ledger.
+
+    It starts without points. A period younger than the window starts itself at zero; an older one needs `begin` with
+    the ledger's sum once. `take` then adds a point per minute and drops those before the window. Another period, and a
+    clock set back before the first point, return it to the start.
+    """
 
     def __init__(self) -> None:
         self._period_start_ns = -1
@@ -98,23 +103,23 @@ class Burn:
         """(Unix ns, nano-dollars spent), the oldest first, at least `BETWEEN_POINTS_NS` apart."""
 
     def knows(self, period_start_ns: int, now_ns: int) -> bool:
-        """Whether it reaches back to where the burn is looked at from; if not, `begin` it with the ledger's sum."""
+        """Whether it reaches back to the window's start; if not, call `begin` with the ledger's sum."""
         self._forget_after(now_ns)
         if self._period_start_ns != period_start_ns:
             self._period_start_ns = period_start_ns
             self._points.clear()
         since_ns = burn_since_ns(period_start_ns, now_ns)
         if not self._points and since_ns == period_start_ns:
-            self._points.append((since_ns, 0))  # a young period has spent all of it since then
+            self._points.append((since_ns, 0))  # everything in a young period was spent since its start
         return bool(self._points) and self._points[0][0] <= since_ns
 
     def begin(self, since_ns: int, spent_nanousd: int) -> None:
-        """What was spent by then, from the ledger."""
+        """Start with the amount spent before an instant, from the ledger."""
         self._points.clear()
         self._points.append((since_ns, spent_nanousd))
 
     def take(self, now_ns: int, spent_nanousd: int) -> int:
-        """What is spent now; returns what of it was spent since the window's start."""
+        """Record the amount spent until now. Returns what of it was spent since the window's start."""
         since_ns = burn_since_ns(self._period_start_ns, now_ns)
         while len(self._points) > 1 and self._points[1][0] <= since_ns:
             self._points.popleft()
@@ -123,7 +128,7 @@ class Burn:
         return max(spent_nanousd - self._spent_by(since_ns, now_ns, spent_nanousd), 0)
 
     def _spent_by(self, at_ns: int, now_ns: int, spent_nanousd: int) -> int:
-        """By an instant between two points, as if it had burned evenly between them."""
+        """Amount spent before an instant, interpolated between two points."""
         after = next(((at, spent) for at, spent in self._points if at > at_ns), (now_ns, spent_nanousd))
         before = next(((at, spent) for at, spent in reversed(self._points) if at <= at_ns), self._points[0])
         span_ns = after[0] - before[0]

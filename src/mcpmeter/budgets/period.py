@@ -1,6 +1,6 @@
-"""Periods of budgets: days, weeks and months as the clocks of a time zone tell them. Pure: callers bring the instant.
+"""Periods of budgets: days, weeks and months of a time zone. Callers pass the instant.
 
-Periods tile the time line: the end of one is the start of the next, whatever clocks are set to in between.
+Periods tile the time line: the end of one is the start of the next, even if clocks are set forward or back in between.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ PeriodKind = Literal["day", "week", "month", "once"]
 NS_PER_S: Final = 1_000_000_000
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _DAY: Final = timedelta(days=1)
-_OF_THIS_MACHINE: Final = "localtime"
-"""Some systems have it as a zone; it would mean something else on each replica."""
+_MACHINE_ZONE: Final = "localtime"
+"""A zone on some systems; it would differ between replicas."""
 _ZONE_NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9_+-]*(/[A-Za-z0-9_+-]+)*")
 
 
 def is_time_zone(name: str) -> bool:
-    """Whether there is such a zone in the IANA database (`Europe/Berlin`, `UTC`)."""
-    if not _ZONE_NAME.fullmatch(name) or name == _OF_THIS_MACHINE:
+    """Whether the IANA database has this zone (`Europe/Berlin`, `UTC`)."""
+    if not _ZONE_NAME.fullmatch(name) or name == _MACHINE_ZONE:
         return False
     try:
         ZoneInfo(name)
@@ -36,7 +36,7 @@ def is_time_zone(name: str) -> bool:
 
 @dataclass(frozen=True)
 class Period:
-    """How a budget starts anew. `once` never does.
+    """How often a budget resets; `once` never does.
 
     `start_day` is the day of the month (1 to 31; in a shorter month its last day) or of the week (1 is Monday).
     """
@@ -45,7 +45,7 @@ class Period:
     time_zone: str = "UTC"
     start_day: int = 1
     start_ns: int = 0
-    """Of `once`: calls from this Unix nanosecond on; 0 for all."""
+    """For `once`: only calls from this Unix nanosecond on; 0 for all."""
 
     def __post_init__(self) -> None:
         last = {"day": 1, "week": 7, "month": 31, "once": 1}[self.kind]
@@ -53,12 +53,12 @@ class Period:
             raise ValueError(f"A {self.kind} cannot start on day {self.start_day}.")
 
     def bounds(self, at_ns: int) -> tuple[int, int]:
-        """(start, end) in Unix nanoseconds of the period that holds an instant; the end is outside, 0 for `once`."""
+        """(start, end) in Unix nanoseconds of the period that contains an instant; end is exclusive, 0 for `once`."""
         if self.kind == "once":
             return self.start_ns, 0
         at = at_ns // NS_PER_S
         first = self._first_day(self._local(at).date())
-        # A clock set back across midnight shows yesterday's date again, after today has begun: then one further.
+        # A clock set back across midnight shows yesterday's date again after today has begun: then one period further.
         while (end := self._begins(self._next(first))) <= at:
             first = self._next(first)
         while (start := self._begins(first)) > at:
@@ -66,7 +66,7 @@ class Period:
         return start * NS_PER_S, end * NS_PER_S
 
     def local_time(self, at_ns: int) -> datetime:
-        """An instant as clocks of the zone show it, to the second."""
+        """An instant in the zone's local time, to the second."""
         return self._local(at_ns // NS_PER_S)
 
     @cached_property
@@ -77,7 +77,7 @@ class Period:
         return (_EPOCH + timedelta(seconds=at)).astimezone(self._zone)
 
     def _first_day(self, day: date) -> date:
-        """The first day of the period that a day is in."""
+        """The first day of the period that contains a day."""
         match self.kind:
             case "week":
                 return day - _DAY * ((day.isoweekday() - self.start_day) % 7)
@@ -103,13 +103,13 @@ class Period:
         return date(year, month, min(self.start_day, monthrange(year, month)[1]))
 
     def _begins(self, day: date) -> int:
-        """The first second of a day: midnight, the first of two, or where clocks jump over it the end of the jump."""
+        """The first second of a day: midnight, the first of two, or the end of a jump over it."""
         midnight = datetime(day.year, day.month, day.day)
         before, after = (self._offset(midnight.replace(fold=fold)) for fold in (0, 1))
         wall = _seconds(midnight)
         if before >= after:  # one midnight, or two of which the first counts
             return wall - before
-        # Clocks are put forward over it, by `after - before`: from some second on they show more than midnight.
+        # Clocks skip midnight, by `after - before`: search the first second at which they show a later time.
         low, high = wall - after, wall - before
         while low < high:
             middle = (low + high) // 2

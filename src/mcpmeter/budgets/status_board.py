@@ -1,4 +1,4 @@
-"""How every budget stands, refreshed from the ledger: one list for the gauges, the API, the log and the alerts."""
+"""The status of every budget, refreshed from the ledger: one list for gauges, API, log and alerts."""
 
 from __future__ import annotations
 
@@ -31,51 +31,52 @@ class BudgetStatusBoard:
         self._budgets = Budgets()
         self._statuses: list[BudgetStatus] = []
         self._burns: dict[str, Burn] = {}
-        self._shown: dict[str, Labels] = {}
+        self._exported: dict[str, Labels] = {}
+        """Labels of each budget's gauges."""
         self._warned: dict[str, tuple[int, Decimal]] = {}
-        """By balance: the period, and the highest share of its limit that the log has told of."""
+        """By balance: the period, and the highest soft share that was logged in it."""
 
     def configure(self, budgets: Budgets) -> None:
-        """Take these from now on, and make the labels and counters of them exist."""
+        """Use these budgets from now on, and register their labels and counters."""
         self._budgets = budgets
-        vocabulary = self._recorder.label_allowlist
-        vocabulary.register(rows.TEAM.vocabulary, {budget.scope.team for budget in budgets})
-        vocabulary.register(rows.BUDGET.vocabulary, {budget.name for budget in budgets})
+        allowlist = self._recorder.label_allowlist
+        allowlist.register(rows.TEAM.vocabulary, {budget.scope.team for budget in budgets})
+        allowlist.register(rows.BUDGET.vocabulary, {budget.name for budget in budgets})
         for budget in budgets:
             self._recorder.register_children(rows.REFUSALS, ([budget.scope.team], [budget.name]))
         names = {budget.name: self._labels_of(budget) for budget in budgets}
-        for name in [name for name, shown in self._shown.items() if names.get(name) != shown]:
-            self._take_back(self._shown.pop(name))
+        for name in [name for name, labels in self._exported.items() if names.get(name) != labels]:
+            self._remove_gauges(self._exported.pop(name))
         balances = {budget.balance for budget in budgets}
         self._burns = {balance: burn for balance, burn in self._burns.items() if balance in balances}
-        self._warned = {balance: told for balance, told in self._warned.items() if balance in balances}
+        self._warned = {balance: warned for balance, warned in self._warned.items() if balance in balances}
 
     async def refresh(self) -> None:
-        """Read the balances and set the gauges. Raises what the ledger raises; then the last ones stay."""
+        """Read the balances and set the gauges. If the ledger raises, the last status stays."""
         now_ns, budgets = self._now(), self._budgets
         current = budgets.current(now_ns)
         if not current:
             self._statuses = []
             return
-        balances = await self._store.balances([claim for _, claim in current])
+        balances = await self._store.balances([reservation for _, reservation in current])
         await self._begin_one_burn(current, balances, now_ns)
         statuses = [
             self._status(budget, balance, now_ns) for (budget, _), balance in zip(current, balances, strict=True)
         ]
-        if budgets is not self._budgets:  # a reload came in between; the next refresh is by the new ones
+        if budgets is not self._budgets:  # a reload happened meanwhile; the next refresh uses its budgets
             return
         self._statuses = statuses
         for (budget, _), status in zip(current, statuses, strict=True):
-            self._show(budget, status)
+            self._export(budget, status)
             self._warn(budget, status)
 
     def status(self) -> list[BudgetStatus]:
-        """How every budget stood a moment ago, in the configuration's order."""
+        """The last status of every budget, in the configuration's order."""
         return list(self._statuses)
 
-    def note_refusal(self, claim: Reservation) -> None:
-        """Count a claim that its budget had no room for. Claims of other limits are not counted here."""
-        budget = self._budgets.of(claim)
+    def note_refusal(self, reservation: Reservation) -> None:
+        """Count a refused reservation of a budget; those of other limits are ignored."""
+        budget = self._budgets.of(reservation)
         if budget is not None:
             self._recorder.add(rows.REFUSALS, self._labels_of(budget))
 
@@ -87,50 +88,49 @@ class BudgetStatusBoard:
     async def _begin_one_burn(
         self, current: list[tuple[Budget, Reservation]], balances: Sequence[Balance], now_ns: int
     ) -> None:
-        """Of a period that began before the service did, the ledger says what burned: one a refresh, since it adds up
-        six hours of calls where other calls wait to be written.
+        """Sum up the ledger for a period that began before the service did. One per refresh: the sum over six hours of
+        calls delays the calls that wait to be written.
         """
-        for (budget, claim), balance in zip(current, balances, strict=True):
+        for (budget, reservation), balance in zip(current, balances, strict=True):
             burn = self._burns.setdefault(budget.balance, Burn())
             if not burn.knows(balance.period_start_ns, now_ns):
                 since_ns = burn_since_ns(balance.period_start_ns, now_ns)
-                burned = await self._store.burn_nanousd(claim, since_ns, now_ns)
+                burned = await self._store.burn_nanousd(reservation, since_ns, now_ns)
                 burn.begin(since_ns, max(balance.spent - burned, 0))
                 return
 
-    def _show(self, budget: Budget, status: BudgetStatus) -> None:
-        shown = self._shown[budget.name] = self._labels_of(budget)
-        exhausted_at_ns = status.exhausted_at_ns or 0
+    def _export(self, budget: Budget, status: BudgetStatus) -> None:
+        labels = self._exported[budget.name] = self._labels_of(budget)
         values = {
             rows.SPENT: status.spent_nanousd,
             rows.RESERVED: status.reserved_nanousd,
             rows.LIMIT: status.limit_nanousd + status.credit_nanousd,
             rows.SOFT_LIMIT: status.soft_limit_nanousd,
             rows.PERIOD_END: status.period_end_ns // NS_PER_S,
-            rows.EXHAUSTION: exhausted_at_ns // NS_PER_S,
+            rows.EXHAUSTION: (status.exhausted_at_ns or 0) // NS_PER_S,
         }
         for row, value in values.items():
-            self._recorder.set(row, shown, value)
+            self._recorder.set(row, labels, value)
 
     def _labels_of(self, budget: Budget) -> Labels:
         return (budget.scope.team, budget.name)
 
-    def _take_back(self, shown: Labels) -> None:
+    def _remove_gauges(self, labels: Labels) -> None:
         for row in rows.ROWS:
-            if row.type == "gauge":  # absent is the truth: the last value of a budget that is gone would page somebody
-                self._recorder.families[row.name].cells.pop(shown, None)
+            if row.type == "gauge":  # the last value of a removed budget would keep an alert firing
+                self._recorder.families[row.name].cells.pop(labels, None)
 
     def _warn(self, budget: Budget, status: BudgetStatus) -> None:
-        """Tell the log once a period of each soft share that is passed."""
+        """Log each soft share that is passed, once per period."""
         shares_and_limits = zip(sorted(budget.soft_shares), budget.soft_limits(status.credit_nanousd), strict=False)
         passed = [share for share, limit in shares_and_limits if 0 < status.spent_nanousd >= limit]
-        period_start_ns, told = self._warned.get(budget.balance, (0, Decimal(0)))
+        period_start_ns, logged = self._warned.get(budget.balance, (0, Decimal(0)))
         if period_start_ns != status.period_start_ns:
-            told = Decimal(0)
-        if passed and passed[-1] > told:
+            logged = Decimal(0)
+        if passed and passed[-1] > logged:
             percent = f"{(passed[-1] * 100).normalize():f}"
             whole = format_usd(status.limit_nanousd + status.credit_nanousd)
             spent = format_usd(status.spent_nanousd)
             log.warning("budget '%s' has passed %s %% of %s: %s is spent", budget.name, percent, whole, spent)
-            told = passed[-1]
-        self._warned[budget.balance] = (status.period_start_ns, told)
+            logged = passed[-1]
+        self._warned[budget.balance] = (status.period_start_ns, logged)

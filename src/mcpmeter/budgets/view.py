@@ -1,4 +1,4 @@
-"""A budget's status as people and programs may read it: dollars as text, instants with the offset of its zone."""
+"""A budget's status for API and command line: dollars as text, instants with the offset of its zone."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Dollars = Annotated[str, msgspec.Meta(pattern=r"^-?[0-9]+\.[0-9]{2,9}$")]
 
 
 class ShownBudget(msgspec.Struct, frozen=True, kw_only=True):
-    """How a budget stands in its present period. An empty team, project, key or model stands for all of them."""
+    """A budget's status in its present period. An empty team, project, key or model means all of them."""
 
     name: str
     team: str
@@ -24,34 +24,34 @@ class ShownBudget(msgspec.Struct, frozen=True, kw_only=True):
     key_id: str
     model: str
     hard: bool
-    """Whether calls beyond it are refused."""
+    """Whether calls beyond the limit are refused."""
     period: PeriodKind
     time_zone: str
     period_start: Instant
     resets_at: Instant | None
-    """None: it is prepaid and does not reset."""
+    """None: prepaid, does not reset."""
     limit_usd: Dollars
     credit_usd: Dollars
-    """Topped up; it goes on top of the limit."""
+    """Sum of top-ups, added to the limit."""
     soft_limit_usd: Dollars
     spent_usd: Dollars
     reserved_usd: Dollars
     left_usd: Dollars
-    """Negative where it is overspent."""
+    """Negative if overspent."""
     burn_usd_per_hour: Dollars
     exhausted_at: Instant | None
-    """When nothing will be left if it burns on as in the last six hours; None while nothing burns."""
+    """When it is exhausted at the burn rate of the last six hours; None if nothing burns."""
 
 
 class BudgetReport(msgspec.Struct, frozen=True, kw_only=True):
-    """What `/api/budgets` and `mcpmeter budgets list --json` say."""
+    """Response of `/api/budgets` and output of `mcpmeter budgets list --json`."""
 
     at: Instant
     budgets: list[ShownBudget]
 
 
 def shown_budget(status: BudgetStatus) -> ShownBudget:
-    """A status as it may be read."""
+    """A status in its public form."""
     zone = Period("day", status.time_zone)
     ends_at_ns, exhausted_at_ns = status.period_end_ns, status.exhausted_at_ns
     return ShownBudget(

@@ -55,7 +55,8 @@ from mcpmeter.ledger.location import Location, PostgresUrl, default_location, lo
 from mcpmeter.ledger.sqlite.connection import Synchronous
 from mcpmeter.pricing.rates import unix_ns
 from mcpmeter.providers import Provider, load_providers
-from mcpmeter.routing.options import CircuitOptions, RetryOptions
+from mcpmeter.routing.circuit_breaker import CircuitOptions
+from mcpmeter.routing.retries import RetryOptions
 from mcpmeter.routing.routes import RouteRule, Routing, RuleUpstream, Upstream
 
 

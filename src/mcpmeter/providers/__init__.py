@@ -1,4 +1,10 @@
-"""Providers: one TOML file in this folder each. Adding one is adding a file; code is for what behaves differently."""
+"""Providers: one TOML file each in this folder, and this module, which reads them.
+
+Owns a provider's addresses, paths, authentication headers, model patterns and price sources. Does not own keys
+(`config`), sending, or what its dialects mean.
+Invariants: adding a provider is adding a file; a file is strict, an unknown key or a contradiction is refused with the
+file's name; a `Provider` is immutable and holds no key; a fault never quotes an address.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +23,7 @@ import msgspec
 from mcpmeter.errors import ConfigInvalid
 
 GENERIC: Final = "generic"
-"""The provider to start from for an upstream that has no file of its own; it has neither address nor key variable."""
+"""Base of an upstream without a file of its own; it has neither address nor key variable."""
 
 Name = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 HeaderName = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9-]+$")]
@@ -26,7 +32,7 @@ Text = Annotated[str, msgspec.Meta(min_length=1)]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Auth:
-    """How the key is sent: the header's name, and the scheme that goes before the key ("" for none)."""
+    """How the key is sent: the header's name, and the scheme before the key ("" for none)."""
 
     header: HeaderName = "authorization"
     scheme: str = "Bearer"
@@ -34,63 +40,63 @@ class Auth:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Provider:
-    """What there is to know of a provider, as its file says it. Holds no key."""
+    """A provider as its file describes it. Holds no key."""
 
     name: Name
     order: int = 100
-    """Rank among the providers that the environment switches on; lower comes first."""
+    """Rank among the providers that the environment enables; lower comes first."""
     base_url: str = ""
-    """Empty where every customer has an address of his own: configuration has to give it."""
+    """Empty if each customer has its own address, which configuration must give."""
     key_env: str = ""
-    """The environment variable that holds the key; it switches the provider on where there is an address."""
+    """The environment variable of the key; it enables the provider if there is an address."""
     otel_name: str = ""
-    """OpenTelemetry's well-known value of `gen_ai.provider.name`; the name itself where it knows none."""
+    """OpenTelemetry's well-known value of `gen_ai.provider.name`; the name itself if there is none."""
     genai_prices_id: str = ""
     """The id under which genai-prices lists the provider; "" for none."""
     price_list: str = ""
-    """The price list that goes before genai-prices; "" for none."""
+    """The price list that takes precedence over genai-prices; "" for none."""
     models: tuple[Text, ...] = ()
     """Names served, as globs (`gpt-*`)."""
     paths: Mapping[str, Text] = field(default_factory=dict)
     """A dialect's path name to the path below `base_url`: `chat` to `/chat/completions`. `{model}` is filled in."""
     auth: Auth = Auth()
     path_auth: Mapping[str, Auth] = field(default_factory=dict)
-    """How the key is sent on paths that differ from `auth`."""
+    """How the key is sent on paths where `auth` does not apply."""
     asks_stream_usage: bool = True
-    """Whether a stream tells its usage only when asked by `stream_options`; False: it tells unasked, or never."""
+    """Whether a stream reports usage only if `stream_options` requests it; False: always, or never."""
     quota: str = ""
-    """Which rate-limit headers it sends, as `relay.quota.STYLES` names them; "" to try all."""
+    """Style of its rate-limit headers, a key of `quota.rate_limit_headers.STYLES`; "" to try all."""
     refused_account_marks: tuple[Text, ...] = ()
-    """What stands in an error's body, whatever its status, when it is the relay's own key that was refused."""
+    """Text in an error's body, of any status, that says the relay's own key was refused."""
     cost_in_body: bool = False
-    """Whether `usage.cost` in its answers is US dollars: other relays mean credits or cents by it."""
+    """Whether `usage.cost` in its responses is US dollars: some relays report credits or cents."""
     cost_header: str = ""
-    """The answer's header that says what the call cost in USD, lower case; "" for none."""
+    """The response header with the call's cost in USD, lower case; "" for none."""
 
     def url(self, path_name: str, model: str = "") -> str:
-        """The address of a dialect's endpoint. KeyError: the provider does not speak the dialect."""
+        """The address of a dialect's endpoint. KeyError: the provider does not support the dialect."""
         path = self.paths[path_name]
         return self.base_url + (path.replace("{model}", quote(model, safe="")) if "{model}" in path else path)
 
     def auth_headers(self, api_key: str, path_name: str = "") -> dict[str, str]:
-        """The header that authenticates with this key on a path; none without a key."""
+        """The header that authenticates with this key on a path; empty without a key."""
         auth = self.path_auth.get(path_name, self.auth)
         return {auth.header: f"{auth.scheme} {api_key}".strip()} if api_key else {}
 
     def renamed(self, name: str, *, base_url: str | None = None, price_list: str | None = None) -> Provider:
-        """This provider under the name, address and price list that configuration gives it."""
+        """This provider with the name, address and price list of configuration."""
         moved = self if base_url is None else replace(self, base_url=base_url.rstrip("/"))
         priced = moved if price_list is None else replace(moved, price_list=price_list)
         return replace(priced, name=name, otel_name=self.otel_name or name)
 
 
 def load_providers(folder: Traversable | None = None) -> Mapping[str, Provider]:
-    """All providers of a folder (the built-in one unless given) by name, in their order.
+    """All providers of a folder (by default the built-in one) by name, in their order.
 
-    Raises ConfigInvalid naming the file where one is not strict TOML of `Provider`'s fields.
+    Raises ConfigInvalid, naming the file, unless each is strict TOML of `Provider`'s fields.
     """
-    where = files(__name__) if folder is None else folder
-    found = [load_provider(file) for file in where.iterdir() if file.name.endswith(".toml")]
+    folder = files(__name__) if folder is None else folder
+    found = [load_provider(file) for file in folder.iterdir() if file.name.endswith(".toml")]
     return MappingProxyType({provider.name: provider for provider in sorted(found, key=lambda p: (p.order, p.name))})
 
 
@@ -109,7 +115,7 @@ def load_provider(file: Traversable) -> Provider:
 
 
 def base_url_fault(url: str) -> str:
-    """What is wrong with an upstream's address, as the end of a sentence that never repeats it; "" if nothing is."""
+    """The fault of an upstream's address, as the end of a sentence that never quotes it; "" if there is none."""
     try:
         parts = urlsplit(url)
         host, _port = parts.hostname, parts.port

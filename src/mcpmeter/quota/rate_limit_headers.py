@@ -1,6 +1,6 @@
-"""Providers' rate-limit headers as samples of what is left. Pure: time comes from the caller.
+"""Reads providers' rate-limit headers into samples. Pure: the caller passes the time.
 
-What cannot be true (negative, NaN, 9.22e18, endless) is dropped and never shown as something that remains.
+Impossible values (negative, NaN, 9.22e18, infinite) are dropped, so they are never shown as remaining.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ import msgspec
 from mcpmeter.catalog.quota import RESOURCES
 
 NS_PER_S: Final = 1_000_000_000
-MOST: Final = 10**12
-"""More of anything than a provider grants; above it a header says "no limit" in some program's largest number."""
+MAX_COUNT: Final = 10**12
+"""More than any provider grants. Larger numbers are some program's maximum and mean "no limit"."""
 
-FURTHEST_RESET_NS: Final = 400 * 86_400 * NS_PER_S
+MAX_RESET_NS: Final = 400 * 86_400 * NS_PER_S
 MAX_VALUE_LENGTH: Final = 64
 MAX_LIST_LENGTH: Final = 1024
-"""Characters of a header that are read at all: of a plain value, and of a structured field with several members."""
+"""Longer header values are ignored: of a plain value, and of a structured field with several members."""
 
 RETRY_AFTER: Final = "retry_after"
 _WINDOW_SECONDS: Final = {"second": 1, "minute": 60, "hour": 3600, "day": 86_400, "month": 31 * 86_400}
@@ -30,20 +30,20 @@ _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Sample(msgspec.Struct, frozen=True, gc=False, kw_only=True):
-    """What one answer says of one resource. At least one of limit, remaining and reset is there."""
+    """One response's report on one resource. At least one of limit, remaining and reset is set."""
 
     resource: str
     """One of `catalog.quota.RESOURCES`."""
     limit: int | None = None
     remaining: int | None = None
     reset_at_ns: int | None = None
-    """Unix nanoseconds (UTC), never before the answer."""
+    """Unix nanoseconds (UTC), never before the response."""
     window_ns: int = 0
-    """The window's length where the header's name or its policy tells it, else 0."""
+    """The window's length if the header's name or policy states it, else 0."""
 
 
-class Names(NamedTuple):
-    """The three headers of one resource."""
+class HeaderNames(NamedTuple):
+    """Names of the three headers of one resource."""
 
     resource: str
     limit: str
@@ -52,8 +52,8 @@ class Names(NamedTuple):
     window_seconds: int = 0
 
 
-def _prefixed(prefix: str, suffix: str, resource: str, window_seconds: int = 0) -> Names:
-    return Names(
+def _prefixed(prefix: str, suffix: str, resource: str, window_seconds: int = 0) -> HeaderNames:
+    return HeaderNames(
         resource, f"{prefix}-limit{suffix}", f"{prefix}-remaining{suffix}", f"{prefix}-reset{suffix}", window_seconds
     )
 
@@ -65,7 +65,7 @@ _OPENAI: Final = (
     _prefixed("x-ratelimit", "-project-tokens", "project_tokens"),
 )
 _ANTHROPIC: Final = tuple(
-    Names(resource, f"anthropic-{name}-limit", f"anthropic-{name}-remaining", f"anthropic-{name}-reset")
+    HeaderNames(resource, f"anthropic-{name}-limit", f"anthropic-{name}-remaining", f"anthropic-{name}-reset")
     for resource, name in (
         ("requests", "ratelimit-requests"),
         ("tokens", "ratelimit-tokens"),
@@ -88,7 +88,7 @@ _PLAIN: Final = (
 _TOKENLIMIT: Final = _prefixed("x-tokenlimit", "", "tokens")
 _ALL: Final = (*_OPENAI, *_ANTHROPIC, *_WINDOWED, *_PLAIN, _TOKENLIMIT)
 
-STYLES: Final[Mapping[str, tuple[Names, ...]]] = {
+STYLES: Final[Mapping[str, tuple[HeaderNames, ...]]] = {
     "openai": _OPENAI,
     "azure-openai": _OPENAI,
     "groq": _OPENAI,
@@ -97,23 +97,23 @@ STYLES: Final[Mapping[str, tuple[Names, ...]]] = {
     "openrouter": (*_PLAIN, *_OPENAI),
     "together": (*_PLAIN, _TOKENLIMIT, *_OPENAI),
 }
-"""Which headers are looked for, by the built-in provider's name; any other name looks for all of them."""
+"""Headers to read, by the built-in provider's name; any other name reads all of them."""
 
 
-def _looked_for(style: tuple[Names, ...]) -> frozenset[str]:
+def _header_names(style: tuple[HeaderNames, ...]) -> frozenset[str]:
     plain = {name for names in style for name in (names.limit, names.remaining, names.reset)}
     return frozenset(plain | {"ratelimit", "ratelimit-policy", "retry-after", "retry-after-ms"})
 
 
-_LOOKED_FOR: Final = {style: _looked_for(names) for style, names in STYLES.items()}
-NAMES_READ: Final = _looked_for(_ALL)
+_HEADER_NAMES: Final = {style: _header_names(names) for style, names in STYLES.items()}
+NAMES_READ: Final = _header_names(_ALL)
 """Every header that any style reads."""
 
 
 def read(headers: Mapping[str, str], style: str, now: int) -> list[Sample]:
-    """What an answer's headers (by lower-case name) say of quotas; a resource once. `now` is Unix ns. Never raises."""
+    """Samples from response headers (lower-case names), one per resource. `now` is Unix ns. Never raises."""
     found: dict[str, Sample] = {}
-    if _LOOKED_FOR.get(style, NAMES_READ).isdisjoint(headers):  # as in most answers of many providers
+    if _HEADER_NAMES.get(style, NAMES_READ).isdisjoint(headers):  # most responses of many providers
         return []
     for names in STYLES.get(style, _ALL):
         if names.resource not in found and (sample := _plain(headers, names, now)):
@@ -126,24 +126,24 @@ def read(headers: Mapping[str, str], style: str, now: int) -> list[Sample]:
     return list(found.values())
 
 
-def _plain(headers: Mapping[str, str], names: Names, now: int) -> Sample | None:
-    said = headers.get(names.limit), headers.get(names.remaining), headers.get(names.reset)
-    return _sample(names.resource, said, names.window_seconds, now)
+def _plain(headers: Mapping[str, str], names: HeaderNames, now: int) -> Sample | None:
+    values = headers.get(names.limit), headers.get(names.remaining), headers.get(names.reset)
+    return _sample(names.resource, values, names.window_seconds, now)
 
 
 def _retry_after(headers: Mapping[str, str], now: int) -> int | None:
     milliseconds = headers.get("retry-after-ms")
     if milliseconds is not None and _NUMBER.fullmatch(milliseconds.strip()):
-        return _within_reach(now + _scaled(milliseconds.strip(), 1_000_000), now)
+        return _bounded(now + _scaled(milliseconds.strip(), 1_000_000), now)
     return reset_at(headers.get("retry-after"), now)
 
 
 # Values --------------------------------------------------------------------------------------------------------------
 
-# A list's comma has a blank after it; without one it may be a separator of thousands.
+# In a list a blank follows the comma; without one it may separate thousands.
 _COUNT: Final = re.compile(r"([0-9]{1,13})(?:\.[0-9]{1,9})?(?:\s*(?:;|,\s).*)?", re.DOTALL)
 _NUMBER: Final = re.compile(r"[0-9]{1,15}(?:\.[0-9]{1,9})?")
-# Go writes microseconds with the micro sign, whose two bytes are read as Latin-1 here.
+# Go writes microseconds with the micro sign, whose two UTF-8 bytes arrive decoded as Latin-1.
 _GO_PARTS: Final = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)(d|h|ms|m|s|us|\xc2?\xb5s|ns)")
 _GO_DURATION: Final = re.compile(rf"(?:{_GO_PARTS.pattern})+")
 _GO_NS: Final = {"d": 86_400 * NS_PER_S, "h": 3600 * NS_PER_S, "m": 60 * NS_PER_S, "s": NS_PER_S, "ms": 10**6, "ns": 1}
@@ -153,16 +153,16 @@ _RFC3339: Final = re.compile(
 
 
 def count(text: str | None) -> int | None:
-    """A count as headers write it (`5000`, `99.5` rounded down, `100, 100;w=60` the first); None for anything else."""
+    """A header's count (`5000`, `99.5` rounded down, the first of `100, 100;w=60`); None for anything else."""
     if text is None or len(text) > MAX_VALUE_LENGTH:
         return None
     match = _COUNT.fullmatch(text.strip())
-    value = int(match[1]) if match else MOST + 1
-    return value if value <= MOST else None
+    value = int(match[1]) if match else MAX_COUNT + 1
+    return value if value <= MAX_COUNT else None
 
 
 def reset_at(text: str | None, now: int) -> int | None:
-    """The instant (Unix ns) of a reset, `now` for one in the past; None for what is no time or is out of reach.
+    """The instant (Unix ns) of a reset, `now` for one in the past; None if malformed or too far in the future.
 
     Reads seconds (`60`, `0.5`), Unix seconds and milliseconds (`1741305600000`), Go's durations (`1m30.951s`, `6ms`),
     RFC 3339 and HTTP dates.
@@ -171,12 +171,12 @@ def reset_at(text: str | None, now: int) -> int | None:
         return None
     for form, instant in _FORMS:
         if form.fullmatch(text):
-            return _within_reach(instant(text, now), now)
-    return _within_reach(_http_date(text), now)
+            return _bounded(instant(text, now), now)
+    return _bounded(_http_date(text), now)
 
 
-def _within_reach(instant: int | None, now: int) -> int | None:
-    if instant is None or instant > now + FURTHEST_RESET_NS:
+def _bounded(instant: int | None, now: int) -> int | None:
+    if instant is None or instant > now + MAX_RESET_NS:
         return None
     return max(instant, now)
 
@@ -234,27 +234,29 @@ _OLDER_FORM: Final = re.compile(r"\s*(limit|remaining|reset)=([0-9]+)\s*(?:[,;]|
 
 
 def _structured(current: str, policy: str, now: int) -> Iterator[Sample]:
-    """`"name";r=…;t=…` beside `"name";q=…;w=…`, or draft 07's `limit=…, remaining=…, reset=…`; the tightest first."""
+    """`"name";r=…;t=…` and `"name";q=…;w=…`, or draft 07's `limit=…, remaining=…, reset=…`; the tightest first."""
     if _OLDER_FORM.match(current):
-        said = dict(_OLDER_FORM.findall(current[:MAX_LIST_LENGTH]))
-        if sample := _sample("requests", (said.get("limit"), said.get("remaining"), said.get("reset")), 0, now):
+        older = dict(_OLDER_FORM.findall(current[:MAX_LIST_LENGTH]))
+        if sample := _sample("requests", (older.get("limit"), older.get("remaining"), older.get("reset")), 0, now):
             yield sample
         return
-    lefts, policies = _members(current), _members(policy)
-    samples = [_of_policy(name, lefts.get(name, {}), policies.get(name, {}), now) for name in {**lefts, **policies}]
-    yield from sorted(filter(None, samples), key=lambda s: MOST if s.remaining is None else s.remaining)
+    currents, policies = _members(current), _members(policy)
+    samples = [
+        _of_policy(name, currents.get(name, {}), policies.get(name, {}), now) for name in {**currents, **policies}
+    ]
+    yield from sorted(filter(None, samples), key=lambda s: MAX_COUNT if s.remaining is None else s.remaining)
 
 
-def _of_policy(name: str, left: Mapping[str, str], policy: Mapping[str, str], now: int) -> Sample | None:
+def _of_policy(name: str, current: Mapping[str, str], policy: Mapping[str, str], now: int) -> Sample | None:
     window_seconds = count(policy.get("w")) or 0
     resource = _resource(name, policy.get("qu", ""), window_seconds)
-    return _sample(resource, (policy.get("q"), left.get("r"), left.get("t")), window_seconds, now)
+    return _sample(resource, (policy.get("q"), current.get("r"), current.get("t")), window_seconds, now)
 
 
 def _sample(
-    resource: str, said: tuple[str | None, str | None, str | None], window_seconds: int, now: int
+    resource: str, values: tuple[str | None, str | None, str | None], window_seconds: int, now: int
 ) -> Sample | None:
-    limit, remaining = count(said[0]), count(said[1])
+    limit, remaining = count(values[0]), count(values[1])
     if not resource or (limit is None and remaining is None):
         return None
     window_ns = window_seconds * NS_PER_S
@@ -262,29 +264,29 @@ def _sample(
         resource=resource,
         limit=limit,
         remaining=remaining,
-        reset_at_ns=reset_at(said[2], now),
-        window_ns=window_ns if window_ns <= FURTHEST_RESET_NS else 0,
+        reset_at_ns=reset_at(values[2], now),
+        window_ns=window_ns if window_ns <= MAX_RESET_NS else 0,
     )
 
 
 def _members(text: str) -> dict[str, dict[str, str]]:
-    """A list's members with their parameters, by name; nothing if any of it is malformed, as RFC 9651 asks."""
+    """A list's members with their parameters, by name; empty if any part is malformed, as RFC 9651 requires."""
     found: dict[str, dict[str, str]] = {}
-    place = 0
-    while place < len(text) <= MAX_LIST_LENGTH:
-        member = _MEMBER.match(text, place)
+    offset = 0
+    while offset < len(text) <= MAX_LIST_LENGTH:
+        member = _MEMBER.match(text, offset)
         if member is None:
             return {}
         found[member[1].strip('"')] = {key: value.strip('"') for key, value in _PARAMETER.findall(member[2])}
-        place = member.end()
+        offset = member.end()
     return found
 
 
 def _resource(name: str, unit: str, window_seconds: int) -> str:
-    """The closed set's word for a policy; "" for a unit that is not in it. A policy's own name is free text."""
-    named = name.lower().replace("-", "_")
-    if named in RESOURCES and named != RETRY_AFTER:
-        return named
+    """The resource of a policy; "" for an unknown unit. A policy's own name is free text: used only if known."""
+    known = name.lower().replace("-", "_")
+    if known in RESOURCES and known != RETRY_AFTER:
+        return known
     if unit not in ("", "requests", "tokens"):
         return ""
     window = next((f"_per_{word}" for word, seconds in _WINDOW_SECONDS.items() if seconds == window_seconds), "")

@@ -1,4 +1,4 @@
-"""What is left of every quota, how fast it burns, and the gauges. Pure: time comes from the caller."""
+"""Follows every quota: what is left, how fast it burns, when it is exhausted; report and gauges."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from mcpmeter.catalog import Metric
 from mcpmeter.catalog import quota as rows
 from mcpmeter.metrics.family import Labels
 from mcpmeter.metrics.recorder import Recorder
-from mcpmeter.quota.rate_limit_headers import MOST, NS_PER_S, Sample, read
+from mcpmeter.quota.rate_limit_headers import MAX_COUNT, NS_PER_S, Sample, read
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 BURN_NS: Final = 300 * NS_PER_S
 """How far back the burn rate looks."""
 BETWEEN_POINTS_NS: Final = 5 * NS_PER_S
-SHORTEST_BURN_NS: Final = NS_PER_S
+MIN_BURN_NS: Final = NS_PER_S
 RESET_SLACK_NS: Final = NS_PER_S
-"""Resets are told in whole seconds by clocks that differ from ours."""
+"""Providers report resets in whole seconds of clocks that differ from ours."""
 BETWEEN_READS_NS: Final = NS_PER_S // 10
 FORGOTTEN_AFTER_NS: Final = 3600 * NS_PER_S
 MAX_QUOTAS: Final = 1024
@@ -31,13 +31,13 @@ MAX_POOLS: Final = 16
 MAX_SOURCES: Final = 512
 
 PublicName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
-Count = Annotated[int, msgspec.Meta(ge=0, le=MOST)]
+Count = Annotated[int, msgspec.Meta(ge=0, le=MAX_COUNT)]
 Seconds = Annotated[float, msgspec.Meta(ge=0)]
 Instant = Annotated[datetime, msgspec.Meta(tz=True)]
 
 
 class QuotaStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """One quota at one instant; of several models' quotas of one name the tightest."""
+    """One quota at one instant; the tightest of several models' quotas of one name."""
 
     provider: PublicName
     credential: PublicName
@@ -48,26 +48,27 @@ class QuotaStatus(msgspec.Struct, frozen=True, kw_only=True):
     reset_at: Instant | None
     resets_in_seconds: Seconds | None
     burn_per_second: Seconds | None
-    """Net of what flows back; None until two answers of one window are known."""
+    """Net of refills; None until two responses of one window are known."""
     exhausted_in_seconds: Seconds | None
     """None: it resets first, or nothing burns."""
     reported_at: Instant
 
 
 class QuotaReport(msgspec.Struct, frozen=True, kw_only=True):
-    """What `/api/quota` answers."""
+    """Response of `/api/quota`."""
 
     at: Instant
     quotas: list[QuotaStatus]
 
 
-def credential_id(provider: str, index: int) -> str:
-    """The public id of a provider's credential by its place in configuration: `openai-1` is the first."""
-    return f"{provider}-{index + 1}"
-
-
 class Track:
-    """One quota over time: the last report and, within one window, where the burn is measured from."""
+    """One quota over time: the last report, and points of the present window from which the burn rate is measured.
+
+    A track is in one window. A report stays in it, and may add a point, until the window ends: its announced reset (or
+    its known length) has passed, the limit changes, remaining rises without an announced reset, or the clock steps
+    back. Then the points are dropped and the report starts the next window. Between reports the track ages by itself:
+    after the reset the whole limit is left, and an hour without a report ends the track.
+    """
 
     __slots__ = ("_points", "limit", "remaining", "reset_at_ns", "seen_at_ns", "window_ns")
 
@@ -81,7 +82,7 @@ class Track:
         """(Unix ns, remaining), the oldest first, at least `BETWEEN_POINTS_NS` apart."""
 
     def take(self, sample: Sample, now: int) -> None:
-        """The next report. A window that has ended, another limit or a clock set back begins the burn anew."""
+        """Record a report."""
         if self._is_another_window(sample, now):
             self._points.clear()
         self.limit = self.limit if sample.limit is None else sample.limit
@@ -96,35 +97,35 @@ class Track:
         if None not in (sample.limit, self.limit) and sample.limit != self.limit:
             return True
         ends_at_ns = self.ends_at_ns
-        # A token bucket refills while it burns: a rise before the announced end is no reset, but less burn.
+        # A token bucket refills while it burns: a rise before the announced end is not a reset, but less burn.
         return sample.remaining > self.remaining if ends_at_ns is None else now >= ends_at_ns - RESET_SLACK_NS
 
     @property
     def ends_at_ns(self) -> int | None:
-        """When the quota is whole again at the latest: as announced, else a window's length after the report."""
+        """When the quota is whole again: the announced reset, else a window's length after the report."""
         if self.reset_at_ns is None and self.window_ns:
             return self.seen_at_ns + self.window_ns
         return self.reset_at_ns
 
     def has_reset(self, now: int) -> bool:
-        """Whether the window that was reported is over."""
+        """Whether the reported window is over."""
         return self.ends_at_ns is not None and now >= self.ends_at_ns
 
     def left(self, now: int) -> int | None:
-        """What remains: by every provider's definition the whole limit after the reset."""
+        """What remains; after the reset the whole limit, by every provider's definition."""
         return self.limit if self.has_reset(now) else self.remaining
 
     def burn_per_second(self, now: int) -> float | None:
-        """Net burn of the last minutes of this window; it fades while no answers come."""
-        began = next((point for point in self._points if point[0] >= now - BURN_NS), None)
-        if began is None or self.remaining is None or self.has_reset(now):
+        """Net burn over the last minutes of this window; it fades without new responses."""
+        first = next((point for point in self._points if point[0] >= now - BURN_NS), None)
+        if first is None or self.remaining is None or self.has_reset(now):
             return None
-        if self.seen_at_ns == began[0] or now - began[0] < SHORTEST_BURN_NS:
+        if self.seen_at_ns == first[0] or now - first[0] < MIN_BURN_NS:
             return None
-        return max(0, began[1] - self.remaining) * NS_PER_S / (now - began[0])
+        return max(0, first[1] - self.remaining) * NS_PER_S / (now - first[0])
 
     def exhausted_in_seconds(self, now: int) -> float | None:
-        """Until nothing is left at the current burn; None where it resets first or nothing burns."""
+        """Seconds until nothing is left at the current burn; None if it resets first or nothing burns."""
         left, burn = self.left(now), self.burn_per_second(now)
         if left == 0 and not self.has_reset(now):
             return 0.0
@@ -135,10 +136,10 @@ class Track:
         return None if resets_first else seconds
 
     def is_over(self, now: int) -> bool:
-        """Whether there is nothing more to show: a Retry-After that has passed, or a quota nobody spoke of for long."""
+        """Whether there is nothing more to show: a Retry-After has passed, or the last report is too old."""
         end = self.seen_at_ns if self.ends_at_ns is None else max(self.ends_at_ns, self.seen_at_ns)
-        says_nothing = self.limit is None and self.left(now) is None
-        return now >= end + (0 if says_nothing else FORGOTTEN_AFTER_NS)
+        is_empty = self.limit is None and self.left(now) is None
+        return now >= end + (0 if is_empty else FORGOTTEN_AFTER_NS)
 
     def tightness(self, now: int) -> tuple[float, float, int]:
         """Smaller is tighter: exhausted soonest, then the smallest share left, then the latest reset."""
@@ -153,7 +154,7 @@ class Track:
 
 
 class _Source:
-    """Headers of the last answer of one credential and model, until they are read."""
+    """Headers of the last response of one credential and model, until they are read."""
 
     __slots__ = ("headers", "read_at_ns", "seen_at_ns", "style")
 
@@ -169,26 +170,26 @@ Quota = tuple[str, str, str]
 
 
 class QuotaTracker:
-    """The latest of every quota, its burn, and the gauges. Used from one thread; `now` is always Unix ns.
+    """All quotas. Used from one thread; `now` is always Unix ns.
 
-    Providers count models apart, so that a call's model is its `pool`: each is followed by itself, and the tightest of
-    one credential and resource is shown. Bounded: the quota that was silent longest makes room.
+    Providers count models separately, so a call's model is its `pool`: each pool has its own track, and the tightest of
+    one credential and resource is shown. Bounded: the quota without a report for longest makes room.
     """
 
     def __init__(self, recorder: Recorder) -> None:
         self._recorder = recorder
         self._sources: dict[tuple[str, str, str], _Source] = {}
         self._tracks: dict[Quota, dict[str, Track]] = {}
-        self._shown: dict[Quota, Labels] = {}
+        self._exported: dict[Quota, Labels] = {}
 
     def register(self, credentials: Iterable[str]) -> None:
-        """Add credentials' public ids to the label's closed set; any other is shown as `other`."""
+        """Add credentials' public ids to the label's closed set; others are shown as `other`."""
         self._recorder.label_allowlist.register(rows.CREDENTIAL.vocabulary, credentials)
 
     def note(
         self, provider: str, credential: str, headers: Mapping[str, str], style: str, *, now: int, pool: str = ""
     ) -> None:
-        """An answer has come. Its headers must not change afterwards: most are read only when somebody looks."""
+        """Record a response's headers, which must not change afterwards: most are read only by a report or scrape."""
         key = (provider, credential, pool)
         source = self._sources.get(key)
         if source is None:
@@ -199,31 +200,31 @@ class QuotaTracker:
             self._read(key, source)
 
     def take(self, provider: str, credential: str, samples: Iterable[Sample], *, now: int, pool: str = "") -> None:
-        """Keep what `read` found in an answer."""
+        """Record a response's samples."""
         for sample in samples:
             quota = (provider, credential, sample.resource)
             pools = self._tracks.pop(quota, None) or {}
             track = pools.pop(pool, None) or Track()
             track.take(sample, now)
             pools[pool] = track
-            self._tracks[quota] = pools  # last now: what stands first was silent longest
+            self._tracks[quota] = pools  # moves it to the end: the first entry is without a report for longest
             _make_room(pools, MAX_POOLS)
             _make_room(self._tracks, MAX_QUOTAS)
 
     def report(self, now: int) -> QuotaReport:
         """All quotas, ordered by their names."""
         self._settle(now)
-        standings = [_standing(quota, _tightest(pools, now), now) for quota, pools in sorted(self._tracks.items())]
-        return QuotaReport(at=_instant(now), quotas=standings)
+        statuses = [_status(quota, _tightest(pools, now), now) for quota, pools in sorted(self._tracks.items())]
+        return QuotaReport(at=_instant(now), quotas=statuses)
 
     def publish(self, now: int) -> None:
-        """Write the gauges and take back those of which nothing is known any more: just before a scrape's copy."""
+        """Write the gauges and remove those of unknown values. Called just before a scrape's copy."""
         self._settle(now)
-        for quota in [quota for quota in self._shown if quota not in self._tracks]:
-            self._write(self._shown.pop(quota), dict.fromkeys(rows.ROWS))
+        for quota in [quota for quota in self._exported if quota not in self._tracks]:
+            self._write(self._exported.pop(quota), dict.fromkeys(rows.ROWS))
         for quota, pools in self._tracks.items():
-            if quota not in self._shown:
-                self._shown[quota] = tuple(map(self._recorder.clamp, rows.LIMIT.labels, quota))
+            if quota not in self._exported:
+                self._exported[quota] = tuple(map(self._recorder.clamp, rows.LIMIT.labels, quota))
             track = _tightest(pools, now)
             exhausted = track.exhausted_in_seconds(now)
             values = {
@@ -232,13 +233,13 @@ class QuotaTracker:
                 rows.RESET: None if track.reset_at_ns is None else -(-track.reset_at_ns // NS_PER_S),
                 rows.EXHAUSTION: None if exhausted is None else int(exhausted),
             }
-            self._write(self._shown[quota], values)
+            self._write(self._exported[quota], values)
 
     def _write(self, labels: Labels, values: Mapping[Metric, int | None]) -> None:
         for row, value in values.items():
             family = self._recorder.families[row.name]
             if value is None:
-                family.cells.pop(labels, None)  # absent is the truth: a 0 would page somebody
+                family.cells.pop(labels, None)  # absent, since a 0 would fire an alert
             else:
                 family.set(labels, value)
 
@@ -261,8 +262,8 @@ class QuotaTracker:
             self.take(provider, credential, samples, now=source.seen_at_ns, pool=pool)
 
 
-def _make_room(kept: dict[Any, Any], most: int) -> None:
-    while len(kept) > most:
+def _make_room(kept: dict[Any, Any], max_length: int) -> None:
+    while len(kept) > max_length:
         del kept[next(iter(kept))]
 
 
@@ -270,7 +271,7 @@ def _tightest(pools: Mapping[str, Track], now: int) -> Track:
     return min(pools.values(), key=lambda track: track.tightness(now))
 
 
-def _standing(quota: Quota, track: Track, now: int) -> QuotaStatus:
+def _status(quota: Quota, track: Track, now: int) -> QuotaStatus:
     provider, credential, resource = quota
     reset_at_ns = track.reset_at_ns
     return QuotaStatus(

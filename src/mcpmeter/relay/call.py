@@ -39,7 +39,8 @@ from mcpmeter.relay.headers import answer_error, cost_headers, handed_on, own_he
 from mcpmeter.relay.piping import Pipe
 from mcpmeter.relay.runtime import EndpointConfig, Runtime
 from mcpmeter.relay.stream import StreamTee
-from mcpmeter.routing.failover import Attempts, Candidate, Send, Wait
+from mcpmeter.routing.attempts import Attempts, Send, Wait
+from mcpmeter.routing.candidates import Candidate
 
 _Result = TypeVar("_Result")
 

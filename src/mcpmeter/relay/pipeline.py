@@ -116,7 +116,7 @@ class Pipeline:
             caller = caller.refined(runtime.attribution, _told(exchange, runtime.attribution))
         claims: tuple[Reservation, ...] = ()
         max_cost_nanousd = 0
-        if runtime.limits.concern(caller):
+        if runtime.limits.apply_to(caller):
             at_ns = opened.call.started_at_ns
             claims, max_cost_nanousd = await _claims(runtime.limits, caller, plan, asked=asked, body=body, at_ns=at_ns)
         call = msgspec.structs.replace(
@@ -155,7 +155,7 @@ async def _claims(
     most_prompt = asked.max_prompt_tokens
     if most_prompt is None:
         most_prompt = await off_loop_if_large(max_prompt_tokens, body)
-    return limits.claims(
+    return limits.reserve(
         caller,
         [(route.upstream.name, route.model) for route in plan.routes],
         max_prompt_tokens=most_prompt,

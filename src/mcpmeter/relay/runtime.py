@@ -47,7 +47,7 @@ class Runtime:
         if self.keys.empty:
             return self.anybody
         try:
-            return Caller.of(self.keys.identify(secret))
+            return self.keys.caller(secret)
         except NotAuthenticated:
             if self.options.keys_optional:
                 return self.anybody

@@ -1,125 +1,128 @@
-"""A circuit breaker: an upstream that keeps failing is left alone for a while, then tried by one call."""
+"""A circuit breaker: an upstream that keeps failing gets no calls for a while, then one probe.
+
+The states are closed, open and half-open. Closed sends every call; `failures` consecutive failures within
+`window_seconds` open it. Open sends none for `open_seconds`, then it is half-open and lets one probe through. A good
+response closes it, a failed probe opens it for as long again, an abandoned probe frees its place.
+
+Every opening and closing starts a new period. A permit carries its period's number, so the result of a call sent in an
+earlier period changes nothing: a slow success from before the failures cannot close the circuit.
+"""
 
 from __future__ import annotations
 
 from collections import deque
-from typing import Literal
+from dataclasses import dataclass
 
 import msgspec
 
-from mcpmeter.routing.options import CircuitOptions, nanoseconds
+from mcpmeter.routing.retries import nanoseconds
 
-State = Literal["closed", "open", "half_open"]
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CircuitOptions:
+    """`failures` in a row, all within `window_seconds`, open the circuit for `open_seconds`.
+
+    In a row: if successes in between did not count, one failure in ten thousand would cut off a busy upstream.
+    """
+
+    failures: int = 5
+    window_seconds: float = 30.0
+    open_seconds: float = 15.0
 
 
 class Permit(msgspec.Struct, frozen=True, gc=False):
-    """That a call was sent, and into which of the circuit's periods its result belongs."""
+    """One call that was sent: the circuit's period that its result belongs to, and whether it is the probe."""
 
     period: int
     is_probe: bool
 
 
-class Breaker:
-    """The circuit of one upstream. Instants are monotonic nanoseconds that the caller gives."""
+class CircuitBreaker:
+    """The circuit of one upstream. Instants are monotonic nanoseconds given by the caller."""
 
     # fmt: off
     __slots__ = (
-        "_failed_at_ns", "_half_opens_at_ns", "_is_open", "_options", "_period", "_probe_is_out", "is_clean", "permit",
+        "_failed_at_ns", "_is_probing", "_options", "_period", "half_opens_at_ns", "is_clean", "is_closed", "permit",
     )
     # fmt: on
 
     def __init__(self, options: CircuitOptions) -> None:
         self._options = options
         self._failed_at_ns: deque[int] = deque(maxlen=options.failures)
-        self._is_open = False
-        self._half_opens_at_ns = 0
-        self._probe_is_out = False
+        self._is_probing = False
         self._period = 0
-        self.is_clean = True
-        """Closed, and no failure in its row: a call may be sent, and its success says nothing new."""
-        self.permit = Permit(0, is_probe=False)
-        """Of all calls of this period but the probe."""
-
-    @property
-    def is_closed(self) -> bool:
+        self.is_closed = True
         """Whether calls go to the upstream as usual."""
-        return not self._is_open
-
-    @property
-    def half_opens_at_ns(self) -> int:
-        """From when on an open circuit lets a probe through."""
-        return self._half_opens_at_ns
+        self.half_opens_at_ns = 0
+        """When an open circuit lets a probe through."""
+        self.is_clean = True
+        """Closed without a recent failure: a call may be sent, and its success changes nothing."""
+        self.permit = Permit(0, is_probe=False)
+        """Shared by all calls of this period except the probe."""
 
     def reconfigure(self, options: CircuitOptions) -> None:
-        """Take new options; what has happened stays known."""
+        """Use new options; recorded failures stay."""
         self._options = options
         self._failed_at_ns = deque(self._failed_at_ns, maxlen=options.failures)
 
-    def state(self, now_ns: int) -> State:
-        """Closed, open, or half-open."""
-        if not self._is_open:
-            return "closed"
-        return "half_open" if now_ns >= self._half_opens_at_ns else "open"
-
-    def lets_through(self, now_ns: int) -> bool:
-        """Whether a call may be sent: the circuit is closed, or half-open and no probe is out."""
-        return not self._is_open or (now_ns >= self._half_opens_at_ns and not self._probe_is_out)
+    def allows(self, now_ns: int) -> bool:
+        """Whether a call may be sent: the circuit is closed, or half-open without a probe in flight."""
+        return self.is_closed or (now_ns >= self.half_opens_at_ns and not self._is_probing)
 
     def send(self, now_ns: int) -> Permit:
-        """A call is sent; the first one in half-open is the probe. Each permit ends by one of the next methods.
+        """Record that a call is sent; the first one in half-open is the probe.
 
-        A call may also be sent against the circuit, where there is nowhere else to go.
+        A call may also be sent against the circuit if there is no other upstream. Each permit ends with `succeeded`,
+        `failed` or `abandoned`.
         """
-        is_probe = self._is_open and self.lets_through(now_ns)
-        if not is_probe:
+        if self.is_closed or not self.allows(now_ns):
             return self.permit
-        self._probe_is_out = True
+        self._is_probing = True
         return Permit(self._period, is_probe=True)
 
-    def answers(self, permit: Permit) -> Permit:
-        """The head of a good answer has come: an open circuit closes. Returns the permit that the whole answer ends."""
-        if permit.period == self._period and self._is_open:
-            self._begin_period(is_open=False)
+    def headers_received(self, permit: Permit) -> Permit:
+        """Close an open circuit on the headers of a good response. Returns the permit that ends the whole response."""
+        if permit.period == self._period and not self.is_closed:
+            self._begin_period(is_closed=True)
             return self.permit
         return permit
 
     def succeeded(self, permit: Permit) -> None:
-        """The upstream worked: the row is broken and the circuit closed, unless the call was sent before it opened."""
+        """Forget the failures and close the circuit, unless the call was sent in an earlier period."""
         if permit.period == self._period:
             self._failed_at_ns.clear()
-            self.is_clean = not self._is_open
-            self.answers(permit)
+            self.is_clean = self.is_closed
+            self.headers_received(permit)
 
     def failed(self, permit: Permit, now_ns: int) -> None:
-        """The upstream failed: one more in the row, and back to open if it was the probe."""
+        """Count a failure of the upstream; a failed probe opens the circuit again."""
         if permit.period != self._period:
             return
         if permit.is_probe:
             self._open(now_ns)
-        elif not self._is_open:
+        elif self.is_closed:
             self._failed_at_ns.append(now_ns)
             self.is_clean = False
-            if self._row_is_full():
+            if self._has_too_many_failures():
                 self._open(now_ns)
 
     def abandoned(self, permit: Permit) -> None:
-        """Nothing was learned: the caller left, or its own mistake was answered. A probe's place is free again."""
+        """End a call that says nothing about the upstream: the caller left, or the request was at fault."""
         if permit.is_probe and permit.period == self._period:
-            self._probe_is_out = False
+            self._is_probing = False
 
-    def _row_is_full(self) -> bool:
+    def _has_too_many_failures(self) -> bool:
         failed = self._failed_at_ns
-        is_full = len(failed) == self._options.failures
-        return is_full and failed[-1] - failed[0] <= nanoseconds(self._options.window_seconds)
+        window_ns = nanoseconds(self._options.window_seconds)
+        return len(failed) == self._options.failures and failed[-1] - failed[0] <= window_ns
 
     def _open(self, now_ns: int) -> None:
-        self._half_opens_at_ns = now_ns + nanoseconds(self._options.open_seconds)
-        self._begin_period(is_open=True)
+        self.half_opens_at_ns = now_ns + nanoseconds(self._options.open_seconds)
+        self._begin_period(is_closed=False)
 
-    def _begin_period(self, *, is_open: bool) -> None:
-        self._is_open = is_open
+    def _begin_period(self, *, is_closed: bool) -> None:
+        self.is_closed = self.is_clean = is_closed
         self._period += 1
-        self._probe_is_out = False
+        self._is_probing = False
         self._failed_at_ns.clear()
-        self.is_clean = not is_open
         self.permit = Permit(self._period, is_probe=False)

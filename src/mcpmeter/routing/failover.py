@@ -1,10 +1,10 @@
-"""Failover: where a call goes, whether it is tried again, and what is learned of upstreams and credentials from it.
+"""Failover: the state over all calls of a pipeline, and its metrics.
 
-Pure: no I/O, no waiting; time and chance are injected. Whoever sends asks what to do and tells what came of it:
+The relay asks for each step and reports each result:
 
     plan = routing.plan(model).where(speaks_the_dialect)
     with failover.begin(plan, total_seconds) as attempts:      # for the whole call, until its last byte
-        answer = await self._send(attempts)
+        response = await self._send(attempts)
         ...                                                    # attempts.broke() if the provider breaks it off later
 
     async def _send(self, attempts):
@@ -16,61 +16,43 @@ Pure: no I/O, no waiting; time and chance are injected. Whoever sends asks what 
                     await asyncio.sleep(seconds)
                 case Send(candidate):
                     try:
-                        answer = await self._post(candidate)   # timed by min(its total_seconds, attempts.seconds_left)
+                        response = await self._post(candidate)  # timeout: min(its total_seconds, attempts.seconds_left)
                     except UpstreamFault as fault:
                         if not attempts.failed(fault):
                             raise
                     else:
-                        if not attempts.answered(answer.status, answer.headers):
-                            return answer
-                        answer.abort()
-
-Nothing is sent again once `answered` has said False, and that comes before the first byte to the client.
+                        if not attempts.answered(response.status, response.headers):
+                            return response
+                        response.abort()
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from random import Random
 
-from mcpmeter.routing.attempts import Attempts, Refuse, Send, Wait
-from mcpmeter.routing.candidates import Candidate, RouteTarget, route_targets
-from mcpmeter.routing.circuit_breaker import Breaker
+from mcpmeter.catalog import OTHER
+from mcpmeter.catalog import upstream as rows
+from mcpmeter.metrics.recorder import Recorder
+from mcpmeter.routing.attempts import Attempts
+from mcpmeter.routing.candidates import RouteTarget, route_targets
+from mcpmeter.routing.circuit_breaker import CircuitOptions
 from mcpmeter.routing.health import FailoverObserver, FailoverState
-from mcpmeter.routing.metrics import FailoverMetrics
-from mcpmeter.routing.options import CircuitOptions, RetryOptions
 from mcpmeter.routing.outcomes import Outcome
-from mcpmeter.routing.retry_budget import FLOOR, RetryBudget
+from mcpmeter.routing.retries import RetryBudget, RetryOptions
 from mcpmeter.routing.routes import MAX_PLANS, Plan, Upstream
-
-__all__ = [
-    "FLOOR",
-    "Attempts",
-    "Breaker",
-    "Candidate",
-    "CircuitOptions",
-    "Failover",
-    "FailoverMetrics",
-    "FailoverObserver",
-    "Outcome",
-    "Refuse",
-    "RetryBudget",
-    "RetryOptions",
-    "Send",
-    "Wait",
-]
 
 
 class Failover:
-    """One for a pipeline: circuits, credentials that must wait, and the retry budget, over all calls and reloads.
+    """One per pipeline: circuits, backoff of credentials and the retry budget, over all calls and reloads.
 
-    `clock_ns` is monotonic, `unix_ns` is UTC (for dates in Retry-After), `random` gives values in [0, 1).
+    `clock_ns` is monotonic, `unix_ns` is UTC (for dates in Retry-After), `random` returns values in [0, 1).
     """
 
     def __init__(
         self,
-        tally: FailoverObserver,
+        observer: FailoverObserver,
         *,
         retries: RetryOptions | None = None,
         circuit: CircuitOptions | None = None,
@@ -79,32 +61,65 @@ class Failover:
         random: Callable[[], float] | None = None,
     ) -> None:
         retries = retries or RetryOptions()
-        self._shared = FailoverState(
+        self._state = FailoverState(
             retries=retries,
             circuit=circuit or CircuitOptions(),
             budget=RetryBudget(retries.budget_ratio),
-            tally=tally,
+            observer=observer,
             clock_ns=clock_ns,
             unix_ns=unix_ns,
             random=random or Random().random,  # noqa: S311 (spreads load, guards nothing)
         )
-        self._ways: dict[int, tuple[Plan, tuple[RouteTarget, ...]]] = {}
-        """By the identity of the plan, which is kept with them; bounded, for callers name the models."""
+        self._targets: dict[int, tuple[Plan, tuple[RouteTarget, ...]]] = {}
+        """By the plan's identity; the plan is kept so that its id is not reused. Bounded: callers name the models."""
 
     def configure(self, retries: RetryOptions, circuit: CircuitOptions, upstreams: Sequence[Upstream]) -> None:
-        """Take what a reload says. What is known of upstreams and credentials that stay is kept."""
-        self._shared.retries, self._shared.circuit = retries, circuit
-        self._shared.budget.reconfigure(retries.budget_ratio)
-        self._shared.forget_all_but(upstreams)
-        self._ways.clear()
+        """Apply a reload. State of upstreams and credentials that remain is kept."""
+        self._state.retries, self._state.circuit = retries, circuit
+        self._state.budget.reconfigure(retries.budget_ratio)
+        self._state.forget_all_but(upstreams)
+        self._targets.clear()
 
     def begin(self, plan: Plan, total_seconds: float) -> Attempts:
-        """The attempts of one call, all waits and attempts together in `total_seconds`."""
-        kept = self._ways.get(id(plan)) or self._look_up(plan)
-        return Attempts(plan, kept[1], total_seconds, self._shared)
+        """The attempts of one call; waits and attempts together take at most `total_seconds`."""
+        kept = self._targets.get(id(plan)) or self._look_up(plan)
+        return Attempts(plan, kept[1], total_seconds, self._state)
 
     def _look_up(self, plan: Plan) -> tuple[Plan, tuple[RouteTarget, ...]]:
-        if len(self._ways) >= MAX_PLANS:
-            self._ways.clear()
-        kept = self._ways[id(plan)] = plan, route_targets(plan, self._shared)
+        if len(self._targets) >= MAX_PLANS:
+            self._targets.clear()
+        kept = self._targets[id(plan)] = plan, route_targets(plan, self._state)
         return kept
+
+
+class FailoverMetrics:
+    """The `FailoverObserver` that feeds a recorder. Call `register` before the first call and after each reload."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        self._recorder = recorder
+        self._attempts = recorder.families[rows.ATTEMPTS.name].cells
+
+    def register(self, providers: Iterable[str]) -> None:
+        """Create every series: counters at 0, new upstreams up with a closed circuit."""
+        for name in providers:
+            for row in (rows.ATTEMPTS, rows.RETRIES):
+                self._recorder.register_children(row, ((name,), row.labels[1].values or ()))
+            if (name,) not in self._recorder.families[rows.UP.name].cells:
+                self.status(name, is_up=True, is_circuit_open=False)
+
+    def attempted(self, provider: str, outcome: Outcome) -> None:
+        """Count an attempt that received its response headers, or ended before them."""
+        cell = self._attempts.get((provider, outcome))
+        if cell is not None and provider != OTHER:  # a registered child needs no check against the label's closed set
+            cell.value += 1
+        else:
+            self._recorder.add(rows.ATTEMPTS, (provider, outcome))
+
+    def retried(self, provider: str, reason: Outcome) -> None:
+        """Count a retry, by the provider and outcome that caused it."""
+        self._recorder.add(rows.RETRIES, (provider, reason))
+
+    def status(self, provider: str, *, is_up: bool, is_circuit_open: bool) -> None:
+        """Set the gauges of an upstream."""
+        self._recorder.set(rows.UP, (provider,), int(is_up))
+        self._recorder.set(rows.CIRCUIT_OPEN, (provider,), int(is_circuit_open))

@@ -1,4 +1,4 @@
-"""What came of one attempt, and what follows from that. Every decision on retries stands in this file's table."""
+"""The outcome of one attempt and its consequences. Every decision on retries follows from the table in this file."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ Outcome = Literal[
     "garbage",
     "abandoned",
 ]
-"""How far an attempt came, up to the answer's head; the closed set of a metric's label."""
+"""Result of an attempt up to the response headers; the closed set of a metric's label."""
 
-# outcome       what it is                           tried again                   counts against the circuit
+# outcome       cause                                retried                       counts against the circuit
 #
-# ok            2xx                                  no                            no: closes it, ends the row
-# rate_limited  429                                  yes                           no: it works, for others
-# refused       401, 402, or a body that says that   with another credential only  no
-#               the credential is no good
-# forbidden     403: perhaps the prompt's fault      no: what one provider's       no
-#                                                    moderation refuses is not
-#                                                    hawked to the next
+# ok            2xx                                  no                            no: closes it, clears failures
+# rate_limited  429                                  yes                           no: it works for other callers
+# refused       401, 402, or a body that says the    with another credential only  no
+#               credential is not valid
+# forbidden     403: possibly the prompt's fault     no: a prompt that one         no
+#                                                    provider's moderation refuses
+#                                                    is not offered to the next
 # caller_error  any other 4xx                        no                            no
 # server_error  5xx                                  500, 502, 503, 504, 529       all but 501 and 505
 # unreachable   no connection; nothing was sent      yes                           yes
-# broken        closed before the head: mostly the   yes                           yes
+# broken        closed before the headers: mostly a  yes                           yes
 #               race with an idle connection's end
-# timeout       no head in time: the provider may    if configured                 yes
-#               be working, and bill for both
+# timeout       no headers in time: the provider     if configured                 yes
+#               may still work, and bill for both
 # garbage       not HTTP, or a redirect: the         no                            yes
 #               address is wrong
 # abandoned     the caller left, or a fault of ours  no                            no
@@ -45,11 +45,11 @@ RETRIED: Final[frozenset[Outcome]] = frozenset(("rate_limited", "refused", "unre
 RETRIED_5XX: Final = frozenset((500, 502, 503, 504, 529))
 FAILURES: Final[frozenset[Outcome]] = frozenset(("server_error", "unreachable", "broken", "timeout", "garbage"))
 HARMLESS_5XX: Final = frozenset((501, 505))
-"""They depend on the request, so that a caller could open everybody's circuit with them."""
+"""They depend on the request: if they counted, one caller could open the circuit for all callers."""
 
 
 def outcome_of_status(status: int) -> Outcome:
-    """Of an answer's status code."""
+    """The outcome of a response by its status code."""
     if 200 <= status < 300:
         return "ok"
     if status == 429:
@@ -64,7 +64,7 @@ def outcome_of_status(status: int) -> Outcome:
 
 
 def outcome_of_fault(fault: BaseException) -> Outcome:
-    """Of an attempt that brought no answer."""
+    """The outcome of an attempt without a response."""
     match fault:
         case UpstreamUnreachable():
             return "unreachable"
@@ -78,7 +78,7 @@ def outcome_of_fault(fault: BaseException) -> Outcome:
 
 
 def is_retried(outcome: Outcome, status: int, *, after_timeout: bool) -> bool:
-    """Whether another attempt may bring something better. `status` is 0 where there was no answer."""
+    """Whether another attempt may succeed. `status` is 0 without a response."""
     return outcome in RETRIED or status in RETRIED_5XX or (after_timeout and outcome == "timeout")
 
 

@@ -1,4 +1,4 @@
-"""Which upstreams serve a model: pure decisions on the configured upstreams, routes and aliases, in their order."""
+"""Which upstreams serve a model, decided from the configured upstreams, routes and aliases."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from mcpmeter.http.client.interface import Timeouts
 from mcpmeter.providers import Provider
 
 Mode = Literal["ordered", "weighted"]
-"""How a route's upstreams take turns: the first that can be called, or one drawn by weight."""
+"""How a route selects among its upstreams: the first that can be called, or one drawn by weight."""
 
 MAX_PLANS: Final = 1024
-"""Kept of what is worked out once a model: callers name the models, so there is no end of names."""
+"""Plans cached per model: callers name the models, so the number of names is unbounded."""
 
 NO_ALIASES: Final[Mapping[str, str]] = MappingProxyType({})
 
 
 def is_glob(name: str) -> bool:
-    """Whether a listed model stands for many names."""
+    """Whether a listed model is a pattern."""
     return any(char in name for char in "*?[")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Credential:
-    """One of an upstream's keys. `id` (`openai-1`: the provider and its place in configuration) may be shown."""
+    """One of an upstream's keys. `id` is public: the provider and its position in configuration, as in `openai-1`."""
 
     id: str
     secret: str = field(default="", repr=False)
@@ -35,29 +35,30 @@ class Credential:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Upstream:
-    """A provider as it is configured: its own name and address, its keys, and the models listed for it."""
+    """A configured provider: its name and address, its keys, and the models listed for it."""
 
     provider: Provider
     api_key: str = field(default="", repr=False)
     """The first key."""
     api_keys: tuple[str, ...] = field(default=(), repr=False)
-    """All keys, where there are several; calls take turns on them."""
+    """All keys if there are several; calls rotate over them."""
     models: tuple[str, ...] = ()
     """Models listed in configuration: exact names, or globs (`local-*`)."""
     weight: int = 1
-    """Its share of the calls in a weighted route, where the route itself gives none."""
+    """Its share of the calls in a weighted route that gives none itself."""
     timeouts: Timeouts = field(default_factory=Timeouts)
 
+    name: str = field(init=False, repr=False)
+    """The provider's configured name. A field, as every call reads it."""
     exact_names: frozenset[str] = field(init=False, repr=False)
-    """The listed models that are no globs."""
+    """The listed models that are not globs."""
     patterns: tuple[str, ...] = field(init=False, repr=False)
-    """The listed globs, then what the provider's own file says it serves."""
+    """The listed globs, then those of the provider's own file."""
     credentials: tuple[Credential, ...] = field(init=False, repr=False)
-    """Every key once, in order; one with an empty secret where there is no key."""
-    secrets: tuple[str, ...] = field(init=False, repr=False)
-    """The same, without their ids."""
+    """Every key once, in order; one with an empty secret if there is no key."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "name", self.provider.name)
         globs = tuple(name for name in self.models if is_glob(name))
         object.__setattr__(self, "exact_names", frozenset(self.models).difference(globs))
         object.__setattr__(self, "patterns", (*globs, *self.provider.models))
@@ -65,12 +66,6 @@ class Upstream:
         object.__setattr__(self, "api_key", secrets[0])
         numbered = (Credential(id=f"{self.name}-{n}", secret=secret) for n, secret in enumerate(secrets, 1))
         object.__setattr__(self, "credentials", tuple(numbered))
-        object.__setattr__(self, "secrets", tuple(secrets))
-
-    @property
-    def name(self) -> str:
-        """The provider's configured name."""
-        return self.provider.name
 
     def serves(self, model: str) -> bool:
         """Whether this upstream names the model, exactly or by a pattern."""
@@ -79,7 +74,7 @@ class Upstream:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Route:
-    """Where a call goes, and the model's name as that upstream knows it."""
+    """An upstream of a plan, and the model's name there."""
 
     upstream: Upstream
     model: str
@@ -88,29 +83,29 @@ class Route:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """Where a call may go: at least one route, in their order."""
+    """Where a call may go: one or more routes, in order."""
 
     routes: tuple[Route, ...]
     mode: Mode = "ordered"
 
     first: Route = field(init=False, repr=False, compare=False)
-    """The route of the first choice, if nothing speaks against it and no weights are drawn."""
+    """The first choice, unless weights are drawn or its upstream is avoided."""
     total_seconds: float = field(init=False, repr=False, compare=False)
-    """How long a call may take in all: as long as the most patient of its upstreams."""
+    """Time limit of a whole call: the largest of its upstreams' limits."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "first", self.routes[0])
         object.__setattr__(self, "total_seconds", max(r.upstream.timeouts.total_seconds for r in self.routes))
 
     def where(self, fits: Callable[[Upstream], bool]) -> Plan | None:
-        """The plan without upstreams that do not fit (that do not speak a dialect); None where none is left."""
+        """The plan with only the upstreams that fit (that speak a dialect); None if there are none."""
         routes = tuple(route for route in self.routes if fits(route.upstream))
         return Plan(routes=routes, mode=self.mode) if routes else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RuleUpstream:
-    """An upstream of a rule. Without a weight its own counts, without a model the name that was asked for."""
+    """An upstream of a rule. Defaults: the upstream's own weight, and the requested model's name."""
 
     name: str
     weight: int | None = None
@@ -119,20 +114,23 @@ class RuleUpstream:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RouteRule:
-    """Models, exact or as globs, and the upstreams that serve them in each other's place."""
+    """Models, exact or as globs, and the upstreams that can serve each of them."""
 
     models: tuple[str, ...]
     upstreams: tuple[RuleUpstream, ...]
     mode: Mode = "ordered"
 
     def covers(self, model: str) -> bool:
-        """Whether the rule is about this model."""
+        """Whether the rule applies to this model."""
         return any(fnmatchcase(model, glob) for glob in self.models)
 
 
 class Routing:
-    """From a model's name to a plan. Only a rule gives a call more than one upstream: another provider has other
-    prices and sees the prompt, so that must be somebody's decision."""
+    """Maps a model's name to a plan.
+
+    Only a rule gives a call more than one upstream: another provider has other prices and sees the prompt, so failover
+    to it must be configured.
+    """
 
     def __init__(
         self,
@@ -142,26 +140,26 @@ class Routing:
         aliases: Mapping[str, str] = NO_ALIASES,
         default: str | None = None,
     ) -> None:
-        """ValueError: a rule names no known upstream; configuration has refused such rules before."""
+        """ValueError: a rule names no upstream, or an unknown one; configuration refuses such rules earlier."""
         self.upstreams = tuple(upstreams)
         self._by_name = {upstream.name: upstream for upstream in upstreams}
         self._aliases = dict(aliases)
         self._default = default
         self._rules = [(rule, self._routes_of(rule)) for rule in rules]
         self.known_plans: dict[tuple[str, str], Plan] = {}
-        """(model, dialect's path name) -> what `Runtime.plan` made of it; bounded, for callers name the models."""
+        """(model, dialect's path name) -> the plan that `Runtime.plan` made; bounded, since callers name the models."""
 
     def plan(self, model: str) -> Plan:
-        """An alias stands for its target; then `provider/model`, then the first rule that covers it, then `route`.
+        """Resolves an alias, then tries `provider/model`, the first rule that covers the model, and `route`.
 
         ValueError: there are no upstreams.
         """
         model = self._aliases.get(model, model)
-        if (forced := _forced(model, self.upstreams)) is not None:
-            return Plan(routes=(Route(upstream=forced[0], model=forced[1]),))
+        if (found := _by_prefix(model, self.upstreams)) is not None:
+            return Plan(routes=(Route(upstream=found[0], model=found[1]),))
         for rule, routes in self._rules:
             if rule.covers(model):
-                return Plan(routes=tuple(_named(entry, model) for entry in routes), mode=rule.mode)
+                return Plan(routes=tuple(_route_for(entry, model) for entry in routes), mode=rule.mode)
         return Plan(routes=(route(model, self.upstreams, self._default),))
 
     def _routes_of(self, rule: RouteRule) -> list[tuple[Upstream, int, str | None]]:
@@ -173,34 +171,27 @@ class Routing:
 
 
 def route(model: str, upstreams: Sequence[Upstream], default: str | None = None) -> Route:
-    """The first that serves `model`: `provider/model` by name, then exact names, then patterns, then the default.
+    """The first match for `model`: `provider/model`, then exact names, then patterns, then the default.
 
     `default` names an upstream; without it the first is the default. ValueError: there are no upstreams.
     """
     if not upstreams:
         raise ValueError("no upstreams to choose from")
-    chosen = _forced(model, upstreams) or _by_exact_name(model, upstreams) or _by_pattern(model, upstreams)
-    upstream, name = chosen or (_default(upstreams, default), model)
-    return Route(upstream=upstream, model=name)
+    if (found := _by_prefix(model, upstreams)) is not None:
+        return Route(upstream=found[0], model=found[1])
+    chosen = (
+        next((upstream for upstream in upstreams if model in upstream.exact_names), None)
+        or next((upstream for upstream in upstreams if upstream.serves(model)), None)
+        or next((upstream for upstream in upstreams if upstream.name == default), upstreams[0])
+    )
+    return Route(upstream=chosen, model=model)
 
 
-def _named(entry: tuple[Upstream, int, str | None], model: str) -> Route:
-    upstream, weight, own_name = entry
-    return Route(upstream=upstream, model=own_name or model, weight=weight)
+def _route_for(entry: tuple[Upstream, int, str | None], model: str) -> Route:
+    upstream, weight, renamed = entry
+    return Route(upstream=upstream, model=renamed or model, weight=weight)
 
 
-def _forced(model: str, upstreams: Sequence[Upstream]) -> tuple[Upstream, str] | None:
+def _by_prefix(model: str, upstreams: Sequence[Upstream]) -> tuple[Upstream, str] | None:
     prefix, _slash, rest = model.partition("/")
     return next(((upstream, rest) for upstream in upstreams if rest and upstream.name == prefix), None)
-
-
-def _by_exact_name(model: str, upstreams: Sequence[Upstream]) -> tuple[Upstream, str] | None:
-    return next(((upstream, model) for upstream in upstreams if model in upstream.exact_names), None)
-
-
-def _by_pattern(model: str, upstreams: Sequence[Upstream]) -> tuple[Upstream, str] | None:
-    return next(((upstream, model) for upstream in upstreams if upstream.serves(model)), None)
-
-
-def _default(upstreams: Sequence[Upstream], name: str | None) -> Upstream:
-    return next((upstream for upstream in upstreams if upstream.name == name), upstreams[0])

@@ -23,7 +23,7 @@ MONTH = Period("month")
 START, END = MONTH.bounds(NOW)
 BUDGET = Budget("search", Scope(team="search"), 100, MONTH)
 PREPAID = Budget("credit", Scope(team="search"), 10, Period("once", start_ns=START))
-CLAIM = BUDGET.claim(0, NOW)
+CLAIM = BUDGET.reservation(0, NOW)
 
 
 def write_calls(ledger, *calls: dict[str, object]) -> None:
@@ -101,7 +101,7 @@ def test_burn_is_what_the_scope_took_since_the_instant_asked_for(ledger):
 
 
 def test_every_top_up_is_a_record_and_raises_the_credit_of_a_balance_that_is_kept(ledger):
-    claim = PREPAID.claim(0, NOW)
+    claim = PREPAID.reservation(0, NOW)
     write_balance(ledger, claim)
     assert [add_top_up(ledger, top_up(amount, number)) for number, amount in ((1, 50), (2, -20))] == [50, 30]
     found = standing(ledger, claim)
@@ -112,12 +112,12 @@ def test_every_top_up_is_a_record_and_raises_the_credit_of_a_balance_that_is_kep
 def test_a_top_up_before_the_first_call_counts_too(ledger):
     write_calls(ledger)
     add_top_up(ledger, top_up(50))
-    found = standing(ledger, PREPAID.claim(0, NOW))
+    found = standing(ledger, PREPAID.reservation(0, NOW))
     assert (found.balance.credit, found.balance.spent) == (50, 0)
 
 
 def test_the_same_record_twice_is_refused_and_counts_once(ledger):
-    claim = PREPAID.claim(0, NOW)
+    claim = PREPAID.reservation(0, NOW)
     write_balance(ledger, claim)
     add_top_up(ledger, top_up(50))
     with pytest.raises(LedgerNotUsable):
@@ -144,12 +144,12 @@ async def test_a_running_service_takes_a_top_up_with_its_next_call(tmp_path: Pat
     path = tmp_path / "ledger.db"
     store = SqliteStore(path)
     await store.start()
-    call = make_call(team="search", claims=(PREPAID.claim(40, NOW),))
+    call = make_call(team="search", claims=(PREPAID.reservation(40, NOW),))
     with pytest.raises(InsufficientBudget):
         await store.open(call)
     add_top_up(path, top_up(30))
     await store.open(call)
     await store.settle(make_settlement(call, nanousd=25))
-    found = standing(path, PREPAID.claim(0, NOW))
+    found = standing(path, PREPAID.reservation(0, NOW))
     assert (found.balance.credit, found.balance.spent) == (30, 25)
     await store.close()

@@ -10,7 +10,6 @@ from typing import Annotated, Final, TypeVar
 
 import msgspec
 
-from mcpmeter.access.callers import Caller
 from mcpmeter.access.key_view import ShownKey, shown_key
 from mcpmeter.access.keys import MAX_PER_MINUTE, KeyLimits, KeyRing, new_key, rotated
 from mcpmeter.errors import ConfigInvalid, InvalidRequest, KeyConfigured, KeyNotFound, NotAllowed
@@ -158,7 +157,7 @@ class KeyPages:
         """Return the caller for the log. Once a key exists, a caller without one is no admin, in the demo neither."""
         ring = self._ring()
         if not ring.empty:
-            caller = Caller.of(ring.identify(exchange.secret))
+            caller = ring.caller(exchange.secret)
             caller.require_admin()
             return caller.key_id
         if not self._is_local(exchange):

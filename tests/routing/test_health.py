@@ -1,0 +1,15 @@
+"""The backoff of one credential."""
+
+from __future__ import annotations
+
+from mcpmeter.routing.health import MAX_WAITS, CredentialBackoff
+
+
+def test_waits_are_bounded_and_the_longest_are_kept() -> None:
+    backoff = CredentialBackoff()
+    backoff.wait_until(10**9, 0, "long", is_rate_limited=True)
+    for n in range(10_000):
+        backoff.wait_until(n + 100, n, f"model-{n}", is_rate_limited=True)
+    assert len(backoff.waits) <= MAX_WAITS
+    assert backoff.until_ns("long") == 10**9
+    assert backoff.until_ns("model-9999") == 10_099
