@@ -14,11 +14,11 @@ import time_machine
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mcpmeter.ledger.sqlite.store.balances import read_balances
-from mcpmeter.ledger.sqlite.store.connection import open_for_reading
 
 from mcpmeter.budgets.budget import Budget, Budgets
 from mcpmeter.budgets.period import NS_PER_S, Period
 from mcpmeter.config import BudgetSettings
+from mcpmeter.ledger.sqlite.connection import open_for_reading
 from mcpmeter.ledger.sqlite.store import SqliteStore
 from mcpmeter.meter import new_call_id
 from mcpmeter.records import Balance, Call, Charge, LlmTarget, Scope, Settlement, Usage
