@@ -285,7 +285,7 @@ async def test_a_fault_of_our_own_says_where_the_call_went_and_is_settled(relay,
         raise RuntimeError("a fault of ours")
 
     calls = relay.service.pipeline
-    monkeypatch.setattr("mcpmeter.relay.call.RelayedCall._hand_on_error", broken)
+    monkeypatch.setattr("mcpmeter.relay.call.RelayedCall._forward_error", broken)
     reply = await ask(relay, speaker, "status=422")
     assert calls.active_calls == set()
     assert (reply.status, speaker.error(reply.json).code) == (500, "internal_error")

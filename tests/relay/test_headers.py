@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mcpmeter.providers import load_providers
-from mcpmeter.relay.request_headers import RequestHeaders
+from mcpmeter.relay.headers import RequestHeaders
 from mcpmeter.routing.routes import Credential
 
 PROVIDERS = load_providers()
