@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +23,7 @@ from mcpmeter.errors import (
 )
 from mcpmeter.ledger.sqlite.store import SqliteStore
 from mcpmeter.ledger.store import RowRefused, SettlementConflict, Store
-from mcpmeter.meter import CallResult, Meter, OpenCall, SettledTwice, new_call_id
+from mcpmeter.meter import CallIds, CallResult, Meter, OpenCall, SettledTwice, new_call_id
 from mcpmeter.metrics.recorder import Recorder
 from mcpmeter.records import Call, Charge, Key, LedgerRow, LlmTarget, McpTarget, Settlement, Usage
 
@@ -102,14 +105,17 @@ async def _at_once(_: object) -> None:
 
 
 class Prices:
-    """A price of one nano-dollar a token, which notes what it was asked."""
+    """One nano-dollar per token; keeps the arguments of each charge."""
 
     def __init__(self) -> None:
-        self.asked: list[tuple[LlmTarget, str, Usage, int, int | None]] = []
+        self.charged: list[tuple[LlmTarget, str, Usage, int, int | None]] = []
 
-    def __call__(self, target: LlmTarget, model: str, usage: Usage, at_ns: int, reported: int | None) -> Charge:
-        self.asked.append((target, model, usage, at_ns, reported))
-        return Charge(nanousd=usage.prompt_tokens + usage.completion_tokens, source="listed", reported_nanousd=reported)
+    def charge_for(
+        self, target: LlmTarget, response_model: str, usage: Usage, at_ns: int, reported_nanousd: int | None
+    ) -> Charge:
+        self.charged.append((target, response_model, usage, at_ns, reported_nanousd))
+        nanousd = usage.prompt_tokens + usage.completion_tokens
+        return Charge(nanousd=nanousd, source="listed", reported_nanousd=reported_nanousd)
 
 
 @pytest.fixture
@@ -135,7 +141,7 @@ def prices() -> Prices:
 @pytest.fixture
 def meter(recorder: Recorder, store: MemoryStore, prices: Prices) -> Meter:
     typed: Store = store
-    return Meter(recorder, store=typed, price=prices)
+    return Meter(recorder, store=typed, prices=prices)
 
 
 def opened_by(meter: Meter) -> OpenCall:
@@ -165,17 +171,45 @@ def money_and_tokens(recorder: Recorder) -> tuple[int, int]:
 
 
 class TestIds:
-    def test_an_id_sorts_by_time(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        ids = []
-        for milliseconds in (1, 9, 10, 255, 256, 1_793_534_400_000, 1_793_534_400_001, 2**47):
-            monkeypatch.setattr("mcpmeter.meter.time.time_ns", lambda now=milliseconds: now * 1_000_000)
-            ids.append(new_call_id())
-        assert ids == sorted(ids)
-
-    def test_an_id_cannot_be_guessed_and_never_comes_twice(self) -> None:
-        ids = {new_call_id() for _ in range(10_000)}
+    @pytest.mark.parametrize("new", [CallIds().new, lambda at_ns: new_call_id()])
+    def test_an_id_holds_80_random_bits_and_never_repeats(self, new: Callable[[int], str]) -> None:
+        ids = {new(1) for _ in range(10_000)}
         assert len(ids) == 10_000
         assert all(re.fullmatch(r"call_[0-9a-f]{32}", made) for made in ids)
+        digits = Counter("".join(made[-20:] for made in ids))
+        assert min(digits.values()) > 0.9 * max(digits.values())
+
+    def test_an_id_sorts_by_time(self) -> None:
+        milliseconds = (1, 9, 10, 255, 256, 1_793_534_400_000, 1_793_534_400_001, 2**47)
+        ids = [CallIds().new(at * 1_000_000) for at in milliseconds]
+        assert ids == sorted(ids)
+
+    def test_threads_never_make_the_same_id(self) -> None:
+        ids = CallIds()
+        with ThreadPoolExecutor(8) as threads:
+            made = [
+                made for batch in threads.map(lambda _: [ids.new(1) for _ in range(500)], range(16)) for made in batch
+            ]
+        assert len(set(made)) == len(made)
+
+    @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this platform")
+    @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+    def test_a_forked_child_makes_other_ids_than_its_parent(self, recorder: Recorder) -> None:
+        meter = Meter(recorder)
+        opened_by(meter)  # so that a block of entropy is in use
+        reading, writing = os.pipe()
+        child = os.fork()
+        if child == 0:
+            with os.fdopen(writing, "w") as out:
+                out.write("\n".join(opened_by(meter).call.id for _ in range(200)))
+            os._exit(0)
+        os.close(writing)
+        with os.fdopen(reading) as received:
+            of_child = received.read().split()
+        assert os.waitpid(child, 0)[1] == 0
+        of_parent = [opened_by(meter).call.id for _ in range(200)]
+        # The time in front may differ anyway; the random digits must.
+        assert len({made[-20:] for made in (*of_child, *of_parent)}) == 400
 
 
 class TestOneSettlementManyViews:
@@ -222,7 +256,7 @@ class TestOneSettlementManyViews:
     async def test_prices_are_asked_once_with_the_answer_as_it_came(self, meter: Meter, prices: Prices) -> None:
         opened = await written_down(meter)
         await opened.settle(msgspec.structs.replace(OK, reported_nanousd=12))
-        assert prices.asked == [(TARGET, "gpt-4.1", USAGE, opened.call.started_at_ns, 12)]
+        assert prices.charged == [(TARGET, "gpt-4.1", USAGE, opened.call.started_at_ns, 12)]
 
     @pytest.mark.parametrize("usage", [None, USAGE])
     async def test_what_reaches_no_model_is_not_priced(
@@ -230,7 +264,7 @@ class TestOneSettlementManyViews:
     ) -> None:
         opened = opened_by(meter)
         settlement = opened.count(CallResult(status="400", usage=usage, error=RateLimited("Too many.")))
-        assert (settlement.charge, prices.asked, money_and_tokens(recorder)) == (None, [], (0, 0))
+        assert (settlement.charge, prices.charged, money_and_tokens(recorder)) == (None, [], (0, 0))
 
     async def test_without_prices_a_call_keeps_what_the_provider_said_and_is_unpriced(self, recorder: Recorder) -> None:
         opened = await written_down(Meter(recorder))
@@ -449,7 +483,7 @@ class TestRecovery:
         assert total(recorder, "mcp_ledger_recovered_total") == 2
         assert statuses(recorder) == {"500": 2}
         assert money_and_tokens(recorder) == (15, 15)
-        assert len(prices.asked) == 2
+        assert len(prices.charged) == 2
 
     async def test_a_recovered_row_says_that_its_numbers_are_estimates(self, meter: Meter, store: MemoryStore) -> None:
         store.earlier = [row_left_open("call_a", key_id="key_1", trace_id="t")]
@@ -511,7 +545,7 @@ async def test_on_the_real_ledger_counters_and_rows_agree_and_a_second_life_reco
 ) -> None:
     first = SqliteStore(tmp_path / "ledger.db")
     await first.start()
-    meter = Meter(recorder, store=first, price=prices)
+    meter = Meter(recorder, store=first, prices=prices)
     calls = [await written_down(meter) for _ in range(20)]
     await asyncio.gather(*(opened.settle(OK) for opened in calls[:15]))
     settling = asyncio.create_task(calls[15].settle(OK))
@@ -524,7 +558,7 @@ async def test_on_the_real_ledger_counters_and_rows_agree_and_a_second_life_reco
     await second.start()
     later = Recorder(recorder.label_allowlist)
     assert {row.id for row in await second.left_open()} == {opened.call.id for opened in calls[16:]}
-    assert await Meter(later, store=second, price=prices).recover() == 4
+    assert await Meter(later, store=second, prices=prices).recover() == 4
     assert await second.left_open() == []
     await second.close()
     assert statuses(recorder) == {"200": 16}

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from mcpmeter.errors import ConfigInvalid
 from mcpmeter.pricing import MAX_NANOUSD, PriceBook, PriceSource, bundled_price_lists, parse_price_list
 from mcpmeter.pricing.book import CACHED_MODELS
-from mcpmeter.records import Charge, Usage
+from mcpmeter.records import Charge, LlmTarget, Usage
 
 NOW = datetime(2026, 11, 22, tzinfo=UTC)
 NOW_NS = int(NOW.timestamp()) * 10**9
@@ -103,6 +103,24 @@ def test_what_the_provider_reports_is_charged_beside_what_the_list_says() -> Non
         listed_nanousd=listed.nanousd,
     )
     assert BOOK.charge("nobody", "nothing", Usage(), NOW_NS, 0).source == "reported"
+
+
+@pytest.mark.parametrize(
+    ("requested", "responded", "priced"),
+    [
+        ("gpt-4.1", "deepseek-v3.2", "gpt-4.1"),
+        ("a-router", "gpt-4.1", "gpt-4.1"),
+        ("a-router", "a-router", None),
+        ("a-router", "", None),
+    ],
+)
+def test_a_model_without_a_price_is_charged_as_the_responding_one(
+    requested: str, responded: str, priced: str | None
+) -> None:
+    target = LlmTarget(provider="holysheep", model=requested)
+    charge = BOOK.charge_for(target, responded, USAGE, NOW_NS)
+    expected = BOOK.charge("holysheep", priced, USAGE, NOW_NS) if priced else Charge(unpriced_reason="unknown_model")
+    assert charge == expected
 
 
 @pytest.mark.parametrize("reported", [-1, MAX_NANOUSD + 1])

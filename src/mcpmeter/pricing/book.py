@@ -17,7 +17,7 @@ from mcpmeter.pricing import names
 from mcpmeter.pricing.genai import GenaiPrices, genai_providers
 from mcpmeter.pricing.price_list import GENERAL_PURPOSE, PriceList
 from mcpmeter.pricing.rates import Rates, Timeline, unix_ns, usd_per_mtok
-from mcpmeter.records import Charge, Usage
+from mcpmeter.records import Charge, LlmTarget, Usage
 
 CACHED_MODELS: Final = 4096
 
@@ -79,6 +79,15 @@ class PriceBook:
     def rates(self, provider: str, model: str, at: datetime) -> Rates | None:
         """The rates at an instant (aware, else ValueError), or None where there is no price."""
         return self._rates(provider, model, unix_ns(at))
+
+    def charge_for(
+        self, target: LlmTarget, response_model: str, usage: Usage, at_ns: int, reported_nanousd: int | None = None
+    ) -> Charge:
+        """What a call costs by its requested model; if that has no price (a router's name), by the responding model."""
+        charge = self.charge(target.provider, target.model, usage, at_ns, reported_nanousd)
+        if charge.source != "unpriced" or not response_model or response_model == target.model:
+            return charge
+        return self.charge(target.provider, response_model, usage, at_ns, reported_nanousd)
 
     def charge(
         self, provider: str, model: str, usage: Usage, at_ns: int, reported_nanousd: int | None = None
