@@ -65,7 +65,7 @@ class CallIds:
             os.register_at_fork(after_in_child=lambda: (found := discard()) and found())
 
     def new(self, at_ns: int) -> str:
-        """An id that sorts by time, so that the ledger appends: `call_`, milliseconds, and 80 random bits, both in hex."""
+        """An id that sorts by time, so that the ledger appends: `call_`, milliseconds, 80 random bits, both in hex."""
         try:
             part = self._parts.pop()  # atomic, so that threads never share a part
         except IndexError:
@@ -117,7 +117,7 @@ class OpenCall:
 
     @property
     def is_settled(self) -> bool:
-        """Whether the one settlement was made."""
+        """Whether the settlement was made."""
         return self.settlement is not None
 
     @property
