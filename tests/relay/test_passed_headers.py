@@ -13,11 +13,11 @@ SECRET = "sk-upstream-credential-0123456789"
 
 
 @pytest.mark.parametrize("name", sorted({*NAMES_READ, *REQUEST_ID_HEADERS, *COSTS}))
-def test_each_header_the_relay_reads_passes_unless_it_repeats_the_key(name: str) -> None:
+def test_each_header_the_relay_reads_passes_without_the_key(name: str) -> None:
     assert passed_response_headers({name: "1"}, SECRET) == [(name.encode(), b"1")]
     assert passed_response_headers({name: f"of {SECRET}"}, SECRET) == []
 
 
 @pytest.mark.parametrize("value", ["a\r\nset-cookie: b", "a\x00", "\x7f"])
-def test_a_value_with_control_characters_stays_behind(value: str) -> None:
+def test_a_value_with_control_characters_does_not_pass(value: str) -> None:
     assert passed_response_headers({"x-request-id": value}) == []
