@@ -42,11 +42,7 @@ class Prices(Protocol):
 
 def new_call_id() -> str:
     """An id for a call that no meter opens."""
-    return _call_id(time.time_ns(), os.urandom(_RANDOM_BYTES).hex())
-
-
-def _call_id(at_ns: int, random_hex: str) -> str:
-    return f"call_{at_ns // 1_000_000:012x}{random_hex}"
+    return f"call_{time.time_ns() // 1_000_000:012x}{os.urandom(_RANDOM_BYTES).hex()}"
 
 
 class CallIds:
@@ -70,7 +66,7 @@ class CallIds:
             part = self._parts.pop()  # atomic, so that threads never share a part
         except IndexError:
             part = self._refill().pop()
-        return _call_id(at_ns, part)
+        return f"call_{at_ns // 1_000_000:012x}{part}"
 
     def _refill(self) -> list[str]:
         block, width = os.urandom(_RANDOM_BYTES * _IDS_PER_BLOCK).hex(), 2 * _RANDOM_BYTES

@@ -203,7 +203,7 @@ class RelayedCall:
         if not upstream_errors.passes_unchanged(error, status, maps_faults=self.endpoint.maps_upstream_faults):
             raise error
         response.finish()
-        settlement = await self.opened.settle(result.of_refusal(response, error))
+        settlement = await self.opened.settle(result.of_refusal(provider, response, error))
         await self.exchange.whole(status, self._response_headers(target, response), body)
         return settlement
 

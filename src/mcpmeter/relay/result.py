@@ -95,15 +95,10 @@ def of_success(
     return _result(provider, response, info, found, stream, status=response.status, outcome=outcome, error=error)
 
 
-def of_refusal(response: Answer, error: MeterError) -> CallResult:
+def of_refusal(provider: Provider, response: Answer, error: MeterError) -> CallResult:
     """The result of a provider's error response that was forwarded."""
-    return CallResult(
-        status=str(response.status),
-        outcome="error",
-        error=error,
-        upstream_status=response.status,
-        upstream_request_id=request_id(response.headers),
-    )
+    status = response.status
+    return _result(provider, response, ResponseInfo(), NO_USAGE, None, status=status, outcome="error", error=error)
 
 
 def of_failure(
