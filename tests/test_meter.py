@@ -1,10 +1,13 @@
-"""The heart: a call is written down before it is made, and settled exactly once on every path."""
+"""A call is written down before it is sent, and settled exactly once on every path."""
 
 from __future__ import annotations
 
 import asyncio
+import os
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +23,7 @@ from mcpmeter.errors import (
 )
 from mcpmeter.ledger.sqlite.store import SqliteStore
 from mcpmeter.ledger.store import RowRefused, SettlementConflict, Store
-from mcpmeter.meter import CallResult, Meter, OpenCall, SettledTwice, new_call_id
+from mcpmeter.meter import CallIds, CallResult, Meter, OpenCall, SettledTwice, new_call_id
 from mcpmeter.metrics.recorder import Recorder
 from mcpmeter.records import Call, Charge, Key, LedgerRow, LlmTarget, McpTarget, Settlement, Usage
 
@@ -35,7 +38,7 @@ class MemoryStore:
     def __init__(self) -> None:
         self.rows: dict[str, Call] = {}
         self.settled: dict[str, Settlement] = {}
-        self.earlier: list[LedgerRow] = []
+        self.left: list[LedgerRow] = []
         self.on_open: Callable[[Call], Any] = _at_once
         self.on_settle: Callable[[Settlement], Any] = _at_once
         self.healthy = True
@@ -55,7 +58,7 @@ class MemoryStore:
         return self._queued(self._settle(settlement))
 
     def _queued(self, write: Any) -> asyncio.Future[None]:
-        # As in a real ledger: cancelling the wait does not take the row out of the queue.
+        # As in a real ledger: cancelling the await does not take the row out of the queue.
         task = asyncio.get_running_loop().create_task(write)
         self._writes.add(task)
         return asyncio.shield(task)
@@ -68,14 +71,14 @@ class MemoryStore:
 
     async def _settle(self, settlement: Settlement) -> None:
         await self.on_settle(settlement)
-        earlier = any(row.id == settlement.call.id for row in self.earlier)
-        if settlement.call.id not in self.rows and not earlier:
+        is_left = any(row.id == settlement.call.id for row in self.left)
+        if settlement.call.id not in self.rows and not is_left:
             raise SettlementConflict("No such row was opened.")
         if self.settled.setdefault(settlement.call.id, settlement) != settlement:
             raise SettlementConflict("The row was settled with another payload.")
 
     async def left_open(self) -> Sequence[LedgerRow]:
-        return [row for row in self.earlier if row.id not in self.settled]
+        return [row for row in self.left if row.id not in self.settled]
 
     async def keys(self) -> Sequence[Key]:
         return self._keys
@@ -102,14 +105,17 @@ async def _at_once(_: object) -> None:
 
 
 class Prices:
-    """A price of one nano-dollar a token, which notes what it was asked."""
+    """One nano-dollar per token; keeps the arguments of each charge."""
 
     def __init__(self) -> None:
-        self.asked: list[tuple[LlmTarget, str, Usage, int, int | None]] = []
+        self.charged: list[tuple[LlmTarget, str, Usage, int, int | None]] = []
 
-    def __call__(self, target: LlmTarget, model: str, usage: Usage, at_ns: int, reported: int | None) -> Charge:
-        self.asked.append((target, model, usage, at_ns, reported))
-        return Charge(nanousd=usage.prompt_tokens + usage.completion_tokens, source="listed", reported_nanousd=reported)
+    def charge_for(
+        self, target: LlmTarget, response_model: str, usage: Usage, at_ns: int, reported_nanousd: int | None
+    ) -> Charge:
+        self.charged.append((target, response_model, usage, at_ns, reported_nanousd))
+        nanousd = usage.prompt_tokens + usage.completion_tokens
+        return Charge(nanousd=nanousd, source="listed", reported_nanousd=reported_nanousd)
 
 
 @pytest.fixture
@@ -135,20 +141,20 @@ def prices() -> Prices:
 @pytest.fixture
 def meter(recorder: Recorder, store: MemoryStore, prices: Prices) -> Meter:
     typed: Store = store
-    return Meter(recorder, store=typed, price=prices)
+    return Meter(recorder, store=typed, prices=prices)
 
 
-def opened_by(meter: Meter) -> OpenCall:
+def open_call(meter: Meter) -> OpenCall:
     return meter.open("/v1/chat/completions", "POST", team="search")
 
 
-def aimed(opened: OpenCall) -> Call:
+def with_target(opened: OpenCall) -> Call:
     return msgspec.structs.replace(opened.call, llm=TARGET)
 
 
-async def written_down(meter: Meter) -> OpenCall:
-    opened = opened_by(meter)
-    await opened.write_down(aimed(opened))
+async def open_with_row(meter: Meter) -> OpenCall:
+    opened = open_call(meter)
+    await opened.write_down(with_target(opened))
     return opened
 
 
@@ -165,24 +171,52 @@ def money_and_tokens(recorder: Recorder) -> tuple[int, int]:
 
 
 class TestIds:
-    def test_an_id_sorts_by_time(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        ids = []
-        for milliseconds in (1, 9, 10, 255, 256, 1_793_534_400_000, 1_793_534_400_001, 2**47):
-            monkeypatch.setattr("mcpmeter.meter.time.time_ns", lambda now=milliseconds: now * 1_000_000)
-            ids.append(new_call_id())
-        assert ids == sorted(ids)
-
-    def test_an_id_cannot_be_guessed_and_never_comes_twice(self) -> None:
-        ids = {new_call_id() for _ in range(10_000)}
+    @pytest.mark.parametrize("new", [CallIds().new, lambda at_ns: new_call_id()])
+    def test_an_id_holds_80_random_bits_and_never_repeats(self, new: Callable[[int], str]) -> None:
+        ids = {new(1) for _ in range(10_000)}
         assert len(ids) == 10_000
         assert all(re.fullmatch(r"call_[0-9a-f]{32}", made) for made in ids)
+        digits = Counter("".join(made[-20:] for made in ids))
+        assert min(digits.values()) > 0.9 * max(digits.values())
+
+    def test_an_id_sorts_by_time(self) -> None:
+        milliseconds = (1, 9, 10, 255, 256, 1_793_534_400_000, 1_793_534_400_001, 2**47)
+        ids = [CallIds().new(at * 1_000_000) for at in milliseconds]
+        assert ids == sorted(ids)
+
+    def test_threads_never_make_the_same_id(self) -> None:
+        ids = CallIds()
+        with ThreadPoolExecutor(8) as threads:
+            made = [
+                made for batch in threads.map(lambda _: [ids.new(1) for _ in range(500)], range(16)) for made in batch
+            ]
+        assert len(set(made)) == len(made)
+
+    @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this platform")
+    @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+    def test_a_forked_child_makes_other_ids_than_its_parent(self, recorder: Recorder) -> None:
+        meter = Meter(recorder)
+        open_call(meter)  # so that a block of entropy is in use
+        reading, writing = os.pipe()
+        child = os.fork()
+        if child == 0:
+            with os.fdopen(writing, "w") as out:
+                out.write("\n".join(open_call(meter).call.id for _ in range(200)))
+            os._exit(0)
+        os.close(writing)
+        with os.fdopen(reading) as received:
+            of_child = received.read().split()
+        assert os.waitpid(child, 0)[1] == 0
+        of_parent = [open_call(meter).call.id for _ in range(200)]
+        # The time in front may differ anyway; the random digits must.
+        assert len({made[-20:] for made in (*of_child, *of_parent)}) == 400
 
 
 class TestOneSettlementManyViews:
-    async def test_the_record_is_in_the_ledger_in_the_counters_and_at_the_caller(
+    async def test_ledger_metrics_and_caller_get_the_same_record(
         self, meter: Meter, store: MemoryStore, recorder: Recorder
     ) -> None:
-        opened = await written_down(meter)
+        opened = await open_with_row(meter)
         settlement = await opened.settle(OK)
         assert settlement is opened.settled
         assert store.settled == {opened.call.id: settlement}
@@ -193,8 +227,8 @@ class TestOneSettlementManyViews:
     async def test_the_row_is_durable_before_write_down_returns(self, meter: Meter, store: MemoryStore) -> None:
         on_disk = asyncio.Event()
         store.on_open = lambda call: on_disk.wait()
-        opened = opened_by(meter)
-        writing = asyncio.create_task(opened.write_down(aimed(opened)))
+        opened = open_call(meter)
+        writing = asyncio.create_task(opened.write_down(with_target(opened)))
         await asyncio.sleep(0)
         assert not writing.done()
         on_disk.set()
@@ -204,36 +238,36 @@ class TestOneSettlementManyViews:
     async def test_nothing_is_counted_before_the_settlement_is_durable(
         self, meter: Meter, store: MemoryStore, recorder: Recorder
     ) -> None:
-        asked, on_disk = asyncio.Event(), asyncio.Event()
+        reached, on_disk = asyncio.Event(), asyncio.Event()
 
         async def slow_disk(settlement: Settlement) -> None:
-            asked.set()
+            reached.set()
             await on_disk.wait()
 
         store.on_settle = slow_disk
-        opened = await written_down(meter)
+        opened = await open_with_row(meter)
         settling = asyncio.create_task(opened.settle(OK))
-        await asked.wait()
+        await reached.wait()
         assert (statuses(recorder), settling.done()) == ({}, False)
         on_disk.set()
         await settling
         assert statuses(recorder) == {"200": 1}
 
-    async def test_prices_are_asked_once_with_the_answer_as_it_came(self, meter: Meter, prices: Prices) -> None:
-        opened = await written_down(meter)
+    async def test_a_call_is_charged_once_by_its_own_figures(self, meter: Meter, prices: Prices) -> None:
+        opened = await open_with_row(meter)
         await opened.settle(msgspec.structs.replace(OK, reported_nanousd=12))
-        assert prices.asked == [(TARGET, "gpt-4.1", USAGE, opened.call.started_at_ns, 12)]
+        assert prices.charged == [(TARGET, "gpt-4.1", USAGE, opened.call.started_at_ns, 12)]
 
     @pytest.mark.parametrize("usage", [None, USAGE])
-    async def test_what_reaches_no_model_is_not_priced(
+    async def test_a_call_without_model_or_usage_is_not_charged(
         self, meter: Meter, prices: Prices, recorder: Recorder, usage: Usage | None
     ) -> None:
-        opened = opened_by(meter)
+        opened = open_call(meter)
         settlement = opened.count(CallResult(status="400", usage=usage, error=RateLimited("Too many.")))
-        assert (settlement.charge, prices.asked, money_and_tokens(recorder)) == (None, [], (0, 0))
+        assert (settlement.charge, prices.charged, money_and_tokens(recorder)) == (None, [], (0, 0))
 
-    async def test_without_prices_a_call_keeps_what_the_provider_said_and_is_unpriced(self, recorder: Recorder) -> None:
-        opened = await written_down(Meter(recorder))
+    async def test_without_prices_only_the_reported_cost_is_kept(self, recorder: Recorder) -> None:
+        opened = await open_with_row(Meter(recorder))
         settlement = await opened.settle(msgspec.structs.replace(OK, reported_nanousd=12))
         assert settlement.charge == Charge(source="unpriced", reported_nanousd=12)
 
@@ -242,20 +276,20 @@ class TestOneSettlementManyViews:
         opened.count(CallResult(status="ok"))
         assert statuses(recorder) == {"ok": 1}
 
-    async def test_the_error_gives_type_side_and_id_and_the_path_may_know_better(self, meter: Meter) -> None:
-        plain = opened_by(meter).count(CallResult(status="502", outcome="error", error=UpstreamDisconnected("Gone.")))
+    async def test_a_result_may_override_what_its_error_says(self, meter: Meter) -> None:
+        plain = open_call(meter).count(CallResult(status="502", outcome="error", error=UpstreamDisconnected("Gone.")))
         assert (plain.error_type, plain.error_side, plain.error_id) == ("upstream_error", "upstream", "upstream_broke")
         assert plain.otel_error_type == "upstream_error"
-        told = CallResult(
+        result = CallResult(
             status="502", error=UpstreamDisconnected("Gone."), error_side="client", otel_error_type="timeout"
         )
-        better = opened_by(meter).count(told)
-        assert (better.error_side, better.otel_error_type) == ("client", "timeout")
+        overridden = open_call(meter).count(result)
+        assert (overridden.error_side, overridden.otel_error_type) == ("client", "timeout")
 
     async def test_times_are_monotonic_and_add_up(self, meter: Meter, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("mcpmeter.meter.time.time_ns", lambda: 1_000)
         monkeypatch.setattr("mcpmeter.meter.time.monotonic_ns", lambda: 50)
-        opened = opened_by(meter)
+        opened = open_call(meter)
         monkeypatch.setattr("mcpmeter.meter.time.time_ns", lambda: 0)  # the clock is set back meanwhile
         monkeypatch.setattr("mcpmeter.meter.time.monotonic_ns", lambda: 75)
         settlement = opened.count(CallResult(status="200"))
@@ -266,7 +300,7 @@ class TestExactlyOnce:
     async def test_a_second_settlement_is_refused_and_changes_nothing(
         self, meter: Meter, store: MemoryStore, recorder: Recorder
     ) -> None:
-        opened = await written_down(meter)
+        opened = await open_with_row(meter)
         first = await opened.settle(OK)
         for again in (opened.settle(OK), opened.settle(CallResult(status="500"))):
             with pytest.raises(SettledTwice):
@@ -275,7 +309,7 @@ class TestExactlyOnce:
         assert statuses(recorder) == {"200": 1}
 
     async def test_a_counted_call_cannot_be_counted_or_settled_again(self, meter: Meter, recorder: Recorder) -> None:
-        opened = opened_by(meter)
+        opened = open_call(meter)
         opened.count(CallResult(status="401"))
         with pytest.raises(SettledTwice):
             opened.count(CallResult(status="401"))
@@ -283,10 +317,10 @@ class TestExactlyOnce:
             await opened.settle(CallResult(status="401"))
         assert statuses(recorder) == {"401": 1}
 
-    async def test_of_many_paths_that_settle_at_once_one_wins(
+    async def test_one_of_many_concurrent_settlements_wins(
         self, meter: Meter, store: MemoryStore, recorder: Recorder
     ) -> None:
-        opened = await written_down(meter)
+        opened = await open_with_row(meter)
         ends = await asyncio.gather(*(opened.settle(OK) for _ in range(20)), return_exceptions=True)
         assert sum(isinstance(end, Settlement) for end in ends) == 1
         assert sum(isinstance(end, SettledTwice) for end in ends) == 19
@@ -294,25 +328,25 @@ class TestExactlyOnce:
         assert len(store.settled) == 1
 
     async def test_a_call_with_a_row_is_never_only_counted(self, meter: Meter, recorder: Recorder) -> None:
-        opened = await written_down(meter)
+        opened = await open_with_row(meter)
         with pytest.raises(ServiceFault, match="has to be settled"):
             opened.count(OK)
         assert not opened.is_settled
         await opened.settle(OK)
         assert statuses(recorder) == {"200": 1}
 
-    async def test_there_is_no_settlement_to_read_before_there_is_one(self, meter: Meter) -> None:
-        opened = await written_down(meter)
+    async def test_an_open_call_has_no_settlement_to_read(self, meter: Meter) -> None:
+        opened = await open_with_row(meter)
         with pytest.raises(ServiceFault, match="not settled yet"):
             assert opened.settled
         await opened.settle(OK)
 
-    async def test_the_end_settles_a_row_and_counts_where_there_is_none(
+    async def test_end_settles_a_row_or_counts_without_one(
         self, meter: Meter, store: MemoryStore, recorder: Recorder
     ) -> None:
-        opened = await written_down(meter)
+        opened = await open_with_row(meter)
         await opened.end(OK)
-        refused = opened_by(meter)
+        refused = open_call(meter)
         await refused.end(CallResult(status="401"))
         assert set(store.settled) == {opened.call.id}
         assert statuses(recorder) == {"200": 1, "401": 1}
@@ -320,13 +354,13 @@ class TestExactlyOnce:
 
 class TestBrokenLedger:
     @pytest.mark.parametrize("fault", [LedgerUnavailable("The disk is full."), RowRefused("Out of 64 bits.")])
-    async def test_a_call_that_cannot_be_written_down_is_counted_without_a_row(
+    async def test_a_call_that_cannot_be_written_down_is_counted_only(
         self, meter: Meter, store: MemoryStore, recorder: Recorder, fault: ServiceFault
     ) -> None:
         store.on_open = raising(fault)
-        opened = opened_by(meter)
+        opened = open_call(meter)
         with pytest.raises(type(fault)):
-            await opened.write_down(aimed(opened))
+            await opened.write_down(with_target(opened))
         settlement = opened.count(CallResult(status="503", outcome="error", error=fault))
         assert settlement.error_id == fault.id
         assert (store.rows, store.settled, money_and_tokens(recorder)) == ({}, {}, (0, 0))
@@ -341,10 +375,10 @@ class TestBrokenLedger:
         ],
         ids=["unavailable", "conflict", "the store's own fault"],
     )
-    async def test_a_call_that_cannot_be_settled_is_our_failure_once_and_without_money(
+    async def test_a_failed_settlement_is_our_error_without_cost(
         self, meter: Meter, store: MemoryStore, recorder: Recorder, fault: Exception
     ) -> None:
-        opened = await written_down(meter)
+        opened = await open_with_row(meter)
         store.on_settle = raising(fault)
         with pytest.raises(LedgerUnavailable) as caught:
             await opened.settle(OK)
@@ -357,8 +391,8 @@ class TestBrokenLedger:
         with pytest.raises(SettledTwice):
             await opened.settle(OK)
 
-    async def test_a_strange_fault_of_the_store_does_not_tell_its_text(self, meter: Meter, store: MemoryStore) -> None:
-        opened = await written_down(meter)
+    async def test_an_unknown_fault_of_the_store_hides_its_text(self, meter: Meter, store: MemoryStore) -> None:
+        opened = await open_with_row(meter)
         store.on_settle = raising(RuntimeError("row with a secret"))
         with pytest.raises(LedgerUnavailable) as caught:
             await opened.settle(OK)
@@ -374,19 +408,19 @@ def raising(fault: Exception) -> Callable[[object], Any]:
 
 
 class TestCancellation:
-    async def test_cancelled_while_it_settles_a_call_is_in_the_ledger_and_counted_once(
+    async def test_a_cancelled_settlement_is_written_and_counted_once(
         self, meter: Meter, store: MemoryStore, recorder: Recorder
     ) -> None:
-        asked, on_disk = asyncio.Event(), asyncio.Event()
+        reached, on_disk = asyncio.Event(), asyncio.Event()
 
         async def slow_disk(settlement: Settlement) -> None:
-            asked.set()
+            reached.set()
             await on_disk.wait()
 
         store.on_settle = slow_disk
-        opened = await written_down(meter)
+        opened = await open_with_row(meter)
         settling = asyncio.create_task(opened.settle(OK))
-        await asked.wait()
+        await reached.wait()
         settling.cancel()
         with pytest.raises(asyncio.CancelledError):
             await settling
@@ -396,19 +430,19 @@ class TestCancellation:
         assert statuses(recorder) == {"200": 1}
         assert money_and_tokens(recorder) == (15, 15)
 
-    async def test_cancelled_while_it_is_written_down_a_call_has_a_row_that_can_be_settled(
+    async def test_a_cancelled_opening_leaves_a_row_to_settle(
         self, meter: Meter, store: MemoryStore, recorder: Recorder
     ) -> None:
-        asked, on_disk = asyncio.Event(), asyncio.Event()
+        reached, on_disk = asyncio.Event(), asyncio.Event()
 
         async def slow_disk(call: Call) -> None:
-            asked.set()
+            reached.set()
             await on_disk.wait()
 
         store.on_open = slow_disk
-        opened = opened_by(meter)
-        writing = asyncio.create_task(opened.write_down(aimed(opened)))
-        await asked.wait()
+        opened = open_call(meter)
+        writing = asyncio.create_task(opened.write_down(with_target(opened)))
+        await reached.wait()
         writing.cancel()
         with pytest.raises(asyncio.CancelledError):
             await writing
@@ -440,19 +474,19 @@ def row_left_open(call_id: str, **changes: Any) -> LedgerRow:
 
 
 class TestRecovery:
-    async def test_every_row_left_open_is_settled_once_and_counted(
+    async def test_rows_left_open_are_settled_once_and_counted(
         self, meter: Meter, store: MemoryStore, recorder: Recorder, prices: Prices
     ) -> None:
-        store.earlier = [row_left_open("call_a"), row_left_open("call_b", prompt_tokens_estimate=4)]
+        store.left = [row_left_open("call_a"), row_left_open("call_b", prompt_tokens_estimate=4)]
         assert await meter.recover() == 2
         assert await meter.recover() == 0
         assert total(recorder, "mcp_ledger_recovered_total") == 2
         assert statuses(recorder) == {"500": 2}
         assert money_and_tokens(recorder) == (15, 15)
-        assert len(prices.asked) == 2
+        assert len(prices.charged) == 2
 
-    async def test_a_recovered_row_says_that_its_numbers_are_estimates(self, meter: Meter, store: MemoryStore) -> None:
-        store.earlier = [row_left_open("call_a", key_id="key_1", trace_id="t")]
+    async def test_a_recovered_row_has_an_estimated_prompt(self, meter: Meter, store: MemoryStore) -> None:
+        store.left = [row_left_open("call_a", key_id="key_1", trace_id="t")]
         await meter.recover()
         settlement = store.settled["call_a"]
         assert settlement.outcome == "recovered"
@@ -461,10 +495,10 @@ class TestRecovery:
         assert (settlement.call.started_at_ns, settlement.call.key_id, settlement.call.trace_id) == (5, "key_1", "t")
         assert settlement.call.llm == TARGET
 
-    async def test_what_could_not_be_recovered_is_left_for_the_next_start(
+    async def test_a_failed_recovery_is_retried_at_the_next_start(
         self, meter: Meter, store: MemoryStore, recorder: Recorder
     ) -> None:
-        store.earlier = [row_left_open("call_a")]
+        store.left = [row_left_open("call_a")]
         store.on_settle = raising(LedgerUnavailable("The disk is full."))
         with pytest.raises(LedgerUnavailable):
             await meter.recover()
@@ -472,10 +506,10 @@ class TestRecovery:
         store.on_settle = _at_once
         assert await meter.recover() == 1
 
-    async def test_a_row_that_a_slow_replica_settles_after_all_is_not_counted_as_recovered(
+    async def test_a_row_settled_by_a_slow_replica_is_not_recovered(
         self, meter: Meter, store: MemoryStore, recorder: Recorder
     ) -> None:
-        store.earlier = [row_left_open("call_a"), row_left_open("call_b")]
+        store.left = [row_left_open("call_a"), row_left_open("call_b")]
 
         async def taken(settlement: Settlement) -> None:
             if settlement.call.id == "call_a":
@@ -487,32 +521,32 @@ class TestRecovery:
         assert total(recorder, "mcp_ledger_recovered_total") == 1
         assert not meter.requests_counted
 
-    async def test_a_call_that_failed_to_settle_is_one_request_though_its_row_is_recovered_in_the_same_life(
+    async def test_a_recovery_in_the_same_process_counts_no_new_request(
         self, meter: Meter, store: MemoryStore, recorder: Recorder
     ) -> None:
-        opened = await written_down(meter)
+        opened = await open_with_row(meter)
         store.on_settle = raising(LedgerUnavailable("The database is away."))
         with pytest.raises(LedgerUnavailable):
             await opened.settle(OK)
         store.on_settle = _at_once
-        store.earlier = [row_left_open(opened.call.id), row_left_open("call_of_another_replica")]
+        store.left = [row_left_open(opened.call.id), row_left_open("call_of_another_replica")]
         assert await meter.recover() == 2
         assert statuses(recorder) == {"503": 1, "500": 1}
         assert total(recorder, "mcp_errors_total") == 2
         assert money_and_tokens(recorder) == (22, 22)
         assert not meter.requests_counted
 
-    async def test_without_a_ledger_there_is_nothing_to_recover(self, recorder: Recorder) -> None:
+    async def test_nothing_is_recovered_without_a_ledger(self, recorder: Recorder) -> None:
         assert await Meter(recorder).recover() == 0
 
 
-async def test_on_the_real_ledger_counters_and_rows_agree_and_a_second_life_recovers(
+async def test_a_sqlite_ledger_and_metrics_agree_after_a_restart(
     tmp_path: Path, recorder: Recorder, prices: Prices
 ) -> None:
     first = SqliteStore(tmp_path / "ledger.db")
     await first.start()
-    meter = Meter(recorder, store=first, price=prices)
-    calls = [await written_down(meter) for _ in range(20)]
+    meter = Meter(recorder, store=first, prices=prices)
+    calls = [await open_with_row(meter) for _ in range(20)]
     await asyncio.gather(*(opened.settle(OK) for opened in calls[:15]))
     settling = asyncio.create_task(calls[15].settle(OK))
     await asyncio.sleep(0)
@@ -524,7 +558,7 @@ async def test_on_the_real_ledger_counters_and_rows_agree_and_a_second_life_reco
     await second.start()
     later = Recorder(recorder.label_allowlist)
     assert {row.id for row in await second.left_open()} == {opened.call.id for opened in calls[16:]}
-    assert await Meter(later, store=second, price=prices).recover() == 4
+    assert await Meter(later, store=second, prices=prices).recover() == 4
     assert await second.left_open() == []
     await second.close()
     assert statuses(recorder) == {"200": 16}

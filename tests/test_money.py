@@ -50,7 +50,7 @@ MONEY_PATH = [
         ("9223372036.854775807", MAX_NANOUSD),
     ],
 )
-def test_amounts_that_a_provider_may_say_are_read_and_rounded_half_to_even(text: str, nanousd: int) -> None:
+def test_amounts_are_parsed_and_rounded_half_to_even(text: str, nanousd: int) -> None:
     assert usd_to_nanousd(text) == nanousd
 
 
@@ -61,30 +61,30 @@ def test_amounts_that_a_provider_may_say_are_read_and_rounded_half_to_even(text:
         "1,5", "1_000", "٣", "0x10", ".5", "1 2", "1\n", "1" * 10_000, "0." + "1" * 10_000, "1e", "1e-999", "\ud800",
     ],
 )  # fmt: skip
-def test_what_is_no_plain_amount_is_none(text: str) -> None:
+def test_text_that_is_not_a_plain_amount_is_none(text: str) -> None:
     assert usd_to_nanousd(text) is None
 
 
 @pytest.mark.parametrize("text", ["NaN", "sNaN", "Infinity", "-1", "-0", "1e400", "1e999999", "1" * 100])
-def test_decimals_that_are_no_amount_are_none(text: str) -> None:
+def test_decimals_that_are_not_an_amount_are_none(text: str) -> None:
     assert usd_to_nanousd(Decimal(text)) is None
 
 
 @given(st.text(max_size=80) | st.from_regex(r"[0-9]{0,14}\.?[0-9]{0,32}([eE][+-]?[0-9]{0,3})?", fullmatch=True))
-def test_no_text_raises_and_every_answer_is_an_amount_in_range(text: str) -> None:
+def test_any_text_is_an_amount_in_range_or_none(text: str) -> None:
     nanousd = usd_to_nanousd(text)
     assert nanousd is None or 0 <= nanousd <= MAX_NANOUSD
 
 
 @given(st.decimals() | st.decimals(min_value=0, max_value=10**10, places=12))
-def test_no_decimal_raises_and_every_answer_is_within_half_a_nanodollar(amount: Decimal) -> None:
+def test_any_decimal_is_rounded_by_at_most_half_a_nanodollar(amount: Decimal) -> None:
     nanousd = usd_to_nanousd(amount)
     if nanousd is not None:
         assert abs(nanousd_to_usd(nanousd) - amount) <= Decimal("0.5e-9")
 
 
 @given(st.integers(min_value=0, max_value=MAX_NANOUSD))
-def test_nanodollars_survive_the_way_to_dollars_and_back(nanousd: int) -> None:
+def test_nanodollars_survive_the_conversion_to_dollars_and_back(nanousd: int) -> None:
     assert usd_to_nanousd(nanousd_to_usd(nanousd)) == nanousd
     assert usd_to_nanousd(plain_usd(nanousd_to_usd(nanousd))) == nanousd
 
@@ -104,7 +104,7 @@ def test_nanodollars_survive_the_way_to_dollars_and_back(nanousd: int) -> None:
         (10**30, "$1,000,000,000,000,000,000,000.00"),
     ],
 )
-def test_people_see_cents_from_a_dollar_up_and_everything_below(nanousd: int, text: str) -> None:
+def test_amounts_display_cents_from_a_dollar_up(nanousd: int, text: str) -> None:
     assert format_usd(nanousd) == text
 
 
@@ -114,7 +114,7 @@ def test_a_price_is_printed_plainly(amount: str, text: str) -> None:
 
 
 @pytest.mark.parametrize("file", MONEY_PATH, ids=lambda file: f"{file.parent.name}/{file.name}")
-def test_no_float_is_written_where_money_is_computed(file: Path) -> None:
+def test_money_is_computed_without_floats(file: Path) -> None:
     for node in ast.walk(ast.parse(file.read_text())):
         written = isinstance(node, ast.Constant) and isinstance(node.value, float)
         assert not written, f"{file.name}:{node.lineno} writes a float"

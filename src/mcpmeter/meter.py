@@ -1,4 +1,4 @@
-"""The heart: a call is opened once and settled exactly once, and that one record feeds every view.
+"""Opens a call and settles it exactly once; that one record feeds the ledger and every metric.
 
 With a recorder only it is the library's meter; with a store and prices it is the relay's.
 """
@@ -6,10 +6,11 @@ With a recorder only it is the library's meter; with a store and prices it is th
 from __future__ import annotations
 
 import asyncio
+import os
+import sys
 import time
-from collections.abc import Callable
-from random import Random
-from typing import Final
+from typing import Final, Protocol
+from weakref import WeakMethod
 
 import msgspec
 from msgspec import structs
@@ -20,11 +21,8 @@ from mcpmeter.ledger.store import InsufficientBudget, SettlementConflict, Store
 from mcpmeter.metrics.recorder import Recorder
 from mcpmeter.records import Call, Charge, LedgerRow, LlmTarget, McpTarget, Outcome, Settlement, Usage
 
-# Seeded by the system once; asking it for each call would take longer than all the rest of opening one.
-_IDS: Final = Random()  # noqa: S311 (an id, no secret)
-
-PriceCall = Callable[[LlmTarget, str, Usage, int, int | None], Charge]
-"""(target, response model, usage, Unix ns, nano-dollars the provider reported) -> what the call costs."""
+_RANDOM_BYTES: Final = 10
+_IDS_PER_BLOCK: Final = 64
 
 
 class SettledTwice(ServiceFault):
@@ -33,13 +31,54 @@ class SettledTwice(ServiceFault):
     id = "settled_twice"
 
 
-def new_call_id(at_ns: int | None = None) -> str:
-    """An id that sorts by time, so that the ledger appends: `call_`, the milliseconds, and 80 random bits in hex."""
-    return f"call_{(time.time_ns() if at_ns is None else at_ns) // 1_000_000:012x}{_IDS.getrandbits(80):020x}"
+class Prices(Protocol):
+    """What a call costs; `pricing.PriceBook` in the relay."""
+
+    def charge_for(
+        self, target: LlmTarget, response_model: str, usage: Usage, at_ns: int, reported_nanousd: int | None
+    ) -> Charge:
+        """The charge of a call at `at_ns` (Unix ns), of which the provider may have reported the cost."""
+
+
+def new_call_id() -> str:
+    """An id for a call that no meter opens."""
+    return f"call_{time.time_ns() // 1_000_000:012x}{os.urandom(_RANDOM_BYTES).hex()}"
+
+
+class CallIds:
+    """Makes call ids of the system's entropy.
+
+    The entropy is read in blocks, as a system call per id would take longer than all else that opens a call. A forked
+    child discards its copy of the block: otherwise parent and child would make the same ids.
+    """
+
+    __slots__ = ("__weakref__", "_parts")
+
+    def __init__(self) -> None:
+        self._parts: list[str] = []
+        if sys.platform != "win32":
+            discard = WeakMethod(self._discard)
+            os.register_at_fork(after_in_child=lambda: (found := discard()) and found())
+
+    def new(self, at_ns: int) -> str:
+        """An id that sorts by time, so that the ledger appends: `call_`, milliseconds, 80 random bits, both in hex."""
+        try:
+            part = self._parts.pop()  # atomic, so that threads never share a part
+        except IndexError:
+            part = self._refill().pop()
+        return f"call_{at_ns // 1_000_000:012x}{part}"
+
+    def _refill(self) -> list[str]:
+        block, width = os.urandom(_RANDOM_BYTES * _IDS_PER_BLOCK).hex(), 2 * _RANDOM_BYTES
+        parts = self._parts = [block[start : start + width] for start in range(0, len(block), width)]
+        return parts
+
+    def _discard(self) -> None:
+        self._parts = []
 
 
 class CallResult(msgspec.Struct, frozen=True, kw_only=True):
-    """How a call ended, as the path that ended it knows it; `Meter` makes the settlement of it."""
+    """How a call ended, as far as the path that ended it knows; `Meter` makes the settlement of it."""
 
     status: str
     outcome: Outcome = "ok"
@@ -74,7 +113,7 @@ class OpenCall:
 
     @property
     def is_settled(self) -> bool:
-        """Whether the one settlement was made."""
+        """Whether the settlement was made."""
         return self.settlement is not None
 
     @property
@@ -91,12 +130,12 @@ class OpenCall:
     async def write_down(self, call: Call) -> None:
         """Make the open row durable, with what is now known of the call. Awaited before anything goes upstream.
 
-        Raises LedgerUnavailable, or InsufficientBudget where a limit has no room: then the call must not be made.
+        Raises LedgerUnavailable, or InsufficientBudget if a limit has no room. Then the call must not be made.
         """
         self.call = call
         if self._meter.store is None:
             return
-        self._written = True  # before the wait: cancelling it does not take the row out of the writer's queue
+        self._written = True  # before the await: its cancellation does not take the row out of the writer's queue
         try:
             await self._meter.store.open(call)
         except (MeterError, InsufficientBudget):
@@ -104,22 +143,22 @@ class OpenCall:
             raise
 
     def goes_to(self, target: LlmTarget) -> None:
-        """Where the call is sent now. The settlement, and so every view, says where it went last."""
+        """Note where the call is sent now. Its settlement, and so every view, names the latest target."""
         self.call = structs.replace(self.call, llm=target)
 
-    async def settle(self, ending: CallResult) -> Settlement:
+    async def settle(self, result: CallResult) -> Settlement:
         """Settle: durable first, then counted. Awaited before the last byte goes out.
 
-        Raises LedgerUnavailable when the row could not be settled; the row stays open and is recovered at the next
-        start, and the call is counted as our failure, without tokens or cost.
+        Raises LedgerUnavailable if the row could not be settled. The row stays open and is recovered at the next start,
+        and the call is counted as our failure, without tokens or cost.
         """
-        settlement = self._settlement(ending)
+        settlement = self._settlement(result)
         store = self._meter.store
         if store is not None and self._written:
             try:
                 await store.settle(settlement)
             except asyncio.CancelledError:
-                # Our waiting was cancelled, not the write: the row is in the writer's queue and will be settled.
+                # Only the await was cancelled: the row is in the writer's queue and will be settled.
                 self._meter.recorder.settle(settlement)
                 raise
             except Exception as fault:
@@ -131,35 +170,39 @@ class OpenCall:
         self._meter.recorder.settle(settlement)
         return settlement
 
-    async def end(self, ending: CallResult) -> Settlement:
-        """Settle, or count where there is no row: for paths that end before it is clear which."""
-        return await self.settle(ending) if self._written else self.count(ending)
+    async def end(self, result: CallResult) -> Settlement:
+        """Settle the row if there is one, else count: for paths on which either may be the case."""
+        return await self.settle(result) if self._written else self.count(result)
 
-    def count(self, ending: CallResult) -> Settlement:
-        """Settle a call that reaches no model, and so has no row in the ledger."""
+    def count(self, result: CallResult) -> Settlement:
+        """Settle a call that reaches no model and so has no row in the ledger."""
         if self._written:
             raise ServiceFault("A call with a row in the ledger has to be settled, not only counted.")
-        settlement = self._settlement(ending)
+        settlement = self._settlement(result)
         self._meter.recorder.settle(settlement)
         return settlement
 
-    def _settlement(self, ending: CallResult) -> Settlement:
+    def _settlement(self, result: CallResult) -> Settlement:
         if self.settlement is not None:
             raise SettledTwice(f"Call {self.call.id} was settled before.")
         duration_ns = time.monotonic_ns() - self.started_ns
-        self.settlement = settlement = self._meter.make_settlement(self.call, ending, duration_ns)
+        self.settlement = settlement = self._meter.make_settlement(self.call, result, duration_ns)
         return settlement
 
 
 class Meter:
-    """Opens calls and settles them. `store` and `price` are the relay's; the library needs neither."""
+    """Opens calls and settles them. `store` and `prices` are the relay's; the library needs neither.
 
-    def __init__(self, recorder: Recorder, *, store: Store | None = None, price: PriceCall | None = None) -> None:
+    `prices` may be replaced at any time: a call is charged by those at its settlement.
+    """
+
+    def __init__(self, recorder: Recorder, *, store: Store | None = None, prices: Prices | None = None) -> None:
         self.recorder = recorder
         self.store = store
-        self.price = price
+        self.prices = prices
         self.requests_counted: set[str] = set()
-        """Calls whose row could not be settled: they are counted, and their rows are still to be recovered."""
+        """Calls that are counted as requests while their rows, which could not be settled, wait for recovery."""
+        self._ids = CallIds()
 
     def open(
         self,
@@ -175,7 +218,7 @@ class Meter:
         """Open a call. Nothing is durable until `OpenCall.write_down`."""
         now_ns = time.time_ns()
         call = Call(
-            id=new_call_id(now_ns),
+            id=self._ids.new(now_ns),
             started_at_ns=now_ns,
             endpoint=endpoint,
             method=method,
@@ -187,43 +230,44 @@ class Meter:
         )
         return OpenCall(self, call, time.monotonic_ns())
 
-    def make_settlement(self, call: Call, ending: CallResult, duration_ns: int) -> Settlement:
-        """The one record of how a call ended, priced."""
-        error, charge = ending.error, None
-        usage, reported_nanousd = ending.usage, ending.reported_nanousd
+    def make_settlement(self, call: Call, result: CallResult, duration_ns: int) -> Settlement:
+        """The one record of how a call ended, with its charge."""
+        error, usage, charge = result.error, result.usage, None
         if call.llm is not None and usage is not None:
-            if self.price is None:
-                charge = Charge(reported_nanousd=reported_nanousd)
+            if self.prices is None:
+                charge = Charge(reported_nanousd=result.reported_nanousd)
             else:
-                charge = self.price(call.llm, ending.response_model, usage, call.started_at_ns, reported_nanousd)
-        error_type = ending.error_type or (error.error_type if error else "")
+                charge = self.prices.charge_for(
+                    call.llm, result.response_model, usage, call.started_at_ns, result.reported_nanousd
+                )
+        error_type = result.error_type or (error.error_type if error else "")
         return Settlement(
             call=call,
             ended_at_ns=call.started_at_ns + duration_ns,
             duration_ns=duration_ns,
-            status=ending.status,
-            outcome=ending.outcome,
+            status=result.status,
+            outcome=result.outcome,
             error_type=error_type,
-            error_side=ending.error_side or (error.side if error else ""),
+            error_side=result.error_side or (error.side if error else ""),
             error_id=error.id if error else "",
-            otel_error_type=ending.otel_error_type or error_type,
+            otel_error_type=result.otel_error_type or error_type,
             usage=usage,
             charge=charge,
-            response_model=ending.response_model,
-            finish_reason=ending.finish_reason,
-            is_refusal=ending.is_refusal,
-            is_empty=ending.is_empty,
-            upstream_status=ending.upstream_status,
-            upstream_request_id=ending.upstream_request_id,
-            time_to_first_chunk_ns=ending.time_to_first_chunk_ns,
-            chunks=ending.chunks,
-            missing_reason=ending.missing_reason,
+            response_model=result.response_model,
+            finish_reason=result.finish_reason,
+            is_refusal=result.is_refusal,
+            is_empty=result.is_empty,
+            upstream_status=result.upstream_status,
+            upstream_request_id=result.upstream_request_id,
+            time_to_first_chunk_ns=result.time_to_first_chunk_ns,
+            chunks=result.chunks,
+            missing_reason=result.missing_reason,
         )
 
     async def recover(self) -> int:
-        """Settle what an earlier life left open; returns how many.
+        """Settle the rows that an earlier process left open. Returns how many.
 
-        Nobody knows what the provider answered, so the prompt is charged as estimated, and the row says so.
+        The provider's response is unknown, so the prompt is charged as estimated, and the row says so.
         """
         if self.store is None:
             return 0
@@ -235,7 +279,7 @@ class Meter:
                 await self.store.settle(settlement)
             except SettlementConflict:
                 self.requests_counted.discard(row.id)
-                continue  # a replica that was taken for dead has settled it after all, and knows better
+                continue  # a replica that was believed dead has settled it after all, with the true figures
             self.requests_counted.discard(row.id)
             self.recorder.settle(settlement, request_counted=request_counted)
             self.recorder.add(service.LEDGER_RECOVERED)
@@ -276,7 +320,7 @@ def _call_of(row: LedgerRow) -> Call:
 def _ledger_fault(fault: Exception) -> LedgerUnavailable:
     if isinstance(fault, MeterError):
         return LedgerUnavailable(fault.message, hint=fault.hint)
-    # Its text may hold anything, a row's values too.
+    # The fault's text may hold anything, even a row's values.
     return LedgerUnavailable(f"The ledger failed ({type(fault).__name__}).", hint="Look at the service's log.")
 
 

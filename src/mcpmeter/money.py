@@ -1,4 +1,4 @@
-"""US dollars as text, as Decimal and as integer nano-dollars (1e-9 USD). What is not exact says how it rounds."""
+"""US dollars as text, as Decimal and as integer nano-dollars (1e-9 USD). Functions that round say how."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from typing import Final
 
 NANO: Final = 10**9
 MAX_NANOUSD: Final = 2**63 - 1
-"""About 9.2 billion dollars: what a signed 64-bit column of the ledger can hold."""
+"""About 9.2 billion dollars: the largest value of a signed 64-bit column."""
 
 _AMOUNT: Final = re.compile(r"[0-9]{1,12}(?:\.[0-9]{0,30})?(?:[eE][+-]?[0-9]{1,2})?")
 _MAX_DIGITS: Final = 60
-# Wide enough for every amount that passes the checks below, so that only the quantisation itself can round.
+# Wide enough for every amount that passes the checks below, so that only the quantisation rounds.
 _CONTEXT: Final = Context(prec=200, rounding=ROUND_HALF_EVEN)
 _WHOLE: Final = Decimal(1)
 
 
 def usd_to_nanousd(amount: str | Decimal) -> int | None:
-    """A dollar amount as a provider says it (`0.0042`, `1.4e-05`) in nano-dollars, rounded half to even.
+    """A dollar amount as providers write it (`0.0042`, `1.4e-05`) in nano-dollars, rounded half to even.
 
-    None where it is no plain amount: signed, not finite, over `MAX_NANOUSD`, or absurdly long. Never raises.
+    None for anything but a plain amount: signed, not finite, over `MAX_NANOUSD`, or too long. Never raises.
     """
     if isinstance(amount, str):
         text = amount.strip(" \t")
@@ -40,18 +40,18 @@ def usd_to_nanousd(amount: str | Decimal) -> int | None:
 
 
 def nanousd_to_usd(nanousd: int) -> Decimal:
-    """The same amount in dollars, exactly; nine decimals."""
+    """The same amount in dollars, exactly, with nine decimals."""
     return Decimal(nanousd).scaleb(-9, _CONTEXT)
 
 
 def plain_usd(amount: Decimal) -> str:
-    """An amount without exponent or needless zeros, with two decimals at least: `2.50`, `0.2288`."""
+    """An amount without exponent or trailing zeros, with at least two decimals: `2.50`, `0.2288`."""
     whole, _, decimals = f"{amount:f}".partition(".")
     return f"{whole}.{decimals.rstrip('0'):0<2}"
 
 
 def format_usd(nanousd: int) -> str:
-    """For people: `$1,234.50` from a dollar up, rounded half to even; below that every decimal there is: `$0.0027`."""
+    """An amount for display: `$1,234.50` from one dollar up, rounded half to even; below, all decimals: `$0.0027`."""
     sign, amount = ("-", -nanousd) if nanousd < 0 else ("", nanousd)
     dollars = nanousd_to_usd(amount)
     if amount < NANO:

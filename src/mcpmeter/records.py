@@ -1,6 +1,6 @@
-"""What flows: one call is opened once and settled once, and every view is fed from these records.
+"""The records of a call: it is opened once and settled once, and every view is fed from these.
 
-All of them are frozen and hold no behaviour. Durations are monotonic nanoseconds, instants are Unix nanoseconds (UTC),
+All of them are frozen and without behaviour. Durations are monotonic nanoseconds, instants are Unix nanoseconds (UTC),
 money is integer nano-dollars (1e-9 USD).
 """
 
@@ -11,21 +11,21 @@ from typing import Final, Literal
 import msgspec
 
 TokenSource = Literal["reported", "estimated", "partial", "missing"]
-"""Where token counts came from: the provider's own usage; our estimate of a whole answer; our estimate of what was
-delivered before the answer broke off; or nobody knows."""
+"""Origin of token counts: the provider's own usage; our estimate of a complete response; our estimate of what was
+delivered before the response broke off; unknown."""
 
 CostSource = Literal["reported", "listed", "unpriced"]
-"""Where a cost came from: the provider said it; a dated price list; or there is no price and the call is counted so."""
+"""Origin of a cost: reported by the provider; a dated price list; none, and the call is counted as unpriced."""
 
 UnpricedReason = Literal["", "unknown_model", "usage_missing", "not_determined"]
-"""Why a call has no cost: no list names the model, nobody counted its tokens, or its price does not cover them."""
+"""Why a call has no cost: no list names its model, its tokens are unknown, or its price does not cover them."""
 
 Outcome = Literal["ok", "error", "partial", "recovered"]
-"""`partial`: the client left or the service stopped in the middle, what was delivered is charged.
-`recovered`: found open after a crash."""
+"""`partial`: the client disconnected or the service stopped in the middle; what was delivered is charged.
+`recovered`: the call was found open after a crash."""
 
 Unit = Literal["nanousd", "requests", "tokens"]
-"""What a limit counts."""
+"""The unit a limit is in."""
 
 Role = Literal["caller", "admin"]
 """An admin may also use the management API."""
@@ -52,19 +52,19 @@ class Charge(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     nanousd: int = 0
     source: CostSource = "unpriced"
     price_list: str = ""
-    """Which list the price is from and its date, for example `holysheep 2026-11-01`."""
+    """The price's list and its date, for example `holysheep 2026-11-01`."""
     reported_nanousd: int | None = None
-    """What the provider said it cost, beside what we computed."""
+    """The cost that the provider reported, if it did."""
     listed_nanousd: int | None = None
-    """What the price list says it costs, beside what the provider reported."""
+    """The cost by the price list, also of a call whose cost was reported."""
     unpriced_reason: UnpricedReason = ""
     fallback_nanousd: int = 0
-    """What the configured fallback price makes of an unpriced call. Budgets count it, so that such a call neither slips
-    through nor blocks anybody; it is no cost, and no report adds it to one."""
+    """An unpriced call at the configured fallback price. Budgets count it, so that such a call is limited too; it is
+    not a cost, and no report adds it to one."""
 
 
 class Scope(msgspec.Struct, frozen=True, gc=False, kw_only=True):
-    """Which calls a limit is about; an empty part stands for all of them."""
+    """The calls that a limit covers; an empty field matches all of them."""
 
     team: str = ""
     project: str = ""
@@ -73,42 +73,42 @@ class Scope(msgspec.Struct, frozen=True, gc=False, kw_only=True):
 
 
 class Reservation(msgspec.Struct, frozen=True, gc=False, kw_only=True):
-    """What a call reserves of one limit before it is sent; its settlement makes the true amount of it."""
+    """An amount that a call reserves of one limit before it is sent. Its settlement posts the true amount instead."""
 
     balance: str
-    """Id of the limit's balance, which stays the same while limit and name change."""
+    """Id of the limit's balance; it stays the same if the limit or its name changes."""
     unit: Unit = "nanousd"
     period_start_ns: int
-    """Unix nanoseconds; 0 for a limit that has no beginning."""
+    """Unix nanoseconds; 0 for a limit without a start."""
     period_end_ns: int = 0
-    """0: the limit never starts anew."""
+    """0: the limit never resets."""
     amount: int
-    """The most that the call can take, in `unit`."""
+    """The most that the call can use, in `unit`."""
     limit: int = 0
     refuses: bool = True
-    """False: the balance may go beyond its limit, which is only told."""
+    """False: the balance may exceed its limit, which is reported only."""
     scope: Scope = Scope()
-    """Calls that were settled before the balance was kept are counted into it by this."""
+    """Selects the calls that were settled before the balance existed and count into it."""
 
 
 class Balance(msgspec.Struct, frozen=True, kw_only=True):
-    """How much of a limit is taken in one of its periods, as the ledger keeps it; all amounts in `unit`."""
+    """How much of a limit is used in one of its periods, as the ledger keeps it; all amounts in `unit`."""
 
     balance: str
     unit: Unit
     period_start_ns: int
     period_end_ns: int
     spent: int
-    """By settled calls; what they took before the balance was kept (`carried`) is in it."""
+    """By settled calls, including those before the balance existed (`carried`)."""
     reserved: int
-    """By calls that are open."""
+    """By open calls."""
     credit: int
-    """Topped up; it goes on top of the limit."""
+    """Topped up, in addition to the limit."""
     carried: int
 
 
 class TopUp(msgspec.Struct, frozen=True, kw_only=True):
-    """An amount that was added to a prepaid credit."""
+    """An amount added to a prepaid credit."""
 
     id: str
     balance: str
@@ -119,14 +119,14 @@ class TopUp(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PathParams(msgspec.Struct, frozen=True, gc=False, kw_only=True):
-    """Model and stream as the request's path names them, in dialects that put them there (Gemini)."""
+    """Model and stream from the request's path, in dialects that put them there (Gemini)."""
 
     model: str = ""
     stream: bool = False
 
 
 NO_PATH_PARAMS: Final = PathParams()
-"""For dialects whose paths name neither."""
+"""For dialects whose paths hold neither."""
 
 
 class LlmTarget(msgspec.Struct, frozen=True, gc=False, kw_only=True):
@@ -134,13 +134,13 @@ class LlmTarget(msgspec.Struct, frozen=True, gc=False, kw_only=True):
 
     provider: str
     model: str
-    """As the client named it (cleaned of surrogates and NUL); becomes a label only if announced."""
+    """As the client named it, without surrogates and NUL; a label only if it is on the allow-list."""
     operation: str = "chat"
     """OpenTelemetry's `gen_ai.operation.name`: chat, embeddings, …"""
     stream: bool = False
     prompt_tokens_estimate: int = 0
     otel_provider: str = ""
-    """OpenTelemetry's well-known name of the provider (`gcp.gemini`) where it differs from ours."""
+    """OpenTelemetry's well-known name of the provider (`gcp.gemini`) if it differs from ours."""
 
 
 class McpTarget(msgspec.Struct, frozen=True, gc=False, kw_only=True):
@@ -155,7 +155,7 @@ class McpTarget(msgspec.Struct, frozen=True, gc=False, kw_only=True):
 
 
 class Call(msgspec.Struct, frozen=True, gc=False, kw_only=True):
-    """What is known when a call is opened."""
+    """A call as it is known before it is sent."""
 
     id: str
     started_at_ns: int
@@ -168,9 +168,9 @@ class Call(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     project: str = ""
     key_id: str = ""
     claims: tuple[Reservation, ...] = ()
-    """What it reserves of each limit that it is under."""
+    """Its reservation of each limit that covers it."""
     reserved_nanousd: int = 0
-    """The most that it can cost, as far as that is known when it is opened."""
+    """The most that it can cost, if limits require to know it."""
     parent_id: str = ""
     """Id of the MCP message in which this model call is made; such a call is not a request of its own."""
     trace_id: str = ""
@@ -180,7 +180,7 @@ class Call(msgspec.Struct, frozen=True, gc=False, kw_only=True):
 
 
 class Settlement(msgspec.Struct, frozen=True, gc=False, kw_only=True):
-    """How a call ended. Made exactly once for each `Call`; the ledger, the counters and every page are fed from it."""
+    """How a call ended. Made exactly once per `Call`; the ledger, the metrics and every page are fed from it."""
 
     call: Call
     ended_at_ns: int
@@ -207,18 +207,18 @@ class Settlement(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     chunks: int = 0
     """Output chunks delivered by a stream."""
     missing_reason: str = ""
-    """Why usage was not reported, where it was not: `no_usage`, `client_gone`, `upstream_broke`, `crash`, …"""
+    """Why usage was not reported, if it was not: `no_usage`, `client_gone`, `upstream_broke`, `crash`, …"""
 
 
 class Key(msgspec.Struct, frozen=True, kw_only=True):
-    """A caller's key as it is kept: never the key itself."""
+    """A caller's key as it is stored: never the key itself."""
 
     id: str
     """Public name, `key_` and 12 hex digits; in logs and the ledger."""
     name: str
     team: str
     prefix: str
-    """The first characters, to recognise it by."""
+    """Its first characters, for recognition."""
     sha256: str
     """Hex SHA-256 of the whole key (at least 256 random bits, so a plain hash is enough)."""
     created_at_ns: int
@@ -227,16 +227,16 @@ class Key(msgspec.Struct, frozen=True, kw_only=True):
     project: str = ""
     role: Role = "caller"
     models: tuple[str, ...] = ()
-    """Names or globs of the models it may call; empty: all."""
+    """Names or globs of the models that it may call; empty: all."""
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
     previous_sha256: str = ""
-    """After a rotation: the hash of the key before, which is good until `previous_until_ns`."""
+    """After a rotation: the hash of the previous key, valid until `previous_until_ns`."""
     previous_until_ns: int | None = None
 
 
 class LedgerRow(msgspec.Struct, frozen=True, kw_only=True):
-    """A row of the ledger, as reports and `recover` read it."""
+    """A row of the ledger, as reports and recovery read it."""
 
     id: str
     state: Literal["open", "settled"]
@@ -279,4 +279,4 @@ class LedgerRow(msgspec.Struct, frozen=True, kw_only=True):
     fallback_cost_nanousd: int = 0
     reserved_nanousd: int = 0
     claims: str = ""
-    """What it claims: a JSON array of [balance, period's start, unit, amount], or empty."""
+    """Its reservations: a JSON array of [balance, period's start, unit, amount], or empty."""

@@ -1,6 +1,6 @@
-"""A row of the fault table, and how it is tried: the real service, the fault proxy, the simulator behind it.
+"""A row of the fault table and its check: the real service, the fault proxy, the simulator behind it.
 
-A twin of proxy and simulator is asked the same directly, so that what a client got is compared byte for byte.
+The same request goes directly to a twin of proxy and simulator, so that responses are compared byte for byte.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from mcpmeter.simulator import FaultProxy, Simulator, WireFault
 SEED = 1
 UPSTREAM_KEY = "sk-upstream-credential-0123456789"
 REFUSE = "refuse"
-"""The one fault of a connection that is made by not listening."""
+"""The connection fault that is made by not listening."""
 
 BROKE, TIMED_OUT = ("upstream_error", "upstream"), ("upstream_timeout", "upstream")
 CALLER, LIMITED = ("validation_error", "client"), ("upstream_rate_limited", "upstream")
@@ -40,30 +40,30 @@ Moved = Mapping[str, Mapping[tuple[str, ...], float]]
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """A fault, and all that follows from it."""
+    """A fault and all its effects."""
 
     speaker: Speaker
     fault: str = ""
-    """Of the simulator."""
+    """A fault of the simulator."""
     wire: str = ""
-    """Of the connection."""
+    """A fault of the connection."""
 
     # The client
     sees: Literal["all", "ours", "cut"] = "all"
-    """Every byte of the provider's; an error of ours alone; its events up to the fault, then an error of ours."""
+    """All bytes of the provider's; an error of ours alone; its events up to the fault, then an error of ours."""
     status: int = 200
     delivered: bool = True
-    """Whether anything went to the client before a stream was cut."""
+    """Whether the client got anything before a stream was cut."""
 
     # The ledger
     outcome: str = "ok"
     error: str = ""
-    """The error's id, which is told where the client sees one of ours."""
+    """The error's id, which the client sees if the error is ours."""
     tokens: str = "reported"
-    """Where the tokens come from; empty where the provider cannot have worked for the call."""
+    """The source of the tokens; empty if the provider cannot have worked for the call."""
     upstream_status: int = 200
 
-    # The counters: requests and attempts by one always, tokens and cost as the ledger has them, and
+    # The counters: requests and attempts always by one, tokens and cost as in the ledger, and
     counted: tuple[str, str] | None = None
     """mcp_errors_total, by type and side."""
     missing: str = ""
@@ -74,7 +74,7 @@ class Row:
     """mcp_empty_completions_total."""
 
     number: int = field(default_factory=lambda: next(_numbers))
-    """Makes the request of each row another one, so that the twin draws the same."""
+    """Makes the request of each row unique, so that the twin generates the same response."""
 
     @property
     def name(self) -> str:
@@ -82,7 +82,7 @@ class Row:
 
     @property
     def model(self) -> str:
-        # Nothing more is sent for a model that was limited until its time has come.
+        # After a 429 nothing is sent for the model until its Retry-After has passed.
         return f"limited-{self.number}" if "429" in self.fault else self.speaker.model
 
     @property
@@ -93,27 +93,27 @@ class Row:
 
 @dataclass
 class Bench:
-    """What rows are tried on."""
+    """The servers that rows are checked on."""
 
     relay: Any
     simulator: Simulator
     proxy: FaultProxy
     twin: FaultProxy
 
-    async def try_row(self, row: Row) -> Any:
-        """Ask, and hold everything against the row; returns the ledger's row."""
+    async def check(self, row: Row) -> Any:
+        """Send the request and compare all effects with the row. Returns the ledger's row."""
         before = counters(self.relay)
-        reply = await self._ask(row)
+        reply = await self._request(row)
         await self.relay.until_idle()
-        kept = row_of(self.relay, reply.headers["x-mcpmeter-call-id"])
-        await self._check_client(row, reply, kept)
-        check_ledger(row, kept)
-        self._check_tokens(row, reply, kept)
-        moved = {name: rose for name in before if (rose := risen(before[name], counters(self.relay)[name]))}
-        check_counters(row, kept, moved)
-        return kept
+        stored = row_of(self.relay, reply.headers["x-mcpmeter-call-id"])
+        await self._check_client(row, reply, stored)
+        check_ledger(row, stored)
+        self._check_tokens(row, reply, stored)
+        moved = {name: by for name in before if (by := increase(before[name], counters(self.relay)[name]))}
+        check_counters(row, stored, moved)
+        return stored
 
-    async def _ask(self, row: Row) -> Any:
+    async def _request(self, row: Row) -> Any:
         if row.wire == REFUSE:
             await self.proxy.refuse()
         else:
@@ -124,45 +124,45 @@ class Bench:
             if row.wire == REFUSE:
                 await self.proxy.listen()
 
-    async def _check_client(self, row: Row, reply: Any, kept: Any) -> None:
+    async def _check_client(self, row: Row, reply: Any, stored: Any) -> None:
         assert reply.status == row.status, reply.body[:500]
         assert UPSTREAM_KEY not in f"{reply.headers}{reply.body[:100_000]!r}"
         assert reply.headers["x-mcpmeter-provider"] == row.speaker.provider
         assert reply.headers["x-mcpmeter-attempts"] == "1"
         if row.sees == "all":
-            sent, status, headers = await self._sent(row)
-            assert (plain(reply.body), reply.status) == (plain(sent), status)
+            sent, status, headers = await self._direct_response(row)
+            assert (without_ids(reply.body), reply.status) == (without_ids(sent), status)
             for name in ("content-type", "retry-after"):
                 assert reply.headers.get(name) == headers.get(name)
             return
-        told = row.speaker.last_error(reply.body) if row.sees == "cut" else row.speaker.error(reply.json)
-        assert (told.code, told.call_id) == (row.error, kept.id)
-        assert told.message.endswith(".")
+        error = row.speaker.last_error(reply.body) if row.sees == "cut" else row.speaker.error(reply.json)
+        assert (error.code, error.call_id) == (row.error, stored.id)
+        assert error.message.endswith(".")
         passed = before_the_error(reply.body) if row.sees == "cut" else b""
         if passed and "stall" not in row.name:
-            sent, _, _ = await self._sent(row)
+            sent, _, _ = await self._direct_response(row)
             assert sent.startswith(passed)
         assert bool(passed) == (row.sees == "cut" and row.delivered)
 
-    def _check_tokens(self, row: Row, reply: Any, kept: Any) -> None:
-        """As the provider did where it told them; near that, and never zero, where they are an estimate."""
+    def _check_tokens(self, row: Row, reply: Any, stored: Any) -> None:
+        """Reported tokens are equal to the provider's, estimated ones close to them."""
         if row.sees == "cut" and row.delivered:
             delivered = len(row.speaker.text(reply.body)) / 4
-            assert kept.completion_tokens == pytest.approx(delivered, rel=0.2, abs=3)
-            assert kept.prompt_tokens > 0
+            assert stored.completion_tokens == pytest.approx(delivered, rel=0.2, abs=3)
+            assert stored.prompt_tokens > 0
         if row.outcome != "ok":
             return
-        (call,) = [call for call in self.simulator.billing_log.calls() if call.request_id == kept.upstream_request_id]
+        (call,) = [call for call in self.simulator.billing_log.calls() if call.request_id == stored.upstream_request_id]
         if "usage=zero" in row.fault:
-            assert (kept.prompt_tokens, kept.completion_tokens, kept.cost_nanousd) == (0, 0, 0)
+            assert (stored.prompt_tokens, stored.completion_tokens, stored.cost_nanousd) == (0, 0, 0)
         elif row.tokens == "reported":
-            assert (kept.prompt_tokens, kept.completion_tokens) == (call.prompt_tokens, call.completion_tokens)
+            assert (stored.prompt_tokens, stored.completion_tokens) == (call.prompt_tokens, call.completion_tokens)
         else:
-            assert kept.completion_tokens == pytest.approx(call.completion_tokens, rel=0.2, abs=3)
-            assert kept.prompt_tokens == pytest.approx(call.prompt_tokens, rel=0.2, abs=3)
+            assert stored.completion_tokens == pytest.approx(call.completion_tokens, rel=0.2, abs=3)
+            assert stored.prompt_tokens == pytest.approx(call.prompt_tokens, rel=0.2, abs=3)
 
-    async def _sent(self, row: Row) -> tuple[bytes, int, Mapping[str, str]]:
-        """What the provider sends a client that asks it directly, as far as it comes."""
+    async def _direct_response(self, row: Row) -> tuple[bytes, int, Mapping[str, str]]:
+        """The provider's response to a direct client, as far as it arrives."""
         self.twin.fault = WireFault.parse(row.wire)
         body = json.dumps(row.body).encode()
         headers = {"authorization": f"Bearer {UPSTREAM_KEY}", "x-goog-api-key": UPSTREAM_KEY}
@@ -180,7 +180,7 @@ class Bench:
 
 
 def row_of(relay: Any, call_id: str) -> LedgerRow:
-    """The one row of a call, as another process would read it."""
+    """A call's row, as another process would read it."""
     db = open_for_reading(relay.ledger)
     try:
         (found,) = db.execute(f"{SELECT_ROWS_SQL} WHERE id = ?", (call_id,)).fetchall()
@@ -190,7 +190,7 @@ def row_of(relay: Any, call_id: str) -> LedgerRow:
 
 
 def before_the_error(body: bytes) -> bytes:
-    """A stream up to the error event that we put at its end."""
+    """A stream up to the error event at its end."""
     for mark in (b"event: error\n", b"data: "):
         before, found, after = body.rpartition(mark)
         if found and b"call_id" in after:
@@ -198,33 +198,33 @@ def before_the_error(body: bytes) -> bytes:
     raise AssertionError(body[-500:])
 
 
-def plain(body: bytes) -> bytes:
-    """Anthropic's and our own ids of requests differ from call to call."""
+def without_ids(body: bytes) -> bytes:
+    """The body without request ids, which differ between calls."""
     start = body.find(b'"request_id":"req_')
     return body if start < 0 else body[:start] + body[start + 55 :]
 
 
-def check_ledger(row: Row, kept: Any) -> None:
-    assert (kept.state, kept.status, kept.outcome, kept.error_id) == (
+def check_ledger(row: Row, stored: Any) -> None:
+    assert (stored.state, stored.status, stored.outcome, stored.error_id) == (
         "settled",
         str(row.status),
         row.outcome,
         row.error,
     )
-    assert (kept.endpoint, kept.provider, kept.model, kept.stream) == (
+    assert (stored.endpoint, stored.provider, stored.model, stored.stream) == (
         row.speaker.endpoint,
         row.speaker.provider,
         row.model,
         row.speaker.streams,
     )
-    assert (kept.token_source, kept.error_type) == (row.tokens, row.counted[0] if row.counted else "")
-    assert kept.upstream_status == row.upstream_status
+    assert (stored.token_source, stored.error_type) == (row.tokens, row.counted[0] if row.counted else "")
+    assert stored.upstream_status == row.upstream_status
     if not row.tokens:
-        assert (kept.prompt_tokens, kept.completion_tokens, kept.cost_nanousd) == (0, 0, 0)
+        assert (stored.prompt_tokens, stored.completion_tokens, stored.cost_nanousd) == (0, 0, 0)
 
 
-def check_counters(row: Row, kept: Any, moved: Moved) -> None:
-    """These, by so much, and no others."""
+def check_counters(row: Row, stored: Any, moved: Moved) -> None:
+    """Exactly these counters moved, by these amounts."""
     expected = {
         "mcp_requests_total": {(row.speaker.endpoint, "POST", str(row.status)): 1},
         "mcp_errors_total": {row.counted: 1} if row.counted else {},
@@ -232,14 +232,14 @@ def check_counters(row: Row, kept: Any, moved: Moved) -> None:
         "mcp_upstream_attempts_total": {(row.speaker.provider, row.attempt): 1},
         "mcp_empty_completions_total": {(row.model,): 1} if row.empty else {},
     }
-    for name, rose in expected.items():
-        assert dict(moved.get(name, {})) == rose, name
+    for name, amounts in expected.items():
+        assert dict(moved.get(name, {})) == amounts, name
     tokens = moved.get("mcp_tokens_total", {})
-    assert sum(tokens.values()) == kept.prompt_tokens + kept.completion_tokens
+    assert sum(tokens.values()) == stored.prompt_tokens + stored.completion_tokens
     assert {row.tokens} >= {source for labels in tokens for source in labels if source in SOURCES}
-    assert sum(moved.get("mcp_cost_usd_total", {}).values()) == kept.cost_nanousd
+    assert sum(moved.get("mcp_cost_usd_total", {}).values()) == stored.cost_nanousd
     reasons = sum(moved.get("mcp_finish_reasons_total", {}).values())
-    assert reasons == (1 if kept.finish_reason else 0)
+    assert reasons == (1 if stored.finish_reason else 0)
     assert moved.keys() <= {*expected, "mcp_tokens_total", "mcp_cost_usd_total", "mcp_finish_reasons_total"}
 
 
@@ -247,7 +247,7 @@ SOURCES = {"reported", "estimated", "partial"}
 
 
 def counters(relay: Any) -> Moved:
-    """Every counter's children, straight from the recorder."""
+    """The children of every counter, read from the recorder."""
     families = relay.service.recorder.families
     return {
         name: {labels: cell.value for labels, cell in family.cells.items()}
@@ -256,13 +256,13 @@ def counters(relay: Any) -> Moved:
     }
 
 
-def risen(before: Mapping[tuple[str, ...], float], after: Mapping[tuple[str, ...], float]) -> dict[Any, float]:
+def increase(before: Mapping[tuple[str, ...], float], after: Mapping[tuple[str, ...], float]) -> dict[Any, float]:
     return {labels: value - before.get(labels, 0) for labels, value in after.items() if value != before.get(labels, 0)}
 
 
 @asynccontextmanager
 async def bench(start_relay: Any, rows: Iterable[Row], **changes: Any) -> AsyncIterator[Bench]:
-    """The service with each vendor's own provider, all behind one fault proxy; and the twin."""
+    """The service with each vendor's provider behind one fault proxy, and the twin."""
     key = SecretStr(UPSTREAM_KEY)
     async with (
         Simulator(seed=SEED, key=UPSTREAM_KEY) as simulator,
@@ -283,10 +283,10 @@ async def bench(start_relay: Any, rows: Iterable[Row], **changes: Any) -> AsyncI
 
 
 def _models(provider: str, rows: Iterable[Row]) -> tuple[str, ...]:
-    """Announced, so that each is a label's value of its own."""
+    """The models to configure, so that each is a label value of its own."""
     return tuple(sorted({row.model for row in rows if row.speaker.provider == provider}))
 
 
 def table(rows: Any) -> Any:
-    """A test for each row."""
+    """One test per row."""
     return pytest.mark.parametrize("row", list(rows), ids=lambda row: row.name)

@@ -1,4 +1,4 @@
-"""The dialects as a client speaks them: how each asks, and where in an answer it says what."""
+"""The dialects from a client's side: the request of each, and where its responses hold text and errors."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ OPENAI, ANTHROPIC, GEMINI = "openai", "anthropic", "gemini"
 
 
 @dataclass(frozen=True)
-class Told:
-    """An error of ours as a dialect words it."""
+class DialectError:
+    """An error of ours in a dialect's shape."""
 
     code: str
     call_id: str
@@ -20,7 +20,7 @@ class Told:
 
 
 class Speaker:
-    """How a dialect asks, and where it says what. One for each form of an answer."""
+    """A dialect's requests and responses; one class per form of response."""
 
     name: str
     path: str
@@ -29,31 +29,31 @@ class Speaker:
     provider = OPENAI
     model = "gpt-4.1"
     streams = False
-    """Whether the answer is one of events, of which each goes on as it comes."""
+    """Whether the response is a stream of events that pass one by one."""
 
     def url(self, model: str) -> str:
         return self.path
 
     def upstream_url(self, model: str) -> str:
-        """Where a provider takes it."""
+        """The URL of the same request at a provider."""
         return self.url(model)
 
     def body(self, simulate: str, model: str) -> dict[str, Any]:
         raise NotImplementedError
 
-    def error(self, body: Any) -> Told:
-        """Fails for any other shape than the dialect's."""
+    def error(self, body: Any) -> DialectError:
+        """The error in a body. Fails for any shape but the dialect's."""
         assert set(body) == {"error"}
         error = body["error"]
         assert set(error) == {"message", "type", "param", "code", "call_id"}
-        return Told(error["code"], error["call_id"], error["message"])
+        return DialectError(error["code"], error["call_id"], error["message"])
 
-    def last_error(self, body: bytes) -> Told:
+    def last_error(self, body: bytes) -> DialectError:
         """The error in the last event of a stream."""
         return self.error(json.loads(list(data_of(body))[-1]))
 
     def text(self, body: bytes) -> str:
-        """What a stream delivered of the model's words."""
+        """The model's text in a stream."""
         raise NotImplementedError
 
 
@@ -75,7 +75,7 @@ class Chat(Speaker):
 
     def body(self, simulate: str, model: str) -> dict[str, Any]:
         body = {"model": model, "messages": [{"role": "user", "content": "Hello"}], "metadata": {"simulate": simulate}}
-        # Asked for by the client itself, so that bytes can be compared: test_fidelity.py has the streams that do not.
+        # The client requests usage itself, so that bytes can be compared; test_fidelity.py has streams without.
         return {**body, "stream": True, "stream_options": {"include_usage": True}} if self.streams else body
 
 
@@ -89,7 +89,7 @@ class ChatStream(Chat):
 
 
 class Guide(Chat):
-    """The guide's endpoint, which answers 502 to any fault of a provider."""
+    """The guide's endpoint, which maps a provider's faults to 502."""
 
     name = "guide"
     path = endpoint = "/mcp/chat"
@@ -119,7 +119,7 @@ class ResponsesStream(Responses):
     name = "responses stream"
     streams = True
 
-    def last_error(self, body: bytes) -> Told:
+    def last_error(self, body: bytes) -> DialectError:
         event = list(events_of(body))[-1]
         assert event.pop("type") == "error"
         return self.error(event)
@@ -135,22 +135,22 @@ class Messages(Speaker):
     model = "claude-sonnet-4.5"
 
     def body(self, simulate: str, model: str) -> dict[str, Any]:
-        asked = [{"role": "user", "content": "Hello"}]
-        wish = {"user_id": f"simulate:{simulate}"} if simulate else {}
-        return {"model": model, "max_tokens": 8192, "messages": asked, "stream": self.streams, "metadata": wish}
+        messages = [{"role": "user", "content": "Hello"}]
+        metadata = {"user_id": f"simulate:{simulate}"} if simulate else {}
+        return {"model": model, "max_tokens": 8192, "messages": messages, "stream": self.streams, "metadata": metadata}
 
-    def error(self, body: Any) -> Told:
+    def error(self, body: Any) -> DialectError:
         assert set(body) == {"type", "error", "request_id"}
         assert body["type"] == "error"
         error = body["error"]
-        return Told(error["code"], body["request_id"], error["message"])
+        return DialectError(error["code"], body["request_id"], error["message"])
 
 
 class MessagesStream(Messages):
     name = "messages stream"
     streams = True
 
-    def last_error(self, body: bytes) -> Told:
+    def last_error(self, body: bytes) -> DialectError:
         assert b"event: error\n" in body
         return self.error(list(events_of(body))[-1])
 
@@ -173,13 +173,13 @@ class Generate(Speaker):
         contents = [{"role": "user", "parts": [{"text": "Hello"}]}]
         return {"contents": contents, "labels": {"simulate": simulate}} if simulate else {"contents": contents}
 
-    def error(self, body: Any) -> Told:
+    def error(self, body: Any) -> DialectError:
         assert set(body) == {"error"}
         error = body["error"]
         assert set(error) == {"code", "message", "status", "details"}
         assert error["status"].isupper()
         (detail,) = error["details"]
-        return Told(detail["metadata"]["code"], detail["metadata"]["call_id"], error["message"])
+        return DialectError(detail["metadata"]["code"], detail["metadata"]["call_id"], error["message"])
 
 
 class GenerateStream(Generate):
@@ -198,7 +198,7 @@ class GenerateArray(Generate):
     action = "streamGenerateContent"
     endpoint = "/v1beta/models/{model}:streamGenerateContent"
 
-    def error(self, body: Any) -> Told:
+    def error(self, body: Any) -> DialectError:
         (error,) = body
         return super().error(error)
 
@@ -208,7 +208,7 @@ class CountTokens(Messages):
     path = endpoint = "/v1/messages/count_tokens"
 
     def body(self, simulate: str, model: str) -> dict[str, Any]:
-        return {"model": model, "messages": [{"role": "user", "content": _wished(simulate)}]}
+        return {"model": model, "messages": [{"role": "user", "content": _text_with(simulate)}]}
 
 
 class GeminiCountTokens(Generate):
@@ -217,7 +217,7 @@ class GeminiCountTokens(Generate):
     endpoint = "/v1beta/models/{model}:countTokens"
 
     def body(self, simulate: str, model: str) -> dict[str, Any]:
-        return {"contents": [{"role": "user", "parts": [{"text": _wished(simulate)}]}]}
+        return {"contents": [{"role": "user", "parts": [{"text": _text_with(simulate)}]}]}
 
 
 class GeminiEmbed(Generate):
@@ -227,7 +227,7 @@ class GeminiEmbed(Generate):
     endpoint = "/v1beta/models/{model}:embedContent"
 
     def body(self, simulate: str, model: str) -> dict[str, Any]:
-        return {"content": {"parts": [{"text": _wished(simulate)}]}, "outputDimensionality": 8}
+        return {"content": {"parts": [{"text": _text_with(simulate)}]}, "outputDimensionality": 8}
 
 
 class GeminiBatchEmbed(GeminiEmbed):
@@ -239,8 +239,8 @@ class GeminiBatchEmbed(GeminiEmbed):
         return {"requests": [super().body(simulate, model), super().body("", model)]}
 
 
-def _wished(simulate: str) -> str:
-    """A fault asked for in the text, where a dialect has no other room for it."""
+def _text_with(simulate: str) -> str:
+    """The text that requests a fault, in dialects without another field for it."""
     return f"[[simulate {simulate}]] Hello" if simulate else "Hello"
 
 
@@ -250,7 +250,7 @@ MESSAGES, MESSAGES_STREAM = Messages(), MessagesStream()
 GENERATE, GENERATE_STREAM, GENERATE_ARRAY = Generate(), GenerateStream(), GenerateArray()
 EMBEDDINGS, EMBED, BATCH_EMBED = Embeddings(), GeminiEmbed(), GeminiBatchEmbed()
 COUNTS = (CountTokens(), GeminiCountTokens())
-"""What is asked of no model and bills nothing."""
+"""Requests that reach no model and cost nothing."""
 
 WHOLE = (CHAT, RESPONSES, MESSAGES, GENERATE, GENERATE_ARRAY, EMBEDDINGS, EMBED, BATCH_EMBED)
 STREAMS = (CHAT_STREAM, RESPONSES_STREAM, MESSAGES_STREAM, GENERATE_STREAM)

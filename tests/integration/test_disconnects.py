@@ -121,14 +121,14 @@ async def test_a_client_that_does_not_read_holds_the_provider_back_and_not_our_m
     _, writer = await connected(relay, chat("huge_mb=64", stream=True))
     writer.transport.pause_reading()
     await relay.simulator.billing_log.wait_until(lambda log: log.open_calls == 1)
-    (flight,) = await active_calls(relay)
+    (call,) = await active_calls(relay)
     seen = -1
-    while seen != flight._tee.total_bytes:  # until nothing moves any more
-        seen = flight._tee.total_bytes
+    while seen != call.stream.tee.total_bytes:  # until nothing moves any more
+        seen = call.stream.tee.total_bytes
         await asyncio.sleep(0.2)
     assert 0 < seen < 16 * 1024 * 1024  # what the sockets' own buffers hold, of 64 MB and their frames
     assert relay.simulator.billing_log.open_calls == 1
-    assert len(flight._tee._held) < 1024 * 1024
+    assert len(call.stream.tee._held) < 1024 * 1024
     writer.transport.abort()
     await relay.until_idle()
     await relay.simulator.billing_log.wait_until(lambda log: log.open_calls == 0)
@@ -136,7 +136,7 @@ async def test_a_client_that_does_not_read_holds_the_provider_back_and_not_our_m
 
 async def active_calls(relay: Any) -> Any:
     pipeline = relay.service.pipeline
-    await relay.until(lambda: any(flight._tee is not None for flight in pipeline.active_calls))
+    await relay.until(lambda: any(call.stream is not None for call in pipeline.active_calls))
     return pipeline.active_calls
 
 
@@ -144,9 +144,9 @@ async def test_a_slow_reader_is_not_taken_for_a_silent_provider(start_module_rel
     relay = await start_module_relay(timeouts={"idle_seconds": 0.1, "first_byte_seconds": 5})
     reader, writer = await connected(relay, chat("huge_mb=16", stream=True))
     writer.transport.pause_reading()
-    (flight,) = await active_calls(relay)
+    (call,) = await active_calls(relay)
     await asyncio.sleep(0.5)  # five times what the provider is granted
-    assert flight in relay.service.pipeline.active_calls
+    assert call in relay.service.pipeline.active_calls
     writer.transport.resume_reading()
     while not (await asyncio.wait_for(reader.read(2**20), 10)).endswith(b"0\r\n\r\n"):
         pass

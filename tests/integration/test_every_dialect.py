@@ -1,4 +1,4 @@
-"""Every dialect alike: clients that leave, what is refused before any dialect is read, whose credentials go where."""
+"""All dialects: clients that disconnect, requests refused before they are sent, credentials."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pytest_asyncio
 from pydantic import SecretStr
 from tests.integration.speakers import (
     ANTHROPIC,
+    CHAT,
     COUNTS,
     EVERY,
     GEMINI,
@@ -32,8 +33,8 @@ CLIENT_KEY = f"mk_{secrets.token_urlsafe(36)}"
 MEGABYTE = 1024 * 1024
 
 
-async def wired(relay: Any, url: str) -> Any:
-    """The relay with each vendor's own provider, all of them at this address."""
+async def with_providers(relay: Any, url: str) -> Any:
+    """The relay with each vendor's provider, all at this address."""
     key = SecretStr(UPSTREAM_KEY)
     bases = {OPENAI: "/v1", ANTHROPIC: "/v1", GEMINI: "/v1beta"}
     providers = tuple(ProviderSettings(name=name, base_url=url + base, api_key=key) for name, base in bases.items())
@@ -43,47 +44,47 @@ async def wired(relay: Any, url: str) -> Any:
     return relay
 
 
-async def before_the_simulator(start_module_relay: Any, **changes: Any) -> Any:
+async def simulator_relay(start_module_relay: Any, **changes: Any) -> Any:
     relay = await start_module_relay(**changes)
-    return await wired(relay, relay.simulator.url)
+    return await with_providers(relay, relay.simulator.url)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def before_raw(start_module_relay, raw_upstream) -> Any:
-    """A relay that asks for a key, before an upstream that keeps every byte it was sent."""
+    """A relay that requires a key, before an upstream that keeps every byte it receives."""
     relay = await start_module_relay(upstream=raw_upstream.url, keys={"search": CLIENT_KEY})
-    return await wired(relay, raw_upstream.url.removesuffix("/v1"))
+    return await with_providers(relay, raw_upstream.url.removesuffix("/v1"))
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def relay(start_module_relay) -> Any:
-    return await before_the_simulator(start_module_relay, relay={"max_answer_bytes": MEGABYTE})
+    return await simulator_relay(start_module_relay, relay={"max_answer_bytes": MEGABYTE})
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def keyed(start_module_relay) -> Any:
-    """A relay that asks for a key."""
-    return await before_the_simulator(start_module_relay, keys={"search": CLIENT_KEY}, server={"max_body_bytes": 2048})
+    """A relay that requires a key."""
+    return await simulator_relay(start_module_relay, keys={"search": CLIENT_KEY}, server={"max_body_bytes": 2048})
 
 
-async def ask(relay: Any, speaker: Speaker, simulate: str = "", model: str = "", **more: Any) -> Any:
+async def send(relay: Any, speaker: Speaker, simulate: str = "", model: str = "", **more: Any) -> Any:
     name = model or speaker.model
     return await relay.ask(speaker.body(simulate, name), speaker.url(name), **more)
 
 
-def figures(relay: Any) -> dict[str, dict[tuple[str, ...], float]]:
-    """What the counters of interest say, straight from the recorder."""
+def counters(relay: Any) -> dict[str, dict[tuple[str, ...], float]]:
+    """The relevant counters, read from the recorder."""
     names = ("mcp_requests_total", "mcp_errors_total", "mcp_usage_missing_total", "mcp_tokens_total")
     families = relay.service.recorder.families
     return {name: {labels: cell.value for labels, cell in families[name].cells.items()} for name in names}
 
 
-def rose(before: Any, after: Any, name: str) -> dict[tuple[str, ...], float]:
+def increase(before: Any, after: Any, name: str) -> dict[tuple[str, ...], float]:
     old = before[name]
     return {labels: value - old.get(labels, 0) for labels, value in after[name].items() if value != old.get(labels, 0)}
 
 
-# Clients that leave ------------------------------------------------------------------------------------------------
+# Clients that disconnect ---------------------------------------------------------------------------------------------
 
 
 def request_of(speaker: Speaker, simulate: str, model: str = "") -> bytes:
@@ -94,8 +95,8 @@ def request_of(speaker: Speaker, simulate: str, model: str = "") -> bytes:
 
 
 @pytest.mark.parametrize("speaker", EVERY, **by_name)
-async def test_a_client_that_leaves_before_the_answer_cancels_the_provider_and_pays_for_the_prompt(relay, speaker):
-    before, cancelled = figures(relay), relay.simulator.billing_log.totals.cancelled
+async def test_a_disconnect_before_the_response_charges_the_prompt(relay, speaker):
+    before, cancelled = counters(relay), relay.simulator.billing_log.totals.cancelled
     _, writer = await asyncio.open_connection(*relay.address)
     writer.write(request_of(speaker, "stall=headers"))
     await relay.simulator.billing_log.wait_until(lambda log: log.open_calls == 1)
@@ -106,12 +107,12 @@ async def test_a_client_that_leaves_before_the_answer_cancels_the_provider_and_p
     source = "" if speaker in COUNTS else "partial"
     assert (row.status, row.outcome, row.error_id, row.token_source) == ("499", "partial", "caller_gone", source)
     assert (row.prompt_tokens > 0, row.completion_tokens) == (speaker not in COUNTS, 0)
-    assert rose(before, figures(relay), "mcp_errors_total") == {("client_disconnected", "client"): 1}
+    assert increase(before, counters(relay), "mcp_errors_total") == {("client_disconnected", "client"): 1}
 
 
 @pytest.mark.parametrize("speaker", STREAMS, **by_name)
-async def test_a_client_that_leaves_in_the_middle_of_a_stream_pays_for_what_it_got(relay, speaker):
-    before, cancelled = figures(relay), relay.simulator.billing_log.totals.cancelled
+async def test_a_disconnect_within_a_stream_charges_what_was_delivered(relay, speaker):
+    before, cancelled = counters(relay), relay.simulator.billing_log.totals.cancelled
     reader, writer = await asyncio.open_connection(*relay.address, limit=2**16)
     writer.write(request_of(speaker, "stall=body,after_tokens=20"))
     got = b""
@@ -125,28 +126,28 @@ async def test_a_client_that_leaves_in_the_middle_of_a_stream_pays_for_what_it_g
     assert (row.status, row.outcome, row.error_id, row.token_source) == ("499", "partial", "caller_gone", "partial")
     assert call.delivered_tokens == 20
     assert row.completion_tokens == pytest.approx(20, abs=2)
-    assert rose(before, figures(relay), "mcp_usage_missing_total") == {(speaker.provider, "client_gone"): 1}
+    assert increase(before, counters(relay), "mcp_usage_missing_total") == {(speaker.provider, "client_gone"): 1}
 
 
-# Before any dialect is read ----------------------------------------------------------------------------------------
+# Refused requests ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("speaker", EVERY, **by_name)
-async def test_who_has_no_key_is_refused_in_the_dialects_words_and_reaches_nobody(keyed, speaker):
+async def test_a_request_without_a_key_is_refused_and_not_sent(keyed, speaker):
     calls = keyed.simulator.billing_log.totals.calls
     for headers in ({}, {"authorization": "Bearer wrong"}, {"x-api-key": "wrong"}, {"x-goog-api-key": "wrong"}):
-        reply = await ask(keyed, speaker, headers=headers)
-        told = speaker.error(reply.json)
-        assert (reply.status, told.code) == (401, "not_authenticated")
-        assert told.call_id == reply.headers["x-mcpmeter-call-id"]
-        assert "wrong" not in told.message
+        reply = await send(keyed, speaker, headers=headers)
+        error = speaker.error(reply.json)
+        assert (reply.status, error.code) == (401, "not_authenticated")
+        assert error.call_id == reply.headers["x-mcpmeter-call-id"]
+        assert "wrong" not in error.message
         assert reply.headers["www-authenticate"] == "Bearer"
     assert keyed.simulator.billing_log.totals.calls == calls
     assert keyed.rows() == [] or {row.team for row in keyed.rows()} == {"search"}
 
 
 @pytest.mark.parametrize("speaker", EVERY, **by_name)
-async def test_a_body_that_is_too_large_is_refused_in_the_dialects_words(keyed, speaker):
+async def test_a_body_that_is_too_large_is_refused(keyed, speaker):
     body = speaker.body("", speaker.model) | {"padding": "x" * 4096}
     headers = {"authorization": f"Bearer {CLIENT_KEY}"}
     reply = await keyed.ask(body, speaker.url(speaker.model), headers=headers)
@@ -154,17 +155,17 @@ async def test_a_body_that_is_too_large_is_refused_in_the_dialects_words(keyed, 
 
 
 @pytest.mark.parametrize("speaker", EVERY, **by_name)
-async def test_another_verb_is_refused_in_the_dialects_words(relay, speaker):
-    before = figures(relay)
+async def test_another_verb_is_refused(relay, speaker):
+    before = counters(relay)
     reply = await relay.ask(path=speaker.url(speaker.model), method="GET")
     assert (reply.status, speaker.error(reply.json).code) == (405, "method_not_allowed")
     assert reply.headers["allow"] == "POST"
-    assert rose(before, figures(relay), "mcp_requests_total") == {(speaker.endpoint, "GET", "405"): 1}
+    assert increase(before, counters(relay), "mcp_requests_total") == {(speaker.endpoint, "GET", "405"): 1}
 
 
 @pytest.mark.parametrize("speaker", EVERY, **by_name)
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"{}", b"\xff\xfe", b'{"a":' * 300], ids=repr)
-async def test_what_is_no_request_is_refused_in_the_dialects_words(relay, speaker, body):
+async def test_an_invalid_body_is_refused_and_not_sent(relay, speaker, body):
     calls = relay.simulator.billing_log.totals.calls
     reply = await relay.ask(body, speaker.url(speaker.model))
     assert (reply.status, speaker.error(reply.json).code) == (400, "invalid_request")
@@ -173,26 +174,25 @@ async def test_what_is_no_request_is_refused_in_the_dialects_words(relay, speake
 
 @pytest.mark.parametrize("version", ["v1", "v1beta"])
 @pytest.mark.parametrize("action", ["computeTokens", "batchGenerateContent", "predict", "generatecontent", ""])
-async def test_an_action_of_geminis_that_is_not_served_is_not_found_in_geminis_words(relay, version, action):
-    before = figures(relay)
+async def test_an_unknown_gemini_action_is_not_found(relay, version, action):
+    before = counters(relay)
     reply = await relay.ask({"contents": []}, f"/{version}/models/gemini-2.5-flash:{action}")
     assert (reply.status, reply.json["error"]["code"]) == (404, 404)
-    told = Generate().error(reply.json)
-    assert told.code == "route_not_found"
+    assert Generate().error(reply.json).code == "route_not_found"
     assert reply.json["error"]["status"] == "NOT_FOUND"
-    # A caller's text makes no label.
-    assert {labels[0] for labels in rose(before, figures(relay), "mcp_requests_total")} == {"other"}
+    # A client's text never becomes a label.
+    assert {labels[0] for labels in increase(before, counters(relay), "mcp_requests_total")} == {"other"}
 
 
-async def test_a_path_below_anthropics_that_is_not_served_is_not_found_in_anthropics_words(relay):
+async def test_an_unknown_anthropic_path_is_not_found(relay):
     reply = await relay.ask({}, "/v1/messages/batches")
     assert (reply.status, reply.json["error"]["type"]) == (404, "not_found_error")
     assert Messages().error(reply.json).code == "route_not_found"
 
 
-# Credentials -------------------------------------------------------------------------------------------------------
+# Credentials ---------------------------------------------------------------------------------------------------------
 
-WAYS = {
+KEY_PLACES = {
     "bearer": ({"authorization": f"Bearer {CLIENT_KEY}"}, ""),
     "x-api-key": ({"x-api-key": CLIENT_KEY}, ""),
     "x-goog-api-key": ({"x-goog-api-key": CLIENT_KEY}, ""),
@@ -200,26 +200,26 @@ WAYS = {
 }
 
 
-async def answer_at_length(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """An echo of nothing: what counts is what was sent."""
+async def respond_400(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Respond with an error; the tests look at what was sent."""
     body = b'{"error":{"message":"no","type":"invalid_request_error"}}'
     head = b"HTTP/1.1 400 Bad Request\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
     writer.write(head % len(body) + body)
     await writer.drain()
 
 
-OPENINGS = [
-    pytest.param(speaker, way, id=f"{speaker.name} {way}")
+SPEAKERS_AND_KEYS = [
+    pytest.param(speaker, place, id=f"{speaker.name} {place}")
     for speaker in EVERY
-    for way in WAYS
-    if speaker.provider == GEMINI or way != "?key="  # only Google's clients put a key into the query
+    for place in KEY_PLACES
+    if speaker.provider == GEMINI or place != "?key="  # only Google's clients send a key in the query
 ]
 
 
-@pytest.mark.parametrize(("speaker", "way"), OPENINGS)
-async def test_a_clients_key_opens_the_relay_and_goes_no_further(before_raw, raw_upstream, speaker, way):
-    raw_upstream.play(answer_at_length)
-    headers, query = WAYS[way]
+@pytest.mark.parametrize(("speaker", "place"), SPEAKERS_AND_KEYS)
+async def test_the_clients_key_is_never_sent_upstream(before_raw, raw_upstream, speaker, place):
+    raw_upstream.play(respond_400)
+    headers, query = KEY_PLACES[place]
     url = speaker.url(speaker.model)
     url += f"{'&' if '?' in url else '?'}{query}" if query else ""
     reply = await before_raw.ask(speaker.body("", speaker.model), url, headers=headers)
@@ -233,15 +233,15 @@ async def test_a_clients_key_opens_the_relay_and_goes_no_further(before_raw, raw
     assert CLIENT_KEY not in repr(row)
 
 
-def answering(status: str, body: bytes, *headers: str) -> Any:
-    """A provider's answer of a whole body."""
+def responding(status: str, body: bytes, *headers: str) -> Any:
+    """A provider that responds with a whole body."""
     lines = (f"HTTP/1.1 {status}", "Content-Type: application/json", f"Content-Length: {len(body)}", *headers)
 
-    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def respond(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write("\r\n".join(lines).encode() + b"\r\n\r\n" + body)
         await writer.drain()
 
-    return answer
+    return respond
 
 
 KEYED = {"authorization": f"Bearer {CLIENT_KEY}"}
@@ -249,9 +249,9 @@ KEYED = {"authorization": f"Bearer {CLIENT_KEY}"}
 
 @pytest.mark.parametrize("speaker", EVERY, **by_name)
 @pytest.mark.parametrize("status", ["400 Bad Request", "422 No", "500 Fault"])
-async def test_an_error_that_repeats_the_relays_key_is_told_in_our_words(before_raw, raw_upstream, speaker, status):
+async def test_an_error_that_repeats_the_relays_key_does_not_pass(before_raw, raw_upstream, speaker, status):
     body = json.dumps({"error": {"message": f"Incorrect API key provided: {UPSTREAM_KEY}"}}).encode()
-    raw_upstream.play(answering(status, body, f"X-Echo: Bearer {UPSTREAM_KEY}"))
+    raw_upstream.play(responding(status, body, f"X-Echo: Bearer {UPSTREAM_KEY}"))
     reply = await before_raw.ask(speaker.body("", speaker.model), speaker.url(speaker.model), headers=KEYED)
     assert (reply.status, speaker.error(reply.json).code) == (502, "upstream_refused_account")
     assert UPSTREAM_KEY not in f"{reply.headers}{reply.body!r}"
@@ -259,9 +259,9 @@ async def test_an_error_that_repeats_the_relays_key_is_told_in_our_words(before_
 
 
 @pytest.mark.parametrize("speaker", EVERY, **by_name)
-async def test_a_header_that_repeats_the_relays_key_stays_behind(before_raw, raw_upstream, speaker):
+async def test_a_header_that_repeats_the_relays_key_does_not_pass(before_raw, raw_upstream, speaker):
     body = b'{"error":{"message":"no"}}'
-    raw_upstream.play(answering("400 No", body, f"OpenAI-Echo: Bearer {UPSTREAM_KEY}", "OpenAI-Version: 1"))
+    raw_upstream.play(responding("400 No", body, f"OpenAI-Echo: Bearer {UPSTREAM_KEY}", "OpenAI-Version: 1"))
     reply = await before_raw.ask(speaker.body("", speaker.model), speaker.url(speaker.model), headers=KEYED)
     assert (reply.status, reply.body, reply.headers["openai-version"]) == (400, body, "1")
     assert UPSTREAM_KEY not in f"{reply.headers}"
@@ -270,26 +270,38 @@ async def test_a_header_that_repeats_the_relays_key_stays_behind(before_raw, raw
 @pytest.mark.parametrize(
     "speaker", [speaker for speaker in EVERY if speaker.provider == GEMINI and not speaker.streams], **by_name
 )
-async def test_googles_400_for_a_bad_key_is_the_operators_to_mend(before_raw, raw_upstream, speaker):
-    """What it says of a key is of the relay's, which the caller can do nothing about."""
+async def test_googles_400_for_a_bad_key_is_a_refused_account(before_raw, raw_upstream, speaker):
+    """It is about the relay's key, so the client can do nothing about it."""
     reason = {"@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": "API_KEY_INVALID"}
     error = {"code": 400, "message": "API key not valid.", "status": "INVALID_ARGUMENT", "details": [reason]}
-    raw_upstream.play(answering("400 Bad Request", json.dumps({"error": error}).encode()))
+    raw_upstream.play(responding("400 Bad Request", json.dumps({"error": error}).encode()))
     reply = await before_raw.ask(speaker.body("", speaker.model), speaker.url(speaker.model), headers=KEYED)
     assert (reply.status, speaker.error(reply.json).code) == (502, "upstream_refused_account")
 
 
 @pytest.mark.parametrize("speaker", EVERY, **by_name)
-async def test_a_fault_of_our_own_says_where_the_call_went_and_is_settled(relay, speaker, monkeypatch):
+async def test_a_fault_of_ours_is_settled_and_names_the_provider(relay, speaker, monkeypatch):
     def broken(*_: object) -> None:
         raise RuntimeError("a fault of ours")
 
     calls = relay.service.pipeline
-    monkeypatch.setattr("mcpmeter.relay.call.RelayedCall._hand_on_error", broken)
-    reply = await ask(relay, speaker, "status=422")
+    monkeypatch.setattr("mcpmeter.relay.call.RelayedCall._forward_error", broken)
+    reply = await send(relay, speaker, "status=422")
     assert calls.active_calls == set()
     assert (reply.status, speaker.error(reply.json).code) == (500, "internal_error")
     assert "a fault of ours" not in f"{reply.body!r}"
     assert (reply.headers["x-mcpmeter-provider"], reply.headers["x-mcpmeter-attempts"]) == (speaker.provider, "1")
     (row,) = [row for row in relay.rows() if row.id == reply.headers["x-mcpmeter-call-id"]]
     assert (row.state, row.outcome, row.error_id) == ("settled", "error", "internal_error")
+
+
+async def test_a_call_whose_estimate_fails_is_settled_by_its_row(relay, monkeypatch):
+    def broken(*_: object) -> None:
+        raise RuntimeError("a fault of ours")
+
+    monkeypatch.setattr("mcpmeter.relay.result.usage_of_failure", broken)
+    before = {row.id for row in relay.rows()}
+    assert (await send(relay, CHAT, "body=html")).status == 500
+    (row,) = [row for row in relay.rows() if row.id not in before]
+    assert (row.state, row.outcome, row.error_id) == ("settled", "error", "upstream_answered_garbage")
+    assert (row.token_source, row.prompt_tokens) == ("partial", row.prompt_tokens_estimate)

@@ -1,5 +1,5 @@
-"""The fault table: whatever a provider or its connection does, in every dialect, whole and streamed. Each row says what
-the client sees, what the ledger holds and which counters moved; `fault_table.py` holds the service to it."""
+"""The fault table: faults of a provider or its connection in every dialect, whole and streamed. Each row has what the
+client sees, what the ledger holds and which counters move; `fault_table.py` checks the service against it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.integration.fault_table import (
     Row,
     bench,
     counters,
-    risen,
+    increase,
     row_of,
     table,
 )
@@ -48,30 +48,30 @@ SHORT = {"first_byte_seconds": 0.2, "idle_seconds": 0.2}
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def at(start_module_relay) -> Any:
-    async with bench(start_module_relay, ROWS, relay={"max_answer_bytes": MEGABYTE}) as tried:
-        yield tried
+    async with bench(start_module_relay, ROWS, relay={"max_answer_bytes": MEGABYTE}) as loaded:
+        yield loaded
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def impatient(start_module_relay) -> Any:
-    """With a relay that soon gives up waiting."""
-    async with bench(start_module_relay, STALLS, timeouts=SHORT) as tried:
-        yield tried
+    """With a relay whose timeouts are short."""
+    async with bench(start_module_relay, STALLS, timeouts=SHORT) as loaded:
+        yield loaded
 
 
 # Statuses -------------------------------------------------------------------------------------------------------------
 
 
-def refused(speaker: Speaker, said: int, error: str, counted: tuple[str, str], attempt: str, **more: Any) -> Row:
-    told = {"status": said, "upstream_status": said, "outcome": "error", "tokens": "", **more}
-    return Row(speaker=speaker, fault=f"status={said}", error=error, counted=counted, attempt=attempt, **told)
+def refused(speaker: Speaker, upstream: int, error: str, counted: tuple[str, str], attempt: str, **more: Any) -> Row:
+    effects = {"status": upstream, "upstream_status": upstream, "outcome": "error", "tokens": "", **more}
+    return Row(speaker=speaker, fault=f"status={upstream}", error=error, counted=counted, attempt=attempt, **effects)
 
 
 OURS: dict[str, Any] = {"sees": "ours", "status": 502}
 
 
 def statuses(speaker: Speaker) -> Iterator[Row]:
-    """What is about the request or the provider goes on as it came; what is about our account does not."""
+    """Errors about the request or the provider pass unchanged; errors about our account do not."""
     yield refused(speaker, 400, "invalid_request", CALLER, "caller_error")
     yield refused(speaker, 401, "upstream_refused_account", BROKE, "refused", **OURS)
     yield refused(speaker, 503, "upstream_fault", BROKE, "server_error", **(OURS if speaker is GUIDE else {}))
@@ -83,7 +83,7 @@ def statuses(speaker: Speaker) -> Iterator[Row]:
 
 
 def further_statuses(speaker: Speaker) -> Iterator[Row]:
-    """What does not depend on the dialect."""
+    """Faults whose effects do not depend on the dialect."""
     ours = OURS
     for status in (404, 422):
         yield refused(speaker, status, "invalid_request", CALLER, "caller_error")
@@ -91,8 +91,8 @@ def further_statuses(speaker: Speaker) -> Iterator[Row]:
     yield refused(speaker, 403, "upstream_refused_account", BROKE, "forbidden", **ours)
     for status in (500, 502, 529):
         yield refused(speaker, status, "upstream_fault", BROKE, "server_error", **(ours if speaker is GUIDE else {}))
-    gone = {"sees": "ours"} if speaker is GUIDE else {}
-    yield refused(speaker, 504, "upstream_timed_out", TIMED_OUT, "server_error", **gone)
+    mapped = {"sees": "ours"} if speaker is GUIDE else {}
+    yield refused(speaker, 504, "upstream_timed_out", TIMED_OUT, "server_error", **mapped)
     yield refused(speaker, 304, "upstream_answered_garbage", BROKE, "garbage", **ours)
 
 
@@ -100,12 +100,12 @@ def further_statuses(speaker: Speaker) -> Iterator[Row]:
 
 
 def usages(speaker: Speaker) -> Iterator[Row]:
-    """An explicit zero is what the provider says, and is not guessed over. Nothing that cannot be is believed."""
+    """An explicit zero is reported usage; invalid usage is replaced by an estimate."""
     for fault in ("", "usage=zero", "usage=twice", "encoding=gzip"):
         yield Row(speaker=speaker, fault=fault)
     yield Row(speaker=speaker, fault="usage=missing", tokens="estimated", missing="no_usage")
-    for told in ("negative", "string", "nan", "overflow"):
-        yield Row(speaker=speaker, fault=f"usage={told}", tokens="estimated", missing="bad_usage")
+    for invalid in ("negative", "string", "nan", "overflow"):
+        yield Row(speaker=speaker, fault=f"usage={invalid}", tokens="estimated", missing="bad_usage")
     yield Row(speaker=speaker, wire="chunk_bytes=7")
 
 
@@ -120,23 +120,23 @@ CHOICES = Row(speaker=CHAT_STREAM, fault="usage=with_choices")
 
 
 def broken(speaker: Speaker, error: str = "upstream_answered_garbage", **more: Any) -> Row:
-    """No answer at all: the provider may have worked for it, so the prompt is charged, as `partial`.
+    """No valid response: the provider may have worked for it, so the prompt is charged, as `partial`.
 
-    Counting tokens is free, however it ends.
+    Counting tokens is always free.
     """
-    told = {"status": 502, "outcome": "error", "counted": BROKE, "sees": "ours"}
-    missed = {"tokens": "", "missing": ""} if speaker in COUNTS else {"tokens": "partial", "missing": "upstream_broke"}
-    return Row(speaker=speaker, error=error, **{**told, **missed, **more})
+    effects = {"status": 502, "outcome": "error", "counted": BROKE, "sees": "ours"}
+    usage = {"tokens": "", "missing": ""} if speaker in COUNTS else {"tokens": "partial", "missing": "upstream_broke"}
+    return Row(speaker=speaker, error=error, **{**effects, **usage, **more})
 
 
 def cut(speaker: Speaker, error: str = "upstream_broke", **more: Any) -> Row:
     """A stream that ends too early: what was delivered is charged."""
-    told = {"outcome": "partial", "counted": BROKE, "sees": "cut", "tokens": "partial", "missing": "upstream_broke"}
-    return Row(speaker=speaker, error=error, **{**told, **more})
+    effects = {"outcome": "partial", "counted": BROKE, "sees": "cut", "tokens": "partial", "missing": "upstream_broke"}
+    return Row(speaker=speaker, error=error, **{**effects, **more})
 
 
 def errors_inside(speaker: Speaker) -> Row:
-    """The provider's own error under a status of success goes on as it came."""
+    """The provider's own error under a success status passes unchanged."""
     delivered = {"tokens": "partial", "missing": "upstream_broke"} if speaker.streams else {"tokens": ""}
     return Row(speaker=speaker, fault="body=error", outcome="error", error="upstream_fault", counted=BROKE, **delivered)
 
@@ -150,14 +150,14 @@ def bodies(speaker: Speaker) -> Iterator[Row]:
     else:
         yield broken(speaker, fault="body=malformed_json")
         yield broken(speaker, "upstream_broke", fault="content_length=long")
-    if speaker is not GENERATE_ARRAY:  # what begins as an array ends as one
+    if speaker is not GENERATE_ARRAY:  # its error would not end the array
         yield errors_inside(speaker)
 
 
 ENDS = [
     Row(speaker=CHAT_STREAM, fault="done=missing"),
     Row(speaker=MESSAGES_STREAM, fault="done=missing"),
-    # The end event carries the usage; without it nobody can tell a whole answer from half a one.
+    # The last event carries the usage; without it a complete stream looks like half of one.
     cut(RESPONSES_STREAM, fault="done=missing"),
     cut(GENERATE_STREAM, fault="done=missing"),
     broken(GENERATE_ARRAY, fault="done=missing"),
@@ -177,7 +177,7 @@ SIZES = [
 
 
 def connections(speaker: Speaker) -> Iterator[Row]:
-    """In every dialect."""
+    """Faults in every dialect."""
     nothing: dict[str, Any] = {"upstream_status": 0, "attempt": "broken"}
     yield broken(speaker, "upstream_broke", wire="reset=headers", **nothing)
     for stage in ("body", "chunk"):
@@ -187,7 +187,7 @@ def connections(speaker: Speaker) -> Iterator[Row]:
 
 
 def further_connections(speaker: Speaker) -> Iterator[Row]:
-    """What does not depend on the dialect."""
+    """Faults whose effects do not depend on the dialect."""
     nothing: dict[str, Any] = {"upstream_status": 0, "attempt": "broken"}
     yield Row(
         speaker=speaker, wire=REFUSE, sees="ours", status=502, outcome="error", error="upstream_unreachable", tokens="",
@@ -200,10 +200,10 @@ def further_connections(speaker: Speaker) -> Iterator[Row]:
 
 
 def broken_early(speaker: Speaker, error: str, **more: Any) -> Row:
-    """Before anything could go on but a stream's head; what came of an unfinished chunk goes on."""
+    """Only a stream's headers could pass before the fault; the bytes of an unfinished chunk pass too."""
     if speaker.streams:
-        told = {name: value for name, value in more.items() if name != "status"}
-        return cut(speaker, error, delivered="chunk" in more["wire"], **told)
+        effects = {name: value for name, value in more.items() if name != "status"}
+        return cut(speaker, error, delivered="chunk" in more["wire"], **effects)
     return broken(speaker, error, **more)
 
 
@@ -239,45 +239,45 @@ STALLS = [row for speaker in EVERY for row in stalls(speaker)]
 
 
 @table(ROWS)
-async def test_a_fault_is_told_settled_and_counted(at: Bench, row):
-    await at.try_row(row)
+async def test_a_fault_is_reported_settled_and_counted(at: Bench, row):
+    await at.check(row)
 
 
 @table(STALLS)
-async def test_silence_is_given_up_told_settled_and_counted_and_the_provider_let_go(impatient: Bench, row):
-    await impatient.try_row(row)
+async def test_a_stall_times_out_and_closes_the_connection(impatient: Bench, row):
+    await impatient.check(row)
     await impatient.simulator.billing_log.wait_until(lambda log: log.open_calls == 0)
 
 
 @pytest.mark.parametrize("fault", ["status=204", "content_length=short"])
-async def test_an_answer_of_too_little_or_too_much_is_no_answer(start_module_relay, fault):
-    """What comes too much may arrive together with the head, which then is no answer at all: so no row of the table."""
+async def test_a_body_shorter_or_longer_than_declared_is_invalid(start_module_relay, fault):
+    """Not in the table: surplus bytes may arrive with the headers, and then there is no response at all."""
     relay = await start_module_relay()
     before = counters(relay)["mcp_errors_total"]
     reply = await relay.chat(fault)
     assert (reply.status, reply.error["code"]) == (502, "upstream_answered_garbage")
-    kept = row_of(relay, reply.headers["x-mcpmeter-call-id"])
-    assert (kept.outcome, kept.error_id) == ("error", "upstream_answered_garbage")
-    assert risen(before, counters(relay)["mcp_errors_total"]) == {BROKE: 1}
+    stored = row_of(relay, reply.headers["x-mcpmeter-call-id"])
+    assert (stored.outcome, stored.error_id) == ("error", "upstream_answered_garbage")
+    assert increase(before, counters(relay)["mcp_errors_total"]) == {BROKE: 1}
 
 
-async def test_a_line_of_100_mb_passes_whole_where_the_limit_allows_it(start_module_relay):
-    """Longer than what is held back to be read; the usage comes in an event of its own."""
-    async with bench(start_module_relay, (), relay={"max_answer_bytes": 128 * MEGABYTE}) as tried:
-        tried.proxy.fault = WireFault(line_mb=100)
-        url, body = tried.relay.url + CHAT_STREAM.path, CHAT_STREAM.body("", "gpt-4.1")
-        async with tried.relay.http.stream("POST", url, json=body) as got:
+async def test_a_line_of_100_mb_passes_if_the_limit_allows_it(start_module_relay):
+    """Longer than what is held back for reading; the usage is in an event of its own."""
+    async with bench(start_module_relay, (), relay={"max_answer_bytes": 128 * MEGABYTE}) as loaded:
+        loaded.proxy.fault = WireFault(line_mb=100)
+        url, body = loaded.relay.url + CHAT_STREAM.path, CHAT_STREAM.body("", "gpt-4.1")
+        async with loaded.relay.http.stream("POST", url, json=body) as got:
             size, end = 0, b""
             async for piece in got.aiter_raw():
                 size, end = size + len(piece), (end + piece)[-20:]
-        await tried.relay.until_idle()
-        kept = row_of(tried.relay, got.headers["x-mcpmeter-call-id"])
+        await loaded.relay.until_idle()
+        stored = row_of(loaded.relay, got.headers["x-mcpmeter-call-id"])
     assert size > 100 * MEGABYTE
     assert end.endswith(b"data: [DONE]\n\n")
-    assert (kept.outcome, kept.token_source) == ("ok", "reported")
+    assert (stored.outcome, stored.token_source) == ("ok", "reported")
 
 
-async def test_the_metrics_name_only_what_their_catalog_rows_allow(at: Bench):
+async def test_no_label_overflows(at: Bench):
     await at.relay.scrape_openmetrics()
     scrape = await at.relay.scrape()
     assert scrape.of("mcp_label_overflow_total") == 0

@@ -1,4 +1,4 @@
-"""What a client gets through the relay is what the provider sent, as soon as it was sent."""
+"""Clients get the provider's bytes relayed the relay, each chunk as soon as it is sent."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ async def relay(start_module_relay) -> Any:
 
 
 async def direct(relay: Any, body: dict[str, Any]) -> tuple[bytes, str]:
-    """The same call to a provider of its own, made of the same seed, so that both are asked for the first time."""
+    """The same request to a second provider with the same seed, as its first request too."""
     async with Simulator(seed=1, key=KEY) as simulator:
         headers = {"authorization": f"Bearer {KEY}"}
         answer = await relay.http.post(simulator.url + CHAT, content=json.dumps(body).encode(), headers=headers)
@@ -45,57 +45,57 @@ REQUESTS = {
 
 @pytest.mark.parametrize("name", REQUESTS)
 @pytest.mark.parametrize("stream", [False, True])
-async def test_an_answer_is_the_same_bytes_as_without_the_relay(relay, name, stream):
+async def test_a_response_has_the_same_bytes_as_without_the_relay(relay, name, stream):
     body = {"model": "gpt-4.1", "messages": [{"role": "user", "content": name}], **REQUESTS[name]}
     if stream:
         body |= {"stream": True, "stream_options": {"include_usage": True}}
-    through = await relay.ask(body)
-    assert (through.body, through.headers["content-type"]) == await direct(relay, body)
-    assert through.status == 200
+    relayed = await relay.ask(body)
+    assert (relayed.body, relayed.headers["content-type"]) == await direct(relay, body)
+    assert relayed.status == 200
 
 
-async def test_a_stream_that_did_not_ask_for_usage_lacks_but_what_the_relays_asking_added(relay):
-    # Bytes are drawn by the whole body, so the comparison is with the body as it goes upstream.
+async def test_a_stream_lacks_only_what_requesting_usage_added(relay):
+    # The simulator seeds its response by the body, so the comparison uses the body that goes upstream.
     body = {"model": "gpt-4.1", "messages": [{"role": "user", "content": "quiet"}], "stream": True}
-    through = await relay.ask(body)
-    sent_on = {"stream_options": {"include_usage": True}, **body}
+    relayed = await relay.ask(body)
+    forwarded = {"stream_options": {"include_usage": True}, **body}
     async with Simulator(seed=1, key=KEY) as simulator:
-        # As the relay inserts it: in front, without blanks.
+        # As the relay inserts it: in front, without spaces.
         text = b'{"stream_options":{"include_usage":true},' + json.dumps(body).encode()[1:]
-        assert json.loads(text) == sent_on
+        assert json.loads(text) == forwarded
         headers = {"authorization": f"Bearer {KEY}"}
         whole = (await relay.http.post(simulator.url + CHAT, content=text, headers=headers)).content
     events = [event + b"\n\n" for event in whole.split(b"\n\n") if event]
     added = b',"usage":null}'
     assert events[0].endswith(added + b"\n\n")
-    assert through.body == b"".join(event.replace(added, b"}") for event in events if b'"choices":[],' not in event)
+    assert relayed.body == b"".join(event.replace(added, b"}") for event in events if b'"choices":[],' not in event)
     assert relay.rows()[-1].token_source == "reported"
 
 
-async def test_each_chunk_goes_on_before_the_provider_sends_the_next(start_module_relay, raw_upstream):
+async def test_each_chunk_passes_before_the_next_is_sent(start_module_relay, raw_upstream):
     relay = await start_module_relay(upstream=raw_upstream.url)
-    go_on = asyncio.Event()
+    next_chunk = asyncio.Event()
 
-    async def one_by_one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def send_one_by_one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
         for number in range(5):
             event = b'data: {"choices":[{"delta":{"content":"%d"},"finish_reason":null}]}\n\n' % number
             writer.write(b"%x\r\n%s\r\n" % (len(event), event))
-            await go_on.wait()
-            go_on.clear()
+            await next_chunk.wait()
+            next_chunk.clear()
         end = b'data: {"choices":[{"delta":{},"finish_reason":"stop"}]}\n\ndata: [DONE]\n\n'
         writer.write(b"%x\r\n%s\r\n0\r\n\r\n" % (len(end), end))
 
-    raw_upstream.play(one_by_one)
+    raw_upstream.play(send_one_by_one)
     body = json.dumps({"model": "gpt-4.1", "messages": [{"role": "user", "content": "Hello"}], "stream": True})
     async with relay.http.stream("POST", relay.url + CHAT, content=body.encode()) as answer:
         lines = answer.aiter_lines()
         for number in range(5):
-            # The provider waits until the client has this event: a relay that held it back would wait for ever.
+            # The provider waits until the client has this event, so a relay that held it back would time out.
             event = await asyncio.wait_for(anext(lines), 5)
             assert f'"content":"{number}"' in event
             assert await anext(lines) == ""
-            go_on.set()
+            next_chunk.set()
         assert [line async for line in lines][-2:] == ["data: [DONE]", ""]
     await relay.until_idle()
     assert relay.rows()[0].chunks == 6
@@ -111,7 +111,7 @@ async def test_a_stream_is_settled_before_its_last_event_is_sent(relay):
         assert (row.state, row.id) == ("settled", answer.headers["x-mcpmeter-call-id"])
 
 
-async def test_a_json_answer_is_settled_before_its_first_byte_and_says_what_it_cost(relay):
+async def test_a_json_response_is_settled_first_and_carries_its_cost(relay):
     reply = await relay.chat()
     row = relay.rows()[-1]
     assert (row.state, row.id) == ("settled", reply.headers["x-mcpmeter-call-id"])
@@ -119,7 +119,7 @@ async def test_a_json_answer_is_settled_before_its_first_byte_and_says_what_it_c
     assert reply.headers["x-mcpmeter-cost-source"] == "listed"
 
 
-async def test_the_official_sdk_works_with_only_its_address_changed(relay):
+async def test_the_official_sdk_works_with_only_its_base_url_changed(relay):
     async with AsyncOpenAI(base_url=f"{relay.url}/v1", api_key="unused", max_retries=0) as client:
         answer = await client.chat.completions.create(model="gpt-4.1", messages=[{"role": "user", "content": "sdk"}])
         assert answer.usage.completion_tokens == relay.rows()[-1].completion_tokens
@@ -132,7 +132,7 @@ async def test_the_official_sdk_works_with_only_its_address_changed(relay):
         assert any(model.id == "gpt-4.1" for model in (await client.models.list()).data)
 
 
-async def test_a_trace_becomes_the_exemplar_of_the_durations_under_openmetrics_alone(relay):
+async def test_a_trace_id_becomes_an_exemplar_in_openmetrics(relay):
     headers = {"traceparent": f"00-{TRACE_ID}-00f067aa0ba902b7-01"}
     body = {"model": "gpt-4.1", "messages": [{"role": "user", "content": "trace"}], "stream": True}
     await relay.ask(body, headers=headers)
@@ -143,13 +143,13 @@ async def test_a_trace_becomes_the_exemplar_of_the_durations_under_openmetrics_a
     assert TRACE_ID.encode() not in (await relay.ask(path="/metrics", method="GET")).body
 
 
-async def test_a_prefixed_model_goes_to_its_provider_under_its_own_name(relay):
+async def test_a_provider_prefix_is_removed_from_the_model(relay):
     reply = await relay.ask({"model": "holysheep/gpt-4.1", "messages": [{"role": "user", "content": "prefix"}]})
     assert reply.json["model"] == "gpt-4.1"
     assert relay.rows()[-1].model == "gpt-4.1"
 
 
-async def test_a_model_that_nobody_announced_is_relayed_unpriced_and_never_becomes_a_series(relay):
+async def test_an_unknown_model_is_relayed_unpriced_without_a_series(relay):
     before = relay.counts()
     reply = await relay.ask({"model": "made-up-9", "messages": [{"role": "user", "content": "Hello"}]})
     after = await relay.scrape()
@@ -160,7 +160,7 @@ async def test_a_model_that_nobody_announced_is_relayed_unpriced_and_never_becom
     assert relay.rows()[-1].model == "made-up-9"
 
 
-async def test_the_models_on_offer_are_listed_with_their_prices_in_both_shapes(relay):
+async def test_both_model_lists_name_the_same_models(relay):
     openai = (await relay.ask(path="/v1/models", method="GET")).json
     guide = (await relay.ask(path="/mcp/models", method="GET")).json["models"]
     assert {model["id"] for model in openai["data"]} == {model["id"] for model in guide}

@@ -1,4 +1,4 @@
-"""Usage that cannot be leaves a row that says so, whatever the dialect and however it lies; in full 20,000 answers."""
+"""Invalid usage leaves a row with estimated tokens in every dialect; 20,000 responses in a full run."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ MAX_TOKENS = 10**12
 CHOICE = {"index": 0, "message": {"content": "Hi"}, "finish_reason": "stop"}
 OUTPUT = [{"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "Hi"}]}]
 CANDIDATE = {"content": {"parts": [{"text": "Hi"}]}, "finishReason": "STOP"}
-SAID = {"type": "message", "content": [{"type": "text", "text": "Hi"}], "stop_reason": "end_turn"}
+MESSAGE = {"type": "message", "content": [{"type": "text", "text": "Hi"}], "stop_reason": "end_turn"}
 EVENT = {"choices": [{"index": 0, "delta": {"content": "Hi"}, "finish_reason": "stop"}]}
-# An answer without its usage, the usage's name, its two counts, and what else it may hold.
+# A response without its usage, the usage's name, its counts, and other fields it may hold.
 FORMS: dict[Speaker, tuple[dict[str, Any], str, tuple[str, ...], tuple[str, ...]]] = {
     CHAT: ({"choices": [CHOICE]}, "usage", ("prompt_tokens", "completion_tokens"), ("prompt_tokens_details", "cost")),
     CHAT_STREAM: (EVENT, "usage", ("prompt_tokens", "completion_tokens"), ("completion_tokens_details",)),
@@ -39,7 +39,7 @@ FORMS: dict[Speaker, tuple[dict[str, Any], str, tuple[str, ...], tuple[str, ...]
         ("input_tokens", "output_tokens"),
         ("input_tokens_details", "output_tokens_details"),
     ),
-    MESSAGES: (SAID, "usage", ("input_tokens", "output_tokens"), ("cache_read_input_tokens", "service_tier")),
+    MESSAGES: (MESSAGE, "usage", ("input_tokens", "output_tokens"), ("cache_read_input_tokens", "service_tier")),
     GENERATE: (
         {"candidates": [CANDIDATE]},
         "usageMetadata",
@@ -48,12 +48,12 @@ FORMS: dict[Speaker, tuple[dict[str, Any], str, tuple[str, ...], tuple[str, ...]
     ),
     EMBEDDINGS: ({"object": "list", "data": [{"embedding": [0.5]}]}, "usage", ("prompt_tokens",), ("cost",)),
 }
-ANYTHING = st.recursive(
+ANY_JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4),
     lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=4), inner, max_size=2),
     max_leaves=4,
 )
-IMPOSSIBLE = (
+INVALID = (
     st.integers(max_value=-1)
     | st.integers(min_value=MAX_TOKENS + 1)
     | st.floats().filter(lambda number: not number.is_integer())
@@ -63,24 +63,24 @@ IMPOSSIBLE = (
     | st.lists(st.integers(), max_size=2)
     | st.dictionaries(st.text(max_size=4), st.integers(), max_size=2)
 )
-TOLD = st.integers(0, MAX_TOKENS)
+VALID = st.integers(0, MAX_TOKENS)
 
 
 @st.composite
 def hostile(draw: st.DrawFn) -> tuple[Speaker, Any]:
-    """A dialect, and usage of which one count or the whole cannot be."""
+    """A dialect, and usage of which one count or all is invalid."""
     speaker = draw(st.sampled_from(list(FORMS)))
     _, _, counts, others = FORMS[speaker]
     if draw(st.integers(0, 4)) == 0:
-        return speaker, draw(IMPOSSIBLE.filter(lambda value: not isinstance(value, dict)))
-    usage = draw(st.fixed_dictionaries({}, optional=dict.fromkeys(others, ANYTHING)))
-    usage |= {name: draw(TOLD | IMPOSSIBLE) for name in counts}
-    return speaker, usage | {draw(st.sampled_from(counts)): draw(IMPOSSIBLE)}
+        return speaker, draw(INVALID.filter(lambda value: not isinstance(value, dict)))
+    usage = draw(st.fixed_dictionaries({}, optional=dict.fromkeys(others, ANY_JSON)))
+    usage |= {name: draw(VALID | INVALID) for name in counts}
+    return speaker, usage | {draw(st.sampled_from(counts)): draw(INVALID)}
 
 
-def answer(speaker: Speaker, usage: Any) -> bytes:
-    told, name, _, _ = FORMS[speaker]
-    body = json.dumps({**told, name: usage}).encode()
+def response(speaker: Speaker, usage: Any) -> bytes:
+    body_without, name, _, _ = FORMS[speaker]
+    body = json.dumps({**body_without, name: usage}).encode()
     kind = b"application/json"
     if speaker.streams:
         body, kind = b"data: " + body + b"\n\ndata: [DONE]\n\n", b"text/event-stream"
@@ -89,7 +89,7 @@ def answer(speaker: Speaker, usage: Any) -> bytes:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def relay(start_module_relay, raw_upstream) -> Any:
-    """The relay with each vendor's own provider, all of them the upstream that lies."""
+    """The relay with each vendor's provider, all at the hostile upstream."""
     base, key = raw_upstream.url, SecretStr("sk-upstream-credential-0123456789")
     relay = await start_module_relay(upstream=base)
     providers = tuple(
@@ -105,9 +105,9 @@ def missing(relay: Any) -> dict[Any, float]:
     return {labels: cell.value for labels, cell in cells.items() if cell.value}
 
 
-async def row_of_an_answer(relay: Any, raw_upstream: Any, speaker: Speaker, usage: Any) -> Any:
+async def row_of_response(relay: Any, raw_upstream: Any, speaker: Speaker, usage: Any) -> Any:
     async def say(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(answer(speaker, usage))
+        writer.write(response(speaker, usage))
 
     raw_upstream.play(say)
     reply = await relay.ask(speaker.body("", speaker.model), speaker.url(speaker.model))
@@ -116,9 +116,9 @@ async def row_of_an_answer(relay: Any, raw_upstream: Any, speaker: Speaker, usag
 
 
 @pytest.mark.parametrize("speaker", list(FORMS), **by_name)
-async def test_usage_that_can_be_is_reported(relay, raw_upstream, speaker):
+async def test_valid_usage_is_reported(relay, raw_upstream, speaker):
     before = missing(relay)
-    row = await row_of_an_answer(relay, raw_upstream, speaker, dict.fromkeys(FORMS[speaker][2], 7))
+    row = await row_of_response(relay, raw_upstream, speaker, dict.fromkeys(FORMS[speaker][2], 7))
     assert (row.state, row.token_source, row.prompt_tokens) == ("settled", "reported", 7)
     assert missing(relay) == before
 
@@ -142,11 +142,11 @@ def tried(trials) -> Iterator[Counter[str]]:
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
-@given(lie=hostile())
-async def test_usage_that_cannot_be_always_leaves_a_row_that_says_so(relay, raw_upstream, tried, lie):
+@given(case=hostile())
+async def test_invalid_usage_leaves_an_estimated_row(relay, raw_upstream, tried, case):
     tried["answers with usage that cannot be"] += 1
     before = sum(missing(relay).values())
-    row = await row_of_an_answer(relay, raw_upstream, *lie)
+    row = await row_of_response(relay, raw_upstream, *case)
     assert (row.state, row.outcome, row.token_source) == ("settled", "ok", "estimated")
     assert 0 <= row.prompt_tokens + row.completion_tokens < 100
     assert row.cost_source in ("listed", "reported", "unpriced")

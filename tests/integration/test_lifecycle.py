@@ -28,7 +28,9 @@ async def ready(relay: Any) -> int:
 async def started_stream(relay: Any, simulate: str) -> asyncio.Task[Any]:
     """A stream that has given its first bytes."""
     task = asyncio.get_running_loop().create_task(relay.chat(simulate, stream=True))
-    await relay.until(lambda: any(flight._first_chunk_ns for flight in relay.service.pipeline.active_calls))
+    await relay.until(
+        lambda: any(call.stream and call.stream.first_chunk_ns for call in relay.service.pipeline.active_calls)
+    )
     return task
 
 
@@ -73,7 +75,7 @@ async def test_what_still_runs_past_the_deadline_is_cut_told_and_charged(start_r
     await relay.simulator.billing_log.wait_until(lambda log: log.open_calls == 1)
     if stream:
         await relay.until(
-            lambda: any(flight._tee and flight._tee.chunks > 5 for flight in relay.service.pipeline.active_calls)
+            lambda: any(call.stream and call.stream.tee.chunks > 5 for call in relay.service.pipeline.active_calls)
         )
     await relay.service.drain()
     assert not running_call.done()

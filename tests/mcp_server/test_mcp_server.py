@@ -97,10 +97,7 @@ async def whole(tmp_path: Path) -> AsyncIterator[Whole]:
         recorder.label_allowlist.register("provider", ["sim"])
         recorder.label_allowlist.register("team", ["default", "red", "blue"])
 
-        def price(target: Any, response_model: str, *usage: Any) -> Any:
-            return book.charge(target.provider, target.model, *usage)
-
-        meter = Meter(recorder, store=store, price=price)
+        meter = Meter(recorder, store=store, prices=book)
         provider = load_providers()["generic"].renamed("sim", base_url=simulator.base_url)
         runtime = Runtime(
             options=RelayOptions(max_body_bytes=20_000),

@@ -1,4 +1,4 @@
-"""Prices from genai-prices: equal to what the library itself computes, and found by exact names only."""
+"""Prices from genai-prices: equal to the library's own, and found by exact names only."""
 
 import subprocess
 import sys
@@ -22,7 +22,7 @@ from mcpmeter.records import Usage
 IDS = [provider.id for provider in providers]
 BOOK = PriceBook(sources={provider_id: PriceSource(genai_id=provider_id) for provider_id in IDS})
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
-# Units whose tokens a call's usage counts, or whose use is no part of its tokens.
+# Units whose tokens usage counts, or that are not part of a call's tokens.
 SEEN = {
     "input_mtok", "output_mtok", "cache_read_mtok", "cache_write_mtok", "cache_write_1h_mtok", "output_reasoning_mtok",
     "input_audio_mtok", "output_audio_mtok", "cache_audio_read_mtok", "requests_kcount", "web_searches_kcount",
@@ -95,7 +95,7 @@ def assert_equal_or_rightly_unpriced(provider: Provider, model: ModelInfo, usage
 
 
 @pytest.mark.parametrize("at", [NOW, datetime(2024, 1, 1, 3, tzinfo=UTC)], ids=["now", "night of an earlier year"])
-def test_every_model_of_the_library_costs_what_the_library_says(at: datetime) -> None:
+def test_every_model_costs_the_same_as_in_the_library(at: datetime) -> None:
     plain = Usage(prompt_tokens=1_234, completion_tokens=567, source="reported")
     detailed = Usage(
         prompt_tokens=300_001,
@@ -117,7 +117,7 @@ def test_every_model_of_the_library_costs_what_the_library_says(at: datetime) ->
     usages(),
     st.datetimes(datetime(2023, 1, 1), datetime(2027, 12, 31), timezones=st.just(UTC)),
 )
-def test_any_usage_at_any_time_costs_what_the_library_says(
+def test_any_usage_at_any_time_costs_the_same_as_in_the_library(
     which: tuple[Provider, ModelInfo], usage: Usage, at: datetime
 ) -> None:
     assert_equal_or_rightly_unpriced(*which, usage, at)
@@ -125,9 +125,7 @@ def test_any_usage_at_any_time_costs_what_the_library_says(
 
 @settings(max_examples=200, deadline=None)
 @given(st.integers(1, 10**7), st.integers(0, 10**7), st.data())
-def test_audio_that_can_only_have_gone_in_is_priced_as_the_library_does(
-    prompt: int, completion: int, data: st.DataObject
-) -> None:
+def test_input_audio_costs_the_same_as_in_the_library(prompt: int, completion: int, data: st.DataObject) -> None:
     audio = data.draw(st.integers(0, prompt))
     usage = Usage(prompt_tokens=prompt, completion_tokens=completion, audio_tokens=audio, source="reported")
     google = next(provider for provider in providers if provider.id == "google")
@@ -135,7 +133,7 @@ def test_audio_that_can_only_have_gone_in_is_priced_as_the_library_does(
     assert charge.nanousd == library_nanousd(google, "gemini-2.5-flash", usage, NOW, input_audio_tokens=audio)
 
 
-def test_audio_is_unpriced_where_usage_does_not_say_which_way_it_went_or_what_of_it_was_cached() -> None:
+def test_ambiguous_audio_is_unpriced() -> None:
     def source(model: str, **counts: int) -> str:
         provider = "google" if model.startswith("gemini") else "openai"
         return BOOK.charge(provider, model, Usage(source="reported", **counts), unix_ns(NOW)).source
@@ -149,7 +147,7 @@ def test_audio_is_unpriced_where_usage_does_not_say_which_way_it_went_or_what_of
     assert source("gpt-4.1", prompt_tokens=9, completion_tokens=9, audio_tokens=10) == "listed"
 
 
-def test_a_long_prompt_puts_all_tokens_into_the_higher_tier() -> None:
+def test_a_long_prompt_moves_all_tokens_to_the_higher_tier() -> None:
     def cost(prompt: int) -> int:
         usage = Usage(prompt_tokens=prompt, completion_tokens=1_000, source="reported")
         return BOOK.charge("anthropic", "claude-sonnet-4-5", usage, unix_ns(NOW)).nanousd
@@ -183,7 +181,7 @@ def test_prices_that_depend_on_the_hour_follow_the_clock() -> None:
         ("google", "models/gemini-2.5-flash", "gemini-2.5-flash"),
     ],
 )
-def test_names_that_providers_really_use_are_known(provider: str, name: str, model: str) -> None:
+def test_snapshot_names_of_providers_are_known(provider: str, name: str, model: str) -> None:
     assert BOOK.canonical(provider, name) == model
 
 
@@ -211,10 +209,10 @@ def test_names_that_providers_really_use_are_known(provider: str, name: str, mod
         ("openai", "gpt-4.1\n"),
         ("openai", "\ud800"),
         ("openai", ""),
-        ("nobody", "gpt-4.1"),
+        ("unknown", "gpt-4.1"),
     ],
 )
-def test_names_that_merely_look_like_a_model_are_unpriced(provider: str, name: str) -> None:
+def test_names_similar_to_a_model_are_unpriced(provider: str, name: str) -> None:
     usage = Usage(prompt_tokens=1_000, source="reported")
     assert BOOK.canonical(provider, name) is None
     assert BOOK.rates(provider, name, NOW) is None
@@ -230,7 +228,7 @@ def test_names_that_merely_look_like_a_model_are_unpriced(provider: str, name: s
     | st.text(min_size=1, max_size=12),
     st.booleans(),
 )
-def test_a_name_with_anything_added_is_priced_only_if_printed_or_a_snapshot_of_the_librarys_own_match(
+def test_an_extended_name_is_known_only_if_printed_or_a_snapshot(
     which: tuple[Provider, ModelInfo], added: str, before: bool
 ) -> None:
     provider, model = which
@@ -256,12 +254,12 @@ def test_a_name_with_anything_added_is_priced_only_if_printed_or_a_snapshot_of_t
         ("github-copilot", "gpt-4.1", {"prompt_tokens": 5, "completion_tokens": 5}),
     ],
 )
-def test_what_tokens_alone_do_not_determine_is_unpriced(provider: str, model: str, counts: dict[str, int]) -> None:
+def test_a_cost_that_tokens_do_not_determine_is_unpriced(provider: str, model: str, counts: dict[str, int]) -> None:
     charge = BOOK.charge(provider, model, Usage(source="reported", **counts), unix_ns(NOW))
     assert (charge.source, charge.nanousd, charge.price_list) == ("unpriced", 0, "")
 
 
-def test_a_fee_for_each_request_is_charged_once() -> None:
+def test_a_fee_per_request_is_charged_once() -> None:
     perplexity = next(provider for provider in providers if provider.id == "perplexity")
     usage = Usage(prompt_tokens=10, completion_tokens=10, source="reported")
     assert BOOK.charge("perplexity", "sonar", usage, unix_ns(NOW)).nanousd == library_nanousd(
@@ -270,14 +268,14 @@ def test_a_fee_for_each_request_is_charged_once() -> None:
     assert BOOK.charge("perplexity", "sonar", usage, unix_ns(NOW)).nanousd > 12_000_000 - 1
 
 
-def test_sources_that_do_not_exist_are_refused_with_the_nearest_name() -> None:
+def test_unknown_sources_are_refused_with_the_nearest_name() -> None:
     with pytest.raises(ConfigInvalid, match=r"'opena'.*There is: openai"):
         PriceBook(sources={"x": PriceSource(genai_id="opena")})
     with pytest.raises(ConfigInvalid, match="price list 'nope'"):
         PriceBook(sources={"x": PriceSource("nope")})
 
 
-def test_importing_the_prices_does_not_import_the_library() -> None:
+def test_lists_alone_do_not_import_genai_prices() -> None:
     code = (
         "import sys, mcpmeter.pricing as p; p.PriceBook(p.bundled_price_lists()); print('genai_prices' in sys.modules)"
     )
@@ -285,7 +283,7 @@ def test_importing_the_prices_does_not_import_the_library() -> None:
     assert done.stdout.strip() == "False"
 
 
-def test_nothing_opens_a_socket(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_price_lookups_open_no_socket(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("a price lookup went to the network")
 

@@ -1,4 +1,4 @@
-"""Price lists as files: what is accepted, and that everything else is refused by file, line and remedy."""
+"""Price lists as files: what is accepted; everything else is refused with file, line and hint."""
 
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -53,7 +53,7 @@ def at(*day: int) -> int:
 
 
 @pytest.mark.parametrize("file", FAULTS, ids=lambda file: file.stem)
-def test_a_single_fault_is_refused_with_its_place_and_in_one_line(file: Path) -> None:
+def test_a_fault_is_refused_with_its_line_and_a_hint(file: Path) -> None:
     expected = file.read_text().splitlines()[0].removeprefix("# ")
     with pytest.raises(ConfigInvalid) as refused:
         load_price_list(file)
@@ -67,7 +67,7 @@ def test_there_are_faults_to_refuse() -> None:
     assert len(FAULTS) >= 20
 
 
-def test_a_file_that_is_missing_or_not_text_is_named(tmp_path: Path) -> None:
+def test_an_unreadable_file_is_named(tmp_path: Path) -> None:
     binary = tmp_path / "binary.toml"
     binary.write_bytes(b"\xff\xfe")
     for file in (binary, tmp_path / "absent.toml", tmp_path):
@@ -76,7 +76,7 @@ def test_a_file_that_is_missing_or_not_text_is_named(tmp_path: Path) -> None:
 
 
 @given(st.text(max_size=200) | st.text(alphabet='[]{}="\n.price', max_size=200))
-def test_no_text_makes_the_reader_raise_anything_but_its_own_error(text: str) -> None:
+def test_any_other_text_is_refused(text: str) -> None:
     with pytest.raises(ConfigInvalid):
         parse_price_list(text, "hostile.toml")
 
@@ -86,14 +86,14 @@ def test_deeply_nested_text_is_refused() -> None:
         parse_price_list("x = " + "[" * 100_000, "hostile.toml")
 
 
-def test_the_bundled_list_is_valid_from_a_day_and_says_so() -> None:
+def test_the_bundled_list_is_dated() -> None:
     (holysheep,) = [lst for lst in bundled_price_lists() if lst.name == "holysheep"]
     assert holysheep.name == "holysheep"
     assert {entry.valid_from for entry in holysheep.price} == {date(2026, 11, 1)}
     assert "second currency" in holysheep.note
 
 
-def test_the_entry_that_began_last_counts_whatever_the_order_in_the_file() -> None:
+def test_the_latest_valid_entry_applies() -> None:
     prices, usage = book(), Usage(prompt_tokens=MILLION, source="reported")
     assert prices.charge("acme", "M-1", usage, at(2026, 5, 31)).nanousd == 2 * 10**9
     assert prices.charge("acme", "M-1", usage, at(2026, 6, 1) - 1).price_list == "acme 2026-01-01"
@@ -106,7 +106,7 @@ def test_before_the_first_day_a_model_is_unpriced() -> None:
     assert book().charge("acme", "M-1", usage, at(2025, 12, 31)).source == "unpriced"
 
 
-def test_details_cost_what_the_list_says_and_otherwise_as_the_rest_of_their_side() -> None:
+def test_details_without_a_price_cost_as_much_as_their_side() -> None:
     usage = Usage(
         prompt_tokens=10 * MILLION,
         completion_tokens=MILLION,
@@ -121,7 +121,7 @@ def test_details_cost_what_the_list_says_and_otherwise_as_the_rest_of_their_side
     assert without == (10 * 4 + 8) * 10**9
 
 
-def test_a_list_finds_printed_names_aliases_and_dated_snapshots_and_nothing_else() -> None:
+def test_only_printed_names_aliases_and_snapshots_are_found() -> None:
     prices = book()
     for name in ("M-1", "m-1", "m-one", "m-1-20250401", "m-1@20250401", "m-one-2025-04-01"):
         assert prices.canonical("acme", name) == "M-1"
@@ -130,7 +130,7 @@ def test_a_list_finds_printed_names_aliases_and_dated_snapshots_and_nothing_else
         assert prices.canonical("acme", name) is None
 
 
-def test_completion_tokens_of_a_model_without_a_completion_price_are_unpriced() -> None:
+def test_completions_without_a_price_are_unpriced() -> None:
     prompt_only = Usage(prompt_tokens=MILLION, source="reported")
     both = Usage(prompt_tokens=MILLION, completion_tokens=1, source="reported")
     assert book().charge("acme", "embed", prompt_only, at(2026, 7, 1)).nanousd == 20_000_000

@@ -1,11 +1,13 @@
-"""Rates that change from a day on or by the hour, and the spans in which they do not."""
+"""Rates that change by date or hour, their spans, and rounding of worst cases."""
 
 from __future__ import annotations
+
+from decimal import Decimal
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mcpmeter.pricing.rates import DAY_NS, Dated, RateBand, Rates, Timeline
+from mcpmeter.pricing.rates import DAY_NS, Dated, RateBand, Rates, Timeline, attousd_per_mtok
 
 HOUR_NS = DAY_NS // 24
 
@@ -28,7 +30,7 @@ def timelines(draw: st.DrawFn) -> Timeline:
 
 @settings(max_examples=300)
 @given(timelines(), INSTANTS, st.lists(INSTANTS, max_size=5))
-def test_in_a_span_the_rates_are_those_of_each_of_its_instants(
+def test_the_rates_of_a_span_are_valid_at_each_of_its_instants(
     timeline: Timeline, at_ns: int, others: list[int]
 ) -> None:
     span = timeline.span(at_ns)
@@ -38,16 +40,21 @@ def test_in_a_span_the_rates_are_those_of_each_of_its_instants(
         assert timeline.at(instant) is span.rates
 
 
-def test_rates_that_never_change_hold_for_ever() -> None:
+def test_rates_that_never_change_have_an_endless_span() -> None:
     rates = Rates(list_name="l", bands=(RateBand(),))
     span = Timeline(model="m", entries=(Dated(rates=rates),)).span(0)
     assert span.rates is rates
     assert span.from_ns < -(10**18) < 10**18 < span.until_ns
 
 
-def test_a_span_ends_where_the_next_price_begins() -> None:
+def test_a_span_ends_when_the_next_rates_begin() -> None:
     old, new = (Rates(list_name=name, bands=(RateBand(),)) for name in ("old", "new"))
     timeline = Timeline(model="m", entries=(Dated(rates=old, from_ns=0), Dated(rates=new, from_ns=2 * DAY_NS)))
     before, after = timeline.span(DAY_NS), timeline.span(2 * DAY_NS)
     assert (before.rates, before.from_ns, before.until_ns) == (old, 0, 2 * DAY_NS)
     assert (after.rates, after.from_ns) == (new, 2 * DAY_NS)
+
+
+def test_a_fraction_of_a_nano_dollar_is_rounded_up():
+    rates = Rates(list_name="t", bands=(RateBand(prompt=attousd_per_mtok(Decimal("0.0001"))),))
+    assert rates.max_cost_nanousd(1, 0) == 1

@@ -1,8 +1,9 @@
-"""Chunks known by their two ends: whatever stands between these, the tee says and sends what it would by reading."""
+"""Event templates: the tee reports and sends the same with them as by reading every event."""
 
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -15,6 +16,21 @@ from mcpmeter.dialects.openai_chat import OpenAiChat
 from mcpmeter.relay import stream
 from mcpmeter.relay.event_template import event_template
 from mcpmeter.relay.stream import StreamTee
+
+
+class CountedReads:
+    """A dialect that counts the blocks it has to read."""
+
+    def __init__(self, dialect: Any) -> None:
+        self._dialect = dialect
+        self.reads = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._dialect, name)
+
+    def read_events(self, block: bytes) -> Any:
+        self.reads += 1
+        return self._dialect.read_events(block)
 
 
 class ReadingChat(OpenAiChat):
@@ -61,73 +77,80 @@ BREAKS = st.sampled_from(
 TEXTS = st.lists(WORDS | BREAKS | st.binary(max_size=4), max_size=3).map(b"".join)
 
 
-def told(tee: StreamTee, pieces: list[bytes]) -> tuple[object, ...]:
+def outcome(tee: StreamTee, pieces: list[bytes]) -> tuple[object, ...]:
     out = b""
     for piece in pieces:
         out += tee.feed(piece)
         if tee.end:
             break
     out += tee.finish()
-    # The model's name may be read sooner where each event is, and is told again with the end of the answer.
+    # Reading each event may find the model's name earlier; the last events repeat it.
     read = structs.replace(tee.read, model="")
     return out, tee.end, read, tee.counted, tee.is_whole, tee.chunks, tee.total_bytes, tee.delivered_tokens()
 
 
 @pytest.mark.parametrize(("dialect", "reading", "event"), ALL)
 @given(texts=st.lists(WORDS | TEXTS, max_size=8), cuts=st.sets(st.integers(1, 900), max_size=4), withhold=st.booleans())
-def test_a_stream_is_read_and_sent_as_it_would_be_event_by_event(dialect, reading, event, texts, cuts, withhold):
+def test_templates_change_neither_bytes_nor_what_is_read(dialect, reading, event, texts, cuts, withhold):
     pieces = [event % text for text in [b"a", b"b", *texts]]
     data = b"".join(pieces)
     edges = [0, *sorted(cut for cut in cuts if cut < len(data)), len(data)]
     for given_pieces in (pieces, [data[a:b] for a, b in pairwise(edges)]):
-        by_likeness = told(StreamTee(dialect, withhold_usage=withhold), given_pieces)
-        assert by_likeness == told(StreamTee(reading, withhold_usage=withhold), given_pieces)
+        by_template = outcome(StreamTee(dialect, withhold_usage=withhold), given_pieces)
+        assert by_template == outcome(StreamTee(reading, withhold_usage=withhold), given_pieces)
 
 
 @given(
     texts=st.lists(st.tuples(WORDS | TEXTS, st.sampled_from([b"aB3", b""]) | TEXTS), max_size=8),
     withhold=st.booleans(),
 )
-def test_a_stream_with_padding_is_read_and_sent_as_it_would_be_event_by_event(texts, withhold):
+def test_padding_changes_neither_bytes_nor_what_is_read(texts, withhold):
     pieces = [PADDED % both for both in [(b"a", b"c3"), (b"b", b"d"), *texts]]
-    by_likeness = told(StreamTee(OpenAiChat(), withhold_usage=withhold), pieces)
-    assert by_likeness == told(StreamTee(ReadingChat(), withhold_usage=withhold), pieces)
+    by_template = outcome(StreamTee(OpenAiChat(), withhold_usage=withhold), pieces)
+    assert by_template == outcome(StreamTee(ReadingChat(), withhold_usage=withhold), pieces)
 
 
 @pytest.mark.parametrize(("dialect", "_reading", "event"), ALL)
-def test_chunks_that_differ_in_their_text_alone_are_not_read(monkeypatch, dialect, _reading, event):
-    tee = StreamTee(dialect, withhold_usage=True)
+def test_chunks_that_differ_only_in_text_are_not_read(dialect, _reading, event):
+    counted = CountedReads(dialect)
+    tee = StreamTee(counted, withhold_usage=True)
     tee.feed(event % b"a")
     tee.feed(event % b"b")
-    monkeypatch.setattr(tee, "_read_events", None)
-    sent = (event % b" and more").replace(b',"usage":null', b"")
-    assert tee.feed(event % b" and more") == sent
-    assert tee.chunks == 3
+    reads = counted.reads
+    assert tee.feed(event % b" and more") == (event % b" and more").replace(b',"usage":null', b"")
+    assert (tee.chunks, counted.reads) == (3, reads)
 
 
 @pytest.mark.parametrize("withhold", [True, False])
-def test_nor_are_chunks_that_differ_in_their_padding_too(monkeypatch, withhold):
-    tee = StreamTee(OpenAiChat(), withhold_usage=withhold)
+def test_chunks_that_differ_in_text_and_padding_are_not_read(withhold):
+    counted = CountedReads(OpenAiChat())
+    tee = StreamTee(counted, withhold_usage=withhold)
     tee.feed(PADDED % (b"a", b"c3"))
-    monkeypatch.setattr(tee, "_read_events", None)
-    came = PADDED % (b" and more", b"dEf45")
-    assert tee.feed(came) == (came.replace(b',"usage":null', b"") if withhold else came)
+    received = PADDED % (b" and more", b"dEf45")
+    assert tee.feed(received) == (received.replace(b',"usage":null', b"") if withhold else received)
+    assert counted.reads == 1
 
 
-def test_a_stream_whose_chunks_change_is_looked_at_again():
-    tee = StreamTee(OpenAiChat(), withhold_usage=False)
+def test_a_new_template_is_made_after_chunks_change():
+    counted = CountedReads(OpenAiChat())
+    tee = StreamTee(counted, withhold_usage=False)
     for number in range(stream.CHUNKS_BETWEEN_TEMPLATES * 3):
         tee.feed(b'data: {"created":%d,"choices":[{"delta":{"content":"a"}}]}\n\n' % (number // 20))
-    assert tee._alike(b'data: {"created":2,"choices":[{"delta":{"content":"b"}}]}\n\n')
+    reads = counted.reads
+    tee.feed(b'data: {"created":2,"choices":[{"delta":{"content":"b"}}]}\n\n')
+    assert counted.reads == reads
 
 
-def test_what_goes_on_of_it_is_known_too():
-    came = b'data: {"choices":[{"delta":{"content":"a"}}],"usage":null}\n\n'
+def test_a_template_leaves_out_what_is_withheld():
+    received = b'data: {"choices":[{"delta":{"content":"a"}}],"usage":null}\n\n'
     sent = b'data: {"choices":[{"delta":{"content":"a"}}]}\n\n'
-    alike, unchanged = event_template(came, sent, b'"content":"'), event_template(came, came, b'"content":"')
-    another = came.replace(b'"a"', b'"another"')
-    assert alike is not None
-    assert alike(another) == sent.replace(b'"a"', b'"another"')
+    template, unchanged = (
+        event_template(received, sent, b'"content":"'),
+        event_template(received, received, b'"content":"'),
+    )
+    another = received.replace(b'"a"', b'"another"')
+    assert template is not None
+    assert template(another) == sent.replace(b'"a"', b'"another"')
     assert unchanged is not None
     assert unchanged(another) is another
 
@@ -150,10 +173,10 @@ def test_what_goes_on_of_it_is_known_too():
         b'data: {"content":"a","obfuscation":"\\n"}\n\n',
     ],
 )
-def test_what_is_not_one_event_with_a_text_is_like_no_other(block):
+def test_a_block_that_is_not_one_text_event_makes_no_template(block):
     assert event_template(block, block, b'"content":"') is None
 
 
-def test_an_event_of_which_something_before_its_text_is_held_back_is_like_no_other():
-    came = b'data: {"a":{"usage":null},"content":"a"}\n\n'
-    assert event_template(came, came.replace(b'"usage":null', b""), b'"content":"') is None
+def test_withholding_before_the_text_makes_no_template():
+    received = b'data: {"a":{"usage":null},"content":"a"}\n\n'
+    assert event_template(received, received.replace(b'"usage":null', b""), b'"content":"') is None

@@ -1,4 +1,4 @@
-"""The tee: however a stream is cut, the same bytes go on and the same usage is read."""
+"""The tee: however a stream is cut, the same bytes pass and the same usage is read."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def without_usage_event(data: bytes) -> bytes:
 
 
 def without_null_usage(data: bytes) -> bytes:
-    """What a parser finds to be null, line by line."""
+    """The expected bytes, by parsing each line."""
     return b"".join(map(_line_without_null_usage, re.split(rb"(?<=[\r\n])", data)))
 
 
@@ -67,7 +67,7 @@ def check(name: str, pieces: list[bytes], *, withhold: bool) -> None:
 
 
 @pytest.mark.parametrize("name", EXPECTED)
-def test_a_stream_cut_in_two_at_any_byte_gives_the_same_bytes_and_usage(name):
+def test_a_stream_cut_in_two_anywhere_keeps_bytes_and_usage(name):
     data = (GOLDEN / name).read_bytes()
     for withhold in (True, False):
         check(name, [data], withhold=withhold)
@@ -76,18 +76,18 @@ def test_a_stream_cut_in_two_at_any_byte_gives_the_same_bytes_and_usage(name):
 
 
 @pytest.mark.parametrize("name", EXPECTED)
-def test_a_stream_that_comes_byte_by_byte_gives_the_same_bytes_and_usage(name):
+def test_a_stream_in_single_bytes_keeps_bytes_and_usage(name):
     check(name, [bytes((byte,)) for byte in (GOLDEN / name).read_bytes()], withhold=True)
 
 
 @given(st.sampled_from(sorted(EXPECTED)), st.sets(st.integers(1, 2500), max_size=30), st.booleans())
-def test_a_stream_cut_anywhere_gives_the_same_bytes_and_usage(name, places, withhold):
+def test_a_stream_in_any_pieces_keeps_bytes_and_usage(name, places, withhold):
     data = (GOLDEN / name).read_bytes()
     edges = [0, *sorted(place for place in places if place < len(data)), len(data)]
     check(name, [data[a:b] for a, b in itertools.pairwise(edges)], withhold=withhold)
 
 
-def test_the_usage_that_was_only_asked_for_by_the_relay_is_all_that_is_withheld():
+def test_only_usage_that_the_relay_requested_is_withheld():
     held = [
         name for name in EXPECTED if without_usage_event((GOLDEN / name).read_bytes()) != (GOLDEN / name).read_bytes()
     ]
@@ -97,7 +97,7 @@ def test_the_usage_that_was_only_asked_for_by_the_relay_is_all_that_is_withheld(
 
 
 @pytest.mark.parametrize("name", ["stream_gemini.sse", "stream_vllm.sse", "stream_relay_usage_on_every_chunk.sse"])
-def test_a_count_in_every_chunk_does_not_make_a_stream_whole_that_broke_off(name):
+def test_a_running_count_does_not_make_a_stream_complete(name):
     events = whole_events((GOLDEN / name).read_bytes())
     begun = list(itertools.takewhile(lambda event: b'"finish_reason":"' not in event, events))
     _out, tee = pass_through(begun, withhold=True)
@@ -105,7 +105,7 @@ def test_a_count_in_every_chunk_does_not_make_a_stream_whole_that_broke_off(name
     assert not tee.is_whole
 
 
-def test_a_count_that_comes_alone_says_that_the_stream_is_done():
+def test_a_separate_usage_event_makes_a_stream_complete():
     for withhold in (True, False):
         _out, tee = pass_through([USAGE_EVENT], withhold=withhold)
         assert tee.is_whole
@@ -139,14 +139,14 @@ def test_a_count_that_comes_alone_says_that_the_stream_is_done():
         ),
     ],
 )
-def test_a_null_that_stands_for_usage_goes_on_only_to_who_asked_for_it(sent, passed):
+def test_null_usage_passes_only_if_the_client_requested_usage(sent, passed):
     assert pass_through([sent], withhold=True)[0] == passed
     assert pass_through([sent], withhold=False)[0] == sent
     assert b"".join(pass_through([sent[:n], sent[n:]], withhold=True)[0] for n in (9,)) == passed
 
 
 @given(st.lists(st.binary(max_size=60) | st.sampled_from([b"\n", b"\r\n", b"\r", b"data: ", b"[DONE]", b'"usage":'])))
-def test_whatever_upstream_sends_goes_on_until_it_says_that_it_is_done(pieces):
+def test_any_bytes_pass_until_the_last_event(pieces):
     data = b"".join(pieces)
     out, tee = pass_through(pieces, withhold=False)
     assert data.startswith(out)
@@ -156,7 +156,7 @@ def test_whatever_upstream_sends_goes_on_until_it_says_that_it_is_done(pieces):
 @pytest.mark.parametrize(
     "usage", [b'{"prompt_tokens":-1,"completion_tokens":1}', b'{"prompt_tokens":NaN,"completion_tokens":1}']
 )
-def test_usage_that_cannot_be_is_withheld_as_well_and_counts_as_bad(usage):
+def test_invalid_usage_is_withheld_and_counted_as_bad(usage):
     event = b'data: {"choices":[],"usage":%s}\n\n' % usage
     out, tee = pass_through([b'data: {"choices":[{}]}\n\n', event, b"data: [DONE]\n\n"], withhold=True)
     assert out == b'data: {"choices":[{}]}\n\ndata: [DONE]\n\n'
@@ -168,7 +168,7 @@ def test_the_last_of_several_usages_counts():
     assert pass_through(events, withhold=False)[1].read.usage.completion_tokens == 7
 
 
-def test_an_event_goes_on_as_soon_as_it_is_whole_and_the_end_waits_for_the_settlement():
+def test_complete_events_pass_at_once_and_the_last_is_held():
     tee = StreamTee(OpenAiChat(), withhold_usage=True)
     assert tee.feed(b"data: 1\n\nda") == b"data: 1\n\n"
     assert tee.feed(b"ta: 2\n\n") == b"data: 2\n\n"
@@ -176,13 +176,13 @@ def test_an_event_goes_on_as_soon_as_it_is_whole_and_the_end_waits_for_the_settl
     assert tee.end == b"data: [DONE]\n\n"
 
 
-def test_a_stream_that_stops_without_saying_how_it_ended_is_not_whole():
+def test_a_stream_without_a_finish_reason_is_not_complete():
     out, tee = pass_through([b'data: {"choices":[{"delta":{"content":"a"},"finish_reason":null}]}\n\n'], withhold=True)
     assert out
     assert not tee.is_whole
 
 
-def test_an_endless_event_goes_on_unread_and_what_came_before_it_was_read(monkeypatch):
+def test_an_endless_event_passes_unread(monkeypatch):
     monkeypatch.setattr(stream, "MAX_EVENT_BYTES", 1000)
     tee = StreamTee(OpenAiChat(), withhold_usage=True)
     usage = b'data: {"choices":[],"usage":{"prompt_tokens":1,"completion_tokens":2}}\n\n'
@@ -193,7 +193,7 @@ def test_an_endless_event_goes_on_unread_and_what_came_before_it_was_read(monkey
     assert tee.read.usage.completion_tokens == 2
 
 
-def test_what_was_delivered_is_estimated_from_the_texts_and_scaled_beyond_what_is_kept(monkeypatch):
+def test_delivered_tokens_are_estimated_and_scaled_beyond_the_kept(monkeypatch):
     event = b'data: {"choices":[{"delta":{"content":"%s"}}]}\n\n' % (b"word" * 10)
     tee = StreamTee(OpenAiChat(), withhold_usage=True)
     for _ in range(10):
@@ -206,8 +206,8 @@ def test_what_was_delivered_is_estimated_from_the_texts_and_scaled_beyond_what_i
     assert tee.delivered_tokens() == pytest.approx(1000, rel=0.02)
 
 
-class CallResult(OpenAiChat):
-    """A chat that says goodbye in its own way and tells an answer from its framing."""
+class OwnEnds(OpenAiChat):
+    """A chat with its own last events, which distinguishes content from framing."""
 
     end_marks = (b"goodbye", b"farewell")
 
@@ -219,8 +219,8 @@ class CallResult(OpenAiChat):
 
 
 @pytest.mark.parametrize("word", [b"goodbye", b"farewell"])
-def test_a_dialect_may_have_ends_of_its_own(word):
-    tee = StreamTee(CallResult(), withhold_usage=True)
+def test_a_dialect_may_have_its_own_last_events(word):
+    tee = StreamTee(OwnEnds(), withhold_usage=True)
     assert tee.feed(b"data: farewell and goodbye\n\ndata: [DONE]\n\nevent: %s\n\n" % word).endswith(b"[DONE]\n\n")
     assert tee.end == b"event: %s\n\n" % word
 
@@ -233,20 +233,20 @@ def test_a_dialect_may_have_ends_of_its_own(word):
         ([b"{}"], b"null", False),
     ],
 )
-def test_a_stream_is_empty_that_has_finished_without_content(deltas, finish, is_empty):
-    tee = StreamTee(CallResult(), withhold_usage=False)
+def test_a_stream_that_finished_without_content_is_empty(deltas, finish, is_empty):
+    tee = StreamTee(OwnEnds(), withhold_usage=False)
     for delta in deltas:
         tee.feed(b'data: {"choices":[{"delta":%s,"finish_reason":%s}]}\n\n' % (delta, finish))
     assert tee.read.is_empty is is_empty
 
 
-def test_an_error_is_not_also_an_empty_answer():
-    tee = StreamTee(CallResult(), withhold_usage=False)
+def test_an_error_is_not_an_empty_response_too():
+    tee = StreamTee(OwnEnds(), withhold_usage=False)
     tee.feed(b'data: {"choices":[{"delta":{},"finish_reason":"error"}],"error":{"message":"down"}}\n\n')
     assert (tee.read.is_error, tee.read.is_empty) == (True, False)
 
 
-def test_usage_that_is_not_final_makes_no_stream_whole_and_is_kept_apart():
+def test_usage_that_is_not_final_is_kept_apart():
     class Counting(OpenAiChat):
         def joined(self, before: ResponseInfo, now: ResponseInfo) -> ResponseInfo:
             usage = now.usage and structs.replace(now.usage, source="reported" if now.finish_reason else "partial")

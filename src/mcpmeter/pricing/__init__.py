@@ -1,7 +1,11 @@
-"""What model calls cost: dated price lists, looked up by exact names, charged in integers.
+"""What model calls cost: dated price lists, exact names, integer arithmetic.
 
-A `PriceBook` holds lists and, for each provider, where its prices come from. Names that no list prints are unpriced:
-see `names` for the rule, `genai` for what genai-prices can and cannot say, `lists/README.md` for the files' format.
+A `PriceBook` holds the lists and, per provider, the sources of its prices; `charge_for` prices a call. It owns no
+tokens and no limits: usage comes from dialects, budgets decide what a call may cost.
+
+Invariants: money is never a float and is rounded once; a name that no list prints is unpriced, never guessed or free;
+nothing a client or provider sends makes a charge raise. `names` has the rule for names, `genai` the gaps of
+genai-prices, `lists/README.md` the format of list files.
 """
 
 from mcpmeter.money import MAX_NANOUSD, format_usd, nanousd_to_usd, plain_usd, usd_to_nanousd

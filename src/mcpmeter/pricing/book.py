@@ -1,4 +1,4 @@
-"""The price book: what a provider charges for a model at an instant, and what a call costs."""
+"""The price book: a provider's rates for a model at an instant, and the charge of a call."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from mcpmeter.pricing import names
 from mcpmeter.pricing.genai import GenaiPrices, genai_providers
 from mcpmeter.pricing.price_list import GENERAL_PURPOSE, PriceList
 from mcpmeter.pricing.rates import Rates, Timeline, unix_ns, usd_per_mtok
-from mcpmeter.records import Charge, Usage
+from mcpmeter.records import Charge, LlmTarget, Usage
 
 CACHED_MODELS: Final = 4096
 
 
 class PriceSource(msgspec.Struct, frozen=True):
-    """Where one provider's prices come from; the list goes first."""
+    """The sources of one provider's prices; the list has precedence."""
 
     list: str | None = None
-    """The name of a price list of the book."""
+    """The name of one of the book's price lists."""
     genai_id: str | None = None
     """The provider's id in genai-prices."""
 
 
 class ModelPrice(msgspec.Struct, frozen=True, kw_only=True):
-    """A model's prices as a person reads them, in US dollars per million tokens. None: the list has no such price."""
+    """A model's prices for display, in US dollars per million tokens. None: the list has no such price."""
 
     id: str
     prompt_usd_per_mtok: Decimal | None
@@ -40,17 +40,17 @@ class ModelPrice(msgspec.Struct, frozen=True, kw_only=True):
     blended_usd_per_mtok: Decimal | None = None
     recommended_for: str = GENERAL_PURPOSE
     tiered: bool = False
-    """Longer prompts cost more than these."""
+    """Longer prompts have higher prices than these."""
     list_name: str = ""
 
 
 class PriceBook:
-    """All prices of a service: pure after construction, but for bounded caches. Safe to share between threads.
+    """All prices of a service. Pure after construction, except for bounded caches; safe to share between threads.
 
-    `fallback` is by what unpriced calls count against budgets; it is never a cost.
+    `fallback` is the price at which unpriced calls count against budgets; it is never a cost.
 
-    Raises ConfigInvalid where a source names a list or a genai-prices provider that there is not, or two lists have
-    one name; MissingDependency where genai-prices is needed and not installed.
+    Raises ConfigInvalid if a source names an unknown list or genai-prices provider, or if two lists have one name;
+    MissingDependency if genai-prices is needed and not installed.
     """
 
     def __init__(
@@ -73,19 +73,28 @@ class PriceBook:
             _refuse_unknown("price list", provider, source.list, self._lists)
             _refuse_unknown("genai-prices provider", provider, source.genai_id, providers)
         self._genai = {genai_id: GenaiPrices(providers[genai_id]) for genai_id in ids}
-        # The least recently used name goes first: a flood of invented ones neither grows it nor drives out used ones.
+        # Bounded, least recently used first out: a flood of invented names cannot grow it.
         self._prices = lru_cache(maxsize=CACHED_MODELS)(self._find)
 
     def rates(self, provider: str, model: str, at: datetime) -> Rates | None:
-        """The rates at an instant (aware, else ValueError), or None where there is no price."""
+        """The rates at an instant (aware, else ValueError), or None if there is no price."""
         return self._rates(provider, model, unix_ns(at))
+
+    def charge_for(
+        self, target: LlmTarget, response_model: str, usage: Usage, at_ns: int, reported_nanousd: int | None = None
+    ) -> Charge:
+        """What a call costs by its requested model; if that has no price (a router's name), by the responding model."""
+        charge = self.charge(target.provider, target.model, usage, at_ns, reported_nanousd)
+        if charge.source != "unpriced" or not response_model or response_model == target.model:
+            return charge
+        return self.charge(target.provider, response_model, usage, at_ns, reported_nanousd)
 
     def charge(
         self, provider: str, model: str, usage: Usage, at_ns: int, reported_nanousd: int | None = None
     ) -> Charge:
-        """What a call costs: as the provider reported it, else by the list valid at `at_ns` (Unix ns), else unpriced.
+        """A call's charge: as the provider reported it, else by the list valid at `at_ns` (Unix ns), else unpriced.
 
-        Never raises for what a client or provider can send; a reported cost outside 0…MAX_NANOUSD is as none.
+        Never raises for what a client or provider can send. A reported cost outside 0…MAX_NANOUSD is ignored.
         """
         listed = self._listed(provider, model, usage, at_ns)
         if reported_nanousd is None or not 0 <= reported_nanousd <= MAX_NANOUSD:
@@ -101,35 +110,35 @@ class PriceBook:
     def _listed(self, provider: str, model: str, usage: Usage, at_ns: int) -> Charge:
         rates = self._rates(provider, model, at_ns)
         if usage.source == "missing" and not usage.prompt_tokens and not usage.completion_tokens:
-            # Nobody counted, so that zero dollars would be a guess.
+            # The tokens are unknown, so zero dollars would be a guess.
             return Charge(unpriced_reason="unknown_model" if rates is None else "usage_missing")
         if rates is None:
-            return Charge(unpriced_reason="unknown_model", fallback_nanousd=self._fallen_back(usage))
+            return Charge(unpriced_reason="unknown_model", fallback_nanousd=self._fallback_cost(usage))
         nanousd = rates.cost_nanousd(usage)
         if nanousd is None or nanousd > MAX_NANOUSD:
-            return Charge(unpriced_reason="not_determined", fallback_nanousd=self._fallen_back(usage))
+            return Charge(unpriced_reason="not_determined", fallback_nanousd=self._fallback_cost(usage))
         return Charge(nanousd=nanousd, source="listed", price_list=rates.list_name, listed_nanousd=nanousd)
 
-    def _fallen_back(self, usage: Usage) -> int:
+    def _fallback_cost(self, usage: Usage) -> int:
         if self._fallback is None:
             return 0
-        # By the totals alone: where their parts contradict each other there is no price by parts.
-        most = self._fallback.max_cost_nanousd(max(usage.prompt_tokens, 0), max(usage.completion_tokens, 0))
-        return min(most or 0, MAX_NANOUSD)
+        # By the totals alone, since the details may contradict each other.
+        cost = self._fallback.max_cost_nanousd(max(usage.prompt_tokens, 0), max(usage.completion_tokens, 0))
+        return min(cost or 0, MAX_NANOUSD)
 
     def max_cost_nanousd(
         self, provider: str, model: str, at_ns: int, *, prompt_tokens: int, completion_tokens: int
     ) -> int:
-        """The most that a call of so many tokens at the most can cost by its list, else by the fallback price."""
+        """The most that a call of at most so many tokens can cost, by its list, else by the fallback price."""
         rates = self._rates(provider, model, at_ns)
         for priced in (rates, self._fallback):
-            most = priced.max_cost_nanousd(prompt_tokens, completion_tokens) if priced else None
-            if most is not None:
-                return min(most, MAX_NANOUSD)
+            cost = priced.max_cost_nanousd(prompt_tokens, completion_tokens) if priced else None
+            if cost is not None:
+                return min(cost, MAX_NANOUSD)
         return 0
 
     def models(self, provider: str, at: datetime | None = None) -> list[ModelPrice]:
-        """The models that have a price at an instant (now): the list's in its order, then genai-prices'."""
+        """The models with a price at an instant (default: now): the list's in its order, then genai-prices'."""
         instant = at or datetime.now(UTC)
         source = self._sources.get(provider, PriceSource())
         listed = self._lists[source.list].model_prices(instant) if source.list else []
@@ -143,7 +152,7 @@ class PriceBook:
         return prices.timeline.model if prices else None
 
     def nearest(self, provider: str, model: str, count: int = 3) -> list[str]:
-        """Names that have a price and look like this one; for messages to people."""
+        """Similar names that have a price, for hints."""
         source = self._sources.get(provider, PriceSource())
         known = set(self._lists[source.list].names) if source.list else set()
         known |= set(self._genai[source.genai_id].printed_names()) if source.genai_id else set()
@@ -180,7 +189,7 @@ class PriceBook:
 
 
 class _Prices:
-    """A model's prices, with the span that was asked for last: nearly every call is in the same."""
+    """A model's timeline, and the span of the latest lookup: nearly every call is in the same one."""
 
     __slots__ = ("span", "timeline")
 
@@ -190,7 +199,7 @@ class _Prices:
 
 
 class _ListedPrices:
-    """A price list made ready for lookups."""
+    """A price list, indexed for lookups."""
 
     def __init__(self, price_list: PriceList) -> None:
         self.names = price_list.known_names()
@@ -236,8 +245,8 @@ def _model_price(model: str, rates: Rates) -> ModelPrice:
 
 
 def _refuse_unknown(kind: str, provider: str, wanted: str | None, known: Iterable[str]) -> None:
-    if wanted is None or wanted in (have := list(known)):
+    if wanted is None or wanted in (names_known := list(known)):
         return
-    near = get_close_matches(wanted, have, n=1) or sorted(have)
+    near = get_close_matches(wanted, names_known, n=1) or sorted(names_known)
     hint = f"There is: {', '.join(near)}." if near else "Give none, or add it."
-    raise ConfigInvalid(f"Provider '{provider}' names the {kind} '{wanted}', which there is not.", hint=hint)
+    raise ConfigInvalid(f"Provider '{provider}' names the {kind} '{wanted}', which does not exist.", hint=hint)

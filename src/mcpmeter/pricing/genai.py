@@ -1,13 +1,13 @@
-"""The prices of genai-prices, read once into our integers. Its bundled data only: nothing here goes to the network.
+"""The prices of genai-prices, converted once to our integers. Only its bundled data: nothing here uses the network.
 
-What its data cannot say of our token counts is left unpriced, never taken as free or as ordinary:
+Token counts that its data cannot price stay unpriced; they are never taken as free or as ordinary:
 - models billed by seconds, characters, pages or messages, and models without any price;
 - prompt or completion tokens of models with another price for pictures, video or citations, since usage counts those
   together with text;
 - fine-tunes, whose names no list can print, and other providers' models at those providers' prices.
-Of a detail without a price of its own (cached, reasoning, audio) the tokens cost what the others of their side cost.
-Cache writes cost what the list has for the default time to live. Batch and priority tiers, web searches and other
-tools are not part of a call's tokens and are not priced here.
+A detail without a price of its own (cached, reasoning, audio) costs as much as the other tokens of its side. Cache
+writes cost the list's price for the default time to live. Batch and priority tiers, web searches and other tools are
+not part of a call's tokens and are not priced here.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from genai_prices.types import MatchLogic, ModelInfo, ModelPrice, Provider, TieredPrices
     from genai_prices.units import UnitDef
 
-# Field of RateBand: key of genai-prices. Their order is of no importance.
+# Field of RateBand: key of genai-prices.
 _RATE_KEYS: Final = {
     "prompt": "input_mtok",
     "completion": "output_mtok",
@@ -37,12 +37,12 @@ _RATE_KEYS: Final = {
     "audio_cached_read": "cache_audio_read_mtok",
 }
 _OPTIONAL_FAMILIES: Final = frozenset({"tool_calls", "rerank"})
-# Resource names that the provider's own API answers to beside the bare id.
+# Resource names that the provider's own API accepts beside the bare id.
 _RESOURCE_PREFIX: Final = {"google": "models/"}
 
 
 class GenaiPrices:
-    """The price list of one genai-prices provider. Lookups keep nothing: the caller may cache."""
+    """The price list of one genai-prices provider. Lookups are not cached here."""
 
     def __init__(self, provider: Provider) -> None:
         from genai_prices import __version__  # noqa: PLC0415 (see genai_providers)
@@ -57,28 +57,28 @@ class GenaiPrices:
                     self._printed.setdefault(name, []).append(model)
 
     def model(self, name: str) -> ModelInfo | None:
-        """The model of a name (lower case) by the rule of `names`: printed for the model that genai-prices matches."""
+        """The model of a lower-case name that is printed for the model which genai-prices matches (see `names`)."""
         name = name.removeprefix(self._prefix)
         candidates = self._candidates(name)
         if not candidates:
             return None
-        # Other providers' prices, to which genai-prices would fall back, are not this provider's.
+        # Not its fallback to other providers: their prices are not this provider's.
         matched = self._provider.find_model(name)
         return matched if any(matched is candidate for candidate in candidates) else None
 
     def timeline(self, model: ModelInfo) -> Timeline:
-        """The dated rates of a model, as the library chooses among them: the last valid one, else the first."""
+        """The dated rates of a model. As in the library, the last valid entry applies, else the first."""
         if not isinstance(model.prices, list):
             return Timeline(model=model.id, entries=(Dated(rates=self._rates(model.prices)),))
         entries = [_dated(self._rates(price.prices), price.constraint) for price in model.prices]
         return Timeline(model=model.id, entries=tuple(entries), otherwise=entries[0].rates if entries else None)
 
     def models(self) -> Iterator[ModelInfo]:
-        """The models that can be found by their id, in the library's order."""
+        """The models that `model` finds by their id, in the library's order."""
         return (model for model in self._provider.models if self.model(model.id.lower()) is model)
 
     def printed_names(self) -> Iterator[str]:
-        """Every name that is a model's by itself."""
+        """Every printed name that `model` finds."""
         return (name for name in self._printed if self.model(name) is not None)
 
     def _candidates(self, name: str) -> Sequence[ModelInfo]:
@@ -95,7 +95,7 @@ class GenaiPrices:
             return None
         starts = sorted({start for price in priced.values() for start in _starts(price)})
         bands = tuple(_band(priced, start) for start in (None, *starts))
-        # Dollars per thousand requests, so per million a thousand times as much.
+        # The library has dollars per thousand requests.
         request = attousd_per_mtok(_price_above(priced.get("requests_kcount"), None) or Decimal(0)) * 1000
         return Rates(list_name=self._list_name, bands=bands, request=request)
 
@@ -103,7 +103,7 @@ class GenaiPrices:
 def genai_providers() -> dict[str, Provider]:
     """All providers of genai-prices by id. Raises MissingDependency.
 
-    Imported here because the library's own imports take a quarter of a second.
+    Imported here, as the library's own imports take a quarter of a second.
     """
     try:
         from genai_prices.data import providers  # noqa: PLC0415
@@ -116,18 +116,18 @@ def genai_providers() -> dict[str, Provider]:
 
 
 def _printed_names(match: MatchLogic) -> Iterator[str]:
-    """Every name that a match rule spells out, lower case. Regular expressions spell none."""
+    """Every name that a match rule spells out, in lower case. Regular expressions spell out none."""
     for clause in (*getattr(match, "or_", ()), *getattr(match, "and_", ())):
         yield from _printed_names(clause)
     if isinstance(equals := getattr(match, "equals", None), str):
         yield equals.lower()
     for kind in ("starts_with", "contains", "ends_with"):
-        if isinstance(part := getattr(match, kind, None), str) and _whole(part):
+        if isinstance(part := getattr(match, kind, None), str) and _is_whole_name(part):
             yield part.lower()
 
 
-def _whole(part: str) -> bool:
-    """Whether a part of a name is a name too, not just a beginning: `claude-sonnet-4-2025`, `gemini-2.0-flash-0`."""
+def _is_whole_name(part: str) -> bool:
+    """Whether a part is a whole name, unlike the prefixes `claude-sonnet-4-2025` and `gemini-2.0-flash-0`."""
     last = part.rsplit("-", 1)[-1]
     return last != "0" and not (last.startswith("20") and len(last) == 4)
 
@@ -160,7 +160,7 @@ def _band(priced: dict[str, Decimal | TieredPrices], start: int | None) -> RateB
 
 
 def _hidden(key: str, direction: str) -> bool:
-    """Whether usage cannot tell this key's tokens from others of the direction (times to live of a cache aside)."""
+    """Whether usage does not distinguish this key's tokens from others of the direction (cache lifetimes aside)."""
     dimensions = _unit(key).dimensions
     return (
         key not in _RATE_KEYS.values()
@@ -171,7 +171,7 @@ def _hidden(key: str, direction: str) -> bool:
 
 
 def _ordinary(at: dict[str, int], key: str) -> int | None:
-    """What a hidden key's tokens would be billed as: cached ones as cached, all others as the rest of their side."""
+    """The rate a hidden key's tokens would be billed by: cached ones as cached, others as the rest of their side."""
     dimensions = _unit(key).dimensions
     if dimensions.get("token_type") == "cache_read":
         return at.get("cache_read_mtok")

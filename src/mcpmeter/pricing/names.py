@@ -1,8 +1,8 @@
-"""When a model's name is as good as the one a list prints.
+"""Which model names a price list covers.
 
-genai-prices matches some names loosely (`contains gemini-1.5-flash`), so that it prices `gemini-1.5-flash-8b` at twice
-what that costs. Here a name counts only if a list prints it, or if it is a printed name with one of the suffixes by
-which providers mark a snapshot of the same model. Everything else is unknown, and its calls are unpriced.
+genai-prices matches some names loosely (`contains gemini-1.5-flash`) and so prices `gemini-1.5-flash-8b` at twice its
+cost. Here a name is known only if a list prints it, or if it is a printed name with one of the suffixes by which
+providers mark a snapshot of the same model. All other names are unknown, and their calls are unpriced.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import re
 from typing import Final
 
 MAX_MODEL_CHARS: Final = 200
-"""Longer names are no model's; they are refused before anything keeps them."""
+"""Longer names are no model names; they are refused before anything stores them."""
 
 _DATE: Final = (
     r"20[0-9]{2}(?:-(?:0[1-9]|1[0-2])-(?:0[1-9]|[12][0-9]|3[01])|(?:0[1-9]|1[0-2])(?:0[1-9]|[12][0-9]|3[01]))"
@@ -22,7 +22,7 @@ _RELEASE: Final = re.compile(r"(?P<base>.+)-(?:latest|00[1-9]|preview-(?:0[1-9]|
 
 
 def normal(model: str) -> str | None:
-    """The name as it is looked up, lower case; None for what cannot be one."""
+    """The lower-case name for lookups; None if it cannot be a model name."""
     if not model or len(model) > MAX_MODEL_CHARS or not model.isascii():
         return None
     return model.lower()
@@ -35,6 +35,6 @@ def dated_base(name: str) -> str | None:
 
 
 def release_base(name: str) -> str | None:
-    """As `dated_base`, for the other marks of a release: `-001`, `-latest`, `-preview-05-20`."""
+    """As `dated_base`, for the other release suffixes: `-001`, `-latest`, `-preview-05-20`."""
     found = _RELEASE.fullmatch(name)
     return found["base"] if found else None

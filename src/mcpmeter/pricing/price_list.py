@@ -1,4 +1,4 @@
-"""Price lists as files, asked before genai-prices: what a relay or a contract charges. Format: `lists/README.md`."""
+"""Price lists as files, which have precedence over genai-prices: a relay's or a contract's. See `lists/README.md`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from mcpmeter.pricing import names
 from mcpmeter.pricing.rates import Dated, RateBand, Rates, Timeline, attousd_per_mtok, unix_ns
 
 GENERAL_PURPOSE: Final = "General purpose"
-"""What a model is recommended for where its list does not say."""
+"""The recommendation for models whose list has none."""
 
 _PRICE: Final = r"^[0-9]{1,9}(\.[0-9]{1,18})?$"
 _ENTRY_HEADER: Final = re.compile(r"\s*\[\[\s*price\s*\]\]")
@@ -41,7 +41,7 @@ class PriceEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     valid_from: date = msgspec.field(name="from")
     prompt: Price
     completion: Price | None = None
-    """None for models that complete nothing (embeddings); completion tokens then make a call unpriced."""
+    """None for models without completions (embeddings); completion tokens then make a call unpriced."""
     cached_read: Price | None = None
     cache_write: Price | None = None
     blended: Price | None = None
@@ -51,7 +51,7 @@ class PriceEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
 
 
 class PriceList(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A file of prices. Several entries of one model are told apart by their dates."""
+    """A file of prices. Several entries of one model differ in their dates."""
 
     name: Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
     currency: Literal["USD"]
@@ -60,13 +60,13 @@ class PriceList(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     source: str = ""
 
     def known_names(self) -> Mapping[str, str]:
-        """Every name the list prints, lower case, to the model it is a name of."""
+        """Every name the list prints, in lower case, with its model."""
         return MappingProxyType(
             {name.lower(): entry.model for entry in self.price for name in (entry.model, *entry.aliases)}
         )
 
     def timelines(self) -> Mapping[str, Timeline]:
-        """The dated rates of every model."""
+        """The dated rates per model."""
         entries: dict[str, list[PriceEntry]] = {}
         for entry in sorted(self.price, key=lambda e: e.valid_from):
             entries.setdefault(entry.model, []).append(entry)
@@ -99,7 +99,7 @@ def bundled_price_lists() -> tuple[PriceList, ...]:
 
 
 def load_price_list(file: Traversable | Path) -> PriceList:
-    """A list from its file. Raises ConfigInvalid naming the file, the line and what to write instead."""
+    """Load a list from its file. Raises ConfigInvalid with the file, the line and what to write instead."""
     try:
         text = file.read_bytes().decode()
     except (OSError, UnicodeDecodeError) as fault:
@@ -109,9 +109,9 @@ def load_price_list(file: Traversable | Path) -> PriceList:
 
 
 def parse_price_list(text: str, origin: str) -> PriceList:
-    """A list from its text; `origin` is named in errors. Raises ConfigInvalid."""
+    """Parse a list; `origin` is its name in errors. Raises ConfigInvalid."""
     try:
-        # Decimal only to recognise an unquoted price: nothing in this file is ever a binary fraction.
+        # Decimal, so that an unquoted price is recognised and never becomes a binary fraction.
         raw = tomllib.loads(text, parse_float=Decimal)
     except (tomllib.TOMLDecodeError, ValueError, RecursionError) as fault:
         raise ConfigInvalid(f"{origin}: {fault}.", hint=_FORMAT_HINT) from None
@@ -152,7 +152,7 @@ def _refusal(fault: str, text: str, origin: str) -> ConfigInvalid:
     key = unknown["key"] if unknown else (place["key"] if place else None)
     line = _line_of(text, index, key)
     entry = f", entry {index + 1}" if index is not None else ""
-    what, hint = (_unknown_key(unknown["key"], index), _FORMAT_HINT) if unknown else (_plainly(fault, key), _hint(key))
+    what, hint = (_unknown_key(unknown["key"], index), _FORMAT_HINT) if unknown else (_reworded(fault, key), _hint(key))
     return ConfigInvalid(f"{origin}, line {line}{entry}: {what}", hint=hint)
 
 
@@ -162,9 +162,9 @@ def _unknown_key(key: str, index: int | None) -> str:
     return f"unknown key '{key}'" + (f", did you mean '{near[0]}'?" if near else ".")
 
 
-def _plainly(fault: str, key: str | None) -> str:
-    said = fault.partition(" - at `")[0].replace("Object missing required field", "missing key").replace("`", "'")
-    return (f"'{key}': " if key else "") + f"{said[0].lower()}{said[1:]}."
+def _reworded(fault: str, key: str | None) -> str:
+    text = fault.partition(" - at `")[0].replace("Object missing required field", "missing key").replace("`", "'")
+    return (f"'{key}': " if key else "") + f"{text[0].lower()}{text[1:]}."
 
 
 def _hint(key: str | None) -> str:
@@ -172,7 +172,7 @@ def _hint(key: str | None) -> str:
 
 
 def _line_of(text: str, index: int | None, key: str | None) -> int:
-    """The line of a key in the entry of this index, else the entry's first; tomllib keeps no positions."""
+    """The line of a key in the entry of this index, else the entry's first line. tomllib keeps no positions."""
     lines = text.splitlines()
     headers = [number for number, line in enumerate(lines) if _ENTRY_HEADER.match(line)]
     start = 0 if index is None or index >= len(headers) else headers[index]

@@ -1,6 +1,6 @@
-"""What a model's tokens cost, resolved once and kept as integers, so that a charge is a handful of multiplications.
+"""A model's rates as integers, so that a charge is a handful of multiplications.
 
-A rate is in atto-dollars (1e-18 USD) per million tokens: some lists print eighteen decimals, and none is ever rounded.
+A rate is in atto-dollars (1e-18 USD) per million tokens: some lists print eighteen decimals, and none is rounded.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ AttousdPerMtok = int
 DAY_NS: Final = 86_400 * 10**9
 FIRST_NS: Final = -(2**63)
 LAST_NS: Final = 2**63
-"""Before and after every instant in Unix nanoseconds."""
+"""Bounds of all instants in Unix nanoseconds."""
 _ATTO_DIGITS: Final = 18
 _ATTOUSD_PER_MTOK_IN_NANOUSD: Final = 10**15
 _PROMPT_RATES: Final = ("prompt", "cached_read", "cache_write", "audio_prompt", "audio_cached_read")
@@ -29,14 +29,14 @@ _EXACT: Final = Context(prec=60, traps=[Inexact])
 
 
 class RateBand(msgspec.Struct, frozen=True, gc=False, kw_only=True):
-    """The rates of one tier. All of a call's tokens are billed by the highest band that its prompt passes (a cliff).
+    """The rates of one tier. All of a call's tokens are billed by the highest band that its prompt exceeds (a cliff).
 
-    None for `prompt` or `completion`: the list cannot price such tokens. None for a detail: billed as the rest of its
-    side.
+    None for `prompt` or `completion`: the list cannot price such tokens. None for a detail: it is billed like the other
+    tokens of its side.
     """
 
     above_prompt_tokens: int = 0
-    """Used when the prompt has more tokens than this; the first band has no such condition."""
+    """The band applies to prompts of more tokens than this; the first band applies to all."""
     prompt: AttousdPerMtok | None = None
     completion: AttousdPerMtok | None = None
     cached_read: AttousdPerMtok | None = None
@@ -54,19 +54,19 @@ class Rates(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """The list and its date or version: `holysheep 2026-11-01`, `genai-prices 0.2.3`."""
     bands: tuple[RateBand, ...]
     request: AttousdPerMtok = 0
-    """For each request besides its tokens, in 1e-18 USD per million requests."""
+    """Per request, in addition to its tokens, in 1e-18 USD per million requests."""
 
     def band(self, prompt_tokens: int) -> RateBand:
-        """The band that a prompt of this size is billed by."""
+        """The band for a prompt of this size."""
         for band in self.bands[:0:-1]:
             if prompt_tokens > band.above_prompt_tokens:
                 return band
         return self.bands[0]
 
     def cost_nanousd(self, usage: Usage) -> int | None:
-        """The cost in nano-dollars, rounded half to even once. None where usage and rates do not determine it:
+        """The cost in nano-dollars, rounded half to even once. None if usage and rates do not determine it:
 
-        tokens without a rate, counts that contradict each other, or audio of which the usage does not say enough.
+        tokens without a rate, counts that contradict each other, or audio that the usage does not fully describe.
         """
         prompt_tokens, completion_tokens = usage.prompt_tokens, usage.completion_tokens
         if contradictory(usage):
@@ -95,7 +95,7 @@ class Rates(msgspec.Struct, frozen=True, gc=False, kw_only=True):
         return half_even(amount, _ATTOUSD_PER_MTOK_IN_NANOUSD)
 
     def max_cost_nanousd(self, prompt_tokens: int, completion_tokens: int) -> int | None:
-        """The most that so many tokens at the most can cost, however they are counted. None where a rate is missing."""
+        """The most that at most so many tokens can cost, whatever their details. None if a rate is missing."""
         amount = self.request
         for tokens, names in ((prompt_tokens, _PROMPT_RATES), (completion_tokens, _COMPLETION_RATES)):
             if tokens:
@@ -115,14 +115,14 @@ class Rates(msgspec.Struct, frozen=True, gc=False, kw_only=True):
 
 
 class Dated(msgspec.Struct, frozen=True, gc=False, kw_only=True):
-    """Rates with the time they are valid: from an instant on, and in a daily interval of UTC."""
+    """Rates and their validity: from an instant on, and in a daily interval of UTC."""
 
     rates: Rates | None
     from_ns: int | None = None
     """Unix nanoseconds, UTC; None for always."""
     daily_from_ns: int = 0
     daily_to_ns: int = DAY_NS
-    """The interval may pass midnight: then `daily_to_ns` is less than `daily_from_ns`."""
+    """Less than `daily_from_ns` if the interval passes midnight."""
 
     def active(self, at_ns: int) -> bool:
         """Whether these rates are valid at an instant in Unix nanoseconds."""
@@ -144,7 +144,7 @@ class Dated(msgspec.Struct, frozen=True, gc=False, kw_only=True):
 
 
 class Span(msgspec.Struct, frozen=True, gc=False):
-    """Rates, and the instants in Unix nanoseconds from which on and until before which they hold."""
+    """Rates, and the half-open interval of Unix nanoseconds in which they are valid."""
 
     rates: Rates | None
     from_ns: int
@@ -152,13 +152,13 @@ class Span(msgspec.Struct, frozen=True, gc=False):
 
 
 class Timeline(msgspec.Struct, frozen=True, gc=False, kw_only=True):
-    """All rates of one model; the last entry that is valid at an instant counts."""
+    """All rates of one model. At an instant, the last valid entry applies."""
 
     model: str
     """The id under which the list knows the model."""
     entries: tuple[Dated, ...]
     otherwise: Rates | None = None
-    """Where no entry is valid."""
+    """The rates if no entry is valid."""
 
     def at(self, at_ns: int) -> Rates | None:
         """The rates at an instant in Unix nanoseconds, UTC."""
@@ -168,7 +168,7 @@ class Timeline(msgspec.Struct, frozen=True, gc=False, kw_only=True):
         return self.otherwise
 
     def span(self, at_ns: int) -> Span:
-        """The rates at an instant, and how long they hold at the least."""
+        """The rates at an instant, and an interval around it in which they are certainly valid."""
         edges = [edge for entry in self.entries for edge in entry.edges(at_ns)]
         return Span(
             self.at(at_ns),
@@ -200,15 +200,15 @@ def contradictory(usage: Usage) -> bool:
 
 
 def attousd_per_mtok(usd_per_mtok: Decimal) -> AttousdPerMtok:
-    """A list's price per million tokens as the integer it is kept as. ValueError: negative, or finer than 1e-18 USD."""
+    """A list's price per million tokens as a rate. ValueError: negative, or finer than 1e-18 USD."""
     scaled = usd_per_mtok.scaleb(_ATTO_DIGITS, _EXACT)
     if not scaled.is_finite() or scaled < 0 or scaled != scaled.to_integral_value():
-        raise ValueError(f"{usd_per_mtok} is no price")
+        raise ValueError(f"{usd_per_mtok} is not a price")
     return int(scaled)
 
 
 def usd_per_mtok(rate: AttousdPerMtok) -> Decimal:
-    """A rate as a price list prints it: US dollars per million tokens, exactly, with two decimals at least."""
+    """A rate as a price list prints it: US dollars per million tokens, exact, with at least two decimals."""
     return Decimal(plain_usd(Decimal(rate).scaleb(-_ATTO_DIGITS, _EXACT)))
 
 
@@ -222,18 +222,18 @@ def half_even(amount: int, divisor: int) -> int:
 def _audio_surcharge(band: RateBand, usage: Usage) -> int | None:
     """What audio tokens cost beyond the ordinary tokens that they were counted as (may be negative).
 
-    The usage does not say whether audio went in or came out, nor how much of it was cached. Where that does not follow
-    from the rates or from the other counts, the answer is None.
+    The usage does not report whether audio was input or output, nor how much of it was cached. None if that does not
+    follow from the rates or from the other counts.
     """
     extra_in = _difference(band.audio_prompt, band.prompt)
     extra_out = _difference(band.audio_completion, band.completion)
     if not extra_in and not extra_out:
         return 0
-    went_in = not usage.completion_tokens or (not extra_out and bool(usage.prompt_tokens))
-    came_out = not usage.prompt_tokens or (not extra_in and bool(usage.completion_tokens))
-    if went_in and usage.audio_tokens <= usage.prompt_tokens:
+    is_input = not usage.completion_tokens or (not extra_out and bool(usage.prompt_tokens))
+    is_output = not usage.prompt_tokens or (not extra_in and bool(usage.completion_tokens))
+    if is_input and usage.audio_tokens <= usage.prompt_tokens:
         return None if _cached_audio_matters(band, usage) else extra_in * usage.audio_tokens
-    if came_out and usage.audio_tokens <= usage.completion_tokens and not _reasoned_audio_matters(band, usage):
+    if is_output and usage.audio_tokens <= usage.completion_tokens and not _reasoned_audio_matters(band, usage):
         return extra_out * usage.audio_tokens
     return None
 

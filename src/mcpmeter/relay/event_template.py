@@ -1,4 +1,8 @@
-"""What the chunks of a stream have in common: mostly all but the text. Such a one is known by what stands around it."""
+"""Templates of a stream's events: most chunks differ only in their text and are recognised by the bytes around it.
+
+A recognised chunk says no more than the one the template was made of, so it need not be read: a few comparisons
+instead of a JSON parser.
+"""
 
 from __future__ import annotations
 
@@ -10,23 +14,23 @@ import msgspec
 from mcpmeter.dialects.openai import events_of
 
 EventTemplate = Callable[[bytes], bytes]
-"""Given what came: what goes on of it, if it is an event that differs from the known one in its text alone, so that it
-says no more than that one did. Empty where it is another."""
+"""Takes received bytes. Returns what goes on of them if they are one event that differs from the template's in its text
+alone, else nothing."""
 
 PADDING: Final = b'"obfuscation":"'
-"""Letters by chance, by which OpenAI hides from who listens how long a text is."""
+"""Random padding OpenAI adds so that packet sizes do not reveal the text's length."""
 
 QUOTE, NEWLINE, RETURN = b'"\n\r'
-"""As numbers: a byte is found in bytes ten times sooner than bytes are."""
+"""As integers: `in` finds an integer in bytes ten times faster than bytes of length one."""
 
 
-def event_template(came: bytes, sent: bytes, mark: bytes) -> EventTemplate | None:
-    """Of an event as it came and as it goes on, `mark` before its text. None where the block is not one event in JSON,
-    carries no text, or the text cannot be told from the rest by its quotes."""
-    text = _text_after(mark, came)
-    if text is None or sent[: text[1]] != came[: text[1]] or not _is_one_event_in_json(came):
+def event_template(received: bytes, sent: bytes, mark: bytes) -> EventTemplate | None:
+    """Make a template of an event as received and as sent, with `mark` before its text. None if the block is not one
+    JSON event, has no text, or its quotes do not delimit the text."""
+    text = _text_after(mark, received)
+    if text is None or sent[: text[1]] != received[: text[1]] or not _is_one_event_in_json(received):
         return None
-    before, after, sent_after = came[: text[0]], came[text[1] :], sent[text[1] :]
+    before, after, sent_after = received[: text[0]], received[text[1] :], sent[text[1] :]
     padding, sent_padding = _text_after(PADDING, after), _text_after(PADDING, sent_after)
     if padding is None or sent_padding is None:
         return _plain(before, after, sent_after)
@@ -44,7 +48,7 @@ def _plain(before: bytes, after: bytes, sent_after: bytes) -> EventTemplate:
 
     def part_of(data: bytes) -> bytes:
         text = data[text_at:text_ends]
-        # With a quote or a line's end in it, it might be more than a text.
+        # With a quote or a line end in it, it may be more than a text.
         if not text or QUOTE in text or NEWLINE in text or RETURN in text:
             return b""
         if not (data.startswith(before) and data.endswith(after)):
@@ -66,7 +70,7 @@ def _padded(before: bytes, between: bytes, after: bytes, sent_between: bytes) ->
         if NEWLINE in text or RETURN in text or (padding and not padding.isalnum()):
             return b""
         if text_ends + between_bytes - padding_ends > len(data):
-            return b""  # two parts of it overlap
+            return b""  # the parts overlap
         if not (data.startswith(before) and data.endswith(after)):
             return b""
         return data[:text_ends] + sent_between + data[text_ends + between_bytes :] if is_changed else data
@@ -75,7 +79,7 @@ def _padded(before: bytes, between: bytes, after: bytes, sent_between: bytes) ->
 
 
 def _text_after(mark: bytes, event: bytes) -> tuple[int, int] | None:
-    """Where the text after a mark begins and ends."""
+    """The start and end of the text after a mark."""
     begins = event.find(mark) + len(mark)
     ends = event.find(b'"', begins)
     if begins < len(mark) or ends < 0 or event[ends - 1 : ends] == b"\\":

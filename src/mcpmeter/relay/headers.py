@@ -1,18 +1,18 @@
-"""Heads of answers: what a provider's becomes, what is ours, and a whole answer that is an error."""
+"""Headers: of requests to providers, of responses to clients, and the whole response that is an error of ours."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from functools import lru_cache
 from typing import Final
 
 from mcpmeter.catalog.spec import NANO
 from mcpmeter.errors import MeterError
-from mcpmeter.http.client.interface import Answer
 from mcpmeter.http.exchange import Exchange, Header, length
+from mcpmeter.providers import Provider
 from mcpmeter.records import Settlement
 from mcpmeter.relay.passed_headers import NAMES_OUT, PASSED_PREFIXES
+from mcpmeter.routing.routes import Credential
 
 REQUEST_ID_HEADERS: Final = ("x-generation-id", "x-request-id", "request-id")
 """OpenRouter's (its bill names calls by it), OpenAI's and most others', Anthropic's."""
@@ -20,42 +20,75 @@ REQUEST_ID_HEADERS: Final = ("x-generation-id", "x-request-id", "request-id")
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 
 
-async def answer_error(
-    exchange: Exchange, error: MeterError, body: bytes, call_id: str, more: Iterable[Header] = ()
-) -> None:
-    """Send an error of ours as the whole answer, `more` headers with it."""
-    headers = [own_header(call_id), (b"content-type", b"application/json"), length(body), *more]
-    if error.retry_after is not None:
-        headers.append((b"retry-after", error.retry_after.encode("latin-1", "replace")))
-    if error.http_status == 401:
-        headers.append((b"www-authenticate", b"Bearer"))
-    if error.http_status == 408:  # RFC 9110, 15.5.9: what may still come of the body is not waited for
-        headers.append((b"connection", b"close"))
-    await exchange.start(error.http_status, headers)
-    await exchange.end(body)
+class RequestHeaders:
+    """Request headers for providers, made once per credential, path and kind of response.
+
+    They depend on configuration alone, so there are few, and a reload starts with an empty instance.
+    """
+
+    def __init__(self) -> None:
+        self._made: dict[tuple[str, str, str, bool], Mapping[str, str]] = {}
+
+    def of(self, provider: Provider, credential: Credential, path_name: str, *, stream: bool) -> Mapping[str, str]:
+        """All headers of a request, except those that pass from the client's."""
+        key = credential.id, credential.secret, path_name, stream
+        headers = self._made.get(key)
+        if headers is None:
+            headers = self._made[key] = {
+                "content-type": "application/json",
+                "accept": "text/event-stream" if stream else "application/json",
+                "accept-encoding": "identity",
+                "user-agent": "mcpmeter",
+                **provider.auth_headers(credential.secret, path_name),
+            }
+        return headers
 
 
-def request_id(answer: Answer) -> str:
-    """The id by which the provider's own records, and its bill, name the call; empty if it told none."""
-    for name in REQUEST_ID_HEADERS:
-        if name in answer.headers:
-            told = answer.headers[name][:128]
-            return told if told.isascii() and told.isprintable() else ""
-    return ""
+def passed_request_headers(wanted: frozenset[bytes], received: Mapping[bytes, bytes]) -> dict[str, str]:
+    """The client's headers that its dialect passes to providers."""
+    if wanted.isdisjoint(received):
+        return {}
+    return {name.decode("latin-1"): value.decode("latin-1") for name, value in received.items() if name in wanted}
 
 
-def own_header(call_id: str) -> Header:
+def response_headers(
+    call_id: str, provider: str, attempts: int, received: Mapping[str, str], secret: str
+) -> list[Header]:
+    """The headers of a provider's response as they go to the client; `secret` is the key it was requested with."""
+    return [call_id_header(call_id), *attempt_headers(provider, attempts), *passed_response_headers(received, secret)]
+
+
+def call_id_header(call_id: str) -> Header:
     """The call's id."""
     return b"x-mcpmeter-call-id", call_id.encode()
 
 
-@lru_cache(maxsize=1024)
-def went_to(provider: str, attempts: int) -> tuple[Header, Header]:
-    """Which provider was asked last, and how many attempts were made."""
+def attempt_headers(provider: str, attempts: int) -> tuple[Header, ...]:
+    """The provider of the latest attempt, and how many attempts were made; none before the first."""
+    if not attempts:
+        return ()
     return (b"x-mcpmeter-provider", provider.encode()), (b"x-mcpmeter-attempts", b"%d" % attempts)
 
 
+def passed_response_headers(headers: Mapping[str, str], secret: str = "") -> list[Header]:
+    """A provider's response headers that are on the allow-list and do not repeat the relay's own key."""
+    passed = []
+    connection = headers.get("connection")
+    hop_by_hop = {name.strip().lower() for name in connection.split(",")} if connection else ()
+    name_out_of = NAMES_OUT.get
+    for name, value in headers.items():
+        name_out = name_out_of(name)
+        if name_out is None and name.startswith(PASSED_PREFIXES):
+            name_out = name.encode("latin-1")
+        if not name_out or name in hop_by_hop or (secret and secret in value):
+            continue
+        if value.isprintable() or not _CONTROL.search(value):
+            passed.append((name_out, value.encode("latin-1", "replace")))
+    return passed
+
+
 def cost_headers(settlement: Settlement) -> list[Header]:
+    """What the call cost, and where that figure comes from."""
     charge = settlement.charge
     if charge is None or charge.source == "unpriced":
         return [(b"x-mcpmeter-cost-source", b"unpriced")]
@@ -65,18 +98,25 @@ def cost_headers(settlement: Settlement) -> list[Header]:
     ]
 
 
-def handed_on(headers: Mapping[str, str], secret: str = "") -> list[Header]:
-    """Returns a provider's response headers that are on the allow-list and do not repeat the relay's own key."""
-    found = []
-    connection = headers.get("connection")
-    named = {name.strip().lower() for name in connection.split(",")} if connection else ()
-    name_out_of = NAMES_OUT.get
-    for name, value in headers.items():
-        name_out = name_out_of(name)
-        if name_out is None and name.startswith(PASSED_PREFIXES):
-            name_out = name.encode("latin-1")
-        if not name_out or name in named or (secret and secret in value):
-            continue
-        if value.isprintable() or not _CONTROL.search(value):
-            found.append((name_out, value.encode("latin-1", "replace")))
-    return found
+def request_id(headers: Mapping[str, str]) -> str:
+    """The id under which the provider's own records, and its bill, list the call; empty if it sent none."""
+    for name in REQUEST_ID_HEADERS:
+        if name in headers:
+            value = headers[name][:128]
+            return value if value.isascii() and value.isprintable() else ""
+    return ""
+
+
+async def send_error(
+    exchange: Exchange, error: MeterError, body: bytes, call_id: str, more: Iterable[Header] = ()
+) -> None:
+    """Send an error of ours as the whole response, with `more` headers."""
+    headers = [call_id_header(call_id), (b"content-type", b"application/json"), length(body), *more]
+    if error.retry_after is not None:
+        headers.append((b"retry-after", error.retry_after.encode("latin-1", "replace")))
+    if error.http_status == 401:
+        headers.append((b"www-authenticate", b"Bearer"))
+    if error.http_status == 408:  # RFC 9110, 15.5.9: the rest of a slow request body is not awaited
+        headers.append((b"connection", b"close"))
+    await exchange.start(error.http_status, headers)
+    await exchange.end(body)

@@ -1,4 +1,4 @@
-"""Response headers of providers that pass to clients; every other header stays behind.
+"""The allow-list of providers' response headers that pass to clients.
 
 A header passes if a client or an SDK reads it. None of these makes a proxy or a browser act, and none holds an
 address for direct use. docs/decisions/021-response-headers-by-allow-list.md
@@ -48,8 +48,8 @@ _COSTS_AND_LITELLM: Final = (
     "x-litellm-response-duration-ms", "x-litellm-overhead-duration-ms",
     "x-litellm-attempted-retries", "x-litellm-attempted-fallbacks", "x-litellm-max-fallbacks",
 )
-# In most answers. Any name without an entry stays too; one look-up is cheaper than a comparison with the prefixes.
-_USUAL_AND_STAYING: Final = (
+# In most responses. Names without an entry do not pass either, but a lookup is cheaper than comparing the prefixes.
+_USUAL_AND_DROPPED: Final = (
     "access-control-expose-headers", "alt-svc", "cache-control", "cf-cache-status", "connection", "content-encoding",
     "content-length", "date", "keep-alive", "server", "set-cookie", "strict-transport-security", "transfer-encoding",
     "vary", "via", "x-content-type-options",
@@ -57,16 +57,16 @@ _USUAL_AND_STAYING: Final = (
 # fmt: on
 
 NAMES_OUT: Final[Mapping[str, bytes]] = {
-    **dict.fromkeys(_USUAL_AND_STAYING, b""),
+    **dict.fromkeys(_USUAL_AND_DROPPED, b""),
     **{
         name: name.encode()
         for name in (*_BODY_AND_RETRIES, *_REQUEST_IDS, *_SERVED_BY, *_COSTS_AND_LITELLM, *sorted(NAMES_READ))
     },
 }
-"""Exact names in lower case, each as the bytes that go out; empty for a name that stays."""
+"""Exact names in lower case, each as the bytes that go out; empty for a name that does not pass."""
 
 PASSED_PREFIXES: Final = (
     *("x-ratelimit-", "x-rate-limit-", "ratelimit-", "x-tokenlimit-"),
     *("openai-", "anthropic-", "x-groq-", "x-ms-spillover-", "x-amzn-bedrock-", "fireworks-", "cf-aig-"),
 )
-"""Families of names that only one provider's clients, or readers of rate limits, read."""
+"""Name families that only one provider's clients, or readers of rate limits, read."""

@@ -1,4 +1,4 @@
-"""What a call is wired with: everything of the relay that a reload replaces."""
+"""What a reload replaces (limits, routes, client, keys, budgets), and how an endpoint uses the pipeline."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mcpmeter.budgets.reservations import Limits
 from mcpmeter.dialects.base import Dialect
 from mcpmeter.errors import InvalidRequest, NotAuthenticated
 from mcpmeter.http.client.interface import UpstreamClient
-from mcpmeter.relay.request_headers import RequestHeaders
+from mcpmeter.relay.headers import RequestHeaders
 from mcpmeter.routing.routes import MAX_PLANS, Plan, Routing, route
 
 
@@ -22,12 +22,12 @@ class RelayOptions:
     max_answer_bytes: int = 64 * 1024 * 1024
     default_team: str = "default"
     keys_optional: bool = False
-    """Calls without a known key are the default team's although keys exist: the demo's, on loopback only."""
+    """Calls without a known key belong to the default team although keys exist: for the demo, on loopback only."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Runtime:
-    """Everything of the relay that a reload replaces. A call keeps the wiring it began with."""
+    """Everything of the relay that a reload replaces. A call keeps the runtime it began with."""
 
     options: RelayOptions
     routing: Routing
@@ -35,29 +35,29 @@ class Runtime:
     keys: KeyRing
     attribution: Attribution | None = None
     limits: Limits = field(default_factory=Limits)
-    heads: RequestHeaders = field(default_factory=RequestHeaders)
-    anybody: Caller = field(init=False, repr=False, compare=False)
-    """Who calls where no key is needed."""
+    request_headers: RequestHeaders = field(default_factory=RequestHeaders)
+    default_caller: Caller = field(init=False, repr=False, compare=False)
+    """The caller while no key is needed."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "anybody", Caller(team=self.options.default_team, role="admin"))
+        object.__setattr__(self, "default_caller", Caller(team=self.options.default_team, role="admin"))
 
     def identify(self, secret: str | None) -> Caller:
-        """Who calls. Until a key exists everybody is the default team, and an admin. Raises NotAuthenticated."""
+        """The caller a key belongs to; until a key exists, the default team as admin. Raises NotAuthenticated."""
         if self.keys.empty:
-            return self.anybody
+            return self.default_caller
         try:
             return self.keys.caller(secret)
         except NotAuthenticated:
             if self.options.keys_optional:
-                return self.anybody
+                return self.default_caller
             raise
 
     def plan(self, model: str, path_name: str) -> Plan:
-        """Where a call may go: upstreams that speak its dialect. Raises InvalidRequest: there is none.
+        """Where a call may go: upstreams that speak its dialect. Raises InvalidRequest if there is none.
 
-        A name such as `claude-*` may be listed for a provider that speaks another dialect only; then it goes to the
-        first that speaks this one, unless the caller has named the provider.
+        A model may be listed only for a provider that speaks another dialect. It then goes to the first provider that
+        speaks this one, unless the model's name begins with the provider's.
         """
         known = self.routing.known_plans
         plan = known.get((model, path_name))
@@ -69,15 +69,15 @@ class Runtime:
 
     def _new_plan(self, model: str, path_name: str) -> Plan:
         plan = self.routing.plan(model)
-        speaking = plan.where(lambda upstream: path_name in upstream.provider.paths)
-        if speaking is not None:
-            return speaking
+        same_dialect = plan.where(lambda upstream: path_name in upstream.provider.paths)
+        if same_dialect is not None:
+            return same_dialect
         others = [upstream for upstream in self.routing.upstreams if path_name in upstream.provider.paths]
-        is_forced = model.startswith(f"{plan.first.upstream.name}/")
-        if is_forced or not others:
-            who = plan.first.upstream.name if is_forced else "None of the configured providers"
-            what = "does not speak" if is_forced else "speaks"
-            raise InvalidRequest(f"{who} {what} this dialect.", hint="Use another endpoint of the relay.")
+        is_provider_named = model.startswith(f"{plan.first.upstream.name}/")
+        if is_provider_named or not others:
+            subject = plan.first.upstream.name if is_provider_named else "None of the configured providers"
+            verb = "does not speak" if is_provider_named else "speaks"
+            raise InvalidRequest(f"{subject} {verb} this dialect.", hint="Use another endpoint of the relay.")
         return Plan(routes=(route(model, others),))
 
 
@@ -87,6 +87,6 @@ class EndpointConfig:
 
     dialect: Dialect
     default_model: str = ""
-    """For requests that name none; empty: they are refused."""
+    """For requests that name no model; empty: they are refused."""
     maps_upstream_faults: bool = False
-    """The guide's endpoint answers 502 to any fault of a provider; the dialects' own endpoints hand on what it said."""
+    """Whether a provider's 5xx becomes a 502 of ours (the guide's endpoint) or passes unchanged (the dialects' own)."""

@@ -17,7 +17,7 @@ from mcpmeter.errors import MeterError, MethodNotAllowed, NotAllowed, RouteNotFo
 from mcpmeter.http.exchange import WIRE, DirectResponse, Header, HttpExchange, Receive, Scope, Send, headers_of
 from mcpmeter.meter import CallResult, Meter
 from mcpmeter.records import NO_PATH_PARAMS, PathParams
-from mcpmeter.relay.pipeline import EndpointConfig, Pipeline, answer_error
+from mcpmeter.relay.pipeline import EndpointConfig, Pipeline, send_error
 
 log = logging.getLogger("mcpmeter")
 
@@ -60,7 +60,7 @@ class PageEndpoint:
             page = await self._make(exchange)
         except MeterError as error:
             opened.count(CallResult(status=str(error.http_status), outcome="error", error=error))
-            await answer_error(exchange, error, openai.error_body(error, opened.call.id), opened.call.id)
+            await send_error(exchange, error, openai.error_body(error, opened.call.id), opened.call.id)
             return
         opened.count(CallResult(status=str(page.status)))
         content_type = (b"content-type", page.content_type.encode())
@@ -232,7 +232,7 @@ class App:
         verbs = self._verbs_of(scope)
         allow = [(b"allow", _allowed(verbs).encode())] if isinstance(error, MethodNotAllowed) else []
         body_of = self._error_body(scope["path"], verbs)
-        await answer_error(exchange, error, body_of(error, opened.call.id), opened.call.id, allow)
+        await send_error(exchange, error, body_of(error, opened.call.id), opened.call.id, allow)
 
     def _error_body(self, path: str, verbs: Mapping[str, Endpoint]) -> ErrorBody:
         """In the dialect's own shape, if the path is one's or looks like one's."""

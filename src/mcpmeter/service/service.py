@@ -31,7 +31,6 @@ from mcpmeter.metrics.collector import Exposition
 from mcpmeter.metrics.recorder import Recorder
 from mcpmeter.pricing import ModelPrice
 from mcpmeter.quota.tracker import QuotaTracker
-from mcpmeter.records import Charge, LlmTarget, Usage
 from mcpmeter.relay.pipeline import Pipeline, RelayOptions, Runtime
 from mcpmeter.routing.failover import Failover, FailoverMetrics
 from mcpmeter.service import pages
@@ -91,7 +90,7 @@ class Service:
             keys = await self._keys()
             refuse_open_bind(self.settings, not keys.empty)
             client = self._client(self.settings)
-            self.meter = Meter(self.recorder, store=self._store, price=self._price)
+            self.meter = Meter(self.recorder, store=self._store, prices=self._book)
             self.pipeline = Pipeline(
                 self.meter, self._runtime(self.settings, keys, client), self._failover, self._quota
             )
@@ -145,6 +144,7 @@ class Service:
         for name in _needs_restart(self.settings, settings):
             log.warning("%s has changed; that takes effect at the next start", name)
         self.settings, self._book, self._upstreams = settings, book, upstreams
+        self.meter.prices = book
         old = self.pipeline.runtime
         self.pipeline.runtime = self._runtime(settings, keys, self._client(settings))
         self._configure(settings, keys)
@@ -244,15 +244,6 @@ class Service:
             log.debug("cannot read the budgets: %s", fault.message)
 
     # Prices and models -----------------------------------------------------------------------------------------------
-
-    def _price(
-        self, target: LlmTarget, response_model: str, usage: Usage, at_ns: int, reported_nanousd: int | None
-    ) -> Charge:
-        """Price by the requested model; if it has no price (a router's name), by the model that answered."""
-        charge = self._book.charge(target.provider, target.model, usage, at_ns, reported_nanousd)
-        if charge.source == "unpriced" and response_model and response_model != target.model:
-            return self._book.charge(target.provider, response_model, usage, at_ns, reported_nanousd)
-        return charge
 
     def models(self) -> list[tuple[str, ModelPrice]]:
         """(provider, model) of everything on offer: the models that the configuration lists, else all priced ones."""

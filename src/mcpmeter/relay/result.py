@@ -1,0 +1,172 @@
+"""What a call used, why its usage is missing, and the `CallResult` of it. Pure.
+
+Tokens are `reported` by the provider if it says how many, `estimated` if a complete response does not say, and
+`partial` if the response broke off: then what was delivered is estimated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final, NamedTuple
+
+from mcpmeter.dialects.base import Dialect, RequestInfo, ResponseInfo
+from mcpmeter.errors import (
+    ClientDisconnected,
+    Draining,
+    MeterError,
+    Overloaded,
+    ServiceFault,
+    UpstreamFault,
+    UpstreamRateLimited,
+    UpstreamRefusedAccount,
+    UpstreamUnreachable,
+)
+from mcpmeter.http.client.interface import Answer
+from mcpmeter.meter import CallResult
+from mcpmeter.money import usd_to_nanousd
+from mcpmeter.providers import Provider
+from mcpmeter.records import Outcome, Usage
+from mcpmeter.relay.headers import request_id
+from mcpmeter.relay.stream import ForwardedStream, StreamTee
+
+
+class CallUsage(NamedTuple):
+    """A call's tokens, and why the provider's own count is missing (empty if it is not)."""
+
+    usage: Usage | None = None
+    missing_reason: str = ""
+
+
+NO_USAGE: Final = CallUsage()
+"""Of a call for which the provider did no work."""
+
+
+def usage_of_response(dialect: Dialect, request_body: bytes, response_body: bytes, info: ResponseInfo) -> CallUsage:
+    """The usage of a whole response."""
+    if info.usage is not None:
+        return _reported(info.usage)
+    if info.is_error:
+        return NO_USAGE
+    return _estimated(dialect, request_body, dialect.completion_tokens(response_body), info)
+
+
+def usage_of_stream(dialect: Dialect, request_body: bytes, tee: StreamTee) -> CallUsage:
+    """The usage of a complete stream. One that ends in the provider's own error is charged what it delivered."""
+    info = tee.read
+    if info.usage is not None:
+        return _reported(info.usage)
+    if not info.is_error:
+        return _estimated(dialect, request_body, tee.delivered_tokens(), info)
+    delivered = _delivered(dialect, request_body, tee)
+    return CallUsage(delivered, "upstream_broke") if delivered.completion_tokens else NO_USAGE
+
+
+def usage_of_failure(dialect: Dialect, request_body: bytes, tee: StreamTee | None, reason: str) -> CallUsage:
+    """The usage of a call that failed, for `reason` of `reason_missing`: what was delivered by then."""
+    if tee is not None and tee.read.usage is not None:
+        return CallUsage(tee.read.usage)
+    return CallUsage(_delivered(dialect, request_body, tee), reason) if reason else NO_USAGE
+
+
+def unread_usage(request: RequestInfo, reason: str) -> CallUsage:
+    """As `usage_of_failure`, without reading any body: the prompt as its row estimates it."""
+    if not reason:
+        return NO_USAGE
+    return CallUsage(Usage(prompt_tokens=request.prompt_tokens_estimate, source="partial"), reason)
+
+
+def reason_missing(dialect: Dialect, response: Answer | None, error: MeterError) -> str:
+    """Why a failed call has no reported usage; empty if the provider cannot have worked for it."""
+    if dialect.operation == "count_tokens" or (response is not None and response.status >= 300):
+        return ""  # counting tokens is free, and a provider that refused has not worked
+    if isinstance(error, ClientDisconnected):
+        return "client_gone"
+    if isinstance(error, Overloaded | UpstreamUnreachable | UpstreamRefusedAccount | UpstreamRateLimited):
+        return ""
+    return "service_stopped" if isinstance(error, ServiceFault) else "upstream_broke"
+
+
+def of_success(
+    provider: Provider, response: Answer, info: ResponseInfo, found: CallUsage, stream: ForwardedStream | None = None
+) -> CallResult:
+    """The result of a response that was forwarded to its end. A success status may carry the provider's error."""
+    error = UpstreamFault(f"{provider.name} answered an error with a success status.") if info.is_error else None
+    outcome: Outcome = "error" if error else "ok"
+    return _result(provider, response, info, found, stream, status=response.status, outcome=outcome, error=error)
+
+
+def of_refusal(provider: Provider, response: Answer, error: MeterError) -> CallResult:
+    """The result of a provider's error response that was forwarded."""
+    status = response.status
+    return _result(provider, response, ResponseInfo(), NO_USAGE, None, status=status, outcome="error", error=error)
+
+
+def of_failure(
+    provider: Provider,
+    response: Answer | None,
+    found: CallUsage,
+    stream: ForwardedStream | None,
+    error: MeterError,
+    *,
+    has_started: bool,
+) -> CallResult:
+    """The result of a call that ended in an error of ours. `has_started`: the client has a response's headers."""
+    info = stream.tee.read if stream else ResponseInfo()
+    is_disconnected = isinstance(error, ClientDisconnected)
+    status = response.status if has_started and response and not is_disconnected else error.http_status
+    outcome: Outcome = "partial" if has_started or is_disconnected or isinstance(error, Draining) else "error"
+    return _result(provider, response, info, found, stream, status=status, outcome=outcome, error=error)
+
+
+def _result(
+    provider: Provider,
+    response: Answer | None,
+    info: ResponseInfo,
+    found: CallUsage,
+    stream: ForwardedStream | None,
+    *,
+    status: int,
+    outcome: Outcome,
+    error: MeterError | None,
+) -> CallResult:
+    return CallResult(
+        status=str(status),
+        outcome=outcome,
+        error=error,
+        usage=found.usage,
+        missing_reason=found.missing_reason,
+        response_model=info.model,
+        finish_reason=info.finish_reason,
+        is_refusal=info.is_refusal,
+        is_empty=info.is_empty,
+        reported_nanousd=_reported_nanousd(provider, response.headers, info.reported_usd) if response else None,
+        upstream_status=response.status if response else 0,
+        upstream_request_id=request_id(response.headers) if response else "",
+        time_to_first_chunk_ns=stream.first_chunk_ns if stream else 0,
+        chunks=stream.tee.chunks if stream else 0,
+    )
+
+
+def _reported(usage: Usage) -> CallUsage:
+    return CallUsage(usage, "upstream_broke" if usage.source == "partial" else "")
+
+
+def _reported_nanousd(provider: Provider, headers: Mapping[str, str], in_body: str) -> int | None:
+    amount = headers.get(provider.cost_header) if provider.cost_header else None
+    if not amount and provider.cost_in_body:
+        amount = in_body
+    return usd_to_nanousd(amount) if amount else None
+
+
+def _estimated(dialect: Dialect, request_body: bytes, completion_tokens: int, info: ResponseInfo) -> CallUsage:
+    prompt_tokens = dialect.prompt_tokens(request_body)
+    usage = Usage(prompt_tokens=prompt_tokens, completion_tokens=completion_tokens, source="estimated")
+    return CallUsage(usage, "bad_usage" if info.bad_usage else "no_usage")
+
+
+def _delivered(dialect: Dialect, request_body: bytes, tee: StreamTee | None) -> Usage:
+    counted = tee.counted if tee is not None else None
+    # The provider's own count of the prompt, if it sent one at the beginning, is exact.
+    prompt_tokens = counted.prompt_tokens if counted else dialect.prompt_tokens(request_body)
+    completion_tokens = tee.delivered_tokens() if tee is not None else 0
+    return Usage(prompt_tokens=prompt_tokens, completion_tokens=completion_tokens, source="partial")
