@@ -13,13 +13,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mcpmeter import errors
-from mcpmeter.dialects.anthropic_messages import AnthropicCountTokens, AnthropicMessages
-from mcpmeter.dialects.base import NotAnAnswer, ResponseInfo
+from mcpmeter.dialects.anthropic_count_tokens import AnthropicCountTokens
+from mcpmeter.dialects.anthropic_messages import AnthropicMessages
+from mcpmeter.dialects.base import ResponseInfo, UnreadableResponse
 from mcpmeter.dialects.json_body import MAX_MODEL_NAME_LENGTH
-from mcpmeter.dialects.openai import MAX_TOKENS
+from mcpmeter.dialects.sse import split_events
+from mcpmeter.dialects.tokens import MAX_TOKENS
 from mcpmeter.errors import InvalidRequest, MeterError
 from mcpmeter.records import Usage
-from mcpmeter.relay.stream import StreamTee, whole_events
+from mcpmeter.relay.stream import StreamTee
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "anthropic_messages"
 EXPECTED: dict[str, dict[str, Any]] = json.loads((GOLDEN / "expected.json").read_text())
@@ -69,7 +71,7 @@ def check(name: str, pieces: list[bytes]) -> None:
 
 @pytest.mark.parametrize("name", [name for name in EXPECTED if name.endswith(".json")])
 def test_an_answer_says_what_anthropic_billed(name):
-    assert told(MESSAGES.read_answer(golden(name))) == EXPECTED[name]
+    assert told(MESSAGES.read_response(golden(name))) == EXPECTED[name]
 
 
 @pytest.mark.parametrize("name", [file.name for file in GOLDEN.iterdir()])
@@ -99,24 +101,24 @@ def test_every_golden_body_has_its_expectation(name):
     ids=lambda value: repr(value[:48]),
 )
 def test_what_is_no_message_is_not_taken_for_one(body):
-    with pytest.raises(NotAnAnswer):
-        MESSAGES.read_answer(body)
+    with pytest.raises(UnreadableResponse):
+        MESSAGES.read_response(body)
 
 
 def test_an_answer_that_only_python_would_parse_is_still_metered():
     block = b'{"type":"text","text":"\\ud83d","score":NaN}'
     body = b'{"content":[%s],"usage":{"input_tokens":3,"output_tokens":2}}' % block
-    assert MESSAGES.read_answer(body).usage == Usage(prompt_tokens=3, completion_tokens=2, source="reported")
+    assert MESSAGES.read_response(body).usage == Usage(prompt_tokens=3, completion_tokens=2, source="reported")
     assert MESSAGES.completion_tokens(body) == 1
 
 
 def test_a_providers_words_are_bounded_and_printable_before_they_reach_a_row():
-    read = MESSAGES.read_answer(json.dumps({"content": [], "stop_reason": "e\nd\0", "model": "m" * 10_000}).encode())
+    read = MESSAGES.read_response(json.dumps({"content": [], "stop_reason": "e\nd\0", "model": "m" * 10_000}).encode())
     assert (read.finish_reason, len(read.model)) == ("e?d?", 256)
 
 
 def usage_of(text: str) -> tuple[Usage | None, bool]:
-    read = MESSAGES.read_answer(b'{"content":[{"type":"text","text":"a"}],"usage":%s}' % text.encode())
+    read = MESSAGES.read_response(b'{"content":[{"type":"text","text":"a"}],"usage":%s}' % text.encode())
     return read.usage, read.bad_usage
 
 
@@ -257,7 +259,7 @@ def test_a_stream_cut_anywhere_gives_the_same_bytes_and_usage(name, places):
 
 @pytest.mark.parametrize("name", ["stream.sse", "stream_crlf.sse", "stream_pretty.sse", "stream_refusal.sse"])
 def test_the_last_event_waits_for_the_settlement(name):
-    events = whole_events(golden(name))
+    events = split_events(golden(name))
     tee = StreamTee(MESSAGES, withhold_usage=False)
     assert tee.feed(golden(name)) == b"".join(events[:-1])
     assert tee.end == events[-1]
@@ -277,7 +279,7 @@ def test_a_stream_that_breaks_off_has_counted_its_prompt_but_no_usage_to_bill_by
 
 
 def test_nothing_delivered_counts_as_nothing_though_a_first_token_was_announced():
-    events = whole_events(golden("stream_error_midway.sse"))
+    events = split_events(golden("stream_error_midway.sse"))
     _out, tee = pass_through([events[0], events[-1]])
     assert tee.counted.completion_tokens == 1
     assert tee.delivered_tokens() == 0
@@ -465,7 +467,7 @@ def test_what_holds_no_text_is_estimated_as_nothing(answer):
 
 @pytest.mark.parametrize("name", ["stream.sse", "stream_tool_use.sse", "stream_thinking.sse"])
 def test_what_was_delivered_is_estimated_from_what_the_model_wrote_alone(name):
-    events = whole_events(golden(name))
+    events = split_events(golden(name))
     estimate = MESSAGES.delivered_tokens(events)
     assert 0 < estimate <= EXPECTED[name]["usage"]["completion_tokens"]
     assert MESSAGES.delivered_tokens([event for event in events if b"_delta" not in event]) <= estimate
@@ -510,7 +512,7 @@ def test_an_error_inside_a_stream_is_one_event_that_reads_as_an_error(error):
     event = MESSAGES.error_event(error("It\nended."), "call_1")
     assert event == COUNT.error_event(error("It\nended."), "call_1")
     assert event.startswith(b"event: error\ndata: {")
-    assert whole_events(event) == [event]
+    assert split_events(event) == [event]
     assert MESSAGES.read_events(event).is_error
 
 
@@ -520,18 +522,18 @@ def test_an_error_inside_a_stream_is_one_event_that_reads_as_an_error(error):
 def test_counting_tokens_costs_nothing_and_says_so():
     asked = COUNT.read_request(b'{"model":"claude-sonnet-4.5",%s}' % LEAST)
     assert (asked.stream, asked.prompt_tokens_estimate, COUNT.path_name(asked)) == (False, 0, "count_tokens")
-    read = COUNT.read_answer(b'{"input_tokens":2095,"context_management":null}')
+    read = COUNT.read_response(b'{"input_tokens":2095,"context_management":null}')
     assert read == ResponseInfo(usage=Usage(source="reported"))
-    assert COUNT.prompt_tokens(b"{}") == COUNT.completion_tokens(b"{}") == COUNT.delivered_tokens([b"data: x\n\n"]) == 0
+    assert COUNT.prompt_tokens(b"{}") == COUNT.completion_tokens(b"{}") == 0
 
 
 def test_an_error_instead_of_a_count_is_an_error():
-    assert COUNT.read_answer(golden("answer_error.json")).is_error
+    assert COUNT.read_response(golden("answer_error.json")).is_error
 
 
 @pytest.mark.parametrize(
     "body", [b"", b"[]", b"{}", b'{"input_tokens":-1}', b'{"input_tokens":"7"}', b'{"error":null}', b'{"content":[]}']
 )
 def test_what_is_no_count_is_not_taken_for_one(body):
-    with pytest.raises(NotAnAnswer):
-        COUNT.read_answer(body)
+    with pytest.raises(UnreadableResponse):
+        COUNT.read_response(body)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mcpmeter.dialects.base import NotAnAnswer
+from mcpmeter.dialects.base import UnreadableResponse
 from mcpmeter.dialects.gemini import TOKENS_PER_MEDIUM
 from mcpmeter.dialects.gemini_embeddings import GeminiBatchEmbed, GeminiEmbed
 from mcpmeter.errors import InvalidRequest, LedgerUnavailable
@@ -119,19 +119,19 @@ def test_a_prompt_is_estimated_from_what_is_embedded(body, tokens):
     ],
 )
 def test_an_answer_is_billed_by_its_prompt_alone(answer, usage, bad):
-    read = ONE.read_answer(answer)
+    read = ONE.read_response(answer)
     assert read.usage == (None if usage is None else Usage(prompt_tokens=usage, source="reported"))
     assert (read.bad_usage, read.is_empty) == (bad, b'"embeddings":[]' in answer)
 
 
 @pytest.mark.parametrize("answer", [b"", b"{}", b"[]", b"<html>", b'{"embeddings":7}', b'{"candidates":[]}'])
 def test_what_holds_no_vectors_is_no_answer(answer):
-    with pytest.raises(NotAnAnswer):
-        ONE.read_answer(answer)
+    with pytest.raises(UnreadableResponse):
+        ONE.read_response(answer)
 
 
 def test_an_error_with_a_success_status_is_an_error():
-    assert ONE.read_answer(b'{"error":{"code":500,"message":"x","status":"INTERNAL"}}').is_error
+    assert ONE.read_response(b'{"error":{"code":500,"message":"x","status":"INTERNAL"}}').is_error
 
 
 def test_errors_of_ours_are_in_googles_words():
@@ -145,6 +145,6 @@ def test_whatever_comes_is_read_or_refused(body):
     for dialect in (ONE, BATCH):
         with contextlib.suppress(InvalidRequest):
             dialect.read_request(body, MODEL)
-        with contextlib.suppress(NotAnAnswer):
-            dialect.read_answer(body)
+        with contextlib.suppress(UnreadableResponse):
+            dialect.read_response(body)
         assert dialect.prompt_tokens(body) >= 0

@@ -14,14 +14,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mcpmeter import errors
-from mcpmeter.dialects.base import NotAnAnswer, ResponseInfo
+from mcpmeter.dialects.base import ResponseInfo, UnreadableResponse
 from mcpmeter.dialects.gemini import read_usage
 from mcpmeter.dialects.gemini_generate import GeminiGenerate, GeminiGenerateArray
 from mcpmeter.dialects.json_body import MAX_MODEL_NAME_LENGTH
-from mcpmeter.dialects.openai import MAX_TOKENS
+from mcpmeter.dialects.sse import split_events
+from mcpmeter.dialects.tokens import MAX_TOKENS
 from mcpmeter.errors import InvalidRequest, MeterError
 from mcpmeter.records import PathParams, Usage
-from mcpmeter.relay.stream import StreamTee, whole_events
+from mcpmeter.relay.stream import StreamTee
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "gemini_generate"
 EXPECTED: dict[str, dict[str, Any]] = json.loads((GOLDEN / "expected.json").read_text())
@@ -66,7 +67,7 @@ def check(name: str, pieces: list[bytes]) -> None:
 
 @pytest.mark.parametrize("name", [name for name in EXPECTED if name.endswith(".json")])
 def test_an_answer_says_what_google_billed(name):
-    assert told(GENERATE.read_answer(golden(name))) == EXPECTED[name]
+    assert told(GENERATE.read_response(golden(name))) == EXPECTED[name]
 
 
 @pytest.mark.parametrize("name", [file.name for file in GOLDEN.iterdir()])
@@ -75,8 +76,8 @@ def test_every_golden_body_has_its_expectation(name):
 
 
 def test_the_count_of_a_whole_array_is_final_and_of_one_that_ends_in_an_error_is_not():
-    assert GENERATE.read_answer(golden("answer_array.json")).usage.source == "reported"
-    assert GENERATE.read_answer(golden("answer_array_error.json")).usage.source == "partial"
+    assert GENERATE.read_response(golden("answer_array.json")).usage.source == "reported"
+    assert GENERATE.read_response(golden("answer_array_error.json")).usage.source == "partial"
 
 
 @pytest.mark.parametrize(
@@ -104,37 +105,37 @@ def test_the_count_of_a_whole_array_is_final_and_of_one_that_ends_in_an_error_is
     ids=lambda value: repr(value[:48]),
 )
 def test_what_is_no_answer_is_not_taken_for_one(body):
-    with pytest.raises(NotAnAnswer):
-        GENERATE.read_answer(body)
+    with pytest.raises(UnreadableResponse):
+        GENERATE.read_response(body)
 
 
 def test_an_answer_that_only_python_would_parse_is_still_metered():
     candidate = b'{"content":{"parts":[{"text":"\\ud83d"}]},"avgLogprobs":NaN}'
     body = b'{"candidates":[%s],"usageMetadata":{"promptTokenCount":3,"candidatesTokenCount":2}}' % candidate
-    assert GENERATE.read_answer(body).usage.completion_tokens == 2
+    assert GENERATE.read_response(body).usage.completion_tokens == 2
     assert GENERATE.completion_tokens(body) == 1
 
 
 def test_a_providers_words_are_bounded_and_printable_before_they_reach_a_row():
     body = json.dumps({"candidates": [{"finishReason": "ST\nOP\0"}], "modelVersion": "m" * 10_000}).encode()
-    read = GENERATE.read_answer(body)
+    read = GENERATE.read_response(body)
     assert (read.finish_reason, len(read.model)) == ("ST?OP?", 256)
 
 
 def test_a_reason_that_is_not_specified_is_none():
     body = b'{"candidates":[{"finishReason":"FINISH_REASON_UNSPECIFIED"}],"promptFeedback":{}}'
-    assert GENERATE.read_answer(body).finish_reason == ""
+    assert GENERATE.read_response(body).finish_reason == ""
 
 
 def test_a_blocked_prompt_is_a_refusal_whatever_blocked_it():
-    read = GENERATE.read_answer(b'{"promptFeedback":{"blockReason":"OTHER"}}')
+    read = GENERATE.read_response(b'{"promptFeedback":{"blockReason":"OTHER"}}')
     assert (read.is_refusal, read.finish_reason, read.is_empty) == (True, "OTHER", False)
 
 
 def test_an_array_whose_last_count_cannot_be_has_none():
     first = b'{"candidates":[{}],"usageMetadata":{"promptTokenCount":5,"candidatesTokenCount":1}}'
     last = b'{"candidates":[{"finishReason":"STOP"}],"usageMetadata":{"promptTokenCount":-5}}'
-    read = GENERATE.read_answer(b"[%s,%s]" % (first, last))
+    read = GENERATE.read_response(b"[%s,%s]" % (first, last))
     assert (read.usage, read.bad_usage) == (None, True)
 
 
@@ -155,7 +156,7 @@ def test_an_array_whose_last_count_cannot_be_has_none():
 )
 def test_an_answer_is_empty_that_holds_neither_text_nor_a_call(part, is_empty):
     body = f'{{"candidates":[{{"content":{{"parts":[{part}]}},"finishReason":"STOP"}}]}}'.encode()
-    assert GENERATE.read_answer(body).is_empty is is_empty
+    assert GENERATE.read_response(body).is_empty is is_empty
     assert pass_through([b"data: " + body + b"\n\n"])[1].read.is_empty is is_empty
 
 
@@ -528,7 +529,7 @@ def test_what_holds_no_text_is_estimated_as_nothing(answer):
 
 
 def test_what_was_delivered_is_estimated_from_the_texts_of_all_events():
-    blocks = whole_events(golden("stream_vertex.sse"))
+    blocks = split_events(golden("stream_vertex.sse"))
     assert GENERATE.delivered_tokens(blocks) == 2
     assert GENERATE.delivered_tokens([]) == 0
 
@@ -571,5 +572,5 @@ def test_an_error_has_googles_shape_its_canonical_code_and_our_ids(error, status
 def test_an_error_inside_a_stream_is_one_event_that_reads_as_an_error(error):
     event = GENERATE.error_event(error("It\nended."), "call_1")
     assert event.startswith(b'data: {"error":')
-    assert whole_events(event) == [event]
+    assert split_events(event) == [event]
     assert GENERATE.read_events(event).is_error

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mcpmeter.dialects import json_body as bodies
-from mcpmeter.dialects.anthropic_messages import AnthropicCountTokens, AnthropicMessages
+from mcpmeter.dialects import tokens
+from mcpmeter.dialects.anthropic_count_tokens import AnthropicCountTokens
+from mcpmeter.dialects.anthropic_messages import AnthropicMessages
 from mcpmeter.dialects.base import Dialect
 from mcpmeter.dialects.gemini_generate import GeminiGenerate
 from mcpmeter.dialects.openai_chat import OpenAiChat
@@ -57,7 +58,7 @@ def test_counting_tokens_takes_none():
 @given(text=st.text(max_size=300))
 def test_a_text_has_no_more_tokens_than_its_body_has_bytes(text):
     body = json.dumps({"messages": [{"role": "user", "content": text}]}).encode()
-    assert bodies.max_prompt_tokens(body) == len(body) >= len(text.encode())
+    assert tokens.max_prompt_tokens(body) == len(body) >= len(text.encode())
 
 
 @pytest.mark.parametrize("before", [b'"url":"data:image/png;base64,', b'"type":"base64","data":"', b'"data" : "'])
@@ -65,9 +66,9 @@ def test_a_picture_counts_by_its_kind_and_not_by_its_letters(before):
     letters = b"iVBORw0KGgo" * 20_000
     body = b'{"messages":[{' + before + letters + b'"}]}'
     rest = len(body) - len(letters)
-    assert bodies.max_prompt_tokens(body) == rest + max(5_000, len(letters) // 50)
+    assert tokens.max_prompt_tokens(body) == rest + max(5_000, len(letters) // 50)
 
 
 def test_a_long_word_that_is_no_media_counts_by_its_bytes():
     body = b'{"content":"' + b"A" * 50_000 + b'"}'
-    assert bodies.max_prompt_tokens(body) == len(body)
+    assert tokens.max_prompt_tokens(body) == len(body)

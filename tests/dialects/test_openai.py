@@ -9,16 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mcpmeter.dialects.base import NotAnAnswer
-from mcpmeter.dialects.openai import (
-    MAX_AMOUNT_LENGTH,
-    MAX_TOKENS,
-    events_of,
-    lenient,
-    read_usage,
-    reported_usd,
-    with_fields,
-)
+from mcpmeter.dialects.base import UnreadableResponse
+from mcpmeter.dialects.json_body import strict_json, with_fields
+from mcpmeter.dialects.openai import MAX_AMOUNT_LENGTH, read_usage, reported_usd
+from mcpmeter.dialects.sse import payloads as events_of
+from mcpmeter.dialects.tokens import MAX_TOKENS
 from mcpmeter.pricing import usd_to_nanousd
 from mcpmeter.records import Usage
 
@@ -227,7 +222,7 @@ def test_usage_without_a_readable_cost_tells_none(usage):
 @given(st.decimals(min_value=0, max_value=10**6, places=12))
 def test_a_cost_reaches_the_ledger_without_a_float(amount):
     text = f"{amount:f}"
-    answer = lenient(f'{{"x":NaN,"usage":{{"cost":{text}}}}}'.encode())
+    answer = strict_json(f'{{"x":NaN,"usage":{{"cost":{text}}}}}'.encode())
     usage = msgspec.json.decode(answer, type=dict[str, msgspec.Raw])["usage"]
     assert cost(text) == reported_usd(usage) == text
     assert usd_to_nanousd(text) == usd_to_nanousd(amount)
@@ -259,10 +254,10 @@ def test_fields_are_set_and_every_other_value_stays_as_it_was_written(body, addi
     ],
 )
 def test_what_only_a_lenient_parser_takes_becomes_strict_and_loses_no_digit(body, strict):
-    assert lenient(body) == strict
+    assert strict_json(body) == strict
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"<html>", b"[" * 100_000, b"\xff"])
 def test_what_no_parser_takes_is_no_answer(body):
-    with pytest.raises(NotAnAnswer):
-        lenient(body)
+    with pytest.raises(UnreadableResponse):
+        strict_json(body)

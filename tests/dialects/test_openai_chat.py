@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mcpmeter.dialects import openai_chat
-from mcpmeter.dialects.base import NotAnAnswer
+from mcpmeter.dialects.base import UnreadableResponse
 from mcpmeter.dialects.json_body import MAX_MODEL_NAME_LENGTH
 from mcpmeter.dialects.openai_chat import OpenAiChat
 from mcpmeter.errors import InvalidRequest, LedgerUnavailable, UpstreamDisconnected
@@ -49,25 +49,25 @@ def refusal(body: bytes) -> str:
     ids=lambda value: repr(value[:48]),
 )
 def test_what_is_no_chat_completion_is_not_taken_for_one(body):
-    with pytest.raises(NotAnAnswer):
-        CHAT.read_answer(body)
+    with pytest.raises(UnreadableResponse):
+        CHAT.read_response(body)
 
 
 def test_an_answer_that_only_python_would_parse_is_still_metered():
     choice = b'{"message":{"content":"\\ud83d"},"logprobs":NaN}'
     body = b'{"choices":[%s],"usage":{"prompt_tokens":3,"completion_tokens":2}}' % choice
-    assert CHAT.read_answer(body).usage.completion_tokens == 2
+    assert CHAT.read_response(body).usage.completion_tokens == 2
     assert CHAT.completion_tokens(body) == 1
 
 
 @pytest.mark.parametrize("empty", [b"null", b"false", b"{}", b'""'])
 def test_an_empty_error_field_is_no_error(empty):
-    assert not CHAT.read_answer(b'{"choices":[{"finish_reason":"stop"}],"error":%s}' % empty).is_error
+    assert not CHAT.read_response(b'{"choices":[{"finish_reason":"stop"}],"error":%s}' % empty).is_error
 
 
 def test_a_providers_words_are_bounded_and_printable_before_they_reach_a_row():
     body = json.dumps({"choices": [{"finish_reason": "st\nop\0"}], "model": "m" * 10_000}).encode()
-    read = CHAT.read_answer(body)
+    read = CHAT.read_response(body)
     assert (read.finish_reason, len(read.model)) == ("st?op?", 256)
 
 
@@ -96,7 +96,7 @@ def test_a_providers_words_are_bounded_and_printable_before_they_reach_a_row():
     ],
 )
 def test_an_answer_is_called_empty_or_a_refusal_only_where_it_is(message, is_refusal, is_empty):
-    read = CHAT.read_answer(b'{"choices":[{"message":%s,"finish_reason":"stop"}]}' % message)
+    read = CHAT.read_response(b'{"choices":[{"message":%s,"finish_reason":"stop"}]}' % message)
     assert (read.is_refusal, read.is_empty) == (is_refusal, is_empty)
     event = b'data: {"choices":[{"delta":%s,"finish_reason":"stop"}]}\n\n' % message
     assert CHAT.read_events(event).is_refusal == is_refusal
@@ -105,33 +105,33 @@ def test_an_answer_is_called_empty_or_a_refusal_only_where_it_is(message, is_ref
 
 def test_messages_in_place_of_one_message_are_neither_called_empty_nor_left_out_of_an_estimate():
     body = b'{"choices":[{"messages":[{"content":"12345678"},{"content":"12345678"}],"finish_reason":"stop"}]}'
-    assert not CHAT.read_answer(body).is_empty
+    assert not CHAT.read_response(body).is_empty
     assert CHAT.completion_tokens(body) == pytest.approx(4, abs=1)
 
 
 @pytest.mark.parametrize("content", [b'"Hel"', b'""', b"null"])
 def test_an_answer_that_broke_off_is_an_error_whatever_it_holds(content):
     choice = b'{"message":{"content":%s},"finish_reason":"error"}' % content
-    read = CHAT.read_answer(b'{"choices":[%s],"usage":{"prompt_tokens":3,"completion_tokens":2}}' % choice)
+    read = CHAT.read_response(b'{"choices":[%s],"usage":{"prompt_tokens":3,"completion_tokens":2}}' % choice)
     assert (read.is_error, read.is_empty, read.usage.completion_tokens) == (True, False, 2)
 
 
 @pytest.mark.parametrize("odd", [b"7", b"[]", b'"x"', b'{"usage":7}', b'{"usage":{"dram_cached_tokens":4}}', b"null"])
 def test_what_groq_tells_beside_the_answer_does_not_spoil_it(odd):
-    read = CHAT.read_answer(b'{"choices":[{"message":{"content":""}}],"x_groq":%s}' % odd)
+    read = CHAT.read_response(b'{"choices":[{"message":{"content":""}}],"x_groq":%s}' % odd)
     assert (read.usage, read.bad_usage, read.is_error) == (None, False, False)
 
 
 def test_an_answer_of_several_choices_is_empty_if_all_of_them_are():
     silent, spoken = b'{"message":{"content":""}}', b'{"message":{"content":"Hello"}}'
-    assert CHAT.read_answer(b'{"choices":[%s,%s]}' % (silent, silent)).is_empty
-    assert not CHAT.read_answer(b'{"choices":[%s,%s]}' % (silent, spoken)).is_empty
-    assert CHAT.read_answer(b'{"choices":[]}').is_empty
+    assert CHAT.read_response(b'{"choices":[%s,%s]}' % (silent, silent)).is_empty
+    assert not CHAT.read_response(b'{"choices":[%s,%s]}' % (silent, spoken)).is_empty
+    assert CHAT.read_response(b'{"choices":[]}').is_empty
 
 
 @pytest.mark.parametrize("body", [b'{"choices":[],"error":{"message":"No."}}', b'{"error":"No."}', b'{"usage":{}}'])
 def test_an_error_is_no_empty_answer(body):
-    assert not CHAT.read_answer(body).is_empty
+    assert not CHAT.read_response(body).is_empty
 
 
 @pytest.mark.parametrize("block", [b"", b": comment\n\n", b"data: [DONE]\n\n", b'data: {"choices":7}\n\n'])
@@ -146,7 +146,7 @@ def test_what_is_metered_is_read_and_nothing_else_is_judged():
     asked = CHAT.read_request(
         b'{"model":"gpt-4.1",%s,"stream":true,"stream_options":{"include_usage":true},"new":[1]}' % MESSAGES
     )
-    assert (asked.model, asked.stream, asked.usage_asked) == ("gpt-4.1", True, True)
+    assert (asked.model, asked.stream, asked.usage_requested) == ("gpt-4.1", True, True)
     assert asked.prompt_tokens_estimate > 0
 
 
@@ -404,8 +404,8 @@ USUAL = '{"choices":[{"message":{"content":"hello","refusal":null},"finish_reaso
 
 def read_or_refused(body: bytes) -> object:
     try:
-        return CHAT.read_answer(body)
-    except NotAnAnswer:
+        return CHAT.read_response(body)
+    except UnreadableResponse:
         return "no answer"
 
 
@@ -413,12 +413,12 @@ def read_or_refused(body: bytes) -> object:
 def test_an_answer_read_in_one_decoding_says_what_it_says_piece_by_piece(body):
     told = read_or_refused(body)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(openai_chat, "_read_usual", lambda body: None)
+        patch.setattr(openai_chat, "_read_common", lambda body: None)
         assert read_or_refused(body) == told
 
 
 def test_an_answer_as_most_are_is_read_in_one_decoding(monkeypatch):
     usage = '{"prompt_tokens":9,"completion_tokens":4,"total_tokens":13,"prompt_tokens_details":{"cached_tokens":2}}'
-    monkeypatch.setattr(openai_chat, "_answer_of", None)
-    read = CHAT.read_answer((USUAL % usage).encode())
+    monkeypatch.setattr(openai_chat, "_decoded", None)
+    read = CHAT.read_response((USUAL % usage).encode())
     assert (read.usage.prompt_tokens, read.usage.cached_read_tokens, read.finish_reason) == (9, 2, "stop")

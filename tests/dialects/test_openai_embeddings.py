@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mcpmeter.dialects.base import NotAnAnswer
+from mcpmeter.dialects.base import UnreadableResponse
 from mcpmeter.dialects.json_body import MAX_MODEL_NAME_LENGTH
-from mcpmeter.dialects.openai import MAX_TOKENS
 from mcpmeter.dialects.openai_embeddings import OpenAiEmbeddings
+from mcpmeter.dialects.tokens import MAX_TOKENS
 from mcpmeter.errors import InvalidRequest, LedgerUnavailable, UpstreamDisconnected
 from mcpmeter.records import Usage
 
@@ -102,19 +102,19 @@ def test_any_body_is_a_request_or_refused(value):
     ids=lambda value: repr(value[:48]),
 )
 def test_what_holds_no_list_of_vectors_is_no_answer(body):
-    with pytest.raises(NotAnAnswer):
-        EMBEDDINGS.read_answer(body)
+    with pytest.raises(UnreadableResponse):
+        EMBEDDINGS.read_response(body)
 
 
 def test_an_error_is_no_empty_answer():
-    read = EMBEDDINGS.read_answer(b'{"data":[],"error":{"message":"No."}}')
+    read = EMBEDDINGS.read_response(b'{"data":[],"error":{"message":"No."}}')
     assert (read.is_error, read.is_empty) == (True, False)
 
 
 @pytest.mark.parametrize("vector", [b"[0.5]", b'"AAAAPw=="', b"[NaN]", b"[1e400]", b"null", b"{}"])
 def test_vectors_are_passed_on_whatever_they_are(vector):
     body = b'{"data":[{"embedding":%s}],"usage":{"prompt_tokens":3,"total_tokens":3}}' % vector
-    assert EMBEDDINGS.read_answer(body).usage == Usage(prompt_tokens=3, source="reported")
+    assert EMBEDDINGS.read_response(body).usage == Usage(prompt_tokens=3, source="reported")
 
 
 NONE = (None, False)
@@ -151,16 +151,8 @@ def reported(prompt: int) -> tuple[Usage, bool]:
     ],
 )
 def test_usage_is_all_prompt_or_not_at_all(usage, expected):
-    read = EMBEDDINGS.read_answer(f'{{"data":[{{}}],"usage":{usage}}}'.encode())
+    read = EMBEDDINGS.read_response(f'{{"data":[{{}}],"usage":{usage}}}'.encode())
     assert (read.usage, read.bad_usage) == expected
-
-
-def test_nothing_of_an_answer_is_a_completion_nor_a_stream():
-    event = b'data: {"data":[],"usage":{"prompt_tokens":8}}\n\n'
-    assert EMBEDDINGS.completion_tokens(event) == EMBEDDINGS.delivered_tokens([event]) == 0
-    assert EMBEDDINGS.read_events(event) is None
-    assert not EMBEDDINGS.only_usage(event)
-    assert not EMBEDDINGS.is_end(b"data: [DONE]\n\n")
 
 
 def test_an_error_has_openais_shape_and_an_id():

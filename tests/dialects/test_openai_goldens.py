@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mcpmeter.dialects.base import Dialect, NotAnAnswer, ResponseInfo
+from mcpmeter.dialects.base import Dialect, ResponseInfo, UnreadableResponse
 from mcpmeter.dialects.openai_chat import OpenAiChat
 from mcpmeter.dialects.openai_embeddings import OpenAiEmbeddings
 from mcpmeter.dialects.openai_responses import OpenAiResponses
@@ -77,7 +77,7 @@ def test_every_golden_body_has_its_expectation(folder):
 
 @pytest.mark.parametrize("name", ANSWERS)
 def test_an_answer_is_read_for_all_that_it_says(name):
-    read = dialect_of(name).read_answer((GOLDEN / name).read_bytes())
+    read = dialect_of(name).read_response((GOLDEN / name).read_bytes())
     assert said(read) == EXPECTED[name]
     assert not read.bad_usage
 
@@ -86,8 +86,8 @@ def test_an_answer_is_read_for_all_that_it_says(name):
 def test_an_answer_that_breaks_off_at_any_byte_is_none(name):
     body = (GOLDEN / name).read_bytes().rstrip()
     for place in range(len(body)):
-        with pytest.raises(NotAnAnswer):
-            dialect_of(name).read_answer(body[:place])
+        with pytest.raises(UnreadableResponse):
+            dialect_of(name).read_response(body[:place])
 
 
 @pytest.mark.parametrize("name", RESPONSES)

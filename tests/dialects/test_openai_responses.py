@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mcpmeter.dialects.base import NotAnAnswer
+from mcpmeter.dialects.base import UnreadableResponse
 from mcpmeter.dialects.json_body import MAX_MODEL_NAME_LENGTH
-from mcpmeter.dialects.openai import MAX_TOKENS
 from mcpmeter.dialects.openai_responses import OpenAiResponses
+from mcpmeter.dialects.tokens import MAX_TOKENS
 from mcpmeter.errors import InvalidRequest, LedgerUnavailable, UpstreamDisconnected
 from mcpmeter.records import Usage
 
@@ -50,7 +50,7 @@ def test_what_is_metered_is_read_and_nothing_else_is_judged(body):
 
 def test_nothing_is_asked_for_that_would_have_to_be_withheld():
     asked = RESPONSES.read_request(b'{%s,"stream":true}' % INPUT)
-    assert asked.usage_asked
+    assert asked.usage_requested
     assert not RESPONSES.only_usage((GOLDEN / "stream_all_at_once.sse").read_bytes())
 
 
@@ -128,8 +128,8 @@ def test_another_model_is_named_and_no_other_value_is_touched():
     ids=lambda value: repr(value[:48]),
 )
 def test_what_is_no_response_is_not_taken_for_one(body):
-    with pytest.raises(NotAnAnswer):
-        RESPONSES.read_answer(body)
+    with pytest.raises(UnreadableResponse):
+        RESPONSES.read_response(body)
 
 
 NONE = (None, False)
@@ -174,7 +174,7 @@ def reported(prompt: int, completion: int, **details: int) -> tuple[Usage, bool]
 def test_totals_are_taken_as_they_are_or_not_at_all_in_answers_and_events(usage, expected):
     response = f'{{"status":"completed","output":[],"usage":{usage}}}'
     for read in (
-        RESPONSES.read_answer(response.encode()),
+        RESPONSES.read_response(response.encode()),
         RESPONSES.read_events(event("response.completed", f'"response":{response}')),
     ):
         assert (read.usage, read.bad_usage) == expected
@@ -197,7 +197,7 @@ def test_totals_are_taken_as_they_are_or_not_at_all_in_answers_and_events(usage,
     ],
 )
 def test_why_an_answer_ended_is_its_status_or_the_reason_that_it_is_incomplete(fields, finish_reason):
-    assert RESPONSES.read_answer(f'{{{fields},"output":[]}}'.encode()).finish_reason == finish_reason
+    assert RESPONSES.read_response(f'{{{fields},"output":[]}}'.encode()).finish_reason == finish_reason
 
 
 @pytest.mark.parametrize(
@@ -220,9 +220,9 @@ def test_why_an_answer_ended_is_its_status_or_the_reason_that_it_is_incomplete(f
 )
 def test_an_answer_is_called_empty_only_where_it_is(output, is_empty):
     done = f'{{"status":"completed","output":{output}}}'
-    assert RESPONSES.read_answer(done.encode()).is_empty == is_empty
-    assert not RESPONSES.read_answer(done.replace("completed", "in_progress").encode()).is_empty
-    assert not RESPONSES.read_answer(done.replace("completed", "failed").encode()).is_empty
+    assert RESPONSES.read_response(done.encode()).is_empty == is_empty
+    assert not RESPONSES.read_response(done.replace("completed", "in_progress").encode()).is_empty
+    assert not RESPONSES.read_response(done.replace("completed", "failed").encode()).is_empty
 
 
 @pytest.mark.parametrize(
@@ -294,7 +294,7 @@ def test_a_prompt_is_estimated_from_its_texts_and_tools_without_its_pictures():
 )
 def test_an_answer_is_estimated_near_what_was_billed(name):
     body = (GOLDEN / name).read_bytes()
-    billed = RESPONSES.read_answer(body).usage.completion_tokens
+    billed = RESPONSES.read_response(body).usage.completion_tokens
     assert billed / 2 <= RESPONSES.completion_tokens(body) <= billed * 2
 
 

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from mcpmeter.dialects.anthropic_messages import AnthropicCountTokens
-from mcpmeter.dialects.base import Dialect, NotAnAnswer
+from mcpmeter.dialects.anthropic_count_tokens import AnthropicCountTokens
+from mcpmeter.dialects.base import Dialect, UnreadableResponse
 from mcpmeter.dialects.gemini_count_tokens import GeminiCountTokens
 from mcpmeter.dialects.gemini_embeddings import GeminiBatchEmbed, GeminiEmbed
 from mcpmeter.providers import GENERIC, Provider, load_providers
@@ -98,7 +98,7 @@ def test_every_counted_body_has_its_expectation():
 
 @pytest.mark.parametrize("name", COUNTED)
 def test_a_count_and_a_vector_are_read_for_all_that_they_say(name):
-    read = COUNTED[name].read_answer((GOLDEN / name).read_bytes())
+    read = COUNTED[name].read_response((GOLDEN / name).read_bytes())
     folder, _, file = name.partition("/")
     expected = expected_of(folder)[file]
     usage = read.usage
@@ -113,5 +113,5 @@ def test_a_count_and_a_vector_are_read_for_all_that_they_say(name):
 def test_a_count_or_a_vector_that_breaks_off_at_any_byte_is_none(name):
     body = (GOLDEN / name).read_bytes()
     for place in range(len(body)):
-        with pytest.raises(NotAnAnswer):
-            COUNTED[name].read_answer(body[:place])
+        with pytest.raises(UnreadableResponse):
+            COUNTED[name].read_response(body[:place])

@@ -118,7 +118,7 @@ def test_a_stream_whose_chunks_change_is_looked_at_again():
     tee = StreamTee(OpenAiChat(), withhold_usage=False)
     for number in range(stream.CHUNKS_BETWEEN_TEMPLATES * 3):
         tee.feed(b'data: {"created":%d,"choices":[{"delta":{"content":"a"}}]}\n\n' % (number // 20))
-    assert tee._alike(b'data: {"created":2,"choices":[{"delta":{"content":"b"}}]}\n\n')
+    assert tee._template(b'data: {"created":2,"choices":[{"delta":{"content":"b"}}]}\n\n')
 
 
 def test_what_goes_on_of_it_is_known_too():

@@ -14,8 +14,9 @@ from msgspec import structs
 
 from mcpmeter.dialects.base import ResponseInfo, merge
 from mcpmeter.dialects.openai_chat import OpenAiChat
+from mcpmeter.dialects.sse import split_events
 from mcpmeter.relay import stream
-from mcpmeter.relay.stream import StreamTee, whole_events
+from mcpmeter.relay.stream import StreamTee
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "openai_chat"
 EXPECTED = {n: e for n, e in json.loads((GOLDEN / "expected.json").read_text()).items() if n.endswith(".sse")}
@@ -98,7 +99,7 @@ def test_the_usage_that_was_only_asked_for_by_the_relay_is_all_that_is_withheld(
 
 @pytest.mark.parametrize("name", ["stream_gemini.sse", "stream_vllm.sse", "stream_relay_usage_on_every_chunk.sse"])
 def test_a_count_in_every_chunk_does_not_make_a_stream_whole_that_broke_off(name):
-    events = whole_events((GOLDEN / name).read_bytes())
+    events = split_events((GOLDEN / name).read_bytes())
     begun = list(itertools.takewhile(lambda event: b'"finish_reason":"' not in event, events))
     _out, tee = pass_through(begun, withhold=True)
     assert tee.counted is not None
@@ -248,7 +249,7 @@ def test_an_error_is_not_also_an_empty_answer():
 
 def test_usage_that_is_not_final_makes_no_stream_whole_and_is_kept_apart():
     class Counting(OpenAiChat):
-        def joined(self, before: ResponseInfo, now: ResponseInfo) -> ResponseInfo:
+        def merge(self, before: ResponseInfo, now: ResponseInfo) -> ResponseInfo:
             usage = now.usage and structs.replace(now.usage, source="reported" if now.finish_reason else "partial")
             return structs.replace(merge(before, now), usage=usage)
 
@@ -265,4 +266,4 @@ def test_usage_that_is_not_final_makes_no_stream_whole_and_is_kept_apart():
 
 @given(st.binary(max_size=80) | st.text(alphabet="ab:\r\n", max_size=80).map(str.encode))
 def test_splitting_into_events_loses_no_byte(block):
-    assert b"".join(whole_events(block)) == block
+    assert b"".join(split_events(block)) == block

@@ -11,7 +11,7 @@ from typing import Final, TypeVar
 
 from msgspec.structs import replace
 
-from mcpmeter.dialects.base import Dialect, NotAnAnswer, RequestInfo, ResponseInfo
+from mcpmeter.dialects.base import Dialect, RequestInfo, ResponseInfo, UnreadableResponse
 from mcpmeter.errors import (
     ClientDisconnected,
     Draining,
@@ -166,8 +166,8 @@ class RelayedCall:
         headers = self.runtime.heads.of(provider, candidate.credential, path_name, stream=self._asked.stream)
         if passed := self._passed_headers():
             headers = {**passed, **headers}  # ours, the key above all, are never the caller's
-        asked = self._asked if provider.asks_stream_usage else replace(self._asked, usage_asked=True)
-        self._withhold_usage = asked.stream and not asked.usage_asked
+        asked = self._asked if provider.asks_stream_usage else replace(self._asked, usage_requested=True)
+        self._withhold_usage = asked.stream and not asked.usage_requested
         body = dialect.forwarded(self._body, asked, candidate.model)
         times = candidate.upstream.timeouts
         # The first attempt is sent at once, with all of the call's time.
@@ -185,7 +185,7 @@ class RelayedCall:
     async def _pass_stream(self, answer: Answer) -> StreamTee:
         """Hand a stream on, all but its end."""
         # Kept from the first byte on, so that what was delivered is known however the stream ends.
-        tee = self._tee = StreamTee(self._dialect, withhold_usage=self._withhold_usage)
+        tee = self._tee = StreamTee(self._service.events, withhold_usage=self._withhold_usage)
         wire = self._exchange.wire
         if wire is not None and answer.is_plain and self._listening is not None:
             pipe = Pipe(wire, answer, tee, self._listening)
@@ -232,9 +232,9 @@ class RelayedCall:
 
     async def _hand_on_answer(self, answer: Answer, body: bytes) -> Settlement:
         try:
-            reading = self._dialect.read_answer
+            reading = self._dialect.read_response
             read = reading(body) if len(body) <= IN_A_THREAD_BYTES else await asyncio.to_thread(reading, body)
-        except NotAnAnswer:
+        except UnreadableResponse:
             kind = "an empty body" if not body.strip() else "a body that is not a JSON answer"
             raise InvalidUpstreamResponse(
                 f"{self._provider.name} answered {answer.status} with {kind}.", hint="Check its base_url, or retry."

@@ -7,7 +7,7 @@ from typing import Final
 
 import msgspec
 
-from mcpmeter.dialects.openai import events_of
+from mcpmeter.dialects import sse
 
 EventTemplate = Callable[[bytes], bytes]
 """Given what came: what goes on of it, if it is an event that differs from the known one in its text alone, so that it
@@ -85,7 +85,7 @@ def _text_after(mark: bytes, event: bytes) -> tuple[int, int] | None:
 
 def _is_one_event_in_json(block: bytes) -> bool:
     lines = block.splitlines()
-    payloads = events_of(block)
+    payloads = sse.payloads(block)
     if len(payloads) != 1 or lines.count(b"") != 1 or lines[-1]:
         return False
     try:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from mcpmeter.access.callers import Attribution, Caller
 from mcpmeter.access.keys import KeyRing
 from mcpmeter.budgets.reservations import Limits
-from mcpmeter.dialects.base import Dialect
+from mcpmeter.dialects.base import Dialect, EventReader, event_reader
 from mcpmeter.errors import InvalidRequest, NotAuthenticated
 from mcpmeter.http.client.interface import UpstreamClient
 from mcpmeter.relay.request_headers import RequestHeaders
@@ -90,3 +90,8 @@ class EndpointConfig:
     """For requests that name none; empty: they are refused."""
     maps_upstream_faults: bool = False
     """The guide's endpoint answers 502 to any fault of a provider; the dialects' own endpoints hand on what it said."""
+    events: EventReader = field(init=False, repr=False, compare=False)
+    """Reads the dialect's streams."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "events", event_reader(self.dialect))

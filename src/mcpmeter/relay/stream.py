@@ -7,12 +7,12 @@ and the stream's own end, until the call is settled.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from typing import Final
 
 from msgspec.structs import replace
 
-from mcpmeter.dialects.base import Dialect, ResponseInfo, merge
+from mcpmeter.dialects import sse
+from mcpmeter.dialects.base import EventReader, ResponseInfo
 from mcpmeter.records import Usage
 from mcpmeter.relay.event_template import EventTemplate, event_template
 
@@ -25,38 +25,26 @@ KEPT_FOR_ESTIMATES_BYTES: Final = 1024 * 1024
 CHUNKS_BETWEEN_TEMPLATES: Final = 16
 """How often it is looked again what a stream's chunks have in common; some have nothing."""
 
-BLANK_LINES: Final = (b"\n\n", b"\n\r\n", b"\r\r")
-"""What an event ends with."""
-
 
 class StreamTee:
-    """Feed it what upstream sends; it returns what goes to the client.
+    """Takes the parts of an upstream's stream; returns the bytes that go on to the client."""
 
-    A dialect may have, besides what every dialect has:
-    `end_marks`, of which its last event holds one (`is_end` decides);
-    `joined(before, now)`, where a stream tells its usage in instalments: one of source `partial` is not final;
-    `without_null_usage(block)`, where being asked for usage changes other events too;
-    `has_content(block)`, whether a block holds text or a tool's call, to know an empty answer by;
-    `text_mark`, what stands before the text in an event that carries text alone, its opening quote with it.
-    """
-
-    def __init__(self, dialect: Dialect, *, withhold_usage: bool) -> None:
+    def __init__(self, dialect: EventReader, *, withhold_usage: bool) -> None:
         self._dialect = dialect
-        self._end_marks: tuple[bytes, ...] = getattr(dialect, "end_marks", (b"[DONE]",))
-        self._joined: Callable[[ResponseInfo, ResponseInfo], ResponseInfo] = getattr(dialect, "joined", merge)
-        self._has_content: Callable[[bytes], bool] | None = getattr(dialect, "has_content", None)
-        self._content_seen = False
-        self._told = ResponseInfo()
-        self._counted_in = b""
-        self._withhold = withhold_usage
-        self._bare: Callable[[bytes], bytes] | None = (
-            getattr(dialect, "without_null_usage", None) if withhold_usage else None
-        )
+        # Bound once: each is used for every chunk.
+        self._end_marks = dialect.end_marks
         self._read_events = dialect.read_events
-        self._text_mark: bytes = getattr(dialect, "text_mark", b"")
-        self._alike: EventTemplate | None = None
-        self._look_at_chunk = 0 if self._text_mark else sys.maxsize
-        self._held = b""
+        self._has_content = dialect.has_content
+        self._text_mark = dialect.text_mark
+        self._withhold = withhold_usage
+        self._splitter = sse.EventSplitter()
+        self._split = self._splitter.feed
+        self._held = self._splitter.held
+        self._content_seen = False
+        self._info = ResponseInfo()
+        self._counted_in = b""
+        self._template: EventTemplate | None = None
+        self._next_template_at = 0 if self._text_mark else sys.maxsize
         self._kept: list[bytes] = []
         self._kept_bytes = 0
         self.total_bytes = 0
@@ -65,71 +53,61 @@ class StreamTee:
         """The stream's own last event, to be sent after the settlement."""
 
     def feed(self, data: bytes) -> bytes:
-        """Take what came; return what may go on now. After `end` is set nothing more is taken."""
+        """Take a part; return what may go on now. After `end` is set, nothing more is taken."""
         self.total_bytes += len(data)
-        alike = self._alike
-        if alike is not None and not self._held and (part := alike(data)):
+        template = self._template
+        if template is not None and not self._held and (part := template(data)):
             self.chunks += 1
             self._keep(part)
             return part
-        return self._take_other(data)
-
-    def _take_other(self, data: bytes) -> bytes:
-        if self._held:
-            data = self._held + data
-        elif data.endswith(BLANK_LINES):
-            return self._take(data)
-        cut = _end_of_last_event(data)
-        block, self._held = (data, b"") if cut == len(data) else (data[:cut], data[cut:])
+        block = self._split(data)
         part = self._take(block) if block else b""
         if len(self._held) > MAX_EVENT_BYTES and not self.end:
-            part, self._held = part + self._held, b""
+            part += self._splitter.take()
         return part
 
     @property
     def read(self) -> ResponseInfo:
         """What the stream has said by now. Usage that is not final is left out; `counted` has it."""
-        told, usage = self._told, self._told.usage
+        info, usage = self._info, self._info.usage
         if usage is not None and usage.source == "partial":
             usage = None
-        wrote_nothing = self._has_content is not None and not self._content_seen and bool(told.finish_reason)
-        is_empty = told.is_empty or (wrote_nothing and not told.is_refusal and not told.is_error)
-        return replace(told, usage=usage, is_empty=is_empty)
+        wrote_nothing = bool(info.finish_reason) and not self._content_seen
+        is_empty = info.is_empty or (wrote_nothing and not info.is_refusal and not info.is_error)
+        return replace(info, usage=usage, is_empty=is_empty)
 
     @property
     def counted(self) -> Usage | None:
         """What the provider has counted by now, final or not: in a stream that broke off, the prompt is exact and the
         completion may lag behind what was delivered."""
-        return self._told.usage
+        return self._info.usage
 
     @property
     def is_whole(self) -> bool:
         """Whether the stream said how it ended: its last event, a finish reason, usage or an error."""
-        told = self._told
-        return bool(self.end or told.finish_reason or told.is_error) or self._usage_came_last
-
-    @property
-    def _usage_came_last(self) -> bool:
-        # In instalments usage comes long before the end, and some servers count on in every chunk.
-        return self._joined is merge and any(map(self._dialect.only_usage, whole_events(self._counted_in)))
+        info = self._info
+        if self.end or info.finish_reason or info.is_error:
+            return True
+        # Usage beside content says nothing: some servers count in every chunk.
+        return any(map(self._dialect.only_usage, sse.split_events(self._counted_in)))
 
     def finish(self) -> bytes:
         """Upstream has ended: what is held goes on, read if it can be."""
-        rest, self._held = self._held, b""
+        rest = self._splitter.take()
         return self._take(rest) if rest else b""
 
     def _take(self, block: bytes) -> bytes:
-        came = block
-        if self._bare is not None:
-            block = self._bare(block)
-        read = self._read_events(block)
-        if read is not None:
-            self._told = self._joined(self._told, read)
-            if read.usage is not None or read.bad_usage:
+        received = block
+        if self._withhold:
+            block = self._dialect.without_null_usage(block)
+        info = self._read_events(block)
+        if info is not None:
+            self._info = self._dialect.merge(self._info, info)
+            if info.usage is not None or info.bad_usage:
                 self._counted_in = block
                 if self._withhold:
                     block = self._without_usage_event(block)
-        if self._has_content is not None and not self._content_seen:
+        if not self._content_seen:
             self._content_seen = self._has_content(block)
         for mark in self._end_marks:
             if block.rfind(mark) >= 0:
@@ -137,10 +115,10 @@ class StreamTee:
         chunks = block.startswith(b"data:") + block.count(b"\ndata:")
         self.chunks += chunks
         self._keep(block)
-        # Before any text was seen, each event has to be asked for one.
-        if chunks == 1 and read is None and self._content_seen and self.chunks >= self._look_at_chunk:
-            self._look_at_chunk = self.chunks + CHUNKS_BETWEEN_TEMPLATES
-            self._alike = event_template(came, block, self._text_mark) or self._alike
+        # Until text has been seen, each event must be checked for it.
+        if chunks == 1 and info is None and self._content_seen and self.chunks >= self._next_template_at:
+            self._next_template_at = self.chunks + CHUNKS_BETWEEN_TEMPLATES
+            self._template = event_template(received, block, self._text_mark) or self._template
         return block
 
     def _keep(self, block: bytes) -> None:
@@ -149,10 +127,10 @@ class StreamTee:
             self._kept_bytes += len(block)
 
     def _without_usage_event(self, block: bytes) -> bytes:
-        return b"".join(event for event in whole_events(block) if not self._dialect.only_usage(event))
+        return b"".join(event for event in sse.split_events(block) if not self._dialect.only_usage(event))
 
     def _hold_back_end(self, block: bytes) -> bytes:
-        events = whole_events(block)
+        events = sse.split_events(block)
         for index, event in enumerate(events):
             if self._dialect.is_end(event):
                 # With what a relay may send behind it in one go, such as a [DONE] after another dialect's end.
@@ -167,24 +145,3 @@ class StreamTee:
             estimate = estimate * self.total_bytes // self._kept_bytes
         # Nothing delivered is nothing, though a provider may count a token before it writes one.
         return max(estimate, self.counted.completion_tokens) if estimate and self.counted else estimate
-
-
-def _end_of_last_event(data: bytes) -> int:
-    """Index after the last blank line, which ends an event; 0 when there is none."""
-    if data.endswith(BLANK_LINES):
-        return len(data)
-    # "\n\r\n" ends "\r\n\r\n" too; a position of -1 stays below the width of what was looked for.
-    ends = (data.rfind(b"\n\n") + 2, data.rfind(b"\n\r\n") + 3, data.rfind(b"\r\r") + 2)
-    return max((end for end, width in zip(ends, (2, 3, 2), strict=True) if end >= width), default=0)
-
-
-def whole_events(block: bytes) -> list[bytes]:
-    """Split a block after each blank line, losing no byte."""
-    events: list[bytes] = []
-    event = b""
-    for line in block.splitlines(keepends=True):
-        event += line
-        if not line.strip(b"\r\n"):
-            events.append(event)
-            event = b""
-    return [*events, event] if event else events

@@ -24,7 +24,8 @@ from mcpmeter.catalog import budget, labels, llm, mcp, money, quality
 from mcpmeter.catalog import service as service_rows
 from mcpmeter.catalog.spec import NANO
 from mcpmeter.config import Settings, attribution_of, budgets_of, is_loopback, price_book, refuse_open_bind
-from mcpmeter.dialects.anthropic_messages import AnthropicCountTokens, AnthropicMessages
+from mcpmeter.dialects.anthropic_count_tokens import AnthropicCountTokens
+from mcpmeter.dialects.anthropic_messages import AnthropicMessages
 from mcpmeter.dialects.base import Dialect
 from mcpmeter.dialects.gemini_generate import GeminiGenerate
 from mcpmeter.dialects.openai_chat import OpenAiChat
