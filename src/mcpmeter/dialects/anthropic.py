@@ -6,11 +6,11 @@ from typing import Final
 
 import msgspec
 
+from mcpmeter.dialects import json_body
 from mcpmeter.dialects.base import RequestInfo
-from mcpmeter.dialects.json_body import ABSENT, check_model, decode_request, quoted, refuse_repeated, with_fields
 from mcpmeter.errors import InvalidRequest, MeterError
 
-METERED_FIELDS: Final = quoted("model", "stream", "messages")
+METERED_FIELDS: Final = json_body.quoted("model", "stream", "messages")
 """The fields of a request that are read; each may be named once."""
 
 _HINT: Final = 'The least is {"model": "…", "max_tokens": 1024, "messages": [{"role": "user", "content": "…"}]}.'
@@ -27,7 +27,7 @@ class Request(msgspec.Struct, frozen=True, gc=False):
     messages: list[_RequestMessage]
     model: str | None = None
     stream: bool | None = None
-    max_tokens: msgspec.Raw = ABSENT
+    max_tokens: msgspec.Raw = json_body.ABSENT
 
 
 _request_decoder = msgspec.json.Decoder(Request)
@@ -40,7 +40,7 @@ class AnthropicDialect:
 
     def forwarded(self, body: bytes, request: RequestInfo, model: str) -> bytes:
         """The body unchanged, unless the model's name differs."""
-        return body if request.model == model else with_fields(body, {"model": model})
+        return body if request.model == model else json_body.with_fields(body, {"model": model})
 
     def error_body(self, error: MeterError, call_id: str) -> bytes:
         """Anthropic's error object."""
@@ -77,10 +77,10 @@ _ERROR_TYPES: Final = {
 
 def read_request(body: bytes, kind: str) -> Request:
     """Decode and check a request. `kind` names it in the error message. Raises InvalidRequest."""
-    request = decode_request(_request_decoder, body, kind=kind, hint=_HINT)
-    refuse_repeated(body, METERED_FIELDS)
+    request = json_body.decode_request(_request_decoder, body, kind=kind, hint=_HINT)
+    json_body.refuse_repeated(body, METERED_FIELDS)
     if not request.messages:
         raise InvalidRequest("'messages' is empty.", hint="Send at least one message with a role and content.")
     if request.model is not None:
-        check_model(request.model)
+        json_body.check_model(request.model)
     return request

@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import msgspec
 
-from mcpmeter.dialects import anthropic
+from mcpmeter.dialects import anthropic, json_body
 from mcpmeter.dialects.base import RequestInfo, ResponseInfo, UnreadableResponse
-from mcpmeter.dialects.json_body import ABSENT, decode_response, is_error
 from mcpmeter.dialects.tokens import Tokens
 from mcpmeter.records import NO_PATH_PARAMS, PathParams, Usage
 
 
 class _Count(msgspec.Struct, frozen=True, gc=False):
     input_tokens: Tokens
-    error: msgspec.Raw = ABSENT
+    error: msgspec.Raw = json_body.ABSENT
 
 
 class _Error(msgspec.Struct, frozen=True, gc=False):
@@ -44,9 +43,9 @@ class AnthropicCountTokens(anthropic.AnthropicDialect):
     def read_response(self, body: bytes) -> ResponseInfo:
         """Zero usage; the count itself is for the caller. Raises UnreadableResponse."""
         try:
-            decode_response(_count_decoder, body)
+            json_body.decode_response(_count_decoder, body)
         except UnreadableResponse:
-            if not is_error(decode_response(_error_decoder, body).error):
+            if not json_body.is_error(json_body.decode_response(_error_decoder, body).error):
                 raise
             return ResponseInfo(is_error=True)
         return ResponseInfo(usage=Usage(source="reported"))

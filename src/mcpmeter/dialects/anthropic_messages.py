@@ -14,21 +14,8 @@ from typing import Any, Final
 
 import msgspec
 
-from mcpmeter.dialects import anthropic, sse, tokens
+from mcpmeter.dialects import anthropic, json_body, sse, tokens
 from mcpmeter.dialects.base import RequestInfo, ResponseInfo, StreamingDialect, UnreadableResponse, merge, merge_all
-from mcpmeter.dialects.json_body import (
-    ABSENT,
-    UNREADABLE,
-    cleaned,
-    decode_field,
-    decode_response,
-    dicts_in,
-    is_error,
-    is_set,
-    strings_in,
-    under,
-    value_of,
-)
 from mcpmeter.dialects.tokens import Tokens
 from mcpmeter.records import NO_PATH_PARAMS, PathParams, TokenSource, Usage
 
@@ -47,7 +34,7 @@ class _Usage(msgspec.Struct, frozen=True, gc=False):
     cache_creation_input_tokens: Tokens | None = None
     cache_read_input_tokens: Tokens | None = None
     output_tokens: Tokens | None = None
-    output_tokens_details: msgspec.Raw = ABSENT
+    output_tokens_details: msgspec.Raw = json_body.ABSENT
 
 
 class _Block(msgspec.Struct, frozen=True, gc=False):
@@ -59,8 +46,8 @@ class _Message(msgspec.Struct, frozen=True, gc=False):
     model: str | None = None
     content: list[_Block] | None = None
     stop_reason: str | None = None
-    usage: msgspec.Raw = ABSENT
-    error: msgspec.Raw = ABSENT
+    usage: msgspec.Raw = json_body.ABSENT
+    error: msgspec.Raw = json_body.ABSENT
 
 
 class _Delta(msgspec.Struct, frozen=True, gc=False):
@@ -73,8 +60,8 @@ class _Event(msgspec.Struct, frozen=True, gc=False):
     message: _Message | None = None
     delta: _Delta | None = None
     content_block: _Block | None = None
-    usage: msgspec.Raw = ABSENT
-    error: msgspec.Raw = ABSENT
+    usage: msgspec.Raw = json_body.ABSENT
+    error: msgspec.Raw = json_body.ABSENT
 
 
 _message_decoder = msgspec.json.Decoder(_Message)
@@ -132,9 +119,9 @@ class AnthropicMessages(anthropic.AnthropicDialect, StreamingDialect):
 
     def read_response(self, body: bytes) -> ResponseInfo:
         """Usage, model, stop reason and error of a JSON response. Raises UnreadableResponse."""
-        message = decode_response(_message_decoder, body)
-        has_error = is_error(message.error)
-        if message.content is None and not has_error and not is_set(message.usage):
+        message = json_body.decode_response(_message_decoder, body)
+        has_error = json_body.is_error(message.error)
+        if message.content is None and not has_error and not json_body.is_set(message.usage):
             raise UnreadableResponse("no content")
         counts, bad = _counts_of(message.usage)
         usage = _usage(counts, "reported")
@@ -142,8 +129,8 @@ class AnthropicMessages(anthropic.AnthropicDialect, StreamingDialect):
         return ResponseInfo(
             usage=usage,
             bad_usage=bad or (usage is None and counts is not _NO_COUNTS),
-            model=cleaned(message.model),
-            finish_reason=cleaned(message.stop_reason),
+            model=json_body.cleaned(message.model),
+            finish_reason=json_body.cleaned(message.stop_reason),
             is_error=has_error,
             is_refusal=refused,
             is_empty=not (has_error or refused or any(map(_is_content, message.content or ()))),
@@ -192,7 +179,7 @@ class AnthropicMessages(anthropic.AnthropicDialect, StreamingDialect):
 
     def completion_tokens(self, response: bytes) -> int:
         """Estimate from the text of the content blocks, including thinking and the tools' input."""
-        content = dicts_in(under(value_of(response), "content"))
+        content = json_body.dicts_in(json_body.under(json_body.value_of(response), "content"))
         return tokens.estimate_text("".join(text for block in content for text in _written(block)))
 
     def delivered_tokens(self, blocks: Sequence[bytes]) -> int:
@@ -203,7 +190,7 @@ class AnthropicMessages(anthropic.AnthropicDialect, StreamingDialect):
 def _events(block: bytes) -> Iterator[_Event]:
     for payload in sse.payloads(block):
         try:
-            yield decode_response(_event_decoder, payload)
+            yield json_body.decode_response(_event_decoder, payload)
         except UnreadableResponse:
             # The bytes pass anyway; an unreadable event reports nothing, so the usage counts as missing.
             continue
@@ -212,16 +199,16 @@ def _events(block: bytes) -> Iterator[_Event]:
 def _read_event(event: _Event) -> ResponseInfo | None:
     """The report of one event; None if it carries only content."""
     message, delta = event.message or _NO_MESSAGE, event.delta or _NO_DELTA
-    counts, bad = _counts_of(event.usage if is_set(event.usage) else message.usage)
-    reason = cleaned(delta.stop_reason or message.stop_reason)
-    has_error = is_error(event.error)
+    counts, bad = _counts_of(event.usage if json_body.is_set(event.usage) else message.usage)
+    reason = json_body.cleaned(delta.stop_reason or message.stop_reason)
+    has_error = json_body.is_error(event.error)
     if counts is _NO_COUNTS and not (bad or reason or has_error or message.model):
         return None
     is_final = bool(reason) and counts.output is not None
     return _EventInfo(
         usage=_usage(counts, "reported" if is_final else "partial"),
         bad_usage=bad,
-        model=cleaned(message.model),
+        model=json_body.cleaned(message.model),
         finish_reason=reason,
         is_error=has_error,
         is_refusal=reason == "refusal",
@@ -232,11 +219,11 @@ def _read_event(event: _Event) -> ResponseInfo | None:
 
 def _counts_of(raw: msgspec.Raw) -> tuple[_Counts, bool]:
     """(counts, whether they are present and invalid). An explicit zero is kept: the provider reports it."""
-    if not is_set(raw) or bytes(raw) == b"{}":
+    if not json_body.is_set(raw) or bytes(raw) == b"{}":
         return _NO_COUNTS, False
     try:
         reported = _usage_decoder.decode(raw)
-    except UNREADABLE:
+    except json_body.UNREADABLE:
         return _NO_COUNTS, True
     if reported.input_tokens is None and reported.output_tokens is None:
         return _NO_COUNTS, True
@@ -245,7 +232,7 @@ def _counts_of(raw: msgspec.Raw) -> tuple[_Counts, bool]:
         cache_write=reported.cache_creation_input_tokens,
         cache_read=reported.cache_read_input_tokens,
         output=reported.output_tokens,
-        thinking=decode_field(_details_decoder, reported.output_tokens_details, _NO_DETAILS).thinking_tokens,
+        thinking=json_body.decode_field(_details_decoder, reported.output_tokens_details, _NO_DETAILS).thinking_tokens,
     )
     return counts, False
 
@@ -280,29 +267,29 @@ def _has_content(event: _Event) -> bool:
 
 
 def _prompt_tokens(request: Any) -> int:
-    parts = [under(request, name) for name in ("system", "messages", "tools")]
+    parts = [json_body.under(request, name) for name in ("system", "messages", "tools")]
     text, media = tokens.prompt_parts(parts, _is_media)
-    messages = sum(1 for _message in dicts_in(parts[1]))
+    messages = sum(1 for _message in json_body.dicts_in(parts[1]))
     return tokens.estimate_text(text) + TOKENS_PER_MEDIUM * media + tokens.FRAMING_TOKENS * messages
 
 
 def _is_media(part: dict[str, Any]) -> bool:
-    kind = under(part, "source", "type")
+    kind = json_body.under(part, "source", "type")
     return part.get("type") in ("image", "document") and kind in ("base64", "url", "file")
 
 
 def _written(block: dict[str, Any]) -> Iterator[str]:
     """The text that a model wrote into a block or a delta; signatures and ids are the service's."""
     for name in ("text", "thinking", "partial_json", "name"):
-        yield from strings_in(block.get(name))
+        yield from json_body.strings_in(block.get(name))
     if block.get("input"):
         yield msgspec.json.encode(block["input"]).decode()
 
 
 def _delivered_texts(blocks: Sequence[bytes]) -> Iterator[str]:
     for payload in sse.payloads(b"".join(blocks)):
-        event = value_of(payload)
+        event = json_body.value_of(payload)
         for name in ("delta", "content_block"):
-            part = under(event, name)
+            part = json_body.under(event, name)
             if isinstance(part, dict):
                 yield from _written(part)

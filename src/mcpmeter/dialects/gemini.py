@@ -6,9 +6,8 @@ from typing import Any, Final
 
 import msgspec
 
-from mcpmeter.dialects import tokens
+from mcpmeter.dialects import json_body, tokens
 from mcpmeter.dialects.base import RequestInfo
-from mcpmeter.dialects.json_body import ABSENT, UNREADABLE, check_model, decode_field, fields_of, is_set, with_fields
 from mcpmeter.dialects.tokens import Tokens
 from mcpmeter.errors import InvalidRequest, MeterError
 from mcpmeter.records import PathParams, TokenSource, Usage
@@ -28,10 +27,10 @@ class _Usage(msgspec.Struct, frozen=True, gc=False, rename="camel"):
     candidates_token_count: Tokens | None = None
     thoughts_token_count: Tokens | None = None
     total_token_count: Tokens | None = None
-    cached_content_token_count: msgspec.Raw = ABSENT
-    prompt_tokens_details: msgspec.Raw = ABSENT
-    tool_use_prompt_tokens_details: msgspec.Raw = ABSENT
-    candidates_tokens_details: msgspec.Raw = ABSENT
+    cached_content_token_count: msgspec.Raw = json_body.ABSENT
+    prompt_tokens_details: msgspec.Raw = json_body.ABSENT
+    tool_use_prompt_tokens_details: msgspec.Raw = json_body.ABSENT
+    candidates_tokens_details: msgspec.Raw = json_body.ABSENT
 
 
 class _Modality(msgspec.Struct, frozen=True, gc=False, rename="camel"):
@@ -69,11 +68,11 @@ def model_of(path: PathParams, named: str | None) -> str:
     """
     if named is not None:
         named = named.removeprefix(PREFIX)
-        check_model(named)
+        json_body.check_model(named)
     model = path.model.removeprefix(PREFIX)
     if not model:
         return named or ""
-    check_model(model)
+    json_body.check_model(model)
     if named and named != model:
         raise InvalidRequest("The body names another model than the path.", hint="Leave 'model' out of the body.")
     return model
@@ -81,7 +80,7 @@ def model_of(path: PathParams, named: str | None) -> str:
 
 def renamed(body: bytes, model: str) -> bytes:
     """A body with another model's name, if it names one; otherwise unchanged."""
-    return with_fields(body, {"model": PREFIX + model}) if "model" in fields_of(body) else body
+    return json_body.with_fields(body, {"model": PREFIX + model}) if "model" in json_body.fields_of(body) else body
 
 
 def estimated_tokens(prompt: Any) -> int:
@@ -96,11 +95,11 @@ def _is_media(part: dict[str, Any]) -> bool:
 
 def read_usage(raw: msgspec.Raw, source: TokenSource = "reported") -> tuple[Usage | None, bool]:
     """(usage, whether it is present and invalid). Google leaves zeros out: a prompt alone means no completion."""
-    if not is_set(raw):
+    if not json_body.is_set(raw):
         return None, False
     try:
         reported = _usage_decoder.decode(raw)
-    except UNREADABLE:
+    except json_body.UNREADABLE:
         return None, True
     thoughts, total = reported.thoughts_token_count, reported.total_token_count
     if reported.prompt_token_count is None:
@@ -116,7 +115,7 @@ def read_usage(raw: msgspec.Raw, source: TokenSource = "reported") -> tuple[Usag
     usage = Usage(
         prompt_tokens=prompt,
         completion_tokens=completion,
-        cached_read_tokens=min(decode_field(_count_decoder, reported.cached_content_token_count, 0), prompt),
+        cached_read_tokens=min(json_body.decode_field(_count_decoder, reported.cached_content_token_count, 0), prompt),
         reasoning_tokens=thoughts,
         audio_tokens=_audio_within(reported, prompt, completion) if b'"AUDIO"' in bytes(raw) else 0,
         source=source,
@@ -130,7 +129,7 @@ def _audio_within(reported: _Usage, prompt: int, completion: int) -> int:
 
 
 def _audio(raw: msgspec.Raw) -> int:
-    modalities = decode_field(_modalities_decoder, raw, ())
+    modalities = json_body.decode_field(_modalities_decoder, raw, ())
     return sum(entry.token_count for entry in modalities if entry.modality == "AUDIO")
 
 

@@ -9,25 +9,15 @@ from typing import Any, Final
 
 import msgspec
 
-from mcpmeter.dialects import gemini
+from mcpmeter.dialects import gemini, json_body
 from mcpmeter.dialects.base import RequestInfo, ResponseInfo, UnreadableResponse
-from mcpmeter.dialects.json_body import (
-    ABSENT,
-    decode_request,
-    decode_response,
-    fields_of,
-    is_error,
-    is_set,
-    quoted,
-    refuse_repeated,
-)
 from mcpmeter.errors import InvalidRequest
 from mcpmeter.records import NO_PATH_PARAMS, PathParams, Usage
 
 WHOLE_REQUESTS: Final = ("generateContentRequest", "generate_content_request")
 """Both spellings of the field that may hold a whole generateContent request."""
 
-METERED_FIELDS: Final = quoted("contents", "model", *WHOLE_REQUESTS)
+METERED_FIELDS: Final = json_body.quoted("contents", "model", *WHOLE_REQUESTS)
 """The fields of a request that are read; each may be named once."""
 
 _Contents = list[dict[str, msgspec.Raw]] | dict[str, msgspec.Raw]
@@ -61,8 +51,8 @@ class GeminiCountTokens(gemini.GeminiDialect):
 
     def read_request(self, body: bytes, path: PathParams = NO_PATH_PARAMS) -> RequestInfo:
         """Take the model from the path and check the contents. Raises InvalidRequest."""
-        request = decode_request(_request_decoder, body, kind="a countTokens request", hint=_HINT)
-        refuse_repeated(body, METERED_FIELDS)
+        request = json_body.decode_request(_request_decoder, body, kind="a countTokens request", hint=_HINT)
+        json_body.refuse_repeated(body, METERED_FIELDS)
         whole = request.whole or request.whole_in_snake_case
         if not (whole.contents if whole is not None else request.contents):
             raise InvalidRequest("'contents' is empty.", hint=_HINT)
@@ -73,18 +63,18 @@ class GeminiCountTokens(gemini.GeminiDialect):
         """The body unchanged, unless it or the whole request in it repeats a model that has another name upstream."""
         if request.model == model:
             return body
-        present = fields_of(body)
+        present = json_body.fields_of(body)
         changed: dict[str, Any] = {
             name: msgspec.Raw(gemini.renamed(bytes(present[name]), model))
             for name in WHOLE_REQUESTS
-            if name in present and is_set(present[name])
+            if name in present and json_body.is_set(present[name])
         }
         return gemini.renamed(msgspec.json.encode({**present, **changed}) if changed else body, model)
 
     def read_response(self, body: bytes) -> ResponseInfo:
         """Zero usage; the count itself is for the caller. Raises UnreadableResponse."""
-        response = decode_response(_response_decoder, body)
-        if is_error(response.get("error", ABSENT)):
+        response = json_body.decode_response(_response_decoder, body)
+        if json_body.is_error(response.get("error", json_body.ABSENT)):
             return ResponseInfo(is_error=True)
         if response and "totalTokens" not in response:  # Google leaves a count of 0 out, as in all of its JSON
             raise UnreadableResponse("no count")

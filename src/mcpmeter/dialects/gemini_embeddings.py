@@ -10,25 +10,13 @@ from typing import Any, Final
 
 import msgspec
 
-from mcpmeter.dialects import gemini, tokens
+from mcpmeter.dialects import gemini, json_body, tokens
 from mcpmeter.dialects.base import RequestInfo, ResponseInfo, UnreadableResponse
-from mcpmeter.dialects.json_body import (
-    ABSENT,
-    decode_request,
-    decode_response,
-    dicts_in,
-    fields_of,
-    is_error,
-    is_set,
-    quoted,
-    refuse_repeated,
-    under,
-)
 from mcpmeter.errors import InvalidRequest
 from mcpmeter.records import NO_PATH_PARAMS, PathParams
 
-METERED_FIELDS: Final = quoted("content", "model")
-METERED_BATCH_FIELDS: Final = quoted("requests")
+METERED_FIELDS: Final = json_body.quoted("content", "model")
+METERED_BATCH_FIELDS: Final = json_body.quoted("requests")
 """The fields of a request that are read; each may be named once."""
 
 _HINT: Final = 'The least is {"content": {"parts": [{"text": "…"}]}}.'
@@ -45,10 +33,10 @@ class _Batch(msgspec.Struct, frozen=True, gc=False):
 
 
 class _Response(msgspec.Struct, frozen=True, gc=False, rename="camel"):
-    embedding: msgspec.Raw = ABSENT
+    embedding: msgspec.Raw = json_body.ABSENT
     embeddings: list[msgspec.Raw] | None = None
-    usage_metadata: msgspec.Raw = ABSENT
-    error: msgspec.Raw = ABSENT
+    usage_metadata: msgspec.Raw = json_body.ABSENT
+    error: msgspec.Raw = json_body.ABSENT
 
 
 _request_decoder = msgspec.json.Decoder(_Request)
@@ -71,9 +59,9 @@ class GeminiEmbed(gemini.GeminiDialect):
 
     def read_response(self, body: bytes) -> ResponseInfo:
         """Usage and error of a response, and whether it holds no vector. Raises UnreadableResponse."""
-        response = decode_response(_response_decoder, body)
-        has_error = is_error(response.error)
-        if not is_set(response.embedding) and response.embeddings is None and not has_error:
+        response = json_body.decode_response(_response_decoder, body)
+        has_error = json_body.is_error(response.error)
+        if not json_body.is_set(response.embedding) and response.embeddings is None and not has_error:
             raise UnreadableResponse("no vector")
         usage, bad = gemini.read_usage(response.usage_metadata)
         if usage is not None:
@@ -103,8 +91,8 @@ class GeminiBatchEmbed(GeminiEmbed):
 
     def read_request(self, body: bytes, path: PathParams = NO_PATH_PARAMS) -> RequestInfo:
         """Check that each request of the batch agrees with the path on the model. Raises InvalidRequest."""
-        batch = decode_request(_batch_decoder, body, kind="a batchEmbedContents request", hint=_BATCH_HINT)
-        refuse_repeated(body, METERED_BATCH_FIELDS)
+        batch = json_body.decode_request(_batch_decoder, body, kind="a batchEmbedContents request", hint=_BATCH_HINT)
+        json_body.refuse_repeated(body, METERED_BATCH_FIELDS)
         if not batch.requests:
             raise InvalidRequest("'requests' is empty.", hint=_BATCH_HINT)
         models = {gemini.model_of(path, _decoded(bytes(one)).model) for one in batch.requests}
@@ -116,15 +104,15 @@ class GeminiBatchEmbed(GeminiEmbed):
         """The body unchanged, unless its requests repeat a path's model that has another name upstream."""
         if request.model == model:
             return body
-        present = fields_of(body)
+        present = json_body.fields_of(body)
         requests = msgspec.json.decode(present["requests"], type=list[msgspec.Raw])
         renamed = [msgspec.Raw(gemini.renamed(bytes(one), model)) for one in requests]
         return msgspec.json.encode({**present, "requests": renamed})
 
 
 def _decoded(body: bytes) -> _Request:
-    request = decode_request(_request_decoder, body, kind="an embedContent request", hint=_HINT)
-    refuse_repeated(body, METERED_FIELDS)
+    request = json_body.decode_request(_request_decoder, body, kind="an embedContent request", hint=_HINT)
+    json_body.refuse_repeated(body, METERED_FIELDS)
     if not request.content:
         raise InvalidRequest("'content' is empty.", hint="Send a content with parts.")
     return request
@@ -135,5 +123,5 @@ def _request_info(model: str, body: bytes) -> RequestInfo:
 
 
 def _prompt_tokens(request: Any) -> int:
-    batch = list(dicts_in(under(request, "requests"))) or [request]
-    return sum(gemini.estimated_tokens(under(one, "content", "parts")) for one in batch)
+    batch = list(json_body.dicts_in(json_body.under(request, "requests"))) or [request]
+    return sum(gemini.estimated_tokens(json_body.under(one, "content", "parts")) for one in batch)

@@ -12,27 +12,12 @@ from typing import Any, Final
 import msgspec
 from msgspec.structs import replace
 
-from mcpmeter.dialects import gemini, sse, tokens
+from mcpmeter.dialects import gemini, json_body, sse, tokens
 from mcpmeter.dialects.base import RequestInfo, ResponseInfo, StreamingDialect, UnreadableResponse, merge, merge_all
-from mcpmeter.dialects.json_body import (
-    ABSENT,
-    cleaned,
-    decode_field,
-    decode_request,
-    decode_response,
-    dicts_in,
-    is_error,
-    is_set,
-    quoted,
-    refuse_repeated,
-    strings_in,
-    under,
-    value_of,
-)
 from mcpmeter.errors import InvalidRequest, MeterError
 from mcpmeter.records import NO_PATH_PARAMS, PathParams
 
-METERED_FIELDS: Final = quoted("contents", "model")
+METERED_FIELDS: Final = json_body.quoted("contents", "model")
 """The fields of a request that are read; each may be named once."""
 
 _HINT: Final = 'The least is {"contents": [{"role": "user", "parts": [{"text": "…"}]}]}.'
@@ -46,12 +31,12 @@ _FILTERED: Final = frozenset(
 class _Request(msgspec.Struct, frozen=True, gc=False):
     contents: list[dict[str, msgspec.Raw]] | dict[str, msgspec.Raw]  # Google accepts one object for a list of one
     model: str | None = None
-    generation_config: msgspec.Raw = msgspec.field(default=ABSENT, name="generationConfig")
+    generation_config: msgspec.Raw = msgspec.field(default=json_body.ABSENT, name="generationConfig")
 
 
 class _Limits(msgspec.Struct, frozen=True, gc=False, rename="camel"):
-    max_output_tokens: msgspec.Raw = ABSENT
-    candidate_count: msgspec.Raw = ABSENT
+    max_output_tokens: msgspec.Raw = json_body.ABSENT
+    candidate_count: msgspec.Raw = json_body.ABSENT
 
 
 class _Content(msgspec.Struct, frozen=True, gc=False):
@@ -71,8 +56,8 @@ class _Response(msgspec.Struct, frozen=True, gc=False, rename="camel"):
     candidates: list[_Candidate] | None = None
     prompt_feedback: _Feedback | None = None
     model_version: str | None = None
-    usage_metadata: msgspec.Raw = ABSENT
-    error: msgspec.Raw = ABSENT
+    usage_metadata: msgspec.Raw = json_body.ABSENT
+    error: msgspec.Raw = json_body.ABSENT
 
 
 _request_decoder = msgspec.json.Decoder(_Request)
@@ -94,11 +79,11 @@ class GeminiGenerate(gemini.GeminiDialect, StreamingDialect):
 
     def read_request(self, body: bytes, path: PathParams = NO_PATH_PARAMS) -> RequestInfo:
         """Take model and stream from the path, check the contents, read the limits. Raises InvalidRequest."""
-        request = decode_request(_request_decoder, body, kind="a generateContent request", hint=_HINT)
-        refuse_repeated(body, METERED_FIELDS)
+        request = json_body.decode_request(_request_decoder, body, kind="a generateContent request", hint=_HINT)
+        json_body.refuse_repeated(body, METERED_FIELDS)
         if not request.contents:
             raise InvalidRequest("'contents' is empty.", hint="Send at least one content with parts.")
-        limits = decode_field(_limits_decoder, request.generation_config, _NO_LIMITS)
+        limits = json_body.decode_field(_limits_decoder, request.generation_config, _NO_LIMITS)
         return RequestInfo(
             model=gemini.model_of(path, request.model),
             stream=path.stream,
@@ -149,12 +134,14 @@ class GeminiGenerate(gemini.GeminiDialect, StreamingDialect):
 
     def completion_tokens(self, response: bytes) -> int:
         """Estimate from the text of the candidates' parts, including thoughts and calls."""
-        return tokens.estimate_text("".join(_texts(value_of(response))))
+        return tokens.estimate_text("".join(_texts(json_body.value_of(response))))
 
     def delivered_tokens(self, blocks: Sequence[bytes]) -> int:
         """Estimate from the text of all events."""
         payloads = sse.payloads(b"".join(blocks))
-        return tokens.estimate_text("".join(text for payload in payloads for text in _texts(value_of(payload))))
+        return tokens.estimate_text(
+            "".join(text for payload in payloads for text in _texts(json_body.value_of(payload)))
+        )
 
 
 class GeminiGenerateArray(GeminiGenerate):
@@ -176,8 +163,8 @@ class GeminiGenerateArray(GeminiGenerate):
 def _decoded(body: bytes) -> list[_Response]:
     """Raises UnreadableResponse."""
     if body.lstrip()[:1] == b"[":
-        return decode_response(_array_decoder, body)
-    return [decode_response(_response_decoder, body)]
+        return json_body.decode_response(_array_decoder, body)
+    return [json_body.decode_response(_response_decoder, body)]
 
 
 def _events(block: bytes) -> Iterator[_Response]:
@@ -187,7 +174,7 @@ def _events(block: bytes) -> Iterator[_Response]:
         payloads.append(sse.lines_outside_events(block))
     for payload in payloads:
         try:
-            yield decode_response(_response_decoder, payload)
+            yield json_body.decode_response(_response_decoder, payload)
         except UnreadableResponse:
             # The bytes pass anyway; an unreadable event reports nothing, so the usage counts as missing.
             continue
@@ -195,7 +182,7 @@ def _events(block: bytes) -> Iterator[_Response]:
 
 def _is_response(response: _Response) -> bool:
     is_blocked = response.prompt_feedback is not None and response.prompt_feedback.block_reason is not None
-    has_report = is_set(response.usage_metadata) or is_error(response.error)
+    has_report = json_body.is_set(response.usage_metadata) or json_body.is_error(response.error)
     return response.candidates is not None or is_blocked or has_report
 
 
@@ -208,15 +195,15 @@ def _info(response: _Response) -> ResponseInfo:
     return ResponseInfo(
         usage=usage,
         bad_usage=bad,
-        model=cleaned(response.model_version),
+        model=json_body.cleaned(response.model_version),
         finish_reason=reason,
-        is_error=is_error(response.error),
+        is_error=json_body.is_error(response.error),
         is_refusal=bool(blocked) or reason in _FILTERED,
     )
 
 
 def _reason(name: str | None) -> str:
-    return cleaned(name) if name and name not in _UNSPECIFIED else ""
+    return json_body.cleaned(name) if name and name not in _UNSPECIFIED else ""
 
 
 def _has_content(response: _Response) -> bool:
@@ -235,17 +222,17 @@ def _is_content(part: dict[str, msgspec.Raw]) -> bool:
 
 def _prompt_tokens(request: Any) -> int:
     names = ("contents", "systemInstruction", "system_instruction", "tools")
-    parts = [under(request, name) for name in names]
-    contents = sum(1 for _content in dicts_in(parts[0]))
+    parts = [json_body.under(request, name) for name in names]
+    contents = sum(1 for _content in json_body.dicts_in(parts[0]))
     return gemini.estimated_tokens(parts) + tokens.FRAMING_TOKENS * contents
 
 
 def _texts(value: Any) -> Iterator[str]:
     """The text that a model wrote; signatures are the service's, and images are not text."""
-    for response in dicts_in(value if isinstance(value, list) else [value]):
-        for candidate in dicts_in(response.get("candidates")):
-            for part in dicts_in(under(candidate, "content", "parts")):
-                yield from strings_in(part.get("text"))
+    for response in json_body.dicts_in(value if isinstance(value, list) else [value]):
+        for candidate in json_body.dicts_in(response.get("candidates")):
+            for part in json_body.dicts_in(json_body.under(candidate, "content", "parts")):
+                yield from json_body.strings_in(part.get("text"))
                 for name in ("functionCall", "executableCode", "codeExecutionResult"):
                     if part.get(name):
                         yield msgspec.json.encode(part[name]).decode()

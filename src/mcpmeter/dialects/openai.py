@@ -7,16 +7,8 @@ from typing import Any, Final
 
 import msgspec
 
+from mcpmeter.dialects import json_body
 from mcpmeter.dialects.base import RequestInfo
-from mcpmeter.dialects.json_body import (
-    ABSENT,
-    UNREADABLE,
-    decode_field,
-    is_blank,
-    is_set,
-    strings_in,
-    with_fields,
-)
 from mcpmeter.dialects.tokens import Tokens
 from mcpmeter.errors import MeterError
 from mcpmeter.records import Usage
@@ -45,12 +37,12 @@ class ReportedUsage(msgspec.Struct, frozen=True, gc=False):
     prompt_tokens: Tokens | None = None
     completion_tokens: Tokens | None = None
     total_tokens: Tokens | None = None
-    prompt_tokens_details: msgspec.Raw = ABSENT
-    completion_tokens_details: msgspec.Raw = ABSENT
+    prompt_tokens_details: msgspec.Raw = json_body.ABSENT
+    completion_tokens_details: msgspec.Raw = json_body.ABSENT
     prompt_cache_hit_tokens: Tokens | None = None  # DeepSeek's name for cached_tokens
-    num_cached_tokens: msgspec.Raw = ABSENT  # Mistral's
-    cached_tokens: msgspec.Raw = ABSENT  # Moonshot's
-    prompt_audio_seconds: msgspec.Raw = ABSENT  # Mistral: sound that `prompt_tokens` excludes
+    num_cached_tokens: msgspec.Raw = json_body.ABSENT  # Mistral's
+    cached_tokens: msgspec.Raw = json_body.ABSENT  # Moonshot's
+    prompt_audio_seconds: msgspec.Raw = json_body.ABSENT  # Mistral: sound that `prompt_tokens` excludes
 
 
 class CommonUsage(msgspec.Struct, frozen=True, gc=False):
@@ -64,16 +56,16 @@ class CommonUsage(msgspec.Struct, frozen=True, gc=False):
     prompt_cache_hit_tokens: Tokens | None = None
     num_cached_tokens: Tokens | None = None
     cached_tokens: Tokens | None = None
-    prompt_audio_seconds: msgspec.Raw = ABSENT
-    cost: msgspec.Raw = ABSENT
+    prompt_audio_seconds: msgspec.Raw = json_body.ABSENT
+    cost: msgspec.Raw = json_body.ABSENT
 
 
 class _UsageWithCost(msgspec.Struct, frozen=True, gc=False):
-    cost: msgspec.Raw = ABSENT
+    cost: msgspec.Raw = json_body.ABSENT
 
 
 class _CostInParts(msgspec.Struct, frozen=True, gc=False):
-    total_cost: msgspec.Raw = ABSENT
+    total_cost: msgspec.Raw = json_body.ABSENT
 
 
 _usage_decoder = msgspec.json.Decoder(ReportedUsage)
@@ -94,7 +86,7 @@ class OpenAiDialect:
 
     def forwarded(self, body: bytes, request: RequestInfo, model: str) -> bytes:
         """The body unchanged, unless the model's name differs."""
-        return body if request.model == model else with_fields(body, {"model": model})
+        return body if request.model == model else json_body.with_fields(body, {"model": model})
 
     def error_body(self, error: MeterError, call_id: str) -> bytes:
         """OpenAI's error object."""
@@ -107,31 +99,33 @@ class OpenAiDialect:
 
 def prompt_texts(value: Any) -> Iterator[str]:
     """The text that a model reads; `data:` URLs are pictures and files, not priced by their length."""
-    return (text for text in strings_in(value) if not text.startswith("data:"))
+    return (text for text in json_body.strings_in(value) if not text.startswith("data:"))
 
 
 def read_usage(
     raw: msgspec.Raw, decode: Callable[[msgspec.Raw], ReportedUsage] = _usage_decoder.decode
 ) -> tuple[Usage | None, bool]:
     """(usage, whether it is present and invalid). An explicit zero is kept: the provider reports it."""
-    if not is_set(raw) or bytes(raw) == b"{}":
+    if not json_body.is_set(raw) or bytes(raw) == b"{}":
         return None, False
     try:
         reported = decode(raw)
-    except UNREADABLE:
+    except json_body.UNREADABLE:
         return None, True
     prompt, completion = reported.prompt_tokens, reported.completion_tokens
     if prompt is None or (completion is None and reported.total_tokens is None):
         return None, True
     if completion is None:
         completion = max(0, (reported.total_tokens or 0) - prompt)
-    details = decode_field(_prompt_details_decoder, reported.prompt_tokens_details, _NO_PROMPT_DETAILS)
-    written = decode_field(_completion_details_decoder, reported.completion_tokens_details, _NO_COMPLETION_DETAILS)
+    details = json_body.decode_field(_prompt_details_decoder, reported.prompt_tokens_details, _NO_PROMPT_DETAILS)
+    written = json_body.decode_field(
+        _completion_details_decoder, reported.completion_tokens_details, _NO_COMPLETION_DETAILS
+    )
     cached = details.cached_tokens
     if cached is None:
         cached = reported.prompt_cache_hit_tokens
-        cached = cached or decode_field(_count_decoder, reported.num_cached_tokens, 0)
-        cached = cached or decode_field(_count_decoder, reported.cached_tokens, 0)
+        cached = cached or json_body.decode_field(_count_decoder, reported.num_cached_tokens, 0)
+        cached = cached or json_body.decode_field(_count_decoder, reported.cached_tokens, 0)
     completion += _uncounted_thoughts(reported, prompt, completion, details, written)
     return _within_totals(prompt, completion, details, written, cached), False
 
@@ -164,7 +158,7 @@ def _uncounted_thoughts(
     cache_read, cache_write = details.cached_tokens or 0, details.cache_write_tokens or 0
     if beyond <= 0 or beyond in (cache_read, cache_write, cache_read + cache_write):
         return 0
-    if not is_blank(reported.prompt_audio_seconds):
+    if not json_body.is_blank(reported.prompt_audio_seconds):
         return 0
     return beyond if written.reasoning_tokens is None or written.reasoning_tokens == beyond else 0
 
@@ -194,19 +188,19 @@ def reported_usd(usage: msgspec.Raw) -> str:
         return ""
     try:
         return usd_of(_cost_decoder.decode(usage).cost)
-    except UNREADABLE:
+    except json_body.UNREADABLE:
         return ""
 
 
 def usd_of(cost: msgspec.Raw) -> str:
     """The same from `cost` alone."""
-    if cost is ABSENT:
+    if cost is json_body.ABSENT:
         return ""
     try:
         if bytes(cost).startswith(b"{"):
             cost = _parts_decoder.decode(cost).total_cost
         written = bytes(cost).decode().strip('"')
-    except UNREADABLE:
+    except json_body.UNREADABLE:
         return ""
     return written if written[:1].isdigit() and len(written) <= MAX_AMOUNT_LENGTH else ""
 

@@ -11,31 +11,12 @@ from typing import Annotated, Any, Final
 
 import msgspec
 
-from mcpmeter.dialects import openai, sse, tokens
+from mcpmeter.dialects import json_body, openai, sse, tokens
 from mcpmeter.dialects.base import RequestInfo, ResponseInfo, StreamingDialect, UnreadableResponse, merge_all
-from mcpmeter.dialects.json_body import (
-    ABSENT,
-    UNREADABLE,
-    check_model,
-    cleaned,
-    decode_field,
-    decode_request,
-    decode_response,
-    dicts_in,
-    is_blank,
-    is_error,
-    is_set,
-    quoted,
-    refuse_repeated,
-    strings_in,
-    under,
-    value_of,
-    with_fields,
-)
 from mcpmeter.errors import InvalidRequest
 from mcpmeter.records import NO_PATH_PARAMS, PathParams
 
-METERED_FIELDS: Final = quoted("model", "stream", "stream_options", "messages")
+METERED_FIELDS: Final = json_body.quoted("model", "stream", "stream_options", "messages")
 """The fields of a request that are read; each may be named once."""
 
 _NULL_USAGE: Final = re.compile(
@@ -65,37 +46,37 @@ class _Request(msgspec.Struct, frozen=True, gc=False):
     model: str | None = None
     stream: bool | None = None
     stream_options: _StreamOptions | None = None
-    max_completion_tokens: msgspec.Raw = ABSENT
-    max_tokens: msgspec.Raw = ABSENT
-    n: msgspec.Raw = ABSENT
+    max_completion_tokens: msgspec.Raw = json_body.ABSENT
+    max_tokens: msgspec.Raw = json_body.ABSENT
+    n: msgspec.Raw = json_body.ABSENT
 
 
 class _Message(msgspec.Struct, frozen=True, gc=False):
     """A response's message, or the delta of an event."""
 
-    content: msgspec.Raw = ABSENT
-    refusal: msgspec.Raw = ABSENT
-    tool_calls: msgspec.Raw = ABSENT
-    function_call: msgspec.Raw = ABSENT
-    audio: msgspec.Raw = ABSENT
-    images: msgspec.Raw = ABSENT
+    content: msgspec.Raw = json_body.ABSENT
+    refusal: msgspec.Raw = json_body.ABSENT
+    tool_calls: msgspec.Raw = json_body.ABSENT
+    function_call: msgspec.Raw = json_body.ABSENT
+    audio: msgspec.Raw = json_body.ABSENT
+    images: msgspec.Raw = json_body.ABSENT
 
 
 class _Choice(msgspec.Struct, frozen=True, gc=False):
     finish_reason: str | None = None
-    message: msgspec.Raw = ABSENT
-    messages: msgspec.Raw = ABSENT
+    message: msgspec.Raw = json_body.ABSENT
+    messages: msgspec.Raw = json_body.ABSENT
     """Mistral's, instead of one message."""
-    delta: msgspec.Raw = ABSENT
-    usage: msgspec.Raw = ABSENT
+    delta: msgspec.Raw = json_body.ABSENT
+    usage: msgspec.Raw = json_body.ABSENT
     """Moonshot's, at the end of a stream."""
 
 
 class _XGroq(msgspec.Struct, frozen=True, gc=False):
     """Groq's own object: the last event of a stream reports usage, or an error, in it."""
 
-    usage: msgspec.Raw = ABSENT
-    error: msgspec.Raw = ABSENT
+    usage: msgspec.Raw = json_body.ABSENT
+    error: msgspec.Raw = json_body.ABSENT
 
 
 class _Part(msgspec.Struct, frozen=True, gc=False):
@@ -105,9 +86,9 @@ class _Part(msgspec.Struct, frozen=True, gc=False):
 class _Response(msgspec.Struct, frozen=True, gc=False):
     model: str | None = None
     choices: list[_Choice] | None = None
-    usage: msgspec.Raw = ABSENT
-    error: msgspec.Raw = ABSENT
-    x_groq: msgspec.Raw = ABSENT
+    usage: msgspec.Raw = json_body.ABSENT
+    error: msgspec.Raw = json_body.ABSENT
+    x_groq: msgspec.Raw = json_body.ABSENT
 
 
 class _CommonMessage(msgspec.Struct, frozen=True, gc=False):
@@ -153,12 +134,12 @@ class OpenAiChat(openai.OpenAiDialect, StreamingDialect):
 
     def read_request(self, body: bytes, path: PathParams = NO_PATH_PARAMS) -> RequestInfo:
         """Read model, stream, limits and whether usage is requested. Raises InvalidRequest."""
-        request = decode_request(_request_decoder, body, kind="a chat completion", hint=_HINT)
-        refuse_repeated(body, METERED_FIELDS)
+        request = json_body.decode_request(_request_decoder, body, kind="a chat completion", hint=_HINT)
+        json_body.refuse_repeated(body, METERED_FIELDS)
         if not request.messages:
             raise InvalidRequest("'messages' is empty.", hint="Send at least one message with a role and content.")
         if request.model is not None:
-            check_model(request.model)
+            json_body.check_model(request.model)
         options = request.stream_options
         return RequestInfo(
             model=request.model or "",
@@ -177,7 +158,7 @@ class OpenAiChat(openai.OpenAiDialect, StreamingDialect):
             additions["model"] = model
         if request.stream and not request.usage_requested:
             additions["stream_options"] = {"include_usage": True}
-        return with_fields(body, additions)
+        return json_body.with_fields(body, additions)
 
     def read_response(self, body: bytes) -> ResponseInfo:
         """Usage, finish reason and error of a JSON response. Raises UnreadableResponse."""
@@ -208,10 +189,12 @@ class OpenAiChat(openai.OpenAiDialect, StreamingDialect):
         if b'"usage"' not in event:
             return False
         try:
-            responses = [decode_response(_response_decoder, payload) for payload in sse.payloads(event)]
+            responses = [json_body.decode_response(_response_decoder, payload) for payload in sse.payloads(event)]
         except UnreadableResponse:
             return False
-        return bool(responses) and all(response.choices == [] and is_set(response.usage) for response in responses)
+        return bool(responses) and all(
+            response.choices == [] and json_body.is_set(response.usage) for response in responses
+        )
 
     def without_null_usage(self, block: bytes) -> bytes:
         """A block without the `"usage":null` that `include_usage` adds to each event; every other byte stays."""
@@ -246,7 +229,7 @@ def _read_common(body: bytes) -> ResponseInfo | None:
     """Read a response with one choice, its text and its usage in one decoding; None for all others."""
     try:
         response = _common_decoder.decode(body)
-    except UNREADABLE:
+    except json_body.UNREADABLE:
         return None
     choice = response.choices[0]
     content = choice.message.content
@@ -256,16 +239,16 @@ def _read_common(body: bytes) -> ResponseInfo | None:
         return None
     return ResponseInfo(
         usage=openai.usage_of(response.usage),
-        model=cleaned(response.model),
-        finish_reason=cleaned(choice.finish_reason),
+        model=json_body.cleaned(response.model),
+        finish_reason=json_body.cleaned(choice.finish_reason),
         reported_usd=openai.usd_of(response.usage.cost),
     )
 
 
 def _decoded(body: bytes) -> _Response:
     """Raises UnreadableResponse."""
-    response = decode_response(_response_decoder, body)
-    if response.choices is None and not is_error(response.error) and not is_set(response.usage):
+    response = json_body.decode_response(_response_decoder, body)
+    if response.choices is None and not json_body.is_error(response.error) and not json_body.is_set(response.usage):
         raise UnreadableResponse("no choices")
     return response
 
@@ -283,25 +266,25 @@ def _read_event(payload: bytes) -> ResponseInfo | None:
 
 def _has_content(payload: bytes) -> bool:
     try:
-        choices = decode_response(_response_decoder, payload).choices or ()
+        choices = json_body.decode_response(_response_decoder, payload).choices or ()
     except UnreadableResponse:
         return False
     return not all(_is_silent(_message(choice.delta)) for choice in choices)
 
 
 def _info(response: _Response, messages: Sequence[_Message | None], *, is_empty: bool = False) -> ResponseInfo:
-    groq = decode_field(_groq_decoder, response.x_groq, _NO_GROQ)
+    groq = json_body.decode_field(_groq_decoder, response.x_groq, _NO_GROQ)
     reported = _reported_usage(response, groq)
     usage, bad = openai.read_usage(reported)
     reasons = [choice.finish_reason for choice in response.choices or () if choice.finish_reason]
-    has_error = is_error(response.error) or is_error(groq.error) or ERROR in reasons
+    has_error = json_body.is_error(response.error) or json_body.is_error(groq.error) or ERROR in reasons
     return ResponseInfo(
         usage=usage,
         bad_usage=bad,
-        model=cleaned(response.model),
-        finish_reason=cleaned(reasons[-1]) if reasons else "",
+        model=json_body.cleaned(response.model),
+        finish_reason=json_body.cleaned(reasons[-1]) if reasons else "",
         is_error=has_error,
-        is_refusal=any(message is not None and not is_blank(message.refusal) for message in messages),
+        is_refusal=any(message is not None and not json_body.is_blank(message.refusal) for message in messages),
         is_empty=is_empty and not has_error,
         reported_usd=openai.reported_usd(reported),
     )
@@ -309,7 +292,7 @@ def _info(response: _Response, messages: Sequence[_Message | None], *, is_empty:
 
 def _reported_usage(response: _Response, groq: _XGroq) -> msgspec.Raw:
     """The response's usage, or the one that Groq and Moonshot put elsewhere."""
-    if is_set(response.usage):
+    if json_body.is_set(response.usage):
         return response.usage
     # In a JSON response, Groq's own usage counts only caches.
     elsewhere = (groq.usage, *(choice.usage for choice in response.choices or ()))
@@ -317,28 +300,28 @@ def _reported_usage(response: _Response, groq: _XGroq) -> msgspec.Raw:
 
 
 def _only_message(choice: _Choice) -> _Message | None:
-    return _message(choice.message) if is_blank(choice.messages) else None
+    return _message(choice.message) if json_body.is_blank(choice.messages) else None
 
 
 def _message(raw: msgspec.Raw) -> _Message | None:
     """None if it is unreadable: it may be content."""
-    return decode_field(_message_decoder, raw, None) if is_set(raw) else _NO_MESSAGE
+    return json_body.decode_field(_message_decoder, raw, None) if json_body.is_set(raw) else _NO_MESSAGE
 
 
 def _is_silent(message: _Message | None) -> bool:
     # A response is called empty only if it is known to be.
-    if message is None or not (is_blank(message.content) or _is_thought(message.content)):
+    if message is None or not (json_body.is_blank(message.content) or _is_thought(message.content)):
         return False
     # Reasoning alone counts as empty: the model ran out of tokens before it wrote a response.
     others = (message.tool_calls, message.refusal, message.function_call, message.audio, message.images)
-    return all(map(is_blank, others))
+    return all(map(json_body.is_blank, others))
 
 
 def _is_thought(content: msgspec.Raw) -> bool:
     """Whether it is a list of parts, as Mistral writes them, that holds only thoughts."""
     if not bytes(content).startswith(b"["):
         return False
-    parts = decode_field(_parts_decoder, content, None)
+    parts = json_body.decode_field(_parts_decoder, content, None)
     return parts is not None and all(part.type == "thinking" for part in parts)
 
 
@@ -349,20 +332,20 @@ def _prompt_tokens(request: Any) -> int:
 
 
 def _texts(response: bytes) -> Iterator[str]:
-    for choice in dicts_in(under(value_of(response), "choices")):
+    for choice in json_body.dicts_in(json_body.under(json_body.value_of(response), "choices")):
         several = choice.get("messages")
         messages = several if isinstance(several, list) else [choice.get("message") or choice.get("delta")]
-        for message in dicts_in(messages):
+        for message in json_body.dicts_in(messages):
             yield from _written(message.get("content"))
             # Some servers send the thoughts under both names.
-            yield from strings_in(message.get("reasoning_content") or message.get("reasoning"))
-            yield from strings_in([message.get("refusal"), message.get("tool_calls")])
+            yield from json_body.strings_in(message.get("reasoning_content") or message.get("reasoning"))
+            yield from json_body.strings_in([message.get("refusal"), message.get("tool_calls")])
 
 
 def _written(content: Any) -> Iterator[str]:
     """A text, or the texts of a list of parts and of the thoughts in it, without the parts' types."""
     if isinstance(content, str):
         yield content
-    for part in dicts_in(content):
-        for inner in (part, *dicts_in(part.get("thinking"))):
+    for part in json_body.dicts_in(content):
+        for inner in (part, *json_body.dicts_in(part.get("thinking"))):
             yield from (text for text in map(inner.get, ("text", "thinking", "refusal")) if isinstance(text, str))

@@ -9,25 +9,13 @@ from typing import Annotated, Final
 
 import msgspec
 
-from mcpmeter.dialects import openai, tokens
+from mcpmeter.dialects import json_body, openai, tokens
 from mcpmeter.dialects.base import RequestInfo, ResponseInfo, UnreadableResponse
-from mcpmeter.dialects.json_body import (
-    ABSENT,
-    UNREADABLE,
-    check_model,
-    cleaned,
-    decode_request,
-    decode_response,
-    is_blank,
-    is_error,
-    quoted,
-    refuse_repeated,
-)
 from mcpmeter.dialects.tokens import Tokens
 from mcpmeter.errors import InvalidRequest
 from mcpmeter.records import NO_PATH_PARAMS, PathParams, Usage
 
-METERED_FIELDS: Final = quoted("model", "input")
+METERED_FIELDS: Final = json_body.quoted("model", "input")
 """The fields of a request that are read; each may be named once."""
 
 _Token = Annotated[int, msgspec.Meta(ge=0)]
@@ -46,8 +34,8 @@ class _Usage(msgspec.Struct, frozen=True, gc=False):
 class _Response(msgspec.Struct, frozen=True, gc=False):
     model: str | None = None
     data: list[msgspec.Raw] | None = None
-    usage: msgspec.Raw = ABSENT
-    error: msgspec.Raw = ABSENT
+    usage: msgspec.Raw = json_body.ABSENT
+    error: msgspec.Raw = json_body.ABSENT
 
 
 _request_decoder = msgspec.json.Decoder(_Request)
@@ -69,11 +57,11 @@ class OpenAiEmbeddings(openai.OpenAiDialect):
     def read_request(self, body: bytes, path: PathParams = NO_PATH_PARAMS) -> RequestInfo:
         """Read the model and check the input. Raises InvalidRequest."""
         request = _decoded(body)
-        refuse_repeated(body, METERED_FIELDS)
+        json_body.refuse_repeated(body, METERED_FIELDS)
         if not request.input:
             raise InvalidRequest("'input' is empty.", hint="Send a text, a list of texts, or lists of tokens.")
         if request.model is not None:
-            check_model(request.model)
+            json_body.check_model(request.model)
         return RequestInfo(
             model=request.model or "",
             prompt_tokens_estimate=max(1, _prompt_tokens(request)),
@@ -82,15 +70,15 @@ class OpenAiEmbeddings(openai.OpenAiDialect):
 
     def read_response(self, body: bytes) -> ResponseInfo:
         """Usage, model, cost and error of a response, and whether it holds no vector. Raises UnreadableResponse."""
-        response = decode_response(_response_decoder, body)
-        has_error = is_error(response.error)
+        response = json_body.decode_response(_response_decoder, body)
+        has_error = json_body.is_error(response.error)
         if response.data is None and not has_error:
             raise UnreadableResponse("no list of vectors")
         usage, bad = _read_usage(response.usage)
         return ResponseInfo(
             usage=usage,
             bad_usage=bad,
-            model=cleaned(response.model),
+            model=json_body.cleaned(response.model),
             is_error=has_error,
             is_empty=response.data == [] and not has_error,
             reported_usd=openai.reported_usd(response.usage),
@@ -109,7 +97,7 @@ class OpenAiEmbeddings(openai.OpenAiDialect):
 
 
 def _decoded(body: bytes) -> _Request:
-    return decode_request(_request_decoder, body, kind="for embeddings", hint=_HINT)
+    return json_body.decode_request(_request_decoder, body, kind="for embeddings", hint=_HINT)
 
 
 def _prompt_tokens(request: _Request) -> int:
@@ -121,11 +109,11 @@ def _prompt_tokens(request: _Request) -> int:
 
 def _read_usage(raw: msgspec.Raw) -> tuple[Usage | None, bool]:
     """(usage, whether it is present and invalid). Some providers report only the total, which is all prompt."""
-    if is_blank(raw):
+    if json_body.is_blank(raw):
         return None, False
     try:
         reported = _usage_decoder.decode(raw)
-    except UNREADABLE:
+    except json_body.UNREADABLE:
         return None, True
     prompt = reported.total_tokens if reported.prompt_tokens is None else reported.prompt_tokens
     return (None, True) if prompt is None else (Usage(prompt_tokens=prompt, source="reported"), False)

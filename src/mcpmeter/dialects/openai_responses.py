@@ -13,30 +13,13 @@ from typing import Any, Final
 import msgspec
 from msgspec.structs import replace
 
-from mcpmeter.dialects import openai, sse, tokens
+from mcpmeter.dialects import json_body, openai, sse, tokens
 from mcpmeter.dialects.base import RequestInfo, ResponseInfo, StreamingDialect, UnreadableResponse, merge_all
-from mcpmeter.dialects.json_body import (
-    ABSENT,
-    check_model,
-    cleaned,
-    decode_field,
-    decode_request,
-    decode_response,
-    dicts_in,
-    is_blank,
-    is_error,
-    is_set,
-    quoted,
-    refuse_repeated,
-    strings_in,
-    under,
-    value_of,
-)
 from mcpmeter.dialects.tokens import Tokens
 from mcpmeter.errors import InvalidRequest, MeterError
 from mcpmeter.records import NO_PATH_PARAMS, PathParams
 
-METERED_FIELDS: Final = quoted("model", "stream", "input")
+METERED_FIELDS: Final = json_body.quoted("model", "stream", "input")
 """The fields of a request that are read; each may be named once."""
 
 LAST_EVENTS: Final = frozenset({"response.completed", "response.incomplete", "response.failed", "response.cancelled"})
@@ -54,26 +37,26 @@ class _Request(msgspec.Struct, frozen=True, gc=False):
     input: str | list[msgspec.Raw] | None = None
     model: str | None = None
     stream: bool | None = None
-    prompt: msgspec.Raw = ABSENT
-    previous_response_id: msgspec.Raw = ABSENT
-    conversation: msgspec.Raw = ABSENT
-    max_output_tokens: msgspec.Raw = ABSENT
+    prompt: msgspec.Raw = json_body.ABSENT
+    previous_response_id: msgspec.Raw = json_body.ABSENT
+    conversation: msgspec.Raw = json_body.ABSENT
+    max_output_tokens: msgspec.Raw = json_body.ABSENT
 
 
 class _Usage(openai.ReportedUsage, frozen=True, gc=False):
     prompt_tokens: Tokens | None = msgspec.field(default=None, name="input_tokens")
     completion_tokens: Tokens | None = msgspec.field(default=None, name="output_tokens")
-    prompt_tokens_details: msgspec.Raw = msgspec.field(default=ABSENT, name="input_tokens_details")
-    completion_tokens_details: msgspec.Raw = msgspec.field(default=ABSENT, name="output_tokens_details")
+    prompt_tokens_details: msgspec.Raw = msgspec.field(default=json_body.ABSENT, name="input_tokens_details")
+    completion_tokens_details: msgspec.Raw = msgspec.field(default=json_body.ABSENT, name="output_tokens_details")
 
 
 class _Response(msgspec.Struct, frozen=True, gc=False):
     model: str | None = None
     status: str | None = None
-    incomplete_details: msgspec.Raw = ABSENT
-    output: msgspec.Raw = ABSENT
-    usage: msgspec.Raw = ABSENT
-    error: msgspec.Raw = ABSENT
+    incomplete_details: msgspec.Raw = json_body.ABSENT
+    output: msgspec.Raw = json_body.ABSENT
+    usage: msgspec.Raw = json_body.ABSENT
+    error: msgspec.Raw = json_body.ABSENT
 
 
 class _EventType(msgspec.Struct, frozen=True, gc=False):
@@ -86,21 +69,21 @@ class _Incomplete(msgspec.Struct, frozen=True, gc=False):
 
 class _Part(msgspec.Struct, frozen=True, gc=False):
     type: str = ""
-    text: msgspec.Raw = ABSENT
-    refusal: msgspec.Raw = ABSENT
+    text: msgspec.Raw = json_body.ABSENT
+    refusal: msgspec.Raw = json_body.ABSENT
 
 
 class _Item(msgspec.Struct, frozen=True, gc=False):
     type: str = ""
-    content: msgspec.Raw = ABSENT
+    content: msgspec.Raw = json_body.ABSENT
 
 
 class _Event(msgspec.Struct, frozen=True, gc=False):
     type: str | None = None
     response: _Response | None = None
     item: _Item | None = None
-    delta: msgspec.Raw = ABSENT
-    error: msgspec.Raw = ABSENT
+    delta: msgspec.Raw = json_body.ABSENT
+    error: msgspec.Raw = json_body.ABSENT
 
 
 _request_decoder = msgspec.json.Decoder(_Request)
@@ -127,13 +110,13 @@ class OpenAiResponses(openai.OpenAiDialect, StreamingDialect):
 
     def read_request(self, body: bytes, path: PathParams = NO_PATH_PARAMS) -> RequestInfo:
         """Read model, stream and limit. Raises InvalidRequest."""
-        request = decode_request(_request_decoder, body, kind="for a response", hint=_HINT)
-        refuse_repeated(body, METERED_FIELDS)
+        request = json_body.decode_request(_request_decoder, body, kind="for a response", hint=_HINT)
+        json_body.refuse_repeated(body, METERED_FIELDS)
         stored = (request.prompt, request.previous_response_id, request.conversation)
-        if not request.input and not any(map(is_set, stored)):
+        if not request.input and not any(map(json_body.is_set, stored)):
             raise InvalidRequest("'input' is empty.", hint="Send a text, or a list of at least one item.")
         if request.model is not None:
-            check_model(request.model)
+            json_body.check_model(request.model)
         return RequestInfo(
             model=request.model or "",
             stream=bool(request.stream),
@@ -144,8 +127,10 @@ class OpenAiResponses(openai.OpenAiDialect, StreamingDialect):
 
     def read_response(self, body: bytes) -> ResponseInfo:
         """Usage, status and error of a response object. Raises UnreadableResponse."""
-        response = decode_response(_response_decoder, body)
-        if not (is_set(response.output) or is_set(response.usage) or is_error(response.error)):
+        response = json_body.decode_response(_response_decoder, body)
+        if not (
+            json_body.is_set(response.output) or json_body.is_set(response.usage) or json_body.is_error(response.error)
+        ):
             raise UnreadableResponse("no output")
         info, items = _info(response), _items(response.output)
         can_be_empty = bool(info.finish_reason) and items is not None and not info.is_error
@@ -171,7 +156,7 @@ class OpenAiResponses(openai.OpenAiDialect, StreamingDialect):
 
     def completion_tokens(self, response: bytes) -> int:
         """Estimate from the text of the output."""
-        return tokens.estimate_text("".join(_output_texts(value_of(response))))
+        return tokens.estimate_text("".join(_output_texts(json_body.value_of(response))))
 
     def delivered_tokens(self, blocks: Sequence[bytes]) -> int:
         """Estimate from all deltas except sound."""
@@ -185,23 +170,23 @@ class OpenAiResponses(openai.OpenAiDialect, StreamingDialect):
 
 def _read_event(payload: bytes) -> ResponseInfo | None:
     try:
-        event = decode_response(_event_decoder, payload)
+        event = json_body.decode_response(_event_decoder, payload)
     except UnreadableResponse:
         # The bytes pass anyway; an unreadable event reports nothing, so the usage counts as missing.
         return None
     if event.response is not None:
         return _info(event.response)
-    return ResponseInfo(is_error=True) if event.type == "error" or is_error(event.error) else None
+    return ResponseInfo(is_error=True) if event.type == "error" or json_body.is_error(event.error) else None
 
 
 def _has_content(payload: bytes) -> bool:
     try:
-        event = decode_response(_event_decoder, payload)
+        event = json_body.decode_response(_event_decoder, payload)
     except UnreadableResponse:
         return False
     kind = event.type or ""
     if kind.endswith(".delta"):
-        return not kind.startswith(TEXTLESS_DELTAS) and not is_blank(event.delta)
+        return not kind.startswith(TEXTLESS_DELTAS) and not json_body.is_blank(event.delta)
     if event.item is not None:
         return not _is_silent(event.item)
     items = _items(event.response.output) if event.response is not None else None
@@ -210,7 +195,7 @@ def _has_content(payload: bytes) -> bool:
 
 def _type_of(payload: bytes) -> str | None:
     try:
-        return decode_response(_type_decoder, payload).type
+        return json_body.decode_response(_type_decoder, payload).type
     except UnreadableResponse:
         return None
 
@@ -221,9 +206,9 @@ def _info(response: _Response) -> ResponseInfo:
     return ResponseInfo(
         usage=usage,
         bad_usage=bad,
-        model=cleaned(response.model),
+        model=json_body.cleaned(response.model),
         finish_reason=_finish_reason(response),
-        is_error=is_error(response.error) or response.status == "failed",
+        is_error=json_body.is_error(response.error) or response.status == "failed",
         is_refusal=any(part.type == "refusal" for part in parts),
         reported_usd=openai.reported_usd(response.usage),
     )
@@ -234,20 +219,20 @@ def _finish_reason(response: _Response) -> str:
     if response.status in PENDING:
         return ""
     if response.status == "incomplete":
-        reason = decode_field(_incomplete_decoder, response.incomplete_details, _NO_REASON).reason
-        return cleaned(reason or response.status)
-    return cleaned(response.status)
+        reason = json_body.decode_field(_incomplete_decoder, response.incomplete_details, _NO_REASON).reason
+        return json_body.cleaned(reason or response.status)
+    return json_body.cleaned(response.status)
 
 
 def _items(output: msgspec.Raw) -> list[_Item] | None:
     """None if they are absent or unreadable: they may be content."""
-    return decode_field(_items_decoder, output, None)
+    return json_body.decode_field(_items_decoder, output, None)
 
 
 def _parts(item: _Item) -> list[_Part] | None:
     if item.type != "message":
         return None
-    return [] if is_blank(item.content) else decode_field(_parts_decoder, item.content, None)
+    return [] if json_body.is_blank(item.content) else json_body.decode_field(_parts_decoder, item.content, None)
 
 
 def _is_silent(item: _Item) -> bool:
@@ -255,7 +240,8 @@ def _is_silent(item: _Item) -> bool:
     if parts is None:
         return item.type in SILENT_ITEMS
     return all(
-        part.type in ("output_text", "refusal") and is_blank(part.text) and is_blank(part.refusal) for part in parts
+        part.type in ("output_text", "refusal") and json_body.is_blank(part.text) and json_body.is_blank(part.refusal)
+        for part in parts
     )
 
 
@@ -267,7 +253,7 @@ def _prompt_tokens(request: Any) -> int:
 
 
 def _delta_of(payload: bytes) -> str:
-    event = value_of(payload)
+    event = json_body.value_of(payload)
     if not isinstance(event, dict):
         return ""
     kind, delta = event.get("type"), event.get("delta")
@@ -278,7 +264,7 @@ def _delta_of(payload: bytes) -> str:
 
 def _output_texts(response: Any) -> Iterator[str]:
     """The model's texts, refusals, reasoning and arguments of calls; no results, ids or pictures."""
-    for item in dicts_in(under(response, "output")):
+    for item in json_body.dicts_in(json_body.under(response, "output")):
         written = [item.get(name) for name in ("name", "arguments", "input", "code")]
-        parts = [part for name in ("content", "summary") for part in dicts_in(item.get(name))]
-        yield from strings_in(written + [part.get(name) for part in parts for name in ("text", "refusal")])
+        parts = [part for name in ("content", "summary") for part in json_body.dicts_in(item.get(name))]
+        yield from json_body.strings_in(written + [part.get(name) for part in parts for name in ("text", "refusal")])
