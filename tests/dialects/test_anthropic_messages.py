@@ -133,7 +133,7 @@ def test_a_broken_stream_has_counted_its_prompt_but_is_not_final():
     assert tee.delivered_tokens() == MESSAGES.completion_tokens(b'{"content":[{"type":"text","text":"Hello"}]}')
 
 
-def test_nothing_delivered_is_nothing_though_a_token_is_announced():
+def test_nothing_delivered_is_nothing_though_one_is_announced():
     events = split_events(golden("stream_error_midway.sse"))
     _out, tee = pass_through([events[0], events[-1]])
     assert tee.counted.completion_tokens == 1

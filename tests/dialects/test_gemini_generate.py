@@ -316,7 +316,7 @@ def prompt(**fields: Any) -> int:
     return GENERATE.prompt_tokens(json.dumps(fields).encode())
 
 
-def test_a_prompt_is_estimated_from_instruction_contents_and_tools():
+def test_a_prompt_is_estimated_from_all_its_texts():
     contents = [{"role": "user", "parts": [{"text": "12345678"}]}]
     assert prompt(contents=contents) == pytest.approx(2 + 1 + 4, abs=1)
     for name in ("systemInstruction", "system_instruction"):

@@ -167,7 +167,7 @@ def test_the_sdk_reads_the_same_usage_from_the_same_stream(name):
     assert last.response.usage.output_tokens == usage["completion_tokens"]
 
 
-def test_the_sdk_raises_on_our_error_in_a_response_that_has_begun():
+def test_the_sdk_raises_on_our_error_in_a_begun_response():
     begun = golden("openai_responses/stream_truncated.sse").partition(b"event: response.incomplete")[0]
     event = OpenAiResponses().error_event(UpstreamDisconnected("It ended.", hint="Retry."), "call_1")
     with sdk(begun + event, "text/event-stream") as client:

@@ -171,7 +171,7 @@ def test_an_error_has_openais_shape_an_id_and_a_sentence():
     }
 
 
-def test_an_error_event_of_chat_is_data_and_of_responses_a_typed_event():
+def test_an_error_event_of_responses_has_a_type():
     error = UpstreamDisconnected("It ended.")
     assert OpenAiChat().error_event(error, "call_1") == b"data: " + error_body(error, "call_1") + b"\n\n"
     name, data, *rest = OpenAiResponses().error_event(error, "call_1").split(b"\n")

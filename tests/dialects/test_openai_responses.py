@@ -223,8 +223,8 @@ def test_the_end_is_the_event_with_the_whole_response(payload, is_end):
 def test_a_prompt_is_estimated_without_its_pictures():
     plain = RESPONSES.prompt_tokens(b'{"input":"12345678"}')
     assert plain == pytest.approx(2 + 4, abs=1)
-    told = b'{"input":"12345678","instructions":"%s","tools":[{"name":"%s"}]}' % (b"i" * 400, b"t" * 400)
-    assert RESPONSES.prompt_tokens(told) == pytest.approx(plain + 200, abs=2)
+    body = b'{"input":"12345678","instructions":"%s","tools":[{"name":"%s"}]}' % (b"i" * 400, b"t" * 400)
+    assert RESPONSES.prompt_tokens(body) == pytest.approx(plain + 200, abs=2)
     picture = b'{"type":"input_image","image_url":"data:image/png;base64,%s"}' % (b"A" * 40_000)
     shown = b'{"input":[{"role":"user","content":[{"type":"input_text","text":"12345678"},%s]}]}' % picture
     assert RESPONSES.prompt_tokens(shown) < plain + 20

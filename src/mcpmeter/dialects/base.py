@@ -146,7 +146,7 @@ class StreamingDialect(Dialect, EventReader, Protocol):
 
 
 class UnreadEvents(EventReader):
-    """Reads nothing: for a stream that a provider sends in a dialect that has none. Such a stream never is complete."""
+    """Reads nothing: for a stream that a provider sends in a dialect that has none. Such a stream is never complete."""
 
     def read_events(self, block: bytes) -> ResponseInfo | None:
         """None."""
