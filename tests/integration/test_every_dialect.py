@@ -12,8 +12,11 @@ import pytest_asyncio
 from pydantic import SecretStr
 from tests.integration.speakers import (
     ANTHROPIC,
+    BATCH_EMBED,
     CHAT,
     COUNTS,
+    EMBED,
+    EMBEDDINGS,
     EVERY,
     GEMINI,
     OPENAI,
@@ -305,3 +308,23 @@ async def test_a_call_whose_estimate_fails_is_settled_by_its_row(relay, monkeypa
     (row,) = [row for row in relay.rows() if row.id not in before]
     assert (row.state, row.outcome, row.error_id) == ("settled", "error", "upstream_answered_garbage")
     assert (row.token_source, row.prompt_tokens) == ("partial", row.prompt_tokens_estimate)
+
+
+NEVER_STREAM = (EMBEDDINGS, EMBED, BATCH_EMBED, *COUNTS)
+ERROR_EVENT = {OPENAI: (b'data: {"', b"}\n\n"), ANTHROPIC: (b'event: error\ndata: {"', b"}\n\n")}
+ERROR_EVENT[GEMINI] = (b'data: {"', b"}\r\n\r\n")
+
+
+@pytest.mark.parametrize("speaker", NEVER_STREAM, **by_name)
+async def test_a_stream_in_a_dialect_without_streams_counts_as_broken(before_raw, raw_upstream, speaker):
+    whole = b'data: {"choices":[],"usage":{"prompt_tokens":9,"completion_tokens":7}}\n\ndata: [DONE]\n\n'
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n"
+    raw_upstream.play(head + whole + b'data: {"us')
+    reply = await before_raw.ask(speaker.body("", speaker.model), speaker.url(speaker.model), headers=KEYED)
+    begin, end = ERROR_EVENT[speaker.provider]
+    assert (reply.status, reply.body.startswith(whole + begin), reply.body.endswith(end)) == (200, True, True)
+    assert speaker.last_error(reply.body).code == "upstream_broke"
+    (row,) = [row for row in before_raw.rows() if row.id == reply.headers["x-mcpmeter-call-id"]]
+    assert (row.outcome, row.error_id, row.completion_tokens) == ("partial", "upstream_broke", 0)
+    is_free = speaker in COUNTS
+    assert (row.token_source, row.prompt_tokens > 0) == ("" if is_free else "partial", not is_free)

@@ -1,9 +1,9 @@
-"""What the pipeline asks of a dialect."""
+"""The interface of a dialect: `Dialect` for whole responses, `StreamingDialect` for those that also stream."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol, runtime_checkable
 
 import msgspec
 
@@ -12,40 +12,40 @@ from mcpmeter.records import NO_PATH_PARAMS, PathParams, Usage
 
 
 class RequestInfo(msgspec.Struct, frozen=True, gc=False):
-    """What a request asks for, of which only what the meter needs is read."""
+    """The metered part of a request."""
 
     model: str
-    """Empty when the request names none."""
+    """Empty if the request names none."""
     stream: bool = False
-    usage_asked: bool = False
-    """Whether the client itself asked for usage in the stream."""
+    usage_requested: bool = False
+    """Whether the stream carries usage without the relay requesting it."""
     prompt_tokens_estimate: int = 0
     max_prompt_tokens: int | None = None
-    """None where the body bounds it, as it does for all that a model reads: no token is shorter than a byte."""
+    """None if the size of the body is the bound: no token is shorter than a byte."""
     max_completion_tokens: int | None = None
-    """All choices together. None where the caller sets no limit."""
+    """Of all choices together. None if the caller sets no limit."""
 
 
 class ResponseInfo(msgspec.Struct, frozen=True, gc=False):
-    """What an answer says of itself."""
+    """The metered part of a response, or of a stream's events so far."""
 
     usage: Usage | None = None
     bad_usage: bool = False
-    """There was usage, and it cannot be: negative, fractional, text, …"""
+    """There is usage, and it is invalid: negative, fractional, text, …"""
     model: str = ""
     finish_reason: str = ""
     is_error: bool = False
     """A success status whose body is the dialect's error object."""
     is_refusal: bool = False
-    """The dialect marks the answer as a refusal."""
+    """The dialect marks the response as a refusal."""
     is_empty: bool = False
-    """The answer is finished and holds neither text nor a tool call."""
+    """The response is finished and holds neither text nor a tool call."""
     reported_usd: str = ""
-    """What the provider says the call cost, as it wrote it, where that stands in the body."""
+    """The cost of the call as the provider writes it in the body."""
 
 
 def merge(before: ResponseInfo, now: ResponseInfo) -> ResponseInfo:
-    """What a stream says in several events: the last usage counts, as providers send it cumulated."""
+    """Combine two events of a stream. The last usage counts because providers send cumulative counts."""
     return ResponseInfo(
         usage=now.usage or before.usage,
         bad_usage=now.bad_usage or (before.bad_usage and now.usage is None),
@@ -58,50 +58,109 @@ def merge(before: ResponseInfo, now: ResponseInfo) -> ResponseInfo:
     )
 
 
-class NotAnAnswer(ValueError):
-    """The bytes are not what the dialect promises."""
+def merge_all(
+    infos: Iterable[ResponseInfo | None], merge_two: Callable[[ResponseInfo, ResponseInfo], ResponseInfo] = merge
+) -> ResponseInfo | None:
+    """Combine the events that report something; None if none does."""
+    merged: ResponseInfo | None = None
+    for info in infos:
+        if info is not None:
+            merged = info if merged is None else merge_two(merged, info)
+    return merged
+
+
+class UnreadableResponse(ValueError):
+    """The bytes are not a response of the dialect."""
 
 
 class Dialect(Protocol):
-    """One provider API. Functions of bytes only, so that every recorded body can be a test."""
+    """One provider API."""
 
     operation: str
     """OpenTelemetry's `gen_ai.operation.name`."""
     passed_headers: frozenset[bytes]
-    """Request headers of the dialect's own that go upstream, lower case; none of them can carry a credential."""
+    """The dialect's own request headers that go upstream, lower case. None of them can carry a credential."""
 
-    def path_name(self, asked: RequestInfo) -> str:
+    def path_name(self, request: RequestInfo) -> str:
         """Key of the provider files' `paths`."""
 
-    def read_request(self, body: bytes, named: PathParams = NO_PATH_PARAMS) -> RequestInfo:
-        """Raises InvalidRequest."""
+    def read_request(self, body: bytes, path: PathParams = NO_PATH_PARAMS) -> RequestInfo:
+        """Read the metered fields. Raises InvalidRequest."""
 
-    def forwarded(self, body: bytes, asked: RequestInfo, model: str) -> bytes:
-        """The body as it goes upstream: unchanged, but for the model's name and for usage in streams."""
+    def forwarded(self, body: bytes, request: RequestInfo, model: str) -> bytes:
+        """The body for upstream: unchanged except for the model's name and for usage in streams."""
 
-    def read_answer(self, body: bytes) -> ResponseInfo:
-        """Raises NotAnAnswer."""
-
-    def read_events(self, block: bytes) -> ResponseInfo | None:
-        """What a block of whole SSE events says; None when it says nothing that is metered. Cheap for most blocks."""
-
-    def only_usage(self, event: bytes) -> bool:
-        """Whether an event holds nothing but the usage that we asked for."""
-
-    def is_end(self, event: bytes) -> bool:
-        """Whether this is the stream's own last event."""
+    def read_response(self, body: bytes) -> ResponseInfo:
+        """Usage, finish reason and error of a whole response. Raises UnreadableResponse."""
 
     def prompt_tokens(self, body: bytes) -> int:
-        """Estimate of the prompt's tokens, for answers without usage."""
+        """Estimate of a prompt's tokens, for responses without usage."""
 
-    def completion_tokens(self, answer: bytes) -> int:
-        """Estimate of a whole answer's completion tokens."""
-
-    def delivered_tokens(self, blocks: Sequence[bytes]) -> int:
-        """Estimate of the completion tokens in the events that were delivered."""
+    def completion_tokens(self, response: bytes) -> int:
+        """Estimate of a whole response's completion tokens."""
 
     def error_body(self, error: MeterError, call_id: str) -> bytes:
         """The error in the dialect's own shape."""
 
     def error_event(self, error: MeterError, call_id: str) -> bytes:
-        """The same inside a stream that has begun."""
+        """The same as an event, to end a stream that has begun."""
+
+
+class EventReader(Protocol):
+    """Reads and filters the events of a stream. A `block` holds whole events, one or more."""
+
+    end_marks: tuple[bytes, ...] = ()
+    """The stream's last event contains one of these; `is_end` decides. Empty if no event is always the last."""
+    text_mark: bytes = b""
+    """The bytes before the text in an event that carries only text, including its opening quote. Empty if unknown."""
+
+    def read_events(self, block: bytes) -> ResponseInfo | None:
+        """Usage, finish reason and errors of a block; None if it reports nothing metered. Cheap for most blocks."""
+
+    def merge(self, before: ResponseInfo, now: ResponseInfo) -> ResponseInfo:
+        """Combine two reports of one stream. Usage of source `partial` is not final."""
+        return merge(before, now)
+
+    def has_content(self, block: bytes) -> bool:
+        """Whether a block holds text or a tool call; thoughts are neither."""
+
+    def only_usage(self, event: bytes) -> bool:
+        """Whether an event holds only the usage that the relay requests."""
+        return False
+
+    def without_null_usage(self, block: bytes) -> bytes:
+        """A block without the other changes that requesting usage makes to events."""
+        return block
+
+    def is_end(self, event: bytes) -> bool:
+        """Whether this is the stream's last event."""
+        return False
+
+    def delivered_tokens(self, blocks: Sequence[bytes]) -> int:
+        """Estimate of the completion tokens in delivered events."""
+
+
+@runtime_checkable
+class StreamingDialect(Dialect, EventReader, Protocol):
+    """A provider API whose responses may be streams."""
+
+
+class UnreadEvents(EventReader):
+    """Reads nothing: for a stream that a provider sends in a dialect that has none. Such a stream is never complete."""
+
+    def read_events(self, block: bytes) -> ResponseInfo | None:
+        """None."""
+        return None
+
+    def has_content(self, block: bytes) -> bool:
+        """False."""
+        return False
+
+    def delivered_tokens(self, blocks: Sequence[bytes]) -> int:
+        """0."""
+        return 0
+
+
+def event_reader(dialect: Dialect) -> EventReader:
+    """The dialect itself if it streams."""
+    return dialect if isinstance(dialect, StreamingDialect) else UnreadEvents()

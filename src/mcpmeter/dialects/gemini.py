@@ -1,4 +1,4 @@
-"""What Gemini's dialects share: names of models, usage, estimates and errors, after Google's API reference."""
+"""What Gemini's dialects share: model names, usage, estimates and errors. https://ai.google.dev/api"""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from typing import Any, Final
 
 import msgspec
 
-from mcpmeter.dialects import json_body as bodies
-from mcpmeter.dialects import json_text, openai
-from mcpmeter.dialects.openai import Tokens
+from mcpmeter.dialects import json_body, tokens
+from mcpmeter.dialects.base import RequestInfo
+from mcpmeter.dialects.tokens import Tokens
 from mcpmeter.errors import InvalidRequest, MeterError
 from mcpmeter.records import PathParams, TokenSource, Usage
 
 TOKENS_PER_MEDIUM: Final = 258
-"""What Google gives for an image, or for each tile of a larger one."""
+"""Google's figure for an image, or for each tile of a larger one."""
 
 PREFIX: Final = "models/"
-"""What stands before a model's name in a body, and before some SDKs' in the path."""
+"""Precedes a model's name in bodies, and in the path with some SDKs."""
 
 _MEDIA: Final = ("inlineData", "inline_data", "fileData", "file_data")
 
@@ -27,10 +27,10 @@ class _Usage(msgspec.Struct, frozen=True, gc=False, rename="camel"):
     candidates_token_count: Tokens | None = None
     thoughts_token_count: Tokens | None = None
     total_token_count: Tokens | None = None
-    cached_content_token_count: msgspec.Raw = openai.ABSENT
-    prompt_tokens_details: msgspec.Raw = openai.ABSENT
-    tool_use_prompt_tokens_details: msgspec.Raw = openai.ABSENT
-    candidates_tokens_details: msgspec.Raw = openai.ABSENT
+    cached_content_token_count: msgspec.Raw = json_body.ABSENT
+    prompt_tokens_details: msgspec.Raw = json_body.ABSENT
+    tool_use_prompt_tokens_details: msgspec.Raw = json_body.ABSENT
+    candidates_tokens_details: msgspec.Raw = json_body.ABSENT
 
 
 class _Modality(msgspec.Struct, frozen=True, gc=False, rename="camel"):
@@ -39,105 +39,108 @@ class _Modality(msgspec.Struct, frozen=True, gc=False, rename="camel"):
 
 
 _usage_decoder = msgspec.json.Decoder(_Usage)
-_tokens_decoder = msgspec.json.Decoder(Tokens)
+_count_decoder = msgspec.json.Decoder(Tokens)
 _modalities_decoder = msgspec.json.Decoder(list[_Modality])
 
 
-def model_of(named: PathParams, told: str | None) -> str:
-    """The path's model; a body that repeats it must agree, for some upstreams believe the body.
+class GeminiDialect:
+    """What is the same in all of Gemini's dialects."""
+
+    passed_headers = frozenset((b"x-server-timeout",))
+
+    def forwarded(self, body: bytes, request: RequestInfo, model: str) -> bytes:
+        """The body unchanged, unless it repeats a path's model that has another name upstream."""
+        return body if request.model == model else renamed(body, model)
+
+    def error_body(self, error: MeterError, call_id: str) -> bytes:
+        """Google's error object (google.rpc.Status), with our ids in an ErrorInfo."""
+        return _error_body(error, call_id)
+
+    def error_event(self, error: MeterError, call_id: str) -> bytes:
+        """The error object as an event; Google's SDKs raise APIError on it."""
+        return b"data: " + _error_body(error, call_id) + b"\r\n\r\n"
+
+
+def model_of(path: PathParams, named: str | None) -> str:
+    """The path's model. A body that repeats it must agree because some upstreams use the body's.
 
     Raises InvalidRequest.
     """
-    if told is not None:
-        told = told.removeprefix(PREFIX)
-        bodies.check_model(told)
-    model = named.model.removeprefix(PREFIX)
+    if named is not None:
+        named = named.removeprefix(PREFIX)
+        json_body.check_model(named)
+    model = path.model.removeprefix(PREFIX)
     if not model:
-        return told or ""
-    bodies.check_model(model)
-    if told and told != model:
+        return named or ""
+    json_body.check_model(model)
+    if named and named != model:
         raise InvalidRequest("The body names another model than the path.", hint="Leave 'model' out of the body.")
     return model
 
 
 def renamed(body: bytes, model: str) -> bytes:
-    """A body under another model's name, where it names one; else as it is."""
-    return bodies.with_model(body, PREFIX + model) if bodies.names_model(body) else body
+    """A body with another model's name, if it names one; otherwise unchanged."""
+    return json_body.with_fields(body, {"model": PREFIX + model}) if "model" in json_body.fields_of(body) else body
 
 
-def estimated_tokens(told: Any) -> int:
-    """Estimate of a prompt's tokens from its texts and media, however deep they stand."""
-    text, media = bodies.prompt_parts(told, _is_media)
-    return json_text.estimated_tokens(text) + TOKENS_PER_MEDIUM * media
-
-
-def read_usage(raw: msgspec.Raw, source: TokenSource = "reported") -> tuple[Usage | None, bool]:
-    """(usage, whether it was there and cannot be). A prompt that is counted beside no completion is an answer of none:
-    Google leaves zeros out."""
-    if not openai.is_told(raw):
-        return None, False
-    try:
-        told = _usage_decoder.decode(raw)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return None, True
-    if told.prompt_token_count is None:
-        # Vertex AI names the traffic's type in every event and counts in the last.
-        counted = (told.tool_use_prompt_token_count, told.candidates_token_count, told.thoughts_token_count)
-        return None, any(count is not None for count in (*counted, told.total_token_count))
-    prompt = told.prompt_token_count + (told.tool_use_prompt_token_count or 0)
-    thoughts = told.thoughts_token_count or 0
-    written = told.candidates_token_count
-    if written is None:
-        written = max(0, (told.total_token_count or 0) - prompt - thoughts)
-    completion = written + thoughts
-    usage = Usage(
-        prompt_tokens=prompt,
-        completion_tokens=completion,
-        cached_read_tokens=min(_tokens(told.cached_content_token_count), prompt),
-        reasoning_tokens=thoughts,
-        audio_tokens=_audio_within(told, prompt, completion) if b'"AUDIO"' in bytes(raw) else 0,
-        source=source,
-    )
-    return usage, False
-
-
-def _audio_within(told: _Usage, prompt: int, completion: int) -> int:
-    heard = _audio(told.prompt_tokens_details) + _audio(told.tool_use_prompt_tokens_details)
-    return min(heard, prompt) + min(_audio(told.candidates_tokens_details), completion)
-
-
-def _tokens(raw: msgspec.Raw) -> int:
-    # Details that cannot be are left out; the totals beside them still count.
-    if not openai.is_told(raw):
-        return 0
-    try:
-        return _tokens_decoder.decode(raw)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return 0
-
-
-def _audio(raw: msgspec.Raw) -> int:
-    if not openai.is_told(raw):
-        return 0
-    try:
-        modalities = _modalities_decoder.decode(raw)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return 0
-    return sum(entry.token_count for entry in modalities if entry.modality == "AUDIO")
+def estimated_tokens(prompt: Any) -> int:
+    """Estimate of a prompt's tokens from its texts and media at any depth."""
+    text, media = tokens.prompt_parts(prompt, _is_media)
+    return tokens.estimate_text(text) + TOKENS_PER_MEDIUM * media
 
 
 def _is_media(part: dict[str, Any]) -> bool:
     return any(name in part for name in _MEDIA)
 
 
-def error_body(error: MeterError, call_id: str) -> bytes:
-    """Google's error object (google.rpc.Status), our ids in an ErrorInfo."""
+def read_usage(raw: msgspec.Raw, source: TokenSource = "reported") -> tuple[Usage | None, bool]:
+    """(usage, whether it is present and invalid). Google leaves zeros out: a prompt alone means no completion."""
+    if not json_body.is_set(raw):
+        return None, False
+    try:
+        reported = _usage_decoder.decode(raw)
+    except json_body.UNREADABLE:
+        return None, True
+    thoughts, total = reported.thoughts_token_count, reported.total_token_count
+    if reported.prompt_token_count is None:
+        # Vertex AI names the traffic's type in every event and counts only in the last.
+        counts = (reported.tool_use_prompt_token_count, reported.candidates_token_count, thoughts, total)
+        return None, any(count is not None for count in counts)
+    prompt = reported.prompt_token_count + (reported.tool_use_prompt_token_count or 0)
+    thoughts = thoughts or 0
+    written = reported.candidates_token_count
+    if written is None:
+        written = max(0, (total or 0) - prompt - thoughts)
+    completion = written + thoughts
+    usage = Usage(
+        prompt_tokens=prompt,
+        completion_tokens=completion,
+        cached_read_tokens=min(json_body.decode_field(_count_decoder, reported.cached_content_token_count, 0), prompt),
+        reasoning_tokens=thoughts,
+        audio_tokens=_audio_within(reported, prompt, completion) if b'"AUDIO"' in bytes(raw) else 0,
+        source=source,
+    )
+    return usage, False
+
+
+def _audio_within(reported: _Usage, prompt: int, completion: int) -> int:
+    heard = _audio(reported.prompt_tokens_details) + _audio(reported.tool_use_prompt_tokens_details)
+    return min(heard, prompt) + min(_audio(reported.candidates_tokens_details), completion)
+
+
+def _audio(raw: msgspec.Raw) -> int:
+    modalities = json_body.decode_field(_modalities_decoder, raw, ())
+    return sum(entry.token_count for entry in modalities if entry.modality == "AUDIO")
+
+
+def _error_body(error: MeterError, call_id: str) -> bytes:
+    other = "INVALID_ARGUMENT" if error.http_status < 500 else "INTERNAL"
     return msgspec.json.encode(
         {
             "error": {
                 "code": error.http_status,
                 "message": str(error),
-                "status": _status(error.http_status),
+                "status": _CODES.get(error.http_status, other),
                 "details": [
                     {
                         "@type": "type.googleapis.com/google.rpc.ErrorInfo",
@@ -151,12 +154,7 @@ def error_body(error: MeterError, call_id: str) -> bytes:
     )
 
 
-def error_event(error: MeterError, call_id: str) -> bytes:
-    """The error object as an event; Google's SDKs raise APIError on it."""
-    return b"data: " + error_body(error, call_id) + b"\r\n\r\n"
-
-
-_STATUSES: Final = {
+_CODES: Final = {
     400: "INVALID_ARGUMENT",
     401: "UNAUTHENTICATED",
     402: "RESOURCE_EXHAUSTED",
@@ -170,8 +168,4 @@ _STATUSES: Final = {
     503: "UNAVAILABLE",
     504: "DEADLINE_EXCEEDED",
 }
-
-
-def _status(http_status: int) -> str:
-    """The canonical code (google.rpc.Code) of an HTTP status."""
-    return _STATUSES.get(http_status, "INVALID_ARGUMENT" if http_status < 500 else "INTERNAL")
+"""The canonical code (google.rpc.Code) of an HTTP status."""

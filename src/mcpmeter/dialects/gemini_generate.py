@@ -1,7 +1,7 @@
-"""Gemini (`models/{model}:generateContent`, `:streamGenerateContent`): https://ai.google.dev/api/generate-content
+"""Gemini generation (`:generateContent`, `:streamGenerateContent`): https://ai.google.dev/api/generate-content
 
-Model and streaming stand in the path. A stream has no last event of its own: it is whole once a finish reason came.
-Each of its events may count the tokens so far; the count that comes with the finish reason, or after it, is final.
+The path names the model and chooses streaming. No event marks the end of a stream: it is complete after a finish
+reason. Each event may count the tokens so far; the count that arrives with the finish reason, or after it, is final.
 """
 
 from __future__ import annotations
@@ -12,33 +12,31 @@ from typing import Any, Final
 import msgspec
 from msgspec.structs import replace
 
-from mcpmeter.dialects import gemini, json_text, openai
-from mcpmeter.dialects import json_body as bodies
-from mcpmeter.dialects.base import NotAnAnswer, RequestInfo, ResponseInfo, merge
+from mcpmeter.dialects import gemini, json_body, sse, tokens
+from mcpmeter.dialects.base import RequestInfo, ResponseInfo, StreamingDialect, UnreadableResponse, merge, merge_all
 from mcpmeter.errors import InvalidRequest, MeterError
 from mcpmeter.records import NO_PATH_PARAMS, PathParams
 
-METERED_FIELDS: Final = json_text.quoted(b"contents", b"model")
-"""What is read of a request; each may be named once."""
+METERED_FIELDS: Final = json_body.quoted("contents", "model")
+"""The fields of a request that are read; each may be named once."""
 
 _HINT: Final = 'The least is {"contents": [{"role": "user", "parts": [{"text": "…"}]}]}.'
 _UNSPECIFIED: Final = ("FINISH_REASON_UNSPECIFIED", "BLOCKED_REASON_UNSPECIFIED", "BLOCK_REASON_UNSPECIFIED")
-_BY_A_FILTER: Final = frozenset(
+_FILTERED: Final = frozenset(
     ("SAFETY", "BLOCKLIST", "PROHIBITED_CONTENT", "SPII", "IMAGE_SAFETY", "IMAGE_PROHIBITED_CONTENT", "MODEL_ARMOR")
 )
-"""Finish reasons that say that a filter, not the model, ended the answer."""
-_SSE_FIELDS: Final = (b"data:", b"event:", b"id:", b"retry:", b":")
+"""Finish reasons with which a filter, not the model, ends the response."""
 
 
 class _Request(msgspec.Struct, frozen=True, gc=False):
-    contents: list[dict[str, msgspec.Raw]] | dict[str, msgspec.Raw]  # Google takes one object for a list of one
+    contents: list[dict[str, msgspec.Raw]] | dict[str, msgspec.Raw]  # Google accepts one object for a list of one
     model: str | None = None
-    generation_config: msgspec.Raw = msgspec.field(default=openai.ABSENT, name="generationConfig")
+    generation_config: msgspec.Raw = msgspec.field(default=json_body.ABSENT, name="generationConfig")
 
 
 class _Limits(msgspec.Struct, frozen=True, gc=False, rename="camel"):
-    max_output_tokens: msgspec.Raw = openai.ABSENT
-    candidate_count: msgspec.Raw = openai.ABSENT
+    max_output_tokens: msgspec.Raw = json_body.ABSENT
+    candidate_count: msgspec.Raw = json_body.ABSENT
 
 
 class _Content(msgspec.Struct, frozen=True, gc=False):
@@ -54,205 +52,167 @@ class _Feedback(msgspec.Struct, frozen=True, gc=False, rename="camel"):
     block_reason: str | None = None
 
 
-class _Answer(msgspec.Struct, frozen=True, gc=False, rename="camel"):
+class _Response(msgspec.Struct, frozen=True, gc=False, rename="camel"):
     candidates: list[_Candidate] | None = None
     prompt_feedback: _Feedback | None = None
     model_version: str | None = None
-    usage_metadata: msgspec.Raw = openai.ABSENT
-    error: msgspec.Raw = openai.ABSENT
+    usage_metadata: msgspec.Raw = json_body.ABSENT
+    error: msgspec.Raw = json_body.ABSENT
 
 
 _request_decoder = msgspec.json.Decoder(_Request)
 _limits_decoder = msgspec.json.Decoder(_Limits)
-_answer_decoder = msgspec.json.Decoder(_Answer)
-_answers_decoder = msgspec.json.Decoder(list[_Answer])
+_response_decoder = msgspec.json.Decoder(_Response)
+_array_decoder = msgspec.json.Decoder(list[_Response])
+_NO_LIMITS: Final = _Limits()
 
 
-class GeminiGenerate:
-    """The generateContent dialect. Stateless. Nothing is injected into a request nor withheld from a stream."""
+class GeminiGenerate(gemini.GeminiDialect, StreamingDialect):
+    """The generateContent dialect. Stateless. Every stream carries its usage, so none is requested."""
 
     operation = "generate_content"
-    passed_headers: frozenset[bytes] = frozenset((b"x-server-timeout",))
-    end_marks: tuple[bytes, ...] = ()
     text_mark = b'"text": "'
 
-    def path_name(self, asked: RequestInfo) -> str:
+    def path_name(self, request: RequestInfo) -> str:
         """`generate`, or `generate_stream`."""
-        return "generate_stream" if asked.stream else "generate"
+        return "generate_stream" if request.stream else "generate"
 
-    def read_request(self, body: bytes, named: PathParams = NO_PATH_PARAMS) -> RequestInfo:
-        """Take model and stream from the path, see that there are contents. Raises InvalidRequest."""
-        request = bodies.request_of(_request_decoder, body, kind="a generateContent request", hint=_HINT)
-        json_text.refuse_repeated(body, METERED_FIELDS)
+    def read_request(self, body: bytes, path: PathParams = NO_PATH_PARAMS) -> RequestInfo:
+        """Take model and stream from the path, check the contents, read the limits. Raises InvalidRequest."""
+        request = json_body.decode_request(_request_decoder, body, kind="a generateContent request", hint=_HINT)
+        json_body.refuse_repeated(body, METERED_FIELDS)
         if not request.contents:
             raise InvalidRequest("'contents' is empty.", hint="Send at least one content with parts.")
+        limits = json_body.decode_field(_limits_decoder, request.generation_config, _NO_LIMITS)
         return RequestInfo(
-            model=gemini.model_of(named, request.model),
-            stream=named.stream,
-            usage_asked=True,  # every stream tells it
-            prompt_tokens_estimate=max(1, len(body) // bodies.BYTES_PER_PROMPT_TOKEN),
-            max_completion_tokens=_max_tokens(request.generation_config),
+            model=gemini.model_of(path, request.model),
+            stream=path.stream,
+            usage_requested=True,
+            prompt_tokens_estimate=tokens.quick_estimate(body),
+            max_completion_tokens=tokens.max_completion_tokens(
+                limits.max_output_tokens, choices=limits.candidate_count
+            ),
         )
 
-    def forwarded(self, body: bytes, asked: RequestInfo, model: str) -> bytes:
-        """The body unchanged; only where it repeats the path's model, which upstream differs, it is renamed too."""
-        return body if asked.model == model else gemini.renamed(body, model)
+    def read_response(self, body: bytes) -> ResponseInfo:
+        """Usage, finish reason and error of a JSON response, or of a stream sent as one array.
 
-    def read_answer(self, body: bytes) -> ResponseInfo:
-        """Usage, model and finish reason of a JSON answer, or of a stream that came as one array.
-
-        Raises NotAnAnswer.
+        Raises UnreadableResponse.
         """
-        answers = _answers_of(body)
-        if not any(map(_is_answer, answers)):
-            raise NotAnAnswer("no candidates")
-        told = ResponseInfo()
-        for answer in answers:
-            told = self.joined(told, _read(answer))
-        is_empty = not (told.is_error or told.is_refusal or any(map(_has_content, answers)))
-        usage = None if told.bad_usage else told.usage
-        if usage is not None and not told.is_error:
-            usage = msgspec.structs.replace(usage, source="reported")
-        return replace(told, usage=usage, is_empty=is_empty)
+        responses = _decoded(body)
+        if not any(map(_is_response, responses)):
+            raise UnreadableResponse("no candidates")
+        info = ResponseInfo()
+        for response in responses:
+            info = self.merge(info, _info(response))
+        is_empty = not (info.is_error or info.is_refusal or any(map(_has_content, responses)))
+        usage = None if info.bad_usage else info.usage
+        if usage is not None and not info.is_error:
+            usage = replace(usage, source="reported")
+        return replace(info, usage=usage, is_empty=is_empty)
 
     def read_events(self, block: bytes) -> ResponseInfo | None:
-        """What a block of whole events says of usage, finish reason, a blocked prompt or an error."""
+        """Usage, finish reason, blocked prompt or error of a block."""
         if block.rfind(b'"usageMetadata"') < 0 and block.rfind(b'Reason"') < 0 and block.rfind(b'"error"') < 0:
             return None
-        told: ResponseInfo | None = None
-        for answer in _events(block):
-            told = bodies.merged(told, _read(answer), self.joined)
-        return told
+        return merge_all(map(_info, _events(block)), self.merge)
 
-    def joined(self, before: ResponseInfo, now: ResponseInfo) -> ResponseInfo:
-        """What two events say together: the last usage counts, and is final when the model has stopped."""
+    def merge(self, before: ResponseInfo, now: ResponseInfo) -> ResponseInfo:
+        """Combine two reports; the last usage counts, and is final after a finish reason."""
         both = merge(before, now)
         if now.usage is None or not before.finish_reason:
             return both
-        return replace(both, usage=msgspec.structs.replace(now.usage, source="reported"))
+        return replace(both, usage=replace(now.usage, source="reported"))
 
     def has_content(self, block: bytes) -> bool:
-        """Whether a block of whole events holds text or a tool's call; thoughts are neither."""
+        """Whether a block holds text or a tool call; thoughts are neither."""
         return b'"parts"' in block and any(map(_has_content, _events(block)))
 
-    def only_usage(self, event: bytes) -> bool:
-        """Never: nothing was asked for that the caller did not ask for."""
-        return False
-
-    def is_end(self, event: bytes) -> bool:
-        """Never: the last event looks like the others."""
-        return False
-
     def prompt_tokens(self, body: bytes) -> int:
-        """Estimate from the text of the instruction, contents and tools, four tokens of framing a content."""
-        try:
-            request = json_text.parsed(body)
-        except InvalidRequest:
-            return len(body) // bodies.BYTES_PER_PROMPT_TOKEN
-        names = ("contents", "systemInstruction", "system_instruction", "tools")
-        told = [bodies.under(request, name) for name in names]
-        framing = 4 * sum(1 for _content in bodies.dicts_in(told[0]))
-        return gemini.estimated_tokens(told) + framing
+        """Estimate from the text of the instruction, contents and tools, plus framing per content."""
+        return tokens.estimate_prompt(body, _prompt_tokens)
 
-    def completion_tokens(self, answer: bytes) -> int:
-        """Estimate from the text of the candidates' parts, thoughts and calls too."""
-        return json_text.estimated_tokens("".join(_texts(bodies.value_of(answer))))
+    def completion_tokens(self, response: bytes) -> int:
+        """Estimate from the text of the candidates' parts, including thoughts and calls."""
+        return tokens.estimate_text("".join(_texts(json_body.value_of(response))))
 
     def delivered_tokens(self, blocks: Sequence[bytes]) -> int:
         """Estimate from the text of all events."""
-        payloads = openai.events_of(b"".join(blocks))
-        texts = (text for payload in payloads for text in _texts(bodies.value_of(payload)))
-        return json_text.estimated_tokens("".join(texts))
-
-    def error_body(self, error: MeterError, call_id: str) -> bytes:
-        """Google's error object."""
-        return gemini.error_body(error, call_id)
-
-    def error_event(self, error: MeterError, call_id: str) -> bytes:
-        """The error object as an event; Google's SDKs raise APIError on it."""
-        return gemini.error_event(error, call_id)
+        payloads = sse.payloads(b"".join(blocks))
+        return tokens.estimate_text(
+            "".join(text for payload in payloads for text in _texts(json_body.value_of(payload)))
+        )
 
 
 class GeminiGenerateArray(GeminiGenerate):
     """`:streamGenerateContent` without `alt=sse`: the stream's events as one JSON array, read as one body."""
 
-    def path_name(self, asked: RequestInfo) -> str:
+    def path_name(self, request: RequestInfo) -> str:
         """`generate_array`."""
         return "generate_array"
 
-    def read_request(self, body: bytes, named: PathParams = NO_PATH_PARAMS) -> RequestInfo:
-        """As for the others, but no stream of events is asked for. Raises InvalidRequest."""
-        return replace(super().read_request(body, named), stream=False)
+    def read_request(self, body: bytes, path: PathParams = NO_PATH_PARAMS) -> RequestInfo:
+        """As generateContent, but without a stream of events. Raises InvalidRequest."""
+        return replace(super().read_request(body, path), stream=False)
 
     def error_body(self, error: MeterError, call_id: str) -> bytes:
-        """Google's error object, in an array of its own."""
+        """Google's error object in an array."""
         return b"[" + super().error_body(error, call_id) + b"]"
 
 
-def _max_tokens(generation_config: msgspec.Raw) -> int | None:
-    try:
-        limits = _limits_decoder.decode(generation_config)
-    except msgspec.DecodeError:  # not there, or not an object: Google's to refuse
-        return None
-    return bodies.max_tokens(limits.max_output_tokens, choices=limits.candidate_count)
-
-
-def _answers_of(body: bytes) -> list[_Answer]:
-    """Raises NotAnAnswer."""
+def _decoded(body: bytes) -> list[_Response]:
+    """Raises UnreadableResponse."""
     if body.lstrip()[:1] == b"[":
-        return bodies.answer_of(_answers_decoder, body)
-    return [bodies.answer_of(_answer_decoder, body)]
+        return json_body.decode_response(_array_decoder, body)
+    return [json_body.decode_response(_response_decoder, body)]
 
 
-def _events(block: bytes) -> Iterator[_Answer]:
-    payloads = openai.events_of(block)
+def _events(block: bytes) -> Iterator[_Response]:
+    payloads = sse.payloads(block)
     if b'"error"' in block:
-        payloads.append(_bare(block))
+        # Google breaks a stream off with an error object that stands outside any event.
+        payloads.append(sse.lines_outside_events(block))
     for payload in payloads:
         try:
-            yield bodies.answer_of(_answer_decoder, payload)
-        except NotAnAnswer:
-            # Bytes pass as they came; an event that cannot be read says nothing, and usage will count as missing.
+            yield json_body.decode_response(_response_decoder, payload)
+        except UnreadableResponse:
+            # The bytes pass anyway; an unreadable event reports nothing, so the usage counts as missing.
             continue
 
 
-def _bare(block: bytes) -> bytes:
-    """Lines outside of any event: Google breaks a stream off with an error object that stands there alone."""
-    return b"\n".join(line for line in block.splitlines() if not line.startswith(_SSE_FIELDS))
+def _is_response(response: _Response) -> bool:
+    is_blocked = response.prompt_feedback is not None and response.prompt_feedback.block_reason is not None
+    has_report = json_body.is_set(response.usage_metadata) or json_body.is_error(response.error)
+    return response.candidates is not None or is_blocked or has_report
 
 
-def _is_answer(answer: _Answer) -> bool:
-    blocked = answer.prompt_feedback is not None and answer.prompt_feedback.block_reason is not None
-    told = openai.is_told(answer.usage_metadata) or openai.is_error(answer.error)
-    return answer.candidates is not None or blocked or told
-
-
-def _read(answer: _Answer) -> ResponseInfo:
-    reason = blocked = _reason(answer.prompt_feedback.block_reason) if answer.prompt_feedback else ""
-    for candidate in answer.candidates or ():
+def _info(response: _Response) -> ResponseInfo:
+    blocked = _reason(response.prompt_feedback.block_reason) if response.prompt_feedback else ""
+    reason = blocked
+    for candidate in response.candidates or ():
         reason = _reason(candidate.finish_reason) or reason
-    usage, bad = gemini.read_usage(answer.usage_metadata, "reported" if reason else "partial")
+    usage, bad = gemini.read_usage(response.usage_metadata, "reported" if reason else "partial")
     return ResponseInfo(
         usage=usage,
         bad_usage=bad,
-        model=openai.cleaned(answer.model_version),
+        model=json_body.cleaned(response.model_version),
         finish_reason=reason,
-        is_error=openai.is_error(answer.error),
-        is_refusal=bool(blocked) or reason in _BY_A_FILTER,
+        is_error=json_body.is_error(response.error),
+        is_refusal=bool(blocked) or reason in _FILTERED,
     )
 
 
-def _reason(told: str | None) -> str:
-    return openai.cleaned(told) if told and told not in _UNSPECIFIED else ""
+def _reason(name: str | None) -> str:
+    return json_body.cleaned(name) if name and name not in _UNSPECIFIED else ""
 
 
-def _has_content(answer: _Answer) -> bool:
-    contents = [candidate.content for candidate in answer.candidates or () if candidate.content is not None]
+def _has_content(response: _Response) -> bool:
+    contents = [candidate.content for candidate in response.candidates or () if candidate.content is not None]
     return any(_is_content(part) for content in contents for part in content.parts or ())
 
 
 def _is_content(part: dict[str, msgspec.Raw]) -> bool:
-    """Text that is no thought, or anything else than text: a call, code, an image."""
+    """Text that is not a thought, or anything other than text: a call, code, an image."""
     if bytes(part.get("thought", b"")) == b"true":
         return False
     if bytes(part.get("text", b"")) not in (b"", b'""', b"null"):
@@ -260,12 +220,19 @@ def _is_content(part: dict[str, msgspec.Raw]) -> bool:
     return bool(part.keys() - {"text", "thought", "thoughtSignature"})
 
 
+def _prompt_tokens(request: Any) -> int:
+    names = ("contents", "systemInstruction", "system_instruction", "tools")
+    parts = [json_body.under(request, name) for name in names]
+    contents = sum(1 for _content in json_body.dicts_in(parts[0]))
+    return gemini.estimated_tokens(parts) + tokens.FRAMING_TOKENS * contents
+
+
 def _texts(value: Any) -> Iterator[str]:
-    """What a model wrote; signatures are the service's, and images are not text."""
-    for answer in bodies.dicts_in(value if isinstance(value, list) else [value]):
-        for candidate in bodies.dicts_in(answer.get("candidates")):
-            for part in bodies.dicts_in(bodies.under(candidate, "content", "parts")):
-                yield from json_text.text_of(part.get("text"))
+    """The text that a model wrote; signatures are the service's, and images are not text."""
+    for response in json_body.dicts_in(value if isinstance(value, list) else [value]):
+        for candidate in json_body.dicts_in(response.get("candidates")):
+            for part in json_body.dicts_in(json_body.under(candidate, "content", "parts")):
+                yield from json_body.strings_in(part.get("text"))
                 for name in ("functionCall", "executableCode", "codeExecutionResult"):
                     if part.get(name):
                         yield msgspec.json.encode(part[name]).decode()

@@ -1,169 +1,243 @@
-"""What dialects with their own schemas share: bodies decoded into structs, the model's name, what a prompt holds."""
+"""JSON bodies for every dialect: strict for requests, tolerant for responses, and rewriting that keeps other bytes."""
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Final, TypeVar
 
 import msgspec
 
-from mcpmeter.dialects import json_text, openai
-from mcpmeter.dialects.base import NotAnAnswer, ResponseInfo, merge
+from mcpmeter.dialects.base import UnreadableResponse
 from mcpmeter.errors import InvalidRequest
 
+ABSENT: Final = msgspec.Raw()
+"""A field that is missing, as distinct from one that is null."""
+
+NULL: Final = msgspec.Raw(b"null")
+UNSET: Final = (ABSENT, NULL)
+NO_ERROR: Final = (ABSENT, NULL, *map(msgspec.Raw, (b"false", b"{}", b'""')))
+BLANK: Final = (ABSENT, NULL, *map(msgspec.Raw, (b'""', b"[]", b"{}")))
+MAX_BLANK_BYTES: Final = 4
+"""A longer value is not blank; comparing it would cost its length."""
+
 MAX_MODEL_NAME_LENGTH: Final = 256
-BYTES_PER_PROMPT_TOKEN: Final = 4
-"""For the estimate at opening, where speed counts: JSON and English both come to about four bytes a token."""
+MAX_NAME_LENGTH: Final = 256
+"""Characters kept of a provider's text, which ends up in a row of the ledger."""
 
-MAX_COUNT_LENGTH: Final = 12
-SHORTEST_MEDIA_BYTES: Final = 20_000
-LEAST_TOKENS_OF_MEDIA: Final = 5_000
-BYTES_PER_MEDIA_TOKEN: Final = 50
-"""Generous: a page of a PDF takes some 3,000 tokens, a large picture less than 5,000."""
+UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""Raised by msgspec for bytes that do not fit the type."""
 
-_MEDIA: Final = re.compile(rb'(?:;base64,|"data"\s*:\s*")([A-Za-z0-9+/=_-]{20000,})')
+BACKSLASH: Final = ord("\\")
+"""As a number: finding an int in bytes is much faster than finding bytes."""
+
+_ESCAPED_LETTER: Final = re.compile(rb"\\u00[4-7]")
 _T = TypeVar("_T")
+_Default = TypeVar("_Default")
 _fields_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
-def request_of(decoder: msgspec.json.Decoder[_T], body: bytes, *, kind: str, hint: str) -> _T:
-    """A request as a struct. `kind` names it in the sentence that refuses it. Raises InvalidRequest."""
-    json_text.refuse_bad_text(body)
+# Requests: strict ----------------------------------------------------------------------------------------------------
+
+
+def decode_request(decoder: msgspec.json.Decoder[_T], body: bytes, *, kind: str, hint: str) -> _T:
+    """Decode a request. `kind` names it in the error message. Raises InvalidRequest."""
+    _refuse_bad_text(body)
     try:
         return decoder.decode(body)
     except msgspec.ValidationError as fault:
         raise InvalidRequest(f"The request is not {kind}: {fault}.", hint=hint) from None
-    except RecursionError:
-        raise json_text.too_deep() from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as fault:
-        raise json_text.not_json(fault) from None
+    except UNREADABLE as fault:
+        raise _not_json(fault) from None
 
 
-def answer_of(decoder: msgspec.json.Decoder[_T], body: bytes) -> _T:
-    """An answer or an event as a struct, also where only a lenient parser takes it. Raises NotAnAnswer."""
+def parsed(body: bytes) -> Any:
+    """A request as Python values. Raises InvalidRequest with the position at which the JSON is invalid."""
     try:
-        return decoder.decode(body)
-    except (msgspec.ValidationError, UnicodeDecodeError) as fault:
-        raise NotAnAnswer(str(fault)) from None
-    except (msgspec.DecodeError, RecursionError):
-        pass
-    try:
-        return decoder.decode(openai.lenient(body))
-    except (msgspec.DecodeError, RecursionError) as fault:
-        raise NotAnAnswer(str(fault)) from None
+        return msgspec.json.decode(body)
+    except UNREADABLE as fault:
+        raise _not_json(fault) from None
 
 
-def value_of(answer: bytes) -> Any:
-    """An answer or an event as Python values; None where it is no JSON."""
-    try:
-        return msgspec.json.decode(answer)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        pass
-    try:
-        return msgspec.json.decode(openai.lenient(answer))
-    except (NotAnAnswer, msgspec.DecodeError, RecursionError):
-        return None
+def _not_json(fault: Exception) -> InvalidRequest:
+    if isinstance(fault, RecursionError):
+        return InvalidRequest("The body is nested too deep.", hint="Send JSON with less than a few hundred levels.")
+    # The parser names positions and types, never content.
+    return InvalidRequest(f"The body is not valid JSON: {fault}.", hint="Send one JSON object.")
 
 
-def max_tokens(*limits: msgspec.Raw, choices: msgspec.Raw = openai.ABSENT) -> int | None:
-    """The most tokens of an answer: the first limit that is given, for each of the choices asked for.
+def _refuse_bad_text(body: bytes) -> None:
+    """Refuse bytes that are not UTF-8 and strings with NUL: they break databases and scrapes.
 
-    None where none is given. What is no count is the provider's to refuse.
+    The parser itself refuses lone surrogates, also in fields that it skips.
     """
-    for raw in limits:
-        limit = _count_of(raw)
-        if limit is not None:
-            return limit if choices is openai.ABSENT else limit * max(_count_of(choices) or 1, 1)
-    return None
+    if not body.isascii():
+        try:
+            body.decode()
+        except UnicodeDecodeError:
+            raise InvalidRequest("The body is not valid UTF-8.", hint="Send JSON encoded as UTF-8.") from None
+    if body.find(b"\\u0000") >= 0 and any("\0" in text for text in strings_in(parsed(body), keys=True)):
+        raise InvalidRequest("A string in the body holds a NUL character.", hint="Remove it.")
 
 
-def _count_of(raw: msgspec.Raw) -> int | None:
-    if raw is openai.ABSENT:
-        return None
-    text = bytes(raw)
-    return int(text) if text.isdigit() and len(text) <= MAX_COUNT_LENGTH else None
-
-
-def max_prompt_tokens(body: bytes) -> int:
-    """No token is shorter than a byte, so a body bounds what a model reads; base64 in it is no text to a model."""
-    most = len(body)
-    if most < SHORTEST_MEDIA_BYTES:
-        return most
-    for found in _MEDIA.finditer(body):
-        size = found.end(1) - found.start(1)
-        most += max(LEAST_TOKENS_OF_MEDIA, size // BYTES_PER_MEDIA_TOKEN) - size
-    return most
-
-
-def check_model(name: str) -> None:
-    """Raises InvalidRequest for a name that is blank, too long or not printable."""
-    if not name.strip():
-        raise InvalidRequest("'model' is empty.", hint="Name a model of GET /v1/models.")
-    if len(name) > MAX_MODEL_NAME_LENGTH or not name.isprintable():
-        raise InvalidRequest(
-            f"'model' is longer than {MAX_MODEL_NAME_LENGTH} characters or holds control characters.",
-            hint="Name a model of GET /v1/models.",
-        )
-
-
-def with_model(body: bytes, model: str) -> bytes:
-    """The body under another model's name; every other value stays as it was written."""
-    present = fields_of(body)
-    named = msgspec.json.encode(model)
-    if "model" not in present:
-        brace = body.index(b"{") + 1
-        return body[:brace] + b'"model":' + named + b"," + body[brace:]
-    return msgspec.json.encode({**present, "model": msgspec.Raw(named)})
-
-
-def names_model(body: bytes) -> bool:
-    """Whether a request, known to be an object, has a `model`."""
-    return "model" in fields_of(body)
-
-
-def fields_of(body: bytes) -> dict[str, msgspec.Raw]:
-    """The fields of a body that is known to be an object, each as it was written."""
-    return _fields_decoder.decode(body)
-
-
-def prompt_parts(value: Any, is_media: Callable[[dict[str, Any]], bool]) -> tuple[str, int]:
-    """All text of a prompt, and how many images, sounds and documents it holds: base64 is not text to a model."""
-    texts: list[str] = []
-    media = 0
+def strings_in(value: Any, *, keys: bool = False) -> Iterator[str]:
+    """All strings of a parsed value, without recursion; on request the keys of objects too."""
     stack = [value]
     while stack:
         item = stack.pop()
         if isinstance(item, str):
-            texts.append(item)
+            yield item
+        elif isinstance(item, dict):
+            stack.extend(item.values())
+            if keys:
+                stack.extend(item)
         elif isinstance(item, list):
             stack.extend(item)
-        elif isinstance(item, dict):
-            if is_media(item):
-                media += 1
-            else:
-                stack.extend(item.values())
-    return " ".join(texts), media
+
+
+def quoted(*names: str) -> tuple[bytes, ...]:
+    """Names of fields as JSON writes them."""
+    return tuple(f'"{name}"'.encode() for name in names)
+
+
+def refuse_repeated(body: bytes, names: Sequence[bytes]) -> None:
+    """Refuse an object that names one of these fields, as `quoted` gives them, twice. `body` is valid JSON.
+
+    Parsers differ on which of the two counts, so a call could be metered as one model and served by another.
+    Raises InvalidRequest.
+    """
+    for name in names:
+        if body.count(name) > 1:
+            break
+    else:
+        if BACKSLASH not in body or _ESCAPED_LETTER.search(body) is None:
+            return
+    # The hook runs for each object, for the outermost last; only the outermost keys count.
+    pairs: list[tuple[str, Any]] = json.loads(body, object_pairs_hook=list)
+    keys = [key for key, _value in pairs]
+    for field in (name.strip(b'"').decode() for name in names):
+        if keys.count(field) > 1:
+            raise InvalidRequest(f"The body names '{field}' twice.", hint="Name each field once.")
+
+
+def check_model(name: str) -> None:
+    """Raises InvalidRequest for a name that is blank, too long or not printable."""
+    hint = "Name a model of GET /v1/models."
+    if not name.strip():
+        raise InvalidRequest("'model' is empty.", hint=hint)
+    if len(name) > MAX_MODEL_NAME_LENGTH or not name.isprintable():
+        raise InvalidRequest(
+            f"'model' is longer than {MAX_MODEL_NAME_LENGTH} characters or holds control characters.", hint=hint
+        )
+
+
+def fields_of(body: bytes) -> dict[str, msgspec.Raw]:
+    """The fields of a body that is a valid object, each with its original bytes."""
+    return _fields_decoder.decode(body)
+
+
+def with_fields(body: bytes, additions: dict[str, Any]) -> bytes:
+    """Set top-level fields; an object is merged into the existing one. New ones are inserted in front.
+
+    Every other value keeps its bytes.
+    """
+    if not additions:
+        return body
+    present = fields_of(body)
+    if not additions.keys() & present.keys():
+        brace = body.index(b"{") + 1
+        fields = msgspec.json.encode(additions)[1:-1]
+        return body[:brace] + fields + b"," + body[brace:]
+    merged: dict[str, Any] = {**present, **additions}
+    for name in additions.keys() & present.keys():
+        if isinstance(additions[name], dict):
+            merged[name] = {**(msgspec.json.decode(present[name]) or {}), **additions[name]}
+    return msgspec.json.encode(merged)
+
+
+# Responses: tolerant -------------------------------------------------------------------------------------------------
+
+
+def decode_response(decoder: msgspec.json.Decoder[_T], body: bytes) -> _T:
+    """Decode a response or an event, even if only a lenient parser accepts it. Raises UnreadableResponse."""
+    try:
+        return decoder.decode(body)
+    except (msgspec.ValidationError, UnicodeDecodeError) as fault:
+        raise UnreadableResponse(str(fault)) from None
+    except (msgspec.DecodeError, RecursionError):
+        pass
+    try:
+        return decoder.decode(strict_json(body))
+    except (msgspec.DecodeError, RecursionError) as fault:
+        raise UnreadableResponse(str(fault)) from None
+
+
+def strict_json(body: bytes) -> bytes:
+    """A response as strict JSON. Python's parser accepts NaN, Infinity and lone surrogates, which some relays send.
+
+    Raises UnreadableResponse.
+    """
+    try:
+        # Fractions become text: NaN in usage then reads as invalid, and a cost keeps every digit.
+        value: Any = json.loads(body, parse_float=str, parse_constant=str)
+        return json.dumps(value, ensure_ascii=False).encode("utf-8", "replace")
+    except (ValueError, RecursionError) as fault:
+        raise UnreadableResponse(str(fault)) from None
+
+
+def value_of(response: bytes) -> Any:
+    """A response or an event as Python values; None if it is not JSON."""
+    try:
+        return msgspec.json.decode(response)
+    except UNREADABLE:
+        pass
+    try:
+        return msgspec.json.decode(strict_json(response))
+    except (UnreadableResponse, msgspec.DecodeError, RecursionError):
+        return None
+
+
+def decode_field(decoder: msgspec.json.Decoder[_T], raw: msgspec.Raw, default: _Default) -> _T | _Default:
+    """Decode an optional field; the default if it is absent, null or invalid, so that the fields beside it count."""
+    if raw in UNSET:
+        return default
+    try:
+        return decoder.decode(raw)
+    except UNREADABLE:
+        return default
+
+
+def is_set(raw: msgspec.Raw) -> bool:
+    """Whether a field is present and not null."""
+    return raw not in UNSET
+
+
+def is_error(raw: msgspec.Raw) -> bool:
+    """Whether an `error` field reports an error: some relays send it empty with every response."""
+    return raw not in NO_ERROR
+
+
+def is_blank(raw: msgspec.Raw) -> bool:
+    """Whether a field holds nothing: it is absent, null, or an empty string, list or object."""
+    return len(raw) <= MAX_BLANK_BYTES and raw in BLANK
+
+
+def cleaned(text: str | None) -> str:
+    """A provider's text for a row: bounded, without control characters."""
+    short = (text or "")[:MAX_NAME_LENGTH]
+    return short if short.isprintable() else "".join(char if char.isprintable() else "?" for char in short)
 
 
 def dicts_in(value: Any) -> Iterator[dict[str, Any]]:
-    """The objects in a list; nothing where it is no list."""
+    """The objects in a list; nothing if it is not a list."""
     for item in value if isinstance(value, list) else ():
         if isinstance(item, dict):
             yield item
 
 
 def under(value: Any, *names: str) -> Any:
-    """What stands in objects below these names; None where one is missing."""
+    """The value at a path of object keys; None if one is missing."""
     for name in names:
         value = value.get(name) if isinstance(value, dict) else None
     return value
-
-
-def merged(
-    before: ResponseInfo | None,
-    now: ResponseInfo | None,
-    how: Callable[[ResponseInfo, ResponseInfo], ResponseInfo] = merge,
-) -> ResponseInfo | None:
-    """Two Reads as one, where there are two."""
-    return how(before, now) if before is not None and now is not None else now or before

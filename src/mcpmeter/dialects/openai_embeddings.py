@@ -1,23 +1,22 @@
 """OpenAI embeddings (`/embeddings`): https://platform.openai.com/docs/api-reference/embeddings
 
-An answer's vectors are skipped unread, whatever their encoding: only what stands beside them is metered.
+The vectors of a response are skipped, whatever their encoding. Embeddings do not stream.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Annotated, Final
 
 import msgspec
 
-from mcpmeter.dialects import json_body as bodies
-from mcpmeter.dialects import json_text, openai
-from mcpmeter.dialects.base import NotAnAnswer, RequestInfo, ResponseInfo
-from mcpmeter.errors import InvalidRequest, MeterError
+from mcpmeter.dialects import json_body, openai, tokens
+from mcpmeter.dialects.base import RequestInfo, ResponseInfo, UnreadableResponse
+from mcpmeter.dialects.tokens import Tokens
+from mcpmeter.errors import InvalidRequest
 from mcpmeter.records import NO_PATH_PARAMS, PathParams, Usage
 
-METERED_FIELDS: Final = json_text.quoted(b"model", b"input")
-"""What is read of a request; each may be named once."""
+METERED_FIELDS: Final = json_body.quoted("model", "input")
+"""The fields of a request that are read; each may be named once."""
 
 _Token = Annotated[int, msgspec.Meta(ge=0)]
 
@@ -28,117 +27,93 @@ class _Request(msgspec.Struct, frozen=True, gc=False):
 
 
 class _Usage(msgspec.Struct, frozen=True, gc=False):
-    prompt_tokens: openai.Tokens | None = None
-    total_tokens: openai.Tokens | None = None
+    prompt_tokens: Tokens | None = None
+    total_tokens: Tokens | None = None
 
 
-class _Answer(msgspec.Struct, frozen=True, gc=False):
+class _Response(msgspec.Struct, frozen=True, gc=False):
     model: str | None = None
     data: list[msgspec.Raw] | None = None
-    usage: msgspec.Raw = openai.ABSENT
-    error: msgspec.Raw = openai.ABSENT
+    usage: msgspec.Raw = json_body.ABSENT
+    error: msgspec.Raw = json_body.ABSENT
 
 
 _request_decoder = msgspec.json.Decoder(_Request)
-_answer_decoder = msgspec.json.Decoder(_Answer)
+_response_decoder = msgspec.json.Decoder(_Response)
 _usage_decoder = msgspec.json.Decoder(_Usage)
 _HINT: Final = 'The least is {"model": "…", "input": "…"}.'
 
 
-class OpenAiEmbeddings:
-    """The embeddings dialect. Stateless; there are no streams in it, and no completion tokens."""
+class OpenAiEmbeddings(openai.OpenAiDialect):
+    """The embeddings dialect. Stateless."""
 
     operation = "embeddings"
-    passed_headers: frozenset[bytes] = frozenset()
+    passed_headers = frozenset()
 
-    def path_name(self, asked: RequestInfo) -> str:
+    def path_name(self, request: RequestInfo) -> str:
         """`embeddings`."""
         return "embeddings"
 
-    def read_request(self, body: bytes, named: PathParams = NO_PATH_PARAMS) -> RequestInfo:
-        """Read the model, and that there is something to embed. Raises InvalidRequest."""
-        request = bodies.request_of(_request_decoder, body, kind="for embeddings", hint=_HINT)
-        json_text.refuse_repeated(body, METERED_FIELDS)
+    def read_request(self, body: bytes, path: PathParams = NO_PATH_PARAMS) -> RequestInfo:
+        """Read the model and check the input. Raises InvalidRequest."""
+        request = _decoded(body)
+        json_body.refuse_repeated(body, METERED_FIELDS)
         if not request.input:
             raise InvalidRequest("'input' is empty.", hint="Send a text, a list of texts, or lists of tokens.")
         if request.model is not None:
-            bodies.check_model(request.model)
+            json_body.check_model(request.model)
         return RequestInfo(
             model=request.model or "",
             prompt_tokens_estimate=max(1, _prompt_tokens(request)),
             max_completion_tokens=0,
         )
 
-    def forwarded(self, body: bytes, asked: RequestInfo, model: str) -> bytes:
-        """The body unchanged, unless the model's name differs."""
-        return openai.with_fields(body, {"model": model} if asked.model != model else {})
-
-    def read_answer(self, body: bytes) -> ResponseInfo:
-        """Usage, model and cost of an answer, and whether it holds no vector. Raises NotAnAnswer."""
-        answer = bodies.answer_of(_answer_decoder, body)
-        is_error = openai.is_error(answer.error)
-        if answer.data is None and not is_error:
-            raise NotAnAnswer("no list of vectors")
-        usage, bad = _read_usage(answer.usage)
+    def read_response(self, body: bytes) -> ResponseInfo:
+        """Usage, model, cost and error of a response, and whether it holds no vector. Raises UnreadableResponse."""
+        response = json_body.decode_response(_response_decoder, body)
+        has_error = json_body.is_error(response.error)
+        if response.data is None and not has_error:
+            raise UnreadableResponse("no list of vectors")
+        usage, bad = _read_usage(response.usage)
         return ResponseInfo(
             usage=usage,
             bad_usage=bad,
-            model=openai.cleaned(answer.model),
-            is_error=is_error,
-            is_empty=answer.data == [] and not is_error,
-            reported_usd=openai.reported_usd(answer.usage),
+            model=json_body.cleaned(response.model),
+            is_error=has_error,
+            is_empty=response.data == [] and not has_error,
+            reported_usd=openai.reported_usd(response.usage),
         )
-
-    def read_events(self, block: bytes) -> ResponseInfo | None:
-        """Nothing: embeddings are not streamed."""
-        return None
-
-    def only_usage(self, event: bytes) -> bool:
-        """Never: embeddings are not streamed."""
-        return False
-
-    def is_end(self, event: bytes) -> bool:
-        """Never: embeddings are not streamed."""
-        return False
 
     def prompt_tokens(self, body: bytes) -> int:
         """The number of tokens given as such, and an estimate for texts."""
         try:
-            return _prompt_tokens(bodies.request_of(_request_decoder, body, kind="for embeddings", hint=_HINT))
+            return _prompt_tokens(_decoded(body))
         except InvalidRequest:
-            return len(body) // bodies.BYTES_PER_PROMPT_TOKEN
+            return len(body) // tokens.BYTES_PER_PROMPT_TOKEN
 
-    def completion_tokens(self, answer: bytes) -> int:
-        """0: vectors are no tokens."""
+    def completion_tokens(self, response: bytes) -> int:
+        """0: vectors are not tokens."""
         return 0
 
-    def delivered_tokens(self, blocks: Sequence[bytes]) -> int:
-        """0: vectors are no tokens."""
-        return 0
 
-    def error_body(self, error: MeterError, call_id: str) -> bytes:
-        """OpenAI's error object."""
-        return openai.error_body(error, call_id)
-
-    def error_event(self, error: MeterError, call_id: str) -> bytes:
-        """The error object as an event, should a provider have begun a stream that nobody asked for."""
-        return b"data: " + openai.error_body(error, call_id) + b"\n\n"
+def _decoded(body: bytes) -> _Request:
+    return json_body.decode_request(_request_decoder, body, kind="for embeddings", hint=_HINT)
 
 
 def _prompt_tokens(request: _Request) -> int:
-    given = [request.input] if isinstance(request.input, str) else request.input
-    texts = [text for text in given if isinstance(text, str)]
-    tokens = sum(len(item) if isinstance(item, list) else 1 for item in given if not isinstance(item, str))
-    return sum(map(json_text.estimated_tokens, texts)) + tokens
+    inputs = [request.input] if isinstance(request.input, str) else request.input
+    texts = [text for text in inputs if isinstance(text, str)]
+    counted = sum(len(item) if isinstance(item, list) else 1 for item in inputs if not isinstance(item, str))
+    return sum(map(tokens.estimate_text, texts)) + counted
 
 
 def _read_usage(raw: msgspec.Raw) -> tuple[Usage | None, bool]:
-    """(usage, whether it was there and cannot be). Some providers report the total alone; it is all prompt."""
-    if openai.is_blank(raw):
+    """(usage, whether it is present and invalid). Some providers report only the total, which is all prompt."""
+    if json_body.is_blank(raw):
         return None, False
     try:
-        told = _usage_decoder.decode(raw)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        reported = _usage_decoder.decode(raw)
+    except json_body.UNREADABLE:
         return None, True
-    prompt = told.total_tokens if told.prompt_tokens is None else told.prompt_tokens
+    prompt = reported.total_tokens if reported.prompt_tokens is None else reported.prompt_tokens
     return (None, True) if prompt is None else (Usage(prompt_tokens=prompt, source="reported"), False)

@@ -1,8 +1,8 @@
 """OpenAI responses (`/responses`): https://platform.openai.com/docs/api-reference/responses
 
-`store`, `previous_response_id` and `conversation` pass as they are: what the provider keeps of earlier turns is in the
-usage that it reports, and only the estimates cannot know it. With `background` the provider answers before it works,
-so there is no usage yet: the call passes and counts as one whose usage is missing.
+`store`, `previous_response_id` and `conversation` pass unchanged: the reported usage includes the provider's copy of
+earlier turns, and only the estimates cannot. With `background` the provider responds before it works, so there is no
+usage yet: the call passes and its usage counts as missing.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ from typing import Any, Final
 import msgspec
 from msgspec.structs import replace
 
-from mcpmeter.dialects import json_body as bodies
-from mcpmeter.dialects import json_text, openai
-from mcpmeter.dialects.base import NotAnAnswer, RequestInfo, ResponseInfo
+from mcpmeter.dialects import json_body, openai, sse, tokens
+from mcpmeter.dialects.base import RequestInfo, ResponseInfo, StreamingDialect, UnreadableResponse, merge_all
+from mcpmeter.dialects.tokens import Tokens
 from mcpmeter.errors import InvalidRequest, MeterError
 from mcpmeter.records import NO_PATH_PARAMS, PathParams
 
-METERED_FIELDS: Final = json_text.quoted(b"model", b"stream", b"input")
-"""What is read of a request; each may be named once."""
+METERED_FIELDS: Final = json_body.quoted("model", "stream", "input")
+"""The fields of a request that are read; each may be named once."""
 
 LAST_EVENTS: Final = frozenset({"response.completed", "response.incomplete", "response.failed", "response.cancelled"})
-"""Each carries the whole answer. `error` is not one of them: `response.failed` may follow it."""
+"""Each carries the whole response. `error` is not one of them: `response.failed` may follow it."""
 
 TEXTLESS_DELTAS: Final = ("response.reasoning", "response.audio.")
-"""How the types of deltas begin that are neither text nor a tool's call: thoughts, and sound in base64."""
+"""Prefixes of delta types that are neither text nor a tool call: thoughts, and sound in base64."""
 
 PENDING: Final = frozenset({"queued", "in_progress"})
 SILENT_ITEMS: Final = frozenset({"reasoning", "compaction", "mcp_list_tools"})
@@ -37,26 +37,26 @@ class _Request(msgspec.Struct, frozen=True, gc=False):
     input: str | list[msgspec.Raw] | None = None
     model: str | None = None
     stream: bool | None = None
-    prompt: msgspec.Raw = openai.ABSENT
-    previous_response_id: msgspec.Raw = openai.ABSENT
-    conversation: msgspec.Raw = openai.ABSENT
-    max_output_tokens: msgspec.Raw = openai.ABSENT
+    prompt: msgspec.Raw = json_body.ABSENT
+    previous_response_id: msgspec.Raw = json_body.ABSENT
+    conversation: msgspec.Raw = json_body.ABSENT
+    max_output_tokens: msgspec.Raw = json_body.ABSENT
 
 
-class _Usage(openai.ToldUsage, frozen=True, gc=False):
-    prompt_tokens: openai.Tokens | None = msgspec.field(default=None, name="input_tokens")
-    completion_tokens: openai.Tokens | None = msgspec.field(default=None, name="output_tokens")
-    prompt_tokens_details: msgspec.Raw = msgspec.field(default=openai.ABSENT, name="input_tokens_details")
-    completion_tokens_details: msgspec.Raw = msgspec.field(default=openai.ABSENT, name="output_tokens_details")
+class _Usage(openai.ReportedUsage, frozen=True, gc=False):
+    prompt_tokens: Tokens | None = msgspec.field(default=None, name="input_tokens")
+    completion_tokens: Tokens | None = msgspec.field(default=None, name="output_tokens")
+    prompt_tokens_details: msgspec.Raw = msgspec.field(default=json_body.ABSENT, name="input_tokens_details")
+    completion_tokens_details: msgspec.Raw = msgspec.field(default=json_body.ABSENT, name="output_tokens_details")
 
 
 class _Response(msgspec.Struct, frozen=True, gc=False):
     model: str | None = None
     status: str | None = None
-    incomplete_details: msgspec.Raw = openai.ABSENT
-    output: msgspec.Raw = openai.ABSENT
-    usage: msgspec.Raw = openai.ABSENT
-    error: msgspec.Raw = openai.ABSENT
+    incomplete_details: msgspec.Raw = json_body.ABSENT
+    output: msgspec.Raw = json_body.ABSENT
+    usage: msgspec.Raw = json_body.ABSENT
+    error: msgspec.Raw = json_body.ABSENT
 
 
 class _EventType(msgspec.Struct, frozen=True, gc=False):
@@ -69,21 +69,21 @@ class _Incomplete(msgspec.Struct, frozen=True, gc=False):
 
 class _Part(msgspec.Struct, frozen=True, gc=False):
     type: str = ""
-    text: msgspec.Raw = openai.ABSENT
-    refusal: msgspec.Raw = openai.ABSENT
+    text: msgspec.Raw = json_body.ABSENT
+    refusal: msgspec.Raw = json_body.ABSENT
 
 
 class _Item(msgspec.Struct, frozen=True, gc=False):
     type: str = ""
-    content: msgspec.Raw = openai.ABSENT
+    content: msgspec.Raw = json_body.ABSENT
 
 
 class _Event(msgspec.Struct, frozen=True, gc=False):
     type: str | None = None
     response: _Response | None = None
     item: _Item | None = None
-    delta: msgspec.Raw = openai.ABSENT
-    error: msgspec.Raw = openai.ABSENT
+    delta: msgspec.Raw = json_body.ABSENT
+    error: msgspec.Raw = json_body.ABSENT
 
 
 _request_decoder = msgspec.json.Decoder(_Request)
@@ -94,199 +94,177 @@ _type_decoder = msgspec.json.Decoder(_EventType)
 _incomplete_decoder = msgspec.json.Decoder(_Incomplete)
 _items_decoder = msgspec.json.Decoder(list[_Item])
 _parts_decoder = msgspec.json.Decoder(list[_Part])
+_NO_REASON: Final = _Incomplete()
 _HINT: Final = 'The least is {"model": "…", "input": "…"}.'
 
 
-class OpenAiResponses:
-    """The responses dialect. Stateless. Nothing is added to a stream, as its last event always carries the usage."""
+class OpenAiResponses(openai.OpenAiDialect, StreamingDialect):
+    """The responses dialect. Stateless. A stream's last event always carries the usage, so none is requested."""
 
     operation = "chat"
-    passed_headers = openai.PASSED_HEADERS
     end_marks = (b'"response"', openai.DONE)
 
-    def path_name(self, asked: RequestInfo) -> str:
+    def path_name(self, request: RequestInfo) -> str:
         """`responses`, streamed or not."""
         return "responses"
 
-    def read_request(self, body: bytes, named: PathParams = NO_PATH_PARAMS) -> RequestInfo:
-        """Read model and stream. Raises InvalidRequest."""
-        request = bodies.request_of(_request_decoder, body, kind="for a response", hint=_HINT)
-        json_text.refuse_repeated(body, METERED_FIELDS)
-        kept_elsewhere = (request.prompt, request.previous_response_id, request.conversation)
-        if not request.input and not any(map(openai.is_told, kept_elsewhere)):
+    def read_request(self, body: bytes, path: PathParams = NO_PATH_PARAMS) -> RequestInfo:
+        """Read model, stream and limit. Raises InvalidRequest."""
+        request = json_body.decode_request(_request_decoder, body, kind="for a response", hint=_HINT)
+        json_body.refuse_repeated(body, METERED_FIELDS)
+        stored = (request.prompt, request.previous_response_id, request.conversation)
+        if not request.input and not any(map(json_body.is_set, stored)):
             raise InvalidRequest("'input' is empty.", hint="Send a text, or a list of at least one item.")
         if request.model is not None:
-            bodies.check_model(request.model)
+            json_body.check_model(request.model)
         return RequestInfo(
             model=request.model or "",
             stream=bool(request.stream),
-            usage_asked=True,
-            prompt_tokens_estimate=max(1, len(body) // bodies.BYTES_PER_PROMPT_TOKEN),
-            max_completion_tokens=bodies.max_tokens(request.max_output_tokens),
+            usage_requested=True,
+            prompt_tokens_estimate=tokens.quick_estimate(body),
+            max_completion_tokens=tokens.max_completion_tokens(request.max_output_tokens),
         )
 
-    def forwarded(self, body: bytes, asked: RequestInfo, model: str) -> bytes:
-        """The body unchanged, unless the model's name differs."""
-        return openai.with_fields(body, {"model": model} if asked.model != model else {})
-
-    def read_answer(self, body: bytes) -> ResponseInfo:
-        """What a response object says of itself. Raises NotAnAnswer."""
-        response = bodies.answer_of(_response_decoder, body)
-        is_error = openai.is_error(response.error)
-        if not (openai.is_told(response.output) or openai.is_told(response.usage) or is_error):
-            raise NotAnAnswer("no output")
-        read, items = _read(response), _items(response.output)
-        can_be_empty = bool(read.finish_reason) and items is not None and not read.is_error
-        return replace(read, is_empty=can_be_empty and all(map(_is_silent, items or ())))
+    def read_response(self, body: bytes) -> ResponseInfo:
+        """Usage, status and error of a response object. Raises UnreadableResponse."""
+        response = json_body.decode_response(_response_decoder, body)
+        if not (
+            json_body.is_set(response.output) or json_body.is_set(response.usage) or json_body.is_error(response.error)
+        ):
+            raise UnreadableResponse("no output")
+        info, items = _info(response), _items(response.output)
+        can_be_empty = bool(info.finish_reason) and items is not None and not info.is_error
+        return replace(info, is_empty=can_be_empty and all(map(_is_silent, items or ())))
 
     def read_events(self, block: bytes) -> ResponseInfo | None:
-        """What the events with a response object, or an error, say; deltas have neither."""
+        """The events with a response object or an error; deltas have neither."""
         if block.rfind(b'"response"') < 0 and block.rfind(b'"error"') < 0:
             return None
-        return openai.told_by([_read_event(payload) for payload in openai.events_of(block)])
+        return merge_all(map(_read_event, sse.payloads(block)))
 
     def has_content(self, block: bytes) -> bool:
-        """Whether a block of events holds text or a tool's call; reasoning is neither."""
-        return any(map(_has_content, openai.events_of(block)))
-
-    def only_usage(self, event: bytes) -> bool:
-        """Never: nothing is asked for that the client did not ask for."""
-        return False
+        """Whether a block holds text or a tool call; reasoning is neither."""
+        return any(map(_has_content, sse.payloads(block)))
 
     def is_end(self, event: bytes) -> bool:
-        """`response.completed`, `.incomplete`, `.failed` or `.cancelled`; `[DONE]` where a relay sends that instead."""
-        return any(payload == openai.DONE or _type_of(payload) in LAST_EVENTS for payload in openai.events_of(event))
+        """`response.completed`, `.incomplete`, `.failed` or `.cancelled`; `[DONE]` from relays that send that."""
+        return any(payload == openai.DONE or _type_of(payload) in LAST_EVENTS for payload in sse.payloads(event))
 
     def prompt_tokens(self, body: bytes) -> int:
-        """Estimate from the text of input, instructions and tools, four tokens of framing an item."""
-        try:
-            request = json_text.parsed(body)
-        except InvalidRequest:
-            return len(body) // bodies.BYTES_PER_PROMPT_TOKEN
-        given = request.get("input")
-        told = [given, request.get("instructions"), request.get("tools"), request.get("prompt")]
-        items = len(given) if given and isinstance(given, list) else 1
-        return json_text.estimated_tokens(" ".join(openai.prompt_texts(told))) + 4 * items
+        """Estimate from the text of input, instructions and tools, plus framing per item."""
+        return tokens.estimate_prompt(body, _prompt_tokens)
 
-    def completion_tokens(self, answer: bytes) -> int:
+    def completion_tokens(self, response: bytes) -> int:
         """Estimate from the text of the output."""
-        return json_text.estimated_tokens("".join(_output_texts(bodies.value_of(answer))))
+        return tokens.estimate_text("".join(_output_texts(json_body.value_of(response))))
 
     def delivered_tokens(self, blocks: Sequence[bytes]) -> int:
-        """Estimate from all deltas but those of sound."""
-        payloads = openai.events_of(b"".join(blocks))
-        return json_text.estimated_tokens("".join(map(_delta_of, payloads)))
-
-    def error_body(self, error: MeterError, call_id: str) -> bytes:
-        """OpenAI's error object."""
-        return openai.error_body(error, call_id)
+        """Estimate from all deltas except sound."""
+        return tokens.estimate_text("".join(map(_delta_of, sse.payloads(b"".join(blocks)))))
 
     def error_event(self, error: MeterError, call_id: str) -> bytes:
-        """An `error` event; the object in it is what makes OpenAI's SDKs raise APIError."""
-        told = b'{"type":"error",' + openai.error_body(error, call_id)[1:]
-        return b"event: error\ndata: " + told + b"\n\n"
+        """An `error` event; the object in it makes OpenAI's SDKs raise APIError."""
+        payload = b'{"type":"error",' + openai.error_body(error, call_id)[1:]
+        return b"event: error\ndata: " + payload + b"\n\n"
 
 
 def _read_event(payload: bytes) -> ResponseInfo | None:
     try:
-        event = bodies.answer_of(_event_decoder, payload)
-    except NotAnAnswer:
-        # Bytes pass as they came; an event that cannot be read says nothing, and usage will count as missing.
+        event = json_body.decode_response(_event_decoder, payload)
+    except UnreadableResponse:
+        # The bytes pass anyway; an unreadable event reports nothing, so the usage counts as missing.
         return None
     if event.response is not None:
-        return _read(event.response)
-    return ResponseInfo(is_error=True) if event.type == "error" or openai.is_error(event.error) else None
+        return _info(event.response)
+    return ResponseInfo(is_error=True) if event.type == "error" or json_body.is_error(event.error) else None
 
 
 def _has_content(payload: bytes) -> bool:
     try:
-        event = bodies.answer_of(_event_decoder, payload)
-    except NotAnAnswer:
+        event = json_body.decode_response(_event_decoder, payload)
+    except UnreadableResponse:
         return False
     kind = event.type or ""
     if kind.endswith(".delta"):
-        return not kind.startswith(TEXTLESS_DELTAS) and not openai.is_blank(event.delta)
+        return not kind.startswith(TEXTLESS_DELTAS) and not json_body.is_blank(event.delta)
     if event.item is not None:
         return not _is_silent(event.item)
     items = _items(event.response.output) if event.response is not None else None
     return not all(map(_is_silent, items or ()))
 
 
-def _read(response: _Response) -> ResponseInfo:
+def _type_of(payload: bytes) -> str | None:
+    try:
+        return json_body.decode_response(_type_decoder, payload).type
+    except UnreadableResponse:
+        return None
+
+
+def _info(response: _Response) -> ResponseInfo:
     usage, bad = openai.read_usage(response.usage, _usage_decoder.decode)
     parts = [part for item in _items(response.output) or () for part in _parts(item) or ()]
     return ResponseInfo(
         usage=usage,
         bad_usage=bad,
-        model=openai.cleaned(response.model),
+        model=json_body.cleaned(response.model),
         finish_reason=_finish_reason(response),
-        is_error=openai.is_error(response.error) or response.status == "failed",
+        is_error=json_body.is_error(response.error) or response.status == "failed",
         is_refusal=any(part.type == "refusal" for part in parts),
         reported_usd=openai.reported_usd(response.usage),
     )
 
 
 def _finish_reason(response: _Response) -> str:
-    """Why an incomplete answer ends, else its status; empty while it goes on."""
+    """The reason of an incomplete response, otherwise the status; empty while the response is pending."""
     if response.status in PENDING:
         return ""
-    if response.status == "incomplete" and openai.is_told(response.incomplete_details):
-        try:
-            reason = _incomplete_decoder.decode(response.incomplete_details).reason
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            reason = None
-        return openai.cleaned(reason or response.status)
-    return openai.cleaned(response.status)
+    if response.status == "incomplete":
+        reason = json_body.decode_field(_incomplete_decoder, response.incomplete_details, _NO_REASON).reason
+        return json_body.cleaned(reason or response.status)
+    return json_body.cleaned(response.status)
 
 
 def _items(output: msgspec.Raw) -> list[_Item] | None:
-    """None for what cannot be read: then nothing is claimed of it."""
-    try:
-        return _items_decoder.decode(output) if openai.is_told(output) else None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return None
+    """None if they are absent or unreadable: they may be content."""
+    return json_body.decode_field(_items_decoder, output, None)
 
 
 def _parts(item: _Item) -> list[_Part] | None:
     if item.type != "message":
         return None
-    try:
-        return [] if openai.is_blank(item.content) else _parts_decoder.decode(item.content)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return None
+    return [] if json_body.is_blank(item.content) else json_body.decode_field(_parts_decoder, item.content, None)
 
 
 def _is_silent(item: _Item) -> bool:
     parts = _parts(item)
     if parts is None:
         return item.type in SILENT_ITEMS
-    return all(part.type in ("output_text", "refusal") and _is_blank(part) for part in parts)
+    return all(
+        part.type in ("output_text", "refusal") and json_body.is_blank(part.text) and json_body.is_blank(part.refusal)
+        for part in parts
+    )
 
 
-def _is_blank(part: _Part) -> bool:
-    return openai.is_blank(part.text) and openai.is_blank(part.refusal)
-
-
-def _type_of(payload: bytes) -> str | None:
-    try:
-        return bodies.answer_of(_type_decoder, payload).type
-    except NotAnAnswer:
-        return None
+def _prompt_tokens(request: Any) -> int:
+    given = request.get("input")
+    texts = openai.prompt_texts([given, *map(request.get, ("instructions", "tools", "prompt"))])
+    items = len(given) if given and isinstance(given, list) else 1
+    return tokens.estimate_text(" ".join(texts)) + tokens.FRAMING_TOKENS * items
 
 
 def _delta_of(payload: bytes) -> str:
-    event = bodies.value_of(payload)
+    event = json_body.value_of(payload)
     if not isinstance(event, dict):
         return ""
     kind, delta = event.get("type"), event.get("delta")
-    # Sound comes as base64, which is no text; its transcript has events of its own.
+    # Sound is base64, not text; its transcript has its own events.
     is_text = isinstance(kind, str) and kind.endswith(".delta") and kind != "response.audio.delta"
     return delta if is_text and isinstance(delta, str) else ""
 
 
 def _output_texts(response: Any) -> Iterator[str]:
-    """What the model wrote: texts, refusals, reasoning and the arguments of calls; no results, ids or pictures."""
-    for item in bodies.dicts_in(bodies.under(response, "output")):
+    """The model's texts, refusals, reasoning and arguments of calls; no results, ids or pictures."""
+    for item in json_body.dicts_in(json_body.under(response, "output")):
         written = [item.get(name) for name in ("name", "arguments", "input", "code")]
-        parts = [part for name in ("content", "summary") for part in bodies.dicts_in(item.get(name))]
-        yield from json_text.text_of(written + [part.get(name) for part in parts for name in ("text", "refusal")])
+        parts = [part for name in ("content", "summary") for part in json_body.dicts_in(item.get(name))]
+        yield from json_body.strings_in(written + [part.get(name) for part in parts for name in ("text", "refusal")])

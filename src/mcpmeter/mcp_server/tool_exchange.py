@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import anyio
 
+from mcpmeter.dialects import sse
 from mcpmeter.errors import BodyTooLarge, ClientDisconnected
 from mcpmeter.http.exchange import CancelOnDisconnect, Header
 from mcpmeter.records import NO_PATH_PARAMS
@@ -98,25 +99,26 @@ class AnswerText:
         self.is_stream = False
         self.error_message = ""
         self._parts: list[str] = []
-        self._unread = bytearray()
+        self._body = bytearray()
+        self._events = sse.EventSplitter()
 
     def feed(self, data: bytes) -> str:
         """Take a part; return the text that it adds, if it is a stream's."""
-        self._unread += data
-        return self._read_lines() if self.is_stream else ""
+        if self.is_stream:
+            return self._read_events(self._events.feed(data))
+        self._body += data
+        return ""
 
     def finish(self) -> str:
         """The whole text."""
         if self.is_stream:
-            self.feed(b"\n")
+            self._read_events(self._events.take())
         else:
-            self._parts.append(self._read_payload(bytes(self._unread)))
+            self._parts.append(self._read_payload(bytes(self._body)))
         return "".join(self._parts)
 
-    def _read_lines(self) -> str:
-        *lines, rest = bytes(self._unread).split(b"\n")
-        self._unread[:] = rest
-        text = "".join(self._read_payload(line[5:]) for line in lines if line.startswith(b"data:"))
+    def _read_events(self, block: bytes) -> str:
+        text = "".join(map(self._read_payload, sse.payloads(block)))
         self._parts.append(text)
         return text
 

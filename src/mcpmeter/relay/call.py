@@ -10,7 +10,7 @@ from typing import Final, ParamSpec, TypeVar
 
 from msgspec.structs import replace
 
-from mcpmeter.dialects.base import Dialect, NotAnAnswer, RequestInfo
+from mcpmeter.dialects.base import Dialect, RequestInfo, UnreadableResponse
 from mcpmeter.errors import (
     ClientDisconnected,
     MeterError,
@@ -145,7 +145,7 @@ class RelayedCall:
         if passed := passed_request_headers(dialect.passed_headers, self.exchange.headers):
             headers = {**passed, **headers}  # in this order: the client cannot replace our headers, above all the key
         if not provider.asks_stream_usage:
-            request = replace(request, usage_asked=True)
+            request = replace(request, usage_requested=True)
         body = dialect.forwarded(self.body, request, target.model)
         timeouts, attempts = target.upstream.timeouts, self.attempts
         # The first attempt is sent at once, with all of the call's time.
@@ -166,8 +166,8 @@ class RelayedCall:
         max_bytes, request, provider = self.runtime.options.max_answer_bytes, self.request, target.upstream.provider
         if response.status >= 300 or not _is_stream(response):
             return await response.read(max_bytes)
-        only_we_ask_usage = request.stream and not request.usage_asked and provider.asks_stream_usage
-        tee = StreamTee(self.endpoint.dialect, withhold_usage=only_we_ask_usage)
+        only_we_ask_usage = request.stream and not request.usage_requested and provider.asks_stream_usage
+        tee = StreamTee(self.endpoint.events, withhold_usage=only_we_ask_usage)
         headers = self._response_headers(target, response)
         stream = self.stream = ForwardedStream(self.exchange, response, tee, headers, self.opened.elapsed_ns)
         if not await stream.run(max_bytes, self.cut):
@@ -186,8 +186,8 @@ class RelayedCall:
     async def _forward_response(self, target: Candidate, response: Answer, body: bytes) -> Settlement:
         provider, dialect = target.upstream.provider, self.endpoint.dialect
         try:
-            info = await off_loop_if_large(len(body), dialect.read_answer, body)
-        except NotAnAnswer:
+            info = await off_loop_if_large(len(body), dialect.read_response, body)
+        except UnreadableResponse:
             raise upstream_errors.unreadable_response(provider.name, response.status, body) from None
         response.finish()
         size = 0 if info.usage else len(self.body) + len(body)

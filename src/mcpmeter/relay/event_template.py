@@ -11,7 +11,7 @@ from typing import Final
 
 import msgspec
 
-from mcpmeter.dialects.openai import events_of
+from mcpmeter.dialects import sse
 
 EventTemplate = Callable[[bytes], bytes]
 """Takes received bytes. Returns what goes on of them if they are one event that differs from the template's in its text
@@ -89,7 +89,7 @@ def _text_after(mark: bytes, event: bytes) -> tuple[int, int] | None:
 
 def _is_one_event_in_json(block: bytes) -> bool:
     lines = block.splitlines()
-    payloads = events_of(block)
+    payloads = sse.payloads(block)
     if len(payloads) != 1 or lines.count(b"") != 1 or lines[-1]:
         return False
     try:

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from mcpmeter.access.callers import Attribution, Caller
 from mcpmeter.dialects.base import Dialect, RequestInfo
-from mcpmeter.dialects.json_body import max_prompt_tokens
+from mcpmeter.dialects.tokens import max_prompt_tokens
 from mcpmeter.errors import ClientDisconnected, Draining, InvalidRequest, MeterError
 from mcpmeter.http.client.interface import UpstreamClient
 from mcpmeter.http.exchange import Exchange

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from mcpmeter.access.callers import Attribution, Caller
 from mcpmeter.access.keys import KeyRing
 from mcpmeter.budgets.reservations import Limits
-from mcpmeter.dialects.base import Dialect
+from mcpmeter.dialects.base import Dialect, EventReader, event_reader
 from mcpmeter.errors import InvalidRequest, NotAuthenticated
 from mcpmeter.http.client.interface import UpstreamClient
 from mcpmeter.relay.headers import RequestHeaders
@@ -90,3 +90,8 @@ class EndpointConfig:
     """For requests that name no model; empty: they are refused."""
     maps_upstream_faults: bool = False
     """Whether a provider's 5xx becomes a 502 of ours (the guide's endpoint) or passes unchanged (the dialects' own)."""
+    events: EventReader = field(init=False, repr=False, compare=False)
+    """Reads the dialect's streams."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "events", event_reader(self.dialect))

@@ -15,7 +15,8 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from mcpmeter.dialects.base import Dialect, ResponseInfo, merge
+from mcpmeter.dialects import sse
+from mcpmeter.dialects.base import EventReader, ResponseInfo
 from mcpmeter.errors import MeterError
 from mcpmeter.http import exchange as http_exchange
 from mcpmeter.http.client.interface import Answer
@@ -32,38 +33,26 @@ KEPT_FOR_ESTIMATES_BYTES: Final = 1024 * 1024
 CHUNKS_BETWEEN_TEMPLATES: Final = 16
 """How often a new template is made of the latest chunk; the chunks of some streams have nothing in common."""
 
-BLANK_LINES: Final = (b"\n\n", b"\n\r\n", b"\r\r")
-"""The line ends that close an event."""
-
 
 class StreamTee:
-    """Reads a stream's events: takes what the provider sends and returns what goes to the client.
+    """Reads a stream's events: takes what the provider sends and returns what goes to the client."""
 
-    A dialect may have, besides what every dialect has:
-    `end_marks`, of which its last event holds one (`is_end` decides);
-    `joined(before, now)`, where a stream tells its usage in instalments: one of source `partial` is not final;
-    `without_null_usage(block)`, where being asked for usage changes other events too;
-    `has_content(block)`, whether a block holds text or a tool's call, to know an empty answer by;
-    `text_mark`, what stands before the text in an event that carries text alone, its opening quote with it.
-    """
-
-    def __init__(self, dialect: Dialect, *, withhold_usage: bool) -> None:
+    def __init__(self, dialect: EventReader, *, withhold_usage: bool) -> None:
         self._dialect = dialect
-        self._end_marks: tuple[bytes, ...] = getattr(dialect, "end_marks", (b"[DONE]",))
-        self._joined: Callable[[ResponseInfo, ResponseInfo], ResponseInfo] = getattr(dialect, "joined", merge)
-        self._has_content: Callable[[bytes], bool] | None = getattr(dialect, "has_content", None)
+        # Bound once: each is used for every chunk.
+        self._end_marks = dialect.end_marks
+        self._read_events = dialect.read_events
+        self._has_content = dialect.has_content
+        self._text_mark = dialect.text_mark
+        self._withhold = withhold_usage
+        self._splitter = sse.EventSplitter()
+        self._split = self._splitter.feed
+        self._held = self._splitter.held
         self._content_seen = False
         self._info = ResponseInfo()
         self._usage_block = b""
-        self._withhold = withhold_usage
-        self._bare: Callable[[bytes], bytes] | None = (
-            getattr(dialect, "without_null_usage", None) if withhold_usage else None
-        )
-        self._read_events = dialect.read_events
-        self._text_mark: bytes = getattr(dialect, "text_mark", b"")
         self._template: EventTemplate | None = None
         self._next_template_at = 0 if self._text_mark else sys.maxsize
-        self._held = b""
         self._kept: list[bytes] = []
         self._kept_bytes = 0
         self.total_bytes = 0
@@ -79,18 +68,10 @@ class StreamTee:
             self.chunks += 1
             self._keep(part)
             return part
-        return self._take_other(data)
-
-    def _take_other(self, data: bytes) -> bytes:
-        if self._held:
-            data = self._held + data
-        elif data.endswith(BLANK_LINES):
-            return self._take(data)
-        cut = _end_of_last_event(data)
-        block, self._held = (data, b"") if cut == len(data) else (data[:cut], data[cut:])
+        block = self._split(data)
         part = self._take(block) if block else b""
         if len(self._held) > MAX_EVENT_BYTES and not self.end:
-            part, self._held = part + self._held, b""
+            part += self._splitter.take()
         return part
 
     @property
@@ -99,7 +80,7 @@ class StreamTee:
         info, usage = self._info, self._info.usage
         if usage is not None and usage.source == "partial":
             usage = None
-        wrote_nothing = self._has_content is not None and not self._content_seen and bool(info.finish_reason)
+        wrote_nothing = bool(info.finish_reason) and not self._content_seen
         is_empty = info.is_empty or (wrote_nothing and not info.is_refusal and not info.is_error)
         return replace(info, usage=usage, is_empty=is_empty)
 
@@ -117,26 +98,26 @@ class StreamTee:
 
     @property
     def _usage_came_last(self) -> bool:
-        # Usage in instalments begins long before the end, and some servers send a running count in every chunk.
-        return self._joined is merge and any(map(self._dialect.only_usage, whole_events(self._usage_block)))
+        # Usage beside content is no end: some servers send a running count in every chunk.
+        return any(map(self._dialect.only_usage, sse.split_events(self._usage_block)))
 
     def finish(self) -> bytes:
         """The provider has ended the stream: returns the bytes still held, which are read if they can be."""
-        rest, self._held = self._held, b""
+        rest = self._splitter.take()
         return self._take(rest) if rest else b""
 
     def _take(self, block: bytes) -> bytes:
         received = block
-        if self._bare is not None:
-            block = self._bare(block)
+        if self._withhold:
+            block = self._dialect.without_null_usage(block)
         info = self._read_events(block)
         if info is not None:
-            self._info = self._joined(self._info, info)
+            self._info = self._dialect.merge(self._info, info)
             if info.usage is not None or info.bad_usage:
                 self._usage_block = block
                 if self._withhold:
                     block = self._without_usage_event(block)
-        if self._has_content is not None and not self._content_seen:
+        if not self._content_seen:
             self._content_seen = self._has_content(block)
         for mark in self._end_marks:
             if block.rfind(mark) >= 0:
@@ -156,10 +137,10 @@ class StreamTee:
             self._kept_bytes += len(block)
 
     def _without_usage_event(self, block: bytes) -> bytes:
-        return b"".join(event for event in whole_events(block) if not self._dialect.only_usage(event))
+        return b"".join(event for event in sse.split_events(block) if not self._dialect.only_usage(event))
 
     def _hold_back_end(self, block: bytes) -> bytes:
-        events = whole_events(block)
+        events = sse.split_events(block)
         for index, event in enumerate(events):
             if self._dialect.is_end(event):
                 # With all that follows in the block: some relays send a [DONE] after another dialect's end.
@@ -293,24 +274,3 @@ class ForwardedStream:
                     await exchange.send(part)
                 if tee.end:
                     return
-
-
-def _end_of_last_event(data: bytes) -> int:
-    """Index after the last blank line, which ends an event; 0 if there is none."""
-    if data.endswith(BLANK_LINES):
-        return len(data)
-    # "\n\r\n" ends "\r\n\r\n" too; a position of -1 stays below the width that it is compared with.
-    ends = (data.rfind(b"\n\n") + 2, data.rfind(b"\n\r\n") + 3, data.rfind(b"\r\r") + 2)
-    return max((end for end, width in zip(ends, (2, 3, 2), strict=True) if end >= width), default=0)
-
-
-def whole_events(block: bytes) -> list[bytes]:
-    """Split a block after each blank line, losing no byte."""
-    events: list[bytes] = []
-    event = b""
-    for line in block.splitlines(keepends=True):
-        event += line
-        if not line.strip(b"\r\n"):
-            events.append(event)
-            event = b""
-    return [*events, event] if event else events

@@ -9,7 +9,8 @@ from typing import Final
 from mcpmeter.access.callers import Caller
 from mcpmeter.budgets.status_board import BudgetStatusBoard
 from mcpmeter.config import Settings, is_loopback
-from mcpmeter.dialects.anthropic_messages import AnthropicCountTokens, AnthropicMessages
+from mcpmeter.dialects.anthropic_count_tokens import AnthropicCountTokens
+from mcpmeter.dialects.anthropic_messages import AnthropicMessages
 from mcpmeter.dialects.base import Dialect
 from mcpmeter.dialects.gemini_generate import GeminiGenerate
 from mcpmeter.dialects.openai_chat import OpenAiChat
