@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from mcpmeter.simulator.dialects.anthropic_messages import AnthropicMessages
-from mcpmeter.simulator.dialects.anthropic_prompt import AnthropicCountTokens
-from mcpmeter.simulator.dialects.base import Dialect, Target
-from mcpmeter.simulator.dialects.gemini_embeddings import GeminiBatchEmbed, GeminiEmbed
+from mcpmeter.simulator.dialects.anthropic_messages import MessagesRequest
+from mcpmeter.simulator.dialects.anthropic_prompt import CountTokensRequest
+from mcpmeter.simulator.dialects.base import BodyDialect, Dialect, UrlParams
+from mcpmeter.simulator.dialects.gemini_embeddings import GeminiEmbeddings
 from mcpmeter.simulator.dialects.gemini_generate import ARRAY, SSE, GeminiCountTokens, GeminiGenerate
-from mcpmeter.simulator.dialects.openai_chat import OpenAiChat
+from mcpmeter.simulator.dialects.openai_chat import ChatRequest
 from mcpmeter.simulator.dialects.openai_embeddings import OpenAiEmbeddings
-from mcpmeter.simulator.dialects.openai_responses import OpenAiResponses
-from mcpmeter.simulator.request import SimulatorRequest
+from mcpmeter.simulator.dialects.openai_responses import ResponsesRequest
+from mcpmeter.simulator.server import SimulatorRequest
 from mcpmeter.simulator.vectors import Vectors
 from mcpmeter.simulator.vendors.anthropic import ANTHROPIC
 from mcpmeter.simulator.vendors.base import Vendor
@@ -24,11 +24,11 @@ _STREAM = "streamGenerateContent"
 
 
 class Endpoint(NamedTuple):
-    """The dialect of a URL, and the vendor that words its errors."""
+    """The dialect of a URL, and the vendor whose error format it uses."""
 
     vendor: Vendor
     dialect: Dialect
-    target: Target = Target()
+    params: UrlParams = UrlParams()
 
 
 class Routes:
@@ -36,22 +36,25 @@ class Routes:
 
     def __init__(self, seed: int) -> None:
         vectors = Vectors(seed)
+        chat = Endpoint(OPENAI, BodyDialect("openai_chat", ChatRequest))
+        embeddings = Endpoint(OPENAI, OpenAiEmbeddings(vectors))
+        count_tokens = BodyDialect("anthropic_count_tokens", CountTokensRequest)
         self._fixed = {
-            "/v1/chat/completions": Endpoint(OPENAI, OpenAiChat()),
-            "/v1/embeddings": Endpoint(OPENAI, OpenAiEmbeddings(vectors)),
-            "/v1/responses": Endpoint(OPENAI, OpenAiResponses()),
+            "/v1/chat/completions": chat,
+            "/v1/embeddings": embeddings,
+            "/v1/responses": Endpoint(OPENAI, BodyDialect("openai_responses", ResponsesRequest)),
             # Google's endpoints in OpenAI's dialect:
-            "/v1beta/openai/chat/completions": Endpoint(OPENAI, OpenAiChat()),
-            "/v1beta/openai/embeddings": Endpoint(OPENAI, OpenAiEmbeddings(vectors)),
-            "/v1/messages": Endpoint(ANTHROPIC, AnthropicMessages()),
-            "/v1/messages/count_tokens": Endpoint(ANTHROPIC, AnthropicCountTokens(), Target(salt=b"count_tokens")),
+            "/v1beta/openai/chat/completions": chat,
+            "/v1beta/openai/embeddings": embeddings,
+            "/v1/messages": Endpoint(ANTHROPIC, BodyDialect("anthropic_messages", MessagesRequest)),
+            "/v1/messages/count_tokens": Endpoint(ANTHROPIC, count_tokens, UrlParams(salt=b"count_tokens")),
         }
         self._verbs = {
             "generateContent": Endpoint(GOOGLE, GeminiGenerate()),
             _STREAM: Endpoint(GOOGLE_ARRAY, GeminiGenerate(ARRAY)),
             "countTokens": Endpoint(GOOGLE, GeminiCountTokens()),
-            "embedContent": Endpoint(GOOGLE, GeminiEmbed(vectors)),
-            "batchEmbedContents": Endpoint(GOOGLE, GeminiBatchEmbed(vectors)),
+            "embedContent": Endpoint(GOOGLE, GeminiEmbeddings(vectors, is_batch=False)),
+            "batchEmbedContents": Endpoint(GOOGLE, GeminiEmbeddings(vectors, is_batch=True)),
         }
         self._event_stream = Endpoint(GOOGLE, GeminiGenerate(SSE))
 
@@ -67,11 +70,11 @@ class Routes:
         if found is None:
             return None
         # The body does not name the model: the salt separates calls of two models.
-        return found._replace(target=Target(model, salt=f"{model}:{verb}".encode("utf-8", "replace")))
+        return found._replace(params=UrlParams(model, salt=f"{model}:{verb}".encode("utf-8", "replace")))
 
 
 def vendor_of(path: str) -> Vendor:
-    """The vendor that words the error for an unknown URL."""
+    """The vendor whose error format an unknown URL gets."""
     if path.startswith("/v1/messages"):
         return ANTHROPIC
     return GOOGLE if path.startswith("/v1beta/") else OPENAI
