@@ -117,14 +117,14 @@ class BillingLog:
         self._rows = bytearray()
         self._recorded = 0
 
-    def open(self, model: str, *, stream: bool, fault: str, dialect: str = DIALECTS[0]) -> OpenCall:
-        """Begin a call; `OpenCall.bill` ends it."""
+    def open(self, model: str, *, stream: bool, fault: str, dialect: str = DIALECTS[0]) -> OpenRecord:
+        """Begin a call; `OpenRecord.bill` ends it."""
         self._open += 1
         ordinal = self._next_ordinal
         self._next_ordinal += 1
         self._wake()
         indices = (self._index_of(model), DIALECTS.index(dialect))
-        return OpenCall(self, ordinal, indices, stream, FAULT_NAMES.index(fault))
+        return OpenRecord(self, ordinal, indices, stream, FAULT_NAMES.index(fault))
 
     def request_id(self, ordinal: int) -> str:
         """The id in this call's response."""
@@ -200,7 +200,7 @@ class BillingLog:
         return index
 
     def _record_call(
-        self, call: OpenCall, outcome: CallOutcome, billed: BilledTokens, delivered: int, at_ns: int
+        self, call: OpenRecord, outcome: CallOutcome, billed: BilledTokens, delivered: int, at_ns: int
     ) -> None:
         self._open -= 1
         code = _OUTCOMES.index(outcome)
@@ -236,7 +236,7 @@ class BillingLog:
         )  # fmt: skip
 
 
-class OpenCall:
+class OpenRecord:
     """A call in progress. Only the first `bill` counts."""
 
     __slots__ = ("_billed", "_log", "fault_index", "indices", "ordinal", "stream")

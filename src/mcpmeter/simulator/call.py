@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from mcpmeter.simulator.billing_log import CallOutcome, OpenCall
+from mcpmeter.simulator.billing_log import CallOutcome, OpenRecord
 from mcpmeter.simulator.dialects.base import DialectResponse, Event, Framing
 from mcpmeter.simulator.faults import Fault
 from mcpmeter.simulator.generation import BilledTokens
@@ -35,7 +35,7 @@ class SimulatedCall:
     """Sends one response, intact or with its fault, and bills it exactly once."""
 
     request: SimulatorRequest
-    record: OpenCall
+    record: OpenRecord
     fault: Fault
     pace: Pace
     response: DialectResponse
