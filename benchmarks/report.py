@@ -305,11 +305,11 @@ def write(path: Path, results: Sequence[Results], machine_line: str, *, rounds: 
                 "",
                 "## How it is measured",
                 "",
-                *METHOD,
+                METHOD,
                 "",
                 "## Two versions",
                 "",
-                *PAIRS,
+                PAIRS,
                 "",
                 "## Where the time goes",
                 "",
@@ -329,40 +329,40 @@ def _kept_by_hand(path: Path) -> str:
     return kept[1] if kept else "Nothing written yet."
 
 
-METHOD = (
-    "`make bench` starts one server at a time on a core of its own. The load (`benchmarks/load.c`) and the upstream",
-    "(`benchmarks/upstream.c`, a fixed chat answer of 700 bytes, or a stream of 100 chunks of 280), both by io_uring",
-    "(by epoll where the kernel refuses it: `benchmarks/wire.h`), share the other",
-    "core; the row *direct* shows what those two can do together there, and *apart* with a core each. While it",
-    "measures, no core goes to sleep (it holds `/dev/cpu_dma_latency`, as tuned's profile `network-latency` does);",
-    "`--let-cores-sleep` leaves that out. LiteLLM and",
-    "Portkey are installed by the bench under `.bench/`, pinned. LiteLLM is measured with its Prometheus callback and",
-    "bare, which is when it is fastest; Portkey's release answers 500 to each stream, so the bench lets it change the",
-    "headers of a fetched stream (`benchmarks/portkey.cjs`). Each call is a POST of a chat request of 570",
-    "bytes over a kept connection. A round is: start, a call and",
-    "a stream whose answers must equal the upstream's (text and usage, of those who rebuild answers), a second of",
-    "warm-up, bursts at 32 and at 128 connections, bursts at a constant 200 and 500 calls/s, 200 streams at a time as",
-    "fast as they go, and 200 with a chunk each 20 ms, which no server can gather into larger writes. What has begun",
-    "when a burst's time is up is awaited. At a constant rate latency counts from the moment a call was due, so that a",
-    "stall shows in every call that it delays (no coordinated omission); *added* is less the row *direct*. A single",
-    "answer that is not a 2xx, a broken connection or a stream without its end voids the run, or with LiteLLM and",
-    "Portkey that burst. After each round the relay must show on `/metrics`, and settled and priced in its ledger,",
-    "exactly the calls that the load saw answered, streams too. CPU is user and system time of the server's processes",
-    "from `/proc`; a chunk's is that of a whole stream by 100, its row in the ledger included. The relay meters and",
-    "prices each call and writes it to the ledger, with an open and a settled row that are both on disk",
-    "(`synchronous=FULL`) before the client has its whole answer; *relay-normal* writes the same rows with",
-    "`ledger.synchronous: normal` ([ledger.md](ledger.md) says what that gives up) and is asked for no streams. The",
-    "others write nothing.",
-)
+METHOD = """\
+`make bench` runs one server at a time on its own core. The load (`benchmarks/load.c`) and the upstream
+(`benchmarks/upstream.c`: a fixed chat response of 700 bytes, or a stream of 100 chunks of 280) share the other core.
+Both use io_uring, or epoll if the kernel refuses it (`benchmarks/wire.h`). The row *direct* is what they reach
+together there, *apart* with a core each. The cores are kept awake through `/dev/cpu_dma_latency`, as tuned's profile
+`network-latency` does; `--let-cores-sleep` turns that off. LiteLLM and Portkey are installed under `.bench/` in
+pinned versions. LiteLLM is measured with its Prometheus callback and without it, which is its fastest configuration.
+Portkey's release responds with 500 to each stream, so the bench makes the headers of a fetched stream mutable
+(`benchmarks/portkey.cjs`). Each call is a POST of a chat request of 570 bytes over a kept connection.
 
-PAIRS = (
-    "`make pairs BASE=../before` compares the relay of two checkouts, this one and the one in `BASE`. Each runs on",
-    "its own sources, with the packages of its own `.venv` if it has one, else with those of this checkout. Both",
-    "servers stay up and share a core; the load and the upstream share the other. A pair is a burst of JSON calls at",
-    "32 connections on each server, or 200 streams with a chunk every 20 ms on each; every second pair begins with",
-    "the other server. CPU is the server's user and system time from its process's CPU clock, per call and per chunk",
-    "as above. The result is the median over the pairs, 30 with streams and 60 with calls, of the ratio HEAD/BASE",
-    "with its 95 % interval from order statistics, which assumes no distribution. An interval that holds 1 shows no",
-    "difference. CPU time tolerates other load better than calls per second do, but that load still costs caches: the",
-    "output says how many cores other processes used.",
-)
+A round is: start the server; one call and one stream, whose responses must equal the upstream's (only text and usage
+for servers that rebuild responses); a second of warm-up; bursts at 32 and at 128 connections; bursts at a constant
+200 and 500 calls/s; 200 concurrent streams, unpaced and with one chunk per 20 ms, which no server can merge into
+larger writes. Started calls are completed after a burst's time. At a constant rate latency counts from the time at
+which a call was due, so that a stall shows in every call it delays (no coordinated omission); *added* is the
+difference to the row *direct*. A response that is not 2xx, a broken connection or an incomplete stream voids the run,
+or for LiteLLM and Portkey the burst.
+
+After each round the relay must have exactly the completed calls and streams on `/metrics`, and settled and priced in
+its ledger. CPU is the user and system time of the server's processes; CPU per chunk is that of a stream divided by
+100, including its row in the ledger. The relay meters and prices each call and writes an open and a settled row, both
+durable (`synchronous=FULL`) before the client has the whole response. *relay-normal* writes the same rows with
+`ledger.synchronous: normal` ([ledger.md](ledger.md) has the consequences) and is not measured with streams. The other
+servers write nothing.
+""".rstrip()
+
+PAIRS = """\
+`make pairs BASE=../before` compares the relays of two checkouts, this one and the one in `BASE`. Each runs its own
+sources, with the packages of its own `.venv` if it has one, else with those of this checkout. Both servers stay up
+and share a core; the load and the upstream share the other. A pair is one burst of JSON calls at 32 connections on
+each server, or 200 streams with a chunk per 20 ms on each; every second pair starts with the other server. CPU is the
+user and system time of the server's process, per call and per chunk as above. The result is the median of the ratio
+HEAD/BASE over the pairs, 30 with streams and 60 with calls, with its 95 % interval from order statistics, which
+assumes no distribution. An interval that includes 1 shows no difference. CPU time tolerates other load better than
+calls per second do, but that load still costs caches: the output has the share of the cores that other processes
+used.
+""".rstrip()
