@@ -8,12 +8,12 @@ from mcpmeter.errors import InvalidRequest
 from mcpmeter.simulator import Fault
 from mcpmeter.simulator.dialects.base import BodyDialect
 from mcpmeter.simulator.dialects.openai_chat import ChatRequest
-from mcpmeter.simulator.dialects.openai_embeddings import OpenAiEmbeddings
+from mcpmeter.simulator.dialects.openai_embeddings import EmbeddingsDialect
 from mcpmeter.simulator.request_parsing import text_tokens
 from mcpmeter.simulator.vectors import Vectors
 
 read_chat = BodyDialect("openai_chat", ChatRequest).read
-read_embeddings = OpenAiEmbeddings(Vectors(0)).read
+read_embeddings = EmbeddingsDialect(Vectors(0)).read
 
 
 @pytest.mark.parametrize(("text", "tokens"), [("", 0), ("a", 1), ("abcd", 1), ("abcde", 2), ("äöü€x", 2)])

@@ -137,7 +137,7 @@ def demo_settings(options: DemoOptions, upstream: str, keys: dict[str, str]) -> 
         # Soft budgets: a demo that refuses calls after a while would look broken.
         budgets=(
             BudgetSettings(name="search-daily", team="search", period="day", limit_usd=Decimal("0.25"), hard=False),
-            BudgetSettings(name="everybody-monthly", limit_usd=Decimal(20), hard=False),
+            BudgetSettings(name="all-teams-monthly", limit_usd=Decimal(20), hard=False),
         ),
     )
     settings._source = "the demo"

@@ -9,8 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from mcpmeter.pricing import ModelPrice, plain_usd
-from mcpmeter.usage import UsageReport
-from mcpmeter.usage import UsageRow as ReportRow
+from mcpmeter.usage import UsageReport, UsageRow
 
 
 class ChatMessage(BaseModel):
@@ -96,7 +95,7 @@ class CostEstimate(BaseModel):
     price_list: Annotated[str, Field(description="The price list and its date; empty when not priced.")]
 
 
-class UsageRow(BaseModel):
+class UsageGroup(BaseModel):
     """The usage of one group."""
 
     group: Annotated[str, Field(description="The team, model, provider, key or day; several are joined with ' / '.")]
@@ -115,7 +114,7 @@ class UsageRow(BaseModel):
     missing_calls: Annotated[int, Field(description="Calls whose tokens are unknown.")]
 
     @classmethod
-    def of(cls, by: Sequence[str], row: ReportRow) -> UsageRow:
+    def of(cls, by: Sequence[str], row: UsageRow) -> UsageGroup:
         """A row of the report."""
         groups = {name: str(getattr(row, name)) for name in by}
         return cls(
@@ -142,7 +141,7 @@ class UsageSummary(BaseModel):
     until: datetime
     time_zone: Annotated[str, Field(description="The time zone of days and months.")]
     team: Annotated[str | None, Field(description="The team of the report; null: all teams.")]
-    rows: list[UsageRow]
+    rows: list[UsageGroup]
     total_usd: Annotated[str, Field(description="Sum of usd over all groups.")]
     left_out: Annotated[int, Field(description="Omitted groups; total_usd includes them.")]
 
@@ -155,7 +154,7 @@ class UsageSummary(BaseModel):
             until=datetime.fromisoformat(report.until or ""),
             time_zone=report.time_zone,
             team=report.team,
-            rows=[UsageRow.of(report.by, row) for row in report.rows],
+            rows=[UsageGroup.of(report.by, row) for row in report.rows],
             total_usd=report.total.cost_usd,
             left_out=report.left_out,
         )

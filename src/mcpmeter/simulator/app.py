@@ -29,7 +29,7 @@ from mcpmeter.simulator.plan import Plan, PlanText
 from mcpmeter.simulator.quota import Quota
 from mcpmeter.simulator.response_writer import respond
 from mcpmeter.simulator.rng import RequestRng
-from mcpmeter.simulator.routes import Endpoint, Routes, vendor_of
+from mcpmeter.simulator.routes import DialectRoute, Routes, vendor_of
 from mcpmeter.simulator.server import AsgiServer, SimulatorRequest, read_body
 from mcpmeter.simulator.vendors.base import JSON, PlainResponse, Vendor
 
@@ -137,25 +137,25 @@ class Simulator:
 
     async def _handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = SimulatorRequest(scope, receive, send)
-        endpoint = self._routes.find(request)
-        vendor = vendor_of(request.path) if endpoint is None else endpoint.vendor
+        route = self._routes.find(request)
+        vendor = vendor_of(request.path) if route is None else route.vendor
         try:
-            if endpoint is not None and request.method == "POST":
+            if route is not None and request.method == "POST":
                 self._authenticate(request, vendor)
-                await self._call(request, endpoint)
+                await self._call(request, route)
                 return
-            handler = self._handler(request, endpoint)
+            handler = self._handler(request, route)
             self._authenticate(request, vendor)
             await respond(request, await handler(request), {})
         except MeterError as error:
             self.billing_log.refused += 1
             await respond(request, vendor.from_error(error), vendor.headers(self._quota))
 
-    def _handler(self, request: SimulatorRequest, endpoint: Endpoint | None) -> Handler:
+    def _handler(self, request: SimulatorRequest, route: DialectRoute | None) -> Handler:
         methods = self._handlers.get(request.path)
-        if methods is None and endpoint is None and request.path.startswith("/v1/models/"):
+        if methods is None and route is None and request.path.startswith("/v1/models/"):
             methods = {"GET": self._show_model}
-        if methods is None and endpoint is None:
+        if methods is None and route is None:
             raise RouteNotFound("Unknown request URL.", hint="The routes are listed in docs/simulator.md.")
         handler = (methods or {}).get(request.method)
         if handler is None:
@@ -169,18 +169,18 @@ class Simulator:
         if not hmac.compare_digest(given, self._key):
             raise NotAuthenticated("Incorrect API key provided.", hint=vendor.key_hint)
 
-    async def _call(self, request: SimulatorRequest, endpoint: Endpoint) -> None:
+    async def _call(self, request: SimulatorRequest, route: DialectRoute) -> None:
         body = await read_body(request, MAX_BODY_BYTES)
-        parsed = endpoint.dialect.read(body, endpoint.params)
-        random, repetition = self._rng.of(body, endpoint.params.salt)
+        parsed = route.dialect.read(body, route.params)
+        random, repetition = self._rng.of(body, route.params.salt)
         fault = self._fault(parsed.requested_fault(body), random, repetition)
         response = parsed.respond(fault, self.plan, random, repetition)
         stream = response.framing is not None
-        record = self.billing_log.open(parsed.model, stream=stream, fault=fault.name, dialect=endpoint.dialect.name)
+        record = self.billing_log.open(parsed.model, stream=stream, fault=fault.name, dialect=route.dialect.name)
         fault = self._enforce_quota(fault)
         self._quota.spend(response.billed.prompt, response.billed.completion)
         cost = self._cost(parsed.model, response.billed)
-        headers = endpoint.vendor.headers(self._quota, record.request_id)
+        headers = route.vendor.headers(self._quota, record.request_id)
         if cost is not None and not stream:
             headers["X-Cost-USD"] = cost
         call = SimulatedCall(
@@ -189,7 +189,7 @@ class Simulator:
             fault=fault,
             pace=self._pace(fault, random, gaps=stream),
             response=response,
-            vendor=endpoint.vendor,
+            vendor=route.vendor,
             headers=headers,
             cost=cost,
             is_closing=lambda: self._closing,

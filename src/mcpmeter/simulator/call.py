@@ -1,4 +1,10 @@
-"""One call, from its first-byte latency to its entry in the billing log."""
+"""One call, from its first-byte latency to its record in the billing log.
+
+After the latency a call takes one of four ways: a refusal with an error status, a substitute body with status 200, a
+whole body, or a stream. A fault may interrupt the last two once: a stall continues afterwards or waits for the client's
+disconnect, a reset ends the call, a broken event is followed by the rest. Whichever way ends first bills the call;
+`OpenRecord` ignores a second bill, so that a disconnect during the last write changes nothing.
+"""
 
 from __future__ import annotations
 

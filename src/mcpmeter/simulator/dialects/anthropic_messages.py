@@ -12,8 +12,8 @@ import msgspec
 from mcpmeter.errors import InvalidRequest
 from mcpmeter.simulator.dialects.anthropic_prompt import (
     CustomTool,
+    MessagesPrompt,
     Prompt,
-    PromptBody,
     Thinking,
     ToolChoice,
     has_result,
@@ -40,7 +40,7 @@ MIN_THINKING_BUDGET_TOKENS = 1024
 _STOP_REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use", "refusal": "refusal"}
 
 
-class MessagesRequest(PromptBody, kw_only=True):
+class MessagesRequest(MessagesPrompt, kw_only=True):
     """The body of `POST /v1/messages`."""
 
     max_tokens: Limit

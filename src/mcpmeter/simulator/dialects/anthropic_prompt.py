@@ -116,7 +116,7 @@ class Prompt(NamedTuple):
     for_an_hour: bool
 
 
-class PromptBody(msgspec.Struct):
+class MessagesPrompt(msgspec.Struct):
     """The fields that both URLs take."""
 
     model: Model
@@ -167,7 +167,7 @@ class PromptBody(msgspec.Struct):
         return next((block.text for block in blocks if block.type == "text"), "")
 
 
-class CountTokensRequest(PromptBody):
+class CountTokensRequest(MessagesPrompt):
     """The body of `POST /v1/messages/count_tokens`, which costs nothing."""
 
     def respond(self, fault: Fault, plan: Plan, random: Random, repetition: int) -> DialectResponse:

@@ -73,7 +73,7 @@ class ParsedRequest(Protocol):
         """Generate the response; `repetition` counts earlier requests with the same body. Raises `InvalidRequest`."""
 
 
-class Dialect(Protocol):
+class SimulatedDialect(Protocol):
     """One API of a vendor."""
 
     @property

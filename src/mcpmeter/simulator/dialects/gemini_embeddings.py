@@ -73,7 +73,7 @@ class EmbedRequest:
         return with_usage(body, usage, fault, b"usageMetadata")
 
 
-class GeminiEmbeddings:
+class GeminiEmbeddingsDialect:
     """`POST /v1beta/models/{model}:embedContent`, or `:batchEmbedContents` with `is_batch`."""
 
     name = "gemini_embeddings"

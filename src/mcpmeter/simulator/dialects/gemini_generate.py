@@ -83,7 +83,7 @@ class GenerationConfig(msgspec.Struct, rename="camel"):
     thinking_config: ThinkingConfig | None = None
 
 
-class PromptBody(msgspec.Struct, rename="camel"):
+class ContentBody(msgspec.Struct, rename="camel"):
     """The body of `:generateContent` and `:streamGenerateContent`."""
 
     contents: Annotated[list[Content], Meta(min_length=1)]
@@ -112,18 +112,18 @@ class CountBody(msgspec.Struct, rename="camel"):
     """The body of `:countTokens`: contents or a whole request."""
 
     contents: list[Content] = []
-    generate_content_request: PromptBody | None = None
+    generate_content_request: ContentBody | None = None
 
 
 class GenerateRequest(NamedTuple):
     """One request for content."""
 
     model: str
-    given: PromptBody
+    given: ContentBody
     framing: Framing | None
 
     def requested_fault(self, body: bytes) -> Fault | None:
-        """As `PromptBody.requested_fault`."""
+        """As `ContentBody.requested_fault`."""
         return self.given.requested_fault(body)
 
     def respond(self, fault: Fault, plan: Plan, random: Random, repetition: int) -> DialectResponse:
@@ -177,10 +177,10 @@ class CountRequest(NamedTuple):
     """A request to count tokens, which costs nothing."""
 
     model: str
-    given: PromptBody
+    given: ContentBody
 
     def requested_fault(self, body: bytes) -> Fault | None:
-        """As `PromptBody.requested_fault`."""
+        """As `ContentBody.requested_fault`."""
         return self.given.requested_fault(body)
 
     def respond(self, fault: Fault, plan: Plan, random: Random, repetition: int) -> DialectResponse:
@@ -191,11 +191,11 @@ class CountRequest(NamedTuple):
         return DialectResponse(BilledTokens(0, 0), lambda: body, content_type=JSON_UTF8)
 
 
-class GeminiGenerate:
+class GenerateContentDialect:
     """`POST /v1beta/models/{model}:generateContent`, or `:streamGenerateContent` with a framing."""
 
     name = "gemini_generate"
-    _decoder = msgspec.json.Decoder(PromptBody)
+    _decoder = msgspec.json.Decoder(ContentBody)
 
     def __init__(self, framing: Framing | None = None) -> None:
         self._framing = framing
@@ -205,7 +205,7 @@ class GeminiGenerate:
         return GenerateRequest(model_of(url), read_proto(self._decoder, body), self._framing)
 
 
-class GeminiCountTokens:
+class CountTokensDialect:
     """`POST /v1beta/models/{model}:countTokens`."""
 
     name = "gemini_count_tokens"
@@ -216,7 +216,7 @@ class GeminiCountTokens:
         count = read_proto(self._decoder, body)
         if count.generate_content_request is None and not count.contents:
             raise InvalidRequest("contents is not specified")
-        return CountRequest(model_of(url), count.generate_content_request or PromptBody(contents=count.contents))
+        return CountRequest(model_of(url), count.generate_content_request or ContentBody(contents=count.contents))
 
 
 class _Rendering(NamedTuple):

@@ -100,7 +100,7 @@ class EmbeddingsRequest:
         return next((text for text in self.given.texts if isinstance(text, str)), "")
 
 
-class OpenAiEmbeddings:
+class EmbeddingsDialect:
     """`POST /v1/embeddings`."""
 
     name = "openai_embeddings"

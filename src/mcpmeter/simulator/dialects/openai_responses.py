@@ -44,7 +44,7 @@ class Item(msgspec.Struct):
         return TOKENS_PER_MESSAGE + call + content_tokens(self.content) + content_tokens(self.output)
 
 
-class FunctionTool(msgspec.Struct):
+class ResponsesTool(msgspec.Struct):
     """A function in `tools`."""
 
     name: Annotated[str, Meta(min_length=1)]
@@ -118,7 +118,7 @@ class ResponsesRequest(msgspec.Struct):
     def _params(self) -> GenerationParams:
         prompt_tokens = self.prompt_tokens()
         reasoning = self.reasoning or Reasoning()
-        given = [convert(tool, FunctionTool, "tools") for tool in self.tools or () if tool.get("type") == "function"]
+        given = [convert(tool, ResponsesTool, "tools") for tool in self.tools or () if tool.get("type") == "function"]
         required_name = self.tool_choice.get("name") if isinstance(self.tool_choice, dict) else None
         return GenerationParams(
             model=self.model,
