@@ -1,6 +1,6 @@
-"""`python -m benchmarks.clients`: what a call costs in HTTP clients, before the same upstream and in one run.
+"""`python -m benchmarks.clients`: CPU per call of HTTP clients, with the same upstream and in one run.
 
-The figures of docs/decisions/012-upstream-client.md. One process, one core; CPU is the process's own.
+The source of the figures in docs/decisions/012-upstream-client.md. One process on one core; CPU is the process's.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ async def _ours(url: str) -> float:
     client = Http1Client(Timeouts())
 
     async def call() -> bytes:
-        answer = await client.post("bench", url, HEADERS, BODY)
-        body = await answer.read(1 << 20)
-        answer.finish()
+        response = await client.post("bench", url, HEADERS, BODY)
+        body = await response.read(1 << 20)
+        response.finish()
         return body
 
     try:
-        return await _cpu_us_a_call(call)
+        return await _cpu_us_per_call(call)
     finally:
         await client.close()
 
@@ -53,20 +53,20 @@ async def _httpx2(url: str) -> float:
         async def call() -> bytes:
             return (await client.post(url, content=BODY, headers=HEADERS)).content
 
-        return await _cpu_us_a_call(call)
+        return await _cpu_us_per_call(call)
 
 
 CLIENTS: dict[str, Callable[[str], Coroutine[None, None, float]]] = {
-    "relay/http1 on httptools": _ours,
+    "http/client on httptools": _ours,
     "httpx2, one client kept": _httpx2,
 }
 
 
-async def _cpu_us_a_call(call: Call) -> float:
+async def _cpu_us_per_call(call: Call) -> float:
     async def worker(calls: int) -> None:
         for _ in range(calls):
             if not await call():
-                raise RuntimeError("the upstream answered nothing")
+                raise RuntimeError("the upstream responded with nothing")
 
     await asyncio.gather(*(worker(10) for _ in range(CONNECTIONS)))
     gc.collect()
@@ -88,10 +88,12 @@ def main() -> int:
                 for name, measure in CLIENTS.items():
                     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
                         taken[name].append(runner.run(measure(f"{server.url}/v1/chat/completions")))
-    ours = statistics.median(taken["relay/http1 on httptools"])
+    ours = statistics.median(taken["http/client on httptools"])
     for name, values in taken.items():
         median = statistics.median(values)
-        print(f"{name:28} {median:7.1f} µs CPU a call ({min(values):.1f} to {max(values):.1f}), {median / ours:.1f} ×")
+        print(
+            f"{name:28} {median:7.1f} µs CPU per call ({min(values):.1f} to {max(values):.1f}), {median / ours:.1f} ×"
+        )
     return 0
 
 

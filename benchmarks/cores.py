@@ -1,4 +1,4 @@
-"""The two cores while they are measured: kept from falling asleep, where the machine lets us ask for it."""
+"""The two cores of a run, kept awake if the machine allows it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from benchmarks.processes import BenchError
 
 LATENCY_REQUEST = Path("/dev/cpu_dma_latency")
-"""Linux: as long as it is held open, no core takes longer to wake up than the microseconds written to it."""
+"""Linux: while this file is open, no core has a longer wake-up latency than the microseconds written to it."""
 
 KEPT_AWAKE = "cores kept awake"
 MAY_SLEEP = "cores that may sleep"
@@ -19,10 +19,10 @@ MAY_SLEEP = "cores that may sleep"
 
 @contextlib.contextmanager
 def kept_awake(path: Path = LATENCY_REQUEST) -> Iterator[str]:
-    """Yield KEPT_AWAKE while no core goes to sleep, or MAY_SLEEP where that cannot be had.
+    """Keep the cores awake and yield KEPT_AWAKE, or yield MAY_SLEEP if the machine does not allow it.
 
-    It is what the tuned profiles `latency-performance` and `network-latency` ask for. On a virtual machine a core
-    that sleeps is given to others, and comes back late and with its caches emptied: what is measured then is they.
+    The tuned profiles `latency-performance` and `network-latency` do the same. On a virtual machine a sleeping core is
+    given to other machines, and returns late and with cold caches, which would be measured instead of the server.
     """
     try:
         request = path.open("wb", buffering=0)

@@ -1,7 +1,6 @@
-"""The guide's way to meter model calls: FastAPI, prometheus_client, a new client per call.
+"""The guide's design for metering model calls: FastAPI, prometheus_client, a new client per call.
 
-Written from its description. It is a peer of the benchmark and nothing else: it bills by one price, does not stream
-and keeps no ledger.
+Written from its description, only as a peer of the benchmark: it bills by one price, does not stream and has no ledger.
 """
 
 from __future__ import annotations
@@ -50,28 +49,30 @@ async def chat(body: dict[str, Any]) -> dict[str, Any]:
         if not body.get("messages"):
             ERRORS.labels(error_type="validation_error").inc()
             raise HTTPException(status_code=400, detail="messages is missing")
-        answer = await _ask_upstream(body)
-        _count(answer, str(body.get("model", "deepseek-v3.2")))
+        response = await _call_upstream(body)
+        _count(response, str(body.get("model", "deepseek-v3.2")))
         REQUESTS.labels(endpoint="/mcp/chat", method="POST", status="200").inc()
-        return answer
+        return response
     finally:
         DURATION.labels(endpoint="/mcp/chat", method="POST").observe(time.time() - started)
         ACTIVE.dec()
 
 
-async def _ask_upstream(body: dict[str, Any]) -> dict[str, Any]:
-    # A client per call is the point of this peer: each one builds a TLS context and opens a connection.
+async def _call_upstream(body: dict[str, Any]) -> dict[str, Any]:
+    # This peer makes a client per call: each one builds a TLS context and opens a connection.
     async with httpx.AsyncClient(timeout=60.0) as client:
-        answer = await client.post(f"{UPSTREAM}/chat/completions", headers={"Authorization": "Bearer bench"}, json=body)
-    if answer.status_code != 200:
+        response = await client.post(
+            f"{UPSTREAM}/chat/completions", headers={"Authorization": "Bearer bench"}, json=body
+        )
+    if response.status_code != 200:
         ERRORS.labels(error_type="upstream_error").inc()
-        raise HTTPException(status_code=502, detail="the upstream answered an error")
-    parsed: dict[str, Any] = answer.json()
+        raise HTTPException(status_code=502, detail="the upstream responded with an error")
+    parsed: dict[str, Any] = response.json()
     return parsed
 
 
-def _count(answer: dict[str, Any], model: str) -> None:
-    usage = answer.get("usage", {})
+def _count(response: dict[str, Any], model: str) -> None:
+    usage = response.get("usage", {})
     TOKENS.labels(model=model, token_type="prompt").inc(usage.get("prompt_tokens", 0))
     TOKENS.labels(model=model, token_type="completion").inc(usage.get("completion_tokens", 0))
     COST.labels(model=model).inc(usage.get("total_tokens", 0) * USD_PER_TOKEN.get(model, 0.42e-6))

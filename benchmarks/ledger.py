@@ -1,7 +1,7 @@
-"""How many calls a second the ledger settles, durable (`synchronous=FULL`), beside raw SQLite in the same run.
+"""Calls per second that the ledger settles durably (`synchronous=FULL`), compared with raw SQLite in the same run.
 
-`python -m benchmarks.ledger` prints it; `--write` puts it into docs/performance-ledger.md. A call is two writes: the
-open row, which is on disk before it is answered, and its settlement, which is too.
+`python -m benchmarks.ledger` prints them; `--write` writes docs/performance-ledger.md. A call is two durable writes:
+the open row and its settlement.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ BUDGET: Final = Reservation(balance="b", period_start_ns=1, period_end_ns=10**18
 
 
 class Figure(NamedTuple):
-    """Calls a second of each round."""
+    """Calls per second in each round."""
 
-    what: str
+    name: str
     per_second: list[float]
 
 
 def calls(count: int, claims: tuple[Reservation, ...] = ()) -> list[Settlement]:
-    """Calls as the relay writes them."""
+    """Settlements as the relay writes them."""
     return [_call(number, claims) for number in range(count)]
 
 
@@ -71,31 +71,31 @@ def _call(number: int, claims: tuple[Reservation, ...]) -> Settlement:
 
 
 async def settled_by_the_ledger(path: Path, settlements: Sequence[Settlement]) -> float:
-    """Seconds until every call was opened and settled; each waits for its own two commits."""
+    """Seconds until every call is opened and settled; each waits for its two commits."""
     store = SqliteStore(path)
     await store.start()
-    waiting = iter(settlements)
+    pending = iter(settlements)
 
     async def write() -> None:
-        for settlement in waiting:
+        for settlement in pending:
             await store.open(settlement.call)
             await store.settle(settlement)
 
-    began = time.perf_counter()
+    started = time.perf_counter()
     await asyncio.gather(*(write() for _ in range(WRITERS)))
-    seconds = time.perf_counter() - began
+    seconds = time.perf_counter() - started
     await store.close()
     return seconds
 
 
 def written_by_raw_sqlite(path: Path, settlements: Sequence[Settlement]) -> float:
-    """The same rows by the same statements, without a thread, a queue or an event loop: as fast as SQLite goes."""
+    """Seconds for the same rows with the same statements, without thread, queue and event loop."""
     with contextlib.closing(open_for_writing(path)) as db:
-        began = time.perf_counter()
+        started = time.perf_counter()
         for batch in _batches(settlements, WRITERS):
             _write(db, OPEN_SQL, [open_values(settlement.call) for settlement in batch])
             _write(db, SETTLE_SQL, [settled_values(settlement) for settlement in batch])
-        return time.perf_counter() - began
+        return time.perf_counter() - started
 
 
 def _write(db: apsw.Connection, sql: str, values: Sequence[tuple[object, ...]]) -> None:
@@ -104,11 +104,11 @@ def _write(db: apsw.Connection, sql: str, values: Sequence[tuple[object, ...]]) 
 
 
 def _batches(settlements: Sequence[Settlement], size: int) -> Iterator[Sequence[Settlement]]:
-    yield from (settlements[at : at + size] for at in range(0, len(settlements), size))
+    yield from (settlements[start : start + size] for start in range(0, len(settlements), size))
 
 
 def measured(count: int, rounds: int) -> list[Figure]:
-    """Each way in turn, round after round, each in a new ledger."""
+    """Measure each variant per round, each in a new ledger."""
     plain, budgeted = calls(count), calls(count, (BUDGET,))
     figures = [Figure("the ledger", []), Figure("the ledger, each call under a budget", []), Figure("raw SQLite", [])]
     for _ in range(rounds):
@@ -118,8 +118,8 @@ def measured(count: int, rounds: int) -> list[Figure]:
                 asyncio.run(settled_by_the_ledger(Path(folder) / "budget.db", budgeted)),
                 written_by_raw_sqlite(Path(folder) / "raw.db", plain),
             ]
-        for figure, spent in zip(figures, seconds, strict=True):
-            figure.per_second.append(count / spent)
+        for figure, duration in zip(figures, seconds, strict=True):
+            figure.per_second.append(count / duration)
     return figures
 
 
@@ -151,16 +151,16 @@ def page(figures: Sequence[Figure], count: int) -> str:
 
 def _row(figure: Figure) -> str:
     low, high = min(figure.per_second), max(figure.per_second)
-    return f"| {figure.what} | {median(figure.per_second):,.0f} | {low:,.0f}–{high:,.0f} |"
+    return f"| {figure.name} | {median(figure.per_second):,.0f} | {low:,.0f}–{high:,.0f} |"
 
 
 def main() -> None:
-    """Measure, print, and write the page if asked to."""
-    asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    asked.add_argument("--calls", type=int, default=30_000)
-    asked.add_argument("--rounds", type=int, default=3)
-    asked.add_argument("--write", action="store_true", help=f"into {PAGE}")
-    options = asked.parse_args()
+    """Measure, print, and with `--write` write the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--calls", type=int, default=30_000)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--write", action="store_true", help=f"write {PAGE}")
+    options = parser.parse_args()
     text = page(measured(options.calls, options.rounds), options.calls)
     print(text)
     if options.write:

@@ -1,11 +1,11 @@
-/* Load by one thread, for JSON answers and for streams.
+/* Load from one thread, for JSON responses and for streams.
  *
  *   load [--connections N] [--seconds S] [--rate CALLS_PER_SECOND] [--stream] [--header LINE]… PORT PATH BODY_FILE
  *
- * Without --rate each connection asks again as soon as it has its answer. With it, calls are due at a constant rate
- * whether or not earlier ones are answered, and latency counts from the moment a call was due: a server that stalls
- * cannot hide it (no coordinated omission). After the time is up nothing new is asked and what is under way is awaited.
- * A stream is whole when it ended as HTTP wants it and its last event was [DONE]. Prints one line of JSON.
+ * Without --rate each connection sends the next request as soon as it has a response. With it, calls are due at a
+ * constant rate whether or not earlier ones are complete, and latency counts from the time a call was due, so that a
+ * stalling server cannot hide it (no coordinated omission). After the time no new call starts, and started calls are
+ * completed. A stream is complete if its HTTP framing is and its last event is [DONE]. Prints one line of JSON.
  */
 #include "wire.h"
 #include <arpa/inet.h>
@@ -20,13 +20,13 @@ typedef enum { HEAD, SIZED, CHUNK_SIZE, CHUNK_DATA, CHUNK_END, TRAILER, UNTIL_CL
 typedef struct {
     int fd; /* -1: not connected */
     int busy;
-    int fresh; /* no answer has come on this connection yet */
+    int fresh; /* no response on this connection yet */
     State state;
-    uint64_t due_ns, read_ns; /* when it was due, when something was last read */
+    uint64_t due_ns, read_ns; /* when the call was due, when data was last read */
     uint64_t left; /* bytes of the body, or of this HTTP chunk */
     size_t line_bytes;
     int status, keeps, first_seen;
-    int column; /* place in the line of an event stream */
+    int column; /* position in the line of an event stream */
     char line[16];
     int done_seen;
     size_t head_bytes;
@@ -47,7 +47,7 @@ static size_t request_bytes;
 static int port, streams;
 static uint64_t started_ns, ends_ns, interval_ns, last_answer_ns;
 
-/* Log-linear: 128 steps to each power of two, so a value is kept to within 1 %. */
+/* Log-linear: 128 steps per power of two, an error below 1 %. */
 static void note(Histogram *h, uint64_t value) {
     int exponent = value < STEPS ? 0 : 57 - __builtin_clzll(value);
     uint64_t step = value < STEPS ? value : (value >> exponent) & (STEPS - 1);
@@ -80,7 +80,7 @@ static void open_connection(Connection *c) {
     if (c->fd < 0) die("socket");
     if (connect(c->fd, (struct sockaddr *)&address, sizeof address)) die("connect");
     setsockopt(c->fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
-    /* A pacing one, where it is the system's default, would set a timer for each request on loopback. */
+    /* A pacing congestion control, the default of some systems, would set a timer per request on loopback. */
     setsockopt(c->fd, IPPROTO_TCP, TCP_CONGESTION, "reno", 4);
     c->fresh = 1;
     wire_watch(c->fd);
@@ -126,7 +126,7 @@ static void finish(Connection *c) {
     if (!interval_ns && now < ends_ns) ask(now);
 }
 
-/* Counts events by the lines that begin with "data:", and remembers whether the last of them was [DONE]. */
+/* Counts events by lines that start with "data:", and keeps whether the last one was [DONE]. */
 static void read_events(Connection *c, const char *data, size_t length) {
     for (const char *end = data + length; data < end;) {
         const char *newline = memchr(data, '\n', (size_t)(end - data));
@@ -160,7 +160,7 @@ static const char *header(const Connection *c, const char *name) {
     return NULL;
 }
 
-/* The last head that was read whole, and what it said: most answers of a server begin with the same one. */
+/* The last parsed headers and their values: most responses of a server have the same ones. */
 static struct {
     char text[512];
     size_t length;
@@ -188,7 +188,7 @@ static void keep_head(const Connection *c) {
     usual.state = c->state;
 }
 
-/* Takes bytes until the blank line is there; returns how many were taken. */
+/* Takes bytes up to the blank line; returns their number. */
 static size_t take_head(Connection *c, const char *data, size_t length) {
     size_t at_once = take_usual_head(c, data, length);
     if (at_once) return at_once;
@@ -213,7 +213,7 @@ static size_t take_head(Connection *c, const char *data, size_t length) {
     return c->head_bytes - before;
 }
 
-/* A line of the chunked framing; 1 when it is whole. */
+/* A line of the chunked framing; 1 when it is complete. */
 static int take_line(Connection *c, const char **data, const char *end) {
     while (*data < end) {
         char byte = *(*data)++;
@@ -269,7 +269,7 @@ static void on_bytes(int fd, const char *data, size_t length) {
     Connection *c = connection_of[fd];
     c->read_ns = now_ns();
     if (c->busy) take(c, data, length);
-    else close_connection(c); /* nobody asked for it */
+    else close_connection(c); /* no call is in progress */
 }
 
 static void on_end(int fd) {
@@ -277,19 +277,19 @@ static void on_end(int fd) {
     int kept_before = !c->fresh && c->state == HEAD && !c->head_bytes;
     c->read_ns = now_ns();
     close_connection(c);
-    if (!c->busy) return; /* the server tidied up a connection that was not in use */
+    if (!c->busy) return; /* the server closed an idle connection */
     if (c->state == UNTIL_CLOSE) {
         c->keeps = 0;
         finish(c);
     } else if (kept_before) {
-        send_request(c); /* it tidied up just as we asked: any client asks again */
+        send_request(c); /* closed while the request was sent: any client retries */
     } else {
         fail(c);
     }
 }
 
 static void on_sent(int fd) {
-    (void)fd; /* a request is small: what follows it is the answer */
+    (void)fd; /* a request is small: the response follows */
 }
 
 static void on_connection(int fd) {
@@ -304,7 +304,7 @@ static void ask_what_is_due(uint64_t now) {
     }
 }
 
-/* When to look again although nothing came. */
+/* The next time to wake up without data. */
 static uint64_t next_look(uint64_t now) {
     uint64_t due = started_ns + issued * interval_ns;
     if (now >= ends_ns) return ends_ns + PATIENCE_NS;

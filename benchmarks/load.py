@@ -1,4 +1,4 @@
-"""Load by `load.c`: POSTs of `chat.json`, answered whole or as streams, closed-loop or at a constant rate."""
+"""Runs `load.c`: POSTs of `chat.json` with JSON or streamed responses, closed-loop or at a constant rate."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from benchmarks.processes import BenchError, Server
 
 HERE = Path(__file__).parent
 CHUNKS = 100
-"""Of each stream, the one with the finish reason and the one with the usage among them; [DONE] is no chunk."""
+"""Chunks per stream, including those with the finish reason and the usage, excluding [DONE]."""
 
 WORDS = "".join(f" word{number}" for number in range(1, CHUNKS - 2))
-"""What the upstream's stream says."""
+"""The text of the upstream's stream."""
 
 
 @dataclass(frozen=True)
 class Burst:
-    """One kind of load. `rate` is in calls a second, 0 for a closed loop; `pace_us` is the time between chunks."""
+    """One kind of load. `rate` is in calls per second, 0 for a closed loop; `pace_us` is the time between chunks."""
 
     name: str
     connections: int
@@ -35,7 +35,7 @@ class Burst:
 
     @property
     def body(self) -> bytes:
-        """`chat.json`, which asks for a stream where this is one; the upstream reads the pace in the prompt."""
+        """`chat.json`, with `stream` for a stream; the upstream reads the pace from the prompt."""
         body = json.loads((HERE / "chat.json").read_text())
         if self.stream:
             body |= {"stream": True, "stream_options": {"include_usage": True}}
@@ -46,7 +46,7 @@ class Burst:
 
 @dataclass(frozen=True)
 class Route:
-    """Where a server takes calls, and the headers that it asks for."""
+    """The paths of a server's calls, and the headers it requires."""
 
     json_path: str
     stream_path: str | None
@@ -56,13 +56,13 @@ class Route:
         """The path for this kind of load."""
         path = self.stream_path if burst.stream else self.json_path
         if path is None:
-            raise BenchError(f"no path takes {burst.name}")
+            raise BenchError(f"no path supports {burst.name}")
         return path
 
 
 @dataclass(frozen=True)
 class Load:
-    """What one burst of load saw, and what it cost the server. Latency counts from when a call was due."""
+    """The result of one burst. Latency counts from the time at which a call was due."""
 
     burst: str
     calls: int
@@ -75,9 +75,9 @@ class Load:
     first_p99_us: float
     chunks: int = 0
     loop: str = ""
-    """How the load spoke to the kernel: `io_uring`, or `epoll` where that is refused."""
+    """The load's interface to the kernel: `io_uring`, or `epoll` if that is refused."""
     foreign_cores: float = 0.0
-    """How much of the two cores processes took meanwhile that are no part of the run."""
+    """The cores that processes outside the run used meanwhile."""
 
     @property
     def calls_per_second(self) -> float:
@@ -93,17 +93,17 @@ class Load:
 
     @property
     def cpu_us_per_chunk(self) -> float:
-        """By the chunks that the upstream sent, whatever a peer made of them."""
+        """CPU per chunk that the upstream sent; a peer may merge chunks."""
         return self.cpu_us_per_call / CHUNKS
 
     @property
     def carried(self) -> bool:
-        """Whether a constant rate was held: a call less than one in a hundred left over when the time was up."""
+        """Whether the constant rate was held: at least 99 % of the due calls were completed in time."""
         return self.calls >= 0.99 * self.due
 
 
 def press(server: Server, route: Route, burst: Burst, *, folder: Path, core: int) -> Load:
-    """Press the server for some seconds. Raises BenchError if one answer was not a 2xx or one stream not whole."""
+    """Run one burst. Raises BenchError for a response that is not 2xx or an incomplete stream."""
     before = server.cpu_seconds()
     report = _load(server, route, burst, folder, core)
     cpu_seconds = server.cpu_seconds() - before
@@ -125,41 +125,38 @@ def press(server: Server, route: Route, burst: Burst, *, folder: Path, core: int
     )
 
 
-def ask_once(server: Server, route: Route, *, rebuilds: bool) -> None:
-    """One call whose answer is read: a fast server that answers something else wins nothing.
-
-    One that rebuilds answers need keep only the text and the usage. Raises BenchError.
-    """
-    got = json.loads(_ask(server, route, Burst("one call", 1, 1)))
-    wanted = json.loads((HERE / "answer.json").read_text())
-    if (_told(got) != _told(wanted)) if rebuilds else (got != wanted):
-        raise BenchError(f"{server.name} did not pass the upstream's answer on")
+def check_call(server: Server, route: Route, *, rebuilds: bool) -> None:
+    """Check that a call returns the upstream's response, or with `rebuilds` its text and usage. Raises BenchError."""
+    got = json.loads(_post(server, route, Burst("one call", 1, 1)))
+    expected = json.loads((HERE / "answer.json").read_text())
+    if (_content(got) != _content(expected)) if rebuilds else (got != expected):
+        raise BenchError(f"{server.name} did not pass on the upstream's response")
 
 
-def stream_once(server: Server, route: Route, *, rebuilds: bool) -> None:
-    """The same of a stream: all its text, its usage once, and its chunks one by one unless it rebuilds them."""
-    events = _ask(server, route, Burst("one stream", 1, 1, stream=True)).decode().split("\n\n")
+def check_stream(server: Server, route: Route, *, rebuilds: bool) -> None:
+    """Check that a stream has the upstream's text, one usage and, without `rebuilds`, the same number of chunks."""
+    events = _post(server, route, Burst("one stream", 1, 1, stream=True)).decode().split("\n\n")
     chunks = [json.loads(event.removeprefix("data: ")) for event in events if event.startswith("data: {")]
-    said = "".join(choice["delta"].get("content") or "" for chunk in chunks for choice in chunk["choices"])
+    text = "".join(choice["delta"].get("content") or "" for chunk in chunks for choice in chunk["choices"])
     tokens = [chunk["usage"]["total_tokens"] for chunk in chunks if chunk.get("usage")]
-    if said != WORDS or tokens != [CHUNKS + 115] or (len(chunks) != CHUNKS and not rebuilds):
-        raise BenchError(f"{server.name} did not pass the upstream's stream on")
+    if text != WORDS or tokens != [CHUNKS + 115] or (len(chunks) != CHUNKS and not rebuilds):
+        raise BenchError(f"{server.name} did not pass on the upstream's stream")
 
 
-def _told(answer: dict[str, Any]) -> tuple[str, int]:
-    return answer["choices"][0]["message"]["content"], answer["usage"]["total_tokens"]
+def _content(response: dict[str, Any]) -> tuple[str, int]:
+    return response["choices"][0]["message"]["content"], response["usage"]["total_tokens"]
 
 
-def _ask(server: Server, route: Route, burst: Burst) -> bytes:
+def _post(server: Server, route: Route, burst: Burst) -> bytes:
     headers = {"Content-Type": "application/json"} | dict(line.split(": ", 1) for line in route.headers)
     request = urllib.request.Request(server.url + route.path(burst), burst.body, headers, method="POST")
     try:
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            whole: bytes = answer.read()
+        with urllib.request.urlopen(request, timeout=60) as response:
+            body: bytes = response.read()
     except urllib.error.HTTPError as error:
-        said = error.read(200).decode(errors="replace")
-        raise BenchError(f"{server.name} answered {burst.name} with {error.code}: {said}") from None
-    return whole
+        text = error.read(200).decode(errors="replace")
+        raise BenchError(f"{server.name} responded to {burst.name} with {error.code}: {text}") from None
+    return body
 
 
 def _load(server: Server, route: Route, burst: Burst, folder: Path, core: int) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from benchmarks.cores import kept_awake, two_cores
 from benchmarks.installs import SCRATCH, native
-from benchmarks.load import Burst, Load, ask_once, press, stream_once
+from benchmarks.load import Burst, Load, check_call, check_stream, press
 from benchmarks.peers import PEERS, upstream
 from benchmarks.processes import BenchError, Server, foreign_seconds, free_port, require_disk, running
 
@@ -60,17 +60,17 @@ class Side:
 
     def warm_up(self, core: int) -> None:
         """Check an answer and a stream, and run each burst once."""
-        ask_once(self.server, RELAY.route, rebuilds=False)
-        stream_once(self.server, RELAY.route, rebuilds=False)
+        check_call(self.server, RELAY.route, rebuilds=False)
+        check_stream(self.server, RELAY.route, rebuilds=False)
         self.calls += 2
         for burst in (CALLS, CHUNKS):
             self.press(burst, core)
 
 
 def median_interval(values: Sequence[float]) -> Interval:
-    """The median's 95 % interval from order statistics, as of the sign test. Raises ValueError below 6 values."""
+    """The median's 95 % interval from order statistics, as in the sign test. Raises ValueError below 6 values."""
     ranked, count = sorted(values), len(values)
-    rank = 0  # of the interval's ends, from either side
+    rank = 0  # of both ends of the interval, counted from the nearer end
     while sum(math.comb(count, smaller) for smaller in range(rank + 1)) <= OUTSIDE * 2**count:
         rank += 1
     if rank == 0:
@@ -99,7 +99,7 @@ def measure(base: Path, head: Path, pairs: int = PAIRS) -> list[str]:
         for side in sides:
             side.warm_up(load_core)
         servers = [model, *(side.server for side in sides)]
-        began, foreign = time.monotonic(), foreign_seconds((server_core, load_core), servers)
+        started, foreign = time.monotonic(), foreign_seconds((server_core, load_core), servers)
         for number in range(pairs):
             order = sides if number % 2 == 0 else sides[::-1]
             for side in (*order, *reversed(order)):  # two pairs, since a stream takes longer than a burst of calls
@@ -107,28 +107,28 @@ def measure(base: Path, head: Path, pairs: int = PAIRS) -> list[str]:
             for side in order:
                 side.chunk_us.append(side.press(CHUNKS, load_core).cpu_us_per_chunk)
             print(f"  pair {number + 1} of {pairs}: {_progress(*sides)}", flush=True)
-        foreign = (foreign_seconds((server_core, load_core), servers) - foreign) / (time.monotonic() - began)
+        foreign = (foreign_seconds((server_core, load_core), servers) - foreign) / (time.monotonic() - started)
     return [*result(*sides), f"Other processes used {max(0.0, foreign):.2f} of the two cores."]
 
 
 @contextlib.contextmanager
 def _relay(name: str, checkout: Path, folder: Path, model: Server, core: int) -> Iterator[Side]:
-    """A running relay, which has to show every call of the load on /metrics and in its ledger at the end."""
+    """A running relay; at the end /metrics and its ledger must have every call of the load."""
     assert RELAY.launch is not None
-    assert RELAY.prove_while_running is not None
-    assert RELAY.prove_after is not None
+    assert RELAY.check_while_running is not None
+    assert RELAY.check_after is not None
     folder.mkdir()
     port = free_port()
-    ours, *arguments = RELAY.launch(folder, port, model.port).argv
+    installed, *arguments = RELAY.launch(folder, port, model.port).argv
     own = checkout / ".venv" / "bin" / "mcpmeter"
-    command = str(own) if own.exists() else ours
+    command = str(own) if own.exists() else installed
     print(f"{name}: {checkout}, packages of {Path(command).parent.parent}", flush=True)
-    env = {"PYTHONPATH": str(checkout / "src")}  # before what the environment has installed
+    env = {"PYTHONPATH": str(checkout / "src")}  # takes precedence over the installed package
     with running(name, [command, *arguments], port=port, core=core, folder=folder, env=env) as server:
         side = Side(name, server, folder)
         yield side
-        RELAY.prove_while_running(server, RELAY.route, side.calls)
-    RELAY.prove_after(folder, side.calls)
+        RELAY.check_while_running(server, RELAY.route, side.calls)
+    RELAY.check_after(folder, side.calls)
 
 
 def _progress(base: Side, head: Side) -> str:
@@ -156,7 +156,7 @@ def _compared(kind: str, base: Sequence[float], head: Sequence[float]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure and print. Exit code 1: no honest figures."""
+    """Measure and print. Exit code 1: no valid figures."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.pairs", description=__doc__)
     parser.add_argument("base", type=Path, help="the checkout before the change")
     parser.add_argument("head", type=Path, help="the checkout after it")

@@ -1,4 +1,4 @@
-"""Who is compared: how each peer is started before the same upstream, and what it must prove afterwards."""
+"""The peers: how each is started in front of the same upstream, and how its records are verified."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ OPENAI = Route(OPENAI_PATH, OPENAI_PATH)
 
 @dataclass(frozen=True)
 class Launch:
-    """The command line of a server, and what it needs in its environment."""
+    """The command line and environment of a server."""
 
     argv: list[str]
     env: Mapping[str, str] = field(default_factory=dict)
     headers: tuple[str, ...] = ()
-    """What each call to it must carry."""
+    """Headers that each call needs."""
 
 
 @dataclass(frozen=True)
 class Peer:
-    """One competitor. `launch` gets (folder, port, upstream's port); None means the upstream itself.
+    """One compared server. `launch` takes (folder, port, upstream's port); None means the upstream itself.
 
-    A `foreign` one may fail, and the table says so; what fails of ours or of the yardsticks voids the run.
+    A failure of a `foreign` peer is shown in the table; any other failure voids the run.
     """
 
     name: str
@@ -48,19 +48,19 @@ class Peer:
     foreign: bool = False
     keeps_a_ledger: bool = False
     rebuilds: bool = False
-    """Whether it takes answers apart and puts them together anew; bytes may differ then, text and usage not."""
-    prove_while_running: Callable[[Server, Route, int], None] | None = None
-    prove_after: Callable[[Path, int], None] | None = None
+    """Whether it parses and rebuilds responses: bytes may differ then, text and usage not."""
+    check_while_running: Callable[[Server, Route, int], None] | None = None
+    check_after: Callable[[Path, int], None] | None = None
 
 
 def upstream(folder: Path, port: int) -> Launch:
-    """`upstream.c`: answers every POST with `answer.json`, or with a stream of 100 chunks where one is asked for."""
+    """`upstream.c`: responds to every POST with `answer.json`, or with a stream of 100 chunks if requested."""
     folder.mkdir(exist_ok=True)
     return Launch([str(native("upstream")), str(port), str(HERE / "answer.json")])
 
 
 def _apart(folder: Path, port: int, upstream_port: int) -> Launch:
-    del upstream_port  # it is an upstream itself
+    del upstream_port  # it is itself an upstream
     return upstream(folder, port)
 
 
@@ -77,7 +77,7 @@ def _proxy(folder: Path, port: int, upstream_port: int) -> Launch:
 
 def _nginx(folder: Path, http: str) -> Launch:
     folder.mkdir(exist_ok=True)
-    # Started by root, nginx would give its worker to a user who may not enter our folder.
+    # Started by root, nginx would run its worker as a user without access to the folder.
     owner = f"user {pwd.getpwuid(0).pw_name};" if os.geteuid() == 0 else ""
     temporary = " ".join(f"{kind}_temp_path {kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
     (folder / "nginx.conf").write_text(
@@ -127,7 +127,7 @@ def _litellm(folder: Path, port: int, upstream_port: int, callbacks: str = "[]")
         f"litellm_settings: {{telemetry: false, callbacks: {callbacks}}}\n"
     )
     argv = [str(litellm()), "--config", str(config), "--host", "127.0.0.1", "--port", str(port), "--num_workers", "1"]
-    # It does not start without a key, and would ask the network for its price list each time.
+    # It requires a key, and would fetch its price list from the network at each start.
     key = f"sk-{secrets.token_hex(32)}"
     env = {"LITELLM_MASTER_KEY": key, "LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_LOG": "ERROR"}
     return Launch(argv, env, (f"Authorization: Bearer {key}",))
@@ -137,16 +137,16 @@ def _litellm_metrics(folder: Path, port: int, upstream_port: int) -> Launch:
     return _litellm(folder, port, upstream_port, "[prometheus]")
 
 
-def _litellm_counted(server: Server, route: Route, calls: int) -> None:
+def _check_litellm_metrics(server: Server, route: Route, calls: int) -> None:
     page = urllib.request.Request(f"{server.url}/metrics/", headers=dict(line.split(": ", 1) for line in route.headers))
-    with urllib.request.urlopen(page, timeout=10) as answer:
-        text = answer.read().decode()
+    with urllib.request.urlopen(page, timeout=10) as response:
+        text = response.read().decode()
     if "litellm_" not in text:
         raise BenchError(f"its /metrics shows none of the {calls} calls")
 
 
 def _portkey(folder: Path, port: int, upstream_port: int) -> Launch:
-    del folder  # it keeps nothing and reads nothing
+    del folder  # it uses no files
     headers = (
         "Authorization: Bearer x",
         "x-portkey-provider: openai",
@@ -155,23 +155,23 @@ def _portkey(folder: Path, port: int, upstream_port: int) -> Launch:
     return Launch([*portkey(), f"--port={port}", "--headless"], {"NODE_ENV": "production"}, headers)
 
 
-def _relay_counted_every_call(server: Server, route: Route, calls: int) -> None:
-    with urllib.request.urlopen(f"{server.url}/metrics", timeout=10) as answer:
-        text = answer.read().decode()
+def _check_relay_metrics(server: Server, route: Route, calls: int) -> None:
+    with urllib.request.urlopen(f"{server.url}/metrics", timeout=10) as response:
+        text = response.read().decode()
     series = re.findall(rf'^mcp_requests_total{{[^}}]*endpoint="{route.json_path}"[^}}]*}} (\S+)', text, re.MULTILINE)
     counted = int(sum(float(value) for value in series))
     if counted != calls:
-        raise BenchError(f"mcp_requests_total says {counted} calls, the load got {calls} answers")
+        raise BenchError(f"mcp_requests_total says {counted} calls, the load got {calls} responses")
 
 
-def _relay_wrote_every_call(folder: Path, calls: int) -> None:
+def _check_relay_ledger(folder: Path, calls: int) -> None:
     ledger = apsw.Connection(str(folder / "ledger.db"), flags=apsw.SQLITE_OPEN_READONLY)
     settled = "state = 'settled' AND outcome = 'ok' AND token_source = 'reported' AND cost_nanousd > 0"
     billed = int(ledger.execute(f"SELECT count(*) FROM calls WHERE {settled}").get)
     rows = int(ledger.execute("SELECT count(*) FROM calls").get)
     ledger.close()
     if billed != calls or rows != calls:
-        raise BenchError(f"the ledger has {rows} rows, {billed} settled and priced, the load got {calls} answers")
+        raise BenchError(f"the ledger has {rows} rows, {billed} settled and priced, the load got {calls} responses")
 
 
 PEERS = {
@@ -187,20 +187,20 @@ PEERS = {
             "mcpmeter serve, metrics on, ledger FULL on disk",
             _relay,
             keeps_a_ledger=True,
-            prove_while_running=_relay_counted_every_call,
-            prove_after=_relay_wrote_every_call,
+            check_while_running=_check_relay_metrics,
+            check_after=_check_relay_ledger,
         ),
         Peer(
             "relay-normal",
             "mcpmeter serve, ledger NORMAL on disk",
             _relay_normal,
-            # Its streams are the relay's: what they cost is not the disk's.
+            # No streams: their cost does not depend on the disk.
             Route(OPENAI_PATH, None),
             keeps_a_ledger=True,
-            prove_while_running=_relay_counted_every_call,
-            prove_after=_relay_wrote_every_call,
+            check_while_running=_check_relay_metrics,
+            check_after=_check_relay_ledger,
         ),
-        Peer("guide", "the guide's way: FastAPI, a new httpx client per call", _guide, Route("/mcp/chat", None)),
+        Peer("guide", "the guide's design: FastAPI, a new httpx client per call", _guide, Route("/mcp/chat", None)),
         Peer(
             "portkey",
             "Portkey's gateway 1.15.2 on Node, no metering",
@@ -218,7 +218,7 @@ PEERS = {
             install=litellm,
             foreign=True,
             rebuilds=True,
-            prove_while_running=_litellm_counted,
+            check_while_running=_check_litellm_metrics,
         ),
     )
 }

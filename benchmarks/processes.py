@@ -1,4 +1,4 @@
-"""Servers as processes of their own: pinned to a core, awaited, measured through /proc, ended by their id."""
+"""Server processes: pinned to a core, measured through the kernel's clocks, ended by their process id."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
 FLUSHED_BYTES = 4 * 4120
-"""What a commit of one row writes into SQLite's log: four pages with their frames' heads."""
+"""A commit of one row in SQLite's WAL: four pages with their frame headers."""
 
 
 PAUSE_NS = 5_000_000
-"""Between two calls of 200 a second."""
+"""The pause between two calls at 200 per second."""
 
 _WORK = [{"number": number, "text": str(number)} for number in range(50)]
 
 
 class BenchError(Exception):
-    """The run cannot give honest figures; the message says why."""
+    """The run cannot give valid figures; the message is the reason."""
 
 
 class Server:
@@ -50,7 +50,7 @@ class Server:
 
     def cpu_seconds(self) -> float:
         """User and system time since the start, all processes and threads."""
-        # Linux's number for the CPU clock of another process: nanoseconds, where /proc counts ticks of 10 ms.
+        # Linux's id of another process's CPU clock, which counts nanoseconds; /proc counts ticks of 10 ms.
         return sum(time.clock_gettime(~pid << 3 | 2) for pid in self._tree())
 
     def rss_bytes(self) -> int:
@@ -58,7 +58,7 @@ class Server:
         return sum(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE_BYTES for pid in self._tree())
 
     def wait_until_listening(self, seconds: float = 90.0) -> None:
-        """Return when the port takes a connection. Raises BenchError with the end of the server's output."""
+        """Return when the port accepts a connection. Raises BenchError with the end of the server's output."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline and self._process.poll() is None:
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=1):
@@ -67,7 +67,7 @@ class Server:
         raise BenchError(f"{self.name} did not start: {self._log.read_text(errors='replace')[-800:].strip()}")
 
     def wait_until_idle(self, seconds: float = 60.0) -> None:
-        """Return when calls that a stopped load left behind are worked off."""
+        """Return when the calls that a stopped load left are completed."""
         deadline = time.monotonic() + seconds
         before = self.cpu_seconds()
         while time.monotonic() < deadline:
@@ -89,7 +89,7 @@ class Server:
 
     def _tree(self) -> list[int]:
         pids = [self._process.pid]
-        for pid in pids:  # grows while it is read: children of children
+        for pid in pids:  # grows during the loop: children of children
             for children in Path(f"/proc/{pid}/task").glob("*/children"):
                 pids.extend(int(child) for child in children.read_text().split())
         return pids
@@ -118,9 +118,10 @@ def running(
 
 
 def two_flushes_ms(folder: Path, core: int, *, tries: int = 200) -> float:
-    """The median of twice one write and `fdatasync` of a file that does not grow, a few a second apart, on one core.
+    """Twice the median duration of one write and `fdatasync` of a file that does not grow, on one core.
 
-    No ledger that opens a call durably before it is sent and settles it durably before it is answered can add less.
+    A ledger that durably opens a call before it is sent, and durably settles it before the response ends, adds at
+    least this much.
     """
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {core})
@@ -129,18 +130,18 @@ def two_flushes_ms(folder: Path, core: int, *, tries: int = 200) -> float:
         with path.open("w+b", buffering=0) as file:
             file.write(bytes(FLUSHED_BYTES * tries))
             os.fsync(file.fileno())
-            taken = [_flush_ns(file.fileno(), FLUSHED_BYTES * number) for number in range(tries)]
+            durations = [_flush_ns(file.fileno(), FLUSHED_BYTES * number) for number in range(tries)]
     finally:
         path.unlink(missing_ok=True)
         os.sched_setaffinity(0, before)
-    return 2 * statistics.median(taken) / 1e6
+    return 2 * statistics.median(durations) / 1e6
 
 
 def cold_factor(core: int, *, tries: int = 200) -> float:
-    """How many times as long a fixed piece of work takes 5 ms after it last ran as when it runs again and again.
+    """The duration of a fixed piece of work 5 ms after it last ran, as a multiple of its duration without a pause.
 
-    The core is kept busy in between, so that no sleep of the processor is in it: what is left is that somebody else
-    has emptied its caches. On a machine of one's own it is near 1.
+    The core stays busy in between, so that it does not sleep: a factor above 1 means that other machines or processes
+    evict its caches. On a dedicated machine it is near 1.
     """
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {core})
@@ -156,18 +157,18 @@ def _work_ns(pause_ns: int) -> int:
     until = time.perf_counter_ns() + pause_ns
     while time.perf_counter_ns() < until:
         pass
-    began = time.perf_counter_ns()
+    started = time.perf_counter_ns()
     for _ in range(3):
         json.loads(json.dumps(_WORK))
-    return time.perf_counter_ns() - began
+    return time.perf_counter_ns() - started
 
 
 def _flush_ns(file: int, offset: int) -> int:
-    time.sleep(0.002)  # as after a pause between two calls: a disk that is kept busy answers sooner
-    began = time.perf_counter_ns()
+    time.sleep(0.002)  # as between two calls: a busy disk completes a flush sooner
+    started = time.perf_counter_ns()
     os.pwrite(file, b"x" * FLUSHED_BYTES, offset)
     os.fdatasync(file)
-    return time.perf_counter_ns() - began
+    return time.perf_counter_ns() - started
 
 
 def busy_seconds(cores: Collection[int]) -> float:
@@ -178,10 +179,10 @@ def busy_seconds(cores: Collection[int]) -> float:
 
 
 def foreign_seconds(cores: Collection[int], servers: Collection[Server]) -> float:
-    """CPU time that processes outside this run have taken of these cores since the machine started."""
+    """CPU time on these cores, since boot, of processes outside this run."""
     harness = os.times()
-    load_and_we = harness.user + harness.system + harness.children_user + harness.children_system
-    return busy_seconds(cores) - sum(server.cpu_seconds() for server in servers) - load_and_we
+    own = harness.user + harness.system + harness.children_user + harness.children_system
+    return busy_seconds(cores) - sum(server.cpu_seconds() for server in servers) - own
 
 
 def require_disk(folder: Path) -> None:
@@ -192,7 +193,7 @@ def require_disk(folder: Path) -> None:
 
 
 def free_port() -> int:
-    """A port of 127.0.0.1 that nobody listens on."""
+    """A free port of 127.0.0.1."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

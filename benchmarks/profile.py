@@ -1,4 +1,4 @@
-"""Where the relay's time goes: py-spy beside a burst, its stacks kept, the heaviest functions printed."""
+"""Profiles the relay during a burst with py-spy: writes the stacks, prints the heaviest functions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SHOWN = 20
 
 
 class Profiler:
-    """Samples a server's Python. Raises BenchError where py-spy is not installed."""
+    """Samples a Python server. Raises BenchError if py-spy is not installed."""
 
     def __init__(self, folder: Path) -> None:
         beside = Path(sys.executable).with_name("py-spy")
@@ -30,7 +30,7 @@ class Profiler:
 
     @contextlib.contextmanager
     def watching(self, server: Server, burst: Burst) -> Iterator[None]:
-        """Sample for as long as the burst lasts; the stacks land in `NAME.stacks` (flamegraph's format)."""
+        """Sample during the burst; writes the stacks to `NAME.stacks` in flamegraph's format."""
         stacks = self._folder / f"{burst.name}.stacks"
         stacks.unlink(missing_ok=True)
         argv = [self._command, "record", "--nonblocking", "--format", "raw", "--rate", str(SAMPLES_PER_SECOND)]
@@ -38,18 +38,18 @@ class Profiler:
         sampler = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         try:
             yield
-            said = sampler.communicate(timeout=30)[0].decode(errors="replace")
+            output = sampler.communicate(timeout=30)[0].decode(errors="replace")
         finally:
             if sampler.poll() is None:
                 sampler.kill()
                 sampler.wait()
         if not stacks.exists():
-            raise BenchError(f"py-spy wrote nothing: {said[-300:]}")
+            raise BenchError(f"py-spy wrote nothing: {output[-300:]}")
         print("\n".join([f"  {burst.name}: {stacks}", *_heaviest(stacks.read_text())]), flush=True)
 
 
 def _heaviest(stacks: str) -> list[str]:
-    """The functions with the most samples: in themselves, and with all that they call."""
+    """The functions with the most samples, in themselves and including their callees."""
     own: Counter[str] = Counter()
     whole: Counter[str] = Counter()
     for line in stacks.splitlines():

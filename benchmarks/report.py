@@ -12,12 +12,9 @@ import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING
 
 from benchmarks.load import Load
-
-if TYPE_CHECKING:
-    from benchmarks.run import Results
+from benchmarks.results import Results
 
 BY_HAND = ("<!-- kept by hand: where the time goes -->", "<!-- end of what is kept by hand -->")
 AIMS = (
@@ -30,26 +27,26 @@ AIMS = (
     ("json-32", "litellm-metrics", 50.0),
     ("json-128", "litellm-metrics", 50.0),
 )
-"""(burst, peer, how many times the peer's calls a second the relay must at least carry)."""
+"""(burst, peer, the minimum ratio of the relay's calls per second to the peer's)."""
 
 CHUNK_CPU_AIM = 2.0
-"""How many times nginx's CPU a chunk the relay's may be."""
+"""The maximum ratio of the relay's CPU per chunk to nginx's."""
 
 ADDED_P50_AIM_MS = 0.5
 OURS = {"relay": "relay (FULL)", "relay-normal": "relay-normal"}
-"""Rows held against the aim of the added median, and what its lines call them."""
+"""Rows with an aim for the added median, and their names in its lines."""
 
 UPSTREAM_AIM_PER_SECOND = 100_000
-"""JSON answers, and chunks, that the upstream and the load must manage between them."""
+"""JSON responses, and chunks, per second that the upstream and the load must reach together."""
 
 MAX_REASON_LENGTH = 160
 
 QUIET_CORES = 0.15
-"""What a desktop's own services take at most; more than that bends the figures."""
+"""The maximum for an idle desktop's services; more distorts the figures."""
 
 
 def machine() -> str:
-    """The versions that the figures depend on, in a line that names no host."""
+    """The hardware and versions that the figures depend on, without the name of the host."""
     nginx = (
         subprocess.run(["nginx", "-v"], capture_output=True, text=True, check=True).stderr.rpartition("/")[2].strip()
     )
@@ -61,13 +58,13 @@ def machine() -> str:
 
 
 def summary(results: Sequence[Results]) -> list[str]:
-    """All that is printed: both tables, what went wrong, the ratios, how quiet it was."""
+    """The printed result: both tables, the errors, the ratios and the load of other processes."""
     tables = [*_json_table(results), "", *_stream_table(results), ""]
     return [*tables, *_faults(results), *ratios(results), "", disturbance(results)]
 
 
 def _json_table(results: Sequence[Results]) -> list[str]:
-    """Answers in JSON: medians over the rounds, with the lowest and highest of the calls a second."""
+    """JSON responses: medians over the rounds, with the lowest and highest calls per second."""
     header = ["server", "calls/s, 32 conn.", "calls/s, 128 conn.", "CPU µs/call, 32 · 128", "calls/s a core"]
     header += [f"added p50 · p99 ms at {rate}/s" for rate in (200, 500)] + ["RSS MB"]
     direct = next((result for result in results if result.peer.name == "direct"), None)
@@ -77,19 +74,19 @@ def _json_table(results: Sequence[Results]) -> list[str]:
 def _json_row(result: Results, direct: Results | None) -> list[str]:
     title = f"**{result.peer.name}**: {result.peer.title}"
     if not result.rss_bytes:
-        return [title, f"not measured: {_in_short(result.absent)}", *["—"] * 6]
+        return [title, f"not measured: {_shortened(result.absent)}", *["—"] * 6]
     return [
         title,
         *(_spread(result, name, lambda load: load.calls_per_second) for name in ("json-32", "json-128")),
-        " · ".join(_middle(result, name, lambda load: load.cpu_us_per_call) for name in ("json-32", "json-128")),
-        _middle(result, "json-128", lambda load: 1e6 / load.cpu_us_per_call),
+        " · ".join(_median(result, name, lambda load: load.cpu_us_per_call) for name in ("json-32", "json-128")),
+        _median(result, "json-128", lambda load: 1e6 / load.cpu_us_per_call),
         *(_added(result, direct, f"rate-{rate}") for rate in (200, 500)),
         f"{median(result.rss_bytes) / 1e6:.0f}",
     ]
 
 
 def _stream_table(results: Sequence[Results]) -> list[str]:
-    """200 streams of 100 chunks at a time: as fast as they go, and one chunk each 20 ms."""
+    """200 concurrent streams of 100 chunks: unpaced, and one chunk per 20 ms."""
     header = ["streams", "chunks/s", "CPU µs/chunk, paced", "CPU µs/chunk, not paced", "paced chunks/s a core"]
     header += ["first chunk p50 · p99 ms, paced", "a paced stream, p50 s"]
     return _markdown([header, *(_stream_row(result) for result in results if result.peer.route.stream_path)])
@@ -98,18 +95,18 @@ def _stream_table(results: Sequence[Results]) -> list[str]:
 def _stream_row(result: Results) -> list[str]:
     name = f"**{result.peer.name}**"
     if not result.rss_bytes:
-        return [name, f"not measured: {_in_short(result.absent)}", *["—"] * 5]
+        return [name, f"not measured: {_shortened(result.absent)}", *["—"] * 5]
     first = [
-        _middle(result, "paced", get, 1) for get in (lambda x: x.first_p50_us / 1e3, lambda x: x.first_p99_us / 1e3)
+        _median(result, "paced", get, 1) for get in (lambda x: x.first_p50_us / 1e3, lambda x: x.first_p99_us / 1e3)
     ]
     return [
         name,
         _spread(result, "streams", lambda load: load.chunks_per_second),
         _spread(result, "paced", lambda load: load.cpu_us_per_chunk, 1),
         _spread(result, "streams", lambda load: load.cpu_us_per_chunk, 1),
-        _middle(result, "paced", lambda load: 1e6 / load.cpu_us_per_chunk),
+        _median(result, "paced", lambda load: 1e6 / load.cpu_us_per_chunk),
         " · ".join(first),
-        _middle(result, "paced", lambda load: load.p50_us / 1e6, 2),
+        _median(result, "paced", lambda load: load.p50_us / 1e6, 2),
     ]
 
 
@@ -122,7 +119,7 @@ def _values(result: Results, burst: str, get: Callable[[Load], float]) -> list[f
     return [get(load) for load in result.loads.get(burst, [])]
 
 
-def _middle(result: Results, burst: str, get: Callable[[Load], float], digits: int = 0) -> str:
+def _median(result: Results, burst: str, get: Callable[[Load], float], digits: int = 0) -> str:
     values = _values(result, burst, get)
     return f"{median(values):,.{digits}f}" if values else _missing(result, burst)
 
@@ -157,9 +154,9 @@ def _latency_ms(result: Results, burst: str) -> tuple[float, float]:
     return median(load.p50_us for load in loads) / 1e3, median(load.p99_us for load in loads) / 1e3
 
 
-def _in_short(words: str) -> str:
-    """What fits into a cell: a server's last words can be a page."""
-    line = " ".join(words.replace("|", "/").split())
+def _shortened(text: str) -> str:
+    """The text cut to the length of a cell: a server's last output can be a page."""
+    line = " ".join(text.replace("|", "/").split())
     return (
         line
         if len(line) <= MAX_REASON_LENGTH
@@ -169,14 +166,14 @@ def _in_short(words: str) -> str:
 
 def _faults(results: Sequence[Results]) -> list[str]:
     lines = [
-        f"- {r.peer.name}: {fault}" for r in results for fault in dict.fromkeys(map(_in_short, r.failures.values()))
+        f"- {r.peer.name}: {fault}" for r in results for fault in dict.fromkeys(map(_shortened, r.failures.values()))
     ]
-    lines += [f"- {r.peer.name} left the run: {_in_short(r.absent)}" for r in results if r.absent and r.rss_bytes]
+    lines += [f"- {r.peer.name} left the run: {_shortened(r.absent)}" for r in results if r.absent and r.rss_bytes]
     return ["What went wrong:", "", *lines, ""] if lines else []
 
 
 def ratios(results: Sequence[Results]) -> list[str]:
-    """The relay against the others, and whether the aims are held; of those that were measured."""
+    """The ratios of the relay to the measured peers, and whether the aims are held."""
     by_name = {result.peer.name: result for result in results if result.rss_bytes}
     lines = _upstream_suffices(by_name)
     if "relay" not in by_name:
@@ -263,7 +260,7 @@ def _verdict(held: bool) -> str:
 
 
 def disturbance(results: Sequence[Results]) -> str:
-    """How quiet the machine was: what processes that are no part of the run took of the two cores."""
+    """The share of the two cores that processes outside the run used."""
     foreign = [load.foreign_cores for result in results for loads in result.loads.values() for load in loads]
     if not foreign:
         return "Nothing was measured."
@@ -285,14 +282,14 @@ def _times(ratio: float) -> str:
 
 
 def keep_raw(path: Path, results: Sequence[Results]) -> None:
-    """Every single burst, for whoever doubts a median."""
+    """Write every single burst as JSON."""
     raw = {r.peer.name: [dataclasses.asdict(load) for loads in r.loads.values() for load in loads] for r in results}
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(raw, indent=1) + "\n")
 
 
 def write(path: Path, results: Sequence[Results], machine_line: str, *, rounds: int, seconds: float) -> None:
-    """Write docs/performance.md; what stands between the marks kept by hand stays as it is."""
+    """Write docs/performance.md; the section between the marks is kept."""
     path.write_text(
         "\n".join(
             [
@@ -308,11 +305,11 @@ def write(path: Path, results: Sequence[Results], machine_line: str, *, rounds: 
                 "",
                 "## How it is measured",
                 "",
-                *METHOD,
+                METHOD,
                 "",
                 "## Two versions",
                 "",
-                *PAIRS,
+                PAIRS,
                 "",
                 "## Where the time goes",
                 "",
@@ -332,40 +329,40 @@ def _kept_by_hand(path: Path) -> str:
     return kept[1] if kept else "Nothing written yet."
 
 
-METHOD = (
-    "`make bench` starts one server at a time on a core of its own. The load (`benchmarks/load.c`) and the upstream",
-    "(`benchmarks/upstream.c`, a fixed chat answer of 700 bytes, or a stream of 100 chunks of 280), both by io_uring",
-    "(by epoll where the kernel refuses it: `benchmarks/wire.h`), share the other",
-    "core; the row *direct* shows what those two can do together there, and *apart* with a core each. While it",
-    "measures, no core goes to sleep (it holds `/dev/cpu_dma_latency`, as tuned's profile `network-latency` does);",
-    "`--let-cores-sleep` leaves that out. LiteLLM and",
-    "Portkey are installed by the bench under `.bench/`, pinned. LiteLLM is measured with its Prometheus callback and",
-    "bare, which is when it is fastest; Portkey's release answers 500 to each stream, so the bench lets it change the",
-    "headers of a fetched stream (`benchmarks/portkey.cjs`). Each call is a POST of a chat request of 570",
-    "bytes over a kept connection. A round is: start, a call and",
-    "a stream whose answers must equal the upstream's (text and usage, of those who rebuild answers), a second of",
-    "warm-up, bursts at 32 and at 128 connections, bursts at a constant 200 and 500 calls/s, 200 streams at a time as",
-    "fast as they go, and 200 with a chunk each 20 ms, which no server can gather into larger writes. What has begun",
-    "when a burst's time is up is awaited. At a constant rate latency counts from the moment a call was due, so that a",
-    "stall shows in every call that it delays (no coordinated omission); *added* is less the row *direct*. A single",
-    "answer that is not a 2xx, a broken connection or a stream without its end voids the run, or with LiteLLM and",
-    "Portkey that burst. After each round the relay must show on `/metrics`, and settled and priced in its ledger,",
-    "exactly the calls that the load saw answered, streams too. CPU is user and system time of the server's processes",
-    "from `/proc`; a chunk's is that of a whole stream by 100, its row in the ledger included. The relay meters and",
-    "prices each call and writes it to the ledger, with an open and a settled row that are both on disk",
-    "(`synchronous=FULL`) before the client has its whole answer; *relay-normal* writes the same rows with",
-    "`ledger.synchronous: normal` ([ledger.md](ledger.md) says what that gives up) and is asked for no streams. The",
-    "others write nothing.",
-)
+METHOD = """\
+`make bench` runs one server at a time on its own core. The load (`benchmarks/load.c`) and the upstream
+(`benchmarks/upstream.c`: a fixed chat response of 700 bytes, or a stream of 100 chunks of 280) share the other core.
+Both use io_uring, or epoll if the kernel refuses it (`benchmarks/wire.h`). The row *direct* is what they reach
+together there, *apart* with a core each. The cores are kept awake through `/dev/cpu_dma_latency`, as tuned's profile
+`network-latency` does; `--let-cores-sleep` turns that off. LiteLLM and Portkey are installed under `.bench/` in
+pinned versions. LiteLLM is measured with its Prometheus callback and without it, which is its fastest configuration.
+Portkey's release responds with 500 to each stream, so the bench makes the headers of a fetched stream mutable
+(`benchmarks/portkey.cjs`). Each call is a POST of a chat request of 570 bytes over a kept connection.
 
-PAIRS = (
-    "`make pairs BASE=../before` compares the relay of two checkouts, this one and the one in `BASE`. Each runs on",
-    "its own sources, with the packages of its own `.venv` if it has one, else with those of this checkout. Both",
-    "servers stay up and share a core; the load and the upstream share the other. A pair is a burst of JSON calls at",
-    "32 connections on each server, or 200 streams with a chunk every 20 ms on each; every second pair begins with",
-    "the other server. CPU is the server's user and system time from its process's CPU clock, per call and per chunk",
-    "as above. The result is the median over the pairs, 30 with streams and 60 with calls, of the ratio HEAD/BASE",
-    "with its 95 % interval from order statistics, which assumes no distribution. An interval that holds 1 shows no",
-    "difference. CPU time tolerates other load better than calls per second do, but that load still costs caches: the",
-    "output says how many cores other processes used.",
-)
+A round is: start the server; one call and one stream, whose responses must equal the upstream's (only text and usage
+for servers that rebuild responses); a second of warm-up; bursts at 32 and at 128 connections; bursts at a constant
+200 and 500 calls/s; 200 concurrent streams, unpaced and with one chunk per 20 ms, which no server can merge into
+larger writes. Started calls are completed after a burst's time. At a constant rate latency counts from the time at
+which a call was due, so that a stall shows in every call it delays (no coordinated omission); *added* is the
+difference to the row *direct*. A response that is not 2xx, a broken connection or an incomplete stream voids the run,
+or for LiteLLM and Portkey the burst.
+
+After each round the relay must have exactly the completed calls and streams on `/metrics`, and settled and priced in
+its ledger. CPU is the user and system time of the server's processes; CPU per chunk is that of a stream divided by
+100, including its row in the ledger. The relay meters and prices each call and writes an open and a settled row, both
+durable (`synchronous=FULL`) before the client has the whole response. *relay-normal* writes the same rows with
+`ledger.synchronous: normal` ([ledger.md](ledger.md) has the consequences) and is not measured with streams. The other
+servers write nothing.
+""".rstrip()
+
+PAIRS = """\
+`make pairs BASE=../before` compares the relays of two checkouts, this one and the one in `BASE`. Each runs its own
+sources, with the packages of its own `.venv` if it has one, else with those of this checkout. Both servers stay up
+and share a core; the load and the upstream share the other. A pair is one burst of JSON calls at 32 connections on
+each server, or 200 streams with a chunk per 20 ms on each; every second pair starts with the other server. CPU is the
+user and system time of the server's process, per call and per chunk as above. The result is the median of the ratio
+HEAD/BASE over the pairs, 30 with streams and 60 with calls, with its 95 % interval from order statistics, which
+assumes no distribution. An interval that includes 1 shows no difference. CPU time tolerates other load better than
+calls per second do, but that load still costs caches: the output has the share of the cores that other processes
+used.
+""".rstrip()

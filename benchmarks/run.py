@@ -1,6 +1,6 @@
-"""`python -m benchmarks.run`: all peers before the same upstream, round by round in one run, and the ratios.
+"""`python -m benchmarks.run`: measures all peers with the same upstream, in interleaved rounds, and prints ratios.
 
-The server under test has one core to itself; the load and the upstream share another.
+The server under test has its own core; the load and the upstream share another.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ import contextlib
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from benchmarks import report
 from benchmarks.cores import MAY_SLEEP, kept_awake, two_cores
 from benchmarks.installs import SCRATCH, native
-from benchmarks.load import Burst, Load, Route, ask_once, press, stream_once
+from benchmarks.load import Burst, Load, Route, check_call, check_stream, press
 from benchmarks.peers import PEERS, Launch, Peer, upstream
 from benchmarks.processes import (
     BenchError,
@@ -30,48 +30,29 @@ from benchmarks.processes import (
     two_flushes_ms,
 )
 from benchmarks.profile import Profiler
+from benchmarks.results import Results
 
 ROOT = Path(__file__).parent.parent
 
 RATES = (200, 500)
-"""Calls a second at which latency is measured."""
+"""Calls per second at which latency is measured."""
 
 
 def bursts(seconds: float) -> tuple[Burst, ...]:
-    """What every peer goes through: saturation, latency at constant rates, streams as fast as they go and paced."""
+    """The bursts of each round: saturation, latency at constant rates, unpaced and paced streams."""
     return (
         Burst("json-32", 32, seconds),
         Burst("json-128", 128, seconds),
         *(Burst(f"rate-{rate}", 64, seconds, rate=rate) for rate in RATES),
         Burst("streams", 200, seconds / 2, stream=True),
-        # A paced stream takes 2 s; what has begun is awaited, so each connection has two of them.
+        # A paced stream takes 2 s and started streams are completed, so each connection has two.
         Burst("paced", 200, 3, stream=True, pace_us=20_000),
     )
 
 
-@dataclass
-class Results:
-    """All bursts of one peer: name of the burst -> one Load a round; and what it could not do."""
-
-    peer: Peer
-    loads: dict[str, list[Load]] = field(default_factory=dict)
-    rss_bytes: list[int] = field(default_factory=list)
-    two_flushes_ms: list[float] = field(default_factory=list)
-    """What two durable writes one after the other take on the disk of its ledger, where it keeps one."""
-    cold_factors: list[float] = field(default_factory=list)
-    """How many times as long the same work takes on its core after a pause as without one."""
-    absent: str = ""
-    """Why the peer does not take part (any more)."""
-    failures: dict[str, str] = field(default_factory=dict)
-    """Name of the burst -> what went wrong in it."""
-
-    def add(self, load: Load) -> None:
-        self.loads.setdefault(load.burst, []).append(load)
-
-
 @dataclass(frozen=True)
 class Bench:
-    """What stays the same through a run."""
+    """The constants of a run."""
 
     bursts: tuple[Burst, ...]
     server_core: int
@@ -81,7 +62,7 @@ class Bench:
     profiler: Profiler | None = None
 
     def round(self, peer: Peer, results: Results) -> None:
-        """Start the peer, press it, let it prove that it did its work, stop it."""
+        """Start the peer, run the bursts, verify its records, and stop it."""
         with tempfile.TemporaryDirectory(dir=self.folder, prefix=f"{peer.name}-") as name, contextlib.ExitStack() as up:
             folder = Path(name)
             port = free_port()
@@ -91,14 +72,14 @@ class Bench:
             calls = self._measure(server, route, peer, results, folder)
             if self.profiler and peer.name == "relay":
                 calls += self._profile(server, route, folder, self.profiler)
-            if peer.prove_while_running:
-                peer.prove_while_running(server, route, calls)
+            if peer.check_while_running:
+                peer.check_while_running(server, route, calls)
             up.close()
             if peer.keeps_a_ledger:
                 results.two_flushes_ms.append(two_flushes_ms(folder, self.server_core))
                 results.cold_factors.append(cold_factor(self.server_core))
-            if peer.prove_after:
-                peer.prove_after(folder, calls)
+            if peer.check_after:
+                peer.check_after(folder, calls)
 
     def _started(
         self, peer: Peer, launch: Launch | None, port: int, folder: Path
@@ -108,9 +89,9 @@ class Bench:
         return running(peer.name, launch.argv, port=port, core=self.server_core, folder=folder, env=launch.env)
 
     def _measure(self, server: Server, route: Route, peer: Peer, results: Results, folder: Path) -> int:
-        ask_once(server, route, rebuilds=peer.rebuilds)
+        check_call(server, route, rebuilds=peer.rebuilds)
         streams = self._streams(server, route, peer, results)
-        calls = 1 + streams
+        calls = 1 + streams  # of the checks
         calls += self._burst(server, route, Burst("warm-up", 32, 1), folder).calls
         for burst in self.bursts:
             if (burst.stream and not streams) or self._is_beyond(burst, results):
@@ -131,11 +112,11 @@ class Bench:
         return calls
 
     def _streams(self, server: Server, route: Route, peer: Peer, results: Results) -> bool:
-        """Whether the peer passes a stream on as it should."""
+        """Whether the peer passes streams on correctly."""
         if route.stream_path is None:
             return False
         try:
-            stream_once(server, route, rebuilds=peer.rebuilds)
+            check_stream(server, route, rebuilds=peer.rebuilds)
         except BenchError as error:
             if not peer.foreign:
                 raise
@@ -145,7 +126,7 @@ class Bench:
         return True
 
     def _is_beyond(self, burst: Burst, results: Results) -> bool:
-        """A rate above what this round's saturation carried would only measure the queue."""
+        """Whether the rate is above this round's saturation: it would only measure the queue."""
         saturated = results.loads.get("json-32")
         return bool(burst.rate and saturated and saturated[-1].calls_per_second < burst.rate)
 
@@ -157,7 +138,7 @@ class Bench:
         return replace(load, foreign_cores=foreign_cores)
 
     def _profile(self, server: Server, route: Route, folder: Path, profiler: Profiler) -> int:
-        """Two more bursts, in no table: sampling costs time. Returns the calls made."""
+        """Run two more bursts for the profile, which no table includes: sampling costs time. Returns their calls."""
         calls = 0
         for burst in (Burst("profile-json", 32, 4), Burst("profile-streams", 200, 4, stream=True, pace_us=20_000)):
             with profiler.watching(server, burst):
@@ -174,7 +155,7 @@ def _progress(peer: Peer, load: Load) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, print, and write docs/performance.md when every peer took part. Exit code 1: no honest figures."""
+    """Measure, print, and write docs/performance.md if every peer took part. Exit code 1: no valid figures."""
     options = _options(arguments)
     try:
         profiler = Profiler(SCRATCH) if options.profile else None
@@ -220,7 +201,7 @@ def measure(peers: Sequence[Peer], *, rounds: int, seconds: float, profiler: Pro
 
 
 def _or_absent(result: Results, step: Callable[[], object]) -> None:
-    """A foreign peer that cannot be installed or started is said so in the table; ours must work."""
+    """Run a step; a foreign peer that fails is marked absent, ours must work."""
     try:
         step()
     except (BenchError, OSError) as error:
@@ -236,12 +217,12 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--peers",
         type=lambda text: text.split(","),
         default=list(PEERS),
-        help=f"some of {','.join(PEERS)}; docs/performance.md is written only when all take part, on waking cores",
+        help=f"some of {','.join(PEERS)}; docs/performance.md is written only if all take part, on cores kept awake",
     )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=3, help="length of each burst of load")
     parser.add_argument(
-        "--let-cores-sleep", action="store_true", help="do not keep the cores awake: what a machine as it is adds"
+        "--let-cores-sleep", action="store_true", help="do not keep the cores awake: measure the machine as it is"
     )
     parser.add_argument("--profile", action="store_true", help="sample the relay with py-spy under two more bursts")
     options = parser.parse_args(arguments)

@@ -1,8 +1,8 @@
-"""`python -m benchmarks.trace`: the files and functions of ours that run for a warm call, stream, tool call and scrape.
+"""`python -m benchmarks.trace`: our files and functions that run for a warm call, stream, tool call and scrape.
 
-`mcpmeter serve` with a SQLite ledger, a key and a budget runs traced; the simulator is a process of its own. Each
-request is recorded several times, again if a timer of the service runs meanwhile. A function counts if at least two
-recordings hold it: some run or not by the order in which packets and threads arrive.
+Traces `mcpmeter serve` with a SQLite ledger, a key and a budget; the simulator is another process. Each request is
+recorded several times, and again if a timer of the service runs meanwhile. A function counts if at least two recordings
+have it: some run depending on the order of packets and threads.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ PAUSE_S = 0.23
 """Between recordings: calls in quick succession share some work, which is part of a lone call."""
 
 TIMERS_S = 2.5
-"""Each timer of the service runs once in it."""
+"""Time in which each timer of the service runs once."""
 
 MAX_TRIES = 4
 
@@ -54,7 +54,7 @@ Recording = Sequence[Function]
 
 @dataclass(frozen=True)
 class Trace:
-    """What runs for one kind of request."""
+    """The functions that run for one kind of request."""
 
     name: str
     functions: dict[str, list[str]]
@@ -94,7 +94,7 @@ class Trace:
 
 
 class Client:
-    """The requests that are traced, over one kept connection; and the switch of the recording."""
+    """Sends the traced requests over one connection, and starts and stops the recording."""
 
     def __init__(self, http: socket.socket, switch: TextIO, key: str) -> None:
         self._http = http
@@ -113,7 +113,7 @@ class Client:
             raise BenchError("the stream has no end")
 
     def learn_timers(self) -> None:
-        """Record what the service does by itself, which no trace may hold."""
+        """Record the functions of the service's timers, which no trace may include."""
         self._timers = frozenset(self._record(partial(time.sleep, TIMERS_S)))
 
     def initialize(self) -> None:
@@ -133,7 +133,7 @@ class Client:
         self._request("GET", "/metrics", b"", {})
 
     def trace(self, name: str, request: Callable[[], None], runs: int) -> Trace:
-        """What runs for a request, from its first byte until the service is quiet, once it is warm."""
+        """Trace a warm request, from its first byte until the service is quiet."""
         for _ in range(WARM_UP):
             request()
         recordings: list[Recording] = []
@@ -167,7 +167,7 @@ class Client:
         fields = {"Host": "localhost", "Content-Type": "application/json", "Content-Length": str(len(body)), **headers}
         fields["Authorization"] = f"Bearer {self._key}"
         head = "".join([f"{method} {path} HTTP/1.1\r\n", *(f"{name}: {value}\r\n" for name, value in fields.items())])
-        # One write, which the service reads at once: a request in two parts takes another path.
+        # One write: a request in two parts would take another path in the service.
         self._http.sendall(f"{head}\r\n".encode() + body)
         response = HTTPResponse(self._http, method=method)
         response.begin()

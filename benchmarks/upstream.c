@@ -1,11 +1,11 @@
-/* The model that costs nothing: an HTTP/1.1 server of one thread, so that the upstream never is the bottleneck.
+/* The simulated model: an HTTP/1.1 server of one thread, fast enough never to be the bottleneck.
  *
  *   upstream PORT ANSWER_FILE
  *
- * Every request is answered with ANSWER_FILE as application/json. A body with "stream": true is answered with a stream
- * of 100 chunks in OpenAI's form, each an HTTP chunk and a write of its own, the last two with the finish reason and
- * the usage, and [DONE] after them. "pace_us=N" anywhere in the body sends one chunk each N microseconds; without it
- * the streams take turns, a chunk each, as fast as they are taken.
+ * The response to every request is ANSWER_FILE as application/json, or for a body with "stream": true a stream of 100
+ * chunks in OpenAI's format, each its own HTTP chunk and write, the last two with the finish reason and the usage, and
+ * [DONE] after them. "pace_us=N" anywhere in the body sends one chunk per N microseconds; without it the streams send
+ * one chunk each in turn, as fast as they are read.
  */
 #include "wire.h"
 #include <arpa/inet.h>
@@ -16,7 +16,7 @@ enum { CHUNKS = 100, PIECES = CHUNKS + 2, REQUEST_BYTES = 65536, CHUNK_BYTES = 5
 typedef struct Connection {
     int fd;
     int piece; /* next piece of the stream, -1 when there is none */
-    int waits; /* in the queue of streams that are due later */
+    int waits; /* whether it is in the queue of later streams */
     uint64_t pace_ns;
     uint64_t due_ns;
     struct Connection *next; /* in that queue */
@@ -67,7 +67,7 @@ static void hang_up(Connection *c) {
     free(c);
 }
 
-/* What the stream consists of: a head, CHUNKS events framed as HTTP chunks, and the end. */
+/* The pieces of a stream: headers, CHUNKS events as HTTP chunks, and the end. */
 static Text framed(const char *event) {
     Text text = {malloc(CHUNK_BYTES), 0};
     text.length = (size_t)snprintf(text.bytes, CHUNK_BYTES, "%zx\r\n%s\r\n", strlen(event), event);
@@ -98,7 +98,7 @@ static void prepare_stream(void) {
     static char head[] = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\n"
                          "Cache-Control: no-cache\r\nTransfer-Encoding: chunked\r\n\r\n";
     Text first = event_of(0), end = framed("data: [DONE]\n\n");
-    /* The head goes with the first chunk, as the end of the body goes with the last. */
+    /* The headers are sent with the first chunk, the end of the body with the last. */
     pieces[0].length = strlen(head) + first.length;
     pieces[0].bytes = malloc(pieces[0].length);
     memcpy(pieces[0].bytes, head, strlen(head));
@@ -144,7 +144,7 @@ static const char *header(const char *head, const char *end, const char *name) {
     return NULL;
 }
 
-/* Length of the whole request at the front of the buffer, 0 while it is not all there. */
+/* Length of the complete request at the start of the buffer, 0 if it is incomplete. */
 static size_t request_length(Connection *c, char **body) {
     char *blank = memmem(c->buffer, c->filled, "\r\n\r\n", 4);
     if (!blank) return 0;
@@ -164,7 +164,7 @@ static int wants_stream(const char *body, size_t length) {
     return memmem(body, length, "\"stream\":true", 13) || memmem(body, length, "\"stream\": true", 14);
 }
 
-/* The last whole request that wanted an answer and no stream: the load asks the same again and again. */
+/* The last complete request for a JSON response: the load repeats the same one. */
 static Text usual;
 
 static void keep_usual(const char *request, size_t length) {
@@ -173,7 +173,7 @@ static void keep_usual(const char *request, size_t length) {
     memcpy(usual.bytes, request, length);
 }
 
-/* An answer of 1 KB always fits: each client waits for one before it asks for the next. */
+/* A response of 1 KB always fits the socket: each client waits for it before its next request. */
 static void send_answer(Connection *c) {
     wire_send(c->fd, answer.bytes, answer.length, 0);
 }
@@ -193,12 +193,12 @@ static void serve_request(Connection *c) {
     memmove(c->buffer, c->buffer + length, c->filled);
 }
 
-/* A chunk has gone. The next one follows in the next turn, so that streams take turns; with the last one, the end. */
+/* A chunk is sent. The next one follows in the next turn; after the last one, the stream ends. */
 static void on_sent(int fd) {
     Connection *c = connections[fd];
     if (c->piece == PIECES) {
         c->piece = -1;
-        if (c->filled) serve_request(c); /* who has the end already may have asked again before we heard of it */
+        if (c->filled) serve_request(c); /* the client may have sent its next request already */
     } else if (c->pace_ns && c->piece < CHUNKS) {
         c->due_ns += c->pace_ns;
         queue(c);
@@ -246,7 +246,7 @@ static void advance_due(void) {
 static int listen_on(int port) {
     int listener = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0), one = 1;
     setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
-    /* A pacing one, where it is the system's default, would set a timer for each answer on loopback. */
+    /* A pacing congestion control, the default of some systems, would set a timer per response on loopback. */
     setsockopt(listener, IPPROTO_TCP, TCP_CONGESTION, "reno", 4);
     struct sockaddr_in address = {
         .sin_family = AF_INET, .sin_port = htons((uint16_t)port), .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};

@@ -1,9 +1,9 @@
-/* Bytes in and out of TCP connections, for a program of one thread: by io_uring, or by epoll where that is refused.
+/* TCP input and output for a program of one thread, by io_uring, or by epoll if io_uring is refused.
  *
- * Load and upstream share a core, so what they cost is what they could not measure: io_uring hands many sends and
- * receives to the kernel in one system call. BENCH_LOOP=epoll in the environment takes the other way.
+ * Load and upstream share a core, so their own cost limits what they can measure: io_uring submits many sends and
+ * receives in one system call. BENCH_LOOP=epoll in the environment selects epoll.
  *
- * The program defines the four functions below; they are called by wire_wait alone.
+ * The program defines the four functions below; only wire_wait calls them.
  */
 #ifndef WIRE_H
 #define WIRE_H
@@ -22,10 +22,10 @@
 enum { MAX_FDS = 16384 };
 static const uint64_t NEVER = UINT64_MAX;
 
-static void on_connection(int fd);                             /* one that wire_listen let in; not watched yet */
-static void on_bytes(int fd, const char *data, size_t length); /* gone when it returns */
-static void on_end(int fd);                                    /* the other side has left; the program closes */
-static void on_sent(int fd);                                   /* all of a send that wanted to be told of */
+static void on_connection(int fd);                             /* accepted by wire_listen; not watched yet */
+static void on_bytes(int fd, const char *data, size_t length); /* data is valid until it returns */
+static void on_end(int fd);                                    /* the peer disconnected; the program closes */
+static void on_sent(int fd);                                   /* a send with notification is complete */
 
 static void die(const char *what) {
     perror(what);
@@ -38,7 +38,7 @@ static uint64_t now_ns(void) {
     return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
 }
 
-/* Time from now on; none when it is over. */
+/* The time left; 0 when it is over. */
 static struct timespec time_until(uint64_t until_ns) {
     uint64_t now = now_ns(), left = until_ns > now ? until_ns - now : 0;
     return (struct timespec){(time_t)(left / 1000000000u), (long)(left % 1000000000u)};
@@ -49,7 +49,7 @@ static struct timespec time_until(uint64_t until_ns) {
 
 static int by_uring;
 
-/* Returns how: "io_uring" or "epoll". */
+/* Returns the interface: "io_uring" or "epoll". */
 static const char *wire_start(void) {
     const char *wanted = getenv("BENCH_LOOP");
     by_uring = !(wanted && !strcmp(wanted, "epoll")) && uring_start();
@@ -68,8 +68,8 @@ static void wire_watch(int fd) {
     else epoll_watch(fd);
 }
 
-/* All of it goes, after what went before. The bytes must stay as they are; the next send of a connection has to wait
- * until this one is told of, unless it is too small ever to find the socket full. After one that fails comes on_end. */
+/* Sends all bytes, after earlier sends. They must stay unchanged; the next send of a connection must wait for on_sent,
+ * unless it is too small to fill the socket. on_end follows a failed send. */
 static void wire_send(int fd, const char *data, size_t length, int tell) {
     if (by_uring) uring_send(fd, data, length, tell);
     else epoll_send(fd, data, length, tell);
@@ -80,7 +80,7 @@ static void wire_close(int fd) {
     else epoll_close(fd);
 }
 
-/* Wait until something happens, or a time of now_ns, or not at all (0); then tell of all that has happened. */
+/* Wait for an event or until a time of now_ns, or not at all (0); then call back for all events. */
 static void wire_wait(uint64_t until_ns) {
     if (by_uring) uring_wait(until_ns);
     else epoll_wait_once(until_ns);

@@ -1,15 +1,15 @@
-/* wire.h by epoll: a system call for each send and each receive. */
+/* wire.h by epoll: one system call per send and per receive. */
 #include <sys/epoll.h>
 #include <sys/timerfd.h>
 
 typedef struct {
-    const char *data; /* what is left of a send that found the socket full */
+    const char *data; /* the rest of a send that filled the socket */
     size_t left;
     int tell;
 } Unsent;
 
 static Unsent unsent[MAX_FDS];
-static int sent[MAX_FDS], sent_count; /* to be told of */
+static int sent[MAX_FDS], sent_count; /* to call on_sent for */
 static int epoll_fd, epoll_timer, epoll_listener = -1;
 static uint64_t epoll_timer_at = UINT64_MAX;
 
@@ -25,10 +25,10 @@ static void epoll_start(void) {
     epoll_change(epoll_timer, EPOLLIN, EPOLL_CTL_ADD);
 }
 
-/* The patience of epoll_wait is in milliseconds, and that of epoll_pwait2 stretched by the 50 µs of timer slack. */
+/* epoll_wait has a timeout in milliseconds, and epoll_pwait2 adds 50 µs of timer slack. */
 static void epoll_set_timer(uint64_t until_ns) {
     if (until_ns == epoll_timer_at) return;
-    struct itimerspec at = {0}; /* which is never */
+    struct itimerspec at = {0}; /* never */
     if (until_ns != NEVER) {
         at.it_value.tv_sec = (time_t)(until_ns / 1000000000u);
         at.it_value.tv_nsec = (long)(until_ns % 1000000000u);
@@ -56,7 +56,7 @@ static void epoll_watch(int fd) {
 static void epoll_go_on(int fd) {
     Unsent *rest = &unsent[fd];
     ssize_t went = send(fd, rest->data, rest->left, MSG_NOSIGNAL | MSG_DONTWAIT);
-    if (went < 0 && errno != EAGAIN) return; /* reading will say so */
+    if (went < 0 && errno != EAGAIN) return; /* reading reports the error */
     rest->data += went > 0 ? went : 0;
     rest->left -= went > 0 ? (size_t)went : 0;
     if (!rest->left && rest->tell) sent[sent_count++] = fd;

@@ -1,6 +1,6 @@
-/* wire.h by io_uring (io_uring_setup(2), Linux 6.1 or newer): one system call for all that is to be sent and received.
+/* wire.h by io_uring (io_uring_setup(2), Linux 6.1 or newer): one system call for all sends and receives.
  *
- * Without liburing, which no C compiler brings along; the kernel's header comes with the C library's.
+ * Without liburing, which is not part of a C tool chain; the kernel's headers come with the C library's.
  */
 #include <linux/io_uring.h>
 #include <sys/mman.h>
@@ -16,7 +16,7 @@ static struct io_uring_cqe *cqes;
 static struct io_uring_buf_ring *buffers;
 static char *buffer_bytes;
 static uint16_t buffers_tail;
-/* How often a descriptor was closed: what comes for an earlier one of its number is void. */
+/* How often a descriptor was closed: completions for an earlier use of its number are ignored. */
 static uint32_t lives[MAX_FDS];
 
 static int uring_map(const struct io_uring_params *p) {
@@ -50,7 +50,7 @@ static void give_buffer(unsigned id) {
     __atomic_store_n(&buffers->tail, buffers_tail, __ATOMIC_RELEASE);
 }
 
-/* 0: the kernel does not offer it, or not to us. */
+/* 0: the kernel has no io_uring or refuses it. */
 static int uring_start(void) {
     struct io_uring_params params = {
         .flags = IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_CQSIZE,
@@ -67,7 +67,7 @@ static int uring_start(void) {
     return 1;
 }
 
-/* Submit what was asked for; wait until there is a completion, or a time. */
+/* Submit all entries; wait for a completion or a time. */
 static void uring_enter(int wait, uint64_t until_ns) {
     unsigned submitted = sq_next - __atomic_load_n(sq_head, __ATOMIC_ACQUIRE), flags = IORING_ENTER_GETEVENTS;
     struct timespec patience = time_until(until_ns);
@@ -106,11 +106,11 @@ static void uring_send(int fd, const char *data, size_t length, int tell) {
     struct io_uring_sqe *sqe = ask_for(IORING_OP_SEND, fd, tell ? SEND : UNTOLD_SEND);
     sqe->addr = (uint64_t)(uintptr_t)data;
     sqe->len = (uint32_t)length;
-    sqe->msg_flags = MSG_NOSIGNAL | MSG_WAITALL; /* the rest of a short send is sent before it is told of */
+    sqe->msg_flags = MSG_NOSIGNAL | MSG_WAITALL; /* the kernel sends the rest of a short send before it completes */
     sqe->flags = tell ? 0 : IOSQE_CQE_SKIP_SUCCESS;
 }
 
-/* What is under way for it ends with the connection; what was not submitted would meet the next one of its number. */
+/* Operations in progress end with the connection; unsubmitted ones would affect the next use of its number. */
 static void uring_close(int fd) {
     for (unsigned at = __atomic_load_n(sq_head, __ATOMIC_ACQUIRE); at != sq_next; at++) {
         struct io_uring_sqe *sqe = &sqes[at % SQ_ENTRIES];
@@ -128,7 +128,7 @@ static void uring_received(int fd, const struct io_uring_cqe *cqe) {
         on_bytes(fd, buffer_bytes + id * BUFFER_BYTES, (size_t)cqe->res);
         if (!(cqe->flags & IORING_CQE_F_MORE) && life == lives[fd]) uring_watch(fd);
     } else if (cqe->res == -ENOBUFS) {
-        uring_watch(fd); /* they are given back below */
+        uring_watch(fd); /* returned below */
     } else {
         on_end(fd);
     }

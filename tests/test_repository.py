@@ -282,7 +282,7 @@ class TestBenchmarkReport:
         monkeypatch.syspath_prepend(ROOT)
         from benchmarks.load import Load
         from benchmarks.peers import PEERS
-        from benchmarks.run import Results
+        from benchmarks.results import Results
 
         made = []
         for name, calls in (("nginx", 40_000), ("guide", 30), ("relay", 1_500)):

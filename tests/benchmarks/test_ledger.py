@@ -1,4 +1,4 @@
-"""The ledger's benchmark writes whole ledgers, and says plainly whether its aim is held."""
+"""The ledger's benchmark writes complete ledgers and says whether its aim is held."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from mcpmeter.ledger.maintenance.verify import verify
 from mcpmeter.ledger.queries.totals import totals
 
 
-async def test_the_ledgers_way_and_raw_sqlites_leave_the_same_rows(tmp_path, monkeypatch):
+async def test_ledger_and_raw_sqlite_write_the_same_rows(tmp_path, monkeypatch):
     monkeypatch.setattr(ledger, "WRITERS", 20)
     settlements = calls(90)
     assert await settled_by_the_ledger(tmp_path / "ours.db", settlements) > 0
@@ -19,7 +19,7 @@ async def test_the_ledgers_way_and_raw_sqlites_leave_the_same_rows(tmp_path, mon
     assert verify(tmp_path / "ours.db").wrong == verify(tmp_path / "raw.db").wrong == []
 
 
-async def test_under_a_budget_each_call_claims_it(tmp_path):
+async def test_each_call_reserves_from_the_budget(tmp_path):
     await settled_by_the_ledger(tmp_path / "ours.db", calls(30, (ledger.BUDGET,)))
     verdict = verify(tmp_path / "ours.db")
     assert (verdict.wrong, verdict.balances, verdict.calls) == ([], 1, 30)

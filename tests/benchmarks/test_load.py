@@ -1,4 +1,4 @@
-"""The compiled upstream and load, against each other and against servers that do not keep their word."""
+"""The compiled upstream and load, with each other and with faulty servers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _benchmarks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(params=["io_uring, or what the kernel allows", "epoll"])
 def loop(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """How load and upstream speak to the kernel."""
+    """The interface of load and upstream to the kernel."""
     if request.param == "epoll":
         monkeypatch.setenv("BENCH_LOOP", "epoll")
     return str(request.param)
@@ -44,16 +44,16 @@ def server(tmp_path: Path, loop: str) -> Iterator[Any]:
         yield started
 
 
-def test_the_upstream_answers_and_streams_what_the_checks_want(server: Any) -> None:
-    from benchmarks.load import ask_once, stream_once
+def test_the_upstream_passes_the_checks(server: Any) -> None:
+    from benchmarks.load import check_call, check_stream
     from benchmarks.peers import OPENAI
 
-    ask_once(server, OPENAI, rebuilds=False)
-    stream_once(server, OPENAI, rebuilds=False)
+    check_call(server, OPENAI, rebuilds=False)
+    check_stream(server, OPENAI, rebuilds=False)
 
 
 @pytest.mark.parametrize("pace_us", [0, 500])
-def test_every_chunk_of_every_stream_is_counted(server: Any, tmp_path: Path, pace_us: int) -> None:
+def test_every_chunk_is_counted(server: Any, tmp_path: Path, pace_us: int) -> None:
     from benchmarks.load import CHUNKS, Burst, press
     from benchmarks.peers import OPENAI
 
@@ -62,7 +62,7 @@ def test_every_chunk_of_every_stream_is_counted(server: Any, tmp_path: Path, pac
     assert load.chunks == load.calls * CHUNKS
 
 
-def test_a_constant_rate_makes_the_calls_that_were_due(server: Any, tmp_path: Path) -> None:
+def test_a_constant_rate_makes_every_due_call(server: Any, tmp_path: Path) -> None:
     from benchmarks.load import Burst, press
     from benchmarks.peers import OPENAI
 
@@ -71,7 +71,7 @@ def test_a_constant_rate_makes_the_calls_that_were_due(server: Any, tmp_path: Pa
     assert load.carried
 
 
-def test_a_load_says_how_it_speaks_to_the_kernel(server: Any, tmp_path: Path, loop: str) -> None:
+def test_the_load_reports_its_kernel_interface(server: Any, tmp_path: Path, loop: str) -> None:
     from benchmarks.load import Burst, press
     from benchmarks.peers import OPENAI
 
@@ -80,17 +80,17 @@ def test_a_load_says_how_it_speaks_to_the_kernel(server: Any, tmp_path: Path, lo
     assert load.loop == ("io_uring" if offered else "epoll")
 
 
-def test_load_and_upstream_do_their_work_by_epoll_where_the_kernel_refuses_io_uring(tmp_path: Path) -> None:
+def test_epoll_is_used_if_the_kernel_refuses_io_uring(tmp_path: Path) -> None:
     with ThreadPoolExecutor(1, initializer=_refuse_io_uring) as refused:
         assert not refused.submit(_kernel_offers_io_uring).result()
-        load = refused.submit(_stream_between_own_programs, tmp_path).result()
+        load = refused.submit(_run_streams, tmp_path).result()
     assert load.loop == "epoll"
     assert load.chunks == load.calls * 100 > 0
 
 
-def test_streams_reach_a_reader_whose_socket_was_full_byte_for_byte_and_in_their_order(server: Any) -> None:
+def test_a_slow_reader_gets_every_byte_in_order(server: Any) -> None:
     request = b'POST / HTTP/1.1\r\nContent-Length: 13\r\n\r\n"stream":true'
-    many = 300  # 9 MB of answers, more than Linux lets wait in a socket
+    many = 300  # 9 MB of responses, more than a socket buffers
     with socket.socket() as slow, socket.create_connection(("127.0.0.1", server.port)) as quick:
         slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
         slow.connect(("127.0.0.1", server.port))
@@ -99,12 +99,12 @@ def test_streams_reach_a_reader_whose_socket_was_full_byte_for_byte_and_in_their
         one = bytearray()
         while not one.endswith(b"\r\n0\r\n\r\n"):
             one += _receive(quick, 1)
-        quick.sendall(request * many)  # they take turns: when these have come, the slow one has had its turns too
+        quick.sendall(request * many)  # served in turns: the slow client has been served too when these arrive
         assert _receive(quick, many * len(one)) == one * many
         assert _receive(slow, many * len(one)) == one * many
 
 
-def test_more_connections_than_there_are_buffers_are_all_answered(server: Any, tmp_path: Path) -> None:
+def test_more_connections_than_buffers_are_served(server: Any, tmp_path: Path) -> None:
     from benchmarks.load import Burst, press
     from benchmarks.peers import OPENAI
 
@@ -112,8 +112,8 @@ def test_more_connections_than_there_are_buffers_are_all_answered(server: Any, t
 
 
 @pytest.mark.parametrize("reads", [0, 300])
-def test_clients_that_leave_in_the_middle_of_a_stream_take_nothing_from_others(server: Any, reads: int) -> None:
-    from benchmarks.load import Burst, stream_once
+def test_disconnects_do_not_affect_other_clients(server: Any, reads: int) -> None:
+    from benchmarks.load import Burst, check_stream
     from benchmarks.peers import OPENAI
 
     body = Burst("s", 1, 1, stream=True, pace_us=500).body
@@ -123,10 +123,10 @@ def test_clients_that_leave_in_the_middle_of_a_stream_take_nothing_from_others(s
             client.sendall(head + body)
             if reads:
                 client.recv(reads)
-    stream_once(server, OPENAI, rebuilds=False)
+    check_stream(server, OPENAI, rebuilds=False)
 
 
-def test_a_request_in_pieces_is_answered_once(server: Any) -> None:
+def test_a_request_in_pieces_gets_one_response(server: Any) -> None:
     from benchmarks.load import Burst
 
     body = Burst("j", 1, 1).body
@@ -135,53 +135,53 @@ def test_a_request_in_pieces_is_answered_once(server: Any) -> None:
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         for at in range(0, len(request), 60):
             client.sendall(request[at : at + 60])
-        first = _answer_on(client)
+        first = _read_response(client)
         client.sendall(request)
-        assert first == _answer_on(client)  # nothing else stood between them
+        assert first == _read_response(client)  # nothing in between
     assert first.startswith(b"HTTP/1.1 200 OK")
 
 
-def test_a_server_that_tidies_up_kept_connections_is_asked_again(tmp_path: Path, loop: str) -> None:
+def test_a_closed_idle_connection_is_reopened(tmp_path: Path, loop: str) -> None:
     from benchmarks.load import Burst, press
     from benchmarks.peers import OPENAI
 
     with socket.create_server(("127.0.0.1", 0), backlog=64) as listener:
         stop = threading.Event()
-        teller = threading.Thread(target=_answer_each_once, args=(listener, stop))
-        teller.start()
-        tidy = _Bad(listener.getsockname()[1])
+        thread = threading.Thread(target=_respond_and_close, args=(listener, stop))
+        thread.start()
+        closing = _Bad(listener.getsockname()[1])
         try:
-            load = press(tidy, OPENAI, Burst("t", 1, 0.05), folder=tmp_path, core=CORE)  # type: ignore[arg-type]
+            load = press(closing, OPENAI, Burst("t", 1, 0.05), folder=tmp_path, core=CORE)  # type: ignore[arg-type]
         finally:
             stop.set()
             socket.create_connection(listener.getsockname()).close()
-            teller.join()
+            thread.join()
     assert load.calls > 1
 
 
 @pytest.mark.parametrize(
-    ("answer", "fault"),
+    ("response", "fault"),
     [
         (b"HTTP/1.1 500 No\r\nContent-Length: 0\r\n\r\n", "'not_2xx': 1"),
         (b'HTTP/1.1 200 OK\r\nContent-Length: 14\r\n\r\ndata: {"a":1}\n', "'broken_streams': 1"),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\ndata: [DONE]\n\n", "'socket_errors': 1"),
     ],
 )
-def test_a_bad_answer_voids_the_burst(tmp_path: Path, loop: str, answer: bytes, fault: str) -> None:
+def test_a_bad_response_voids_the_burst(tmp_path: Path, loop: str, response: bytes, fault: str) -> None:
     from benchmarks.load import Burst, press
     from benchmarks.peers import OPENAI
     from benchmarks.processes import BenchError
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        teller = threading.Thread(target=_tell_once, args=(listener, answer))
-        teller.start()
+        thread = threading.Thread(target=_respond_once, args=(listener, response))
+        thread.start()
         bad = _Bad(listener.getsockname()[1])
         with pytest.raises(BenchError, match=fault):
             press(bad, OPENAI, Burst("b", 1, 0.001, rate=1000, stream=True), folder=tmp_path, core=CORE)  # type: ignore[arg-type]
-        teller.join()
+        thread.join()
 
 
-def test_two_flushes_are_timed_on_a_file_that_is_gone_afterwards(tmp_path: Path) -> None:
+def test_two_flushes_leave_no_file(tmp_path: Path) -> None:
     from benchmarks.processes import two_flushes_ms
 
     cores = os.sched_getaffinity(0)
@@ -189,7 +189,7 @@ def test_two_flushes_are_timed_on_a_file_that_is_gone_afterwards(tmp_path: Path)
     assert (list(tmp_path.iterdir()), os.sched_getaffinity(0)) == ([], cores)
 
 
-def test_work_after_a_pause_is_compared_with_work_without_one_on_the_core_that_is_asked_for() -> None:
+def test_cold_factor_restores_the_cores() -> None:
     from benchmarks.processes import cold_factor
 
     cores = os.sched_getaffinity(0)
@@ -197,15 +197,15 @@ def test_work_after_a_pause_is_compared_with_work_without_one_on_the_core_that_i
     assert os.sched_getaffinity(0) == cores
 
 
-def _answer_on(client: socket.socket) -> bytes:
-    wanted, came = (ROOT / "benchmarks" / "answer.json").read_bytes().strip(), b""
-    while not came.endswith(wanted):
-        came += client.recv(65536)
-    return came
+def _read_response(client: socket.socket) -> bytes:
+    expected, received = (ROOT / "benchmarks" / "answer.json").read_bytes().strip(), b""
+    while not received.endswith(expected):
+        received += client.recv(65536)
+    return received
 
 
 def _kernel_offers_io_uring() -> bool:
-    """Whether it looks at what is asked for (which is nothing, hence the fault), and is new enough for wire_uring.h."""
+    """Whether the kernel evaluates the (invalid) arguments, and is new enough for wire_uring.h."""
     libc = ctypes.CDLL(None, use_errno=True)
     libc.syscall(IO_URING_SETUP, 1, None)
     version = tuple(int(part) for part in os.uname().release.split("-")[0].split(".")[:2])
@@ -213,7 +213,7 @@ def _kernel_offers_io_uring() -> bool:
 
 
 def _refuse_io_uring() -> None:
-    """For this thread and the processes that it starts, for good, as container runtimes do."""
+    """Refuse io_uring permanently for this thread and its child processes, as container runtimes do."""
     no_new_privileges, set_seccomp, by_filter = 38, 22, 2
     load_number, jump_if_equal, give_back = 0x20, 0x15, 0x06
     refuse, allow = 0x00050000 | errno.EPERM, 0x7FFF0000
@@ -227,7 +227,7 @@ def _refuse_io_uring() -> None:
         raise OSError(ctypes.get_errno(), "seccomp")
 
 
-def _stream_between_own_programs(folder: Path) -> Any:
+def _run_streams(folder: Path) -> Any:
     from benchmarks.load import Burst, press
     from benchmarks.peers import OPENAI, upstream
     from benchmarks.processes import free_port, running
@@ -238,12 +238,12 @@ def _stream_between_own_programs(folder: Path) -> Any:
 
 
 def _receive(client: socket.socket, length: int) -> bytes:
-    came = bytearray()
-    while len(came) < length:
-        got = client.recv(min(65536, length - len(came)))
+    received = bytearray()
+    while len(received) < length:
+        got = client.recv(min(65536, length - len(received)))
         assert got
-        came += got
-    return bytes(came)
+        received += got
+    return bytes(received)
 
 
 class _Bad:
@@ -256,15 +256,15 @@ class _Bad:
         return 0.0
 
 
-def _tell_once(listener: socket.socket, answer: bytes) -> None:
+def _respond_once(listener: socket.socket, response: bytes) -> None:
     connection, _ = listener.accept()
     with connection:
         connection.recv(65536)
-        connection.sendall(answer)
+        connection.sendall(response)
 
 
-def _answer_each_once(listener: socket.socket, stop: threading.Event) -> None:
-    """Keeps a connection, as it seems, and closes it all the same."""
+def _respond_and_close(listener: socket.socket, stop: threading.Event) -> None:
+    """Closes each connection after a response that allows keep-alive."""
     while not stop.is_set():
         connection, _ = listener.accept()
         with connection:

@@ -1,4 +1,4 @@
-"""The statistics of two checkouts in pairs."""
+"""The statistics of pairs."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ def _benchmarks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(ROOT)
 
 
-# Ranks as in the tables of the sign test.
+# Ranks from tables of the sign test.
 @pytest.mark.parametrize(("pairs", "low", "high"), [(6, 1, 6), (10, 2, 9), (30, 10, 21), (100, 40, 61)])
-def test_a_median_interval_ends_at_the_ranks_of_the_sign_test(pairs: int, low: int, high: int) -> None:
+def test_the_interval_ends_at_the_sign_tests_ranks(pairs: int, low: int, high: int) -> None:
     from benchmarks.pairs import median_interval
 
     values = [float(value) for value in range(1, pairs + 1)]
@@ -32,7 +32,7 @@ def test_too_few_values_have_no_interval() -> None:
         median_interval([1.0] * 5)
 
 
-def test_the_interval_holds_the_true_median_in_95_of_100_runs() -> None:
+def test_the_interval_has_the_median_in_95_of_100_runs() -> None:
     from benchmarks.pairs import median_interval
 
     draw = random.Random(1)
@@ -40,7 +40,7 @@ def test_the_interval_holds_the_true_median_in_95_of_100_runs() -> None:
     assert 0.95 < sum(one.low <= 1 <= one.high for one in intervals) / 4000 < 0.97
 
 
-def test_drift_that_both_sides_share_leaves_the_ratio_alone(tmp_path: Path) -> None:
+def test_common_drift_does_not_change_the_ratio(tmp_path: Path) -> None:
     from benchmarks.pairs import Side, result
     from benchmarks.processes import Server
 
@@ -53,14 +53,14 @@ def test_drift_that_both_sides_share_leaves_the_ratio_alone(tmp_path: Path) -> N
     assert chunks.startswith("paced chunk: head/base 1.000 (95 %: 1.000 to 1.000)")
 
 
-def test_a_folder_that_is_no_checkout_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_without_sources_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from benchmarks.pairs import main
 
     assert main([str(ROOT), str(tmp_path)]) == 1
     assert capsys.readouterr().err == f"mcpmeter: {tmp_path} has no src/mcpmeter\n"
 
 
-def test_the_cpu_time_of_a_server_is_finer_than_a_tick(tmp_path: Path) -> None:
+def test_cpu_time_is_finer_than_a_tick(tmp_path: Path) -> None:
     from benchmarks.cores import two_cores
     from benchmarks.peers import upstream
     from benchmarks.processes import free_port, running

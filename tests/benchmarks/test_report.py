@@ -1,4 +1,4 @@
-"""What the bench says of its own aims."""
+"""The report of the bench."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ def _benchmarks(monkeypatch: pytest.MonkeyPatch) -> None:
 def results(name: str, p50_us: float, flushes_ms: float | None = None) -> Any:
     from benchmarks.load import Load
     from benchmarks.peers import PEERS
-    from benchmarks.run import Results
+    from benchmarks.results import Results
 
-    found = Results(PEERS[name], rss_bytes=[1], two_flushes_ms=[flushes_ms] if flushes_ms else [])
+    results_ = Results(PEERS[name], rss_bytes=[1], two_flushes_ms=[flushes_ms] if flushes_ms else [])
     for burst in ("json-32", "streams", "rate-200", "rate-500"):
-        found.add(Load(burst, 100, 100, 1.0, 0.1, p50_us, p50_us, 0.0, 0.0, loop="io_uring"))
-    return found
+        results_.add(Load(burst, 100, 100, 1.0, 0.1, p50_us, p50_us, 0.0, 0.0, loop="io_uring"))
+    return results_
 
 
-def test_both_ways_of_flushing_are_held_against_the_added_median_the_default_beside_its_floor() -> None:
+def test_both_ledger_modes_have_an_aim_for_the_added_median() -> None:
     from benchmarks.report import ratios
 
     lines = ratios([results("direct", 100), results("relay", 900, 0.55), results("relay-normal", 600, 0.55)])
@@ -39,7 +39,7 @@ def test_both_ways_of_flushing_are_held_against_the_added_median_the_default_bes
     ]
 
 
-def test_how_cold_the_machines_caches_are_is_said_beside_the_latencies_it_bends() -> None:
+def test_cold_caches_are_reported() -> None:
     from benchmarks.report import ratios
 
     relay = results("relay", 900, 0.55)
@@ -48,9 +48,7 @@ def test_how_cold_the_machines_caches_are_is_said_beside_the_latencies_it_bends(
 
 
 @pytest.mark.parametrize(("name", "synchronous"), [("relay", "full"), ("relay-normal", "normal")])
-def test_each_row_of_ours_is_started_with_the_flushing_that_its_title_says(
-    tmp_path: Path, name: str, synchronous: str
-) -> None:
+def test_our_rows_run_with_the_mode_in_their_title(tmp_path: Path, name: str, synchronous: str) -> None:
     from benchmarks.peers import PEERS
 
     peer = PEERS[name]
@@ -60,7 +58,7 @@ def test_each_row_of_ours_is_started_with_the_flushing_that_its_title_says(
     assert synchronous.upper() in peer.title
 
 
-def test_it_is_said_how_load_and_upstream_spoke_to_the_kernel() -> None:
+def test_the_kernel_interface_is_reported() -> None:
     from benchmarks.report import ratios
 
     assert ratios([results("direct", 100)])[0].startswith(
@@ -68,12 +66,12 @@ def test_it_is_said_how_load_and_upstream_spoke_to_the_kernel() -> None:
     )
 
 
-def test_cores_are_kept_awake_where_the_machine_lets_us_and_else_it_is_said_that_they_may_sleep(tmp_path: Path) -> None:
+def test_cores_are_kept_awake_if_allowed(tmp_path: Path) -> None:
     from benchmarks.cores import KEPT_AWAKE, MAY_SLEEP, kept_awake
 
     request = tmp_path / "cpu_dma_latency"
     request.touch()
-    with kept_awake(request) as how:
-        assert (how, request.read_bytes()) == (KEPT_AWAKE, bytes(4))
-    with kept_awake(tmp_path / "none" / "cpu_dma_latency") as how:
-        assert how == MAY_SLEEP
+    with kept_awake(request) as state:
+        assert (state, request.read_bytes()) == (KEPT_AWAKE, bytes(4))
+    with kept_awake(tmp_path / "none" / "cpu_dma_latency") as state:
+        assert state == MAY_SLEEP

@@ -1,4 +1,4 @@
-"""The trace of what runs for a request, on the real service."""
+"""Traces of requests to the running service."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def traces() -> Mapping[str, Any]:
         return measure(3)
 
 
-def test_a_trace_holds_files_of_the_package_by_folder(traces: Mapping[str, Any]) -> None:
+def test_a_trace_has_the_packages_files_by_folder(traces: Mapping[str, Any]) -> None:
     for trace in traces.values():
         assert all((PACKAGE / file).is_file() for file in trace.functions)
         assert trace.folders.total() == trace.file_count > 10
@@ -43,7 +43,7 @@ def test_a_warm_request_imports_nothing(traces: Mapping[str, Any]) -> None:
     assert not [trace.name for trace in traces.values() for names in trace.functions.values() if "<module>" in names]
 
 
-def test_functions_count_that_two_recordings_hold() -> None:
+def test_functions_in_two_recordings_count() -> None:
     from benchmarks.trace import Trace
 
     first, second, tick = ("a/x.py", "f"), ("y.py", "g"), ("a/z.py", "tick")

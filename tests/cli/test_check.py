@@ -194,7 +194,7 @@ providers: [{{name: local, type: generic, base_url: "http://127.0.0.1:9/v1", api
     assert lines[0] == f"ok           configuration: {config} is valid"
     assert "failed       service: http://127.0.0.1:9 cannot be reached (Connection refused)" in lines
     assert "             -> Start it: mcpmeter serve" in lines
-    assert any(line.startswith("not checked  prometheus: say where it is: --prometheus") for line in lines)
+    assert any(line.startswith("not checked  prometheus: give its address: --prometheus") for line in lines)
     assert SECRET not in out
 
 

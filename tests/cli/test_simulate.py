@@ -82,10 +82,10 @@ def test_a_taken_port_is_one_line_and_exit_code_1():
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--fault", "status=1"], "is no fault"),
+        (["--fault", "status=1"], "is not a fault"),
         (["--fault", "status=503:0.7", "--fault", "status=500:0.7"], "add up to 1.4"),
-        (["--latency-ms", "soon"], "is no distribution"),
-        (["--chunks-per-second", "0"], "is no rate"),
+        (["--latency-ms", "soon"], "is not a distribution"),
+        (["--chunks-per-second", "0"], "is not a rate"),
         (["--price", "gpt-4.1=2"], "is no price"),
         (["--price", "gpt-4.1=NaN/1"], "is no price"),
         (["--host", "0.0.0.0"], "MCPMETER_SIMULATOR_KEY"),

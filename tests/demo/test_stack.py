@@ -1,4 +1,4 @@
-"""Ports for programs that cannot be handed a socket."""
+"""Ports for programs that cannot inherit a socket."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mcpmeter.demo import stack
 from mcpmeter.errors import PortTaken
 
 
-def test_a_port_that_is_taken_is_passed_over_and_without_any_left_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_free_port_skips_taken_ports(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as first, socket.socket() as second:
         first.bind(("127.0.0.1", stack.free_port()))
         second.bind(("127.0.0.1", stack.free_port()))

@@ -1,4 +1,4 @@
-"""The traffic is tried against the simulator itself, which takes the place of a relay."""
+"""The traffic, with the simulator in the place of the relay."""
 
 import asyncio
 
@@ -21,7 +21,7 @@ async def run_until(log, holds, base_url, **options):
     return await traffic
 
 
-async def test_the_mix_has_every_kind_and_both_teams_and_its_counts_add_up():
+async def test_the_mix_has_every_kind_and_consistent_counts():
     async with Simulator(seed=1) as sim:
         counts = await run_until(
             sim.billing_log, lambda log: log.totals.calls >= 150 and log.totals.cancelled, sim.url, per_second=200
@@ -30,13 +30,13 @@ async def test_the_mix_has_every_kind_and_both_teams_and_its_counts_add_up():
     assert set(counts.by_kind) == {kind.name for kind in MIX}
     assert set(counts.by_team) == {"search", "docs"}
     assert sum(counts.by_kind.values()) == counts.sent
-    ended = counts.ok + counts.refused + counts.failed + counts.left + counts.broken + counts.unreachable
+    ended = counts.ok + counts.refused + counts.failed + counts.disconnected + counts.broken + counts.unreachable
     assert 0 <= counts.sent - ended <= 32
     assert min(counts.ok, counts.refused, counts.failed, counts.broken) > 0
-    assert totals.cancelled >= counts.left > 0
+    assert totals.cancelled >= counts.disconnected > 0
 
 
-async def test_embeddings_are_part_of_the_mix_where_there_are_models_for_them():
+async def test_embedding_models_add_embeddings_to_the_mix():
     async with Simulator(seed=1) as sim:
         counts = await run_until(
             sim.billing_log,
@@ -52,24 +52,24 @@ async def test_embeddings_are_part_of_the_mix_where_there_are_models_for_them():
     assert counts.by_kind[EMBEDDINGS.name] >= 1
 
 
-async def test_a_key_is_sent_for_the_team_that_has_one_and_none_for_the_other():
+async def test_each_team_sends_its_key():
     seen = set()
-    enough = asyncio.Event()
+    all_seen = asyncio.Event()
 
-    async def answer(scope, receive, send):
+    async def respond(scope, receive, send):
         request = Request(scope)
         seen.add((request.url.path, request.headers.get("authorization")))
         if len(seen) == 4:
-            enough.set()
+            all_seen.set()
         await PlainTextResponse("{}")(scope, receive, send)
 
-    async with serving(answer) as url:
-        await steady(url, {"a": "sk-a", "b": None}, models=["m"], per_second=500, stop=enough, seed=3)
+    async with serving(respond) as url:
+        await steady(url, {"a": "sk-a", "b": None}, models=["m"], per_second=500, stop=all_seen, seed=3)
     paths = ("/v1/chat/completions", "/mcp/chat")
     assert seen == {(path, key) for path in paths for key in ("Bearer sk-a", None)}
 
 
-async def test_a_target_that_is_not_there_is_counted_and_not_raised():
+async def test_an_unreachable_target_is_counted():
     async with Simulator() as sim:
         url = sim.url
     stop = asyncio.Event()
@@ -80,7 +80,7 @@ async def test_a_target_that_is_not_there_is_counted_and_not_raised():
     assert counts.ok == 0
 
 
-async def test_stopping_breaks_off_what_is_under_way():
+async def test_stop_cancels_requests_in_flight():
     async with Simulator() as sim:
         sim.plan = type(sim.plan)(first_byte=type(sim.plan.first_byte).fixed(60_000))
         counts = await run_until(sim.billing_log, lambda log: log.open_calls >= 5, sim.url, per_second=500)

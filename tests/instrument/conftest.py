@@ -1,4 +1,4 @@
-"""A metered MCP server, whole: the SDK's own server and client, real HTTP where it matters."""
+"""A metered MCP server: the SDK's server and client, and HTTP where it matters."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ Labels = tuple[str, ...]
 
 
 class Numbers:
-    """What a recorder holds, zeros left out."""
+    """The non-zero values of a recorder."""
 
     def __init__(self, recorder: Recorder) -> None:
         self.recorder = recorder
 
     def counts(self, name: str) -> dict[Labels, int]:
-        """Counters and gauges by labels."""
+        """Values of counters and gauges by labels."""
         return {labels: cell.value for labels, cell in self.recorder.families[name].cells.items() if cell.value}
 
     def observations(self, name: str) -> dict[Labels, int]:
-        """How many observations a histogram holds, by labels."""
+        """Number of a histogram's observations by labels."""
         histograms = self.recorder.families[name].histograms
         return {labels: sum(cell.counts) for labels, cell in histograms.items() if sum(cell.counts)}
 
@@ -73,7 +73,7 @@ def meter(recorder: Recorder) -> Meter:
 
 @pytest.fixture
 def server(meter: Meter) -> MCPServer:
-    """A server with a tool that works and one that fails, metered."""
+    """A metered server with one tool that works and one that fails."""
     made = MCPServer("tried")
 
     @made.tool()
@@ -93,7 +93,7 @@ Serve = Callable[[Any], AbstractAsyncContextManager[str]]
 
 @pytest.fixture
 def serve() -> Serve:
-    """`async with serve(app) as url:` answers on a free port of 127.0.0.1."""
+    """`async with serve(app) as url:` serves on a free port of 127.0.0.1."""
 
     @asynccontextmanager
     async def served(app: Any) -> AsyncIterator[str]:
@@ -122,5 +122,5 @@ async def _until(holds: Callable[[], bool]) -> None:
 
 @pytest.fixture
 def until() -> Callable[[Callable[[], bool]], Any]:
-    """Wait for what the server does after the client has its answer."""
+    """Waits for work of the server after its response."""
     return _until

@@ -40,23 +40,23 @@ INITIALIZE = {
 }
 
 
-def ask(method: str, **params: Any) -> dict[str, Any]:
+def message(method: str, **params: Any) -> dict[str, Any]:
     return {"jsonrpc": "2.0", "id": 1, "method": method, "params": {**params, "_meta": META}}
 
 
 @pytest.fixture
 async def http(server: MCPServer, serve: Any) -> AsyncIterator[httpx2.AsyncClient]:
-    """A raw client of the server's own application; at most two sessions and 2,000 bytes."""
+    """An HTTP client of the SDK's application; at most two sessions and bodies of 2,000 bytes."""
     app = server.streamable_http_app(max_sessions=2, max_request_body_size=2000)
     async with serve(app) as url, httpx2.AsyncClient(base_url=url) as client:
         yield client
 
 
 async def open_session(http: httpx2.AsyncClient) -> dict[str, str]:
-    """Headers of a new handshake session."""
-    answer = await http.post("/mcp", json=INITIALIZE, headers=BOTH)
-    assert answer.status_code == 200
-    return {**BOTH, "mcp-session-id": answer.headers["mcp-session-id"], "mcp-protocol-version": "2025-11-25"}
+    """Open a session of the handshake era; returns its headers."""
+    response = await http.post("/mcp", json=INITIALIZE, headers=BOTH)
+    assert response.status_code == 200
+    return {**BOTH, "mcp-session-id": response.headers["mcp-session-id"], "mcp-protocol-version": "2025-11-25"}
 
 
 REFUSED: list[Any] = [
@@ -66,18 +66,24 @@ REFUSED: list[Any] = [
     pytest.param("POST", {**BOTH}, b"{}", 400, "bad_request", "protocol_error", id="no message"),
     pytest.param("POST", {**MODERN}, b"[" * 1500, 400, "parse_error", "protocol_error", id="nested deep"),
     pytest.param("POST", {**MODERN}, b'"\xff"', 400, "parse_error", "protocol_error", id="not UTF-8"),
-    pytest.param("POST", {**BOTH}, ask("ping"), 400, "bad_session", "protocol_error", id="no session"),
+    pytest.param("POST", {**BOTH}, message("ping"), 400, "bad_session", "protocol_error", id="no session"),
     pytest.param(
-        "POST", {**BOTH, "mcp-session-id": "x"}, ask("ping"), 404, "bad_session", "protocol_error", id="bad session"
+        "POST", {**BOTH, "mcp-session-id": "x"}, message("ping"), 404, "bad_session", "protocol_error", id="bad session"
     ),
     pytest.param(
-        "POST", {**MODERN, "mcp-method": "x"}, ask("tools/list"), 400, "bad_header", "protocol_error", id="bad header"
+        "POST",
+        {**MODERN, "mcp-method": "x"},
+        message("tools/list"),
+        400,
+        "bad_header",
+        "protocol_error",
+        id="bad header",
     ),
-    pytest.param("POST", {**MODERN}, ask("tools/list"), 400, "bad_header", "protocol_error", id="no header"),
+    pytest.param("POST", {**MODERN}, message("tools/list"), 400, "bad_header", "protocol_error", id="no header"),
     pytest.param(
         "POST",
         {**MODERN, "mcp-protocol-version": "1999-01-01"},
-        ask("tools/list"),
+        message("tools/list"),
         400,
         "bad_header",
         "protocol_error",
@@ -89,7 +95,7 @@ REFUSED: list[Any] = [
     pytest.param(
         "POST",
         {**MODERN, "accept": "text/html"},
-        ask("tools/list"),
+        message("tools/list"),
         406,
         "not_acceptable",
         "validation_error",
@@ -106,9 +112,9 @@ REFUSED: list[Any] = [
 ]
 
 
-class TestWhatNoHandlerSaw:
+class TestRejections:
     @pytest.mark.parametrize(("verb", "headers", "body", "status", "reason", "error_type"), REFUSED)
-    async def test_a_refusal_of_the_transport_is_counted_once_with_its_reason(
+    async def test_a_rejection_is_counted_once_with_its_reason(
         self,
         verb: str,
         headers: dict[str, str],
@@ -120,26 +126,24 @@ class TestWhatNoHandlerSaw:
         numbers: Any,
     ) -> None:
         content = body if isinstance(body, bytes) else json.dumps(body)
-        answer = await http.request(verb, "/mcp", headers=headers, content=content)
-        assert answer.status_code == status
+        response = await http.request(verb, "/mcp", headers=headers, content=content)
+        assert response.status_code == status
         assert numbers.requests == {(verb, str(status)): 1}
         assert numbers.counts("mcp_transport_rejections_total") == {(reason,): 1}
         assert numbers.errors == {(error_type, "client"): 1}
         assert numbers.observations("mcp_server_operation_duration_seconds") == {}
         assert numbers.active == 0
 
-    async def test_too_many_sessions_are_the_servers_limit(self, http: httpx2.AsyncClient, numbers: Any) -> None:
+    async def test_too_many_sessions_are_an_error_of_the_server(self, http: httpx2.AsyncClient, numbers: Any) -> None:
         for _ in range(2):
             await open_session(http)
-        answer = await http.post("/mcp", json=INITIALIZE, headers=BOTH)
-        assert answer.status_code == 503
+        response = await http.post("/mcp", json=INITIALIZE, headers=BOTH)
+        assert response.status_code == 503
         assert numbers.requests == {("initialize", "ok"): 2, ("POST", "503"): 1}
         assert numbers.counts("mcp_transport_rejections_total") == {("too_many_sessions",): 1}
         assert numbers.errors == {("rate_limited", "server"): 1}
 
-    async def test_a_tool_called_against_its_headers_is_a_rejection_though_the_sdk_listed_tools(
-        self, meter: Meter, numbers: Any, serve: Any
-    ) -> None:
+    async def test_mismatched_tool_headers_are_a_rejection(self, meter: Meter, numbers: Any, serve: Any) -> None:
         schema = {"type": "object", "properties": {"region": {"type": "string", "x-mcp-header": "Region"}}}
 
         async def list_tools(ctx: Any, params: Any) -> ListToolsResult:
@@ -150,12 +154,12 @@ class TestWhatNoHandlerSaw:
 
         server = Server("regional", on_list_tools=list_tools, on_call_tool=call_tool)
         instrument_with(meter, server)
-        call = ask("tools/call", name="where", arguments={"region": "north"})
+        call = message("tools/call", name="where", arguments={"region": "north"})
         headers = {**MODERN, "mcp-method": "tools/call", "mcp-name": "where"}
         async with serve(server.streamable_http_app()) as url, httpx2.AsyncClient(base_url=url) as http:
             refused = await http.post("/mcp", json=call, headers={**headers, "mcp-param-region": "south"})
-            answered = await http.post("/mcp", json=call, headers={**headers, "mcp-param-region": "north"})
-        assert (refused.status_code, answered.status_code) == (400, 200)
+            accepted = await http.post("/mcp", json=call, headers={**headers, "mcp-param-region": "north"})
+        assert (refused.status_code, accepted.status_code) == (400, 200)
         assert numbers.requests == {("POST", "400"): 1, ("tools/call", "ok"): 1}
         assert numbers.counts("mcp_transport_rejections_total") == {("bad_header",): 1}
         assert numbers.operations("tools/call") == {("where", ""): 1}
@@ -169,31 +173,29 @@ class TestWhatNoHandlerSaw:
         assert {error_type for error_type, _ in ERROR_BY_REASON.values()} <= set(ERROR_TYPES)
 
 
-class TestWhatAHandlerSaw:
-    async def test_a_message_is_counted_once_as_the_message(self, http: httpx2.AsyncClient, numbers: Any) -> None:
-        answer = await http.post("/mcp", json=ask("tools/list"), headers={**MODERN, "mcp-method": "tools/list"})
-        assert answer.status_code == 200
+class TestMessages:
+    async def test_a_message_is_counted_once(self, http: httpx2.AsyncClient, numbers: Any) -> None:
+        response = await http.post("/mcp", json=message("tools/list"), headers={**MODERN, "mcp-method": "tools/list"})
+        assert response.status_code == 200
         assert numbers.requests == {("tools/list", "ok"): 1}
         operations = numbers.observations("mcp_server_operation_duration_seconds")
         assert operations == {("tools/list", "", "", "tcp", "2026-07-28", ""): 1}
 
-    async def test_an_error_that_a_handler_made_is_no_rejection_though_its_status_is_404(
-        self, http: httpx2.AsyncClient, numbers: Any
-    ) -> None:
-        answer = await http.post("/mcp", json=ask("no/such"), headers={**MODERN, "mcp-method": "no/such"})
-        assert answer.status_code == 404
+    async def test_an_error_of_a_handler_is_no_rejection(self, http: httpx2.AsyncClient, numbers: Any) -> None:
+        response = await http.post("/mcp", json=message("no/such"), headers={**MODERN, "mcp-method": "no/such"})
+        assert response.status_code == 404
         assert numbers.requests == {("other", "error"): 1}
         assert numbers.counts("mcp_transport_rejections_total") == {}
         assert numbers.errors == {("protocol_error", "client"): 1}
 
-    async def test_a_session_of_the_handshake_era_is_counted_to_the_message(
+    async def test_a_handshake_session_is_counted_per_message(
         self, http: httpx2.AsyncClient, numbers: Any, until: Until
     ) -> None:
         headers = await open_session(http)
         note = {"jsonrpc": "2.0", "method": "notifications/initialized"}
-        answer_to_server = {"jsonrpc": "2.0", "id": 9, "result": {}}
+        response_to_server = {"jsonrpc": "2.0", "id": 9, "result": {}}
         assert (await http.post("/mcp", json=note, headers=headers)).status_code == 202
-        assert (await http.post("/mcp", json=answer_to_server, headers=headers)).status_code == 202
+        assert (await http.post("/mcp", json=response_to_server, headers=headers)).status_code == 202
         await until(lambda: ("notifications/initialized", "ok") in numbers.requests)
         assert (await http.delete("/mcp", headers=headers)).status_code == 200
         await until(lambda: numbers.observations("mcp_server_session_duration_seconds") != {})
@@ -202,17 +204,13 @@ class TestWhatAHandlerSaw:
         assert numbers.observations("mcp_server_session_duration_seconds") == {("", "tcp", "2025-11-25", ""): 1}
         assert numbers.errors == {}
 
-    async def test_a_notification_that_the_stateless_era_drops_is_counted_as_the_post_it_was(
-        self, http: httpx2.AsyncClient, numbers: Any
-    ) -> None:
+    async def test_a_dropped_notification_is_counted_as_a_post(self, http: httpx2.AsyncClient, numbers: Any) -> None:
         note = {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": 1}}
         assert (await http.post("/mcp", json=note, headers=MODERN)).status_code == 202
         assert numbers.requests == {("POST", "202"): 1}
         assert numbers.errors == {}
 
-    async def test_a_stream_of_the_handshake_era_is_no_latency(
-        self, http: httpx2.AsyncClient, numbers: Any, until: Until
-    ) -> None:
+    async def test_a_session_stream_is_no_latency(self, http: httpx2.AsyncClient, numbers: Any, until: Until) -> None:
         headers = await open_session(http)
         async with http.stream("GET", "/mcp", headers=headers) as stream:
             assert stream.status_code == 200
@@ -222,7 +220,7 @@ class TestWhatAHandlerSaw:
         assert ("/mcp", "GET") not in numbers.observations("mcp_request_duration_seconds")
 
     @pytest.mark.parametrize("mode", ["auto", "legacy"])
-    async def test_the_sdks_own_client_sees_no_difference(
+    async def test_the_sdks_client_works_through_the_meter(
         self, mode: Any, server: MCPServer, serve: Any, numbers: Any
     ) -> None:
         async with serve(server.streamable_http_app()) as url, Client(f"{url}/mcp", mode=mode) as client:
@@ -230,15 +228,13 @@ class TestWhatAHandlerSaw:
         assert numbers.operations("tools/call") == {("add", ""): 1}
         assert numbers.counts("mcp_transport_rejections_total") == {}
 
-    async def test_other_routes_of_the_application_are_not_counted(
-        self, http: httpx2.AsyncClient, numbers: Any
-    ) -> None:
+    async def test_other_routes_are_not_counted(self, http: httpx2.AsyncClient, numbers: Any) -> None:
         assert (await http.get("/elsewhere")).status_code == 404
         assert numbers.requests == {}
 
 
 class TestFastMcp:
-    """FastMCP keeps the low-level server in `_mcp_server`, beside it a `middleware` of another kind, its own app."""
+    """FastMCP has the low-level server in `_mcp_server`, another kind of `middleware`, and its own application."""
 
     class Shaped:
         middleware = ("of another kind",)
@@ -251,24 +247,24 @@ class TestFastMcp:
             app.state.path = path
             return app
 
-    async def test_its_applications_are_counted_wherever_they_are_mounted(
-        self, meter: Meter, numbers: Any, serve: Any
-    ) -> None:
+    async def test_mounted_applications_are_counted(self, meter: Meter, numbers: Any, serve: Any) -> None:
         server = self.Shaped()
         hook = instrument_with(meter, server)
         app = Starlette(routes=[Mount("/api", app=server.http_app(path="/here"))])
         async with serve(app) as url, httpx2.AsyncClient(base_url=url) as http:
             refused = await http.post("/api/here", content=b"{", headers={**MODERN, "host": "evil.example"})
             await http.post("/api/elsewhere", content=b"{", headers=MODERN)
-        assert refused.status_code == 500  # its sessions were not started: Starlette starts none of a mounted app
+        assert (
+            refused.status_code == 500
+        )  # Starlette does not run the lifespan of a mounted application, which starts the sessions
         assert numbers.requests == {("POST", "500"): 1}
         hook.remove()
         assert server._mcp_server.middleware[0] is not hook
         assert "http_app" not in vars(server)
 
 
-class TestByItself:
-    """The wrapper before applications of the test's own."""
+class TestTransportMeter:
+    """The middleware with applications of the tests."""
 
     @staticmethod
     async def run(recorder: Recorder, app: Any, verb: str = "POST", **scope: Any) -> list[Any]:
@@ -284,9 +280,7 @@ class TestByItself:
         await TransportMeter(app, Meter(recorder))(whole, receive, send)
         return sent
 
-    async def test_a_crash_before_any_handler_is_our_fault_and_is_raised_on(
-        self, recorder: Recorder, numbers: Any
-    ) -> None:
+    async def test_a_crash_is_an_internal_error_and_is_raised(self, recorder: Recorder, numbers: Any) -> None:
         async def crash(scope: Any, receive: Any, send: Any) -> None:
             raise RuntimeError
 
@@ -295,7 +289,7 @@ class TestByItself:
         assert numbers.requests == {("POST", "500"): 1}
         assert numbers.errors == {("internal_error", "server"): 1}
 
-    async def test_a_client_that_left_before_an_answer_is_counted(self, recorder: Recorder, numbers: Any) -> None:
+    async def test_a_disconnect_before_the_response_is_counted(self, recorder: Recorder, numbers: Any) -> None:
         async def silent(scope: Any, receive: Any, send: Any) -> None:
             await receive()
 
@@ -303,7 +297,7 @@ class TestByItself:
         assert numbers.requests == {("POST", "499"): 1}
         assert numbers.errors == {("client_disconnected", "client"): 1}
 
-    async def test_a_challenge_is_told_apart_from_a_foreign_origin(self, recorder: Recorder, numbers: Any) -> None:
+    async def test_a_challenge_is_unauthorized(self, recorder: Recorder, numbers: Any) -> None:
         async def challenge(scope: Any, receive: Any, send: Any) -> None:
             headers = [(b"WWW-Authenticate", b"Bearer")]
             await send({"type": "http.response.start", "status": 403, "headers": headers})
@@ -312,9 +306,7 @@ class TestByItself:
         await self.run(recorder, challenge)
         assert numbers.counts("mcp_transport_rejections_total") == {("unauthorized",): 1}
 
-    async def test_a_refusal_that_the_application_explains_is_counted_as_that_and_is_no_rejection(
-        self, recorder: Recorder, numbers: Any
-    ) -> None:
+    async def test_an_application_error_is_no_rejection(self, recorder: Recorder, numbers: Any) -> None:
         async def drain(scope: Any, receive: Any, send: Any) -> None:
             request = metered_request(scope)
             assert request is not None
@@ -328,46 +320,46 @@ class TestByItself:
         assert numbers.counts("mcp_transport_rejections_total") == {}
 
     async def test_other_protocols_pass(self, recorder: Recorder, numbers: Any) -> None:
-        seen = []
+        passed = []
 
         async def app(scope: Any, receive: Any, send: Any) -> None:
-            seen.append(scope)
+            passed.append(scope)
 
         await self.run(recorder, app, type="lifespan")
-        assert len(seen) == 1
-        assert SCOPE_KEY not in seen[0]
+        assert len(passed) == 1
+        assert SCOPE_KEY not in passed[0]
         assert numbers.requests == {}
 
-    async def test_whoever_works_for_a_client_is_told_that_it_left(self, recorder: Recorder) -> None:
-        told: list[str] = []
+    async def test_on_disconnect_callbacks_run(self, recorder: Recorder) -> None:
+        called: list[str] = []
 
         async def app(scope: Any, receive: Any, send: Any) -> None:
             request = metered_request(scope)
             assert request is not None
-            request.when_gone(lambda: told.append("first"))
+            request.on_disconnect(lambda: called.append("first"))
             await receive()
-            request.when_gone(lambda: told.append("late"))
+            request.on_disconnect(lambda: called.append("late"))
             await receive()
 
         await self.run(recorder, app)
-        assert told == ["first", "late"]
+        assert called == ["first", "late"]
 
-    async def test_the_end_of_a_whole_answer_is_no_leaving(self, recorder: Recorder) -> None:
-        told: list[str] = []
+    async def test_the_end_of_a_response_is_no_disconnect(self, recorder: Recorder) -> None:
+        called: list[str] = []
 
         async def app(scope: Any, receive: Any, send: Any) -> None:
             request = metered_request(scope)
             assert request is not None
-            request.when_gone(lambda: told.append("gone"))
+            request.on_disconnect(lambda: called.append("disconnected"))
             await send({"type": "http.response.start", "status": 200, "headers": []})
             await send({"type": "http.response.body", "body": b""})
             await receive()
 
         await self.run(recorder, app)
-        assert told == []
+        assert called == []
 
     @given(status=st.integers(100, 599), verb=st.text(max_size=8), body=st.binary(max_size=64))
-    def test_any_answer_is_counted_once_within_the_closed_sets(self, status: int, verb: str, body: bytes) -> None:
+    def test_any_response_is_counted_once_in_the_closed_sets(self, status: int, verb: str, body: bytes) -> None:
         async def app(scope: Any, receive: Any, send: Any) -> None:
             await send({"type": "http.response.start", "status": status, "headers": []})
             await send({"type": "http.response.body", "body": body})
@@ -382,8 +374,8 @@ class TestByItself:
         assert recorder.families["mcp_meter_faults_total"].cells[()].value == 0
 
 
-class TestWhoCalls:
-    async def test_a_message_is_of_the_team_and_key_that_were_authenticated_before_it(
+class TestPrincipal:
+    async def test_a_message_has_the_authenticated_team_and_key(
         self, server: MCPServer, meter: Meter, serve: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         app = server.streamable_http_app()
@@ -398,9 +390,9 @@ class TestWhoCalls:
             await client.call_tool("add", {"a": 1, "b": 2})
         assert {(s.call.team, s.call.key_id) for s in settled} == {("red", "key_1")}
 
-    def test_the_principal_is_taken_from_the_scope_only(self) -> None:
+    def test_the_principal_is_read_from_the_scope(self) -> None:
         assert principal({"state": {PRINCIPAL_KEY: ("team", "key_1")}}) == ("team", "key_1")
 
     @pytest.mark.parametrize("scope", [{}, {"state": None}, {"state": {}}, {"state": {PRINCIPAL_KEY: "team"}}])
-    def test_without_one_it_is_empty(self, scope: dict[str, Any]) -> None:
+    def test_an_invalid_principal_is_empty(self, scope: dict[str, Any]) -> None:
         assert principal(scope) == ("", "")

@@ -25,10 +25,8 @@ TRANSPORT = {"auto": "inproc", "legacy": "pipe"}
 
 
 @BOTH_ERAS
-class TestOneMessageOneCount:
-    async def test_a_call_that_works_is_one_request_and_one_operation(
-        self, mode: Any, server: MCPServer, numbers: Any
-    ) -> None:
+class TestMessages:
+    async def test_a_call_is_one_request_and_one_operation(self, mode: Any, server: MCPServer, numbers: Any) -> None:
         async with Client(server, mode=mode) as client:
             result = await client.call_tool("add", {"a": 1, "b": 2})
         assert result.structured_content == {"result": 3}
@@ -47,16 +45,14 @@ class TestOneMessageOneCount:
         assert numbers.operations("tools/call") == {("fail", "tool_error"): 1}
         assert numbers.errors == {("tool_error", "server"): 1}
 
-    async def test_an_unknown_tool_is_other_however_often_it_changes_its_name(
-        self, mode: Any, server: MCPServer, numbers: Any
-    ) -> None:
+    async def test_unknown_tools_are_other(self, mode: Any, server: MCPServer, numbers: Any) -> None:
         async with Client(server, mode=mode) as client:
             for number in range(20):
                 await client.call_tool(f"invented_{number}")
         assert numbers.operations("tools/call") == {("other", "tool_error"): 20}
         assert numbers.counts("mcp_label_overflow_total") == {("gen_ai_tool_name",): 20}
 
-    async def test_an_error_of_the_protocol_keeps_its_code_and_reaches_the_client_unchanged(
+    async def test_a_protocol_error_reaches_the_client_unchanged(
         self, mode: Any, server: MCPServer, numbers: Any
     ) -> None:
         async with Client(server, mode=mode) as client:
@@ -67,11 +63,9 @@ class TestOneMessageOneCount:
         assert numbers.operations("resources/read") == {("", "-32602"): 1}
         assert numbers.errors == {("protocol_error", "client"): 1}
 
-    async def test_a_crash_in_a_handler_is_an_internal_error_of_the_server(
-        self, mode: Any, meter: Meter, numbers: Any
-    ) -> None:
+    async def test_a_crash_is_an_internal_error_of_the_server(self, mode: Any, meter: Meter, numbers: Any) -> None:
         async def crash(ctx: Any, params: Any) -> Any:
-            raise RuntimeError("gone wrong")
+            raise RuntimeError("failed")
 
         async def list_tools(ctx: Any, params: Any) -> ListToolsResult:
             return ListToolsResult(tools=[Tool(name="crash", input_schema={"type": "object"})])
@@ -84,7 +78,7 @@ class TestOneMessageOneCount:
         assert numbers.operations("tools/call") == {("crash", "internal_error"): 1}
         assert numbers.errors == {("internal_error", "server"): 1}
 
-    async def test_a_cancelled_call_is_counted_as_cancelled_by_the_client(
+    async def test_a_cancelled_call_is_counted_as_cancelled(
         self, mode: Any, server: MCPServer, numbers: Any, until: Until
     ) -> None:
         started = asyncio.Event()
@@ -107,7 +101,7 @@ class TestOneMessageOneCount:
         assert numbers.operations("tools/call") == {("wait", "cancelled"): 1}
         assert numbers.errors == {("client_disconnected", "client"): 1}
 
-    async def test_a_meter_that_breaks_does_not_break_the_server_and_is_counted(
+    async def test_a_fault_of_the_meter_is_counted_and_contained(
         self, mode: Any, server: MCPServer, numbers: Any, monkeypatch: pytest.MonkeyPatch, caplog: Any
     ) -> None:
         def broken(self: OpenCall, ending: object) -> None:
@@ -120,7 +114,7 @@ class TestOneMessageOneCount:
         assert numbers.active == 0
         assert "secret text" not in caplog.text
 
-    async def test_a_meter_that_cannot_begin_does_not_break_the_server(
+    async def test_a_fault_when_opening_a_call_is_contained(
         self, mode: Any, server: MCPServer, numbers: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         def broken(self: Meter, *args: object, **named: object) -> OpenCall:
@@ -133,8 +127,8 @@ class TestOneMessageOneCount:
         assert numbers.active == 0
 
 
-class TestWhatOnlyOneEraHas:
-    async def test_initialize_carries_the_negotiated_version(self, server: MCPServer, numbers: Any) -> None:
+class TestEras:
+    async def test_initialize_has_the_negotiated_version(self, server: MCPServer, numbers: Any) -> None:
         async with Client(server, mode="legacy"):
             pass
         versions = {
@@ -144,7 +138,7 @@ class TestWhatOnlyOneEraHas:
         }
         assert versions == {"2025-11-25"}
 
-    async def test_a_handshake_session_is_measured_once_when_it_ends(self, server: MCPServer, numbers: Any) -> None:
+    async def test_a_session_is_measured_once_at_its_end(self, server: MCPServer, numbers: Any) -> None:
         name = "mcp_server_session_duration_seconds"
         async with Client(server, mode="legacy") as client:
             await client.list_tools()
@@ -156,9 +150,7 @@ class TestWhatOnlyOneEraHas:
             await client.list_tools()
         assert numbers.observations("mcp_server_session_duration_seconds") == {}
 
-    async def test_asking_for_input_is_neither_an_error_nor_a_success_of_the_tool(
-        self, meter: Meter, numbers: Any
-    ) -> None:
+    async def test_input_required_is_its_own_status(self, meter: Meter, numbers: Any) -> None:
         server = MCPServer("asks")
 
         @server.tool()
@@ -172,7 +164,7 @@ class TestWhatOnlyOneEraHas:
         assert numbers.operations("tools/call") == {("ask", "input_required"): 1}
         assert numbers.errors == {}
 
-    async def test_a_listener_is_neither_a_latency_nor_an_error_nor_an_active_request(
+    async def test_a_listener_is_no_latency_error_or_active_request(
         self, server: MCPServer, numbers: Any, until: Until
     ) -> None:
         async with Client(server) as client:
@@ -184,11 +176,9 @@ class TestWhatOnlyOneEraHas:
         assert numbers.errors == {}
 
 
-class TestWhereACallComesFrom:
+class TestOperation:
     @BOTH_ERAS
-    async def test_the_trace_of_the_request_is_kept_as_exemplar(
-        self, mode: Any, server: MCPServer, recorder: Recorder
-    ) -> None:
+    async def test_the_trace_id_is_an_exemplar(self, mode: Any, server: MCPServer, recorder: Recorder) -> None:
         trace = "0af7651916cd43dd8448eb211c80319c"
         async with Client(server, mode=mode) as client:
             meta: Any = {"traceparent": f"00-{trace}-b7ad6b7169203331-01"}
@@ -197,7 +187,7 @@ class TestWhereACallComesFrom:
         assert {exemplar[0] for exemplar in cell.exemplars.values()} == {trace}
 
     @pytest.mark.parametrize("traceparent", ["", "00-" + "0" * 32 + "-b7ad6b7169203331-01", 7, None, "x" * 1000])
-    async def test_a_trace_that_is_none_is_left_out(
+    async def test_an_invalid_traceparent_is_ignored(
         self, traceparent: object, server: MCPServer, recorder: Recorder
     ) -> None:
         async with Client(server) as client:
@@ -206,9 +196,7 @@ class TestWhereACallComesFrom:
         cell = recorder.families["mcp_request_duration_seconds"].histograms["/mcp", "tools/call"]
         assert cell.exemplars == {}
 
-    async def test_code_inside_a_tool_sees_its_operation_and_can_say_what_failed(
-        self, server: MCPServer, numbers: Any
-    ) -> None:
+    async def test_a_tool_can_set_the_cause_of_its_error(self, server: MCPServer, numbers: Any) -> None:
         seen = []
 
         @server.tool()
@@ -228,9 +216,7 @@ class TestWhereACallComesFrom:
 
 
 class TestToolNames:
-    async def test_a_server_without_lookup_is_asked_for_its_list_once_a_minute_at_most(
-        self, meter: Meter, numbers: Any
-    ) -> None:
+    async def test_tools_are_listed_at_most_once_a_minute(self, meter: Meter, numbers: Any) -> None:
         listings = []
 
         async def list_tools(ctx: Any, params: Any) -> ListToolsResult:
@@ -249,7 +235,7 @@ class TestToolNames:
         assert listings == [None, "2"]
         assert numbers.operations("tools/call") == {("second", ""): 1, ("first", ""): 1, ("other", ""): 10}
 
-    async def test_a_list_that_cannot_be_had_leaves_the_call_alone(self, meter: Meter, numbers: Any) -> None:
+    async def test_a_failed_listing_does_not_affect_the_call(self, meter: Meter, numbers: Any) -> None:
         async def list_tools(ctx: Any, params: Any) -> ListToolsResult:
             raise RuntimeError
 
@@ -262,32 +248,30 @@ class TestToolNames:
             await client.session.send_request(_call("any"), CallToolResult)
         assert numbers.operations("tools/call") == {("other", ""): 1}
 
-    def test_names_without_end_are_cut_off(self) -> None:
-        vocabulary = LabelAllowlist()
-        names = ToolNames(Server("many"), vocabulary)
-        names.see({"tools": [{"name": f"tool_{number}"} for number in range(3 * MAX_TOOLS)]})
-        names.see({"tools": [{"name": "one_more"}, {"name": 7}, {}]})
-        assert len(vocabulary.of("tool")) == MAX_TOOLS + 1
-        assert "one_more" not in vocabulary.of("tool")
+    def test_the_number_of_names_is_limited(self) -> None:
+        allowlist = LabelAllowlist()
+        names = ToolNames(Server("many"), allowlist)
+        names.register_listed({"tools": [{"name": f"tool_{number}"} for number in range(3 * MAX_TOOLS)]})
+        names.register_listed({"tools": [{"name": "one_more"}, {"name": 7}, {}]})
+        assert len(allowlist.of("tool")) == MAX_TOOLS + 1
+        assert "one_more" not in allowlist.of("tool")
 
-    def test_a_name_that_the_protocol_forbids_is_not_taken(self) -> None:
-        vocabulary = LabelAllowlist()
-        ToolNames(Server("long"), vocabulary).see({"tools": [{"name": "x" * 129}, {"name": "y" * 128}]})
-        assert vocabulary.of("tool") == {"", "y" * 128}
+    def test_a_name_above_the_protocols_limit_is_ignored(self) -> None:
+        allowlist = LabelAllowlist()
+        ToolNames(Server("long"), allowlist).register_listed({"tools": [{"name": "x" * 129}, {"name": "y" * 128}]})
+        assert allowlist.of("tool") == {"", "y" * 128}
 
 
 class TestTwoMeters:
-    async def test_two_servers_in_one_process_share_nothing(self, server: MCPServer, numbers: Any) -> None:
+    async def test_two_meters_are_independent(self, server: MCPServer, numbers: Any) -> None:
         other, recorder = MCPServer("other"), Recorder()
         instrument_with(Meter(recorder), other)
         async with Client(other) as client:
             await client.list_tools()
         assert numbers.requests == {}
 
-    async def test_a_removed_meter_counts_no_more_and_leaves_the_server_as_it_was(
-        self, meter: Meter, numbers: Any
-    ) -> None:
-        server = MCPServer("free again")
+    async def test_a_removed_meter_leaves_the_server_unchanged(self, meter: Meter, numbers: Any) -> None:
+        server = MCPServer("restored")
         before = list(server.middleware)
         hook = instrument_with(meter, server)
         hook.remove()

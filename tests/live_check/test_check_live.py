@@ -1,8 +1,9 @@
-"""The deployment checklist against the real parts: what is well is ok, and each thing that is broken is named."""
+"""The live check with a real Prometheus, Alertmanager and PostgreSQL, and an imitation of Grafana's API."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
@@ -19,7 +20,7 @@ from starlette.routing import Route
 
 from mcpmeter.config import LedgerSettings, ProviderSettings, Settings
 from mcpmeter.demo.stack import stack
-from mcpmeter.demo.webhook_receiver import Notice, pager
+from mcpmeter.demo.webhook_receiver import Notice, receive_alerts
 from mcpmeter.live_check import Addresses, CheckResult, check_live
 from mcpmeter.monitoring.options import MonitoringOptions
 from mcpmeter.monitoring.render import files
@@ -36,12 +37,12 @@ def settings_for(folder: Path, upstream: str, *, key: str = KEY, **more: object)
     return Settings(ledger=LedgerSettings(path=folder / "ledger.db"), providers=(provider,), **more)
 
 
-async def found(settings: Settings, addresses: Addresses) -> dict[str, CheckResult]:
-    return {finding.check: finding async for finding in check_live(settings, addresses)}
+async def run_checks(settings: Settings, addresses: Addresses) -> dict[str, CheckResult]:
+    return {result.check: result async for result in check_live(settings, addresses)}
 
 
 @asynccontextmanager
-async def a_service(folder: Path) -> AsyncIterator[tuple[Settings, str]]:
+async def running_service(folder: Path) -> AsyncIterator[tuple[Settings, str]]:
     async with Simulator(seed=1, key=KEY) as simulator:
         settings = settings_for(folder, simulator.base_url)
         async with running(Service(lambda: settings), bind("127.0.0.1", 0)) as address:
@@ -64,18 +65,20 @@ async def until_scraped(prometheus: str) -> None:
             await asyncio.sleep(0.1)
 
 
-async def test_where_all_is_well_every_line_is_ok_and_the_test_alert_arrives(tmp_path, monkeypatch):
-    told: list[tuple[str, Notice]] = []
+async def test_a_healthy_deployment_passes_every_check(tmp_path, monkeypatch):
+    alerts: list[tuple[str, Notice]] = []
     async with AsyncExitStack() as parts:
-        settings, address = await parts.enter_async_context(a_service(tmp_path))
-        notify = await parts.enter_async_context(pager(lambda receiver, notice: told.append((receiver, notice))))
+        settings, address = await parts.enter_async_context(running_service(tmp_path))
+        notify = await parts.enter_async_context(
+            receive_alerts(lambda receiver, notice: alerts.append((receiver, notice)))
+        )
         options = fast(address)
         started = await parts.enter_async_context(stack(options, tmp_path / "stack", notify=notify))
         await until_scraped(started.prometheus)
-        # What the checklist expects is what this stack was made from.
+        # The check expects the options that this stack was made from.
         monkeypatch.setattr(type(settings.monitoring), "options", lambda _: options)
-        grafana = await parts.enter_async_context(a_grafana(options))
-        findings = await found(
+        grafana = await parts.enter_async_context(grafana_api(options))
+        results = await run_checks(
             settings,
             Addresses(
                 service=address,
@@ -86,18 +89,16 @@ async def test_where_all_is_well_every_line_is_ok_and_the_test_alert_arrives(tmp
             ),
         )
         async with asyncio.timeout(20):
-            while not any(receiver == "info" for receiver, _ in told):
+            while not any(receiver == "info" for receiver, _ in alerts):
                 await asyncio.sleep(0.05)
-    assert {name: finding.says for name, finding in findings.items() if finding.state != "ok"} == {}
-    assert findings["alertmanager"].says == "a test alert is routed to info, and receivers take notifications"
-    assert {notice.labels["alertname"] for receiver, notice in told if receiver == "info"} == {"MCPMeterTestAlert"}
+    assert {name: result.says for name, result in results.items() if result.state != "ok"} == {}
+    assert results["alertmanager"].says == "a test alert is routed to info, and receivers take notifications"
+    assert {notice.labels["alertname"] for receiver, notice in alerts if receiver == "info"} == {"MCPMeterTestAlert"}
 
 
 @asynccontextmanager
-async def a_grafana(options: MonitoringOptions, missing: str = "") -> AsyncIterator[str]:
-    """What Grafana's API says of the dashboards that were provisioned; Grafana itself is in none of the registries."""
-    import json
-
+async def grafana_api(options: MonitoringOptions, missing: str = "") -> AsyncIterator[str]:
+    """Grafana's API for provisioned dashboards; Grafana itself is in no package registry."""
     uids = {json.loads(text)["uid"] for path, text in files(options).items() if path.endswith(".json")}
 
     async def dashboard(request: Request) -> JSONResponse:
@@ -110,45 +111,45 @@ async def a_grafana(options: MonitoringOptions, missing: str = "") -> AsyncItera
         yield url
 
 
-async def test_other_rules_than_ours_and_a_target_that_is_down_are_named(tmp_path):
+async def test_missing_rules_and_down_targets_fail(tmp_path):
     async with AsyncExitStack() as parts:
-        settings, address = await parts.enter_async_context(a_service(tmp_path))
+        settings, address = await parts.enter_async_context(running_service(tmp_path))
         elsewhere = replace(fast("http://127.0.0.1:9"), without=frozenset({"MCPHighErrorRate"}))
         started = await parts.enter_async_context(stack(elsewhere, tmp_path / "stack"))
         async with asyncio.timeout(20):
             while True:
                 addresses = Addresses(service=address, metrics=address, prometheus=started.prometheus)
-                findings = await found(settings, addresses)
-                if "refused" in findings["prometheus target"].says:
+                results = await run_checks(settings, addresses)
+                if "refused" in results["prometheus target"].says:
                     break
-    assert findings["prometheus target"].state == "failed"
-    assert "1 of 1 targets are not up" in findings["prometheus target"].says
-    assert findings["rules"].state == "failed"
-    assert "MCPHighErrorRate" in findings["rules"].says
-    assert "monitoring write" in findings["rules"].todo
-    assert findings["alertmanager"].state == findings["dashboards"].state == "not checked"
+    assert results["prometheus target"].state == "failed"
+    assert "1 of 1 targets are not up" in results["prometheus target"].says
+    assert results["rules"].state == "failed"
+    assert "MCPHighErrorRate" in results["rules"].says
+    assert "monitoring write" in results["rules"].todo
+    assert results["alertmanager"].state == results["dashboards"].state == "not checked"
 
 
-async def test_a_receiver_that_refuses_is_told(tmp_path):
+async def test_a_refusing_receiver_fails(tmp_path):
     async with AsyncExitStack() as parts:
-        settings, address = await parts.enter_async_context(a_service(tmp_path))
-        nobody = "http://127.0.0.1:9/"
-        started = await parts.enter_async_context(stack(fast(address), tmp_path / "stack", notify=nobody))
-        findings = await found(
+        settings, address = await parts.enter_async_context(running_service(tmp_path))
+        nothing = "http://127.0.0.1:9/"
+        started = await parts.enter_async_context(stack(fast(address), tmp_path / "stack", notify=nothing))
+        results = await run_checks(
             settings, Addresses(service=address, metrics=address, alertmanager=started.alertmanager or "")
         )
-    assert findings["alertmanager"].state == "failed"
-    assert "a receiver refuses notifications" in findings["alertmanager"].says
+    assert results["alertmanager"].state == "failed"
+    assert "a receiver refuses notifications" in results["alertmanager"].says
 
 
-async def test_nothing_that_runs_is_one_line_each_and_no_check_stops_another(tmp_path):
-    nobody = "http://127.0.0.1:9"
-    settings = settings_for(tmp_path, f"{nobody}/v1")
-    findings = await found(
+async def test_with_nothing_running_every_check_still_runs(tmp_path):
+    nothing = "http://127.0.0.1:9"
+    settings = settings_for(tmp_path, f"{nothing}/v1")
+    results = await run_checks(
         settings,
-        Addresses(service=nobody, metrics=nobody, prometheus=nobody, alertmanager=nobody, grafana=nobody),
+        Addresses(service=nothing, metrics=nothing, prometheus=nothing, alertmanager=nothing, grafana=nothing),
     )
-    states = {name: finding.state for name, finding in findings.items()}
+    states = {name: result.state for name, result in results.items()}
     assert states == {
         "ledger": "ok",
         "service": "failed",
@@ -160,67 +161,67 @@ async def test_nothing_that_runs_is_one_line_each_and_no_check_stops_another(tmp
         "alertmanager": "failed",
         "dashboards": "failed",
     }
-    assert "(Connection refused)" in findings["service"].says
-    assert all(finding.todo for finding in findings.values() if finding.state == "failed")
+    assert "(Connection refused)" in results["service"].says
+    assert all(result.todo for result in results.values() if result.state == "failed")
     assert not (tmp_path / "ledger.db").exists()
 
 
-async def test_a_key_that_the_provider_refuses_is_named_and_not_shown(tmp_path):
+async def test_a_refused_key_is_named_by_id_only(tmp_path):
     async with Simulator(seed=1, key=KEY) as simulator:
         settings = settings_for(tmp_path, simulator.base_url, key="sk-wrong-000000000000000000000000")
-        nobody = "http://127.0.0.1:9"
-        findings = await found(settings, Addresses(service=nobody, metrics=nobody))
-    provider = findings["provider holysheep"]
+        nothing = "http://127.0.0.1:9"
+        results = await run_checks(settings, Addresses(service=nothing, metrics=nothing))
+    provider = results["provider holysheep"]
     assert provider.state == "failed"
     assert "refuses the key holysheep-1 (HTTP 401)" in provider.says
-    assert "sk-wrong" not in str(findings)
+    assert "sk-wrong" not in str(results)
 
 
-async def test_a_ledger_that_cannot_be_written_is_told(tmp_path):
+async def test_an_unusable_ledger_fails(tmp_path):
     settings = settings_for(tmp_path, "http://127.0.0.1:9/v1")
     (tmp_path / "ledger.db").write_bytes(b"this is no ledger at all")
-    nobody = "http://127.0.0.1:9"
-    findings = await found(settings, Addresses(service=nobody, metrics=nobody))
-    assert findings["ledger"].state == "failed"
-    assert "not a ledger" in findings["ledger"].says
+    nothing = "http://127.0.0.1:9"
+    results = await run_checks(settings, Addresses(service=nothing, metrics=nothing))
+    assert results["ledger"].state == "failed"
+    assert "not a ledger" in results["ledger"].says
 
 
 @pytest.mark.parametrize(
-    ("answer", "state", "says"),
+    ("response", "state", "says"),
     [
-        (PlainTextResponse("not metrics {"), "failed", "no Prometheus text"),
+        (PlainTextResponse("not metrics {"), "failed", "not Prometheus text"),
         (PlainTextResponse("other_total 1\n"), "failed", "not mcpmeter's"),
-        (PlainTextResponse("", 401), "failed", "answers 401"),
+        (PlainTextResponse("", 401), "failed", "status 401"),
     ],
 )
-async def test_something_else_at_the_metrics_address_is_told(tmp_path, answer: PlainTextResponse, state, says):
-    async with serving(answer) as address:
-        findings = await found(settings_for(tmp_path, f"{address}/v1"), Addresses(service=address, metrics=address))
-    assert (findings["metrics"].state, says in findings["metrics"].says) == (state, True)
+async def test_another_program_at_the_metrics_address_fails(tmp_path, response: PlainTextResponse, state, says):
+    async with serving(response) as address:
+        results = await run_checks(settings_for(tmp_path, f"{address}/v1"), Addresses(service=address, metrics=address))
+    assert (results["metrics"].state, says in results["metrics"].says) == (state, True)
 
 
-async def test_a_dashboard_that_grafana_lacks_is_named(tmp_path):
+async def test_a_missing_dashboard_fails(tmp_path):
     options = MonitoringOptions()
-    async with a_grafana(options, missing="mcpmeter-overview") as grafana:
-        nobody = "http://127.0.0.1:9"
-        settings = settings_for(tmp_path, f"{nobody}/v1")
-        findings = await found(settings, Addresses(service=nobody, metrics=nobody, grafana=grafana))
-        refused = await found(
-            settings, Addresses(service=nobody, metrics=nobody, grafana=grafana, grafana_token="wrong")
+    async with grafana_api(options, missing="mcpmeter-overview") as grafana:
+        nothing = "http://127.0.0.1:9"
+        settings = settings_for(tmp_path, f"{nothing}/v1")
+        results = await run_checks(settings, Addresses(service=nothing, metrics=nothing, grafana=grafana))
+        refused = await run_checks(
+            settings, Addresses(service=nothing, metrics=nothing, grafana=grafana, grafana_token="wrong")
         )
-    assert findings["dashboards"].state == "failed"
-    assert "1 of" in findings["dashboards"].says
-    assert "refuses to tell (HTTP 401)" in refused["dashboards"].says
+    assert results["dashboards"].state == "failed"
+    assert "1 of" in results["dashboards"].says
+    assert "refuses access (HTTP 401)" in refused["dashboards"].says
 
 
-async def test_a_ledger_on_postgresql_is_written_to_and_one_that_is_away_is_told(tmp_path, postgres_server):
-    nobody = "http://127.0.0.1:9"
+async def test_a_postgresql_ledger_is_checked(tmp_path, postgres_server):
+    nothing = "http://127.0.0.1:9"
     url = postgres_server.new_database()
     states = {}
     for place in (url, "postgresql://meter:a-secret-word@127.0.0.1:9/ledger"):
-        provider = ProviderSettings(name="holysheep", base_url=f"{nobody}/v1", api_key=SecretStr(KEY))
+        provider = ProviderSettings(name="holysheep", base_url=f"{nothing}/v1", api_key=SecretStr(KEY))
         settings = Settings(ledger=LedgerSettings(url=SecretStr(place)), providers=(provider,))
-        finding = (await found(settings, Addresses(service=nobody, metrics=nobody)))["ledger"]
-        assert "a-secret-word" not in str(finding)
-        states[place] = finding.state
+        result = (await run_checks(settings, Addresses(service=nothing, metrics=nothing)))["ledger"]
+        assert "a-secret-word" not in str(result)
+        states[place] = result.state
     assert list(states.values()) == ["ok", "failed"]

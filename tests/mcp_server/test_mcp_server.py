@@ -1,4 +1,4 @@
-"""The relay as an MCP server: real SDK clients, both eras, over HTTP and in memory, the simulator as provider."""
+"""The relay as an MCP server: SDK clients of both protocol eras, over HTTP and in memory, with the simulator."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from mcpmeter.instrument.sdk_v2 import instrument_with
 from mcpmeter.ledger.queries.totals import Total, totals
 from mcpmeter.ledger.sqlite.store import SqliteStore
 from mcpmeter.mcp_server import ModelInfo, build_mcp_server
-from mcpmeter.mcp_server.tool_exchange import AnswerText
+from mcpmeter.mcp_server.tool_exchange import ResponseText
 from mcpmeter.meter import Meter
 from mcpmeter.metrics.recorder import Recorder
 from mcpmeter.pricing import PriceBook, PriceSource, bundled_price_lists
@@ -51,7 +51,7 @@ LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
 
 
 @dataclass
-class Whole:
+class Relay:
     """A relay with its MCP server, ledger and provider."""
 
     server: MCPServer
@@ -82,7 +82,7 @@ class Whole:
 
 
 @pytest.fixture
-async def whole(tmp_path: Path) -> AsyncIterator[Whole]:
+async def relay(tmp_path: Path) -> AsyncIterator[Relay]:
     ledger = tmp_path / "ledger.sqlite"
     async with AsyncExitStack() as stack:
         simulator = await stack.enter_async_context(Simulator(seed=1, completion_tokens=Spread("fixed", 40)))
@@ -105,11 +105,11 @@ async def whole(tmp_path: Path) -> AsyncIterator[Whole]:
             client=client,
             keys=KeyRing([]),
         )
-        # One attempt a call, and nothing held against the provider: each test looks at its own fault alone.
+        # No retries and no backoff: each test observes its own fault.
         failover = Failover(FailoverMetrics(recorder), retries=RetryOptions(max_attempts=1))
         pipeline = Pipeline(meter, runtime, failover, QuotaTracker(recorder))
 
-        async def ask(query: UsageQuery) -> UsageReport:
+        async def report(query: UsageQuery) -> UsageReport:
             if made.report_fault is not None:
                 raise made.report_fault
             return await asyncio.to_thread(usage_report, ledger, query)
@@ -119,18 +119,18 @@ async def whole(tmp_path: Path) -> AsyncIterator[Whole]:
             service=EndpointConfig(dialect=OpenAiChat(), default_model="deepseek-v3.2", maps_upstream_faults=True),
             list_models=lambda: [ModelInfo.of("sim", price) for price in book.models("sim")],
             price_book=lambda: book,
-            usage_report=ask,
+            usage_report=report,
             version="0.0.1",
         )
         instrument_with(meter, server)
-        made = Whole(server, pipeline, recorder, simulator, ledger)
+        made = Relay(server, pipeline, recorder, simulator, ledger)
         yield made
         assert pipeline.active_calls == set()
 
 
 @asynccontextmanager
 async def served(server: MCPServer) -> AsyncIterator[str]:
-    """The server's own HTTP application on a free port."""
+    """Serve the SDK's HTTP application on a free port."""
     listener = socket.create_server(("127.0.0.1", 0))
     config = uvicorn.Config(server.streamable_http_app(), log_config=None, ws="none", timeout_graceful_shutdown=1)
     listening = uvicorn.Server(config)
@@ -145,14 +145,14 @@ async def served(server: MCPServer) -> AsyncIterator[str]:
 
 
 @asynccontextmanager
-async def connected(whole: Whole, way: str, mode: str, key: str = "") -> AsyncIterator[Client]:
+async def connected(relay: Relay, transport: str, mode: str, key: str = "") -> AsyncIterator[Client]:
     """An SDK client, in memory or over HTTP with a key."""
-    if way == "memory":
-        async with Client(whole.server, mode=mode) as client:
+    if transport == "memory":
+        async with Client(relay.server, mode=mode) as client:
             yield client
         return
     headers = {"authorization": f"Bearer {key}"} if key else {}
-    async with served(whole.server) as url, httpx2.AsyncClient(headers=headers, timeout=30) as http:
+    async with served(relay.server) as url, httpx2.AsyncClient(headers=headers, timeout=30) as http:
         async with Client(streamable_http_client(url, http_client=http), mode=mode) as client:
             yield client
 
@@ -167,104 +167,102 @@ def text_of(result: CallToolResult) -> str:
     return "".join(part.text for part in result.content if part.type == "text")
 
 
-EVERY_WAY = pytest.mark.parametrize(
-    ("way", "mode"), [("memory", "auto"), ("memory", "legacy"), ("http", "auto"), ("http", "legacy")]
+EVERY_TRANSPORT = pytest.mark.parametrize(
+    ("transport", "mode"), [("memory", "auto"), ("memory", "legacy"), ("http", "auto"), ("http", "legacy")]
 )
 
 
 class TestChat:
-    @EVERY_WAY
-    async def test_the_answer_comes_with_what_it_used_and_cost(self, way: str, mode: Any, whole: Whole) -> None:
-        async with connected(whole, way, mode) as client:
+    @EVERY_TRANSPORT
+    async def test_a_response_has_its_usage_and_cost(self, transport: str, mode: Any, relay: Relay) -> None:
+        async with connected(relay, transport, mode) as client:
             result = await client.call_tool("chat", {"messages": HELLO, "model": "gpt-4.1"})
-        answer = result.structured_content
-        assert answer is not None
-        billed = whole.simulator.billing_log.totals
-        assert answer["usage"] == {
+        response = result.structured_content
+        assert response is not None
+        billed = relay.simulator.billing_log.totals
+        assert response["usage"] == {
             "prompt_tokens": billed.prompt_tokens,
             "completion_tokens": billed.completion_tokens,
             "source": "reported",
         }
         nanousd = billed.prompt_tokens * 2500 + billed.completion_tokens * 10000
-        assert answer["cost"]["source"] == "listed"
-        assert float(answer["cost"]["usd"]) * 1e9 == pytest.approx(nanousd)
-        assert answer["content"]
-        assert (answer["model"], answer["finish_reason"]) == ("gpt-4.1", "stop")
-        assert json.loads(text_of(result)) == answer
-        assert answer["call_id"].startswith("call_")
+        assert response["cost"]["source"] == "listed"
+        assert float(response["cost"]["usd"]) * 1e9 == pytest.approx(nanousd)
+        assert response["content"]
+        assert (response["model"], response["finish_reason"]) == ("gpt-4.1", "stop")
+        assert json.loads(text_of(result)) == response
+        assert response["call_id"].startswith("call_")
 
-    @pytest.mark.parametrize(("way", "mode"), [("memory", "auto"), ("http", "legacy")])
-    async def test_it_is_settled_once_under_the_message_that_made_it(self, way: str, mode: Any, whole: Whole) -> None:
-        async with connected(whole, way, mode) as client:
+    @pytest.mark.parametrize(("transport", "mode"), [("memory", "auto"), ("http", "legacy")])
+    async def test_a_call_is_settled_once(self, transport: str, mode: Any, relay: Relay) -> None:
+        async with connected(relay, transport, mode) as client:
             await client.call_tool("chat", {"messages": HELLO, "model": "gpt-4.1"})
-        assert {outcome: total.calls for outcome, total in whole.rows().items()} == {"ok": 1}
-        assert whole.counts("mcp_requests_total")["/mcp", "tools/call", "ok"] == 1
-        tokens = whole.counts("mcp_tokens_total")
-        billed = whole.simulator.billing_log.totals
+        assert {outcome: total.calls for outcome, total in relay.rows().items()} == {"ok": 1}
+        assert relay.counts("mcp_requests_total")["/mcp", "tools/call", "ok"] == 1
+        tokens = relay.counts("mcp_tokens_total")
+        billed = relay.simulator.billing_log.totals
         assert tokens["gpt-4.1", "prompt", "default", "sim", "reported"] == billed.prompt_tokens
         assert tokens["gpt-4.1", "completion", "default", "sim", "reported"] == billed.completion_tokens
-        assert whole.counts("mcp_errors_total") == {}
-        assert whole.active == 0
+        assert relay.counts("mcp_errors_total") == {}
+        assert relay.active == 0
 
-    @EVERY_WAY
-    async def test_progress_tells_the_text_as_it_comes_and_always_grows(
-        self, way: str, mode: Any, whole: Whole
-    ) -> None:
-        whole.simulator.plan = replace_plan(whole, between_chunks=Latency.from_rate("200"))
-        told: list[tuple[float, str | None]] = []
+    @EVERY_TRANSPORT
+    async def test_progress_has_the_streamed_text_and_increases(self, transport: str, mode: Any, relay: Relay) -> None:
+        relay.simulator.plan = replace_plan(relay, between_chunks=Latency.from_rate("200"))
+        reported: list[tuple[float, str | None]] = []
 
         async def on_progress(progress: float, total: float | None, message: str | None) -> None:
-            told.append((progress, message))
+            reported.append((progress, message))
 
-        async with connected(whole, way, mode) as client:
+        async with connected(relay, transport, mode) as client:
             result = await client.call_tool("chat", {"messages": HELLO}, progress_callback=on_progress)
             assert result.structured_content is not None
             content = result.structured_content["content"]
-            await until(lambda: bool(told) and told[-1][0] == len(content))
-        assert len(told) > 3
-        assert [progress for progress, _ in told] == sorted({progress for progress, _ in told})
-        assert "".join(message or "" for _, message in told) == content
+            await until(lambda: bool(reported) and reported[-1][0] == len(content))
+        assert len(reported) > 3
+        assert [progress for progress, _ in reported] == sorted({progress for progress, _ in reported})
+        assert "".join(message or "" for _, message in reported) == content
 
-    async def test_without_a_stream_the_answer_comes_whole_and_no_progress_is_told(self, whole: Whole) -> None:
-        told: list[float] = []
+    async def test_without_streaming_no_progress_is_reported(self, relay: Relay) -> None:
+        reported: list[float] = []
 
         async def on_progress(progress: float, total: float | None, message: str | None) -> None:
-            told.append(progress)
+            reported.append(progress)
 
-        async with connected(whole, "memory", "auto") as client:
-            asked = {"messages": HELLO, "stream": False, "max_tokens": 7, "temperature": 0.5}
-            result = await client.call_tool("chat", asked, progress_callback=on_progress)
+        async with connected(relay, "memory", "auto") as client:
+            arguments = {"messages": HELLO, "stream": False, "max_tokens": 7, "temperature": 0.5}
+            result = await client.call_tool("chat", arguments, progress_callback=on_progress)
         assert result.structured_content is not None
         assert result.structured_content["usage"]["completion_tokens"] == 7
         assert result.structured_content["finish_reason"] == "length"
-        assert told == []
+        assert reported == []
 
-    async def test_without_a_model_the_default_answers(self, whole: Whole) -> None:
-        async with connected(whole, "memory", "auto") as client:
+    async def test_the_default_model_is_used_without_a_model(self, relay: Relay) -> None:
+        async with connected(relay, "memory", "auto") as client:
             result = await client.call_tool("chat", {"messages": HELLO})
         assert result.structured_content is not None
         assert result.structured_content["model"] == "deepseek-v3.2"
 
-    async def test_a_model_without_price_is_unpriced_and_never_free(self, whole: Whole) -> None:
-        async with connected(whole, "memory", "auto") as client:
+    async def test_a_model_without_price_is_unpriced_and_never_free(self, relay: Relay) -> None:
+        async with connected(relay, "memory", "auto") as client:
             result = await client.call_tool("chat", {"messages": HELLO, "model": "mystery"})
         assert result.structured_content is not None
         assert result.structured_content["cost"] == {"usd": None, "source": "unpriced"}
-        assert whole.counts("mcp_unpriced_requests_total") == {("sim", "unknown_model"): 1}
+        assert relay.counts("mcp_unpriced_requests_total") == {("sim", "unknown_model"): 1}
 
-    async def test_fields_of_messages_that_are_not_ours_reach_the_provider(self, whole: Whole) -> None:
+    async def test_unknown_message_fields_reach_the_provider(self, relay: Relay) -> None:
         parts = [{"type": "text", "text": "four"}, {"type": "image_url", "image_url": {"url": "data:,"}}]
-        async with connected(whole, "memory", "auto") as client:
+        async with connected(relay, "memory", "auto") as client:
             await client.call_tool("chat", {"messages": [{"role": "user", "name": "eve", "content": parts}]})
-        # 4 for the message, 1 for four characters, 85 for the image: the simulator saw all of them.
-        assert whole.simulator.billing_log.totals.prompt_tokens == 90
+        # 4 for the message, 1 for four characters, 85 for the image.
+        assert relay.simulator.billing_log.totals.prompt_tokens == 90
 
 
 class TestRefusals:
     @pytest.mark.parametrize(
         ("fault", "error_type", "says"),
         [
-            ("status=500", "upstream_error", "sim answered 500"),
+            ("status=500", "upstream_error", "500"),
             ("status=429,retry_after=2", "upstream_rate_limited", "ate limit"),
             ("status=401", "upstream_error", "own account"),
             ("stall=headers", "upstream_timeout", "nothing"),
@@ -272,43 +270,43 @@ class TestRefusals:
         ],
     )
     @pytest.mark.parametrize("stream", [True, False])
-    async def test_a_providers_fault_is_told_and_counted_as_the_providers(
-        self, fault: str, error_type: str, says: str, stream: bool, whole: Whole
+    async def test_a_provider_error_is_counted_for_the_provider(
+        self, fault: str, error_type: str, says: str, stream: bool, relay: Relay
     ) -> None:
-        whole.simulator.plan = replace_plan(whole, faults=(Fault.parse(fault),))
-        async with connected(whole, "memory", "auto") as client:
+        relay.simulator.plan = replace_plan(relay, faults=(Fault.parse(fault),))
+        async with connected(relay, "memory", "auto") as client:
             result = await client.call_tool("chat", {"messages": HELLO, "stream": stream})
         assert result.is_error
         assert says in text_of(result)
         assert "call_" in text_of(result)
         assert "Traceback" not in text_of(result)
-        assert whole.counts("mcp_errors_total") == {(error_type, "upstream"): 1}
-        assert whole.operations() == {("chat", "tool_error"): 1}
+        assert relay.counts("mcp_errors_total") == {(error_type, "upstream"): 1}
+        assert relay.operations() == {("chat", "tool_error"): 1}
 
-    async def test_a_stream_that_breaks_in_the_middle_is_an_error_and_what_came_is_charged(self, whole: Whole) -> None:
-        whole.simulator.plan = replace_plan(whole, faults=(Fault.parse("reset=body"),))
-        async with connected(whole, "memory", "auto") as client:
+    async def test_an_interrupted_stream_is_an_error_settled_as_partial(self, relay: Relay) -> None:
+        relay.simulator.plan = replace_plan(relay, faults=(Fault.parse("reset=body"),))
+        async with connected(relay, "memory", "auto") as client:
             result = await client.call_tool("chat", {"messages": HELLO})
         assert result.is_error
-        assert whole.counts("mcp_errors_total") == {("upstream_error", "upstream"): 1}
-        (total,) = whole.rows().values()
+        assert relay.counts("mcp_errors_total") == {("upstream_error", "upstream"): 1}
+        (total,) = relay.rows().values()
         assert (total.calls, total.partial_calls) == (1, 1)
 
-    async def test_no_messages_are_the_callers_error(self, whole: Whole) -> None:
-        async with connected(whole, "memory", "auto") as client:
+    async def test_an_empty_chat_is_a_client_error(self, relay: Relay) -> None:
+        async with connected(relay, "memory", "auto") as client:
             result = await client.call_tool("chat", {"messages": []})
         assert result.is_error
         assert "'messages' is empty" in text_of(result)
-        assert whole.counts("mcp_errors_total") == {("validation_error", "client"): 1}
-        assert whole.rows() == {}
+        assert relay.counts("mcp_errors_total") == {("validation_error", "client"): 1}
+        assert relay.rows() == {}
 
-    async def test_too_much_is_the_callers_error(self, whole: Whole) -> None:
-        async with connected(whole, "memory", "auto") as client:
+    async def test_a_body_above_the_limit_is_a_client_error(self, relay: Relay) -> None:
+        async with connected(relay, "memory", "auto") as client:
             result = await client.call_tool("chat", {"messages": [{"role": "user", "content": "x" * 30_000}]})
         assert "20000 bytes" in text_of(result)
-        assert whole.counts("mcp_errors_total") == {("validation_error", "client"): 1}
+        assert relay.counts("mcp_errors_total") == {("validation_error", "client"): 1}
 
-    async def test_a_lone_surrogate_is_refused_and_the_server_goes_on(self, whole: Whole) -> None:
+    async def test_a_lone_surrogate_is_refused(self, relay: Relay) -> None:
         body = (
             b'{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"chat","arguments":{"messages":'
             b'[{"role":"user","content":"\\ud800"}]},"_meta":{"io.modelcontextprotocol/protocolVersion":"2026-07-28",'
@@ -321,86 +319,88 @@ class TestRefusals:
             "mcp-method": "tools/call",
             "mcp-name": "chat",
         }
-        async with served(whole.server) as url, httpx2.AsyncClient() as http:
-            answers = [(await http.post(url, content=body, headers=headers)).json() for _ in range(2)]
-        assert [answer["result"]["isError"] for answer in answers] == [True, True]
-        assert whole.counts("mcp_errors_total") == {("validation_error", "client"): 2}
+        async with served(relay.server) as url, httpx2.AsyncClient() as http:
+            responses = [(await http.post(url, content=body, headers=headers)).json() for _ in range(2)]
+        assert [response["result"]["isError"] for response in responses] == [True, True]
+        assert relay.counts("mcp_errors_total") == {("validation_error", "client"): 2}
 
-    async def test_a_draining_service_says_so(self, whole: Whole) -> None:
-        whole.pipeline.draining = True
-        async with connected(whole, "memory", "auto") as client:
+    async def test_a_draining_service_refuses_calls(self, relay: Relay) -> None:
+        relay.pipeline.draining = True
+        async with connected(relay, "memory", "auto") as client:
             result = await client.call_tool("chat", {"messages": HELLO})
         assert "stopping" in text_of(result)
 
-    async def test_what_a_provider_says_is_not_logged(self, whole: Whole, caplog: pytest.LogCaptureFixture) -> None:
+    async def test_prompts_and_provider_messages_are_not_logged(
+        self, relay: Relay, caplog: pytest.LogCaptureFixture
+    ) -> None:
         caplog.set_level(logging.DEBUG, "mcp")
-        whole.simulator.plan = replace_plan(whole, faults=(Fault.parse("status=400"),))
-        secret = "the prompt that nobody may read"
-        async with connected(whole, "memory", "auto") as client:
+        relay.simulator.plan = replace_plan(relay, faults=(Fault.parse("status=400"),))
+        secret = "a confidential prompt"
+        async with connected(relay, "memory", "auto") as client:
             result = await client.call_tool("chat", {"messages": [{"role": "user", "content": secret}]})
         assert result.is_error
         assert secret not in caplog.text
         assert text_of(result).partition(" (call_")[0] not in caplog.text
 
 
-class TestCancelling:
-    @EVERY_WAY
-    async def test_a_cancelled_call_stops_the_provider_and_is_settled_as_partial(
-        self, way: str, mode: Any, whole: Whole
+class TestCancellation:
+    @EVERY_TRANSPORT
+    async def test_a_cancelled_call_stops_upstream_and_is_partial(
+        self, transport: str, mode: Any, relay: Relay
     ) -> None:
-        whole.simulator.plan = replace_plan(whole, between_chunks=Latency.from_rate("20"))
-        begun = asyncio.Event()
+        relay.simulator.plan = replace_plan(relay, between_chunks=Latency.from_rate("20"))
+        started = asyncio.Event()
 
         async def on_progress(progress: float, total: float | None, message: str | None) -> None:
-            begun.set()
+            started.set()
 
-        async with connected(whole, way, mode) as client:
+        async with connected(relay, transport, mode) as client:
             call = asyncio.create_task(client.call_tool("chat", {"messages": HELLO}, progress_callback=on_progress))
-            await begun.wait()
+            await started.wait()
             call.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await call
-            await whole.simulator.billing_log.wait_until(lambda log: log.totals.cancelled == 1, timeout_seconds=1)
-            await until(lambda: whole.active == 0)
-        assert {outcome: total.calls for outcome, total in whole.rows().items()} == {"partial": 1}
-        assert whole.rows()["partial"].partial_calls == 1
-        assert whole.rows()["partial"].completion_tokens > 0
-        assert whole.operations() == {("chat", "cancelled"): 1}
-        assert whole.counts("mcp_errors_total") == {("client_disconnected", "client"): 1}
+            await relay.simulator.billing_log.wait_until(lambda log: log.totals.cancelled == 1, timeout_seconds=1)
+            await until(lambda: relay.active == 0)
+        assert {outcome: total.calls for outcome, total in relay.rows().items()} == {"partial": 1}
+        assert relay.rows()["partial"].partial_calls == 1
+        assert relay.rows()["partial"].completion_tokens > 0
+        assert relay.operations() == {("chat", "cancelled"): 1}
+        assert relay.counts("mcp_errors_total") == {("client_disconnected", "client"): 1}
 
-    async def test_the_model_call_is_settled_before_the_operation_that_made_it(
-        self, whole: Whole, monkeypatch: pytest.MonkeyPatch
+    async def test_the_model_call_is_settled_before_its_operation(
+        self, relay: Relay, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        whole.simulator.plan = replace_plan(whole, first_byte=Latency.parse("10000"))
+        relay.simulator.plan = replace_plan(relay, first_byte=Latency.parse("10000"))
         order: list[Settlement] = []
-        monkeypatch.setattr(whole.recorder, "settle", order.append)
-        async with connected(whole, "memory", "legacy") as client:
+        monkeypatch.setattr(relay.recorder, "settle", order.append)
+        async with connected(relay, "memory", "legacy") as client:
             call = asyncio.create_task(client.call_tool("chat", {"messages": HELLO}))
-            await whole.simulator.billing_log.wait_until(lambda log: log.open_calls == 1, timeout_seconds=5)
+            await relay.simulator.billing_log.wait_until(lambda log: log.open_calls == 1, timeout_seconds=5)
             call.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await call
-            await until(lambda: whole.active == 0)
+            await until(lambda: relay.active == 0)
         model_call, operation = (settled for settled in order if settled.call.method == "tools/call")
         assert model_call.call.llm is not None
         assert model_call.call.parent_id == operation.call.id
         assert (model_call.outcome, operation.status) == ("partial", "cancelled")
 
-    async def test_a_call_cancelled_before_the_first_byte_is_settled_too(self, whole: Whole) -> None:
-        whole.simulator.plan = replace_plan(whole, first_byte=Latency.parse("10000"))
-        async with connected(whole, "memory", "auto") as client:
+    async def test_a_call_cancelled_before_the_first_byte_is_settled(self, relay: Relay) -> None:
+        relay.simulator.plan = replace_plan(relay, first_byte=Latency.parse("10000"))
+        async with connected(relay, "memory", "auto") as client:
             call = asyncio.create_task(client.call_tool("chat", {"messages": HELLO}))
-            await whole.simulator.billing_log.wait_until(lambda log: log.open_calls == 1, timeout_seconds=5)
+            await relay.simulator.billing_log.wait_until(lambda log: log.open_calls == 1, timeout_seconds=5)
             call.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await call
-            await until(lambda: whole.active == 0)
-        assert {outcome: total.calls for outcome, total in whole.rows().items()} == {"partial": 1}
+            await until(lambda: relay.active == 0)
+        assert {outcome: total.calls for outcome, total in relay.rows().items()} == {"partial": 1}
 
     @pytest.mark.parametrize("mode", ["auto", "legacy"])
-    async def test_a_connection_that_is_gone_stops_the_provider_in_both_eras(self, mode: str, whole: Whole) -> None:
-        whole.simulator.plan = replace_plan(whole, between_chunks=Latency.from_rate("20"))
-        async with served(whole.server) as url:
+    async def test_a_disconnect_stops_upstream_in_both_eras(self, mode: str, relay: Relay) -> None:
+        relay.simulator.plan = replace_plan(relay, between_chunks=Latency.from_rate("20"))
+        async with served(relay.server) as url:
             async with httpx2.AsyncClient(timeout=30) as http:
                 headers, meta = await opened(http, url, mode)
                 meta["progressToken"] = "p"
@@ -414,15 +414,15 @@ class TestCancelling:
                     async for line in stream.aiter_lines():
                         if "notifications/progress" in line:
                             break
-            await whole.simulator.billing_log.wait_until(lambda log: log.totals.cancelled == 1, timeout_seconds=1)
-            await until(lambda: whole.active == 0)
-        assert {outcome: total.calls for outcome, total in whole.rows().items()} == {"partial": 1}
-        assert whole.counts("mcp_errors_total") == {("client_disconnected", "client"): 1}
+            await relay.simulator.billing_log.wait_until(lambda log: log.totals.cancelled == 1, timeout_seconds=1)
+            await until(lambda: relay.active == 0)
+        assert {outcome: total.calls for outcome, total in relay.rows().items()} == {"partial": 1}
+        assert relay.counts("mcp_errors_total") == {("client_disconnected", "client"): 1}
 
 
 class TestOtherTools:
-    async def test_every_tool_has_schemas_both_ways_and_says_what_it_does(self, whole: Whole) -> None:
-        async with connected(whole, "memory", "auto") as client:
+    async def test_every_tool_has_schemas_and_descriptions(self, relay: Relay) -> None:
+        async with connected(relay, "memory", "auto") as client:
             tools = {tool.name: tool for tool in (await client.list_tools()).tools}
         assert set(tools) == {"chat", "list_models", "estimate_cost", "usage_report"}
         for tool in tools.values():
@@ -436,8 +436,8 @@ class TestOtherTools:
                 assert field.get("description")
         assert tools["chat"].input_schema["required"] == ["messages"]
 
-    async def test_models_have_their_prices_as_decimal_text(self, whole: Whole) -> None:
-        async with connected(whole, "memory", "auto") as client:
+    async def test_prices_are_decimal_text(self, relay: Relay) -> None:
+        async with connected(relay, "memory", "auto") as client:
             result = await client.call_tool("list_models")
         assert result.structured_content is not None
         models = {model["id"]: model for model in result.structured_content["models"]}
@@ -449,25 +449,25 @@ class TestOtherTools:
             "recommended_for": "Cost optimization, standard tasks",
         }
 
-    async def test_an_estimate_is_exact(self, whole: Whole) -> None:
-        async with connected(whole, "memory", "auto") as client:
-            asked = {"model": "deepseek-v3.2", "prompt_tokens": 1, "completion_tokens": 3}
-            result = await client.call_tool("estimate_cost", asked)
+    async def test_an_estimate_is_exact(self, relay: Relay) -> None:
+        async with connected(relay, "memory", "auto") as client:
+            arguments = {"model": "deepseek-v3.2", "prompt_tokens": 1, "completion_tokens": 3}
+            result = await client.call_tool("estimate_cost", arguments)
         assert result.structured_content is not None
         assert result.structured_content["usd"] == "0.00000357"
         assert result.structured_content["priced"] is True
         assert result.structured_content["price_list"].startswith("holysheep")
 
-    async def test_an_estimate_for_an_unknown_model_is_unpriced_and_never_zero(self, whole: Whole) -> None:
-        async with connected(whole, "memory", "auto") as client:
-            asked = {"model": "mystery", "prompt_tokens": 10, "completion_tokens": 10}
-            result = await client.call_tool("estimate_cost", asked)
+    async def test_an_estimate_for_an_unknown_model_is_unpriced(self, relay: Relay) -> None:
+        async with connected(relay, "memory", "auto") as client:
+            arguments = {"model": "mystery", "prompt_tokens": 10, "completion_tokens": 10}
+            result = await client.call_tool("estimate_cost", arguments)
         assert result.structured_content is not None
         assert result.structured_content["priced"] is False
         assert result.structured_content["usd"] is None
 
-    async def test_the_report_is_the_ledgers(self, whole: Whole) -> None:
-        async with connected(whole, "memory", "auto") as client:
+    async def test_the_report_equals_the_ledger(self, relay: Relay) -> None:
+        async with connected(relay, "memory", "auto") as client:
             for model in ("gpt-4.1", "gpt-4.1", "mystery"):
                 await client.call_tool("chat", {"messages": HELLO, "model": model})
             result = await client.call_tool("usage_report", {"by": "model"})
@@ -480,26 +480,26 @@ class TestOtherTools:
         assert report["total_usd"] == rows["gpt-4.1"]["usd"] != "0.00"
         assert report["team"] is None
 
-    async def test_a_period_that_ends_before_it_begins_is_refused(self, whole: Whole) -> None:
-        async with connected(whole, "memory", "auto") as client:
-            asked = {"since": "2026-02-01", "until": "2026-01-01"}
-            result = await client.call_tool("usage_report", asked)
+    async def test_a_reversed_period_is_refused(self, relay: Relay) -> None:
+        async with connected(relay, "memory", "auto") as client:
+            arguments = {"since": "2026-02-01", "until": "2026-01-01"}
+            result = await client.call_tool("usage_report", arguments)
         assert "'since' is not before 'until'" in text_of(result)
-        assert whole.counts("mcp_errors_total") == {("validation_error", "client"): 1}
+        assert relay.counts("mcp_errors_total") == {("validation_error", "client"): 1}
 
-    async def test_a_ledger_that_cannot_be_read_is_our_fault_and_its_path_stays_here(self, whole: Whole) -> None:
-        whole.report_fault = LedgerNotUsable("Cannot read /secret/place.")
-        async with connected(whole, "memory", "auto") as client:
+    async def test_an_unreadable_ledger_does_not_disclose_its_path(self, relay: Relay) -> None:
+        relay.report_fault = LedgerNotUsable("Cannot read /secret/place.")
+        async with connected(relay, "memory", "auto") as client:
             result = await client.call_tool("usage_report", {})
         assert result.is_error
         assert "/secret" not in text_of(result)
-        assert whole.counts("mcp_errors_total") == {("internal_error", "server"): 1}
+        assert relay.counts("mcp_errors_total") == {("internal_error", "server"): 1}
 
-    async def test_several_groupings_and_a_month_of_a_time_zone_can_be_asked_for(self, whole: Whole) -> None:
-        async with connected(whole, "memory", "auto") as client:
+    async def test_reports_take_groupings_months_and_time_zones(self, relay: Relay) -> None:
+        async with connected(relay, "memory", "auto") as client:
             await client.call_tool("chat", {"messages": HELLO, "model": "mystery"})
-            asked = {"by": ["provider", "model"], "time_zone": "Asia/Kathmandu"}
-            result = await client.call_tool("usage_report", asked)
+            arguments = {"by": ["provider", "model"], "time_zone": "Asia/Kathmandu"}
+            result = await client.call_tool("usage_report", arguments)
             other = await client.call_tool("usage_report", {"month": "2020-02", "time_zone": "Europe/Berlin"})
             wrong = await client.call_tool("usage_report", {"time_zone": "Europe/Nowhere"})
         (row,) = result.structured_content["rows"]
@@ -513,26 +513,26 @@ class TestOtherTools:
 
 class TestKeys:
     @pytest.fixture
-    def secrets(self, whole: Whole) -> dict[str, str]:
+    def secrets(self, relay: Relay) -> dict[str, str]:
         made = {team: new_key("ci", team, 0) for team in ("red", "blue")}
         keys = KeyRing([key for _, key in made.values()])
-        whole.pipeline.runtime = replace(whole.pipeline.runtime, keys=keys)
+        relay.pipeline.runtime = replace(relay.pipeline.runtime, keys=keys)
         return {team: secret for team, (secret, _) in made.items()}
 
     @pytest.mark.parametrize("mode", ["auto", "legacy"])
-    async def test_a_call_is_of_the_callers_team_and_a_report_of_no_other(
-        self, mode: str, whole: Whole, secrets: dict[str, str]
+    async def test_calls_and_reports_are_of_the_callers_team(
+        self, mode: str, relay: Relay, secrets: dict[str, str]
     ) -> None:
         for team, calls in (("red", 1), ("blue", 2)):
-            async with connected(whole, "http", mode, secrets[team]) as client:
+            async with connected(relay, "http", mode, secrets[team]) as client:
                 for _ in range(calls):
                     await client.call_tool("chat", {"messages": HELLO})
-        async with connected(whole, "http", mode, secrets["red"]) as client:
+        async with connected(relay, "http", mode, secrets["red"]) as client:
             result = await client.call_tool("usage_report", {"by": "team"})
         assert result.structured_content is not None
         assert [(row["group"], row["calls"]) for row in result.structured_content["rows"]] == [("red", 1)]
         assert result.structured_content["team"] == "red"
-        by_team = {total.group[0]: total.calls for total in totals(whole.ledger, by=["team"])}
+        by_team = {total.group[0]: total.calls for total in totals(relay.ledger, by=["team"])}
         assert by_team == {"red": 1, "blue": 2}
 
     @pytest.mark.parametrize(
@@ -545,35 +545,35 @@ class TestKeys:
         ],
     )
     @pytest.mark.parametrize("key", ["", "mk_wrong"])
-    async def test_no_tool_answers_without_a_key_once_there_is_one(
-        self, tool: str, arguments: dict[str, Any], key: str, whole: Whole, secrets: dict[str, str]
+    async def test_every_tool_requires_a_valid_key(
+        self, tool: str, arguments: dict[str, Any], key: str, relay: Relay, secrets: dict[str, str]
     ) -> None:
-        async with connected(whole, "http", "auto", key) as client:
+        async with connected(relay, "http", "auto", key) as client:
             result = await client.call_tool(tool, arguments)
         assert result.is_error
         assert "API key" in text_of(result)
         assert "mk_wrong" not in text_of(result)
-        assert whole.counts("mcp_errors_total") == {("auth_error", "client"): 1}
-        assert whole.simulator.billing_log.totals.calls == 0
+        assert relay.counts("mcp_errors_total") == {("auth_error", "client"): 1}
+        assert relay.simulator.billing_log.totals.calls == 0
 
 
-class TestAnswerText:
+class TestResponseText:
     @given(st.lists(st.text()), st.integers(1, 7), st.sampled_from(["\n\n", "\r\n\r\n"]))
-    def test_a_stream_reads_the_same_however_it_is_cut(self, texts: list[str], size: int, blank: str) -> None:
+    def test_chunk_borders_do_not_change_the_text(self, texts: list[str], size: int, blank: str) -> None:
         events = [json.dumps({"choices": [{"delta": {"content": text}}]}) for text in texts]
         stream = "".join(f"data: {event}{blank}" for event in [*events, "[DONE]"]).encode()
-        answer = AnswerText()
-        answer.is_stream = True
-        told = "".join(answer.feed(stream[start : start + size]) for start in range(0, len(stream), size))
-        assert answer.finish() == told == "".join(texts).encode("utf-8", "replace").decode()
+        response = ResponseText()
+        response.is_stream = True
+        parts = "".join(response.feed(stream[start : start + size]) for start in range(0, len(stream), size))
+        assert response.finish() == parts == "".join(texts).encode("utf-8", "replace").decode()
 
     @given(st.binary(), st.booleans())
-    def test_bytes_of_any_kind_are_no_fault(self, data: bytes, is_stream: bool) -> None:
-        answer = AnswerText()
-        answer.is_stream = is_stream
-        answer.feed(b"data: " + data)
-        answer.finish().encode()
-        answer.error_message.encode()
+    def test_random_bytes_are_accepted(self, data: bytes, is_stream: bool) -> None:
+        response = ResponseText()
+        response.is_stream = is_stream
+        response.feed(b"data: " + data)
+        response.finish().encode()
+        response.error_message.encode()
 
     @pytest.mark.parametrize(
         "body",
@@ -584,25 +584,25 @@ class TestAnswerText:
             b"[" * 100_000,
         ],
     )
-    def test_an_answer_without_text_is_empty(self, body: bytes) -> None:
-        answer = AnswerText()
-        answer.feed(body)
-        assert answer.finish() == ""
+    def test_a_response_without_text_is_empty(self, body: bytes) -> None:
+        response = ResponseText()
+        response.feed(body)
+        assert response.finish() == ""
 
-    def test_a_lone_surrogate_of_a_provider_cannot_break_the_result(self) -> None:
-        answer = AnswerText()
-        answer.feed(b'{"choices": [{"message": {"content": "a\\ud800b"}}]}')
-        assert answer.finish() == "a?b"
+    def test_lone_surrogates_of_a_provider_are_replaced(self) -> None:
+        response = ResponseText()
+        response.feed(b'{"choices": [{"message": {"content": "a\\ud800b"}}]}')
+        assert response.finish() == "a?b"
 
 
-class TestTheProcess:
-    async def test_building_the_server_leaves_the_processs_logging_alone(self, whole: Whole) -> None:
+class TestProcess:
+    async def test_building_the_server_keeps_the_logging_configuration(self, relay: Relay) -> None:
         root = logging.getLogger()
         handlers, level = root.handlers[:], root.level
         root.handlers.clear()
         try:
             build_mcp_server(
-                pipeline=whole.pipeline,
+                pipeline=relay.pipeline,
                 service=EndpointConfig(dialect=OpenAiChat()),
                 list_models=list,
                 price_book=PriceBook,
@@ -615,10 +615,10 @@ class TestTheProcess:
             root.handlers[:] = handlers
 
 
-def replace_plan(whole: Whole, **changes: Any) -> Any:
+def replace_plan(relay: Relay, **changes: Any) -> Any:
     import msgspec
 
-    return msgspec.structs.replace(whole.simulator.plan, **changes)
+    return msgspec.structs.replace(relay.simulator.plan, **changes)
 
 
 async def opened(http: httpx2.AsyncClient, url: str, mode: str) -> tuple[dict[str, str], dict[str, Any]]:
@@ -631,8 +631,8 @@ async def opened(http: httpx2.AsyncClient, url: str, mode: str) -> tuple[dict[st
             "io.modelcontextprotocol/clientCapabilities": {},
         }
     params = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "raw", "version": "1"}}
-    hello = {"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": params}
-    answer = await http.post(url, json=hello, headers=headers)
-    session = {"mcp-session-id": answer.headers["mcp-session-id"], "mcp-protocol-version": "2025-11-25"}
+    initialize = {"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": params}
+    response = await http.post(url, json=initialize, headers=headers)
+    session = {"mcp-session-id": response.headers["mcp-session-id"], "mcp-protocol-version": "2025-11-25"}
     await http.post(url, json={"jsonrpc": "2.0", "method": "notifications/initialized"}, headers={**headers, **session})
     return {**headers, **session}, {}

@@ -1,4 +1,4 @@
-"""A raw client: what a fault does to the bytes is only visible below any HTTP library."""
+"""A client on a bare socket: the effect of a fault on the bytes is visible only below an HTTP library."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ from mcpmeter.simulator import Simulator
 
 
 @dataclass
-class RawAnswer:
-    """What came out of the socket until it ended."""
+class RawResponse:
+    """All bytes of one connection."""
 
     received: bytes
     was_reset: bool
 
     @property
-    def head(self) -> bytes:
+    def header_block(self) -> bytes:
         return self.received.partition(b"\r\n\r\n")[0]
 
     @property
     def status(self) -> int:
-        return int(self.head.split(b" ", 2)[1])
+        return int(self.header_block.split(b" ", 2)[1])
 
     @property
     def headers(self) -> dict[str, str]:
-        lines = self.head.decode().split("\r\n")[1:]
+        lines = self.header_block.decode().split("\r\n")[1:]
         return {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
 
     @property
     def content(self) -> bytes:
-        """The bytes behind the head as they came."""
+        """The bytes after the headers."""
         return self.received.partition(b"\r\n\r\n")[2]
 
     @property
     def body(self) -> bytes:
-        """The content without its transfer encoding; an unfinished chunk is given as far as it came."""
+        """The content without its transfer encoding, up to the received part of an incomplete chunk."""
         if self.headers.get("transfer-encoding") != "chunked":
             return self.content
         body, rest = b"", self.content
@@ -67,13 +67,14 @@ class RawAnswer:
         return [chunk["usage"] for chunk in self.chunks if chunk.get("usage") is not None]
 
 
-Post = Callable[..., Awaitable[RawAnswer]]
+Post = Callable[..., Awaitable[RawResponse]]
 
 
 def chat_body(simulate: str = "", *, stream: bool = False, text: str = "Hello", **more: Any) -> dict[str, Any]:
-    body: dict[str, Any] = {"model": "gpt-4.1", "messages": [{"role": "user", "content": text}], **more}
+    body: dict[str, Any] = {"model": "gpt-4.1", "messages": [{"role": "user", "content": text}]}
     if stream:
         body |= {"stream": True, "stream_options": {"include_usage": True}}
+    body |= more
     if simulate:
         body["metadata"] = {"simulate": simulate}
     return body
@@ -90,14 +91,14 @@ def request_bytes(path: str, body: bytes, *, method: str = "POST", headers: str 
     ).encode() + body
 
 
-async def ask_raw(
+async def request_raw(
     sim: Simulator,
     body: Any,
     path: str = "/v1/chat/completions",
     *,
     method: str = "POST",
     headers: str = "",
-) -> RawAnswer:
+) -> RawResponse:
     reader, writer = await connect(sim)
     writer.write(
         request_bytes(
@@ -112,7 +113,7 @@ async def ask_raw(
         was_reset = True
     finally:
         writer.transport.abort()
-    return RawAnswer(received, was_reset)
+    return RawResponse(received, was_reset)
 
 
 @pytest.fixture
@@ -123,24 +124,24 @@ async def sim():
 
 @pytest.fixture
 def post(sim) -> Post:
-    """POST to the simulator and read until its end: a dict (or bytes), or what `chat_body` takes."""
+    """POSTs a dict, bytes or the parameters of `chat_body` to the simulator."""
 
-    async def send(body: Any = "", **options: Any) -> RawAnswer:
+    async def send(body: Any = "", **options: Any) -> RawResponse:
         given = body if isinstance(body, bytes | dict) else chat_body(body, **options)
-        return await ask_raw(sim, given)
+        return await request_raw(sim, given)
 
     return send
 
 
 @pytest.fixture
 def raw():
-    """`ask_raw` for simulators other than the fixture's."""
-    return ask_raw
+    """`request_raw`, for any simulator."""
+    return request_raw
 
 
 @pytest.fixture
 def connect_with():
-    """A bare connection over which one request of any dialect was sent."""
+    """Sends one request and returns the open connection."""
 
     async def send(sim: Simulator, path: str, body: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         reader, writer = await connect(sim)
@@ -151,19 +152,17 @@ def connect_with():
 
 
 @pytest.fixture
-def open_connection():
-    """A bare connection and the bytes of a request to send over it."""
+def open_connection(connect_with):
+    """Sends one chat request and returns the open connection."""
 
     async def send(sim: Simulator, simulate: str, **options: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        reader, writer = await connect(sim)
-        writer.write(request_bytes("/v1/chat/completions", json.dumps(chat_body(simulate, **options)).encode()))
-        return reader, writer
+        return await connect_with(sim, "/v1/chat/completions", chat_body(simulate, **options))
 
     return send
 
 
 def sse_data(body: bytes) -> list[bytes]:
-    """The data of each server-sent event that has any."""
+    """The data of all server-sent events."""
     return [line[6:] for line in body.replace(b"\r\n", b"\n").split(b"\n") if line.startswith(b"data: ")]
 
 
@@ -180,8 +179,8 @@ def _parses(data: bytes) -> bool:
 
 
 @dataclass(frozen=True)
-class Told:
-    """What an answer says of itself, in words that every dialect shares. Numbers are as they came."""
+class Reported:
+    """The text, usage and finish reason of a response in any dialect; numbers with the types they had in its JSON."""
 
     text: str
     prompt: Any
@@ -189,13 +188,13 @@ class Told:
     finish: str | None
 
 
-class Speaker:
-    """How to ask in one dialect for a text, and how to read the answer without any SDK."""
+class DialectClient:
+    """Requests a text in one dialect, and reads the response without an SDK."""
 
     dialect: str
     path: str
     end: bytes
-    """What only a stream that is whole has in it."""
+    """Bytes that only a complete stream has."""
 
     def body(self, simulate: str, *, stream: bool, **more: Any) -> dict[str, Any]:
         raise NotImplementedError
@@ -203,10 +202,10 @@ class Speaker:
     def url(self, *, stream: bool) -> str:
         return self.path
 
-    def whole(self, body: Any) -> Told:
+    def whole(self, body: Any) -> Reported:
         raise NotImplementedError
 
-    def streamed(self, events: list[Any]) -> Told:
+    def streamed(self, events: list[Any]) -> Reported:
         raise NotImplementedError
 
     def events(self, body: bytes) -> list[Any]:
@@ -215,15 +214,15 @@ class Speaker:
     def broken_events(self, body: bytes) -> int:
         return sum(not _parses(data) for data in sse_data(body) if data != b"[DONE]")
 
-    def told(self, answer: RawAnswer, *, stream: bool) -> Told:
-        return self.streamed(self.events(answer.body)) if stream else self.whole(answer.json)
+    def reported(self, response: RawResponse, *, stream: bool) -> Reported:
+        return self.streamed(self.events(response.body)) if stream else self.whole(response.json)
 
-    async def ask(self, sim: Simulator, simulate: str = "", *, stream: bool = False, **more: Any) -> RawAnswer:
+    async def post(self, sim: Simulator, simulate: str = "", *, stream: bool = False, **more: Any) -> RawResponse:
         body = self.body(simulate, stream=stream, **more)
-        return await ask_raw(sim, body, self.url(stream=stream))
+        return await request_raw(sim, body, self.url(stream=stream))
 
 
-class Chat(Speaker):
+class Chat(DialectClient):
     dialect = "openai_chat"
     path = "/v1/chat/completions"
     end = b"[DONE]"
@@ -231,20 +230,20 @@ class Chat(Speaker):
     def body(self, simulate: str, *, stream: bool, **more: Any) -> dict[str, Any]:
         return chat_body(simulate, stream=stream, **more)
 
-    def whole(self, body: Any) -> Told:
+    def whole(self, body: Any) -> Reported:
         (choice,), usage = body["choices"], body.get("usage", {})
         completion = usage.get("completion_tokens")
-        return Told(choice["message"]["content"], usage.get("prompt_tokens"), completion, choice["finish_reason"])
+        return Reported(choice["message"]["content"], usage.get("prompt_tokens"), completion, choice["finish_reason"])
 
-    def streamed(self, events: list[Any]) -> Told:
+    def streamed(self, events: list[Any]) -> Reported:
         choices = [choice for event in events for choice in event.get("choices", [])]
         usage: Any = next((event["usage"] for event in events if event.get("usage")), {})
         text = "".join(choice["delta"].get("content") or "" for choice in choices)
         finish = next((choice["finish_reason"] for choice in choices if choice["finish_reason"]), None)
-        return Told(text, usage.get("prompt_tokens"), usage.get("completion_tokens"), finish)
+        return Reported(text, usage.get("prompt_tokens"), usage.get("completion_tokens"), finish)
 
 
-class Responses(Speaker):
+class Responses(DialectClient):
     dialect = "openai_responses"
     path = "/v1/responses"
     end = b"response.completed"
@@ -253,46 +252,51 @@ class Responses(Speaker):
         body: dict[str, Any] = {"model": "gpt-4.1", "input": "Hello", "stream": stream, **more}
         return body | {"metadata": {"simulate": simulate}} if simulate else body
 
-    def whole(self, body: Any) -> Told:
+    def whole(self, body: Any) -> Reported:
         messages = [item for item in body["output"] if item["type"] == "message"]
         text = "".join(part["text"] for item in messages for part in item["content"])
         usage = body.get("usage") or {}
-        return Told(text, usage.get("input_tokens"), usage.get("output_tokens"), body["status"])
+        return Reported(text, usage.get("input_tokens"), usage.get("output_tokens"), body["status"])
 
-    def streamed(self, events: list[Any]) -> Told:
+    def streamed(self, events: list[Any]) -> Reported:
         text = "".join(event["delta"] for event in events if event["type"] == "response.output_text.delta")
         ends = [event["response"] for event in events if event["type"] in ("response.completed", "response.incomplete")]
         if not ends:
-            return Told(text, None, None, None)
+            return Reported(text, None, None, None)
         usage = ends[0].get("usage") or {}
-        return Told(text, usage.get("input_tokens"), usage.get("output_tokens"), ends[0]["status"])
+        return Reported(text, usage.get("input_tokens"), usage.get("output_tokens"), ends[0]["status"])
 
 
-class Messages(Speaker):
+class Messages(DialectClient):
     dialect = "anthropic_messages"
     path = "/v1/messages"
     end = b"message_stop"
 
     def body(self, simulate: str, *, stream: bool, **more: Any) -> dict[str, Any]:
-        asked = [{"role": "user", "content": "Hello"}]
-        body: dict[str, Any] = {"model": "claude-sonnet-4.5", "max_tokens": 8192, "messages": asked, "stream": stream}
+        messages = [{"role": "user", "content": "Hello"}]
+        body: dict[str, Any] = {
+            "model": "claude-sonnet-4.5",
+            "max_tokens": 8192,
+            "messages": messages,
+            "stream": stream,
+        }
         return body | more | ({"metadata": {"user_id": f"simulate:{simulate}"}} if simulate else {})
 
-    def whole(self, body: Any) -> Told:
+    def whole(self, body: Any) -> Reported:
         text = "".join(block["text"] for block in body["content"] if block["type"] == "text")
         usage = body.get("usage", {})
-        return Told(text, usage.get("input_tokens"), usage.get("output_tokens"), body["stop_reason"])
+        return Reported(text, usage.get("input_tokens"), usage.get("output_tokens"), body["stop_reason"])
 
-    def streamed(self, events: list[Any]) -> Told:
+    def streamed(self, events: list[Any]) -> Reported:
         deltas = [event["delta"] for event in events if event["type"] == "content_block_delta"]
         text = "".join(delta["text"] for delta in deltas if delta["type"] == "text_delta")
         ends = [event for event in events if event["type"] == "message_delta"]
         usage = ends[0].get("usage", {}) if ends else {}
         finish = ends[0]["delta"]["stop_reason"] if ends else None
-        return Told(text, usage.get("input_tokens"), usage.get("output_tokens"), finish)
+        return Reported(text, usage.get("input_tokens"), usage.get("output_tokens"), finish)
 
 
-class Gemini(Speaker):
+class Gemini(DialectClient):
     dialect = "gemini_generate"
     path = "/v1beta/models/gemini-2.5-flash"
     end = b"finishReason"
@@ -304,16 +308,16 @@ class Gemini(Speaker):
         body: dict[str, Any] = {"contents": [{"role": "user", "parts": [{"text": "Hello"}]}], **more}
         return body | {"labels": {"simulate": simulate}} if simulate else body
 
-    def whole(self, body: Any) -> Told:
+    def whole(self, body: Any) -> Reported:
         return self.streamed([body])
 
-    def streamed(self, events: list[Any]) -> Told:
+    def streamed(self, events: list[Any]) -> Reported:
         candidates = [candidate for event in events for candidate in event["candidates"]]
         parts = [part for candidate in candidates for part in candidate.get("content", {}).get("parts", [])]
         text = "".join(part["text"] for part in parts if "text" in part and not part.get("thought"))
         usage = events[-1].get("usageMetadata", {})
         finish = candidates[-1].get("finishReason")
-        return Told(text, usage.get("promptTokenCount"), usage.get("candidatesTokenCount"), finish)
+        return Reported(text, usage.get("promptTokenCount"), usage.get("candidatesTokenCount"), finish)
 
 
 class GeminiArray(Gemini):
@@ -328,10 +332,10 @@ class GeminiArray(Gemini):
         return events
 
 
-SPEAKERS = [Chat(), Responses(), Messages(), Gemini(), GeminiArray()]
+CLIENTS = [Chat(), Responses(), Messages(), Gemini(), GeminiArray()]
 
 
-@pytest.fixture(params=SPEAKERS, ids=lambda speaker: type(speaker).__name__)
-def speaker(request) -> Speaker:
-    """Each dialect that has streams, one after the other; Gemini's two forms of a stream count as two."""
+@pytest.fixture(params=CLIENTS, ids=lambda client: type(client).__name__)
+def client(request) -> DialectClient:
+    """Each dialect with streams; Gemini's two stream formats count as two."""
     return request.param

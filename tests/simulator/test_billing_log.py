@@ -1,23 +1,22 @@
 import asyncio
-import sys
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mcpmeter.simulator.answers import Tally
 from mcpmeter.simulator.billing_log import BillingLog
+from mcpmeter.simulator.generation import BilledTokens
 
 
-def book(log, model="m", outcome="complete", tally=Tally(3, 5, 1, 2), delivered=3, fault="", at_ns=0):  # noqa: B008
+def bill(log, model="m", outcome="complete", billed=BilledTokens(3, 5, 1, 2), delivered=3, fault="", at_ns=0):  # noqa: B008
     call = log.open(model, stream=True, fault=fault)
-    call.book(outcome, tally, delivered=delivered, cancelled_at_ns=at_ns)
+    call.bill(outcome, billed, delivered=delivered, cancelled_at_ns=at_ns)
     return call
 
 
-def test_a_record_holds_what_was_booked():
+def test_a_record_has_the_billed_values():
     log = BillingLog(seed=9)
-    call = book(log, outcome="cancelled", fault="stall", at_ns=17)
+    call = bill(log, outcome="cancelled", fault="stall", at_ns=17)
     (record,) = log.calls()
     assert record.request_id == call.request_id
     assert (record.model, record.stream, record.outcome, record.fault) == ("m", True, "cancelled", "stall")
@@ -26,10 +25,10 @@ def test_a_record_holds_what_was_booked():
     assert record.cancelled_at_ns == 17
 
 
-def test_a_call_is_booked_once():
+def test_a_call_is_billed_once():
     log = BillingLog()
-    call = book(log)
-    call.book("cancelled", Tally(100, 100), delivered=0)
+    call = bill(log)
+    call.bill("cancelled", BilledTokens(100, 100), delivered=0)
     assert log.totals.calls == log.totals.complete == 1
     assert log.open_calls == 0
 
@@ -40,10 +39,10 @@ def test_a_call_is_booked_once():
     ),
     st.integers(0, 5),
 )
-def test_totals_are_right_however_few_records_are_kept(calls, keep):
+def test_totals_are_exact_with_few_kept_records(calls, keep):
     log = BillingLog(keep_calls=keep)
     for model, outcome, tokens in calls:
-        book(log, model, outcome, Tally(tokens, tokens))
+        bill(log, model, outcome, BilledTokens(tokens, tokens))
     assert log.totals.calls == len(calls)
     assert log.totals.prompt_tokens == sum(tokens for _, _, tokens in calls)
     for model, totals in log.totals_by_model.items():
@@ -56,28 +55,28 @@ def test_totals_are_right_however_few_records_are_kept(calls, keep):
 def test_model_names_beyond_a_thousand_become_other():
     log = BillingLog(keep_calls=10)
     for number in range(1100):
-        book(log, f"model-{number}")
+        bill(log, f"model-{number}")
     assert len(log.totals_by_model) == 1000
     assert log.totals_by_model["other"].calls == 101
 
 
-def test_clearing_forgets_ended_calls_and_keeps_ids_unique():
+def test_clear_drops_ended_calls_and_keeps_ids_unique():
     log = BillingLog()
-    before = book(log).request_id
+    before = bill(log).request_id
     still_open = log.open("m", stream=False, fault="")
     log.clear()
     assert log.totals.calls == 0
     assert list(log.calls()) == []
-    still_open.book("complete", Tally(1, 1), delivered=1)
+    still_open.bill("complete", BilledTokens(1, 1), delivered=1)
     assert log.totals.calls == 1
     assert before != still_open.request_id
 
 
-def test_dialects_are_summed_up_apart_and_written_into_records():
+def test_totals_per_dialect():
     log = BillingLog()
     for dialect, tokens in [("openai_chat", 1), ("gemini_generate", 10), ("openai_chat", 100)]:
-        tally = Tally(tokens, tokens, cache_write=tokens)
-        log.open("m", stream=False, fault="", dialect=dialect).book("complete", tally, delivered=tokens)
+        billed = BilledTokens(tokens, tokens, cache_write=tokens)
+        log.open("m", stream=False, fault="", dialect=dialect).bill("complete", billed, delivered=tokens)
     assert [record.dialect for record in log.calls()] == ["openai_chat", "gemini_generate", "openai_chat"]
     assert [record.cache_write_tokens for record in log.calls()] == [1, 10, 100]
     by_dialect = log.totals_by_dialect
@@ -89,24 +88,17 @@ def test_dialects_are_summed_up_apart_and_written_into_records():
     assert log.totals_by_model["m"].calls == 3
 
 
-async def test_waiting_ends_with_the_booking_that_was_waited_for():
+async def test_wait_until_returns_when_the_condition_holds():
     log = BillingLog()
-    waiting = asyncio.create_task(log.wait_until(lambda b: b.totals.calls == 2))
+    waiting = asyncio.create_task(log.wait_until(lambda log: log.totals.calls == 2))
     await asyncio.sleep(0)
-    book(log)
+    bill(log)
     await asyncio.sleep(0)
     assert not waiting.done()
-    book(log)
+    bill(log)
     await waiting
 
 
-async def test_waiting_in_vain_times_out():
+async def test_wait_until_times_out():
     with pytest.raises(TimeoutError):
-        await BillingLog().wait_until(lambda b: False, timeout_seconds=0.01)
-
-
-def test_memory_of_records_does_not_grow_beyond_those_kept():
-    log = BillingLog(keep_calls=1000)
-    for _ in range(3000):
-        book(log)
-    assert sys.getsizeof(log._rows) < 100_000
+        await BillingLog().wait_until(lambda log: False, timeout_seconds=0.01)

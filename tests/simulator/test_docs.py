@@ -1,4 +1,4 @@
-"""Every Python example of docs/simulator.md runs as it stands there."""
+"""The examples of docs/simulator.md run unchanged."""
 
 import re
 import subprocess
@@ -49,6 +49,6 @@ def test_the_plan_on_the_page_is_a_plan():
     assert len(PlanText.decode(plan.encode()).plan().faults) == 2
 
 
-def test_the_request_on_the_page_asks_for_a_fault():
+def test_the_request_on_the_page_requests_a_fault():
     (request,) = re.findall(r"```json\n(.*?)```", PAGE, flags=re.DOTALL)
     assert Fault.parse(msgspec.json.decode(request)["metadata"]["simulate"]).status == 429

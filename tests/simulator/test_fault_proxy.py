@@ -1,4 +1,4 @@
-"""The fault proxy before the simulator: what a client's socket sees of each fault; the books see a client's leaving."""
+"""The fault proxy in front of the simulator: the effect of each fault on a client's socket."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ MEGABYTE = 1024 * 1024
 
 
 @dataclass(frozen=True)
-class Seen:
-    """All that came before the connection ended, and how it did."""
+class Received:
+    """All bytes of one connection, and whether it was reset."""
 
     received: bytes
     was_reset: bool
 
     @property
-    def head(self) -> bytes:
+    def headers(self) -> bytes:
         return self.received.partition(b"\r\n\r\n")[0]
 
     @property
     def chunks(self) -> list[bytes]:
-        """The chunks of a body in the chunked encoding, which has to be whole."""
+        """The chunks of a complete chunked body."""
         rest, found = self.received.partition(b"\r\n\r\n")[2], []
         while True:
             size, _, rest = rest.partition(b"\r\n")
@@ -49,7 +49,7 @@ async def connect(proxy, *, stream=False, path="/v1/chat/completions"):
     return reader, writer
 
 
-async def ask(proxy, **more) -> Seen:
+async def post(proxy, **more) -> Received:
     reader, writer = await connect(proxy, **more)
     received, was_reset = b"", False
     try:
@@ -59,45 +59,45 @@ async def ask(proxy, **more) -> Seen:
     except ConnectionError:
         was_reset = True
     writer.close()
-    return Seen(received, was_reset)
+    return Received(received, was_reset)
 
 
-def without_what_differs(seen: Seen) -> list[bytes]:
-    return [line for line in seen.received.split(b"\r\n") if not line.lower().startswith((b"date:", b"connection:"))]
+def without_varying_headers(got: Received) -> list[bytes]:
+    return [line for line in got.received.split(b"\r\n") if not line.lower().startswith((b"date:", b"connection:"))]
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_without_a_fault_the_answers_bytes_pass(stream):
+async def test_without_a_fault_responses_pass_unchanged(stream):
     async with Simulator(seed=1) as first, Simulator(seed=1) as second, FaultProxy(second.url) as proxy:
-        direct, through = FaultProxy(first.url), await ask(proxy, stream=stream)
+        direct, through = FaultProxy(first.url), await post(proxy, stream=stream)
         async with direct:
-            assert without_what_differs(await ask(direct, stream=stream)) == without_what_differs(through)
+            assert without_varying_headers(await post(direct, stream=stream)) == without_varying_headers(through)
         assert (through.was_reset, proxy.connections) == (False, 1)
         assert [call.outcome for call in second.billing_log.calls()] == ["complete"]
 
 
 STAGES = {
-    "accept": lambda seen: seen.received == b"",
-    "headers": lambda seen: seen.received == b"",
-    "head": lambda seen: seen.received.startswith(b"HTTP/1.1 200 OK\r\n") and b"\r\n\r\n" not in seen.received,
-    "body,after_bytes=9": lambda seen: seen.received.endswith((b'{"id":"ch', b'\r\n\r\n9\r\ndata: {"i\r\n')),
-    "chunk,after_bytes=9": lambda seen: b"20000\r\n" in seen.received and b"\r\n0\r\n" not in seen.received,
+    "accept": lambda got: got.received == b"",
+    "headers": lambda got: got.received == b"",
+    "head": lambda got: got.received.startswith(b"HTTP/1.1 200 OK\r\n") and b"\r\n\r\n" not in got.received,
+    "body,after_bytes=9": lambda got: got.received.endswith((b'{"id":"ch', b'\r\n\r\n9\r\ndata: {"i\r\n')),
+    "chunk,after_bytes=9": lambda got: b"20000\r\n" in got.received and b"\r\n0\r\n" not in got.received,
 }
 
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("how", ["reset", "close"])
 @pytest.mark.parametrize("stage", STAGES)
-async def test_a_connection_breaks_where_it_is_asked_to(stage, how, stream):
+async def test_a_connection_breaks_at_the_set_stage(stage, how, stream):
     async with Simulator(seed=1) as sim, FaultProxy(sim.url, WireFault.parse(f"{how}={stage}")) as proxy:
-        seen = await ask(proxy, stream=stream)
-        assert STAGES[stage](seen), seen
-        assert seen.was_reset == (how == "reset")
+        got = await post(proxy, stream=stream)
+        assert STAGES[stage](got), got
+        assert got.was_reset == (how == "reset")
         await sim.billing_log.wait_until(lambda log: log.open_calls == 0)
 
 
 @pytest.mark.parametrize("stage", STAGES)
-async def test_a_stall_lasts_until_the_client_leaves_and_the_upstream_sees_that(stage):
+async def test_a_stall_ends_when_the_client_disconnects(stage):
     async with Simulator(seed=1) as sim, FaultProxy(sim.url, WireFault.parse(f"stall={stage}")) as proxy:
         reader, writer = await connect(proxy)
         if stage == "accept":
@@ -113,26 +113,26 @@ async def test_a_stall_lasts_until_the_client_leaves_and_the_upstream_sees_that(
                 await asyncio.wait(proxy._serving)
 
 
-async def test_a_refused_connection_is_refused_and_the_port_comes_back():
+async def test_refused_connections_work_again_after_listen():
     async with Simulator(seed=1) as sim, FaultProxy(sim.url) as proxy:
         url = proxy.url
         await proxy.refuse()
         with pytest.raises(ConnectionRefusedError):
             await connect(proxy)
         await proxy.listen()
-        assert (proxy.url, (await ask(proxy)).received[:15]) == (url, b"HTTP/1.1 200 OK")
+        assert (proxy.url, (await post(proxy)).received[:15]) == (url, b"HTTP/1.1 200 OK")
 
 
-async def test_a_fault_of_the_first_connections_is_over_after_them_and_begins_anew_when_it_is_set():
+async def test_first_counts_connections_since_the_fault_was_set():
     async with Simulator(seed=1) as sim, FaultProxy(sim.url) as proxy:
         for _ in range(2):
             proxy.fault = WireFault.parse("reset=headers,first=2")
-            assert [(await ask(proxy)).was_reset for _ in range(3)] == [True, True, False]
+            assert [(await post(proxy)).was_reset for _ in range(3)] == [True, True, False]
 
 
-async def test_chunks_are_as_small_as_asked_and_say_the_same():
+async def test_chunks_have_the_set_size():
     async with Simulator(seed=1) as sim, FaultProxy(sim.url, WireFault(chunk_bytes=7)) as proxy:
-        chunks = (await ask(proxy)).chunks
+        chunks = (await post(proxy)).chunks
     assert {len(chunk) for chunk in chunks[:-1]} == {7}
     assert json.loads(b"".join(chunks))["usage"]
 
@@ -141,39 +141,39 @@ async def test_chunks_are_as_small_as_asked_and_say_the_same():
     ("newlines", "endings"),
     [("crlf", {b"\r\n\r\n"}), ("cr", {b"\r\r"}), ("mixed", {b"\n\n", b"\r\n\r\n", b"\r\r"})],
 )
-async def test_lines_end_as_asked_and_no_two_kinds_meet_in_one_event(newlines, endings):
+async def test_each_event_has_one_kind_of_line_end(newlines, endings):
     async with Simulator(seed=1) as sim, FaultProxy(sim.url, WireFault(newlines=newlines)) as proxy:
-        events = (await ask(proxy, stream=True)).chunks
+        events = (await post(proxy, stream=True)).chunks
     found = {event[len(event.rstrip(b"\r\n")) :] for event in events}
     assert found == endings
     assert events[-1].startswith(b"data: [DONE]")
 
 
-async def test_a_line_is_as_long_as_asked_and_still_json():
+async def test_a_long_line_stays_valid_json():
     async with Simulator(seed=1) as sim, FaultProxy(sim.url, WireFault(line_mb=3)) as proxy:
-        seen = await ask(proxy)
-    body = json.loads(b"".join(seen.chunks))
+        got = await post(proxy)
+    body = json.loads(b"".join(got.chunks))
     assert (len(body.pop("padding")), body["object"]) == (3 * MEGABYTE, "chat.completion")
-    assert b"Content-Length" not in seen.head
+    assert b"Content-Length" not in got.headers
 
 
-async def test_a_gzip_bomb_is_small_on_the_wire_and_large_behind_it():
+async def test_a_gzip_bomb_is_small_until_decompressed():
     async with Simulator(seed=1) as sim, FaultProxy(sim.url, WireFault(gzip_bomb_mb=8)) as proxy:
-        seen = await ask(proxy)
-    packed = b"".join(seen.chunks)
-    assert b"Content-Encoding: gzip" in seen.head
+        got = await post(proxy)
+    packed = b"".join(got.chunks)
+    assert b"Content-Encoding: gzip" in got.headers
     assert len(packed) < 64 * 1024
     assert gzip.decompress(packed) == b" " * 8 * MEGABYTE
     assert zlib.decompressobj(31).decompress(packed, 10) == b" " * 10
 
 
-async def test_a_drip_passes_whole():
+async def test_a_drip_arrives_complete():
     async with Simulator(seed=1) as sim, FaultProxy(sim.url, WireFault(drip_bytes_per_second=20_000)) as proxy:
-        seen = await ask(proxy)
-    assert json.loads(seen.received.partition(b"\r\n\r\n")[2])["usage"]
+        got = await post(proxy)
+    assert json.loads(got.received.partition(b"\r\n\r\n")[2])["usage"]
 
 
-async def test_closing_breaks_off_what_is_under_way():
+async def test_close_aborts_connections_in_progress():
     async with Simulator(seed=1) as sim:
         async with FaultProxy(sim.url, WireFault(stall="headers")) as proxy:
             reader, writer = await connect(proxy)
@@ -193,13 +193,13 @@ async def test_closing_breaks_off_what_is_under_way():
         ("drip_bytes_per_second=slow", "int"),
     ],
 )
-def test_a_fault_that_makes_no_sense_is_refused(text, words):
+def test_invalid_faults_are_refused(text, words):
     with pytest.raises(ConfigInvalid) as refused:
         WireFault.parse(text)
     assert words in str(refused.value)
 
 
 @pytest.mark.parametrize("upstream", ["", "https://127.0.0.1:1", "http://127.0.0.1", "127.0.0.1:80"])
-def test_an_upstream_that_it_cannot_speak_to_is_refused(upstream):
+def test_upstreams_other_than_http_host_port_are_refused(upstream):
     with pytest.raises(ConfigInvalid, match="needs an upstream"):
         FaultProxy(upstream)

@@ -24,7 +24,7 @@ from mcpmeter.simulator.plan import Plan, PlanText
         ("tool_calls=true,completion_tokens=7", Fault(tool_calls=True, completion_tokens=7)),
     ],
 )
-def test_a_fault_is_read_from_text(text, fault):
+def test_valid_texts_are_parsed(text, fault):
     assert Fault.parse(text) == fault
 
 
@@ -35,18 +35,18 @@ def test_a_fault_is_read_from_text(text, fault):
         "retry_after=inf", "huge_mb=100000", "latency_ms=soon", "chunks_per_second=0", "first=0", "stall_seconds=-1",
     ],
 )  # fmt: skip
-def test_what_is_no_fault_is_refused(text):
+def test_invalid_faults_are_refused(text):
     with pytest.raises(ConfigInvalid):
         Fault.parse(text)
 
 
 @given(st.text(max_size=60))
-def test_any_text_is_read_or_refused(text):
+def test_any_text_is_parsed_or_refused(text):
     with suppress(ConfigInvalid):
         assert Fault.parse(text).name in FAULT_NAMES
 
 
-def test_each_fault_happens_as_often_as_its_probability_says():
+def test_frequencies_equal_probabilities():
     faults = [Fault(status=503, probability=0.2), Fault(status=429, probability=0.1)]
     random = Random(3)
     seen = Counter(choose(faults, random, 0).status for _ in range(10_000))
@@ -55,17 +55,17 @@ def test_each_fault_happens_as_often_as_its_probability_says():
     assert seen[None] == pytest.approx(7000, rel=0.1)
 
 
-def test_first_ends_after_so_many_askings():
+def test_first_counts_repetitions_of_a_body():
     fault = Fault(status=503, first=2)
-    assert [choose([fault], Random(0), nth) for nth in range(3)] == [fault, fault, NO_FAULT]
+    assert [choose([fault], Random(0), repetition) for repetition in range(3)] == [fault, fault, NO_FAULT]
 
 
-def test_probabilities_above_one_in_sum_are_refused():
+def test_probabilities_with_a_sum_above_1_are_refused():
     with pytest.raises(ConfigInvalid, match="add up to"):
         Simulator(faults=[Fault(status=503, probability=0.6), Fault(status=500, probability=0.6)])
 
 
-def test_a_plan_survives_being_written_and_read():
+def test_a_plan_equals_its_json():
     plan = PlanText.decode(
         b'{"faults":["status=503,retry_after=2:0.02",{"reset":"body","probability":0.01}],"latency_ms":"uniform:1-2",'
         b'"chunks_per_second":"lognormal:40,0.3","completion_tokens":"9","tool_calls":true,"dated_models":true}'
@@ -78,6 +78,6 @@ def test_a_plan_survives_being_written_and_read():
 @pytest.mark.parametrize(
     "body", [b"", b"[]", b"{", b'{"fault":[]}', b'{"faults":[{"x":1}]}', b'{"faults":[1]}', b"[" * 100_000]
 )
-def test_what_is_no_plan_is_refused(body):
+def test_invalid_plans_are_refused(body):
     with pytest.raises(ConfigInvalid):
         PlanText.decode(body).plan()

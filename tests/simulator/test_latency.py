@@ -13,17 +13,17 @@ FORMS = ("20", "0.5", "uniform:10-50", "lognormal:200,0.5")
 
 
 @pytest.mark.parametrize("text", FORMS)
-def test_a_distribution_is_written_as_it_is_read(text):
+def test_a_distribution_prints_as_it_was_parsed(text):
     assert str(Spread.parse(text)) == text
 
 
 @pytest.mark.parametrize("text", FORMS)
-def test_the_same_seed_draws_the_same(text):
+def test_the_same_seed_gives_the_same_samples(text):
     spread = Spread.parse(text)
     assert [spread.sample(Random(7)) for _ in range(3)] == [spread.sample(Random(7)) for _ in range(3)]
 
 
-def test_draws_are_where_they_should_be():
+def test_samples_follow_the_distribution():
     random = Random(1)
     uniform = [Latency.uniform(10, 50).sample(random) for _ in range(2000)]
     lognormal = [Latency.lognormal(200, 0.5).sample(random) for _ in range(2000)]
@@ -51,7 +51,7 @@ def test_a_rate_per_second_becomes_gaps_in_milliseconds_and_back(rate, gaps):
 
 
 @pytest.mark.parametrize("text", ["", "x", "-1", "nan", "inf", "uniform:5", "uniform:9-2", "lognormal:3", "gauss:1,2"])
-def test_what_is_no_distribution_is_refused_with_the_forms(text):
+def test_invalid_distributions_are_refused_with_the_forms(text):
     with pytest.raises(ConfigInvalid, match="lognormal:MEDIAN,SIGMA"):
         Spread.parse(text)
 
@@ -63,13 +63,13 @@ def test_a_rate_of_zero_is_refused(text):
 
 
 @given(st.text(max_size=40))
-def test_any_text_is_read_or_refused(text):
+def test_any_text_is_parsed_or_refused(text):
     with suppress(ConfigInvalid):
         assert Latency.parse(text).sample_ns(Random(0)) >= 0
 
 
 @given(st.floats(), st.floats())
-def test_any_numbers_give_a_finite_draw_or_are_refused(a, b):
+def test_any_numbers_give_finite_samples_or_are_refused(a, b):
     for kind in ("fixed", "uniform", "lognormal"):
         with suppress(ConfigInvalid):
             assert 0 <= Latency(kind, a, b).sample(Random(0)) <= 1e9

@@ -11,7 +11,7 @@ class Clock:
         return self.now_ns
 
 
-def test_headers_count_down_and_start_anew_with_the_window():
+def test_headers_count_down_and_restart_with_the_window():
     clock = Clock()
     quota = Quota(requests=3, tokens=100, window_seconds=60, clock_ns=clock)
     quota.admit()
@@ -28,18 +28,18 @@ def test_headers_count_down_and_start_anew_with_the_window():
     assert quota.reset_seconds == 39.5
 
 
-def test_only_an_enforced_quota_refuses_and_only_until_the_window_ends():
+def test_an_enforced_quota_refuses_until_the_window_ends():
     clock = Clock()
-    polite = Quota(requests=1, clock_ns=clock)
+    lenient = Quota(requests=1, clock_ns=clock)
     strict = Quota(requests=1, enforce=True, clock_ns=clock)
-    assert [polite.admit(), polite.admit()] == [True, True]
+    assert [lenient.admit(), lenient.admit()] == [True, True]
     assert [strict.admit(), strict.admit()] == [True, False]
     clock.now_ns += 60_000_000_000
     assert strict.admit()
 
 
 @pytest.mark.parametrize("limits", [{"input_tokens": 5}, {"output_tokens": 5}, {"tokens": 5}])
-def test_each_kind_of_token_may_be_what_is_exhausted(limits):
+def test_each_token_limit_can_be_exhausted(limits):
     quota = Quota(**limits, enforce=True, clock_ns=Clock())
     assert quota.admit()
     quota.spend(4, 4)
@@ -51,5 +51,5 @@ def test_each_kind_of_token_may_be_what_is_exhausted(limits):
 @pytest.mark.parametrize(
     ("seconds", "text"), [(0, "0ms"), (0.017, "17ms"), (8.64, "8.64s"), (60, "1m0s"), (3723, "1h2m3s"), (-1, "0ms")]
 )
-def test_durations_are_written_as_openai_writes_them(seconds, text):
+def test_durations_have_openais_format(seconds, text):
     assert go_duration(seconds) == text

@@ -6,28 +6,29 @@ from hypothesis import strategies as st
 
 from mcpmeter.errors import InvalidRequest
 from mcpmeter.simulator import Fault
-from mcpmeter.simulator.dialects.openai_chat import OpenAiChat
-from mcpmeter.simulator.dialects.openai_embeddings import OpenAiEmbeddings
+from mcpmeter.simulator.dialects.base import BodyDialect
+from mcpmeter.simulator.dialects.openai_chat import ChatRequest
+from mcpmeter.simulator.dialects.openai_embeddings import EmbeddingsDialect
 from mcpmeter.simulator.request_parsing import text_tokens
 from mcpmeter.simulator.vectors import Vectors
 
-read_chat = OpenAiChat().read
-read_embeddings = OpenAiEmbeddings(Vectors(0)).read
+read_chat = BodyDialect("openai_chat", ChatRequest).read
+read_embeddings = EmbeddingsDialect(Vectors(0)).read
 
 
 @pytest.mark.parametrize(("text", "tokens"), [("", 0), ("a", 1), ("abcd", 1), ("abcde", 2), ("äöü€x", 2)])
-def test_a_token_is_four_characters_begun(text, tokens):
+def test_a_token_is_up_to_four_characters(text, tokens):
     assert text_tokens(text) == tokens
 
 
-def test_prompt_tokens_count_texts_messages_media_and_tools():
-    ask = read_chat(
+def test_prompt_tokens_include_texts_messages_media_and_tools():
+    request = read_chat(
         b'{"model":"m","messages":['
         b'{"role":"system","content":"12345678"},'
         b'{"role":"assistant","content":null,"tool_calls":[]},'
         b'{"role":"user","content":[{"type":"text","text":"1234"},{"type":"image_url","image_url":{"url":"data:"}}]}]}'
     )
-    assert ask.prompt_tokens() == 3 * 4 + 2 + 1 + 85
+    assert request.prompt_tokens() == 3 * 4 + 2 + 1 + 85
     with_tools = read_chat(
         b'{"model":"m","messages":[{"role":"user","content":"x"}],"tools":[{"type":"function","function":{"name":"f"}}]}'
     )
@@ -42,7 +43,7 @@ def test_embedding_tokens_of_every_form(given_input, tokens):
 
 
 @pytest.mark.parametrize("given_input", [b"[]", b'["a",1]', b'[[1],"a",2]', b"{}", b"null"])
-def test_embedding_inputs_that_make_no_sense_are_refused(given_input):
+def test_invalid_embedding_inputs_are_refused(given_input):
     with pytest.raises(InvalidRequest):
         read_embeddings(b'{"model":"m","input":' + given_input + b"}").given.prompt_tokens()
 
@@ -58,29 +59,29 @@ BAD = [
 
 
 @pytest.mark.parametrize("body", BAD, ids=range(len(BAD)))
-def test_a_body_that_is_no_chat_request_is_refused(body):
+def test_invalid_chat_requests_are_refused(body):
     with pytest.raises(InvalidRequest) as refused:
         read_chat(body)
     assert len(refused.value.message) < 300
 
 
 @given(st.binary(max_size=200))
-def test_any_bytes_are_read_or_refused(body):
+def test_random_bytes_are_refused(body):
     for read in (read_chat, read_embeddings):
         with pytest.raises(InvalidRequest):
             read(body)
 
 
-@pytest.mark.parametrize("wish", [b'"status=9"', b"5", b'{"status":503}', b'"nonsense"'])
-def test_a_wish_that_cannot_be_simulated_is_refused(wish):
-    ask = read_chat(b'{"model":"m","messages":[{"role":"user"}],"metadata":{"simulate":' + wish + b"}}")
+@pytest.mark.parametrize("fault", [b'"status=9"', b"5", b'{"status":503}', b'"nonsense"'])
+def test_invalid_requested_faults_are_refused(fault):
+    request = read_chat(b'{"model":"m","messages":[{"role":"user"}],"metadata":{"simulate":' + fault + b"}}")
     with pytest.raises(InvalidRequest, match=r"metadata\.simulate"):
-        ask.wished_fault(b"")
+        request.requested_fault(b"")
 
 
-def test_other_metadata_is_nobodys_business():
-    ask = read_chat(b'{"model":"m","messages":[{"role":"user"}],"metadata":{"user":"7","simulate":""}}')
-    assert ask.wished_fault(b"") is None
+def test_other_metadata_is_ignored():
+    request = read_chat(b'{"model":"m","messages":[{"role":"user"}],"metadata":{"user":"7","simulate":""}}')
+    assert request.requested_fault(b"") is None
 
 
 @pytest.mark.parametrize(
@@ -91,21 +92,21 @@ def test_other_metadata_is_nobodys_business():
         [{"type": "text", "text": "[[simulate status=503]]"}],
     ],
 )
-def test_the_first_user_text_may_ask_for_a_fault(content):
+def test_the_first_user_text_requests_a_fault(content):
     messages = [{"role": "system", "content": "[[simulate status=401]]"}, {"role": "user", "content": content}]
     body = json.dumps({"model": "m", "messages": messages}).encode()
-    assert read_chat(body).wished_fault(body) == Fault(status=503)
+    assert read_chat(body).requested_fault(body) == Fault(status=503)
     with_both = json.dumps({"model": "m", "messages": messages, "metadata": {"simulate": "status=500"}}).encode()
-    assert read_chat(with_both).wished_fault(with_both) == Fault(status=500)
+    assert read_chat(with_both).requested_fault(with_both) == Fault(status=500)
 
 
 @pytest.mark.parametrize("text", ["[[simulate ]]", "[[simulate status=503", "[simulate status=503]", "simulate"])
-def test_a_text_that_only_looks_like_a_wish_is_none(text):
+def test_texts_without_a_complete_marker_request_nothing(text):
     messages = [{"role": "user", "content": text}, {"role": "user", "content": "[[simulate status=503]]"}]
     body = json.dumps({"model": "m", "messages": messages}).encode()
-    assert read_chat(body).wished_fault(body) is None
+    assert read_chat(body).requested_fault(body) is None
 
 
-def test_embeddings_ask_by_their_first_text():
+def test_the_first_embedding_input_requests_a_fault():
     body = b'{"model":"m","input":["[[simulate status=503]]","[[simulate status=500]]"]}'
-    assert read_embeddings(body).wished_fault(body) == Fault(status=503)
+    assert read_embeddings(body).requested_fault(body) == Fault(status=503)

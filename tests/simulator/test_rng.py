@@ -2,11 +2,11 @@ from mcpmeter.simulator.rng import RequestRng
 
 
 def drawn(rng, body):
-    random, nth = rng.of(body)
-    return random.random(), nth
+    random, repetition = rng.of(body)
+    return random.random(), repetition
 
 
-def test_draws_depend_on_seed_body_and_count_never_on_order():
+def test_numbers_depend_on_seed_body_and_repetition_only():
     one, two = RequestRng(1), RequestRng(1)
     first = {(body, n): drawn(one, body) for n in range(3) for body in (b"a", b"b")}
     second = {(body, n): drawn(two, body) for body in (b"b", b"a") for n in range(3)}
@@ -15,14 +15,14 @@ def test_draws_depend_on_seed_body_and_count_never_on_order():
     assert drawn(RequestRng(2), b"a") != first[b"a", 0]
 
 
-def test_a_salt_keeps_the_chances_of_one_body_apart():
+def test_a_salt_separates_equal_bodies():
     rng = RequestRng(1)
     (one, first), (two, second) = rng.of(b"a"), rng.of(b"a", b"salt")
     assert (first, second) == (0, 0)
     assert one.random() != two.random()
 
 
-def test_memory_of_bodies_is_bounded_and_the_oldest_are_forgotten():
+def test_the_oldest_bodies_are_evicted():
     rng = RequestRng(1, bodies_kept=2)
     for body in (b"a", b"b", b"c"):
         rng.of(body)

@@ -1,4 +1,4 @@
-"""The server of the simulator: bounded bodies, and a close that leaves nothing behind."""
+"""The simulator's server: bounded bodies, and a close that ends every task."""
 
 import asyncio
 

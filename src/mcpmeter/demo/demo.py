@@ -1,4 +1,4 @@
-"""The demo: the service on the built-in simulator, with a little steady traffic of several teams."""
+"""The demo: the service on the built-in simulator, with steady traffic of several teams."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from mcpmeter.config import (
 from mcpmeter.demo.stack import StackStarted, find_prometheus
 from mcpmeter.demo.stack import stack as run_stack
 from mcpmeter.demo.traffic import TrafficCounts, steady
-from mcpmeter.demo.webhook_receiver import Notice, pager
+from mcpmeter.demo.webhook_receiver import Notice, receive_alerts
 from mcpmeter.ledger.location import Location
 from mcpmeter.monitoring.options import MonitoringOptions
 from mcpmeter.service.run import bind, running
@@ -43,12 +43,12 @@ STACK_SPEEDUP: Final = 30
 
 @dataclass(frozen=True, slots=True)
 class DemoOptions:
-    """What the command line of the demo says."""
+    """The options of the demo's command line."""
 
     host: str
     port: int
     folder: Path
-    """For the ledger and the stack's data."""
+    """The folder of the ledger and of the stack's data."""
     with_stack: bool
     calls_per_second: float
     seed: int
@@ -56,22 +56,22 @@ class DemoOptions:
 
 @dataclass(frozen=True, slots=True)
 class DemoStarted:
-    """What to tell whoever watches."""
+    """The addresses of the running demo, to print."""
 
     address: str
     stack: StackStarted | None
     ledger: Location
     key: str
-    """A key of team `search`, made for this run."""
+    """A key of team `search` for this run."""
     key_needed: bool
 
 
 async def run_demo(
-    options: DemoOptions, started: Callable[[DemoStarted], None], paged: Callable[[str, Notice], None]
+    options: DemoOptions, on_start: Callable[[DemoStarted], None], on_alert: Callable[[str, Notice], None]
 ) -> TrafficCounts:
-    """Run until SIGINT or SIGTERM; returns what the traffic did. Raises SetupError as `serve` does.
+    """Run until SIGINT or SIGTERM; returns the results of the traffic. Raises SetupError, as `serve` does.
 
-    With a stack, `paged` is told of each alert and of the receiver that it would have gone to.
+    With a stack, `on_alert` is called with the receiver and each alert.
     """
     if options.with_stack:
         find_prometheus()
@@ -93,15 +93,16 @@ async def run_demo(
         service = Service(lambda: settings, keys_optional=is_loopback(options.host))
         address = await stack.enter_async_context(running(service, listener))
         local = address.replace("0.0.0.0", "127.0.0.1")  # noqa: S104 (an address to call, not to listen on)
-        beside = None
+        monitoring = None
         if options.with_stack:
-            notify = await stack.enter_async_context(pager(paged))
-            monitoring = stack_options(local)
-            beside = await stack.enter_async_context(run_stack(monitoring, options.folder / "stack", notify=notify))
-        started(DemoStarted(address, beside, service.ledger_path, keys["search"], not is_loopback(options.host)))
+            notify = await stack.enter_async_context(receive_alerts(on_alert))
+            monitoring = await stack.enter_async_context(
+                run_stack(stack_options(local), options.folder / "stack", notify=notify)
+            )
+        on_start(DemoStarted(address, monitoring, service.ledger_path, keys["search"], not is_loopback(options.host)))
         return await steady(
             local,
-            dict(keys),
+            keys,
             models=MODELS,
             embedding_models=EMBEDDING_MODELS,
             per_second=options.calls_per_second,
@@ -111,7 +112,7 @@ async def run_demo(
 
 
 def stack_options(address: str) -> MonitoringOptions:
-    """Our own rules on the demo, thirty times as fast: what takes an hour to page somebody takes two minutes here."""
+    """The generated rules, sped up 30 times: an alert that takes an hour to fire takes two minutes."""
     return MonitoringOptions(
         targets=(urlsplit(address).netloc,),
         scrape_interval_seconds=2,
@@ -133,10 +134,10 @@ def demo_settings(options: DemoOptions, upstream: str, keys: dict[str, str]) -> 
             ),
         ),
         keys=tuple(KeySettings(name=f"{team}-demo", team=team, secret=SecretStr(key)) for team, key in keys.items()),
-        # They only warn: a demo that refuses after a while would look broken.
+        # Soft budgets: a demo that refuses calls after a while would look broken.
         budgets=(
             BudgetSettings(name="search-daily", team="search", period="day", limit_usd=Decimal("0.25"), hard=False),
-            BudgetSettings(name="everybody-monthly", limit_usd=Decimal(20), hard=False),
+            BudgetSettings(name="all-teams-monthly", limit_usd=Decimal(20), hard=False),
         ),
     )
     settings._source = "the demo"

@@ -23,18 +23,18 @@ from mcpmeter.monitoring.render import files
 SECONDS_TO_BE_READY: Final = 20.0
 SECONDS_TO_STOP: Final = 5.0
 ALERTMANAGER_NAMES: Final = ("prometheus-alertmanager", "alertmanager")
-"""Debian's name for it, and everybody else's."""
+"""Debian's name of the program, and upstream's."""
 PORTS: Final = range(20_000, 32_000)
 PORTS_TO_TRY: Final = 100
 
 
 @dataclass(frozen=True, slots=True)
 class StackStarted:
-    """Where the parts answer."""
+    """The addresses of the running programs."""
 
     prometheus: str
     alertmanager: str | None
-    """None where it is not installed."""
+    """None if it is not installed."""
 
 
 def find_prometheus() -> str:
@@ -54,34 +54,32 @@ def find_alertmanager() -> str | None:
 
 @asynccontextmanager
 async def stack(options: MonitoringOptions, folder: Path, *, notify: str = "") -> AsyncIterator[StackStarted]:
-    """Run both from what `mcpmeter monitoring write` makes of `options`, on free ports, with their data in `folder`.
+    """Run both on free ports with the files of `mcpmeter monitoring write` for `options`; their data is in `folder`.
 
-    `notify`: a URL that every notification goes to, beside the receivers of `options`.
-    Raises MissingDependency, PortTaken.
+    `notify` is a webhook for the notifications that `options` has no webhook for. Raises MissingDependency, PortTaken.
     """
     program, manager = find_prometheus(), find_alertmanager()
-    manager_at = f"127.0.0.1:{free_port()}" if manager else ""
-    made = _made_for(options, manager_at, notify)
-    _write(made, folder)
+    manager_address = f"127.0.0.1:{free_port()}" if manager else ""
+    _write(_with_addresses(options, manager_address, notify), folder)
     async with AsyncExitStack() as parts:
         if manager:
-            await parts.enter_async_context(_alertmanager(manager, folder, manager_at))
+            await parts.enter_async_context(_alertmanager(manager, folder, manager_address))
         config = folder / "prometheus" / "prometheus.yml"
-        # What fired before it had found Alertmanager is sent again only after this time.
+        # Alerts that fire before Prometheus finds Alertmanager are sent again only after this delay.
         resend = f"--rules.alert.resend-delay={max(1, 60 // options.speedup)}s"
-        started = _prometheus(program, config, folder / "prometheus-data", free_port(), resend)
-        address = await parts.enter_async_context(started)
-        yield StackStarted(address, f"http://{manager_at}" if manager else None)
+        running = _prometheus(program, config, folder / "prometheus-data", free_port(), resend)
+        address = await parts.enter_async_context(running)
+        yield StackStarted(address, f"http://{manager_address}" if manager else None)
 
 
-def _made_for(options: MonitoringOptions, manager_at: str, notify: str) -> MonitoringOptions:
+def _with_addresses(options: MonitoringOptions, manager_address: str, notify: str) -> MonitoringOptions:
     receivers = options.receivers
     if notify:
         hook = Webhook(url=notify)
         receivers = replace(
             receivers, webhook=receivers.webhook or hook, dead_mans_switch=receivers.dead_mans_switch or hook
         )
-    return replace(options, alertmanagers=(manager_at,) if manager_at else (), receivers=receivers)
+    return replace(options, alertmanagers=(manager_address,) if manager_address else (), receivers=receivers)
 
 
 def _write(options: MonitoringOptions, folder: Path) -> None:
@@ -95,9 +93,9 @@ def _write(options: MonitoringOptions, folder: Path) -> None:
 async def prometheus(
     target: str, folder: Path, *, port: int = 0, scrape_interval: str = "2s", config: Path | None = None
 ) -> AsyncIterator[str]:
-    """Run Prometheus alone, scraping `target` (a base URL); yields its address, ends it afterwards.
+    """Run only Prometheus, which scrapes `target` (a base URL); yields its address.
 
-    A `config` of one's own stands in the place of `target` and `scrape_interval`.
+    A `config` file replaces `target` and `scrape_interval`.
     """
     program = find_prometheus()
     config = config or _write_config(folder, target, scrape_interval)
@@ -141,11 +139,11 @@ async def _alertmanager(program: str, folder: Path, address: str) -> AsyncIterat
         f"--config.file={folder / 'alertmanager' / 'alertmanager.yml'}",
         f"--storage.path={folder / 'alertmanager-data'}",
         f"--web.listen-address={address}",
-        "--cluster.listen-address=",  # alone: it would look for others on every interface
+        "--cluster.listen-address=",  # no cluster: it would look for peers on every interface
         "--log.level=error",
     )
-    async with _running("Alertmanager", arguments, f"http://{address}") as reached:
-        yield reached
+    async with _running("Alertmanager", arguments, f"http://{address}") as url:
+        yield url
 
 
 @asynccontextmanager
@@ -155,7 +153,7 @@ async def _running(name: str, arguments: Sequence[str], address: str) -> AsyncIt
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        start_new_session=True,  # a Ctrl-C on the terminal is ours to hand on
+        start_new_session=True,  # a Ctrl-C in the terminal must stop it through us
     )
     try:
         await _until_ready(name, address, process)
@@ -171,9 +169,9 @@ async def _until_ready(name: str, address: str, process: asyncio.subprocess.Proc
                 if (await http.get(f"{address}/-/ready")).status_code == 200:
                     return
             except httpx2.HTTPError:
-                pass  # it does not listen yet
+                pass  # not listening yet
             await asyncio.sleep(0.1)
-    raise PortTaken(f"{name} did not start.", hint=f"Is {urlsplit(address).netloc} taken by another one?")
+    raise PortTaken(f"{name} did not start.", hint=f"Does another program listen on {urlsplit(address).netloc}?")
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:
@@ -188,12 +186,12 @@ async def _end(process: asyncio.subprocess.Process) -> None:
 
 
 def free_port() -> int:
-    """A TCP port of 127.0.0.1 that nobody listens on now. Raises PortTaken where all that are tried are taken.
+    """A free TCP port of 127.0.0.1. Raises PortTaken if all tried ports are taken.
 
-    Linux hands out none of these by itself, so that nobody gets it before the program that it is for.
+    The range is outside of Linux's ephemeral ports, so that no other socket gets the port before the caller binds it.
     """
     for port in SystemRandom().sample(PORTS, PORTS_TO_TRY):
         with closing(socket.socket()) as probe, suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port
-    raise PortTaken(f"{PORTS_TO_TRY} ports of 127.0.0.1 are taken.", hint="See what listens there: ss -ltnp")
+    raise PortTaken(f"{PORTS_TO_TRY} ports of 127.0.0.1 are taken.", hint="List the listening programs: ss -ltnp")

@@ -1,4 +1,4 @@
-"""Steady mixed traffic against a relay, for demos and long trials."""
+"""Steady mixed traffic to a relay, for demos and long runs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import msgspec
 
 MAX_IN_FLIGHT = 32
 REQUEST_TIMEOUT_SECONDS = 60.0
-BYTES_BEFORE_LEAVING = 2000
+BYTES_BEFORE_DISCONNECT = 2000
 TOPICS = ("the tides", "a birthday", "unit tests", "sourdough", "the moon", "a bug report", "old maps", "tea")
 
 
@@ -24,7 +24,7 @@ class Kind(NamedTuple):
     weight: int
     stream: bool = False
     simulate: str = ""
-    leaves: bool = False
+    disconnects: bool = False
     broken: bool = False
     embeds: bool = False
 
@@ -33,7 +33,7 @@ MIX = (
     Kind("json", 40),
     Kind("stream", 30, stream=True, simulate="chunks_per_second=lognormal:60,0.3"),
     Kind("slow", 6, simulate="latency_ms=uniform:1500-4000"),
-    Kind("leaves", 5, stream=True, simulate="completion_tokens=400,chunks_per_second=40", leaves=True),
+    Kind("disconnect", 5, stream=True, simulate="completion_tokens=400,chunks_per_second=40", disconnects=True),
     Kind("bad", 6, broken=True),
     Kind("unavailable", 5, simulate="status=503"),
     Kind("limited", 5, simulate="status=429,retry_after=1"),
@@ -44,7 +44,7 @@ EMBEDDINGS = Kind("embeddings", 10, embeds=True)
 
 
 class TrafficCounts(msgspec.Struct, kw_only=True):
-    """The clients' results. `left` counts deliberate disconnects, `broken` responses that ended too early."""
+    """The clients' results. `disconnected` counts deliberate disconnects, `broken` incomplete responses."""
 
     sent: int = 0
     ok: int = 0
@@ -52,7 +52,7 @@ class TrafficCounts(msgspec.Struct, kw_only=True):
     """Responses with status 400 to 499."""
     failed: int = 0
     """Responses with status 500 and above."""
-    left: int = 0
+    disconnected: int = 0
     broken: int = 0
     unreachable: int = 0
     """No connection, or no response within a minute."""
@@ -70,11 +70,10 @@ async def steady(
     stop: asyncio.Event,
     seed: int = 0,
 ) -> TrafficCounts:
-    """Send mixed requests to `/v1/chat/completions`, `/mcp/chat` and, with `embedding_models`, `/v1/embeddings` below
-    `base_url` until `stop` is set.
+    """Send mixed chat requests, and embeddings if there are `embedding_models`, to `base_url` until `stop` is set.
 
-    `keys` maps each team to its secret; None sends no Authorization. At most 32 requests are in flight, others are
-    skipped. Failures of the target are counted, not raised. Requests in flight at the end are cancelled.
+    `keys` maps each team to its secret; None sends no Authorization. Requests beyond 32 in flight are skipped. Errors
+    of the target are counted, not raised. Requests in flight at the end are cancelled.
     """
     random = Random(seed)  # noqa: S311 (a repeatable mix)
     counts = TrafficCounts()
@@ -102,17 +101,17 @@ class _Client(NamedTuple):
     base_url: str
     counts: TrafficCounts
 
-    async def send(self, team: str, secret: str | None, model: str, kind: Kind, chance: float) -> None:
+    async def send(self, team: str, secret: str | None, model: str, kind: Kind, sample: float) -> None:
         counts = self.counts
         counts.sent += 1
         counts.by_kind[kind.name] = counts.by_kind.get(kind.name, 0) + 1
         counts.by_team[team] = counts.by_team.get(team, 0) + 1
-        url = self.base_url + _path(kind, chance)
+        url = self.base_url + _path(kind, sample)
         headers = {} if secret is None else {"Authorization": f"Bearer {secret}"}
         with self._counting_failures():
             async with (
                 asyncio.timeout(REQUEST_TIMEOUT_SECONDS),
-                self.http.stream("POST", url, json=_body(kind, model, chance), headers=headers) as response,
+                self.http.stream("POST", url, json=_body(kind, model, sample), headers=headers) as response,
             ):
                 await self._read(response, kind)
 
@@ -125,8 +124,8 @@ class _Client(NamedTuple):
         received = 0
         async for data in response.aiter_bytes():
             received += len(data)
-            if kind.leaves and received >= BYTES_BEFORE_LEAVING:
-                self.counts.left += 1
+            if kind.disconnects and received >= BYTES_BEFORE_DISCONNECT:
+                self.counts.disconnected += 1
                 return
         self.counts.ok += 1
 
@@ -144,14 +143,14 @@ def _pick(random: Random, mix: Sequence[Kind]) -> Kind:
     return random.choices(mix, weights=[kind.weight for kind in mix])[0]
 
 
-def _path(kind: Kind, chance: float) -> str:
+def _path(kind: Kind, sample: float) -> str:
     if kind.embeds:
         return "/v1/embeddings"
-    return "/mcp/chat" if chance < 1 / 4 else "/v1/chat/completions"
+    return "/mcp/chat" if sample < 1 / 4 else "/v1/chat/completions"
 
 
-def _body(kind: Kind, model: str, chance: float) -> dict[str, Any]:
-    topic = TOPICS[int(chance * 997) % len(TOPICS)]
+def _body(kind: Kind, model: str, sample: float) -> dict[str, Any]:
+    topic = TOPICS[int(sample * 997) % len(TOPICS)]
     if kind.embeds:
         return {"model": model, "input": [f"Notes about {topic}.", f"More about {topic}."], "dimensions": 64}
     body: dict[str, Any] = {"model": model, "messages": [{"role": "user", "content": f"Tell me about {topic}."}]}

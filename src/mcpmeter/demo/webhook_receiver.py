@@ -1,4 +1,4 @@
-"""Receives Alertmanager's webhook on loopback: the demo prints the alerts that would page."""
+"""Receives Alertmanager's webhook on loopback, so that the demo can print alerts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Text = Annotated[str, msgspec.Meta(max_length=10_000)]
 
 
 class Notice(msgspec.Struct, frozen=True):
-    """One alert of a notification, as Alertmanager's webhook sends it (its documentation, `webhook_config`)."""
+    """One alert of a notification (Alertmanager's documentation of `webhook_config`)."""
 
     status: Text
     labels: Mapping[str, Text]
@@ -36,8 +36,8 @@ _decoder = msgspec.json.Decoder(_Notification)
 
 
 @asynccontextmanager
-async def pager(on_alert: Callable[[str, Notice], None]) -> AsyncIterator[str]:
-    """Listen on a free port; calls `on_alert` with the receiver and each alert. Yields the URL to notify."""
+async def receive_alerts(on_alert: Callable[[str, Notice], None]) -> AsyncIterator[str]:
+    """Listen on a free port and call `on_alert` with the receiver and each alert. Yields the webhook's URL."""
 
     async def receive(request: Request) -> PlainTextResponse:
         try:

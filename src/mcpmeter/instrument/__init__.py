@@ -1,6 +1,10 @@
 """The library: `mcpmeter.instrument(server)` gives any Python MCP server metrics.
 
-This package is callable, since `mcpmeter.instrument` is its name and the name of that one call.
+Owns the adapter to the MCP SDK, the operations in progress, and the ASGI layer that counts requests that no handler
+received. Knows no relay, ledger or configuration. Invariants: importing it needs only prometheus_client and msgspec;
+a fault of the meter is counted and never reaches the server; each message or request is counted exactly once.
+
+This package is callable: `mcpmeter.instrument` is the name of both the package and the function.
 """
 
 from __future__ import annotations
@@ -30,75 +34,75 @@ ROWS: Final = (
     service.INTERNAL_FAULTS,
     service.BUILD_INFO,
 )
-"""What a server by itself can say; the rest of the catalog is the relay's and the proxy's."""
+"""The metrics that an MCP server has without the relay and the proxy."""
 
 LOOPBACK: Final = "127.0.0.1"
 
 
 class ServerNotSupported(SetupError):
-    """The object is no MCP server that can be metered."""
+    """The object is not an MCP server that can be metered."""
 
     id = "server_not_supported"
 
 
 class RegistryTaken(SetupError):
-    """Another meter already shows its metrics in this registry, or this server is metered already."""
+    """Another meter already uses this registry, or this server is already metered."""
 
     id = "registry_taken"
 
 
 class Hook(Protocol):
-    """What an adapter leaves in a server."""
+    """The hook that an adapter installs in a server."""
 
     def remove(self) -> None:
-        """Take it out again."""
+        """Remove it from the server."""
 
 
 class Instrumented:
-    """A server's meter. `recorder` holds the numbers; `close` takes the meter out of the server again."""
+    """The meter of one server. `recorder` has the values; `close` removes the meter from the server."""
 
     def __init__(self, recorder: Recorder, registry: CollectorRegistry, port: int | None) -> None:
         self.recorder = recorder
         self.registry = registry
-        self._asked_port = port
+        self._requested_port = port
         self._collector = MeterCollector(recorder)
         self._hook: Hook | None = None
         self._listener: tuple[WSGIServer, Thread] | None = None
 
     @property
     def port(self) -> int | None:
-        """Where /metrics is served, if a port was asked for; 0 becomes the port that was taken."""
+        """The port of /metrics, if one was requested; 0 becomes the chosen port."""
         return self._listener[0].server_port if self._listener else None
 
-    def is_for(self, registry: CollectorRegistry, port: int | None) -> bool:
-        """Whether a second call asks for what this one gave."""
-        return registry is self.registry and port in (None, self._asked_port)
+    def matches(self, registry: CollectorRegistry, port: int | None) -> bool:
+        """Whether a second call has the same arguments."""
+        return registry is self.registry and port in (None, self._requested_port)
 
-    def show(self) -> None:
-        """Register and, if asked to, listen. Raises RegistryTaken, PortTaken."""
+    def expose(self) -> None:
+        """Register the metrics and serve them on the requested port. Raises RegistryTaken, PortTaken."""
         try:
             self.registry.register(self._collector)
         except ValueError:
             raise RegistryTaken(
-                "The registry already shows the metrics of another meter.",
+                "The registry already has the metrics of another meter.",
                 hint="Give each server its own: instrument(server, registry=CollectorRegistry(), port=9100).",
             ) from None
-        if self._asked_port is None:
+        if self._requested_port is None:
             return
         try:
-            self._listener = start_http_server(self._asked_port, addr=LOOPBACK, registry=self.registry)
+            self._listener = start_http_server(self._requested_port, addr=LOOPBACK, registry=self.registry)
         except (OSError, OverflowError) as fault:
             self.registry.unregister(self._collector)
             raise PortTaken(
-                f"Cannot serve /metrics on {LOOPBACK}:{self._asked_port} ({fault}).", hint="Choose another port."
+                f"Cannot serve /metrics on {LOOPBACK}:{self._requested_port} ({fault}).", hint="Choose another port."
             ) from None
 
     def attach(self, hook: Hook) -> None:
-        """Remember what to take out."""
+        """Keep the hook that `close` removes."""
         self._hook = hook
 
     def close(self) -> None:
-        """Meter no more: the server runs on as it was, the metrics leave the registry. Harmless when repeated."""
+        """Stop metering: remove the hook from the server and the metrics from the registry. Idempotent."""
         if self._hook is None:
             return
         self._hook.remove()
@@ -113,37 +117,37 @@ class Instrumented:
 
 
 def instrument(server: Any, *, registry: CollectorRegistry | None = None, port: int | None = None) -> Instrumented:
-    """Meter an MCP server and show its metrics in `registry` (prometheus_client's default one unless given).
+    """Meter an MCP server and expose its metrics in `registry` (by default prometheus_client's).
 
-    `port` also serves them on 127.0.0.1. The same call twice returns the same handle. Raises ServerNotSupported,
-    MissingDependency, RegistryTaken and PortTaken, and then leaves the server as it was.
+    `port` also serves them on 127.0.0.1. A second call with the same arguments returns the same handle. Raises
+    ServerNotSupported, MissingDependency, RegistryTaken and PortTaken; the server is unchanged then.
     """
     sdk = _adapter()
     low_level = sdk.low_level_server(server)
-    wanted = REGISTRY if registry is None else registry
+    chosen = REGISTRY if registry is None else registry
     present = sdk.handle_of(low_level)
-    if isinstance(present, Instrumented) and present.is_for(wanted, port):
+    if isinstance(present, Instrumented) and present.matches(chosen, port):
         return present
     if present is not None:
         raise RegistryTaken(
-            "This server is metered already.", hint="Use the handle of the first call, or close() it before."
+            "This server is already metered.", hint="Use the handle of the first call, or close() it first."
         )
-    handle = Instrumented(_recorder(), wanted, port)
-    handle.show()
+    handle = Instrumented(_recorder(), chosen, port)
+    handle.expose()
     handle.attach(sdk.instrument_with(Meter(handle.recorder), server, handle=handle))
     return handle
 
 
 def _adapter() -> ModuleType:
     try:
-        import mcp  # noqa: F401, PLC0415 (the server's own package; this one must import without it)
+        import mcp  # noqa: F401, PLC0415 (optional: this package must import without it)
     except ModuleNotFoundError:
         raise MissingDependency("No MCP SDK is installed.", hint="Run: pip install 'mcp>=2.2'") from None
     try:
         from mcpmeter.instrument import sdk_v2  # noqa: PLC0415
     except ImportError:
         raise ServerNotSupported(
-            f"The installed MCP SDK is version {version('mcp')}, which cannot be metered from inside yet.",
+            f"The installed MCP SDK is version {version('mcp')}, which is not supported.",
             hint="Run: pip install 'mcp>=2.2,<3'",
         ) from None
     return sdk_v2
@@ -164,5 +168,5 @@ class _Callable(ModuleType):
         return instrument(server, registry=registry, port=port)
 
 
-# An import of any module in here makes `mcpmeter.instrument` this package, so the package has to be the call too.
+# Importing any module of this package sets `mcpmeter.instrument` to the package, so the package must be callable.
 sys.modules[__name__].__class__ = _Callable

@@ -1,7 +1,7 @@
-"""The transport layer's counter: HTTP requests for MCP that no handler ever saw.
+"""Counts MCP requests over HTTP that no handler received.
 
-The SDK refuses a bad session, header, Host or body before its middleware runs. A POST whose message was seen is
-counted there, as the message; everything else is counted here, once.
+The SDK refuses an invalid session, header, Host or body before its middleware runs. A POST whose message reaches the
+middleware is counted there, as the message; every other request is counted here, once.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 log = logging.getLogger("mcpmeter")
 
 KEPT_BYTES: Final = 4096
-"""How much of a refusal's body is kept to read its JSON-RPC code from."""
+"""The part of an error body that is kept to read its JSON-RPC code."""
 
 HANDSHAKE_VERSIONS: Final = ("", "2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25")
 """Values of `mcp-protocol-version` before 2026-07-28; absent counts as the first."""
@@ -69,15 +69,15 @@ class _Refusal(msgspec.Struct):
 _refusal_decoder = msgspec.json.Decoder(_Refusal)
 
 
-def announce_rejections(recorder: Recorder) -> None:
-    """Let every reason exist at zero."""
+def register_rejections(recorder: Recorder) -> None:
+    """Register every reason, so that its series starts at zero."""
     recorder.register_children(mcp.TRANSPORT_REJECTIONS, (mcp.TRANSPORT_REJECTIONS.labels[0].values or (),))
 
 
 class TransportMeter:
-    """Pure ASGI before a Streamable HTTP application; passes everything through unchanged.
+    """Pure ASGI middleware in front of a Streamable HTTP application; passes everything through unchanged.
 
-    `path`: only requests for it are counted, for an application with other routes; None: all of them.
+    `path` limits counting to one route of an application with several; None counts all requests.
     """
 
     def __init__(self, app: App, meter: Meter, *, endpoint: str = "/mcp", path: str | None = None) -> None:
@@ -86,51 +86,51 @@ class TransportMeter:
         self._endpoint = endpoint
         self._path = path
         meter.recorder.label_allowlist.register("endpoint", [endpoint])
-        announce_rejections(meter.recorder)
+        register_rejections(meter.recorder)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One ASGI connection."""
-        if scope["type"] != "http" or not self._is_ours(scope):
+        """Handle one ASGI connection."""
+        if scope["type"] != "http" or not self._is_counted(scope):
             await self._app(scope, receive, send)
             return
-        answer = _Answer(self._meter, self._endpoint, scope, receive, send)
-        scope[SCOPE_KEY] = answer.request
+        request = _CountedRequest(self._meter, self._endpoint, scope, receive, send)
+        scope[SCOPE_KEY] = request.state
         try:
-            await self._app(scope, answer.receive, answer.send)
+            await self._app(scope, request.receive, request.send)
         except Exception:
-            answer.status = answer.status or 500
+            request.status = request.status or 500
             raise
         finally:
-            answer.count()
+            request.count()
 
-    def _is_ours(self, scope: Scope) -> bool:
+    def _is_counted(self, scope: Scope) -> bool:
         if self._path is None:
             return True
         path: str = scope["path"].removeprefix(scope.get("root_path", ""))
         return path.rstrip("/") == self._path.rstrip("/")
 
 
-class _Answer:
-    """One HTTP request's answer, as far as it has gone."""
+class _CountedRequest:
+    """One HTTP request, and its response as far as it is sent."""
 
     def __init__(self, meter: Meter, endpoint: str, scope: Scope, receive: Receive, send: Send) -> None:
-        self.request = MeteredRequest()
+        self.state = MeteredRequest()
         self.status = 0
         self._recorder = meter.recorder
         self._endpoint = endpoint
-        self._verb: str = scope["method"]
+        self._method: str = scope["method"]
         self._headers: list[tuple[bytes, bytes]] = scope["headers"]
-        self._opened = meter.open(endpoint, self._verb)
+        self._opened = meter.open(endpoint, self._method)
         self._receive = receive
         self._send = send
         self._is_challenge = False
-        self._is_whole = False
+        self._is_complete = False
         self._body = b""
 
     async def receive(self) -> Message:
         message = await self._receive()
-        if message["type"] == "http.disconnect" and not self._is_whole:
-            self.request.leave()
+        if message["type"] == "http.disconnect" and not self._is_complete:
+            self.state.disconnect()
         return message
 
     async def send(self, message: Message) -> None:
@@ -140,12 +140,12 @@ class _Answer:
         elif message["type"] == "http.response.body":
             if self.status >= 400:
                 self._body += message.get("body", b"")[: KEPT_BYTES - len(self._body)]
-            self._is_whole = not message.get("more_body", False)
+            self._is_complete = not message.get("more_body", False)
         await self._send(message)
 
     def count(self) -> None:
-        """Count the request here unless its message was, or will be, counted as such."""
-        if self.request.message_seen or self._is_posted_to_session():
+        """Count the request unless the middleware counts its message."""
+        if self.state.message_seen or self._is_posted_to_session():
             return
         try:
             self._count()
@@ -154,22 +154,22 @@ class _Answer:
             self._recorder.add(service.INTERNAL_FAULTS)
 
     def _is_posted_to_session(self) -> bool:
-        """Accepted before 2026-07-28: a notification, which its handler counts, or the answer to the server's call."""
+        """Whether a session accepted a notification, which the middleware counts, or a response to a server request."""
         return self.status == 202 and self._header(b"mcp-protocol-version") in HANDSHAKE_VERSIONS
 
     def _count(self) -> None:
-        if self._verb == "GET" and self.status == 200:
-            # A stream that lasts as long as its session: its length is no latency.
-            self._recorder.add(mcp.REQUESTS, (self._endpoint, self._verb, "200"))
+        if self._method == "GET" and self.status == 200:
+            # The stream lasts as long as its session: its duration is not a latency.
+            self._recorder.add(mcp.REQUESTS, (self._endpoint, self._method, "200"))
             return
         reason = self._reason()
         if reason is not None:
             self._recorder.add(mcp.TRANSPORT_REJECTIONS, (reason,))
-        self._opened.count(self._ending(reason))
+        self._opened.count(self._result(reason))
 
-    def _ending(self, reason: str | None) -> CallResult:
-        if self.request.refusal is not None:
-            return CallResult(status=str(self.status), outcome="error", error=self.request.refusal)
+    def _result(self, reason: str | None) -> CallResult:
+        if self.state.refusal is not None:
+            return CallResult(status=str(self.status), outcome="error", error=self.state.refusal)
         if reason is not None:
             error_type, side = ERROR_BY_REASON[reason]
             return CallResult(status=str(self.status), outcome="error", error_type=error_type, error_side=side)
@@ -182,7 +182,7 @@ class _Answer:
         return CallResult(status=str(self.status))
 
     def _reason(self) -> str | None:
-        refusal = self.request.refusal
+        refusal = self.state.refusal
         if refusal is not None and refusal.error_type != "auth_error":
             return None
         if self.status in REASON_BY_STATUS:

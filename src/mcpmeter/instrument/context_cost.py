@@ -1,6 +1,6 @@
-"""What tools cost a model's window: their definitions before they are called, their content after. Pure.
+"""The part of a model's context window that tools use: their definitions, and the content of their results. Pure.
 
-Tokens are bytes by four: a tokenizer's vocabulary would weigh more than all the rest of the library.
+A token is estimated as 4 bytes: a tokenizer's vocabulary would be larger than the rest of the library.
 """
 
 from __future__ import annotations
@@ -10,20 +10,20 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from mcpmeter.instrument.endings import field_of
+from mcpmeter.instrument.outcomes import field_of
 
 BYTES_PER_TOKEN: Final = 4
 
 
 class ContextCost(NamedTuple):
-    """Of one result's content."""
+    """The size of one result's content."""
 
     content_bytes: int
     text_tokens: int
 
 
 def of_result(result: Any) -> ContextCost:
-    """The size of a tool result's content as JSON, and of the text in it."""
+    """The size of a tool result's content as JSON, and the tokens of its text."""
     content = field_of(result, "content", "content") or ()
     blocks = [_plain(block) for block in content]
     text = sum(len(part.encode("utf-8", "replace")) for block in blocks for part in _texts(block))
@@ -31,17 +31,17 @@ def of_result(result: Any) -> ContextCost:
 
 
 def definitions(listing: Any) -> Iterator[tuple[str, int]]:
-    """(name, tokens) of each tool of a `tools/list` result: what a model reads of it."""
+    """(name, tokens) of each tool in a `tools/list` result, by the fields that a model reads."""
     for tool in field_of(listing, "tools", "tools") or ():
-        whole = _plain(tool)
-        name = whole.get("name")
+        definition = _plain(tool)
+        name = definition.get("name")
         if isinstance(name, str):
-            read = {field: whole.get(field) for field in ("name", "description", "inputSchema")}
+            read = {field: definition.get(field) for field in ("name", "description", "inputSchema")}
             yield name, _tokens(len(msgspec.json.encode(read)))
 
 
 def _texts(block: dict[str, Any]) -> Iterator[str]:
-    """The text of a block, or of the resource that is embedded in it."""
+    """The text of a block or of its embedded resource."""
     resource = block.get("resource")
     for holder in (block, resource if isinstance(resource, dict) else {}):
         text = holder.get("text")

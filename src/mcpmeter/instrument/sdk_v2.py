@@ -1,7 +1,10 @@
 """The adapter to the MCP SDK 2 (`MCPServer`, the low-level `Server`) and FastMCP 4, which is built on it.
 
-It stands first in the low-level server's middleware, which sees both eras of the protocol and every transport. The
-SDK calls that hook provisional: nothing outside this folder knows it.
+The hook is the first middleware of the low-level server, where messages of both protocol eras and every transport
+pass. The SDK calls this interface provisional, so only this folder uses it.
+
+A message: `OperationMeter.__call__` → `_begin` opens a call → the handler runs → `_end` settles it by its result or
+exception. Every step of the meter runs inside `_Contained`, which counts a fault and lets the server continue.
 """
 
 from __future__ import annotations
@@ -18,8 +21,8 @@ import msgspec
 from mcp.server.lowlevel import Server
 
 from mcpmeter.catalog import labels, mcp, service
-from mcpmeter.instrument import ServerNotSupported, context_cost, endings
-from mcpmeter.instrument.asgi import TransportMeter, announce_rejections
+from mcpmeter.instrument import ServerNotSupported, context_cost, outcomes
+from mcpmeter.instrument.asgi import TransportMeter, register_rejections
 from mcpmeter.instrument.http_request import metered_request, principal
 from mcpmeter.instrument.operation import CURRENT, Operation
 from mcpmeter.instrument.tool_names import ToolNames
@@ -50,7 +53,7 @@ ERRORS_AT_START: Final = (
 
 
 def low_level_server(server: Any) -> Server[Any]:
-    """The server whose middleware sees every message. Raises ServerNotSupported."""
+    """The low-level server, whose middleware receives every message. Raises ServerNotSupported."""
     for candidate in (getattr(server, "_mcp_server", None), getattr(server, "_lowlevel_server", None), server):
         if isinstance(candidate, Server) and isinstance(getattr(candidate, "middleware", None), list):
             return candidate
@@ -62,7 +65,7 @@ def low_level_server(server: Any) -> Server[Any]:
 
 
 def handle_of(server: Server[Any]) -> object | None:
-    """What an earlier call attached to this server: its handle, or the hook itself; None if it is not metered."""
+    """The handle or hook that an earlier call attached to this server; None if it is not metered."""
     hooks = (hook for hook in server.middleware if isinstance(hook, OperationMeter))
     return next((hook.handle or hook for hook in hooks), None)
 
@@ -77,10 +80,10 @@ def instrument_with(
     counts_transport: bool = True,
     handle: object | None = None,
 ) -> OperationMeter:
-    """Count a server's operations with a meter that exists already. Raises ServerNotSupported.
+    """Count a server's operations with an existing meter. Raises ServerNotSupported.
 
-    `counts_active` False: whoever answers HTTP keeps `mcp_active_requests` itself. `counts_transport` False: it puts
-    a `TransportMeter` before the application itself; else the applications that the server makes come with one.
+    `counts_active` False: the HTTP application counts `mcp_active_requests`. `counts_transport` False: it adds its own
+    `TransportMeter`; otherwise the applications that the server makes get one.
     """
     low_level = low_level_server(server)
     hook = OperationMeter(
@@ -93,8 +96,8 @@ def instrument_with(
 
 
 @dataclass(slots=True)
-class _Begun:
-    """An operation that is being answered."""
+class _Started:
+    """An operation in progress."""
 
     opened: OpenCall
     operation: Operation
@@ -102,7 +105,7 @@ class _Begun:
 
 
 class _Contained:
-    """A fault of the meter's own is counted and told by its kind; the server goes on."""
+    """Counts and logs a fault of the meter by its type, and lets the server continue."""
 
     def __init__(self, recorder: Recorder) -> None:
         self._recorder = recorder
@@ -119,7 +122,7 @@ class _Contained:
 
 
 class OperationMeter:
-    """The middleware: one call opened and settled for each message. Its own faults are counted, never raised."""
+    """The middleware: opens and settles one call per message. Counts its own faults, never raises them."""
 
     def __init__(
         self,
@@ -140,24 +143,24 @@ class OperationMeter:
         self._counts_active = counts_active
         self._contained = _Contained(meter.recorder)
         self._undo: list[Callable[[], None]] = []
-        vocabulary = meter.recorder.label_allowlist
-        vocabulary.register("endpoint", [endpoint])
-        vocabulary.register("server", [server_name])
-        self._tools = ToolNames(server, vocabulary)
-        self._announce_children()
+        allowlist = meter.recorder.label_allowlist
+        allowlist.register("endpoint", [endpoint])
+        allowlist.register("server", [server_name])
+        self._tools = ToolNames(server, allowlist)
+        self._register_children()
 
-    def _announce_children(self) -> None:
+    def _register_children(self) -> None:
         served = ["initialize", *(name for name in labels.MCP_METHODS if self._server.get_request_handler(name))]
         self._recorder.register_children(mcp.REQUESTS, ([self._endpoint], served, ("ok", "error")))
         self._recorder.register_children(mcp.REQUESTS, ([self._endpoint], ("tools/call",), labels.MCP_OUTCOMES))
         for pair in ERRORS_AT_START:
             self._recorder.families[mcp.ERRORS.name].ensure(pair)
-        announce_rejections(self._recorder)
+        register_rejections(self._recorder)
 
     async def __call__(self, ctx: Context, call_next: CallNext) -> HandlerResult:
-        """Meter one message; what it returns or raises passes unchanged."""
+        """Meter one message; its result or exception passes unchanged."""
         if _is_schema_lookup(ctx):
-            return self._seen(ctx, await call_next(ctx))
+            return self._listed(ctx, await call_next(ctx))
         if not self._counts_active or ctx.method == LISTEN:
             return await self._metered(ctx, call_next)
         with self._contained:
@@ -169,45 +172,45 @@ class OperationMeter:
                 self._recorder.end_request()
 
     async def _metered(self, ctx: Context, call_next: CallNext) -> HandlerResult:
-        begun = await self._begin(ctx)
-        if begun is None:
+        started = await self._begin(ctx)
+        if started is None:
             return await call_next(ctx)
-        token = CURRENT.set(begun.operation)
+        token = CURRENT.set(started.operation)
         try:
             result = await call_next(ctx)
         except Exception as fault:
-            self._end(ctx, begun, partial(endings.of_exception, fault))
+            self._end(ctx, started, partial(outcomes.of_exception, fault))
             raise
         except BaseException:
-            self._end(ctx, begun, lambda: endings.CANCELLED)
+            self._end(ctx, started, lambda: outcomes.CANCELLED)
             raise
         else:
-            self._end(ctx, begun, partial(endings.of_result, result, begun.operation.blamed), result)
-            return self._seen(ctx, result)
+            self._end(ctx, started, partial(outcomes.of_result, result, started.operation.cause), result)
+            return self._listed(ctx, result)
         finally:
             CURRENT.reset(token)
 
-    def _seen(self, ctx: Context, result: HandlerResult) -> HandlerResult:
+    def _listed(self, ctx: Context, result: HandlerResult) -> HandlerResult:
         if ctx.method == "tools/list":
             with self._contained:
-                self._tools.see(result)
-                self._show_definitions(result)
+                self._tools.register_listed(result)
+                self._record_definitions(result)
         return result
 
-    def _show_definitions(self, listing: HandlerResult) -> None:
+    def _record_definitions(self, listing: HandlerResult) -> None:
         for name, tokens in context_cost.definitions(listing):
             if name in self._recorder.label_allowlist.of("tool"):
                 self._recorder.set(mcp.TOOL_DEFINITION_TOKENS, (self._server_name, name), tokens)
 
-    def _count_content(self, opened: OpenCall, result: HandlerResult) -> None:
+    def _record_content(self, opened: OpenCall, result: HandlerResult) -> None:
         target = opened.call.mcp
         if target is None or not target.tool or target.tool not in self._recorder.label_allowlist.of("tool"):
             return
-        cost, of = context_cost.of_result(result), (target.server, target.tool)
-        self._recorder.observe(mcp.TOOL_RESULT_BYTES, of, cost.content_bytes, opened.call.trace_id)
-        self._recorder.observe(mcp.TOOL_RESULT_TOKENS, of, cost.text_tokens, opened.call.trace_id)
+        cost, tool = context_cost.of_result(result), (target.server, target.tool)
+        self._recorder.observe(mcp.TOOL_RESULT_BYTES, tool, cost.content_bytes, opened.call.trace_id)
+        self._recorder.observe(mcp.TOOL_RESULT_TOKENS, tool, cost.text_tokens, opened.call.trace_id)
 
-    async def _begin(self, ctx: Context) -> _Begun | None:
+    async def _begin(self, ctx: Context) -> _Started | None:
         with self._contained:
             request = metered_request(ctx.request.scope) if ctx.request is not None else None
             if request is not None:
@@ -215,7 +218,7 @@ class OperationMeter:
             tool = await self._tool(ctx)
             opened = self._open(ctx, tool)
             operation = Operation(opened.call.id, opened.call.trace_id, request)
-            return _Begun(opened, operation, _is_new_session(ctx))
+            return _Started(opened, operation, _is_new_session(ctx))
         return None
 
     async def _tool(self, ctx: Context) -> str:
@@ -223,7 +226,7 @@ class OperationMeter:
         if not isinstance(name, str):
             return ""
         with self._contained:
-            await self._tools.learn(ctx, name)
+            await self._tools.look_up(ctx, name)
         return name
 
     def _open(self, ctx: Context, tool: str) -> OpenCall:
@@ -238,37 +241,38 @@ class OperationMeter:
                 method=ctx.method,
                 tool=tool,
                 transport=_transport(ctx),
-                # What `initialize` negotiates is known when it has ended; before, the context holds a default.
+                # `initialize` negotiates the version; until it ends, the context has a default.
                 protocol_version="" if ctx.method == "initialize" else ctx.protocol_version,
                 server=self._server_name,
             ),
         )
 
-    def _end(self, ctx: Context, begun: _Begun, ending: Callable[[], CallResult], result: HandlerResult = None) -> None:
+    def _end(
+        self, ctx: Context, started: _Started, outcome: Callable[[], CallResult], result: HandlerResult = None
+    ) -> None:
         with self._contained:
             if ctx.method == "initialize":
-                self._take_negotiated_version(ctx, begun, result)
-            self._count(ctx, begun.opened, ending())
+                self._set_negotiated_version(ctx, started, result)
+            self._count(ctx, started.opened, outcome())
             if ctx.method == "tools/call" and result is not None:
-                self._count_content(begun.opened, result)
+                self._record_content(started.opened, result)
 
-    def _count(self, ctx: Context, opened: OpenCall, ending: CallResult) -> None:
-        if ctx.method == LISTEN and ending.status in ("ok", "cancelled"):
-            # It lasts as long as the client likes, and ends by being cancelled: neither a latency nor an error.
+    def _count(self, ctx: Context, opened: OpenCall, outcome: CallResult) -> None:
+        if ctx.method == LISTEN and outcome.status in ("ok", "cancelled"):
+            # It lasts until the client cancels it: neither a latency nor an error.
             self._recorder.add(mcp.REQUESTS, (self._endpoint, LISTEN, "ok"))
         else:
-            opened.count(ending)
+            opened.count(outcome)
 
-    def _take_negotiated_version(self, ctx: Context, begun: _Begun, result: HandlerResult) -> None:
-        version = endings.field_of(result, "protocolVersion", "protocol_version")
-        target = begun.opened.call.mcp
+    def _set_negotiated_version(self, ctx: Context, started: _Started, result: HandlerResult) -> None:
+        version = outcomes.field_of(result, "protocolVersion", "protocol_version")
+        target = started.opened.call.mcp
         if not isinstance(version, str) or target is None:
             return
         target = msgspec.structs.replace(target, protocol_version=version)
-        begun.opened.call = msgspec.structs.replace(begun.opened.call, mcp=target)
-        if begun.is_new_session:
-            ended = partial(self._end_session, begun.opened.started_ns, target)
-            ctx.session._connection.exit_stack.callback(ended)
+        started.opened.call = msgspec.structs.replace(started.opened.call, mcp=target)
+        if started.is_new_session:
+            ctx.session._connection.exit_stack.callback(self._end_session, started.opened.started_ns, target)
 
     def _end_session(self, started_ns: int, target: McpTarget) -> None:
         with self._contained:
@@ -278,10 +282,8 @@ class OperationMeter:
                 time.monotonic_ns() - started_ns,
             )
 
-    # The applications that the server makes ---------------------------------------------------------------------------
-
     def meter_http_apps(self, server: Any) -> None:
-        """Put the transport layer's counter into every Streamable HTTP application that the server makes from now."""
+        """Add a `TransportMeter` to every Streamable HTTP application that the server makes from now on."""
         self._wrap_factory(self._server, "streamable_http_app", _path_of_sdk_app)
         if server is not self._server and hasattr(server, "http_app"):
             self._wrap_factory(server, "http_app", _path_of_fastmcp_app)
@@ -300,7 +302,7 @@ class OperationMeter:
         self._undo.append(partial(delattr, owner, name))
 
     def remove(self) -> None:
-        """Take the meter out of the server. Applications made meanwhile keep their counter of rejections."""
+        """Remove the meter from the server. Applications made before keep their `TransportMeter`."""
         if self in self._server.middleware:
             self._server.middleware.remove(self)
         while self._undo:
@@ -316,9 +318,10 @@ def _path_of_fastmcp_app(app: Any, options: dict[str, Any]) -> str:
 
 
 def _is_schema_lookup(ctx: Context) -> bool:
-    """Whether the SDK asks itself: before a tool call over HTTP it may run `tools/list` to check headers against it.
+    """Whether the SDK itself runs `tools/list`, to check the headers of a tool call over HTTP.
 
-    Only the 2026-07-28 revision does, where the header is held equal to the body's method, so no client can pretend.
+    Only revision 2026-07-28 does so. There the SDK verifies that this header equals the body's method, so a client
+    cannot fake it.
     """
     if ctx.method != "tools/list" or ctx.request is None or ctx.protocol_version < "2026-07-28":
         return False
@@ -326,7 +329,7 @@ def _is_schema_lookup(ctx: Context) -> bool:
 
 
 def _is_new_session(ctx: Context) -> bool:
-    """Whether an `initialize` opens a session: a stateless connection was born ready and has none."""
+    """Whether this is an `initialize` that opens a session; a stateless connection has none."""
     return ctx.method == "initialize" and not ctx.session._connection.initialize_accepted
 
 
@@ -339,8 +342,8 @@ def _transport(ctx: Context) -> Transport:
 
 def _trace_id(ctx: Context) -> str:
     meta = ctx.params.get("_meta") if ctx.params else None
-    told = meta.get("traceparent") if isinstance(meta, dict) else None
-    if told is None and ctx.request is not None:
-        told = ctx.request.headers.get("traceparent")
-    found = _TRACEPARENT.match(told) if isinstance(told, str) else None
+    traceparent = meta.get("traceparent") if isinstance(meta, dict) else None
+    if traceparent is None and ctx.request is not None:
+        traceparent = ctx.request.headers.get("traceparent")
+    found = _TRACEPARENT.match(traceparent) if isinstance(traceparent, str) else None
     return found[1] if found else ""

@@ -1,4 +1,4 @@
-"""Which tools a server announces: the closed set of the tool label."""
+"""The tool names of a server: the closed set of the tool label."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 
-from mcpmeter.instrument.endings import field_of
+from mcpmeter.instrument.outcomes import field_of
 from mcpmeter.metrics.label_allowlist import LabelAllowlist
 
 if TYPE_CHECKING:
@@ -17,46 +17,46 @@ if TYPE_CHECKING:
     from mcp.server.lowlevel import Server
 
 MAX_TOOLS: Final = 1000
-"""Names beyond this become `other`, so that a server with a tool for each user cannot grow the series without end."""
+"""Names beyond this become `other`: a server with one tool per user must not grow the series without limit."""
 
 MAX_NAME_LENGTH: Final = 128
 """The protocol's own limit."""
 
 MAX_PAGES: Final = 20
-NS_BETWEEN_LISTINGS: Final = 60 * 1_000_000_000
-SECONDS_FOR_A_LISTING: Final = 2.0
+LISTING_INTERVAL_NS: Final = 60 * 1_000_000_000
+LISTING_TIMEOUT_SECONDS: Final = 2.0
 
 
 class ToolNames:
-    """Learns tool names from the server itself, never from a caller."""
+    """Registers tool names that the server lists, never those that a client sends."""
 
-    def __init__(self, server: Server[Any], vocabulary: LabelAllowlist) -> None:
+    def __init__(self, server: Server[Any], allowlist: LabelAllowlist) -> None:
         self._server = server
-        self._vocabulary = vocabulary
+        self._allowlist = allowlist
         self._next_listing_ns = 0
-        vocabulary.register("tool", [""])
+        allowlist.register("tool", [""])
 
-    def see(self, result: Any) -> None:
-        """Take the names of a `tools/list` result."""
+    def register_listed(self, result: Any) -> None:
+        """Register the names in a `tools/list` result."""
         tools = field_of(result, "tools", "tools") or ()
-        self._announce(name for name in (field_of(tool, "name", "name") for tool in tools) if isinstance(name, str))
+        self._register(name for name in (field_of(tool, "name", "name") for tool in tools) if isinstance(name, str))
 
-    async def learn(self, ctx: ServerRequestContext[Any, Any], name: str) -> None:
-        """Ask the server for a name that is called and was not announced yet.
+    async def look_up(self, ctx: ServerRequestContext[Any, Any], name: str) -> None:
+        """Register a called name if the server has such a tool.
 
-        Its tool list is asked for at most once a minute, so that unknown names cost nothing.
+        Lists the tools at most once a minute, so that unknown names cost nothing.
         """
-        if name in self._vocabulary.of("tool"):
+        if name in self._allowlist.of("tool"):
             return
         lookup = self._server.get_tool_input_schema
         if lookup is not None:
             if lookup(name) is not None:
-                self._announce([name])
+                self._register([name])
             return
         now_ns = time.monotonic_ns()
         if now_ns >= self._next_listing_ns:
-            self._next_listing_ns = now_ns + NS_BETWEEN_LISTINGS
-            with anyio.move_on_after(SECONDS_FOR_A_LISTING):
+            self._next_listing_ns = now_ns + LISTING_INTERVAL_NS
+            with anyio.move_on_after(LISTING_TIMEOUT_SECONDS):
                 await self._list(ctx)
 
     async def _list(self, ctx: ServerRequestContext[Any, Any]) -> None:
@@ -68,14 +68,14 @@ class ToolNames:
             params = {"cursor": cursor} if cursor else {}
             typed = entry.params_type.model_validate(params)
             result = await entry.handler(replace(ctx, method="tools/list", params=params), typed)
-            self.see(result)
+            self.register_listed(result)
             cursor = field_of(result, "nextCursor", "next_cursor")
             if not cursor:
                 return
 
-    def _announce(self, names: Iterable[str]) -> None:
-        known = self._vocabulary.of("tool")
+    def _register(self, names: Iterable[str]) -> None:
+        known = self._allowlist.of("tool")
         new = [name for name in names if name not in known and len(name) <= MAX_NAME_LENGTH]
-        room = MAX_TOOLS + 1 - len(known)
-        if new and room > 0:
-            self._vocabulary.register("tool", new[:room])
+        free = MAX_TOOLS + 1 - len(known)  # the allowlist also has the empty name
+        if new and free > 0:
+            self._allowlist.register("tool", new[:free])

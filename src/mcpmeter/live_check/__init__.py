@@ -1,4 +1,9 @@
-"""`mcpmeter check --live`: the deployment checklist as a program. Each check answers for itself; none stops another."""
+"""`mcpmeter check --live`: checks a running deployment against its configuration.
+
+Owns the checks and their results; the command that prints them is `cli/check.py`. Each check asks one running part
+(the service, the providers, Prometheus, Alertmanager, Grafana) and says what to do about a failure. Invariants: no
+check stops another, each has a time limit, and no result contains a secret.
+"""
 
 from __future__ import annotations
 
@@ -9,22 +14,20 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import httpx2
 
 from mcpmeter.config import Settings
-from mcpmeter.live_check import alertmanager, grafana, prometheus
-from mcpmeter.live_check import endpoint_checks as page
-from mcpmeter.live_check import self_checks as itself
+from mcpmeter.live_check import alertmanager, endpoint_checks, grafana, prometheus, self_checks
 from mcpmeter.live_check.check_result import Addresses, CheckResult, Live, failed
 
 __all__ = ["Addresses", "CheckResult", "check_live"]
 
-SECONDS_FOR_ONE_CHECK = 20.0
+CHECK_TIMEOUT_SECONDS = 20.0
 
 Check = Callable[[Live], Awaitable[list[CheckResult]]]
 CHECKS: tuple[tuple[str, Check], ...] = (
-    ("ledger", itself.ledger),
-    ("service", page.service),
-    ("metrics", page.metrics),
-    ("clock", itself.clock),
-    ("provider", itself.providers),
+    ("ledger", self_checks.ledger),
+    ("service", endpoint_checks.service),
+    ("metrics", endpoint_checks.metrics),
+    ("clock", self_checks.clock),
+    ("provider", self_checks.providers),
     ("prometheus", prometheus.prometheus),
     ("rules", prometheus.rules),
     ("alertmanager", alertmanager.alertmanager),
@@ -33,18 +36,18 @@ CHECKS: tuple[tuple[str, Check], ...] = (
 
 
 async def check_live(settings: Settings, addresses: Addresses) -> AsyncIterator[CheckResult]:
-    """Run the checks one after the other; each finding comes as soon as it is there."""
-    # The environment's proxies and httpx's own certificates would check another path than the relay takes.
+    """Run the checks in order; yields each result as soon as it is known."""
+    # With the environment's proxies or httpx's certificates the check would use another path than the relay.
     tls = ssl.create_default_context()
     async with httpx2.AsyncClient(timeout=httpx2.Timeout(10, connect=5), verify=tls, trust_env=False) as http:
         live = Live(settings, addresses, http)
         for name, check in CHECKS:
-            for finding in await _answered(name, check(live)):
-                yield finding
+            for result in await _within_limit(name, check(live)):
+                yield result
 
 
-async def _answered(name: str, check: Awaitable[list[CheckResult]]) -> list[CheckResult]:
+async def _within_limit(name: str, check: Awaitable[list[CheckResult]]) -> list[CheckResult]:
     try:
-        return await asyncio.wait_for(check, SECONDS_FOR_ONE_CHECK)
+        return await asyncio.wait_for(check, CHECK_TIMEOUT_SECONDS)
     except TimeoutError:
-        return [failed(name, f"no answer within {SECONDS_FOR_ONE_CHECK:g} s", "Look at its log and its load.")]
+        return [failed(name, f"no response within {CHECK_TIMEOUT_SECONDS:g} s", "Check its log and its load.")]

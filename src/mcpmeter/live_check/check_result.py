@@ -1,4 +1,4 @@
-"""What a check finds, and what checks share: the settings, the addresses, one HTTP client."""
+"""The result of a check, and the settings, addresses and HTTP client that all checks share."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class CheckResult(msgspec.Struct, frozen=True, kw_only=True):
     state: State
     says: str
     todo: str = ""
-    """What to do, where it failed."""
+    """What to do after a failure."""
 
 
 def ok(check: str, says: str) -> CheckResult:
@@ -36,7 +36,7 @@ def failed(check: str, says: str, todo: str) -> CheckResult:
 
 
 def not_checked(check: str, says: str) -> CheckResult:
-    """There was nothing to check, or nobody said where."""
+    """There is nothing to check, or its address is not set."""
     return CheckResult(check=check, state="not checked", says=says)
 
 
@@ -47,7 +47,7 @@ def some(names: Sequence[str]) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Addresses:
-    """Where the running parts are; base URLs without a slash at the end, empty for those that are not to be checked."""
+    """Base URLs of the running parts without a trailing slash; empty for parts that are not checked."""
 
     service: str
     metrics: str
@@ -59,7 +59,7 @@ class Addresses:
 
 @dataclass(frozen=True, slots=True)
 class Live:
-    """What every check is given."""
+    """The parameters of every check."""
 
     settings: Settings
     addresses: Addresses
@@ -68,43 +68,43 @@ class Live:
     async def get(self, url: str, *, token: str = "") -> tuple[int, bytes, str]:
         """(status, body, Date header). Raises Unreachable."""
         headers = {"authorization": f"Bearer {token}"} if token else {}
-        return await self._answer("GET", url, headers=headers)
+        return await self._request("GET", url, headers=headers)
 
     async def get_json(self, url: str, *, token: str = "") -> Any:
-        """What a JSON API answers. Raises Unreachable, also for a status other than 200."""
+        """The JSON of a response. Raises Unreachable, also for a status other than 200."""
         status, body, _ = await self.get(url, token=token)
         if status != 200:
-            raise Unreachable(f"it answers {status}")
+            raise Unreachable(f"responds with status {status}")
         return _decoded(body)
 
     async def post_json(self, url: str, value: object) -> tuple[int, Any]:
-        """(status, answer). Raises Unreachable."""
-        status, body, _ = await self._answer(
+        """(status, JSON of the response). Raises Unreachable."""
+        status, body, _ = await self._request(
             "POST", url, content=msgspec.json.encode(value), headers={"content-type": "application/json"}
         )
         return status, _decoded(body) if body.strip() else None
 
-    async def head_of(self, url: str, headers: Mapping[str, str]) -> int:
+    async def status_of(self, url: str, headers: Mapping[str, str]) -> int:
         """The status of a GET with these headers. Raises Unreachable."""
-        status, _, _ = await self._answer("GET", url, headers=dict(headers))
+        status, _, _ = await self._request("GET", url, headers=dict(headers))
         return status
 
-    async def _answer(self, method: str, url: str, **more: Any) -> tuple[int, bytes, str]:
+    async def _request(self, method: str, url: str, **more: Any) -> tuple[int, bytes, str]:
         try:
             response = await self.http.request(method, url, **more)
         except httpx2.ConnectError as fault:
             raise Unreachable(f"cannot be reached ({_reason(fault)})") from None
         except (httpx2.HTTPError, httpx2.InvalidURL) as fault:
-            raise Unreachable(f"does not answer ({type(fault).__name__})") from None
+            raise Unreachable(f"does not respond ({type(fault).__name__})") from None
         return response.status_code, response.content, response.headers.get("date", "")
 
 
 class Unreachable(Exception):
-    """Somebody did not answer as he should; the text is the end of a sentence."""
+    """A part did not respond as expected; the text is the predicate of a sentence about it."""
 
 
 def _reason(fault: BaseException) -> str:
-    """The operating system's words for the error that httpx wraps; one of them if several addresses failed."""
+    """The operating system's message of the error that httpx wraps; the first one if several addresses failed."""
     while (cause := fault.__cause__ or fault.__context__) is not None:
         fault = cause.exceptions[0] if isinstance(cause, BaseExceptionGroup) else cause
     number = fault.errno if isinstance(fault, OSError) else None
@@ -115,4 +115,4 @@ def _decoded(body: bytes) -> Any:
     try:
         return msgspec.json.decode(body)
     except msgspec.DecodeError:
-        raise Unreachable("answers something that is no JSON") from None
+        raise Unreachable("responds with something that is not JSON") from None

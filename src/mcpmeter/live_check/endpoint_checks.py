@@ -1,4 +1,4 @@
-"""The running service and its `/metrics`."""
+"""Checks the running service and its `/metrics`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MANY_SERIES: Final = 10_000
 
 
 async def service(live: Live) -> list[CheckResult]:
-    """Whether it runs and is ready."""
+    """Check that the service is ready."""
     url = f"{live.addresses.service}/-/ready"
     try:
         status, body, _ = await live.get(url)
@@ -23,24 +23,30 @@ async def service(live: Live) -> list[CheckResult]:
         return [failed("service", f"{live.addresses.service} {fault}", "Start it: mcpmeter serve")]
     if status != 200:
         reason = body.decode("utf-8", "replace").strip()[:200]
-        return [failed("service", reason or f"{url} answers {status}", "Look at the service's log.")]
+        return [failed("service", reason or f"{url} responds with status {status}", "Check the service's log.")]
     return [ok("service", f"{live.addresses.service} is ready")]
 
 
 async def metrics(live: Live) -> list[CheckResult]:
-    """Whether they can be read, are the catalog's, and are not too many."""
+    """Check that the metrics are readable, from this catalog and not too many."""
     token = live.settings.metrics.bearer_token
     url = f"{live.addresses.metrics}/metrics"
     try:
         status, body, _ = await live.get(url, token=token.get_secret_value() if token else "")
     except Unreachable as fault:
-        return [failed("metrics", f"{url} {fault}", "Is the service running, and 'metrics.port' right?")]
+        return [failed("metrics", f"{url} {fault}", "Check that the service runs and 'metrics.port' is correct.")]
     if status != 200:
-        return [failed("metrics", f"{url} answers {status}", "Is 'metrics.bearer_token' the one it runs with?")]
+        return [
+            failed(
+                "metrics",
+                f"{url} responds with status {status}",
+                "Check that the service runs with this 'metrics.bearer_token'.",
+            )
+        ]
     try:
         return [_counted(body.decode())]
     except ValueError:
-        return [failed("metrics", f"{url} is no Prometheus text", "Does another program listen there?")]
+        return [failed("metrics", f"{url} is not Prometheus text", "Check whether another program listens there.")]
 
 
 def _counted(text: str) -> CheckResult:
@@ -50,12 +56,12 @@ def _counted(text: str) -> CheckResult:
         series[family.name] += len(family.samples)
         overflow += sum(s.value for s in family.samples if s.name == LABEL_OVERFLOW.name)
     if not any(row.name.removesuffix("_total") in series for row in ALL):
-        return failed("metrics", "they are not mcpmeter's", "Does another program listen there?")
+        return failed("metrics", "they are not mcpmeter's", "Check whether another program listens there.")
     total = sum(series.values())
-    name, most = series.most_common(1)[0]
-    says = f"{total:,} series parse, most of them {name} ({most:,})"
+    name, count = series.most_common(1)[0]
+    says = f"{total:,} series parse, most of them {name} ({count:,})"
     if total > MANY_SERIES:
-        return failed("metrics", says, "Fewer teams, models or providers in one service, or a larger Prometheus.")
+        return failed("metrics", says, "Use fewer teams, models or providers per service, or a larger Prometheus.")
     if overflow:
         says += f"; {overflow:,.0f} times a label became 'other' ({LABEL_OVERFLOW.name} says which)"
     return ok("metrics", says)

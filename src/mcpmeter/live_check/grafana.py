@@ -1,4 +1,4 @@
-"""Grafana: it has every dashboard of ours."""
+"""Checks that Grafana has every generated dashboard."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from mcpmeter.monitoring.render import files
 
 
 async def dashboards(live: Live) -> list[CheckResult]:
-    """Whether Grafana has every dashboard of ours."""
+    """Check that Grafana has every generated dashboard."""
     base = live.addresses.grafana
     if not base:
-        return [not_checked("dashboards", "say where Grafana is: --grafana http://127.0.0.1:3000")]
-    wanted = dict(_dashboards(live.settings.monitoring.options()))
+        return [not_checked("dashboards", "give its address: --grafana http://127.0.0.1:3000")]
+    expected = dict(_dashboards(live.settings.monitoring.options()))
     missing = []
-    for uid, title in wanted.items():
+    for uid, title in expected.items():
         try:
             status, _, _ = await live.get(f"{base}/api/dashboards/uid/{uid}", token=live.addresses.grafana_token)
         except Unreachable as fault:
-            return [failed("dashboards", f"{base} {fault}", "Is Grafana running, and the address right?")]
+            return [failed("dashboards", f"{base} {fault}", "Check that Grafana runs and that the address is correct.")]
         if status in (401, 403):
             return [
                 failed(
                     "dashboards",
-                    f"Grafana refuses to tell (HTTP {status})",
-                    "Give a token that may read: GRAFANA_TOKEN.",
+                    f"Grafana refuses access (HTTP {status})",
+                    "Set a token with read access: GRAFANA_TOKEN.",
                 )
             ]
         if status != 200:
@@ -36,11 +36,11 @@ async def dashboards(live: Live) -> list[CheckResult]:
         return [
             failed(
                 "dashboards",
-                f"{len(missing)} of {len(wanted)} are missing: {some(missing)}",
+                f"{len(missing)} of {len(expected)} are missing: {some(missing)}",
                 "Mount DIR/grafana of: mcpmeter monitoring write DIR",
             )
         ]
-    return [ok("dashboards", f"all {len(wanted)} are there")]
+    return [ok("dashboards", f"all {len(expected)} are there")]
 
 
 def _dashboards(options: MonitoringOptions) -> Iterator[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""What the service stands on: the ledger, the clock, the providers."""
+"""Checks what the service depends on: the ledger, the clock, the providers."""
 
 from __future__ import annotations
 
@@ -21,22 +21,21 @@ MAX_SECONDS_OFF: Final = 5.0
 
 
 async def ledger(live: Live) -> list[CheckResult]:
-    """Whether a row can be written, durably, beside a service that is running."""
-    place = live.settings.ledger.location
-    if isinstance(place, PostgresUrl):
-        return [await _database(live, place)]
-    path = place
-    if not path.exists():
-        return [_folder(path)]
+    """Check that a row can be written durably, even beside a running service."""
+    location = live.settings.ledger.location
+    if isinstance(location, PostgresUrl):
+        return [await _database(live, location)]
+    if not location.exists():
+        return [_folder(location)]
     try:
-        await asyncio.to_thread(_write, path)
+        await asyncio.to_thread(_write, location)
     except LedgerNotUsable as fault:
         return [failed("ledger", fault.message, fault.hint)]
-    return [ok("ledger", f"{path} can be written")]
+    return [ok("ledger", f"{location} can be written")]
 
 
-async def _database(live: Live, place: PostgresUrl) -> CheckResult:
-    store = open_store(place, lease_s=live.settings.ledger.lease_seconds)
+async def _database(live: Live, url: PostgresUrl) -> CheckResult:
+    store = open_store(url, lease_s=live.settings.ledger.lease_seconds)
     try:
         await store.start()
         await store.probe()
@@ -44,14 +43,14 @@ async def _database(live: Live, place: PostgresUrl) -> CheckResult:
         return failed("ledger", fault.message, fault.hint)
     finally:
         await store.close()
-    return ok("ledger", f"{place} can be written")
+    return ok("ledger", f"{url} can be written")
 
 
 def _folder(path: Path) -> CheckResult:
     folder = next(parent for parent in path.absolute().parents if parent.exists())
     if folder.is_dir() and os.access(folder, os.W_OK | os.X_OK):
-        return ok("ledger", f"{path} is not there yet, and can be made")
-    return failed("ledger", f"{path.parent} cannot be written", "Give this user the right, or set 'ledger.path'.")
+        return ok("ledger", f"{path} does not exist yet and can be created")
+    return failed("ledger", f"{path.parent} cannot be written", "Grant this user write access, or set 'ledger.path'.")
 
 
 def _write(path: Path) -> None:
@@ -64,16 +63,16 @@ def _write(path: Path) -> None:
 
 
 async def clock(live: Live) -> list[CheckResult]:
-    """Whether this machine's clock agrees with everybody else's: periods, prices and keys' ends go by it."""
+    """Check this machine's clock, by which periods, prices and expiry dates are decided."""
     offsets: dict[str, float] = {}
-    for name, url in _told_by(live):
+    for name, url in _time_sources(live):
         try:
             _, _, date = await live.get(url)
             offsets[name] = abs(time.time() - parsedate_to_datetime(date).timestamp())
         except (Unreachable, ValueError):
-            continue  # its own check says so
+            continue  # its own check reports it
     if not offsets:
-        return [not_checked("clock", "nobody that says the time could be reached")]
+        return [not_checked("clock", "no part that reports its time could be reached")]
     name, seconds = min(offsets.items(), key=lambda item: item[1])
     if seconds > MAX_SECONDS_OFF:
         says = f"{seconds:.0f} s off the clock of {name}"
@@ -81,13 +80,13 @@ async def clock(live: Live) -> list[CheckResult]:
     return [ok("clock", f"within {MAX_SECONDS_OFF:g} s of {name}'s")]
 
 
-def _told_by(live: Live) -> list[tuple[str, str]]:
+def _time_sources(live: Live) -> list[tuple[str, str]]:
     upstreams = [(upstream.name, upstream.provider.base_url) for upstream in live.settings.upstreams()]
     return [*upstreams, *((name, url) for name, url in (("Prometheus", live.addresses.prometheus),) if url)]
 
 
 async def providers(live: Live) -> list[CheckResult]:
-    """Whether each provider is reached and takes its key."""
+    """Check that each provider is reachable and accepts its keys."""
     return [await _provider(live, upstream) for upstream in live.settings.upstreams()]
 
 
@@ -99,26 +98,26 @@ async def _provider(live: Live, upstream: Upstream) -> CheckResult:
         try:
             status = await _status(live, url, provider.auth_headers(credential.secret, _own_path(upstream)))
         except Unreachable as fault:
-            return failed(name, f"{provider.base_url} {fault}", "Check its base_url, the network and the name service.")
+            return failed(name, f"{provider.base_url} {fault}", "Check its base_url, the network and DNS.")
         if status in (401, 403):
             says = f"it refuses the key {credential.id} (HTTP {status})"
-            return failed(name, says, "Make a new key at the provider.")
+            return failed(name, says, "Create a new key at the provider.")
         if status >= 500:
-            return failed(name, f"it answers {status}", "Look at the provider's status page.")
+            return failed(name, f"it responds with status {status}", "Check the provider's status page.")
     if status == 404:
-        return ok(name, f"{provider.base_url} answers; it lists no models, so that its key was not tried")
-    return ok(name, f"{provider.base_url} answers, and takes {_keys(upstream)}")
+        return ok(name, f"{provider.base_url} responds; it lists no models, so its key was not checked")
+    return ok(name, f"{provider.base_url} responds and accepts {_keys(upstream)}")
 
 
 def _own_path(upstream: Upstream) -> str:
-    """The path by whose authentication models are listed: by `x-api-key` where that is the provider's way."""
+    """The path whose authentication lists models: that of `messages` for providers with `x-api-key`."""
     paths = upstream.provider.path_auth
     return "messages" if "messages" in paths else ""
 
 
 async def _status(live: Live, url: str, headers: dict[str, str]) -> int:
     more = {"anthropic-version": "2023-06-01"} if "x-api-key" in headers else {}
-    return await live.head_of(url, {**headers, **more})
+    return await live.status_of(url, {**headers, **more})
 
 
 def _keys(upstream: Upstream) -> str:

@@ -1,4 +1,8 @@
-"""The relay as a real MCP server, of every revision that the SDK speaks."""
+"""The relay as an MCP server, in every protocol revision that the SDK supports.
+
+Owns the tools and their schemas. Knows no HTTP: `service/mcp.py` serves it. Invariants: `chat` runs the same pipeline
+as every HTTP route and is settled once; a refusal is a tool result with `isError`, never an exception.
+"""
 
 from __future__ import annotations
 
@@ -11,15 +15,15 @@ from mcp.server.mcpserver import MCPServer
 from mcp_types import ToolAnnotations
 
 from mcpmeter.mcp_server.schemas import ModelInfo
-from mcpmeter.mcp_server.tools import ReadUsage, Tools
+from mcpmeter.mcp_server.tools import QueryUsage, Tools
 from mcpmeter.pricing import PriceBook
 from mcpmeter.relay.pipeline import EndpointConfig, Pipeline
 
-__all__ = ["ModelInfo", "ReadUsage", "build_mcp_server"]
+__all__ = ["ModelInfo", "QueryUsage", "build_mcp_server"]
 
 INSTRUCTIONS: Final = (
-    "A metered relay to language models. Every call is counted and priced to the caller's team. "
-    "Ask list_models for what there is and what it costs, chat to use it."
+    "A metered relay to language models. Every call is counted and priced for the caller's team. "
+    "Use list_models to list models and prices, and chat to call a model."
 )
 
 
@@ -29,12 +33,12 @@ def build_mcp_server(
     service: EndpointConfig,
     list_models: Callable[[], list[ModelInfo]],
     price_book: Callable[[], PriceBook],
-    usage_report: ReadUsage,
+    usage_report: QueryUsage,
     version: str,
 ) -> MCPServer:
-    """The MCP server of the relay. `service` is how `chat` uses the pipeline; it must be of the chat dialect.
+    """Build the MCP server of the relay. `service` configures `chat`'s use of the pipeline; its dialect must be chat.
 
-    `list_models` and `price_book` are asked at each call, so that a reload of theirs counts.
+    `list_models` and `price_book` are called for each tool call, so that a reload takes effect.
     """
     tools = Tools(
         pipeline=pipeline,
@@ -43,20 +47,20 @@ def build_mcp_server(
         price_book=price_book,
         usage_report=usage_report,
     )
-    with _logging_left_alone():
+    with _root_logger_configured():
         server = MCPServer("mcpmeter", title="mcpmeter", instructions=INSTRUCTIONS, version=version)
-    reads = ToolAnnotations(read_only_hint=True, idempotent_hint=True, open_world_hint=False)
-    costs = ToolAnnotations(read_only_hint=False, destructive_hint=False, idempotent_hint=False, open_world_hint=True)
-    server.add_tool(tools.chat, title="Ask a model", annotations=costs)
-    server.add_tool(tools.list_models, title="Models and prices", annotations=reads)
-    server.add_tool(tools.estimate_cost, title="Estimate a cost", annotations=reads)
-    server.add_tool(tools.usage_report, title="Usage and cost", annotations=reads)
+    read_only = ToolAnnotations(read_only_hint=True, idempotent_hint=True, open_world_hint=False)
+    costly = ToolAnnotations(read_only_hint=False, destructive_hint=False, idempotent_hint=False, open_world_hint=True)
+    server.add_tool(tools.chat, title="Ask a model", annotations=costly)
+    server.add_tool(tools.list_models, title="Models and prices", annotations=read_only)
+    server.add_tool(tools.estimate_cost, title="Estimate a cost", annotations=read_only)
+    server.add_tool(tools.usage_report, title="Usage and cost", annotations=read_only)
     return server
 
 
 @contextmanager
-def _logging_left_alone() -> Iterator[None]:
-    """MCPServer configures the root logger of the process unless it has a handler; so it has one meanwhile."""
+def _root_logger_configured() -> Iterator[None]:
+    """Keep MCPServer from configuring the process's root logger, which it does if the logger has no handler."""
     root, handler = logging.getLogger(), logging.NullHandler()
     root.addHandler(handler)
     try:

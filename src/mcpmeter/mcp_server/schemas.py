@@ -1,4 +1,4 @@
-"""What the tools take and give, as the schemas that clients and models read. Money is decimal text, exact."""
+"""The schemas of the tools' arguments and results. Money is exact decimal text."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from mcpmeter.pricing import ModelPrice, plain_usd
-from mcpmeter.usage import UsageReport
-from mcpmeter.usage import UsageRow as Reported
+from mcpmeter.usage import UsageReport, UsageRow
 
 
 class ChatMessage(BaseModel):
-    """A message of a chat, as OpenAI's chat completions take it; fields that are not named here are passed on."""
+    """A message of OpenAI's chat completions; other fields are passed on."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -28,7 +27,7 @@ class TokenUsage(BaseModel):
     """Tokens of one call."""
 
     prompt_tokens: Annotated[int, Field(description="Tokens of the prompt.")]
-    completion_tokens: Annotated[int, Field(description="Tokens of the answer.")]
+    completion_tokens: Annotated[int, Field(description="Tokens of the response.")]
     source: Annotated[
         Literal["reported", "estimated", "partial", "missing"],
         Field(description="Whether the provider reported these numbers or the relay estimated them."),
@@ -38,36 +37,36 @@ class TokenUsage(BaseModel):
 class Cost(BaseModel):
     """Cost of one call."""
 
-    usd: Annotated[str | None, Field(description="US dollars as decimal text, exact; null when no price is known.")]
+    usd: Annotated[str | None, Field(description="US dollars as exact decimal text; null when no price is known.")]
     source: Annotated[
         Literal["reported", "listed", "unpriced"],
-        Field(description="reported by the provider, from a dated price list, or unpriced: not known, not free."),
+        Field(description="reported by the provider, from a dated price list, or unpriced: unknown, not free."),
     ]
 
 
-class ChatAnswer(BaseModel):
-    """A model's answer, with what it used and cost."""
+class ChatResponse(BaseModel):
+    """A model's response with its usage and cost."""
 
-    content: Annotated[str, Field(description="The answer's text.")]
-    model: Annotated[str, Field(description="The model that answered, as its provider names it.")]
-    finish_reason: Annotated[str, Field(description="Why the answer ended: stop, length, …")]
+    content: Annotated[str, Field(description="The text of the response.")]
+    model: Annotated[str, Field(description="The model of the response, as its provider names it.")]
+    finish_reason: Annotated[str, Field(description="Why the response ended: stop, length, …")]
     usage: TokenUsage
     cost: Cost
     call_id: Annotated[str, Field(description="The call's id in the ledger.")]
 
 
 class ModelInfo(BaseModel):
-    """A model on offer. Prices are US dollars per million tokens as decimal text; null: no price is known."""
+    """An available model. Prices are US dollars per million tokens as decimal text; null: no price is known."""
 
-    id: Annotated[str, Field(description="The name to call it by.")]
-    provider: Annotated[str, Field(description="Who serves it.")]
+    id: Annotated[str, Field(description="The name to use in calls.")]
+    provider: Annotated[str, Field(description="The provider that serves it.")]
     prompt_usd_per_mtok: Annotated[str | None, Field(description="US dollars per million prompt tokens.")]
     completion_usd_per_mtok: Annotated[str | None, Field(description="US dollars per million completion tokens.")]
     recommended_for: Annotated[str, Field(description="What it is good at.")]
 
     @classmethod
     def of(cls, provider: str, price: ModelPrice) -> ModelInfo:
-        """A model as the price book knows it."""
+        """A model from the price book."""
         prompt, completion = price.prompt_usd_per_mtok, price.completion_usd_per_mtok
         return cls(
             id=price.id,
@@ -79,41 +78,43 @@ class ModelInfo(BaseModel):
 
 
 class ModelList(BaseModel):
-    """The models on offer."""
+    """The available models."""
 
     models: list[ModelInfo]
 
 
 class CostEstimate(BaseModel):
-    """What a call would cost by today's prices."""
+    """The cost of a call at current prices."""
 
     model: Annotated[str, Field(description="The model as its provider names it.")]
-    provider: Annotated[str, Field(description="Who would serve it.")]
+    provider: Annotated[str, Field(description="The provider that would serve it.")]
     prompt_tokens: int
     completion_tokens: int
-    priced: Annotated[bool, Field(description="Whether a price is known. If not, the call is not free: nobody knows.")]
-    usd: Annotated[str | None, Field(description="US dollars as decimal text, exact; null when not priced.")]
+    priced: Annotated[bool, Field(description="Whether a price is known. If not, the cost is unknown, not zero.")]
+    usd: Annotated[str | None, Field(description="US dollars as exact decimal text; null when not priced.")]
     price_list: Annotated[str, Field(description="The price list and its date; empty when not priced.")]
 
 
-class UsageRow(BaseModel):
-    """What one group used."""
+class UsageGroup(BaseModel):
+    """The usage of one group."""
 
-    group: Annotated[str, Field(description="The team, model, provider, key or day; several are joined by ' / '.")]
-    groups: Annotated[dict[str, str], Field(description="The same by the name of each grouping.")]
+    group: Annotated[str, Field(description="The team, model, provider, key or day; several are joined with ' / '.")]
+    groups: Annotated[dict[str, str], Field(description="The group's value for each grouping.")]
     calls: Annotated[int, Field(description="Settled calls.")]
-    open_calls: Annotated[int, Field(description="Calls that are not settled yet; they are in no sum.")]
+    open_calls: Annotated[int, Field(description="Calls that are not settled yet; no sum includes them.")]
     prompt_tokens: int
     completion_tokens: int
-    usd: Annotated[str, Field(description="Cost of the priced calls in US dollars as decimal text, exact.")]
-    unpriced_calls: Annotated[int, Field(description="Calls that no price is known for; their cost is not in usd.")]
-    fallback_usd: Annotated[str, Field(description="What budgets count the unpriced calls as; not in usd.")]
+    usd: Annotated[str, Field(description="Cost of the priced calls in US dollars as exact decimal text.")]
+    unpriced_calls: Annotated[int, Field(description="Calls without a known price; usd excludes them.")]
+    fallback_usd: Annotated[
+        str, Field(description="The amount that budgets count for unpriced calls; usd excludes it.")
+    ]
     estimated_calls: Annotated[int, Field(description="Calls whose tokens the relay estimated.")]
-    partial_calls: Annotated[int, Field(description="Calls that broke off; estimated as far as they were delivered.")]
-    missing_calls: Annotated[int, Field(description="Calls whose tokens nobody knows.")]
+    partial_calls: Annotated[int, Field(description="Interrupted calls; estimated from the delivered part.")]
+    missing_calls: Annotated[int, Field(description="Calls whose tokens are unknown.")]
 
     @classmethod
-    def of(cls, by: Sequence[str], row: Reported) -> UsageRow:
+    def of(cls, by: Sequence[str], row: UsageRow) -> UsageGroup:
         """A row of the report."""
         groups = {name: str(getattr(row, name)) for name in by}
         return cls(
@@ -133,27 +134,27 @@ class UsageRow(BaseModel):
 
 
 class UsageSummary(BaseModel):
-    """What was used in a time, from the ledger."""
+    """The usage in a period, from the ledger."""
 
     by: str
     since: datetime
     until: datetime
-    time_zone: Annotated[str, Field(description="Whose days are meant.")]
-    team: Annotated[str | None, Field(description="The team it is of; null: all of them.")]
-    rows: list[UsageRow]
+    time_zone: Annotated[str, Field(description="The time zone of days and months.")]
+    team: Annotated[str | None, Field(description="The team of the report; null: all teams.")]
+    rows: list[UsageGroup]
     total_usd: Annotated[str, Field(description="Sum of usd over all groups.")]
-    left_out: Annotated[int, Field(description="Groups that did not fit; total_usd holds them.")]
+    left_out: Annotated[int, Field(description="Omitted groups; total_usd includes them.")]
 
     @classmethod
     def of(cls, report: UsageReport) -> UsageSummary:
-        """The report, as the tool answers it."""
+        """The report as a tool result."""
         return cls(
             by=" / ".join(report.by),
             since=datetime.fromisoformat(report.since or ""),
             until=datetime.fromisoformat(report.until or ""),
             time_zone=report.time_zone,
             team=report.team,
-            rows=[UsageRow.of(report.by, row) for row in report.rows],
+            rows=[UsageGroup.of(report.by, row) for row in report.rows],
             total_usd=report.total.cost_usd,
             left_out=report.left_out,
         )

@@ -1,4 +1,4 @@
-"""The pipeline's other end inside the process: a call whose answer is collected instead of sent."""
+"""The exchange of a call made by an MCP tool: its response is collected instead of sent to a client."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ENDPOINT: Final = "/mcp"
 
 
 class ToolExchange:
-    """A call made from inside: the body is given, the answer is collected, its text is told as it comes."""
+    """Collects the response of a call made in this process; `on_text` receives each part of a streamed text."""
 
     def __init__(
         self,
@@ -36,26 +36,26 @@ class ToolExchange:
         self.headers: Mapping[bytes, bytes] = {}
         self.named = NO_PATH_PARAMS
         self.started = False
-        self.answer = AnswerText()
+        self.response = ResponseText()
         self._body = body
         self._on_text = on_text
-        self._is_gone = False
-        self._on_gone: Callable[[], None] | None = None
+        self._is_disconnected = False
+        self._on_disconnect: Callable[[], None] | None = None
 
-    def hang_up(self) -> None:
-        """The caller has left: the call upstream is cancelled, and what was delivered is settled."""
-        self._is_gone = True
-        if self._on_gone is not None:
-            self._on_gone()
+    def disconnect(self) -> None:
+        """Cancel the upstream call, as if an HTTP client had disconnected; the delivered part is settled."""
+        self._is_disconnected = True
+        if self._on_disconnect is not None:
+            self._on_disconnect()
 
     def _watch(self, on_disconnect: Callable[[], None] | None) -> None:
-        self._on_gone = on_disconnect
-        if on_disconnect is not None and self._is_gone:
+        self._on_disconnect = on_disconnect
+        if on_disconnect is not None and self._is_disconnected:
             on_disconnect()
 
     @property
     def wire(self) -> None:
-        """There is none."""
+        """None: there is no connection."""
 
     async def read_body(self, limit_bytes: int) -> bytes:
         """Raises BodyTooLarge."""
@@ -64,23 +64,23 @@ class ToolExchange:
         return self._body
 
     def listening(self) -> CancelOnDisconnect:
-        """While inside, `hang_up` is raised as ClientDisconnected."""
+        """Inside the block, `disconnect` raises ClientDisconnected."""
         return CancelOnDisconnect(self._watch)
 
     async def whole(self, status: int, headers: Iterable[Header], body: bytes) -> None:
-        """An answer that is there in full."""
+        """Collect a complete response."""
         await self.start(status, headers)
         await self.end(body)
 
     async def start(self, status: int, headers: Iterable[Header]) -> None:
-        """The head of the answer, of which only the kind of body matters."""
+        """Take the headers, of which only the content type matters."""
         self.started = True
-        kind = next((value for name, value in headers if name == b"content-type"), b"")
-        self.answer.is_stream = kind.partition(b";")[0].strip().lower() == b"text/event-stream"
+        content_type = next((value for name, value in headers if name == b"content-type"), b"")
+        self.response.is_stream = content_type.partition(b";")[0].strip().lower() == b"text/event-stream"
 
     async def send(self, data: bytes) -> None:
-        """A part of the body. Waits while the caller does not read what it is told."""
-        text = self.answer.feed(data)
+        """Collect a part of the body. Waits until the client has read its text."""
+        text = self.response.feed(data)
         if text:
             try:
                 await self._on_text(text)
@@ -88,12 +88,12 @@ class ToolExchange:
                 raise ClientDisconnected("The client closed the connection before the answer was complete.") from None
 
     async def end(self, data: bytes = b"") -> None:
-        """The last part. Its text, if any, is in the result."""
-        self.answer.feed(data)
+        """Collect the last part; its text appears only in the result."""
+        self.response.feed(data)
 
 
-class AnswerText:
-    """Collects the text of an answer in OpenAI's chat dialect, whole or streamed, and the message of its error."""
+class ResponseText:
+    """Collects the text or the error message of a response in OpenAI's chat dialect, whole or streamed."""
 
     def __init__(self) -> None:
         self.is_stream = False
@@ -103,7 +103,7 @@ class AnswerText:
         self._events = sse.EventSplitter()
 
     def feed(self, data: bytes) -> str:
-        """Take a part; return the text that it adds, if it is a stream's."""
+        """Add a part of the body; returns the text in it if the response is a stream."""
         if self.is_stream:
             return self._read_events(self._events.feed(data))
         self._body += data
@@ -126,7 +126,7 @@ class AnswerText:
         try:
             value = json.loads(payload)
         except (ValueError, RecursionError):
-            return ""  # `[DONE]`, or what the pipeline has refused or counted already
+            return ""  # `[DONE]`, or invalid data, which the pipeline counts
         if not isinstance(value, dict):
             return ""
         error = value.get("error")
@@ -137,12 +137,12 @@ class AnswerText:
 
 def _texts(choices: Any) -> Iterator[str]:
     for choice in choices if isinstance(choices, list) else ():
-        written = (choice.get("delta") or choice.get("message")) if isinstance(choice, dict) else None
-        content = written.get("content") if isinstance(written, dict) else None
+        message = (choice.get("delta") or choice.get("message")) if isinstance(choice, dict) else None
+        content = message.get("content") if isinstance(message, dict) else None
         if isinstance(content, str):
             yield content
 
 
 def clean(text: str) -> str:
-    """Without lone surrogates, which no answer of ours could carry."""
+    """Replace lone surrogates, which UTF-8 cannot encode."""
     return text.encode("utf-8", "replace").decode("utf-8")

@@ -1,4 +1,9 @@
-"""An upstream that serves every dialect at no cost: exact usage, faults on demand, and a billing log of its own."""
+"""The simulated upstream: every dialect at no cost, with exact usage, faults on demand and a billing log.
+
+Owns the simulator and the fault proxy. Shares no code with the relay's parsing and metering, so that tests compare two
+independent counts. Invariants: the same seed and request give the same bytes; each call is billed exactly once, before
+its last byte is written.
+"""
 
 from __future__ import annotations
 

@@ -20,19 +20,18 @@ from mcpmeter.errors import (
     NotAuthenticated,
     RouteNotFound,
 )
-from mcpmeter.simulator.answers import CREATED_UNIX_SECONDS, Tally
 from mcpmeter.simulator.billing_log import BillingLog
-from mcpmeter.simulator.exchange import Exchange, Pace
+from mcpmeter.simulator.call import Pace, SimulatedCall
 from mcpmeter.simulator.faults import NO_FAULT, Fault, applies, choose
+from mcpmeter.simulator.generation import CREATED_UNIX_SECONDS, BilledTokens
 from mcpmeter.simulator.latency import Latency, Spread
 from mcpmeter.simulator.plan import Plan, PlanText
 from mcpmeter.simulator.quota import Quota
-from mcpmeter.simulator.request import SimulatorRequest
+from mcpmeter.simulator.response_writer import respond
 from mcpmeter.simulator.rng import RequestRng
-from mcpmeter.simulator.routes import Endpoint, Routes, vendor_of
-from mcpmeter.simulator.server import Server, read_body
+from mcpmeter.simulator.routes import DialectRoute, Routes, vendor_of
+from mcpmeter.simulator.server import AsgiServer, SimulatorRequest, read_body
 from mcpmeter.simulator.vendors.base import JSON, PlainResponse, Vendor
-from mcpmeter.simulator.wire import respond
 
 MAX_BODY_BYTES = 64 * 1024 * 1024
 MAX_LISTED_CALLS = 10_000
@@ -95,10 +94,10 @@ class Simulator:
         self._prices = dict(prices or {})
         self._quota = quota or Quota()
         self._rng = RequestRng(seed)
-        self._server = Server(self._handle)
+        self._server = AsgiServer(self._handle)
         self._closing = False
         self._routes = Routes(seed)
-        self._pages: dict[str, dict[str, Handler]] = {
+        self._handlers: dict[str, dict[str, Handler]] = {
             "/v1/models": {"GET": self._list_models},
             "/simulator/books": {"GET": self._show_billing_log, "DELETE": self._clear_billing_log},
             "/simulator/plan": {"GET": self._show_plan, "PUT": self._change_plan},
@@ -138,30 +137,30 @@ class Simulator:
 
     async def _handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = SimulatorRequest(scope, receive, send)
-        endpoint = self._routes.find(request)
-        vendor = vendor_of(request.path) if endpoint is None else endpoint.vendor
+        route = self._routes.find(request)
+        vendor = vendor_of(request.path) if route is None else route.vendor
         try:
-            if endpoint is not None and request.method == "POST":
+            if route is not None and request.method == "POST":
                 self._authenticate(request, vendor)
-                await self._answer(request, endpoint)
+                await self._call(request, route)
                 return
-            page = self._page(request, endpoint)
+            handler = self._handler(request, route)
             self._authenticate(request, vendor)
-            await respond(request, await page(request), {})
+            await respond(request, await handler(request), {})
         except MeterError as error:
             self.billing_log.refused += 1
             await respond(request, vendor.from_error(error), vendor.headers(self._quota))
 
-    def _page(self, request: SimulatorRequest, endpoint: Endpoint | None) -> Handler:
-        verbs = self._pages.get(request.path)
-        if verbs is None and endpoint is None and request.path.startswith("/v1/models/"):
-            verbs = {"GET": self._show_model}
-        if verbs is None and endpoint is None:
+    def _handler(self, request: SimulatorRequest, route: DialectRoute | None) -> Handler:
+        methods = self._handlers.get(request.path)
+        if methods is None and route is None and request.path.startswith("/v1/models/"):
+            methods = {"GET": self._show_model}
+        if methods is None and route is None:
             raise RouteNotFound("Unknown request URL.", hint="The routes are listed in docs/simulator.md.")
-        page = (verbs or {}).get(request.method)
-        if page is None:
-            raise MethodNotAllowed("Not allowed on this URL.", hint=f"Allowed: {', '.join(verbs or ['POST'])}.")
-        return page
+        handler = (methods or {}).get(request.method)
+        if handler is None:
+            raise MethodNotAllowed("Not allowed on this URL.", hint=f"Allowed: {', '.join(methods or ['POST'])}.")
+        return handler
 
     def _authenticate(self, request: SimulatorRequest, vendor: Vendor) -> None:
         if self._key is None:
@@ -170,40 +169,40 @@ class Simulator:
         if not hmac.compare_digest(given, self._key):
             raise NotAuthenticated("Incorrect API key provided.", hint=vendor.key_hint)
 
-    async def _answer(self, request: SimulatorRequest, endpoint: Endpoint) -> None:
+    async def _call(self, request: SimulatorRequest, route: DialectRoute) -> None:
         body = await read_body(request, MAX_BODY_BYTES)
-        ask = endpoint.dialect.read(body, endpoint.target)
-        random, nth = self._rng.of(body, endpoint.target.salt)
-        fault = self._fault(ask.wished_fault(body), random, nth)
-        reply = ask.draw(fault, self.plan, random, nth)
-        stream = reply.framing is not None
-        call = self.billing_log.open(ask.model_name, stream=stream, fault=fault.name, dialect=endpoint.dialect.name)
+        parsed = route.dialect.read(body, route.params)
+        random, repetition = self._rng.of(body, route.params.salt)
+        fault = self._fault(parsed.requested_fault(body), random, repetition)
+        response = parsed.respond(fault, self.plan, random, repetition)
+        stream = response.framing is not None
+        record = self.billing_log.open(parsed.model, stream=stream, fault=fault.name, dialect=route.dialect.name)
         fault = self._enforce_quota(fault)
-        self._quota.spend(reply.tally.prompt, reply.tally.completion)
-        cost = self._cost(ask.model_name, reply.tally)
-        headers = endpoint.vendor.headers(self._quota, call.request_id)
+        self._quota.spend(response.billed.prompt, response.billed.completion)
+        cost = self._cost(parsed.model, response.billed)
+        headers = route.vendor.headers(self._quota, record.request_id)
         if cost is not None and not stream:
             headers["X-Cost-USD"] = cost
-        exchange = Exchange(
+        call = SimulatedCall(
             request=request,
-            call=call,
+            record=record,
             fault=fault,
             pace=self._pace(fault, random, gaps=stream),
-            reply=reply,
-            vendor=endpoint.vendor,
+            response=response,
+            vendor=route.vendor,
             headers=headers,
             cost=cost,
             is_closing=lambda: self._closing,
         )
-        await exchange.run()
+        await call.run()
 
-    def _fault(self, wished: Fault | None, random: Random, nth: int) -> Fault:
-        planned = choose(self.plan.faults, random, nth)
-        if wished is None:
+    def _fault(self, requested: Fault | None, random: Random, repetition: int) -> Fault:
+        planned = choose(self.plan.faults, random, repetition)
+        if requested is None:
             return planned
-        if wished.probability < 1 and random.random() >= wished.probability:
+        if requested.probability < 1 and random.random() >= requested.probability:
             return NO_FAULT
-        return wished if applies(wished, nth) else NO_FAULT
+        return requested if applies(requested, repetition) else NO_FAULT
 
     def _enforce_quota(self, fault: Fault) -> Fault:
         if self._quota.admit():
@@ -220,12 +219,12 @@ class Simulator:
             between = Latency.from_rate(fault.chunks_per_second)
         return Pace(first_byte_ns, None if between.is_zero else partial(between.sample_ns, random))
 
-    def _cost(self, model: str, tally: Tally) -> str | None:
-        """Exact USD with all digits, if the model has a price."""
+    def _cost(self, model: str, billed: BilledTokens) -> str | None:
+        """Exact USD with all digits; None for a model without a price."""
         price = self._prices.get(model)
         if price is None:
             return None
-        usd = (price.prompt * tally.prompt + price.completion * tally.completion) / TOKENS_PER_PRICE
+        usd = (price.prompt * billed.prompt + price.completion * billed.completion) / TOKENS_PER_PRICE
         return f"{usd.normalize():f}"
 
     async def _list_models(self, request: SimulatorRequest) -> PlainResponse:
@@ -235,8 +234,8 @@ class Simulator:
         return _json(_model(request.path.removeprefix("/v1/models/")))
 
     async def _show_billing_log(self, request: SimulatorRequest) -> PlainResponse:
-        wanted = request.query_params.get("calls", "0")
-        if not (wanted.isascii() and wanted.isdigit() and int(wanted[:9]) <= MAX_LISTED_CALLS):
+        count = request.query_params.get("calls", "0")
+        if not (count.isascii() and count.isdigit() and int(count[:9]) <= MAX_LISTED_CALLS):
             raise InvalidRequest(f"'calls' is the number of calls to list, up to {MAX_LISTED_CALLS}.")
         log = self.billing_log
         return _json(
@@ -246,7 +245,7 @@ class Simulator:
                 "totals": log.totals,
                 "by_model": log.totals_by_model,
                 "by_dialect": log.totals_by_dialect,
-                "calls": log.latest(int(wanted)),
+                "calls": log.latest(int(count)),
             }
         )
 
@@ -261,8 +260,8 @@ class Simulator:
         body = await read_body(request, MAX_BODY_BYTES)
         try:
             self.plan = PlanText.decode(body).plan()
-        except ConfigInvalid as wrong:
-            raise InvalidRequest(wrong.message, hint=wrong.hint) from None
+        except ConfigInvalid as error:
+            raise InvalidRequest(error.message, hint=error.hint) from None
         return _json(PlanText.of(self.plan))
 
 

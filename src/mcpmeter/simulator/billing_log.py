@@ -11,8 +11,8 @@ from typing import Literal
 
 import msgspec
 
-from mcpmeter.simulator.answers import Tally
 from mcpmeter.simulator.faults import FAULT_NAMES
+from mcpmeter.simulator.generation import BilledTokens
 
 CallOutcome = Literal["complete", "cancelled", "fault"]
 _OUTCOMES: tuple[CallOutcome, ...] = ("complete", "cancelled", "fault")
@@ -99,7 +99,7 @@ class _Sums:
 class BillingLog:
     """Records of the last `keep_calls` calls (46 bytes each) and totals of all calls; 0 keeps totals only.
 
-    A call is booked before its last byte is written: a client that has read a response finds its record here.
+    A call is billed before its last byte is written: a client that has read a response finds its record here.
     """
 
     def __init__(self, *, seed: int = 0, keep_calls: int = 1_000_000) -> None:
@@ -115,16 +115,16 @@ class BillingLog:
         self._sums: dict[tuple[int, int], _Sums] = {}
         """By the indices of model and dialect."""
         self._rows = bytearray()
-        self._booked = 0
+        self._recorded = 0
 
-    def open(self, model: str, *, stream: bool, fault: str, dialect: str = DIALECTS[0]) -> OpenCall:
-        """Begin a call; `OpenCall.book` ends it."""
+    def open(self, model: str, *, stream: bool, fault: str, dialect: str = DIALECTS[0]) -> OpenRecord:
+        """Begin a call; `OpenRecord.bill` ends it."""
         self._open += 1
         ordinal = self._next_ordinal
         self._next_ordinal += 1
         self._wake()
         indices = (self._index_of(model), DIALECTS.index(dialect))
-        return OpenCall(self, ordinal, indices, stream, FAULT_NAMES.index(fault))
+        return OpenRecord(self, ordinal, indices, stream, FAULT_NAMES.index(fault))
 
     def request_id(self, ordinal: int) -> str:
         """The id in this call's response."""
@@ -138,10 +138,10 @@ class BillingLog:
     @property
     def totals(self) -> Totals:
         """Sums over all ended calls."""
-        every = _Sums()
+        all_calls = _Sums()
         for sums in self._sums.values():
-            every.add(sums)
-        return every.totals()
+            all_calls.add(sums)
+        return all_calls.totals()
 
     @property
     def totals_by_model(self) -> dict[str, Totals]:
@@ -167,13 +167,15 @@ class BillingLog:
         """The last `count` of the kept records, the oldest of them first."""
         rows = bytes(self._rows)
         kept = len(rows) // _ROW.size
-        return [self._record(rows, number % kept) for number in range(self._booked - min(count, kept), self._booked)]
+        return [
+            self._record(rows, number % kept) for number in range(self._recorded - min(count, kept), self._recorded)
+        ]
 
     def clear(self) -> None:
-        """Forget all ended calls. Ids keep counting; open calls are booked when they end."""
+        """Forget all ended calls. Ids keep counting; open calls are recorded when they end."""
         self._sums = {}
         self._rows = bytearray()
-        self._booked = 0
+        self._recorded = 0
         self.refused = 0
 
     async def wait_until(self, holds: Callable[[BillingLog], bool], *, timeout_seconds: float = 10.0) -> None:
@@ -197,23 +199,25 @@ class BillingLog:
             self._models.append(model)
         return index
 
-    def _book(self, call: OpenCall, outcome: CallOutcome, tally: Tally, delivered: int, at_ns: int) -> None:
+    def _record_call(
+        self, call: OpenRecord, outcome: CallOutcome, billed: BilledTokens, delivered: int, at_ns: int
+    ) -> None:
         self._open -= 1
         code = _OUTCOMES.index(outcome)
         sums = self._sums.get(call.indices)
         if sums is None:
             sums = self._sums[call.indices] = _Sums()
         sums.outcomes[code] += 1
-        for position, tokens in enumerate((*tally, delivered)):
+        for position, tokens in enumerate((*billed, delivered)):
             sums.tokens[position] += tokens
         if self._keep_calls:
             row = _ROW.pack(
-                call.ordinal, at_ns, *tally, delivered, call.indices[0], code, call.stream, call.fault_index,
+                call.ordinal, at_ns, *billed, delivered, call.indices[0], code, call.stream, call.fault_index,
                 call.indices[1],
             )  # fmt: skip
-            place = self._booked % self._keep_calls * _ROW.size
-            self._rows[place : place + _ROW.size] = row
-            self._booked += 1
+            start = self._recorded % self._keep_calls * _ROW.size
+            self._rows[start : start + _ROW.size] = row
+            self._recorded += 1
         self._wake()
 
     def _wake(self) -> None:
@@ -232,14 +236,14 @@ class BillingLog:
         )  # fmt: skip
 
 
-class OpenCall:
-    """A call in progress. Only the first `book` counts."""
+class OpenRecord:
+    """A call in progress. Only the first `bill` counts."""
 
-    __slots__ = ("_booked", "_log", "fault_index", "indices", "ordinal", "stream")
+    __slots__ = ("_billed", "_log", "fault_index", "indices", "ordinal", "stream")
 
     def __init__(self, log: BillingLog, ordinal: int, indices: tuple[int, int], stream: bool, fault_index: int) -> None:
         self._log = log
-        self._booked = False
+        self._billed = False
         self.ordinal = ordinal
         self.indices = indices
         """Of the model and of the dialect."""
@@ -251,8 +255,8 @@ class OpenCall:
         """As in `CallRecord.request_id`."""
         return self._log.request_id(self.ordinal)
 
-    def book(self, outcome: CallOutcome, tally: Tally, *, delivered: int, cancelled_at_ns: int = 0) -> None:
+    def bill(self, outcome: CallOutcome, billed: BilledTokens, *, delivered: int, cancelled_at_ns: int = 0) -> None:
         """End the call with its billed usage."""
-        if not self._booked:
-            self._booked = True
-            self._log._book(self, outcome, tally, delivered, cancelled_at_ns)
+        if not self._billed:
+            self._billed = True
+            self._log._record_call(self, outcome, billed, delivered, cancelled_at_ns)

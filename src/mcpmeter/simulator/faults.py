@@ -1,4 +1,4 @@
-"""What can be made to go wrong, and the short text that asks for it (`status=503,retry_after=2:0.02`)."""
+"""The faults of a call, and their text form (`status=503,retry_after=2:0.02`)."""
 
 from __future__ import annotations
 
@@ -21,30 +21,30 @@ FAULT_NAMES = ("", "status", "reset", "stall", "body", "content_length", "drip",
 
 
 class Fault(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """What happens to one call. Raises `ConfigInvalid` for values that make no sense."""
+    """The faults of one call. Raises `ConfigInvalid` for invalid values."""
 
     probability: Annotated[float, Meta(ge=0, le=1)] = 1.0
     first: Annotated[int, Meta(ge=1)] | None = None
-    """Only the first times that the same body is asked: a retry then succeeds."""
+    """Applies only to the first N requests with the same body: a later retry succeeds."""
 
     status: Annotated[int, Meta(ge=200, le=599)] | None = None
     retry_after: Seconds | None = None
     reset: Literal["headers", "body", "chunk"] | None = None
-    """A real RST: before the headers, after some of the body, or inside a chunk of the transfer encoding."""
+    """A TCP RST: before the headers, inside the body, or inside a chunk of the transfer encoding."""
     stall: Literal["headers", "body"] | None = None
     stall_seconds: Seconds | None = None
-    """How long; without it until the client leaves."""
+    """Without it, a stall lasts until the client disconnects."""
     after_tokens: Tokens = 3
-    """How many tokens of a stream are sent before it is reset or stalls."""
+    """Tokens of a stream that are sent before its reset, stall or broken event."""
     body: Literal["malformed_json", "malformed_sse", "empty", "html", "error"] | None = None
     usage: Literal["missing", "zero", "negative", "string", "nan", "overflow", "twice", "with_choices"] | None = None
     done: Literal["missing"] | None = None
     drip_bytes_per_second: Annotated[int, Meta(ge=1)] | None = None
     content_length: Literal["short", "long"] | None = None
-    """The header says less, or more, than is sent."""
+    """`Content-Length` is shorter or longer than the body."""
     huge_mb: Annotated[int, Meta(ge=1, le=256)] | None = None
     encoding: Literal["gzip"] | None = None
-    """Sent though `identity` was asked for."""
+    """Applied even if the request accepts only `identity`."""
 
     latency_ms: str | None = None
     chunks_per_second: str | None = None
@@ -55,13 +55,13 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     tokens_per_chunk: Annotated[int, Meta(ge=1)] | None = None
     tool_calls: bool | None = None
     refusal: bool | None = None
-    """The model declines, in the way that the dialect marks it."""
+    """A refusal by the model, in the dialect's format."""
     dated_model: bool | None = None
 
     def __post_init__(self) -> None:
         for number in (self.probability, self.retry_after, self.stall_seconds):
             if number is not None and not math.isfinite(number):
-                raise ConfigInvalid("A fault needs finite numbers.")
+                raise ConfigInvalid("The numbers of a fault are finite.")
         if self.latency_ms is not None:
             Latency.parse(self.latency_ms)
         if self.chunks_per_second is not None:
@@ -69,16 +69,16 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read `name=value,name=value`, optionally with `:probability` behind. Raises `ConfigInvalid`."""
+        """Parse `name=value,name=value`, optionally followed by `:probability`. Raises `ConfigInvalid`."""
         settings, probability = _split_probability(text)
         if probability is not None:
             settings["probability"] = probability
         try:
             return msgspec.convert(settings, cls, strict=False)
-        except (msgspec.ValidationError, ConfigInvalid) as wrong:
-            reason = wrong.message if isinstance(wrong, ConfigInvalid) else str(wrong)
+        except (msgspec.ValidationError, ConfigInvalid) as error:
+            reason = error.message if isinstance(error, ConfigInvalid) else str(error)
             raise ConfigInvalid(
-                f"'{text[:80]}' is no fault: {reason[:160].rstrip('.')}.", hint="docs/simulator.md lists them all."
+                f"'{text[:80]}' is not a fault: {reason[:160].rstrip('.')}.", hint="docs/simulator.md lists them all."
             ) from None
 
     @property
@@ -86,7 +86,7 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         """The one of `FAULT_NAMES` in the billing log; empty if only the response's size or pace is set."""
         if self is NO_FAULT:
             return ""
-        asked = (
+        settings = (
             ("status", self.status),
             ("reset", self.reset),
             ("stall", self.stall),
@@ -98,7 +98,7 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
             ("usage", self.usage),
             ("done", self.done),
         )
-        return next((name for name, value in asked if value is not None), "")
+        return next((name for name, value in settings if value is not None), "")
 
     @property
     def spoils_transfer(self) -> bool:
@@ -109,23 +109,23 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 NO_FAULT = Fault()
 
 
-def choose(faults: Sequence[Fault], random: Random, nth: int) -> Fault:
-    """Draw at most one fault for the `nth` (from 0) asking of a body. Always draws once, whatever the faults are."""
+def choose(faults: Sequence[Fault], random: Random, repetition: int) -> Fault:
+    """Choose at most one fault for the `repetition` (from 0) of a body. Always draws exactly one random number."""
     drawn = random.random()
     for fault in faults:
         drawn -= fault.probability
         if drawn < 0:
-            return fault if applies(fault, nth) else NO_FAULT
+            return fault if applies(fault, repetition) else NO_FAULT
     return NO_FAULT
 
 
-def applies(fault: Fault, nth: int) -> bool:
-    """Whether the fault still holds when the same body is asked for the `nth` time (from 0)."""
-    return fault.first is None or nth < fault.first
+def applies(fault: Fault, repetition: int) -> bool:
+    """Whether the fault applies to the `repetition` (from 0) of a body."""
+    return fault.first is None or repetition < fault.first
 
 
 def check_sum(faults: Sequence[Fault]) -> None:
-    """Raises `ConfigInvalid` if probabilities pass 1, since the last faults could then never happen."""
+    """Raises `ConfigInvalid` if the probabilities exceed 1: the last faults could never happen."""
     total = sum(fault.probability for fault in faults)
     if total > 1 + 1e-9:
         raise ConfigInvalid(
@@ -138,17 +138,17 @@ def _split_probability(text: str) -> tuple[dict[str, str], str | None]:
     settings: dict[str, str] = {}
     probability = None
     *pairs, last = text.split(",")
-    head, colon, tail = last.rpartition(":")
-    # `latency_ms=uniform:10-50` has a colon too: only a bare number behind the last one is a probability.
-    if colon and _is_number(tail) and ("=" in head or _is_number(head)):
-        last, probability = head, tail
+    before, colon, after = last.rpartition(":")
+    # `latency_ms=uniform:10-50` has a colon too: only a bare number after the last one is a probability.
+    if colon and _is_number(after) and ("=" in before or _is_number(before)):
+        last, probability = before, after
     for pair in (*pairs, last):
         name, equals, value = pair.partition("=")
         if not equals:
-            # A comma inside a value, as in lognormal:200,0.5, belongs to the pair before it.
+            # A comma inside a value, as in lognormal:200,0.5, continues the previous pair.
             if not settings:
                 raise ConfigInvalid(
-                    f"'{text[:80]}' is no fault.", hint="Write name=value, as in status=503,retry_after=2."
+                    f"'{text[:80]}' is not a fault.", hint="Write name=value, as in status=503,retry_after=2."
                 )
             previous = next(reversed(settings))
             settings[previous] += f",{name.strip()}"

@@ -1,4 +1,4 @@
-"""How numbers are spread: fixed, uniform or lognormal, always drawn from a seeded generator."""
+"""Distributions of numbers: fixed, uniform or lognormal, sampled from a seeded generator."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _FORMS = "Write a number, uniform:LOW-HIGH or lognormal:MEDIAN,SIGMA."
 
 
 class Spread(msgspec.Struct, frozen=True):
-    """A distribution of non-negative numbers. Raises `ConfigInvalid` for one that cannot be drawn from."""
+    """A distribution of non-negative numbers. Raises `ConfigInvalid` for invalid parameters."""
 
     kind: Literal["fixed", "uniform", "lognormal"] = "fixed"
     a: float = 0.0
     """The value, the lower end, or the median."""
     b: float = 0.0
-    """Nothing, the upper end, or sigma (the standard deviation of the logarithm)."""
+    """Unused, the upper end, or sigma (the standard deviation of the logarithm)."""
 
     def __post_init__(self) -> None:
         if not (0 <= self.a <= LARGEST and 0 <= self.b <= (LARGEST if self.kind == "uniform" else MAX_SIGMA)):
@@ -40,17 +40,17 @@ class Spread(msgspec.Struct, frozen=True):
 
     @classmethod
     def uniform(cls, low: float, high: float) -> Self:
-        """Every value between both ends alike."""
+        """Every value between both ends is equally likely."""
         return cls("uniform", low, high)
 
     @classmethod
     def lognormal(cls, median: float, sigma: float) -> Self:
-        """Long tail to the right, as real latencies have."""
+        """A long right tail, as real latencies have."""
         return cls("lognormal", median, sigma)
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read `20`, `uniform:10-50` or `lognormal:200,0.5`. Raises `ConfigInvalid`."""
+        """Parse `20`, `uniform:10-50` or `lognormal:200,0.5`. Raises `ConfigInvalid`."""
         kind, _, numbers = text.strip().rpartition(":")
         try:
             match kind:
@@ -64,7 +64,7 @@ class Spread(msgspec.Struct, frozen=True):
                     return cls.lognormal(float(median), float(sigma))
         except ValueError:
             pass
-        raise ConfigInvalid(f"'{text[:60]}' is no distribution.", hint=_FORMS)
+        raise ConfigInvalid(f"'{text[:60]}' is not a distribution.", hint=_FORMS)
 
     def sample(self, random: Random) -> float:
         """One value."""
@@ -87,14 +87,14 @@ class Spread(msgspec.Struct, frozen=True):
 
 
 class Latency(Spread, frozen=True):
-    """A distribution of waiting times in milliseconds."""
+    """A distribution of delays in milliseconds."""
 
     @classmethod
     def from_rate(cls, text: str) -> Self:
-        """The gaps of a rate per second: `40`, `uniform:20-60`, `lognormal:40,0.3`. Raises `ConfigInvalid`."""
+        """Parse a rate per second as delays: `40`, `uniform:20-60`, `lognormal:40,0.3`. Raises `ConfigInvalid`."""
         rate = Spread.parse(text)
         if rate.a <= 0:
-            raise ConfigInvalid(f"'{text[:60]}' is no rate.", hint="Rates are above zero. " + _FORMS)
+            raise ConfigInvalid(f"'{text[:60]}' is not a rate.", hint="Rates are above zero. " + _FORMS)
         match rate.kind:
             case "fixed":
                 return cls.fixed(1000 / rate.a)
@@ -104,7 +104,7 @@ class Latency(Spread, frozen=True):
                 return cls.lognormal(1000 / rate.a, rate.b)  # the reciprocal of a lognormal is lognormal
 
     def as_rate(self) -> str:
-        """The text that `from_rate` reads, where all gaps are above zero."""
+        """The text that `from_rate` parses; delays of zero become 1 µs."""
         low, high = self.a or 0.001, self.b or 0.001
         match self.kind:
             case "uniform":
@@ -113,10 +113,10 @@ class Latency(Spread, frozen=True):
                 return str(Spread(kind, 1000 / low, self.b))
 
     def sample_ns(self, random: Random) -> int:
-        """One waiting time in nanoseconds."""
+        """One delay in nanoseconds."""
         return round(self.sample(random) * NS_PER_MS)
 
     @property
     def is_zero(self) -> bool:
-        """Whether nothing is ever waited for."""
+        """Whether every delay is zero."""
         return self.kind != "uniform" and self.a == 0

@@ -1,4 +1,4 @@
-"""What the simulator does unless a request asks for something else; may be replaced while it runs."""
+"""The simulator's defaults for every call; replaceable while it runs. A request's own fault takes precedence."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from mcpmeter.simulator.latency import Latency, Spread
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """Faults with their probabilities, pace and size of answers. Raises `ConfigInvalid` if probabilities pass 1."""
+    """Faults with their probabilities, pace and size of responses. Raises `ConfigInvalid` if probabilities exceed 1."""
 
     faults: tuple[Fault, ...] = ()
     first_byte: Latency = Latency()
     between_chunks: Latency = Latency()
     completion_tokens: Spread = Spread.lognormal(60, 0.6)
     tool_calls: bool = False
-    """Call the first of the given `tools` instead of writing text."""
+    """Call the first of the request's `tools` instead of writing text."""
     dated_models: bool = False
-    """Answer with the name of a dated snapshot."""
+    """Name a dated snapshot of the model in responses."""
 
     def __post_init__(self) -> None:
         check_sum(self.faults)
 
 
 class PlanText(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """A plan as JSON: `PUT /simulator/plan`. What is left out is as at the start of a bare simulator."""
+    """A plan as JSON: the body of `PUT /simulator/plan`. Omitted fields get the simulator's defaults."""
 
     faults: Sequence[str | dict[str, Any]] = ()
     latency_ms: str = "0"
@@ -40,17 +40,17 @@ class PlanText(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
     @classmethod
     def decode(cls, body: bytes) -> Self:
-        """Raises `ConfigInvalid` for anything that is no plan."""
+        """Parse a plan. Raises `ConfigInvalid`."""
         try:
             return msgspec.json.decode(body, type=cls)
-        except (ValueError, RecursionError) as wrong:
+        except (ValueError, RecursionError) as error:
             raise ConfigInvalid(
-                f"The plan cannot be read: {str(wrong)[:200]}", hint="docs/simulator.md shows one."
+                f"The plan cannot be read: {str(error)[:200]}", hint="docs/simulator.md shows one."
             ) from None
 
     @classmethod
     def of(cls, plan: Plan) -> Self:
-        """A plan as it would be put."""
+        """The JSON form of a plan."""
         gaps = plan.between_chunks
         return cls(
             faults=[msgspec.to_builtins(fault) for fault in plan.faults],
@@ -62,7 +62,7 @@ class PlanText(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
         )
 
     def plan(self) -> Plan:
-        """The plan itself. Raises `ConfigInvalid`."""
+        """The plan. Raises `ConfigInvalid`."""
         return Plan(
             faults=tuple(_fault(fault) for fault in self.faults),
             first_byte=Latency.parse(self.latency_ms),
@@ -78,5 +78,7 @@ def _fault(given: str | dict[str, Any]) -> Fault:
         return Fault.parse(given)
     try:
         return msgspec.convert(given, Fault)
-    except msgspec.ValidationError as wrong:
-        raise ConfigInvalid(f"This is no fault: {str(wrong)[:200]}", hint="docs/simulator.md lists them all.") from None
+    except msgspec.ValidationError as error:
+        raise ConfigInvalid(
+            f"This is not a fault: {str(error)[:200]}", hint="docs/simulator.md lists them all."
+        ) from None

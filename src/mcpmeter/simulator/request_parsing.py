@@ -1,13 +1,13 @@
 """Parses requests of every dialect: counts tokens and finds requested faults.
 
-Each text counts one token per 4 characters, rounded up; each message 4 more; each non-text part (image, audio) 85;
+Each text counts one token per 4 characters, rounded up; each message 4 more; each image or other media part 85;
 `tools` count as JSON without spaces. Without a tokenizer the count is exact, fast and known to both sides.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, TypeVar
 
 import msgspec
@@ -68,6 +68,13 @@ def find_fault(text: object, where: str, body: bytes, first_text: Callable[[], s
         return Fault.parse(text)
     except ConfigInvalid as wrong:
         raise InvalidRequest(f"'{where}': {_clip(wrong.message)}", hint=wrong.hint) from None
+
+
+def find_labelled_fault(
+    labels: Mapping[str, object] | None, field: str, body: bytes, first_text: Callable[[], str]
+) -> Fault | None:
+    """The fault that `simulate` in the request's `field` asks for, as `find_fault`."""
+    return find_fault((labels or {}).get("simulate"), f"{field}.simulate", body, first_text)
 
 
 def text_tokens(text: str) -> int:

@@ -22,13 +22,13 @@ class RequestRng:
         self._bodies_kept = bodies_kept
 
     def of(self, body: bytes, salt: bytes = b"") -> tuple[Random, int]:
-        """The generator of this request and how many equal bodies preceded it; `salt` separates URLs."""
+        """The generator of this request and the number of equal bodies before it; `salt` separates URLs."""
         hashed = blake2b(body, digest_size=8, key=self._key)
         if salt:
             hashed.update(salt)
         digest = int.from_bytes(hashed.digest(), "big")
-        nth = self._repetitions.pop(digest, 0)
-        self._repetitions[digest] = nth + 1
+        repetition = self._repetitions.pop(digest, 0)
+        self._repetitions[digest] = repetition + 1
         if len(self._repetitions) > self._bodies_kept:
             self._repetitions.popitem(last=False)
-        return Random(digest ^ (nth * _ODD)), nth  # noqa: S311 (repeatable on purpose; nothing secret depends on it)
+        return Random(digest ^ (repetition * _ODD)), repetition  # noqa: S311 (repeatable on purpose; nothing secret depends on it)

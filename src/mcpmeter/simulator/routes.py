@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from mcpmeter.simulator.dialects.anthropic_messages import AnthropicMessages
-from mcpmeter.simulator.dialects.anthropic_prompt import AnthropicCountTokens
-from mcpmeter.simulator.dialects.base import Dialect, Target
-from mcpmeter.simulator.dialects.gemini_embeddings import GeminiBatchEmbed, GeminiEmbed
-from mcpmeter.simulator.dialects.gemini_generate import ARRAY, SSE, GeminiCountTokens, GeminiGenerate
-from mcpmeter.simulator.dialects.openai_chat import OpenAiChat
-from mcpmeter.simulator.dialects.openai_embeddings import OpenAiEmbeddings
-from mcpmeter.simulator.dialects.openai_responses import OpenAiResponses
-from mcpmeter.simulator.request import SimulatorRequest
+from mcpmeter.simulator.dialects.anthropic_messages import MessagesRequest
+from mcpmeter.simulator.dialects.anthropic_prompt import CountTokensRequest
+from mcpmeter.simulator.dialects.base import BodyDialect, SimulatedDialect, UrlParams
+from mcpmeter.simulator.dialects.gemini_embeddings import GeminiEmbeddingsDialect
+from mcpmeter.simulator.dialects.gemini_generate import ARRAY, SSE, CountTokensDialect, GenerateContentDialect
+from mcpmeter.simulator.dialects.openai_chat import ChatRequest
+from mcpmeter.simulator.dialects.openai_embeddings import EmbeddingsDialect
+from mcpmeter.simulator.dialects.openai_responses import ResponsesRequest
+from mcpmeter.simulator.server import SimulatorRequest
 from mcpmeter.simulator.vectors import Vectors
 from mcpmeter.simulator.vendors.anthropic import ANTHROPIC
 from mcpmeter.simulator.vendors.base import Vendor
@@ -23,12 +23,12 @@ _GOOGLE_PREFIXES = ("/v1beta/models/", "/v1/models/")  # its SDK uses v1 since v
 _STREAM = "streamGenerateContent"
 
 
-class Endpoint(NamedTuple):
-    """The dialect of a URL, and the vendor that words its errors."""
+class DialectRoute(NamedTuple):
+    """The dialect of a URL, and the vendor whose error format it uses."""
 
     vendor: Vendor
-    dialect: Dialect
-    target: Target = Target()
+    dialect: SimulatedDialect
+    params: UrlParams = UrlParams()
 
 
 class Routes:
@@ -36,27 +36,30 @@ class Routes:
 
     def __init__(self, seed: int) -> None:
         vectors = Vectors(seed)
+        chat = DialectRoute(OPENAI, BodyDialect("openai_chat", ChatRequest))
+        embeddings = DialectRoute(OPENAI, EmbeddingsDialect(vectors))
+        count_tokens = BodyDialect("anthropic_count_tokens", CountTokensRequest)
         self._fixed = {
-            "/v1/chat/completions": Endpoint(OPENAI, OpenAiChat()),
-            "/v1/embeddings": Endpoint(OPENAI, OpenAiEmbeddings(vectors)),
-            "/v1/responses": Endpoint(OPENAI, OpenAiResponses()),
-            # Google's endpoints in OpenAI's dialect:
-            "/v1beta/openai/chat/completions": Endpoint(OPENAI, OpenAiChat()),
-            "/v1beta/openai/embeddings": Endpoint(OPENAI, OpenAiEmbeddings(vectors)),
-            "/v1/messages": Endpoint(ANTHROPIC, AnthropicMessages()),
-            "/v1/messages/count_tokens": Endpoint(ANTHROPIC, AnthropicCountTokens(), Target(salt=b"count_tokens")),
+            "/v1/chat/completions": chat,
+            "/v1/embeddings": embeddings,
+            "/v1/responses": DialectRoute(OPENAI, BodyDialect("openai_responses", ResponsesRequest)),
+            # Google's routes in OpenAI's dialect:
+            "/v1beta/openai/chat/completions": chat,
+            "/v1beta/openai/embeddings": embeddings,
+            "/v1/messages": DialectRoute(ANTHROPIC, BodyDialect("anthropic_messages", MessagesRequest)),
+            "/v1/messages/count_tokens": DialectRoute(ANTHROPIC, count_tokens, UrlParams(salt=b"count_tokens")),
         }
         self._verbs = {
-            "generateContent": Endpoint(GOOGLE, GeminiGenerate()),
-            _STREAM: Endpoint(GOOGLE_ARRAY, GeminiGenerate(ARRAY)),
-            "countTokens": Endpoint(GOOGLE, GeminiCountTokens()),
-            "embedContent": Endpoint(GOOGLE, GeminiEmbed(vectors)),
-            "batchEmbedContents": Endpoint(GOOGLE, GeminiBatchEmbed(vectors)),
+            "generateContent": DialectRoute(GOOGLE, GenerateContentDialect()),
+            _STREAM: DialectRoute(GOOGLE_ARRAY, GenerateContentDialect(ARRAY)),
+            "countTokens": DialectRoute(GOOGLE, CountTokensDialect()),
+            "embedContent": DialectRoute(GOOGLE, GeminiEmbeddingsDialect(vectors, is_batch=False)),
+            "batchEmbedContents": DialectRoute(GOOGLE, GeminiEmbeddingsDialect(vectors, is_batch=True)),
         }
-        self._event_stream = Endpoint(GOOGLE, GeminiGenerate(SSE))
+        self._event_stream = DialectRoute(GOOGLE, GenerateContentDialect(SSE))
 
-    def find(self, request: SimulatorRequest) -> Endpoint | None:
-        """The endpoint of this URL for any HTTP method; None if no dialect has it."""
+    def find(self, request: SimulatorRequest) -> DialectRoute | None:
+        """The route of this URL for any HTTP method; None if no dialect has it."""
         path = request.path
         fixed = self._fixed.get(path)
         if fixed is not None or not path.startswith(_GOOGLE_PREFIXES):
@@ -67,11 +70,11 @@ class Routes:
         if found is None:
             return None
         # The body does not name the model: the salt separates calls of two models.
-        return found._replace(target=Target(model, salt=f"{model}:{verb}".encode("utf-8", "replace")))
+        return found._replace(params=UrlParams(model, salt=f"{model}:{verb}".encode("utf-8", "replace")))
 
 
 def vendor_of(path: str) -> Vendor:
-    """The vendor that words the error for an unknown URL."""
+    """The vendor whose error format an unknown URL gets."""
     if path.startswith("/v1/messages"):
         return ANTHROPIC
     return GOOGLE if path.startswith("/v1beta/") else OPENAI

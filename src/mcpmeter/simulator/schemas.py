@@ -1,4 +1,4 @@
-"""A small instance of a JSON schema, for structured answers and for the arguments of tool calls."""
+"""Small instances of JSON schemas, for structured output and the arguments of tool calls."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ MAX_PROPERTIES = 64
 
 
 def instance_of(schema: Any, words: Callable[[], str]) -> Any:
-    """A value that fits the common parts of a JSON schema: type, properties, items, enum, const, anyOf, $ref, minimum.
+    """A value that fits a JSON schema's common keywords: type, properties, items, enum, const, anyOf, $ref, minimum.
 
-    Strings are taken from `words`. Deeper than 8 levels it gives up and says null, so a hostile schema ends.
+    `words` makes the strings. Below 8 levels the value is null, so that a recursive schema ends.
     """
     return _value(schema, schema if isinstance(schema, Mapping) else {}, words, 0)
 
@@ -26,9 +26,9 @@ def _value(schema: Any, root: Mapping[str, Any], words: Callable[[], str], depth
         return schema["enum"][0]
     if isinstance(schema.get("$ref"), str):
         return _value(_resolve(schema["$ref"], root), root, words, depth + 1)
-    for either in ("anyOf", "oneOf", "allOf"):
-        if _has_items(schema.get(either)):
-            return _value(schema[either][0], root, words, depth + 1)
+    for keyword in ("anyOf", "oneOf", "allOf"):
+        if _has_items(schema.get(keyword)):
+            return _value(schema[keyword][0], root, words, depth + 1)
     return _typed(schema, root, words, depth)
 
 
@@ -36,12 +36,12 @@ def _typed(schema: Mapping[str, Any], root: Mapping[str, Any], words: Callable[[
     kind = schema.get("type", "object" if "properties" in schema else None)
     if isinstance(kind, list):
         kind = kind[0] if kind else None
-    # Gemini writes OBJECT where everybody else writes object.
+    # Gemini writes OBJECT, all others object.
     match kind.lower() if isinstance(kind, str) else kind:
         case "object":
             properties = schema.get("properties")
-            named = list(properties.items())[:MAX_PROPERTIES] if isinstance(properties, Mapping) else []
-            return {name: _value(inner, root, words, depth + 1) for name, inner in named}
+            kept = list(properties.items())[:MAX_PROPERTIES] if isinstance(properties, Mapping) else []
+            return {name: _value(inner, root, words, depth + 1) for name, inner in kept}
         case "array":
             return [_value(schema.get("items"), root, words, depth + 1)] if "items" in schema else []
         case "string":

@@ -13,7 +13,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from email.utils import formatdate
-from typing import Any
+from typing import Any, cast
 
 import uvicorn
 from starlette.requests import ClientDisconnect, Request
@@ -25,11 +25,11 @@ from mcpmeter.errors import BodyTooLarge, PortTaken
 
 KEEP_ALIVE_SECONDS = 75
 BACKLOG = 1024
-_LINGER_NOT_AT_ALL = struct.pack("ii", 1, 0)
+_NO_LINGER = struct.pack("ii", 1, 0)
 _SECONDS_FOR_SENT_BYTES = 0.02
 
 
-class Connection(asyncio.Protocol):
+class ClientConnection(asyncio.Protocol):
     """Passes transport events on to uvicorn's protocol; cancels the current request if the connection is lost.
 
     ASGI hides the transport, and reports a disconnect only to an application that waits for it.
@@ -73,16 +73,34 @@ class Connection(asyncio.Protocol):
 
     async def reset(self) -> None:
         """Send RST. Does not return: the lost connection cancels the task."""
-        # An RST discards what the event loop or the kernel has not sent yet: give these bytes a moment.
-        await asyncio.sleep(_SECONDS_FOR_SENT_BYTES)
-        peer = self.transport.get_extra_info("socket")
-        peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_NOT_AT_ALL)
-        self.transport.abort()
+        await send_rst(self.transport)
         await until_cancelled()
 
 
-class Server:
-    """Serves an ASGI application. A request's `scope["state"]["connection"]` is its `Connection`."""
+class SimulatorRequest(Request):
+    """Starlette's request with its connection."""
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        super().__init__(scope, receive, send)
+        self.send = send
+
+    @property
+    def path(self) -> str:
+        """The URL's path, percent-decoded."""
+        return cast("str", self.scope["path"])
+
+    @property
+    def connection(self) -> ClientConnection:
+        """The connection the request arrived on."""
+        return cast("ClientConnection", self.scope["state"]["connection"])
+
+    def header(self, name: str) -> str:
+        """The header's value as UTF-8 (Starlette decodes Latin-1), empty without it."""
+        return self.headers.get(name, "").encode("latin-1").decode("utf-8", "surrogateescape")
+
+
+class AsgiServer:
+    """Serves an ASGI application. A request's `scope["state"]["connection"]` is its `ClientConnection`."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -115,7 +133,7 @@ class Server:
         loop = asyncio.get_running_loop()
         try:
             self._server = await loop.create_server(
-                lambda: Connection(config, self._state), host, port, backlog=BACKLOG
+                lambda: ClientConnection(config, self._state), host, port, backlog=BACKLOG
             )
         except OSError as fault:
             reason = os.strerror(fault.errno) if fault.errno and fault.errno > 0 else "the name cannot be resolved"
@@ -137,7 +155,7 @@ class Server:
         self._server = None
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
-        connection: Connection = scope["state"]["connection"]
+        connection: ClientConnection = scope["state"]["connection"]
         if connection.is_lost:
             return
         connection.request_task = asyncio.current_task()
@@ -154,7 +172,7 @@ class Server:
 @asynccontextmanager
 async def serving(app: ASGIApp) -> AsyncIterator[str]:
     """Serve an ASGI application on a free port of 127.0.0.1; yields its URL."""
-    server = Server(app)
+    server = AsgiServer(app)
     await server.listen("127.0.0.1", 0)
     try:
         yield server.url or ""
@@ -164,16 +182,25 @@ async def serving(app: ASGIApp) -> AsyncIterator[str]:
 
 async def read_body(request: Request, max_bytes: int) -> bytes:
     """The whole body. Raises `BodyTooLarge`."""
-    pieces: list[bytes] = []
+    chunks: list[bytes] = []
     size = 0
-    async for piece in request.stream():
-        pieces.append(piece)
-        size += len(piece)
+    async for chunk in request.stream():
+        chunks.append(chunk)
+        size += len(chunk)
         if size > max_bytes:
             raise BodyTooLarge(f"The body is over {max_bytes >> 20} MiB.", hint="Send less.")
-    return b"".join(pieces)
+    return b"".join(chunks)
 
 
 async def until_cancelled() -> None:
     """Wait forever; a lost connection cancels the task."""
     await asyncio.get_running_loop().create_future()
+
+
+async def send_rst(transport: asyncio.WriteTransport) -> None:
+    """Reset a connection."""
+    # An RST discards what the event loop or the kernel has not sent yet: give these bytes a moment.
+    await asyncio.sleep(_SECONDS_FOR_SENT_BYTES)
+    peer = transport.get_extra_info("socket")
+    peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
+    transport.abort()

@@ -1,4 +1,4 @@
-"""Unit vectors that are equal for equal texts, cut out of one fixed table so that they cost nothing."""
+"""Unit vectors that are equal for equal texts, cut from one fixed table: cheap to make."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class Vectors:
 
     def of(self, text: str | list[int], dimensions: int) -> list[float]:
         """A vector of length 1."""
-        known = text.encode() if isinstance(text, str) else msgspec.json.encode(text)
-        start = int.from_bytes(blake2b(known, digest_size=4).digest(), "big") % _TABLE_SIZE
+        encoded = text.encode() if isinstance(text, str) else msgspec.json.encode(text)
+        start = int.from_bytes(blake2b(encoded, digest_size=4).digest(), "big") % _TABLE_SIZE
         cut = self._table[start : start + dimensions]
         norm = math.sqrt(math.fsum(x * x for x in cut))
         return [x / norm for x in cut]

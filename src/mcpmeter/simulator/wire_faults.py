@@ -1,4 +1,4 @@
-"""What a connection can do to an answer on its way, and the text that asks for it (`reset=body,after_bytes=20`)."""
+"""The faults of a connection, and their text form (`reset=body,after_bytes=20`)."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from msgspec import Meta
 from mcpmeter.errors import ConfigInvalid
 
 Stage = Literal["accept", "headers", "head", "body", "chunk"]
-"""When the client has connected; when the upstream has answered, before the head; inside the head; after `after_bytes`
-of the body; there, inside a chunk of the transfer encoding that is announced and never comes whole."""
+"""`accept`: once the client is connected. `headers`: before the response headers. `head`: inside them. `body`: after
+`after_bytes` of the body. `chunk`: there, inside a chunk of the transfer encoding that stays incomplete."""
 
 MEGABYTE = 1024 * 1024
 PIECE_BYTES = 64 * 1024
@@ -22,58 +22,58 @@ _GZIP_WINDOW = 31
 
 
 class WireFault(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """What happens to one connection. Raises `ConfigInvalid` for what makes no sense."""
+    """The faults of one connection. Raises `ConfigInvalid` for invalid values."""
 
     first: Annotated[int, Meta(ge=1)] | None = None
-    """Only the first so many connections: a retry then succeeds."""
+    """Applies only to the first N connections: a later retry succeeds."""
 
     reset: Stage | None = None
-    """A real RST."""
+    """A TCP RST."""
     close: Stage | None = None
-    """An orderly end, too early."""
+    """A FIN too early."""
     stall: Stage | None = None
-    """Silence until the client leaves."""
+    """Silence until the client disconnects."""
     after_bytes: Annotated[int, Meta(ge=0)] = 0
 
     drip_bytes_per_second: Annotated[int, Meta(ge=1)] | None = None
     chunk_bytes: Annotated[int, Meta(ge=1)] | None = None
-    """The body in chunks of just so many bytes, each sent for itself: every event and every number in it is cut."""
+    """Sends the body in chunks of this size, which cut events and numbers."""
     newlines: Literal["crlf", "cr", "mixed"] | None = None
-    """How a stream's lines end; `mixed` changes from event to event."""
+    """The line ends of a stream; `mixed` changes with each event."""
     line_mb: Annotated[int, Meta(ge=1, le=1024)] | None = None
-    """A text of so many megabytes, as the first field of the first object: valid JSON, all of it in one line."""
+    """Adds a text of this many megabytes as the first field of the first object: valid JSON in one line."""
     gzip_bomb_mb: Annotated[int, Meta(ge=1, le=4096)] | None = None
-    """Instead of the body, so many megabytes of blanks, packed to a thousandth."""
+    """Replaces the body with this many megabytes of blanks, compressed to a thousandth."""
 
     def __post_init__(self) -> None:
         if sum(stage is not None for stage in (self.reset, self.close, self.stall)) > 1:
-            raise ConfigInvalid("A connection is reset, closed or stalled: one of them.")
+            raise ConfigInvalid("A connection takes one of reset, close and stall: set only one of them.")
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read `name=value,name=value`. Raises `ConfigInvalid`."""
+        """Parse `name=value,name=value`. Raises `ConfigInvalid`."""
         pairs = [pair.partition("=") for pair in text.split(",") if pair]
         try:
             return msgspec.convert({name.strip(): value.strip() for name, _, value in pairs}, cls, strict=False)
-        except msgspec.ValidationError as wrong:
+        except msgspec.ValidationError as error:
             raise ConfigInvalid(
-                f"'{text[:80]}' is no fault of a connection: {str(wrong)[:160].rstrip('.')}.",
+                f"'{text[:80]}' is not a fault of a connection: {str(error)[:160].rstrip('.')}.",
                 hint="docs/simulator.md lists them all.",
             ) from None
 
     @property
     def stage(self) -> Stage | None:
-        """Where the connection breaks; None where it does not."""
+        """The stage at which the connection breaks, if it does."""
         return self.reset or self.close or self.stall
 
     @property
     def changes_length(self) -> bool:
-        """Whether the body is no longer as long as it was announced, so that it has to go in chunks."""
+        """Whether the body's length changes, so that it is sent in chunks."""
         changes = (self.chunk_bytes, self.newlines, self.line_mb, self.gzip_bomb_mb)
         return any(change is not None for change in changes) or self.stage == "chunk"
 
     def changed(self, body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-        """The body's bytes as they shall go out."""
+        """The body with the faults applied."""
         if self.gzip_bomb_mb is not None:
             return _each(_bomb(self.gzip_bomb_mb))
         if self.newlines is not None:
@@ -101,7 +101,7 @@ def _bomb(megabytes: int) -> Iterator[bytes]:
 
 
 async def _with_newlines(body: AsyncIterator[bytes], kinds: tuple[bytes, ...]) -> AsyncIterator[bytes]:
-    """Whole events, one kind of newline in each: two kinds beside each other could be read as one newline."""
+    """One kind of newline per event: two kinds next to each other could be parsed as one newline."""
     rest, count = b"", 0
     async for piece in body:
         *events, rest = (rest + piece.replace(b"\r", b"")).split(b"\n\n")
@@ -113,13 +113,13 @@ async def _with_newlines(body: AsyncIterator[bytes], kinds: tuple[bytes, ...]) -
 
 
 async def _padded(body: AsyncIterator[bytes], megabytes: int) -> AsyncIterator[bytes]:
-    is_done = False
+    is_padded = False
     async for piece in body:
         before, brace, after = piece.partition(b"{")
-        if is_done or not brace:
+        if is_padded or not brace:
             yield piece
             continue
-        is_done = True
+        is_padded = True
         yield before + brace + b'"padding":"'
         for _ in range(megabytes * MEGABYTE // PIECE_BYTES):
             yield b"x" * PIECE_BYTES

@@ -1,7 +1,7 @@
-"""The official SDKs against the simulator itself and through the relay: whatever they make of an answer is the same.
+"""The official SDKs get the same results through the relay as directly from the provider.
 
-Three simulators of one seed: one is asked directly, one stands behind the relay, and one is the measure of what the
-relay's clients got. A simulator draws by what it is asked and how often, so equal questions get equal answers.
+Two simulators have the same seed: one behind the relay, and one that the same scenario calls directly. A simulator's
+response depends on the request and its repetition only, so both results are equal.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -59,15 +58,15 @@ DIALECTS = {
         )
     },
 }
-"""The relay's routes by the names that the simulator's books have for them."""
+"""The relay's routes and their names in the simulator's billing log."""
 
 _REQUEST_ID = re.compile(r"req_[0-9a-f]{32}")
-_OF_A_CONNECTION = ("sdk_http_response",)
-"""What an SDK adds to an answer of the connection that it came by: a date, the relay's own headers."""
+_OF_THE_CONNECTION = ("sdk_http_response",)
+"""Fields that an SDK adds to a result from the HTTP response: a date, the relay's own headers."""
 
 
-class Place:
-    """Somewhere that speaks every dialect, and clients of it that differ from a user's in the base URL alone."""
+class Target:
+    """A server of every dialect, and SDK clients that differ from a user's only in the base URL."""
 
     def __init__(self, url: str, key: str) -> None:
         self.url, self.key = url, key
@@ -76,7 +75,7 @@ class Place:
         self.gemini = self.gemini_as()
 
     def gemini_as(self, *, key: str | None = None, **options: Any) -> genai.Client:
-        """A client with other options of HTTP, or another key."""
+        """A client with other HTTP options or another key."""
         return genai.Client(api_key=key or self.key, http_options=types.HttpOptions(base_url=self.url, **options))
 
     def async_openai(self) -> openai.AsyncOpenAI:
@@ -92,7 +91,7 @@ class Place:
 
 
 class ServiceThread:
-    """The real service in a thread of its own, on its own loop."""
+    """The service in its own thread, on its own event loop."""
 
     def __init__(self, settings: Settings) -> None:
         self.service = Service(lambda: settings)
@@ -136,27 +135,55 @@ class ServiceThread:
             raise self._fault
 
 
-@dataclass
 class Relay:
-    """The service before a simulator, as one who reads both sides' books sees it."""
+    """Runs scenarios through the relay and directly, and compares the results and both sides' records."""
 
-    service: Service
-    upstream: SimulatorThread
+    def __init__(self, target: Target, direct: Target, service: Service, upstream: SimulatorThread) -> None:
+        self.target = target
+        self.direct = direct
+        self.service = service
+        self.upstream = upstream
+
+    def run(self, scenario: Callable[[Target], Any]) -> Any:
+        """The scenario's result or SDK error through the relay. Asserts that it equals the direct one."""
+        result = _caught(scenario, self.target)
+        assert plain(result) == plain(_caught(scenario, self.direct))
+        self.assert_ledger_equals_billing_log()
+        return result
+
+    async def run_async(self, scenario: Callable[[Target], Awaitable[Any]]) -> Any:
+        """As `run`."""
+        result = await _caught_async(scenario, self.target)
+        assert plain(result) == plain(await _caught_async(scenario, self.direct))
+        self.assert_ledger_equals_billing_log()
+        return result
+
+    def scrape(self) -> str:
+        """The relay's metrics as text."""
+        response = httpx.get(f"{self.target.url}/metrics")
+        assert response.status_code == 200
+        return response.text
+
+    def row_of(self, model: str) -> LedgerRow:
+        """The only row with this model."""
+        self.until_idle()
+        (row,) = [row for row in self.rows() if row.model == model]
+        return row
 
     @property
     def active_requests(self) -> float:
         return self.service.recorder.families["mcp_active_requests"].cells[()].value
 
     def until_idle(self, *, seconds: float = 10.0) -> None:
-        """Wait until no request is being answered, no row is open and the upstream has let go too."""
+        """Wait until no request is active, at the relay or upstream, and no row is open."""
         self.upstream.wait_until(lambda log: log.open_calls == 0, timeout_seconds=seconds)
         deadline = time.monotonic() + seconds
         while self.active_requests or self.service._store.open_rows:
-            assert time.monotonic() < deadline, "a call is still under way"
+            assert time.monotonic() < deadline, "a call is still in progress"
             time.sleep(0.002)
 
     def rows(self) -> list[LedgerRow]:
-        """All rows, oldest first, as another process would read them."""
+        """All rows, oldest first, read like from another process."""
         db = open_for_reading(self.service.ledger_path)
         try:
             found = db.execute(f"{SELECT_ROWS_SQL} ORDER BY started_at_ns, id").fetchall()
@@ -164,8 +191,8 @@ class Relay:
             db.close()
         return [msgspec.convert(dict(zip(ROW_COLUMNS, row, strict=True)), LedgerRow, strict=False) for row in found]
 
-    def assert_ledger_is_the_upstreams_books(self) -> None:
-        """Call by call where an id leads from one to the other, and in sums by model and dialect."""
+    def assert_ledger_equals_billing_log(self) -> None:
+        """Assert equality for each call with a request id, and of sums by model and dialect."""
         self.until_idle()
         rows, calls = self.rows(), list(self.upstream.billing_log.calls())
         assert {row.state for row in rows} <= {"settled"}
@@ -173,11 +200,11 @@ class Relay:
         by_id = {call.request_id: call for call in calls}
         for row in sent:
             _assert_row_is_call(row, by_id.pop(row.upstream_request_id))
-        # What is left never got as far as an answer's head.
+        # Calls without a request id in the ledger were cancelled before the response headers.
         assert {call.outcome for call in by_id.values()} <= {"cancelled"}
         assert sum(call.prompt_tokens + call.completion_tokens for call in by_id.values()) == 0
-        broken_off = {row.upstream_request_id for row in rows if row.token_source == "partial"} | by_id.keys()
-        whole = [call for call in calls if call.request_id not in broken_off]
+        incomplete = {row.upstream_request_id for row in rows if row.token_source == "partial"} | by_id.keys()
+        whole = [call for call in calls if call.request_id not in incomplete]
         assert _sums_of_rows(rows) == _sums_of_calls(whole)
 
 
@@ -212,78 +239,31 @@ def _sums_of_calls(calls: list[CallRecord]) -> Sums:
     return sums
 
 
-Scenario = Callable[[Place], Any]
-AsyncScenario = Callable[[Place], Awaitable[Any]]
-
-
-@dataclass
-class Arm:
-    """One of both ways to a provider. `measure` is set for the relay: the same, asked directly."""
-
-    place: Place
-    measure: Place | None = None
-    relay: Relay | None = None
-    name: str = field(default="direct")
-
-    def run(self, scenario: Scenario) -> Any:
-        """What the SDK makes of it, an error of its own too; through the relay it equals what it is directly."""
-        result = _caught(scenario, self.place)
-        if self.measure is not None:
-            self._compare(result, _caught(scenario, self.measure))
-        return result
-
-    async def run_async(self, scenario: AsyncScenario) -> Any:
-        """As `run`."""
-        result = await _caught_async(scenario, self.place)
-        if self.measure is not None:
-            self._compare(result, await _caught_async(scenario, self.measure))
-        return result
-
-    def _compare(self, result: Any, measure: Any) -> None:
-        assert plain(result) == plain(measure)
-        if self.relay is not None:
-            self.relay.assert_ledger_is_the_upstreams_books()
-
-    def scrape(self) -> str:
-        """The relay's metrics as text."""
-        answer = httpx.get(f"{self.place.url}/metrics")
-        assert answer.status_code == 200
-        return answer.text
-
-    def row_of(self, model: str) -> LedgerRow | None:
-        """The one row of a model that only one call names; None where there is no ledger."""
-        if self.relay is None:
-            return None
-        self.relay.until_idle()
-        (row,) = [row for row in self.relay.rows() if row.model == model]
-        return row
-
-
-def _caught(scenario: Scenario, place: Place) -> Any:
+def _caught(scenario: Callable[[Target], Any], target: Target) -> Any:
     try:
-        return scenario(place)
+        return scenario(target)
     except SDK_ERRORS as error:
         return error
 
 
-async def _caught_async(scenario: AsyncScenario, place: Place) -> Any:
+async def _caught_async(scenario: Callable[[Target], Awaitable[Any]], target: Target) -> Any:
     try:
-        return await scenario(place)
+        return await scenario(target)
     except SDK_ERRORS as error:
         return error
 
 
 def plain(value: Any) -> Any:
-    """A result as comparable data: nothing is left out but the connection's, only a request's id is made equal."""
+    """A result as comparable data, without fields of the connection and with equal request ids."""
     match value:
         case pydantic.BaseModel():
-            # Only what was set: a field that is missing differs from one that is null.
+            # Only fields that were set: a missing field differs from null.
             dumped = value.model_dump(mode="python", exclude_unset=True, warnings=False)
             return {"is": type(value).__name__, **plain(dumped)}
         case str():
             return _REQUEST_ID.sub("req_", value)
         case Mapping():
-            return {name: plain(item) for name, item in value.items() if name not in _OF_A_CONNECTION}
+            return {name: plain(item) for name, item in value.items() if name not in _OF_THE_CONNECTION}
         case list() | tuple():
             return [plain(item) for item in value]
         case Exception():
@@ -293,43 +273,30 @@ def plain(value: Any) -> Any:
 
 
 def _plain_error(error: Exception) -> Any:
-    told = {"is": type(error).__qualname__, "says": plain(str(error))}
+    fields = {"is": type(error).__qualname__, "says": plain(str(error))}
     for name in ("status_code", "code", "status", "type", "param", "message", "body", "details"):
-        told[name] = plain(getattr(error, name, None))
+        fields[name] = plain(getattr(error, name, None))
     response = getattr(error, "response", None)
     if response is not None:
-        told["headers"] = {name: response.headers.get(name) for name in ("content-type", "retry-after")}
-    return told
+        fields["headers"] = {name: response.headers.get(name) for name in ("content-type", "retry-after")}
+    return fields
 
 
 @pytest.fixture(scope="session")
-def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Arm]]:
-    """Both arms, running."""
+def relay(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Relay]:
+    """The relay in front of one simulator, and another simulator to compare with."""
     with ExitStack() as stack:
-        direct, measure, behind = (
-            stack.enter_context(run_in_thread(seed=SEED, key=UPSTREAM_KEY)) for _ in ("direct", "measure", "behind")
-        )
-        settings = _settings(tmp_path_factory.mktemp("sdk") / "ledger.db", behind.url)
+        upstream, direct = (stack.enter_context(run_in_thread(seed=SEED, key=UPSTREAM_KEY)) for _ in range(2))
+        settings = _settings(tmp_path_factory.mktemp("sdk") / "ledger.db", upstream.url)
         thread = stack.enter_context(ServiceThread(settings))
-
-        def place(url: str, key: str) -> Place:
-            made = Place(url, key)
-            stack.callback(made.close)
-            return made
-
-        yield {
-            "direct": Arm(place(direct.url, UPSTREAM_KEY)),
-            "relay": Arm(
-                place(thread.url, CALLER_KEY),
-                place(measure.url, UPSTREAM_KEY),
-                Relay(thread.service, behind),
-                "relay",
-            ),
-        }
+        targets = Target(thread.url, CALLER_KEY), Target(direct.url, UPSTREAM_KEY)
+        for target in targets:
+            stack.callback(target.close)
+        yield Relay(*targets, thread.service, upstream)
 
 
 def _settings(ledger: Path, upstream: str) -> Settings:
-    """Three providers as they are built in, but for their addresses; calls need a key of the relay's own."""
+    """Three built-in providers at the simulator's address; calls need a key of the relay."""
     bases = {"openai": "/v1", "anthropic": "/v1", "gemini": "/v1beta"}
     return Settings(
         server=ServerSettings(drain_seconds=5.0),
@@ -339,9 +306,3 @@ def _settings(ledger: Path, upstream: str) -> Settings:
         ),
         keys=(KeySettings(name="sdk", team="sdk", secret=CALLER_KEY),),
     )
-
-
-@pytest.fixture(params=["direct", "relay"])
-def arm(request: pytest.FixtureRequest, places: dict[str, Arm]) -> Arm:
-    """The simulator itself, or the relay before one."""
-    return places[request.param]

@@ -1,4 +1,4 @@
-"""Google's SDK: content and its stream, functions, JSON, system instructions, thoughts, chats, counts, embeddings."""
+"""Google's SDK: content, streams, functions, JSON, system instructions, thoughts, chats, counts, embeddings."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ CLOCK = types.FunctionDeclaration(name="get_time", parameters_json_schema={"type
 BY_HAND = types.AutomaticFunctionCallingConfig(disable=True)
 
 
-class Answer(BaseModel):
-    """What a parsed answer is made into."""
+class City(BaseModel):
+    """The model of a parsed response."""
 
     city: str
     days: int
@@ -42,13 +42,13 @@ def forced(*declarations):
     )
 
 
-def test_content(arm):
-    answer = arm.run(lambda to: to.gemini.models.generate_content(model=MODEL, contents="Say hello"))
-    assert answer.text
-    assert answer.usage_metadata.prompt_token_count == 7
+def test_content(relay):
+    response = relay.run(lambda target: target.gemini.models.generate_content(model=MODEL, contents="Say hello"))
+    assert response.text
+    assert response.usage_metadata.prompt_token_count == 7
 
 
-def test_many_turns_a_system_instruction_and_options(arm):
+def test_turns_with_a_system_instruction_and_options(relay):
     turns = [
         types.Content(role="user", parts=[types.Part(text="One"), types.Part(text="Two")]),
         types.Content(role="model", parts=[types.Part(text="Three")]),
@@ -57,26 +57,28 @@ def test_many_turns_a_system_instruction_and_options(arm):
     options = config(
         system_instruction="You are brief.", temperature=0.2, top_p=0.9, candidate_count=2, max_output_tokens=3
     )
-    answer = arm.run(lambda to: to.gemini.models.generate_content(model=MODEL, contents=turns, config=options))
-    assert len(answer.candidates) == 2
-    assert answer.candidates[0].finish_reason == types.FinishReason.MAX_TOKENS
+    response = relay.run(
+        lambda target: target.gemini.models.generate_content(model=MODEL, contents=turns, config=options)
+    )
+    assert len(response.candidates) == 2
+    assert response.candidates[0].finish_reason == types.FinishReason.MAX_TOKENS
 
 
-def test_a_function_is_called_and_its_result_answered(arm):
-    def converse(to):
+def test_a_function_and_its_result(relay):
+    def converse(target):
         question = types.Content(role="user", parts=[types.Part(text="Weather in Oslo?")])
-        generate = to.gemini.models.generate_content
+        generate = target.gemini.models.generate_content
         first = generate(model=MODEL, contents=[question], config=forced(WEATHER))
         result = types.Part.from_function_response(name="get_weather", response={"sky": "clear"})
         turns = [question, first.candidates[0].content, types.Content(role="user", parts=[result])]
         return first, generate(model=MODEL, contents=turns, config=forced(WEATHER))
 
-    first, second = arm.run(converse)
+    first, second = relay.run(converse)
     assert first.function_calls[0].args["days"] == 2
     assert second.text
 
 
-def test_results_of_parallel_functions(arm):
+def test_results_of_parallel_functions(relay):
     names = ("get_weather", "get_time")
     turns = [
         types.Content(role="user", parts=[types.Part(text="Both, please")]),
@@ -86,21 +88,23 @@ def test_results_of_parallel_functions(arm):
         ),
     ]
     options = config(tools=[types.Tool(function_declarations=[WEATHER, CLOCK])])
-    answer = arm.run(lambda to: to.gemini.models.generate_content(model=MODEL, contents=turns, config=options))
-    assert answer.text
+    response = relay.run(
+        lambda target: target.gemini.models.generate_content(model=MODEL, contents=turns, config=options)
+    )
+    assert response.text
 
 
-def test_a_function_called_in_a_stream(arm):
-    def converse(to):
-        stream = to.gemini.models.generate_content_stream
+def test_a_function_called_in_a_stream(relay):
+    def converse(target):
+        stream = target.gemini.models.generate_content_stream
         return list(stream(model=MODEL, contents="Call while streaming", config=forced(WEATHER)))
 
-    chunks = arm.run(converse)
+    chunks = relay.run(converse)
     (call,) = [call for chunk in chunks for call in chunk.function_calls or ()]
     assert call.args["days"] == 2
 
 
-def test_a_function_called_by_the_sdk_itself(arm):
+def test_a_function_called_by_the_sdk_itself(relay):
     def in_python(city: str) -> str:
         """The weather of a city."""
         return f"rain in {city}"
@@ -111,114 +115,121 @@ def test_a_function_called_by_the_sdk_itself(arm):
             function_calling_config=types.FunctionCallingConfig(mode=types.FunctionCallingConfigMode.ANY)
         ),
     )
-    answer = arm.run(lambda to: to.gemini.models.generate_content(model=MODEL, contents="Rain?", config=options))
-    assert answer.text
-    assert len(answer.automatic_function_calling_history) >= 3
+    response = relay.run(
+        lambda target: target.gemini.models.generate_content(model=MODEL, contents="Rain?", config=options)
+    )
+    assert response.text
+    assert len(response.automatic_function_calling_history) >= 3
 
 
-def test_json_mode(arm):
+def test_json_mode(relay):
     options = config(response_mime_type="application/json")
-    answer = arm.run(lambda to: to.gemini.models.generate_content(model=MODEL, contents="As JSON", config=options))
-    assert json.loads(answer.text)["answer"]
+    response = relay.run(
+        lambda target: target.gemini.models.generate_content(model=MODEL, contents="As JSON", config=options)
+    )
+    assert json.loads(response.text)["answer"]
 
 
-def test_an_answer_parsed_into_a_model(arm):
-    options = config(response_mime_type="application/json", response_schema=Answer)
-    answer = arm.run(lambda to: to.gemini.models.generate_content(model=MODEL, contents="A city", config=options))
-    assert answer.parsed.days == 1
+def test_a_response_parsed_into_a_model(relay):
+    options = config(response_mime_type="application/json", response_schema=City)
+    response = relay.run(
+        lambda target: target.gemini.models.generate_content(model=MODEL, contents="A city", config=options)
+    )
+    assert response.parsed.days == 1
 
 
-def test_an_enum(arm):
+def test_an_enum(relay):
     options = config(response_mime_type="text/x.enum", response_schema={"type": "STRING", "enum": ["red", "blue"]})
-    answer = arm.run(lambda to: to.gemini.models.generate_content(model=MODEL, contents="A colour", config=options))
-    assert answer.text == "red"
+    response = relay.run(
+        lambda target: target.gemini.models.generate_content(model=MODEL, contents="A colour", config=options)
+    )
+    assert response.text == "red"
 
 
-def test_a_stream(arm):
-    chunks = arm.run(lambda to: list(to.gemini.models.generate_content_stream(model=MODEL, contents="Stream")))
+def test_a_stream(relay):
+    chunks = relay.run(
+        lambda target: list(target.gemini.models.generate_content_stream(model=MODEL, contents="Stream"))
+    )
     assert len(chunks) > 3
     assert chunks[-1].usage_metadata.candidates_token_count == len([chunk for chunk in chunks if chunk.text])
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["json", "stream"])
-def test_thoughts(arm, stream):
+def test_thoughts(relay, stream):
     options = config(thinking_config=types.ThinkingConfig(include_thoughts=True, thinking_budget=64))
 
-    def converse(to):
+    def converse(target):
         given = {"model": MODEL, "contents": f"Think, stream is {stream}", "config": options}
-        models = to.gemini.models
+        models = target.gemini.models
         return list(models.generate_content_stream(**given)) if stream else [models.generate_content(**given)]
 
-    answers = arm.run(converse)
-    parts = [part for answer in answers for part in answer.candidates[0].content.parts or ()]
+    responses = relay.run(converse)
+    parts = [part for response in responses for part in response.candidates[0].content.parts or ()]
     assert any(part.thought for part in parts)
-    assert answers[-1].usage_metadata.thoughts_token_count > 0
+    assert responses[-1].usage_metadata.thoughts_token_count > 0
 
 
-def test_a_chat_with_memory(arm):
-    def converse(to):
-        chat = to.gemini.chats.create(model=MODEL)
+def test_a_chat_with_memory(relay):
+    def converse(target):
+        chat = target.gemini.chats.create(model=MODEL)
         return [chat.send_message("First"), chat.send_message("Second"), *chat.send_message_stream("Third")]
 
-    first, second, *_ = arm.run(converse)
+    first, second, *_ = relay.run(converse)
     assert second.usage_metadata.prompt_token_count > first.usage_metadata.prompt_token_count
 
 
-def test_a_refusal(arm):
-    answer = arm.run(
-        lambda to: to.gemini.models.generate_content(model=MODEL, contents="[[simulate refusal=true]] No?")
+def test_a_refusal(relay):
+    response = relay.run(
+        lambda target: target.gemini.models.generate_content(model=MODEL, contents="[[simulate refusal=true]] No?")
     )
-    assert answer.candidates[0].finish_reason == types.FinishReason.SAFETY
+    assert response.candidates[0].finish_reason == types.FinishReason.SAFETY
 
 
 @pytest.mark.parametrize("given", ["Count this", ["One", "Two"]], ids=["a text", "contents"])
-def test_tokens_are_counted_and_cost_nothing(arm, given):
-    model = f"gemini-counts-{len(given)}-{arm.name}"
-    counted = arm.run(lambda to: to.gemini.models.count_tokens(model=model, contents=given))
+def test_token_counts_cost_nothing(relay, given):
+    model = f"gemini-counts-{len(given)}"
+    counted = relay.run(lambda target: target.gemini.models.count_tokens(model=model, contents=given))
     assert counted.total_tokens > 0
-    row = arm.row_of(model)
-    if row is not None:
-        assert (row.operation, row.outcome, row.token_source) == ("count_tokens", "ok", "reported")
-        assert (row.prompt_tokens, row.completion_tokens, row.cost_nanousd) == (0, 0, 0)
+    row = relay.row_of(model)
+    assert (row.operation, row.outcome, row.token_source) == ("count_tokens", "ok", "reported")
+    assert (row.prompt_tokens, row.completion_tokens, row.cost_nanousd) == (0, 0, 0)
 
 
 @pytest.mark.parametrize("given", ["Embed this", ["One", "Two", "Three"]], ids=["a text", "a batch"])
-def test_embeddings(arm, given):
+def test_embeddings(relay, given):
     options = types.EmbedContentConfig(output_dimensionality=8, task_type="RETRIEVAL_QUERY")
-    model = f"gemini-embedding-001-{len(given)}-{arm.name}"  # the SDK batches contents for this family alone
-    answer = arm.run(lambda to: to.gemini.models.embed_content(model=model, contents=given, config=options))
-    assert [len(embedding.values) for embedding in answer.embeddings] == [8] * (1 if isinstance(given, str) else 3)
-    row = arm.row_of(model)
-    if row is not None:
-        told = answer.usage_metadata.prompt_token_count
-        assert (row.operation, row.token_source, row.prompt_tokens) == ("embeddings", "reported", told)
-        assert row.completion_tokens == 0
+    model = f"gemini-embedding-001-{len(given)}"  # the SDK batches contents only for this family
+    response = relay.run(lambda target: target.gemini.models.embed_content(model=model, contents=given, config=options))
+    assert [len(embedding.values) for embedding in response.embeddings] == [8] * (1 if isinstance(given, str) else 3)
+    row = relay.row_of(model)
+    tokens = response.usage_metadata.prompt_token_count
+    assert (row.operation, row.token_source, row.prompt_tokens) == ("embeddings", "reported", tokens)
+    assert row.completion_tokens == 0
 
 
-def test_an_embedding_whose_price_is_known_is_charged(arm):
+def test_an_embedding_is_charged(relay):
     embed = {"model": "gemini-embedding-001", "contents": "word " * 4000}
-    answer = arm.run(lambda to: to.gemini.models.embed_content(**embed))
-    row = arm.row_of("gemini-embedding-001")
-    if row is not None:
-        assert row.cost_source == "listed"
-        # $0.15 per million tokens
-        assert row.cost_nanousd == answer.usage_metadata.prompt_token_count * 150
+    response = relay.run(lambda target: target.gemini.models.embed_content(**embed))
+    row = relay.row_of("gemini-embedding-001")
+    assert row.cost_source == "listed"
+    # $0.15 per million tokens
+    assert row.cost_nanousd == response.usage_metadata.prompt_token_count * 150
 
 
-def test_an_embedding_that_is_refused_raises_what_it_does_directly(arm):
+def test_an_embedding_error(relay):
     text = "[[simulate status=404]] No"
-    error = arm.run(lambda to: to.gemini.models.embed_content(model="gemini-embeds-no", contents=text))
+    error = relay.run(lambda target: target.gemini.models.embed_content(model="gemini-embeds-no", contents=text))
     assert (type(error), error.code) == (errors.ClientError, 404)
 
 
-def test_the_older_version_of_the_api(arm):
-    def converse(to):
-        with to.gemini_as(api_version="v1beta") as client:
+def test_the_older_api_version(relay):
+    def converse(target):
+        with target.gemini_as(api_version="v1beta") as client:
             given = {"model": f"models/{MODEL}", "contents": "Beta"}
             models = client.models
             return models.generate_content(**given), list(models.generate_content_stream(**given))
 
-    whole, chunks = arm.run(converse)
+    whole, chunks = relay.run(converse)
     assert whole.text
     assert chunks[-1].usage_metadata.total_token_count > 0
 
@@ -226,37 +237,39 @@ def test_the_older_version_of_the_api(arm):
 @pytest.mark.parametrize(
     "text", ["Grüße 👩‍👩‍👧‍👦", "日本語、中文和한국어", "مرحبا \u202eשלום\u202c"], ids=["emoji", "cjk", "rtl"]
 )
-def test_unicode_comes_back_as_it_was(arm, text):
+def test_unicode_is_unchanged(relay, text):
     options = config(response_mime_type="application/json", response_json_schema={"const": {"echo": text}})
 
-    def converse(to):
+    def converse(target):
         given = {"model": MODEL, "contents": text, "config": options}
-        whole = to.gemini.models.generate_content(**given)
-        return whole.text, "".join(chunk.text or "" for chunk in to.gemini.models.generate_content_stream(**given))
+        whole = target.gemini.models.generate_content(**given)
+        return whole.text, "".join(chunk.text or "" for chunk in target.gemini.models.generate_content_stream(**given))
 
-    for told in arm.run(converse):
-        assert json.loads(told) == {"echo": text}
+    for text_ in relay.run(converse):
+        assert json.loads(text_) == {"echo": text}
 
 
-def test_a_large_prompt(arm):
-    answer = arm.run(lambda to: to.gemini.models.generate_content(model=MODEL, contents="many words " * 60_000))
-    assert answer.usage_metadata.prompt_token_count > 160_000
+def test_a_large_prompt(relay):
+    response = relay.run(
+        lambda target: target.gemini.models.generate_content(model=MODEL, contents="many words " * 60_000)
+    )
+    assert response.usage_metadata.prompt_token_count > 160_000
 
 
 @pytest.mark.filterwarnings("ignore:Inheritance class AiohttpClientSession:DeprecationWarning")  # the SDK's own
-async def test_the_async_client(arm):
-    async def converse(to):
-        client = to.gemini_as()
+async def test_the_async_client(relay):
+    async def converse(target):
+        client = target.gemini_as()
         async with client.aio as aio:
             whole = await aio.models.generate_content(model=MODEL, contents="Async")
             stream = await aio.models.generate_content_stream(model=MODEL, contents="Async stream")
             chunks = [chunk async for chunk in stream]
             several = [aio.models.generate_content(model=MODEL, contents=f"Number {n}") for n in range(8)]
-            answers = await asyncio.gather(*several)
+            responses = await asyncio.gather(*several)
         client.close()
-        return whole, chunks, answers
+        return whole, chunks, responses
 
-    whole, chunks, answers = await arm.run_async(converse)
+    whole, chunks, responses = await relay.run_async(converse)
     assert whole.text
     assert chunks[-1].usage_metadata.total_token_count > 0
-    assert len(answers) == 8
+    assert len(responses) == 8

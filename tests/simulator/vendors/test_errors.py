@@ -28,16 +28,16 @@ ALL = pytest.mark.parametrize("vendor", VENDORS, ids=["openai", "anthropic", "go
         (529, "overloaded_error", "overloaded_error", "INTERNAL"),
     ],
 )
-def test_a_status_is_called_what_its_vendor_calls_it(status, openai, anthropic, google):
+def test_a_status_has_the_vendors_error_type(status, openai, anthropic, google):
     assert json.loads(OPENAI.typical(status).body)["error"]["type"] == openai
-    told = json.loads(ANTHROPIC.typical(status, request_id="req_1").body)
-    assert (told["type"], told["error"]["type"], told["request_id"]) == ("error", anthropic, "req_1")
+    error_json = json.loads(ANTHROPIC.typical(status, request_id="req_1").body)
+    assert (error_json["type"], error_json["error"]["type"], error_json["request_id"]) == ("error", anthropic, "req_1")
     assert json.loads(GOOGLE.typical(status).body)["error"]["status"] == google
 
 
 @ALL
 @given(status=st.integers(200, 599))
-def test_every_status_has_an_answer(vendor, status):
+def test_every_status_has_a_response(vendor, status):
     refusal = vendor.typical(status)
     assert refusal.status == status
     if refusal.content_type.startswith("text/html"):
@@ -47,7 +47,7 @@ def test_every_status_has_an_answer(vendor, status):
         assert status < 400 or (body[0] if isinstance(body, list) else body)["error"]["message"]
 
 
-def test_only_some_gateways_send_pages():
+def test_only_openais_504_is_an_html_page():
     pages = {vendor: vendor.typical(504).content_type.startswith("text/html") for vendor in VENDORS}
     assert pages == {OPENAI: True, ANTHROPIC: False, GOOGLE: False, GOOGLE_ARRAY: False}
     assert json.loads(ANTHROPIC.typical(504).body)["error"]["type"] == "timeout_error"
@@ -56,16 +56,16 @@ def test_only_some_gateways_send_pages():
 
 @ALL
 @pytest.mark.parametrize("error", [InvalidRequest, BodyTooLarge, RouteNotFound, MethodNotAllowed, NotAuthenticated])
-def test_our_errors_are_told_in_the_vendors_shape(vendor, error):
+def test_our_errors_have_the_vendors_format(vendor, error):
     refusal = vendor.from_error(error("What.", hint="Do."))
     body = json.loads(refusal.body)
-    told = (body[0] if isinstance(body, list) else body)["error"]
-    assert told["message"] == "What. Do."
+    error_json = (body[0] if isinstance(body, list) else body)["error"]
+    assert error_json["message"] == "What. Do."
     google_says_400 = error is NotAuthenticated and vendor in (GOOGLE, GOOGLE_ARRAY)
     assert refusal.status == (400 if google_says_400 else error.http_status)
 
 
-def test_the_seconds_to_wait_stand_in_googles_details():
+def test_googles_error_details_have_the_retry_delay():
     (failure, retry) = json.loads(GOOGLE.typical(429, retry_after_seconds=0.5).body)["error"]["details"]
     assert failure["@type"] == "type.googleapis.com/google.rpc.QuotaFailure"
     assert retry == {"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": "0.5s"}

@@ -1,1 +1,1 @@
-"""One file a dialect: what its requests ask for, and what its answers look like. No input or output here."""
+"""The dialects of LLM APIs: what a request asks for, and how a response is rendered. Pure: no input or output."""

@@ -10,80 +10,75 @@ from typing import Any, NamedTuple
 import msgspec
 
 from mcpmeter.errors import InvalidRequest
-from mcpmeter.simulator.answers import (
-    CACHE_MIN_TOKENS,
-    Answer,
-    Choice,
-    Tool,
-    ToolCall,
-    Wanted,
-    draw_answer,
-    number,
-    pieces,
-    with_usage,
-)
 from mcpmeter.simulator.dialects.anthropic_prompt import (
     CustomTool,
+    MessagesPrompt,
     Prompt,
-    PromptBody,
     Thinking,
     ToolChoice,
     has_result,
 )
-from mcpmeter.simulator.dialects.base import Event, Framing, Reply, Target, sse
+from mcpmeter.simulator.dialects.base import DialectResponse, Event, Framing, sse
 from mcpmeter.simulator.faults import Fault
+from mcpmeter.simulator.generation import (
+    CACHE_MIN_TOKENS,
+    Choice,
+    Generation,
+    GenerationParams,
+    Tool,
+    ToolCall,
+    generate,
+    number,
+    pieces,
+    with_usage,
+)
 from mcpmeter.simulator.plan import Plan
-from mcpmeter.simulator.request_parsing import Limit, convert, read, text_tokens
+from mcpmeter.simulator.request_parsing import Limit, convert, text_tokens
 from mcpmeter.simulator.vendors.anthropic import error_object
 
 MIN_THINKING_BUDGET_TOKENS = 1024
 _STOP_REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use", "refusal": "refusal"}
 
 
-class MessagesAsk(PromptBody, kw_only=True):
+class MessagesRequest(MessagesPrompt, kw_only=True):
     """The body of `POST /v1/messages`."""
 
     max_tokens: Limit
     stream: bool | None = None
 
-    @property
-    def is_stream(self) -> bool:
-        """As `Ask.is_stream`."""
-        return bool(self.stream)
-
-    def draw(self, fault: Fault, plan: Plan, random: Random, nth: int) -> Reply:
-        """As `Ask.draw`."""
+    def respond(self, fault: Fault, plan: Plan, random: Random, repetition: int) -> DialectResponse:
+        """Generate the response."""
         prompt = self.prompt()
-        answer = draw_answer(self._wanted(prompt), fault, plan, random, nth)
-        written = _Written(answer, fault, is_thinking=answer.tally.reasoning > 0, for_an_hour=prompt.for_an_hour)
-        return Reply(
-            tally=answer.tally,
-            body=written.json_body,
+        generation = generate(self._params(prompt), fault, plan, random, repetition)
+        rendering = _Rendering(generation, fault, for_an_hour=prompt.for_an_hour)
+        return DialectResponse(
+            billed=generation.billed,
+            body=rendering.json_body,
             framing=FRAMING if self.stream else None,
-            events=written.events,
-            hidden_tokens=0 if answer.thoughts else answer.tally.reasoning,
+            events=rendering.events,
+            hidden_tokens=0 if generation.reasoning_text else generation.billed.reasoning,
         )
 
-    def _wanted(self, prompt: Prompt) -> Wanted:
+    def _params(self, prompt: Prompt) -> GenerationParams:
         thinking = self._checked_thinking()
         schema = self.output_config.format if self.output_config else None
-        return Wanted(
+        return GenerationParams(
             model=self.model,
             prompt_tokens=prompt.tokens,
-            limit=self.max_tokens,
+            max_tokens=self.max_tokens,
             after_tool=has_result(self.messages[-1]),
             whole_arguments=True,
             text_format="text" if schema is None else "schema",
             schema=None if schema is None else schema.schema,
-            thinks=thinking.type in ("enabled", "adaptive"),
-            thought_limit=thinking.budget_tokens,
-            shows_thoughts=thinking.display != "omitted",
+            reasons=thinking.type in ("enabled", "adaptive"),
+            max_reasoning_tokens=thinking.budget_tokens,
+            shows_reasoning=thinking.display != "omitted",
             cacheable_tokens=prompt.marked_tokens if prompt.marked_tokens >= CACHE_MIN_TOKENS else 0,
             writes_cache=True,
-            **self._tools_wanted(),
+            **self._tool_params(),
         )
 
-    def _tools_wanted(self) -> dict[str, Any]:
+    def _tool_params(self) -> dict[str, Any]:
         given = [convert(tool, CustomTool, "tools") for tool in self.tools or ()]
         choice = self.tool_choice or ToolChoice()
         return {
@@ -102,31 +97,19 @@ class MessagesAsk(PromptBody, kw_only=True):
         return thinking
 
 
-class AnthropicMessages:
-    """`POST /v1/messages`."""
+class _Rendering(NamedTuple):
+    """A generation in Anthropic's format."""
 
-    name = "anthropic_messages"
-    _decoder = msgspec.json.Decoder(MessagesAsk)
-
-    def read(self, body: bytes, target: Target = Target()) -> MessagesAsk:  # noqa: B008 (immutable)
-        """Raises `InvalidRequest` for anything that is not a request for a message."""
-        return read(self._decoder, body)
-
-
-class _Written(NamedTuple):
-    """An answer in Anthropic's words."""
-
-    answer: Answer
+    generation: Generation
     fault: Fault
-    is_thinking: bool
     for_an_hour: bool
 
     def json_body(self) -> bytes:
-        message = self._message(self._blocks()) | _stopped(self._choice)
-        return with_usage(msgspec.json.encode(message), self._usage(self.answer.tally.completion), self.fault)
+        message = self._message(self._blocks()) | _stop_fields(self._choice)
+        return with_usage(msgspec.json.encode(message), self._usage(self.generation.billed.completion), self.fault)
 
     def events(self, cost: str | None = None) -> Iterator[Event]:
-        """From `message_start` to `message_stop`, which the fault may leave out."""
+        """From `message_start` to `message_stop`, which the fault may omit."""
         ping = Event(sse("ping", {"type": "ping"}))
         yield self._start()
         for index, block in enumerate(self._blocks()):
@@ -138,29 +121,29 @@ class _Written(NamedTuple):
 
     @property
     def _choice(self) -> Choice:
-        return self.answer.choices[0]
+        return self.generation.choices[0]
 
     def _message(self, content: list[dict[str, Any]]) -> dict[str, Any]:
         return {
-            "id": f"msg_01{self.answer.id_bits % 16**22:022x}",
+            "id": f"msg_01{self.generation.id_bits % 16**22:022x}",
             "type": "message",
             "role": "assistant",
-            "model": self.answer.model,
+            "model": self.generation.model,
             "content": content,
         }
 
     def _blocks(self) -> list[dict[str, Any]]:
         blocks: list[dict[str, Any]] = []
-        if self.is_thinking:
-            signature = b64encode(self.answer.id_bits.to_bytes(16, "big") * 4).decode()
-            blocks.append({"type": "thinking", "thinking": self.answer.thoughts, "signature": signature})
+        if self.generation.billed.reasoning:
+            signature = b64encode(self.generation.id_bits.to_bytes(16, "big") * 4).decode()
+            blocks.append({"type": "thinking", "thinking": self.generation.reasoning_text, "signature": signature})
         if self._choice.text:
             blocks.append({"type": "text", "text": self._choice.text})
         return blocks + [_tool_use(call) for call in self._choice.calls]
 
     def _start(self) -> Event:
         message = self._message([]) | {"stop_reason": None, "stop_sequence": None}
-        usage = self._usage(min(1, self.answer.tally.completion), details=False)
+        usage = self._usage(min(1, self.generation.billed.completion), details=False)
         whole = msgspec.json.encode(message)
         if self.fault.usage != "missing":
             whole = whole[:-1] + b',"usage":' + usage + b"}"
@@ -168,30 +151,30 @@ class _Written(NamedTuple):
 
     def _block_events(self, index: int, block: dict[str, Any], ping: Event | None) -> Iterator[Event]:
         tokens = text_tokens(block["name"]) if block["type"] == "tool_use" else 0
-        opened = {"type": "content_block_start", "index": index, "content_block": _emptied(block)}
-        yield Event(sse("content_block_start", opened), tokens)
+        start = {"type": "content_block_start", "index": index, "content_block": _emptied(block)}
+        yield Event(sse("content_block_start", start), tokens)
         if ping is not None:
             yield ping
-        head = b'event: content_block_delta\ndata: {"type":"content_block_delta","index":%d,"delta":' % index
-        for delta, shown, thought in _deltas(block, self.fault):
-            yield Event(head + msgspec.json.encode(delta) + b"}\n\n", shown, thought)
+        prefix = b'event: content_block_delta\ndata: {"type":"content_block_delta","index":%d,"delta":' % index
+        for delta, tokens, reasoning_tokens in _deltas(block, self.fault):
+            yield Event(prefix + msgspec.json.encode(delta) + b"}\n\n", tokens, reasoning_tokens)
         yield Event(sse("content_block_stop", {"type": "content_block_stop", "index": index}))
 
     def _delta(self, cost: str | None) -> Event:
-        data = msgspec.json.encode({"type": "message_delta", "delta": _stopped(self._choice)})
+        data = msgspec.json.encode({"type": "message_delta", "delta": _stop_fields(self._choice)})
         if self.fault.usage != "missing":
             priced = b"" if cost is None else b',"cost":' + cost.encode()
-            usage = self._usage(self.answer.tally.completion)[:-1] + priced + b"}"
+            usage = self._usage(self.generation.billed.completion)[:-1] + priced + b"}"
             data = data[:-1] + b',"usage":' + usage + b"}"
         return Event(b"event: message_delta\ndata: " + data + b"\n\n")
 
     def _usage(self, output_tokens: int, *, details: bool = True) -> bytes:
-        """The usage object; cached tokens and those written to the cache are not in `input_tokens`."""
-        tally = self.answer.tally
-        values = (tally.prompt - tally.cached - tally.cache_write, tally.cache_write, tally.cached, output_tokens)
+        """The usage object; `input_tokens` excludes cached tokens and cache writes."""
+        billed = self.generation.billed
+        values = (billed.prompt - billed.cached - billed.cache_write, billed.cache_write, billed.cached, output_tokens)
         fresh, written, cached, output = (number(value, self.fault) for value in values)
         by_ttl = (number(0, self.fault), written) if self.for_an_hour else (written, number(0, self.fault))
-        thinking = f'"output_tokens_details":{{"thinking_tokens":{number(tally.reasoning, self.fault)}}},'
+        thinking = f'"output_tokens_details":{{"thinking_tokens":{number(billed.reasoning, self.fault)}}},'
         return (
             f'{{"input_tokens":{fresh},"cache_creation_input_tokens":{written},"cache_read_input_tokens":{cached},'
             f'"cache_creation":{{"ephemeral_5m_input_tokens":{by_ttl[0]},"ephemeral_1h_input_tokens":{by_ttl[1]}}},'
@@ -199,11 +182,11 @@ class _Written(NamedTuple):
         ).encode()
 
 
-def _stopped(choice: Choice) -> dict[str, Any]:
-    stopped: dict[str, Any] = {"stop_reason": _STOP_REASONS[choice.finish_reason], "stop_sequence": None}
+def _stop_fields(choice: Choice) -> dict[str, Any]:
+    fields: dict[str, Any] = {"stop_reason": _STOP_REASONS[choice.finish_reason], "stop_sequence": None}
     if choice.finish_reason == "refusal":
-        stopped["stop_details"] = {"type": "refusal", "category": None, "explanation": None}
-    return stopped
+        fields["stop_details"] = {"type": "refusal", "category": None, "explanation": None}
+    return fields
 
 
 def _tool_use(call: ToolCall) -> dict[str, Any]:
@@ -222,7 +205,7 @@ def _emptied(block: dict[str, Any]) -> dict[str, Any]:
 
 
 def _deltas(block: dict[str, Any], fault: Fault) -> Iterator[tuple[dict[str, str], int, int]]:
-    """Each delta with the tokens of the answer and of shown thoughts in it."""
+    """Each delta with its tokens of the content and of visible reasoning."""
     match block["type"]:
         case "tool_use":
             yield {"type": "input_json_delta", "partial_json": ""}, 0, 0

@@ -1,4 +1,4 @@
-"""What prompts of Anthropic's messages are made of, and how their tokens are counted.
+"""The prompts of Anthropic's messages, and their token counts.
 
 See https://docs.claude.com/en/api/messages-count-tokens and …/docs/build-with-claude/prompt-caching.
 """
@@ -12,9 +12,9 @@ from typing import Annotated, Any, Literal, NamedTuple
 import msgspec
 from msgspec import Meta
 
-from mcpmeter.simulator.answers import Tally, number
-from mcpmeter.simulator.dialects.base import Reply, Target
+from mcpmeter.simulator.dialects.base import DialectResponse
 from mcpmeter.simulator.faults import Fault
+from mcpmeter.simulator.generation import BilledTokens, number
 from mcpmeter.simulator.plan import Plan
 from mcpmeter.simulator.request_parsing import (
     TOKENS_PER_MEDIA_PART,
@@ -23,21 +23,20 @@ from mcpmeter.simulator.request_parsing import (
     convert,
     find_fault,
     json_tokens,
-    read,
     text_tokens,
 )
 
-_WISH = "simulate:"
+_FAULT_PREFIX = "simulate:"
 
 
 class CacheControl(msgspec.Struct):
-    """A mark behind which the prompt is no longer cached."""
+    """Marks the end of the cached part of the prompt."""
 
     ttl: Literal["5m", "1h"] = "5m"
 
 
 class Block(msgspec.Struct):
-    """One block of a content; what is not counted is not kept."""
+    """The counted fields of one content block."""
 
     type: str = "text"
     text: str = ""
@@ -48,7 +47,7 @@ class Block(msgspec.Struct):
     cache_control: CacheControl | None = None
 
     def tokens(self) -> int:
-        """Of its text, its tool's name and input, or its tool's result; 85 for anything else."""
+        """Tokens of the text, of a tool's name and input, or of its result; 85 for any other block."""
         match self.type:
             case "text":
                 return text_tokens(self.text)
@@ -76,7 +75,7 @@ class Message(msgspec.Struct):
 
 
 class CustomTool(msgspec.Struct):
-    """One of `tools` that the client runs itself."""
+    """A function in `tools`."""
 
     name: Annotated[str, Meta(min_length=1)]
     input_schema: Any = None
@@ -110,15 +109,15 @@ class OutputConfig(msgspec.Struct):
 
 
 class Prompt(NamedTuple):
-    """How long a prompt is, and how much of it is marked to be cached."""
+    """The length of a prompt, and of its part marked for the cache."""
 
     tokens: int
     marked_tokens: int
     for_an_hour: bool
 
 
-class PromptBody(msgspec.Struct):
-    """What both URLs take: the body of `POST /v1/messages/count_tokens`."""
+class MessagesPrompt(msgspec.Struct):
+    """The fields that both URLs take."""
 
     model: Model
     messages: Annotated[list[Message], Meta(min_length=1)]
@@ -130,20 +129,15 @@ class PromptBody(msgspec.Struct):
     cache_control: CacheControl | None = None
     metadata: dict[str, Any] | None = None
 
-    @property
-    def model_name(self) -> str:
-        """As `Ask.model_name`."""
-        return self.model
-
-    def wished_fault(self, body: bytes) -> Fault | None:
-        """As `Ask.wished_fault`; asked for by `metadata.user_id`, the only metadata there is."""
+    def requested_fault(self, body: bytes) -> Fault | None:
+        """The fault in `metadata.user_id`, Anthropic's only metadata, or in the first user text."""
         user = self.metadata.get("user_id") if self.metadata else None
-        said = user.removeprefix(_WISH) if isinstance(user, str) and user.startswith(_WISH) else None
-        return find_fault(said, "metadata.user_id", body, self._first_user_text)
+        text = user.removeprefix(_FAULT_PREFIX) if isinstance(user, str) and user.startswith(_FAULT_PREFIX) else None
+        return find_fault(text, "metadata.user_id", body, self._first_user_text)
 
     def prompt(self) -> Prompt:
-        """Tools, system prompt and messages, in the order in which they are cached. Raises `InvalidRequest`."""
-        total, marked, mark = self._tools_counted()
+        """Count tools, system prompt and messages, in the order of caching. Raises `InvalidRequest`."""
+        total, marked, mark = self._count_tools()
         for overhead, blocks in self._sections():
             total += overhead
             for block in blocks:
@@ -154,12 +148,12 @@ class PromptBody(msgspec.Struct):
             marked, mark = total, self.cache_control
         return Prompt(total, marked, mark is not None and mark.ttl == "1h")
 
-    def _tools_counted(self) -> tuple[int, int, CacheControl | None]:
+    def _count_tools(self) -> tuple[int, int, CacheControl | None]:
         marked, mark = 0, None
-        for place, tool in enumerate(self.tools or ()):
+        for position, tool in enumerate(self.tools or ()):
             if tool.get("cache_control") is not None:
                 mark = convert(tool["cache_control"], CacheControl, "tools")
-                marked = json_tokens((self.tools or [])[: place + 1])
+                marked = json_tokens((self.tools or [])[: position + 1])
         return json_tokens(self.tools) if self.tools else 0, marked, mark
 
     def _sections(self) -> Iterator[tuple[int, list[Block]]]:
@@ -173,36 +167,20 @@ class PromptBody(msgspec.Struct):
         return next((block.text for block in blocks if block.type == "text"), "")
 
 
-class CountAsk(PromptBody):
-    """A request to count tokens. It costs nothing."""
+class CountTokensRequest(MessagesPrompt):
+    """The body of `POST /v1/messages/count_tokens`, which costs nothing."""
 
-    @property
-    def is_stream(self) -> bool:
-        """As `Ask.is_stream`."""
-        return False
-
-    def draw(self, fault: Fault, plan: Plan, random: Random, nth: int) -> Reply:
-        """As `Ask.draw`."""
+    def respond(self, fault: Fault, plan: Plan, random: Random, repetition: int) -> DialectResponse:
+        """Count the tokens."""
         body = f'{{"input_tokens":{number(self.prompt().tokens, fault)}}}'.encode()
-        return Reply(Tally(0, 0), lambda: body)
-
-
-class AnthropicCountTokens:
-    """`POST /v1/messages/count_tokens`."""
-
-    name = "anthropic_count_tokens"
-    _decoder = msgspec.json.Decoder(CountAsk)
-
-    def read(self, body: bytes, target: Target = Target()) -> CountAsk:  # noqa: B008 (immutable)
-        """Raises `InvalidRequest` for anything that is not a prompt."""
-        return read(self._decoder, body)
+        return DialectResponse(BilledTokens(0, 0), lambda: body)
 
 
 def blocks_of(content: str | list[Block]) -> list[Block]:
-    """A content block by block; a bare text is one."""
+    """The blocks of a content; a bare text is one block."""
     return [Block(text=content)] if isinstance(content, str) else content
 
 
 def has_result(message: Message) -> bool:
-    """Whether it brings the result of a tool."""
+    """Whether the message has the result of a tool."""
     return any(block.type == "tool_result" for block in blocks_of(message.content))

@@ -1,4 +1,4 @@
-"""What prompts of the Gemini API are made of (https://ai.google.dev/api/caching#Content)."""
+"""The prompts of the Gemini API (https://ai.google.dev/api/caching#Content)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from mcpmeter.errors import InvalidRequest
-from mcpmeter.simulator.dialects.base import Target
+from mcpmeter.simulator.dialects.base import UrlParams
 from mcpmeter.simulator.request_parsing import (
     TOKENS_PER_MEDIA_PART,
     TOKENS_PER_MESSAGE,
@@ -53,28 +53,28 @@ _FREE_FORM = frozenset(
 
 
 class FunctionCall(msgspec.Struct):
-    """A call that the model made."""
+    """A function call of the model."""
 
     name: str = ""
     args: Any = None
 
 
 class FunctionResponse(msgspec.Struct):
-    """What came of a call."""
+    """The result of a function call."""
 
     name: str = ""
     response: Any = None
 
 
 class Part(msgspec.Struct, rename="camel"):
-    """One part of a content; anything that is neither text nor a call counts as media."""
+    """One part of a content; a part that is neither text nor a call counts as media."""
 
     text: str | None = None
     function_call: FunctionCall | None = None
     function_response: FunctionResponse | None = None
 
     def tokens(self) -> int:
-        """Of its text, or of its call's name and arguments or result; 85 for anything else."""
+        """Tokens of the text, or of the call's name and arguments or result; 85 for any other part."""
         if self.text is not None:
             return text_tokens(self.text)
         if self.function_call is not None:
@@ -91,40 +91,40 @@ class Content(msgspec.Struct):
     parts: list[Part] = []
 
     def tokens(self) -> int:
-        """4, and its parts."""
+        """4 and the tokens of the parts."""
         return TOKENS_PER_MESSAGE + self.part_tokens()
 
     def part_tokens(self) -> int:
-        """Of its parts alone."""
+        """Tokens of the parts."""
         return sum(part.tokens() for part in self.parts)
 
     def text(self) -> str:
-        """The first text of it."""
+        """The first text."""
         return next((part.text for part in self.parts if part.text is not None), "")
 
 
-def read_proto(decoder: msgspec.json.Decoder[Struct], type_: type[Struct], body: bytes) -> Struct:
-    """Decode a request whose names are written `likeThis` or `like_this`, as Google takes both and its SDK mixes them.
+def read_proto(decoder: msgspec.json.Decoder[Struct], body: bytes) -> Struct:
+    """Decode a request with field names `likeThis` or `like_this`: Google takes both and its SDK mixes them.
 
     Raises `InvalidRequest`.
     """
     if _HAS_SNAKE.search(body) is None:
         return read(decoder, body)
     try:
-        return convert(_camel(msgspec.json.decode(body)), type_, "body")
+        return convert(_camel(msgspec.json.decode(body)), decoder.type, "body")
     except (ValueError, RecursionError):
-        return read(decoder, body)  # which tells what is wrong with it
+        return read(decoder, body)  # raises the error
 
 
-def named_model(target: Target) -> str:
+def model_of(url: UrlParams) -> str:
     """The model in the URL. Raises `InvalidRequest`."""
-    if not (1 <= len(target.model) <= MAX_MODEL_LENGTH and target.model.isprintable()):
+    if not (1 <= len(url.model) <= MAX_MODEL_LENGTH and url.model.isprintable()):
         raise InvalidRequest(f"The model's name in the URL has 1 to {MAX_MODEL_LENGTH} printable characters.")
-    return target.model
+    return url.model
 
 
 def _camel(value: Any) -> Any:
-    """The same value, names of fields in camelCase; what clients fill freely stays as it is."""
+    """The value with field names in camelCase; free-form fields stay unchanged."""
     if isinstance(value, list):
         return [_camel(item) for item in value]
     if not isinstance(value, dict):

@@ -11,31 +11,30 @@ import msgspec
 from msgspec import Meta
 from msgspec.structs import replace
 
-from mcpmeter.simulator.answers import (
+from mcpmeter.simulator.dialects.base import DialectResponse, Event, Framing
+from mcpmeter.simulator.dialects.openai_content import Part, content_tokens, first_text, reasons, tool_params
+from mcpmeter.simulator.faults import Fault
+from mcpmeter.simulator.generation import (
     CREATED_UNIX_SECONDS,
-    Answer,
+    BilledTokens,
     Choice,
-    Tally,
+    Generation,
+    GenerationParams,
     Tool,
-    Wanted,
-    draw_answer,
+    generate,
     implicitly_cacheable,
     number,
     pieces,
     with_usage,
 )
-from mcpmeter.simulator.dialects.base import Event, Framing, Reply, Target
-from mcpmeter.simulator.faults import Fault
 from mcpmeter.simulator.plan import Plan
 from mcpmeter.simulator.request_parsing import (
-    TOKENS_PER_MEDIA_PART,
     TOKENS_PER_MESSAGE,
     Limit,
     Model,
     convert,
-    find_fault,
+    find_labelled_fault,
     json_tokens,
-    read,
     text_tokens,
 )
 from mcpmeter.simulator.vendors.openai import OPENAI
@@ -44,15 +43,8 @@ DONE = b"data: [DONE]\n\n"
 _FINISH = {"stop": "stop", "length": "length", "tool_calls": "tool_calls", "refusal": "stop"}
 
 
-class Part(msgspec.Struct):
-    """One part of a message's content."""
-
-    type: str = "text"
-    text: str = ""
-
-
 class Message(msgspec.Struct):
-    """One message; what is not counted is not kept."""
+    """The counted fields of one message."""
 
     role: str
     content: str | list[Part] | None = None
@@ -65,7 +57,7 @@ class StreamOptions(msgspec.Struct):
 
 
 class Function(msgspec.Struct):
-    """A function that may be called."""
+    """A callable function."""
 
     name: Annotated[str, Meta(min_length=1)]
     parameters: Any = None
@@ -90,7 +82,7 @@ class ResponseFormat(msgspec.Struct):
     json_schema: JsonSchema | None = None
 
 
-class ChatAsk(msgspec.Struct):
+class ChatRequest(msgspec.Struct):
     """The body of `POST /v1/chat/completions`."""
 
     model: Model
@@ -107,138 +99,105 @@ class ChatAsk(msgspec.Struct):
     metadata: dict[str, Any] | None = None
 
     @property
-    def model_name(self) -> str:
-        """As `Ask.model_name`."""
-        return self.model
-
-    @property
-    def is_stream(self) -> bool:
-        """As `Ask.is_stream`."""
-        return bool(self.stream)
-
-    @property
     def include_usage(self) -> bool:
-        """Whether a stream shall end with its usage."""
+        """Whether a stream ends with its usage."""
         return self.stream_options is not None and self.stream_options.include_usage
 
-    def wished_fault(self, body: bytes) -> Fault | None:
-        """As `Ask.wished_fault`; asked for by `metadata.simulate`."""
-        said = self.metadata.get("simulate") if self.metadata else None
-        return find_fault(said, "metadata.simulate", body, self._first_user_text)
+    def requested_fault(self, body: bytes) -> Fault | None:
+        """The fault in `metadata.simulate` or in the first user text."""
+        return find_labelled_fault(self.metadata, "metadata", body, self._first_user_text)
 
-    def draw(self, fault: Fault, plan: Plan, random: Random, nth: int) -> Reply:
-        """As `Ask.draw`."""
-        answer = draw_answer(self.wanted(), fault, plan, random, nth)
-        return Reply(
-            tally=answer.tally,
-            body=partial(json_body, answer, fault),
+    def respond(self, fault: Fault, plan: Plan, random: Random, repetition: int) -> DialectResponse:
+        """Generate the response."""
+        generation = generate(self.params(), fault, plan, random, repetition)
+        return DialectResponse(
+            billed=generation.billed,
+            body=partial(json_body, generation, fault),
             framing=FRAMING if self.stream else None,
-            events=partial(stream_events, answer, fault, self.include_usage),
-            hidden_tokens=answer.tally.reasoning,
+            events=partial(stream_events, generation, fault, self.include_usage),
+            hidden_tokens=generation.billed.reasoning,
         )
 
     def prompt_tokens(self) -> int:
-        """Every text and part, 4 a message, and the tools."""
-        total = TOKENS_PER_MESSAGE * len(self.messages)
-        for message in self.messages:
-            content = message.content
-            if isinstance(content, str):
-                total += text_tokens(content)
-            elif content:
-                total += sum(text_tokens(p.text) if p.type == "text" else TOKENS_PER_MEDIA_PART for p in content)
+        """Tokens of all contents and tools, and 4 per message."""
+        total = sum(TOKENS_PER_MESSAGE + content_tokens(message.content) for message in self.messages)
         return total + json_tokens(self.tools) if self.tools else total
 
-    def wanted(self) -> Wanted:
-        """What is asked, in no dialect. Raises `InvalidRequest` for tools that are none."""
+    def params(self) -> GenerationParams:
+        """The request independent of its dialect. Raises `InvalidRequest` for invalid tools."""
         prompt_tokens = self.prompt_tokens()
-        thinks = self.reasoning_effort not in (None, "none", "minimal") or self.model.startswith(("o1", "o3", "o4"))
-        wanted = Wanted(
+        params = GenerationParams(
             model=self.model,
             prompt_tokens=prompt_tokens,
-            limit=self.max_completion_tokens or self.max_tokens,
+            max_tokens=self.max_completion_tokens or self.max_tokens,
             n=self.n or 1,
             after_tool=self.messages[-1].role == "tool",
-            thinks=thinks,
+            reasons=reasons(self.model, self.reasoning_effort),
             cacheable_tokens=implicitly_cacheable(prompt_tokens),
         )
+        # Most requests have neither, and save the copies.
         if self.tools:
-            wanted = replace(wanted, **self._tools_wanted(self.tools))
+            params = replace(params, **self._tool_params(self.tools))
         if self.response_format is not None and self.response_format.type != "text":
-            wanted = replace(wanted, **_format_wanted(self.response_format))
-        return wanted
+            params = replace(params, **_format_params(self.response_format))
+        return params
 
-    def _tools_wanted(self, given: list[dict[str, Any]]) -> dict[str, Any]:
+    def _tool_params(self, given: list[dict[str, Any]]) -> dict[str, Any]:
         functions = [convert(tool, FunctionTool, "tools").function for tool in given]
-        tools = [Tool(function.name, function.parameters) for function in functions]
-        if not isinstance(self.tool_choice, dict):
-            choice = self.tool_choice if self.tool_choice in ("none", "required") else "auto"
-            return {"tools": tools, "tool_choice": choice}
-        function = self.tool_choice.get("function")
-        name = function.get("name") if isinstance(function, dict) else None
-        return {"tools": tools, "tool_choice": "required", "tool_name": name if isinstance(name, str) else ""}
+        required = self.tool_choice.get("function") if isinstance(self.tool_choice, dict) else None
+        name = required.get("name") if isinstance(required, dict) else None
+        return tool_params([Tool(function.name, function.parameters) for function in functions], self.tool_choice, name)
 
     def _first_user_text(self) -> str:
-        content = next((message.content for message in self.messages if message.role == "user"), None)
-        if isinstance(content, str):
-            return content
-        return next((part.text for part in content or () if part.type == "text"), "")
+        return first_text(next((message.content for message in self.messages if message.role == "user"), None))
 
 
-class OpenAiChat:
-    """`POST /v1/chat/completions`."""
-
-    name = "openai_chat"
-    _decoder = msgspec.json.Decoder(ChatAsk)
-
-    def read(self, body: bytes, target: Target = Target()) -> ChatAsk:  # noqa: B008 (immutable)
-        """Raises `InvalidRequest` for anything that is not a chat request."""
-        return read(self._decoder, body)
-
-
-def json_body(answer: Answer, fault: Fault) -> bytes:
-    """The body of an answer that is not streamed."""
+def json_body(generation: Generation, fault: Fault) -> bytes:
+    """The body of a response that is not streamed."""
     body: dict[str, Any] = {
-        "id": _id(answer),
+        "id": _id(generation),
         "object": "chat.completion",
         "created": CREATED_UNIX_SECONDS,
-        "model": answer.model,
+        "model": generation.model,
         "choices": [
             {"index": index, "message": _message(choice), "logprobs": None, "finish_reason": _finish(choice)}
-            for index, choice in enumerate(answer.choices)
+            for index, choice in enumerate(generation.choices)
         ],
         "service_tier": "default",
         "system_fingerprint": "fp_simulated",
     }
-    return with_usage(msgspec.json.encode(body), _usage(answer.tally, fault), fault)
+    return with_usage(msgspec.json.encode(body), _usage(generation.billed, fault), fault)
 
 
-def stream_events(answer: Answer, fault: Fault, include_usage: bool, cost: str | None = None) -> Iterator[Event]:
-    """The events of a streamed answer, in order; the last is `[DONE]` unless the fault leaves it out.
+def stream_events(
+    generation: Generation, fault: Fault, include_usage: bool, cost: str | None = None
+) -> Iterator[Event]:
+    """The events of a stream, in order; the last is `[DONE]` unless the fault omits it.
 
-    With `include_usage` a chunk without choices carries the usage and all others `"usage":null`; else there is none.
-    The fault `usage=with_choices` puts it into the last chunk that has choices, asked for or not.
+    With `include_usage` a chunk without choices carries the usage and all others `"usage":null`.
+    The fault `usage=with_choices` puts the usage into the last chunk with choices in any case.
     """
-    usage = _usage(answer.tally, fault, cost)
-    head = _chunk_head(answer)
+    usage = _usage(generation.billed, fault, cost)
+    prefix = _chunk_prefix(generation)
     tail = b',"usage":null}\n\n' if include_usage else b"}\n\n"
-    for index in range(len(answer.choices)):
-        yield Event(head + _choice(index, b'{"role":"assistant","content":"","refusal":null}') + tail)
-    for index, choice in enumerate(answer.choices):
+    for index in range(len(generation.choices)):
+        yield Event(prefix + _choice(index, b'{"role":"assistant","content":"","refusal":null}') + tail)
+    for index, choice in enumerate(generation.choices):
         for delta, tokens in _deltas(choice, fault):
-            yield Event(head + _choice(index, delta) + tail, tokens)
-    for index, choice in enumerate(answer.choices):
-        last = index == len(answer.choices) - 1 and fault.usage == "with_choices"
+            yield Event(prefix + _choice(index, delta) + tail, tokens)
+    for index, choice in enumerate(generation.choices):
+        last = index == len(generation.choices) - 1 and fault.usage == "with_choices"
         end = b',"usage":' + usage + b"}\n\n" if last else tail
-        yield Event(head + _choice(index, b"{}", _finish(choice)) + end)
+        yield Event(prefix + _choice(index, b"{}", _finish(choice)) + end)
     if include_usage and fault.usage not in ("missing", "with_choices"):
         for _ in range(2 if fault.usage == "twice" else 1):
-            yield Event(head + b'[],"usage":' + usage + b"}\n\n")
+            yield Event(prefix + b'[],"usage":' + usage + b"}\n\n")
     if fault.done is None:
         yield Event(DONE, is_last=True)
 
 
-def _id(answer: Answer) -> str:
-    return f"chatcmpl-{answer.id_bits:032x}"
+def _id(generation: Generation) -> str:
+    return f"chatcmpl-{generation.id_bits:032x}"
 
 
 def _finish(choice: Choice) -> str:
@@ -262,21 +221,21 @@ def _deltas(choice: Choice, fault: Fault) -> Iterator[tuple[bytes, int]]:
     field = b'{"refusal":' if choice.finish_reason == "refusal" else b'{"content":'
     for piece in pieces(choice.text, fault):
         yield field + msgspec.json.encode(piece) + b"}", text_tokens(piece)
-    for place, call in enumerate(choice.calls):
+    for position, call in enumerate(choice.calls):
         function = {"name": call.name, "arguments": ""}
-        opening = {"index": place, "id": f"call_{call.id}", "type": "function", "function": function}
+        opening = {"index": position, "id": f"call_{call.id}", "type": "function", "function": function}
         yield msgspec.json.encode({"tool_calls": [opening]}), text_tokens(call.name)
         for piece in pieces(call.arguments, fault):
-            more = {"index": place, "function": {"arguments": piece}}
+            more = {"index": position, "function": {"arguments": piece}}
             yield msgspec.json.encode({"tool_calls": [more]}), text_tokens(piece)
 
 
-def _chunk_head(answer: Answer) -> bytes:
+def _chunk_prefix(generation: Generation) -> bytes:
     known = {
-        "id": _id(answer),
+        "id": _id(generation),
         "object": "chat.completion.chunk",
         "created": CREATED_UNIX_SECONDS,
-        "model": answer.model,
+        "model": generation.model,
         "service_tier": "default",
         "system_fingerprint": "fp_simulated",
     }
@@ -288,11 +247,11 @@ def _choice(index: int, delta: bytes, finish_reason: str | None = None) -> bytes
     return b'[{"index":%d,"delta":%s,"logprobs":null,"finish_reason":%s}]' % (index, delta, finish)
 
 
-def _usage(tally: Tally, fault: Fault, cost: str | None = None) -> bytes:
-    """The usage object with its numbers as the fault wants them written; `cost` (USD) is kept to its last digit."""
-    numbers = (tally.prompt, tally.completion, tally.prompt + tally.completion, tally.cached, tally.reasoning)
+def _usage(billed: BilledTokens, fault: Fault, cost: str | None = None) -> bytes:
+    """The usage object, its numbers changed by the fault; `cost` (USD) keeps all digits."""
+    numbers = (billed.prompt, billed.completion, billed.prompt + billed.completion, billed.cached, billed.reasoning)
     p, c, total, cached, reasoning = (number(value, fault) for value in numbers)
-    written = f',"cache_write_tokens":{number(tally.cache_write, fault)}' if tally.cache_write else ""
+    written = f',"cache_write_tokens":{number(billed.cache_write, fault)}' if billed.cache_write else ""
     priced = f',"cost":{cost}' if cost is not None else ""
     return (
         f'{{"prompt_tokens":{p},"completion_tokens":{c},"total_tokens":{total},'
@@ -302,9 +261,9 @@ def _usage(tally: Tally, fault: Fault, cost: str | None = None) -> bytes:
     ).encode()
 
 
-def _format_wanted(wished: ResponseFormat) -> dict[str, Any]:
-    if wished.type == "json_schema" and wished.json_schema is not None:
-        return {"text_format": "schema", "schema": wished.json_schema.schema}
+def _format_params(requested: ResponseFormat) -> dict[str, Any]:
+    if requested.type == "json_schema" and requested.json_schema is not None:
+        return {"text_format": "schema", "schema": requested.json_schema.schema}
     return {"text_format": "json"}
 
 

@@ -13,11 +13,18 @@ import msgspec
 from msgspec import Meta
 
 from mcpmeter.errors import InvalidRequest
-from mcpmeter.simulator.answers import Tally, answering_model, number, with_usage
-from mcpmeter.simulator.dialects.base import Reply, Target
+from mcpmeter.simulator.dialects.base import DialectResponse, UrlParams
 from mcpmeter.simulator.faults import Fault
+from mcpmeter.simulator.generation import BilledTokens, number, response_model, with_usage
 from mcpmeter.simulator.plan import Plan
-from mcpmeter.simulator.request_parsing import MAX_DIMENSIONS, MAX_INPUTS, Model, find_fault, read, text_tokens
+from mcpmeter.simulator.request_parsing import (
+    MAX_DIMENSIONS,
+    MAX_INPUTS,
+    Model,
+    find_labelled_fault,
+    read,
+    text_tokens,
+)
 from mcpmeter.simulator.vectors import Vectors
 
 DEFAULT_DIMENSIONS = 1536
@@ -34,7 +41,7 @@ class EmbeddingsBody(msgspec.Struct):
 
     @property
     def texts(self) -> list[str | list[int]]:
-        """The inputs one by one: texts, or lists of token numbers. Raises `InvalidRequest` for a mixture."""
+        """The inputs: texts, or lists of token numbers. Raises `InvalidRequest` for a mixture."""
         if isinstance(self.input, str):
             return [self.input]
         if self.input and all(isinstance(item, int) for item in self.input):
@@ -45,34 +52,31 @@ class EmbeddingsBody(msgspec.Struct):
         return several
 
     def prompt_tokens(self) -> int:
-        """Of every text; a list of token numbers counts as long as it is."""
+        """Tokens of all texts; a list of token numbers counts its length."""
         return sum(text_tokens(item) if isinstance(item, str) else len(item) for item in self.texts)
 
 
-class EmbeddingsAsk:
+class EmbeddingsRequest:
     """One request for embeddings."""
-
-    is_stream = False
 
     def __init__(self, given: EmbeddingsBody, vectors: Vectors) -> None:
         self.given = given
         self._vectors = vectors
 
     @property
-    def model_name(self) -> str:
-        """As `Ask.model_name`."""
+    def model(self) -> str:
+        """The requested model."""
         return self.given.model
 
-    def wished_fault(self, body: bytes) -> Fault | None:
-        """As `Ask.wished_fault`; asked for by `metadata.simulate`, which relays leave alone."""
-        said = self.given.metadata.get("simulate") if self.given.metadata else None
-        return find_fault(said, "metadata.simulate", body, self._first_text)
+    def requested_fault(self, body: bytes) -> Fault | None:
+        """The fault in `metadata.simulate`, which relays pass on, or in the first text."""
+        return find_labelled_fault(self.given.metadata, "metadata", body, self._first_text)
 
-    def draw(self, fault: Fault, plan: Plan, random: Random, nth: int) -> Reply:
-        """As `Ask.draw`."""
-        tally = Tally(self.given.prompt_tokens(), 0)
-        model = answering_model(self.given.model, fault, plan)
-        return Reply(tally, partial(self._body, model, tally.prompt, fault))
+    def respond(self, fault: Fault, plan: Plan, random: Random, repetition: int) -> DialectResponse:
+        """Generate the response."""
+        billed = BilledTokens(self.given.prompt_tokens(), 0)
+        model = response_model(self.given.model, fault, plan)
+        return DialectResponse(billed, partial(self._body, model, billed.prompt, fault))
 
     def _body(self, model: str, prompt_tokens: int, fault: Fault) -> bytes:
         dimensions = self.given.dimensions or (MAX_DIMENSIONS if "large" in model else DEFAULT_DIMENSIONS)
@@ -81,8 +85,8 @@ class EmbeddingsAsk:
             for index, text in enumerate(self.given.texts)
         ]
         body = msgspec.json.encode({"object": "list", "data": data, "model": model})
-        told = number(prompt_tokens, fault)
-        return with_usage(body, f'{{"prompt_tokens":{told},"total_tokens":{told}}}'.encode(), fault)
+        tokens = number(prompt_tokens, fault)
+        return with_usage(body, f'{{"prompt_tokens":{tokens},"total_tokens":{tokens}}}'.encode(), fault)
 
     def _embedding(self, text: str | list[int], dimensions: int) -> Any:
         vector = array("f", self._vectors.of(text, dimensions))
@@ -96,7 +100,7 @@ class EmbeddingsAsk:
         return next((text for text in self.given.texts if isinstance(text, str)), "")
 
 
-class OpenAiEmbeddings:
+class EmbeddingsDialect:
     """`POST /v1/embeddings`."""
 
     name = "openai_embeddings"
@@ -105,6 +109,6 @@ class OpenAiEmbeddings:
     def __init__(self, vectors: Vectors) -> None:
         self._vectors = vectors
 
-    def read(self, body: bytes, target: Target = Target()) -> EmbeddingsAsk:  # noqa: B008 (immutable)
-        """Raises `InvalidRequest` for anything that is not an embeddings request."""
-        return EmbeddingsAsk(read(self._decoder, body), self._vectors)
+    def read(self, body: bytes, url: UrlParams = UrlParams()) -> EmbeddingsRequest:  # noqa: B008 (immutable)
+        """Parse a request. Raises `InvalidRequest`."""
+        return EmbeddingsRequest(read(self._decoder, body), self._vectors)

@@ -1,1 +1,1 @@
-"""What the APIs of one vendor share: the shape of errors, the headers of every answer, where a key is given."""
+"""The vendors: error formats, response headers and the place of the API key. Knows no dialect and no fault."""

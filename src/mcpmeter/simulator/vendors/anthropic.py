@@ -9,8 +9,8 @@ import msgspec
 
 from mcpmeter.errors import MeterError
 from mcpmeter.simulator.quota import Quota
-from mcpmeter.simulator.request import SimulatorRequest
-from mcpmeter.simulator.vendors.base import JSON, PlainResponse, bearer, gateway_page, without_error
+from mcpmeter.simulator.server import SimulatorRequest
+from mcpmeter.simulator.vendors.base import JSON, PlainResponse, bearer, common_response
 
 _ERRORS = {
     400: ("invalid_request_error", "The request cannot be understood."),
@@ -24,7 +24,7 @@ _ERRORS = {
     504: ("timeout_error", "The request timed out while it was processed."),
     529: ("overloaded_error", "Overloaded"),
 }
-_GATEWAY_PAGES = frozenset({502, *range(520, 528)})
+_GATEWAY_STATUSES = frozenset({502, *range(520, 528)})
 
 
 class Anthropic:
@@ -38,11 +38,9 @@ class Anthropic:
 
     def typical(self, status: int, *, retry_after_seconds: float | None = None, request_id: str = "") -> PlainResponse:
         """Anthropic's error object, or a gateway's page."""
-        plain = without_error(status)
-        if plain is not None:
-            return plain
-        if status in _GATEWAY_PAGES:
-            return gateway_page(status)
+        common = common_response(status, _GATEWAY_STATUSES)
+        if common is not None:
+            return common
         return PlainResponse(status, JSON, msgspec.json.encode(error_object(status, request_id=request_id)))
 
     def from_error(self, error: MeterError) -> PlainResponse:

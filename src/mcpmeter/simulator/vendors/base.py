@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from http import HTTPStatus
 from typing import NamedTuple, Protocol
 
 from mcpmeter.errors import MeterError
 from mcpmeter.simulator.quota import Quota
-from mcpmeter.simulator.request import SimulatorRequest
+from mcpmeter.simulator.server import SimulatorRequest
 
 JSON = "application/json"
 HTML = "text/html; charset=utf-8"
@@ -43,22 +44,21 @@ class Vendor(Protocol):
         """Headers of every response: its id and the remaining quota."""
 
 
-def without_error(status: int) -> PlainResponse | None:
-    """The response with a non-error status, the same for all vendors; None for an error."""
+def common_response(status: int, gateway_statuses: Collection[int]) -> PlainResponse | None:
+    """The response with a status that is no error or is a gateway's; None for the vendor's own errors."""
     if status in _WITHOUT_BODY:
         return PlainResponse(status, JSON, b"")
-    return PlainResponse(status, JSON, b"{}") if status < 400 else None
+    if status < 400:
+        return PlainResponse(status, JSON, b"{}")
+    return PlainResponse(status, HTML, page(f"{status} {_phrase(status)}")) if status in gateway_statuses else None
 
 
 def page(title: str) -> bytes:
     """A gateway's HTML page."""
-    head = f"<html>\r\n<head><title>{title}</title></head>\r\n<body>\r\n"
-    return f"{head}<center><h1>{title}</h1></center>\r\n<hr><center>gateway</center>\r\n</body>\r\n</html>\r\n".encode()
-
-
-def gateway_page(status: int) -> PlainResponse:
-    """The HTML page of a gateway in front of the provider."""
-    return PlainResponse(status, HTML, page(f"{status} {_phrase(status)}"))
+    start = f"<html>\r\n<head><title>{title}</title></head>\r\n<body>\r\n"
+    return (
+        f"{start}<center><h1>{title}</h1></center>\r\n<hr><center>gateway</center>\r\n</body>\r\n</html>\r\n".encode()
+    )
 
 
 def bearer(request: SimulatorRequest) -> str | None:

@@ -11,8 +11,8 @@ import msgspec
 
 from mcpmeter.errors import MeterError, NotAuthenticated
 from mcpmeter.simulator.quota import Quota
-from mcpmeter.simulator.request import SimulatorRequest
-from mcpmeter.simulator.vendors.base import PlainResponse, gateway_page, without_error
+from mcpmeter.simulator.server import SimulatorRequest
+from mcpmeter.simulator.vendors.base import PlainResponse, common_response
 
 JSON_UTF8 = "application/json; charset=UTF-8"
 
@@ -31,7 +31,7 @@ _STATUSES = {
     503: ("UNAVAILABLE", "The model is overloaded. Please try again later."),
     504: ("DEADLINE_EXCEEDED", "The request could not be finished within its deadline."),
 }
-_GATEWAY_PAGES = frozenset({502, *range(520, 528)})
+_GATEWAY_STATUSES = frozenset({502, *range(520, 528)})
 
 
 class Google:
@@ -48,11 +48,9 @@ class Google:
 
     def typical(self, status: int, *, retry_after_seconds: float | None = None, request_id: str = "") -> PlainResponse:
         """Google's status object, or a gateway's page."""
-        plain = without_error(status)
-        if plain is not None:
-            return plain
-        if status in _GATEWAY_PAGES:
-            return gateway_page(status)
+        common = common_response(status, _GATEWAY_STATUSES)
+        if common is not None:
+            return common
         return self._response(status, error_object(status, retry_after_seconds=retry_after_seconds))
 
     def from_error(self, error: MeterError) -> PlainResponse:

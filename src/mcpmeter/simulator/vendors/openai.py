@@ -8,12 +8,12 @@ import msgspec
 
 from mcpmeter.errors import BodyTooLarge, MeterError, MethodNotAllowed, NotAuthenticated, RouteNotFound
 from mcpmeter.simulator.quota import Quota
-from mcpmeter.simulator.request import SimulatorRequest
-from mcpmeter.simulator.vendors.base import JSON, PlainResponse, bearer, gateway_page, without_error
+from mcpmeter.simulator.server import SimulatorRequest
+from mcpmeter.simulator.vendors.base import JSON, PlainResponse, bearer, common_response
 
 
 class Wording(NamedTuple):
-    """How an error is body."""
+    """The text and codes of an error."""
 
     message: str
     type: str
@@ -35,7 +35,7 @@ _WORDINGS = {
     503: Wording("The server is overloaded or not ready yet.", "server_error", "service_unavailable"),
     529: Wording("Overloaded", "overloaded_error", None),
 }
-_GATEWAY_PAGES = frozenset({502, 504, *range(520, 528)})
+_GATEWAY_STATUSES = frozenset({502, 504, *range(520, 528)})
 
 
 class OpenAi:
@@ -49,11 +49,9 @@ class OpenAi:
 
     def typical(self, status: int, *, retry_after_seconds: float | None = None, request_id: str = "") -> PlainResponse:
         """OpenAI's error object, or a gateway's page."""
-        plain = without_error(status)
-        if plain is not None:
-            return plain
-        if status in _GATEWAY_PAGES:
-            return gateway_page(status)
+        common = common_response(status, _GATEWAY_STATUSES)
+        if common is not None:
+            return common
         return PlainResponse(status, JSON, _error_body(*wording(status)))
 
     def from_error(self, error: MeterError) -> PlainResponse:

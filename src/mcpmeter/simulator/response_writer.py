@@ -1,4 +1,4 @@
-"""Sends a response, and applies the faults that change its transfer: gzip, slow drip, a wrong length, a reset."""
+"""Sends a response and applies the faults of its transfer: gzip, slow drip, wrong length, reset."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from starlette.responses import Response
 
 from mcpmeter.simulator.faults import Fault
-from mcpmeter.simulator.request import SimulatorRequest
+from mcpmeter.simulator.server import SimulatorRequest
 from mcpmeter.simulator.vendors.base import PlainResponse
 
 PIECE_BYTES = 64 * 1024
@@ -17,8 +17,8 @@ DRIPS_PER_SECOND = 20
 _GZIP_WINDOW = 31
 
 
-class Wire:
-    """Sends one response piece by piece."""
+class ResponseWriter:
+    """Sends one response in pieces."""
 
     def __init__(self, request: SimulatorRequest, fault: Fault) -> None:
         self._send = request.send

@@ -1,4 +1,4 @@
-"""How an MCP operation ended, as the guide's family and OpenTelemetry's name it. Pure."""
+"""Classifies how an MCP operation ended, with this project's error types and OpenTelemetry's. Pure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mcpmeter.meter import CallResult
 INVALID_PARAMS: Final = -32602
 URL_ELICITATION_REQUIRED: Final = -32042
 
-CALLERS_CODES: Final = frozenset(
+CLIENT_ERROR_CODES: Final = frozenset(
     (
         -32700,  # parse error
         -32600,  # invalid request
@@ -24,7 +24,7 @@ CALLERS_CODES: Final = frozenset(
         -32022,  # unsupported protocol version
     )
 )
-"""JSON-RPC and MCP codes that only the caller can mend."""
+"""JSON-RPC and MCP codes of errors that only the client can fix."""
 
 OK: Final = CallResult(status="ok")
 INPUT_REQUIRED: Final = CallResult(status="input_required", otel_error_type="input_required")
@@ -38,13 +38,13 @@ CANCELLED: Final = CallResult(
 CRASHED: Final = CallResult(status="error", outcome="error", error_type="internal_error", error_side="server")
 
 
-def of_result(result: Any, blamed: tuple[str, str] | None = None) -> CallResult:
-    """The ending that a result says: `isError`, `resultType: input_required`, or a success.
+def of_result(result: Any, cause: tuple[str, str] | None = None) -> CallResult:
+    """Classify a result: `isError`, `resultType: input_required`, or success.
 
-    `blamed` is the (error type, side) that a failed result is due to, where a tool told it.
+    `cause` is the (error type, side) that a tool set for a failed result.
     """
     if field_of(result, "isError", "is_error") is True:
-        error_type, side = blamed or ("tool_error", "server")
+        error_type, side = cause or ("tool_error", "server")
         return CallResult(
             status="tool_error",
             outcome="error",
@@ -58,7 +58,7 @@ def of_result(result: Any, blamed: tuple[str, str] | None = None) -> CallResult:
 
 
 def of_exception(fault: Exception) -> CallResult:
-    """The ending that an exception of the SDK or of a handler means on the wire."""
+    """Classify an exception of the SDK or of a handler by its JSON-RPC error."""
     if isinstance(fault, MCPError):
         return _of_code(fault.error.code)
     if isinstance(fault, ValidationError):
@@ -69,16 +69,16 @@ def of_exception(fault: Exception) -> CallResult:
 def _of_code(code: int) -> CallResult:
     if code == URL_ELICITATION_REQUIRED:
         return INPUT_REQUIRED
-    callers = code in CALLERS_CODES
+    is_client_error = code in CLIENT_ERROR_CODES
     return CallResult(
         status="error",
         outcome="error",
-        error_type="protocol_error" if callers else "internal_error",
-        error_side="client" if callers else "server",
+        error_type="protocol_error" if is_client_error else "internal_error",
+        error_side="client" if is_client_error else "server",
         otel_error_type=str(code),
     )
 
 
 def field_of(result: Any, wire_name: str, attribute: str) -> Any:
-    """A field of a result, which is the finished wire form unless an inner middleware answered by itself."""
+    """A field of a result: a JSON object, or an SDK object if inner middleware made the result."""
     return result.get(wire_name) if isinstance(result, dict) else getattr(result, attribute, None)

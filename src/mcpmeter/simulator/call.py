@@ -1,4 +1,10 @@
-"""One call, from its first-byte latency to its entry in the billing log."""
+"""One call, from its first-byte latency to its record in the billing log.
+
+After the latency a call takes one of four ways: a refusal with an error status, a substitute body with status 200, a
+whole body, or a stream. A fault may interrupt the last two once: a stall continues afterwards or waits for the client's
+disconnect, a reset ends the call, a broken event is followed by the rest. Whichever way ends first bills the call;
+`OpenRecord` ignores a second bill, so that a disconnect during the last write changes nothing.
+"""
 
 from __future__ import annotations
 
@@ -8,18 +14,17 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from mcpmeter.simulator.answers import Tally
-from mcpmeter.simulator.billing_log import CallOutcome, OpenCall
-from mcpmeter.simulator.dialects.base import Event, Framing, Reply
+from mcpmeter.simulator.billing_log import CallOutcome, OpenRecord
+from mcpmeter.simulator.dialects.base import DialectResponse, Event, Framing
 from mcpmeter.simulator.faults import Fault
-from mcpmeter.simulator.request import SimulatorRequest
-from mcpmeter.simulator.server import until_cancelled
+from mcpmeter.simulator.generation import BilledTokens
+from mcpmeter.simulator.response_writer import ResponseWriter, respond
+from mcpmeter.simulator.server import SimulatorRequest, until_cancelled
 from mcpmeter.simulator.vendors.base import HTML, PlainResponse, Vendor, page
-from mcpmeter.simulator.wire import Wire, respond
 
 EVENTS_PER_TURN = 64
 NS_PER_S = 1_000_000_000
-NOTHING_BILLED = Tally(0, 0)
+NOTHING_BILLED = BilledTokens(0, 0)
 BROKEN_SSE = b'\xff\xfe no field at all\r\rdata {"no":"colon"}\n\n\n\nevent\n: a comment\ndata\n\n'
 
 
@@ -32,14 +37,14 @@ class Pace(NamedTuple):
 
 
 @dataclass(slots=True)
-class Exchange:
+class SimulatedCall:
     """Sends one response, intact or with its fault, and bills it exactly once."""
 
     request: SimulatorRequest
-    call: OpenCall
+    record: OpenRecord
     fault: Fault
     pace: Pace
-    reply: Reply
+    response: DialectResponse
     vendor: Vendor
     headers: Mapping[str, str]
     cost: str | None = None
@@ -47,7 +52,7 @@ class Exchange:
     is_closing: Callable[[], bool] = lambda: False
     started: bool = False
     delivered: int = 0
-    delivered_thoughts: int = 0
+    delivered_reasoning: int = 0
     """The part of `delivered` that is visible reasoning."""
 
     async def run(self) -> None:
@@ -63,7 +68,7 @@ class Exchange:
             self._bill("fault", self._billed_so_far())
         else:
             seen_at_ns = time.monotonic_ns()
-            self.call.book("cancelled", self._billed_so_far(), delivered=self.delivered, cancelled_at_ns=seen_at_ns)
+            self.record.bill("cancelled", self._billed_so_far(), delivered=self.delivered, cancelled_at_ns=seen_at_ns)
 
     async def _respond(self) -> None:
         fault = self.fault
@@ -76,10 +81,10 @@ class Exchange:
             await self.request.connection.reset()
         if fault.status is not None:
             await self._refuse(fault.status)
-        elif fault.body in ("empty", "html") or (fault.body == "error" and self.reply.framing is None):
+        elif fault.body in ("empty", "html") or (fault.body == "error" and self.response.framing is None):
             await self._send_substitute()
-        elif self.reply.framing is not None and fault.content_length is None:
-            await self._send_stream(self.reply.events(self.cost), self.reply.framing)
+        elif self.response.framing is not None and fault.content_length is None:
+            await self._send_stream(self.response.events(self.cost), self.response.framing)
         else:
             await self._send_whole()
 
@@ -91,7 +96,7 @@ class Exchange:
             headers["Retry-After"] = f"{wait:g}"
         if 300 <= status < 400 and status != 304:
             headers["Location"] = "/v1/moved"
-        response = self.vendor.typical(status, retry_after_seconds=wait, request_id=self.call.request_id)
+        response = self.vendor.typical(status, retry_after_seconds=wait, request_id=self.record.request_id)
         await respond(self.request, response, headers)
 
     async def _send_substitute(self) -> None:
@@ -100,10 +105,12 @@ class Exchange:
             case "html":
                 response = PlainResponse(200, HTML, page("Down for maintenance"))
             case "error":
-                response = self.vendor.typical(500, request_id=self.call.request_id)._replace(status=200)
+                response = self.vendor.typical(500, request_id=self.record.request_id)._replace(status=200)
             case _:
-                framing = self.reply.framing
-                response = PlainResponse(200, self.reply.content_type if framing is None else framing.content_type, b"")
+                framing = self.response.framing
+                response = PlainResponse(
+                    200, self.response.content_type if framing is None else framing.content_type, b""
+                )
         await respond(self.request, response, self.headers)
 
     async def _send_whole(self) -> None:
@@ -113,14 +120,14 @@ class Exchange:
             await self._send_spoiled(body, content_type, outcome)
             return
         self.delivered = self._visible
-        self._bill(outcome, self.reply.tally)
+        self._bill(outcome, self.response.billed)
         await respond(self.request, PlainResponse(200, content_type, body), self.headers)
 
     def _whole_body(self) -> tuple[bytes, str]:
-        framing, content_type = self.reply.framing, self.reply.content_type
+        framing, content_type = self.response.framing, self.response.content_type
         if framing is not None:
-            return b"".join(event.data for event in self.reply.events(self.cost)), framing.content_type
-        body = self.reply.body()
+            return b"".join(event.data for event in self.response.events(self.cost)), framing.content_type
+        body = self.response.body()
         match self.fault.body:
             case "malformed_json":
                 return body[: len(body) // 2], content_type
@@ -131,27 +138,29 @@ class Exchange:
 
     async def _send_spoiled(self, body: bytes, content_type: str, outcome: CallOutcome) -> None:
         fault, half = self.fault, len(body) // 2
-        announced = {"short": half, "long": len(body) + 64}.get(fault.content_length or "", len(body))
-        wire = Wire(self.request, fault)
-        await wire.start(content_type, self.headers, content_length=None if fault.reset == "chunk" else announced)
+        content_length = {"short": half, "long": len(body) + 64}.get(fault.content_length or "", len(body))
+        writer = ResponseWriter(self.request, fault)
+        await writer.start(
+            content_type, self.headers, content_length=None if fault.reset == "chunk" else content_length
+        )
         self.started = True
-        await wire.send(body[:half])
-        await self._interrupt(wire)
+        await writer.send(body[:half])
+        await self._interrupt(writer)
         if fault.content_length == "short":
-            self._bill("fault", self.reply.tally)
-            wire.send_unframed(body[half:])
-            await wire.close()
-        await wire.send(body[half:-1])
+            self._bill("fault", self.response.billed)
+            writer.send_unframed(body[half:])
+            await writer.close()
+        await writer.send(body[half:-1])
         self.delivered = self._visible
-        self._bill("fault" if fault.content_length else outcome, self.reply.tally)
-        await wire.send(body[-1:])
+        self._bill("fault" if fault.content_length else outcome, self.response.billed)
+        await writer.send(body[-1:])
         if fault.content_length == "long":
-            await wire.close()
-        await wire.end()
+            await writer.close()
+        await writer.end()
 
     async def _send_stream(self, events: Iterator[Event], framing: Framing) -> None:
-        wire = Wire(self.request, self.fault)
-        await wire.start(framing.content_type, {**self.headers, "Cache-Control": "no-cache"})
+        writer = ResponseWriter(self.request, self.fault)
+        await writer.start(framing.content_type, {**self.headers, "Cache-Control": "no-cache"})
         self.started = True
         interrupt_at = min(self.fault.after_tokens, self._visible)
         outcome: CallOutcome = "complete"
@@ -161,19 +170,19 @@ class Exchange:
             due_ns = await self._keep_pace(due_ns, event, sent)
             if not interrupted and self.delivered >= interrupt_at:
                 interrupted = True
-                await self._interrupt(wire)
+                await self._interrupt(writer)
                 if self.fault.body is not None:
                     outcome = "fault"
-                    await self._garble(wire, framing, sent)
+                    await self._garble(writer, framing, sent)
                 if self.fault.body == "error":
                     break
-            self.delivered += event.tokens + event.thoughts
-            self.delivered_thoughts += event.thoughts
+            self.delivered += event.tokens + event.reasoning_tokens
+            self.delivered_reasoning += event.reasoning_tokens
             if event.is_last:
                 self._bill(outcome, self._billed_so_far())
-            await wire.send(event.data)
+            await writer.send(event.data)
         self._bill(outcome, self._billed_so_far())
-        await wire.end()
+        await writer.end()
 
     async def _keep_pace(self, due_ns: int, event: Event, sent: int) -> int:
         """Wait until the event is due. Adds up deadlines instead of delays, so that the rate holds."""
@@ -181,27 +190,27 @@ class Exchange:
             if sent % EVENTS_PER_TURN == EVENTS_PER_TURN - 1:
                 await asyncio.sleep(0)
             return due_ns
-        if event.tokens or event.thoughts:
+        if event.tokens or event.reasoning_tokens:
             due_ns += self.pace.gap_ns()
             await asyncio.sleep(max(0, due_ns - time.monotonic_ns()) / NS_PER_S)
         return due_ns
 
-    async def _interrupt(self, wire: Wire) -> None:
+    async def _interrupt(self, writer: ResponseWriter) -> None:
         if self.fault.stall == "body":
             await self._stall()
         if self.fault.reset in ("body", "chunk"):
             self._bill("fault", self._billed_so_far())
-            await wire.reset(inside_chunk=self.fault.reset == "chunk")
+            await writer.reset(inside_chunk=self.fault.reset == "chunk")
 
-    async def _garble(self, wire: Wire, framing: Framing, sent: int) -> None:
+    async def _garble(self, writer: ResponseWriter, framing: Framing, sent: int) -> None:
         match self.fault.body:
             case "malformed_json":
-                await wire.send(framing.broken_json)
+                await writer.send(framing.broken_json)
             case "malformed_sse":
-                await wire.send(BROKEN_SSE)
+                await writer.send(BROKEN_SSE)
             case "error":
                 self._bill("fault", self._billed_so_far())
-                await wire.send(framing.error(sent))
+                await writer.send(framing.error(sent))
 
     async def _stall(self) -> None:
         if self.fault.stall_seconds is None:
@@ -212,17 +221,17 @@ class Exchange:
     @property
     def _visible(self) -> int:
         """Tokens of a whole response that the client sees."""
-        return self.reply.tally.completion - self.reply.hidden_tokens
+        return self.response.billed.completion - self.response.hidden_tokens
 
-    def _billed_so_far(self) -> Tally:
-        """The full tally of a whole response, which exists before it is sent; of a stream only the delivered part."""
+    def _billed_so_far(self) -> BilledTokens:
+        """All tokens of a whole response, which is generated before it is sent; of a stream only the delivered ones."""
         if not self.started:
             return NOTHING_BILLED
-        reply = self.reply
-        if reply.framing is None or self.fault.content_length is not None:
-            return reply.tally
-        hidden = reply.hidden_tokens
-        return reply.tally._replace(completion=hidden + self.delivered, reasoning=hidden + self.delivered_thoughts)
+        response = self.response
+        if response.framing is None or self.fault.content_length is not None:
+            return response.billed
+        hidden = response.hidden_tokens
+        return response.billed._replace(completion=hidden + self.delivered, reasoning=hidden + self.delivered_reasoning)
 
-    def _bill(self, outcome: CallOutcome, billed: Tally) -> None:
-        self.call.book(outcome, billed, delivered=self.delivered)
+    def _bill(self, outcome: CallOutcome, billed: BilledTokens) -> None:
+        self.record.bill(outcome, billed, delivered=self.delivered)
