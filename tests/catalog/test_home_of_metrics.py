@@ -28,7 +28,7 @@ MAKES_FAMILIES = PACKAGE / "metrics" / "collector.py"
 
 NAME = re.compile(r"\b(?:mcp|gen_ai|mcpmeter)_[a-z0-9_]*[a-z0-9]\b")
 SERIES = re.compile(r"_(?:bucket|sum|count|created)$")
-FEEDS = {"add", "set", "observe", "ensure", "settle", "cell", "histogram"}
+FEEDS = {"add", "set", "observe", "ensure", "cell", "histogram", "_cell", "_histogram"}
 
 
 def texts(tree: ast.AST) -> Iterator[str]:

@@ -33,4 +33,4 @@ def test_resources_are_a_closed_set_of_plain_words(resource: str) -> None:
 
 def test_credentials_are_announced_never_taken_from_a_header() -> None:
     assert quota.CREDENTIAL.values is None
-    assert quota.CREDENTIAL.vocabulary == "credential"
+    assert quota.CREDENTIAL.allowlist == "credential"

@@ -14,7 +14,7 @@ from openai.types.responses.response_status import ResponseStatus
 
 from mcpmeter import records
 from mcpmeter.catalog import ALL, Metric, labels, mcp, money, quality
-from mcpmeter.catalog.reference import VOCABULARIES, reference
+from mcpmeter.catalog.reference import ALLOWLISTS, reference
 from mcpmeter.catalog.spec import NANO
 from mcpmeter.cli._reference import all_errors
 from mcpmeter.errors import ERROR_TYPES, Side
@@ -175,9 +175,9 @@ class TestEveryRow:
             assert re.fullmatch(r"[a-z][a-z_]*", label.name)
             assert label.name not in ("le", "quantile", "job", "instance")
             if label.values is None:
-                assert label.vocabulary in VOCABULARIES
+                assert label.allowlist in ALLOWLISTS
             else:
-                assert label.vocabulary == ""
+                assert label.allowlist == ""
                 assert label.values
                 assert len(set(label.values)) == len(label.values)
                 assert all(value.isascii() and value.isprintable() for value in label.values)

@@ -217,7 +217,7 @@ async def test_only_closed_values_are_shown_and_only_the_strange_model_overflows
     for row in ALL:
         shown = after.families[row.name].samples
         for label in row.labels:
-            values = label.values or relay.service.recorder.label_allowlist.of(label.vocabulary)
+            values = label.values or relay.service.recorder.label_allowlist.of(label.allowlist)
             assert {s.labels[label.name] for s in shown} <= {*values, "other"}, (row.name, label.name)
     labels = {label.name for row in ALL for label in row.labels}
     overflown = {

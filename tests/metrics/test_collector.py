@@ -59,7 +59,7 @@ class TestNumbers:
     @given(st.integers(0, 2**23 * 10**9 - 1))
     def test_money_is_shown_exact_to_the_nano_dollar(self, make_recorder: MakeRecorder, nanousd: int) -> None:
         recorder = make_recorder()
-        recorder.add(money.COST, ("gpt-4.1", "search", "openai", "listed"), nanousd)
+        recorder.add(money.COST, nanousd, model="gpt-4.1", team="search", provider="openai", source="listed")
         for accept in ("", OPENMETRICS):
             text, _ = rendered(recorder, accept)
             (shown,) = re.findall(r"^mcp_cost_usd_total\{.*\} (\S+)$", text, re.MULTILINE)
@@ -71,7 +71,7 @@ class TestNumbers:
     ) -> None:
         recorder = make_recorder()
         for duration_ns in durations_ns:
-            recorder.observe(mcp.REQUEST_DURATION, ("/mcp", "POST"), duration_ns)
+            recorder.observe(mcp.REQUEST_DURATION, duration_ns, endpoint="/mcp", method="POST")
         samples = parsed(recorder, accept)["mcp_request_duration_seconds"].samples
         buckets = {float(s.labels["le"]): s.value for s in samples if s.name.endswith("_bucket")}
         (count,) = (s.value for s in samples if s.name.endswith("_count"))
@@ -95,8 +95,8 @@ class TestNumbers:
         assert samples["mcp_output_tokens_per_second_sum"] == 3.5
 
     def test_gauges_may_fall_below_what_they_were(self, recorder: Recorder) -> None:
-        recorder.set(service.LEDGER_OPEN_ROWS, (), 5)
-        recorder.set(service.LEDGER_OPEN_ROWS, (), 2)
+        recorder.set(service.LEDGER_OPEN_ROWS, 5)
+        recorder.set(service.LEDGER_OPEN_ROWS, 2)
         assert [s.value for s in parsed(recorder)["mcp_ledger_open_rows"].samples] == [2]
 
 
@@ -211,7 +211,7 @@ class TestHostileText:
         recorder.label_allowlist.register("team", names)
         kept = set(recorder.label_allowlist.of("team"))
         for team in kept:
-            recorder.add(money.COST, ("gpt-4.1", team, "openai", "listed"))
+            recorder.add(money.COST, model="gpt-4.1", team=team, provider="openai", source="listed")
         for accept in ("", OPENMETRICS):
             shown = {s.labels["team"] for s in parsed(recorder, accept)["mcp_cost_usd"].samples}
             assert shown == kept
@@ -287,9 +287,11 @@ class TestThreads:
         teams = [f"team-{number}" for number in range(2_500)]
         recorder.label_allowlist.register("team", teams)
         for source in ("reported", "listed"):
-            recorder.register_children(money.COST, (["gpt-4.1"], teams, ["openai"], [source]))
+            recorder.register_children(money.COST, model=["gpt-4.1"], team=teams, provider=["openai"], source=[source])
         for kind in ("prompt", "completion"):
-            recorder.register_children(llm.TOKENS, (["gpt-4.1"], [kind], teams, ["openai"], ["reported"]))
+            recorder.register_children(
+                llm.TOKENS, model=["gpt-4.1"], token_type=[kind], team=teams, provider=["openai"], source=["reported"]
+            )
         copied_in: list[int] = []
         rendered_in: list[int] = []
         monkeypatch.setattr(recorder, "snapshot", noting(recorder.snapshot, copied_in))

@@ -108,10 +108,10 @@ def test_a_family_has_no_child_before_a_call_concerns_it(recorder: Recorder, mak
 def test_no_more_names_are_kept_than_there_is_room_for(
     recorder: Recorder, make_settlement: Make, counts: Counts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(recorder_module, "MAX_NAMES", 2)
+    monkeypatch.setattr(recorder_module, "MAX_CALL_LABELS", 2)
     recorder.known_as = lambda provider, model: "gpt-4.1"
     for number in range(7):
         recorder.settle(make_settlement(llm_model=f"gpt-4.1-{number}"))
-        assert len(recorder._kept_calls) <= 2
+        assert len(recorder._model_calls) <= 2
     assert sum(counts(recorder, "mcp_requests_total").values()) == 7
     assert counts(recorder, "mcp_cost_usd_total") == {("gpt-4.1", "search", "holysheep", "listed"): 7 * 97_500}

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mcpmeter.catalog import ALL, OTHER, llm, mcp, money, quality, service
-from mcpmeter.metrics.family import Labels
-from mcpmeter.metrics.recorder import CHILDREN_AT_START, Recorder
+from mcpmeter.metrics.family import Family, Labels
+from mcpmeter.metrics.recorder import MAX_CHILDREN_AT_START, Recorder
 from mcpmeter.records import McpTarget, Settlement
 
 Make = Callable[..., Settlement]
@@ -290,7 +290,7 @@ def series_of(recorder: Recorder) -> dict[str, set[Labels]]:
 def allowed(recorder: Recorder, series: dict[str, set[Labels]]) -> bool:
     rows = {row.name: row for row in ALL}
     return all(
-        value == OTHER or value in (label.values or recorder.label_allowlist.of(label.vocabulary))
+        value == OTHER or value in (label.values or recorder.label_allowlist.of(label.allowlist))
         for name, children in series.items()
         for labels in children
         for label, value in zip(rows[name].labels, labels, strict=True)
@@ -337,8 +337,8 @@ class TestClosedSets:
 
     @pytest.mark.parametrize("row", [row for row in ALL if row.labels], ids=lambda row: row.name)
     def test_direct_records_are_closed_too(self, recorder: Recorder, row: Any) -> None:
-        strange = ["\ud800strange"] * len(row.labels)
-        {"counter": recorder.add, "gauge": recorder.set, "histogram": recorder.observe}[row.type](row, strange, 1)
+        strange = dict.fromkeys(row.label_names, "\ud800strange")
+        {"counter": recorder.add, "gauge": recorder.set, "histogram": recorder.observe}[row.type](row, 1, **strange)
         assert (OTHER,) * len(row.labels) in series_of(recorder)[row.name]
         overflow = {
             labels[0]: cell.value for labels, cell in recorder.families["mcp_label_overflow_total"].cells.items()
@@ -367,23 +367,25 @@ class TestChildrenAtZero:
         }
 
     def test_announced_children_are_the_product_of_their_sets(self, recorder: Recorder) -> None:
-        recorder.register_children(money.COST, (["gpt-4.1"], ["search", "support"], ["openai"], ["listed"]))
+        recorder.register_children(
+            money.COST, model=["gpt-4.1"], team=["search", "support"], provider=["openai"], source=["listed"]
+        )
         assert {labels: cell.value for labels, cell in recorder.families["mcp_cost_usd_total"].cells.items()} == {
             ("gpt-4.1", "search", "openai", "listed"): 0,
             ("gpt-4.1", "support", "openai", "listed"): 0,
         }
 
     def test_announcing_again_keeps_what_was_counted(self, recorder: Recorder, counts: Counts) -> None:
-        recorder.add(mcp.TRANSPORT_REJECTIONS, ("bad_host",), 3)
-        recorder.observe(service.LEDGER_COMMIT, (), 5)
-        recorder.register_children(mcp.TRANSPORT_REJECTIONS, (["bad_host", "bad_origin"],))
-        recorder.register_children(service.LEDGER_COMMIT, ())
+        recorder.add(mcp.TRANSPORT_REJECTIONS, 3, reason="bad_host")
+        recorder.observe(service.LEDGER_COMMIT, 5)
+        recorder.register_children(mcp.TRANSPORT_REJECTIONS, reason=["bad_host", "bad_origin"])
+        recorder.register_children(service.LEDGER_COMMIT)
         assert counts(recorder, "mcp_transport_rejections_total") == {("bad_host",): 3}
         assert counts(recorder, "mcp_ledger_commit_seconds") == {(): 1}
 
     def test_a_family_that_would_start_too_large_starts_empty(self, recorder: Recorder) -> None:
-        many = [str(n) for n in range(CHILDREN_AT_START + 1)]
-        recorder.register_children(mcp.TRANSPORT_REJECTIONS, (many,))
+        many = [str(n) for n in range(MAX_CHILDREN_AT_START + 1)]
+        recorder.register_children(mcp.TRANSPORT_REJECTIONS, reason=many)
         assert recorder.families["mcp_transport_rejections_total"].cells == {}
 
 
@@ -406,7 +408,7 @@ class TestNumbers:
     ) -> None:
         recorder = make_recorder()
         for duration_ns in durations_ns:
-            recorder.observe(mcp.REQUEST_DURATION, ("/mcp", "POST"), duration_ns)
+            recorder.observe(mcp.REQUEST_DURATION, duration_ns, endpoint="/mcp", method="POST")
         snapshot = next(f for f in recorder.snapshot() if f.metric is mcp.REQUEST_DURATION)
         below = 0
         for _, buckets, total, _ in snapshot.histograms:
@@ -417,12 +419,12 @@ class TestNumbers:
 
     @pytest.mark.parametrize("row", [row for row in ALL if row.type == "histogram"], ids=lambda row: row.name)
     def test_a_value_on_a_bound_is_in_its_bucket_and_one_more_is_not(self, row: Any) -> None:
-        family = Recorder().families[row.name]
-        for index, bound in enumerate(family.bounds):
-            family.observe(("x",), bound)
-            assert family.histograms["x",].counts[index] == 1 + (index > 0)
-            family.observe(("x",), bound + 1)
-            assert family.histograms["x",].counts[index + 1] == 1
+        cell = Family(row).histogram(**dict.fromkeys(row.label_names, "x"))
+        for index, bound in enumerate(cell.bounds):
+            cell.observe(bound)
+            assert cell.counts[index] == 1 + (index > 0)
+            cell.observe(bound + 1)
+            assert cell.counts[index + 1] == 1
 
     def test_active_requests_go_up_and_down(self, recorder: Recorder, counts: Counts) -> None:
         recorder.begin_request()
@@ -462,7 +464,7 @@ def test_a_snapshot_bears_what_the_garbage_collector_lets_in_while_it_copies(
 ) -> None:
     teams = [f"team-{number}" for number in range(1_000)]
     recorder.label_allowlist.register("team", teams)
-    recorder.register_children(money.COST, (["gpt-4.1"], teams[:500], ["openai"], ["listed"]))
+    recorder.register_children(money.COST, model=["gpt-4.1"], team=teams[:500], provider=["openai"], source=["listed"])
     strangers = iter(teams[500:])
     runs: list[str] = []
 

@@ -11,7 +11,6 @@ from mcpmeter.budgets.budget import Budget, Budgets
 from mcpmeter.budgets.forecast import BudgetStatus, Burn, burn_since_ns, status_of
 from mcpmeter.catalog import budget as rows
 from mcpmeter.ledger.store import Store
-from mcpmeter.metrics.family import Labels
 from mcpmeter.metrics.recorder import Recorder
 from mcpmeter.money import format_usd
 from mcpmeter.records import Balance, Reservation
@@ -31,7 +30,7 @@ class BudgetStatusBoard:
         self._budgets = Budgets()
         self._statuses: list[BudgetStatus] = []
         self._burns: dict[str, Burn] = {}
-        self._shown: dict[str, Labels] = {}
+        self._shown: dict[str, dict[str, str]] = {}
         self._warned: dict[str, tuple[int, Decimal]] = {}
         """By balance: the period, and the highest share of its limit that the log has told of."""
 
@@ -39,10 +38,10 @@ class BudgetStatusBoard:
         """Take these from now on, and make the labels and counters of them exist."""
         self._budgets = budgets
         vocabulary = self._recorder.label_allowlist
-        vocabulary.register(rows.TEAM.vocabulary, {budget.scope.team for budget in budgets})
-        vocabulary.register(rows.BUDGET.vocabulary, {budget.name for budget in budgets})
+        vocabulary.register(rows.TEAM.allowlist, {budget.scope.team for budget in budgets})
+        vocabulary.register(rows.BUDGET.allowlist, {budget.name for budget in budgets})
         for budget in budgets:
-            self._recorder.register_children(rows.REFUSALS, ([budget.scope.team], [budget.name]))
+            self._recorder.register_children(rows.REFUSALS, team=[budget.scope.team], budget=[budget.name])
         names = {budget.name: self._labels_of(budget) for budget in budgets}
         for name in [name for name, shown in self._shown.items() if names.get(name) != shown]:
             self._take_back(self._shown.pop(name))
@@ -77,7 +76,7 @@ class BudgetStatusBoard:
         """Count a claim that its budget had no room for. Claims of other limits are not counted here."""
         budget = self._budgets.of(claim)
         if budget is not None:
-            self._recorder.add(rows.REFUSALS, self._labels_of(budget))
+            self._recorder.add(rows.REFUSALS, **self._labels_of(budget))
 
     def _status(self, budget: Budget, balance: Balance, now_ns: int) -> BudgetStatus:
         burn = self._burns.setdefault(budget.balance, Burn())
@@ -110,15 +109,15 @@ class BudgetStatusBoard:
             rows.EXHAUSTION: exhausted_at_ns // NS_PER_S,
         }
         for row, value in values.items():
-            self._recorder.set(row, shown, value)
+            self._recorder.set(row, value, **shown)
 
-    def _labels_of(self, budget: Budget) -> Labels:
-        return (budget.scope.team, budget.name)
+    def _labels_of(self, budget: Budget) -> dict[str, str]:
+        return {"team": budget.scope.team, "budget": budget.name}
 
-    def _take_back(self, shown: Labels) -> None:
+    def _take_back(self, shown: dict[str, str]) -> None:
         for row in rows.ROWS:
             if row.type == "gauge":  # absent is the truth: the last value of a budget that is gone would page somebody
-                self._recorder.families[row.name].cells.pop(shown, None)
+                self._recorder.families[row.name].remove(**shown)
 
     def _warn(self, budget: Budget, status: BudgetStatus) -> None:
         """Tell the log once a period of each soft share that is passed."""

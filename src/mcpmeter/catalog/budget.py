@@ -7,9 +7,9 @@ from typing import Final
 from mcpmeter.catalog import labels
 from mcpmeter.catalog.spec import NANO, Label, Metric
 
-TEAM: Final = Label("team", vocabulary="budget_team")
+TEAM: Final = Label("team", allowlist="budget_team")
 """Apart from the teams that call: a budget over all teams has an empty one."""
-BUDGET: Final = Label("budget", vocabulary="budget")
+BUDGET: Final = Label("budget", allowlist="budget")
 _BUDGET: Final = (TEAM, BUDGET)
 
 SPENT: Final = Metric(

@@ -31,6 +31,10 @@ OTEL_LLM_SECONDS: Final = (
 OTEL_CHUNK_SECONDS: Final = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
 OTEL_TOKENS: Final = (1, 4, 16, 64, 256, 1024, 4096, 16384, 65536, 262144, 1048576, 4194304, 16777216, 67108864)
 
+MISSING_REASON: Final = Label(
+    "reason", ("no_usage", "bad_usage", "client_gone", "upstream_broke", "service_stopped", "crash")
+)
+
 TOKENS: Final = Metric(
     "mcp_tokens_total",
     "counter",
@@ -47,10 +51,7 @@ USAGE_MISSING: Final = Metric(
     "mcp_usage_missing_total",
     "counter",
     "Model calls whose provider reported no usage, so that tokens are estimated or unknown.",
-    (
-        labels.PROVIDER,
-        Label("reason", ("no_usage", "bad_usage", "client_gone", "upstream_broke", "service_stopped", "crash")),
-    ),
+    (labels.PROVIDER, MISSING_REASON),
 )
 
 _CALL = (

@@ -7,6 +7,8 @@ from typing import Final
 from mcpmeter.catalog import labels
 from mcpmeter.catalog.spec import NANO, Label, Metric
 
+UNPRICED_REASON: Final = Label("reason", ("unknown_model", "usage_missing", "not_determined"))
+
 COST: Final = Metric(
     "mcp_cost_usd_total",
     "counter",
@@ -19,7 +21,7 @@ UNPRICED: Final = Metric(
     "mcp_unpriced_requests_total",
     "counter",
     "Model calls that no price was known for. They are not free: their cost is missing from mcp_cost_usd_total.",
-    (labels.PROVIDER, Label("reason", ("unknown_model", "usage_missing", "not_determined"))),
+    (labels.PROVIDER, UNPRICED_REASON),
 )
 PROVIDER_REPORTED_COST: Final = Metric(
     "mcp_provider_reported_cost_usd_total",

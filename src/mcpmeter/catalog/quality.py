@@ -38,11 +38,13 @@ TRUNCATED: Final = frozenset((
 
 TOKENS_PER_SECOND: Final = (1, 2.5, 5, 10, 20, 30, 40, 50, 60, 80, 100, 150, 200, 300, 500, 1000, 2500)
 
+FINISH_REASON: Final = Label("reason", REASONS)
+
 FINISH_REASONS: Final = Metric(
     "mcp_finish_reasons_total",
     "counter",
     "Answers by why they ended, in the words of the provider's API.",
-    (labels.MODEL, Label("reason", REASONS)),
+    (labels.MODEL, FINISH_REASON),
 )
 EMPTY: Final = Metric(
     "mcp_empty_completions_total",

@@ -31,7 +31,7 @@ RESOURCES: Final = (
 """`retry_after` is no quota: it has a reset only, the instant before which the provider wants no call."""
 
 RESOURCE: Final = Label("resource", RESOURCES)
-CREDENTIAL: Final = Label("credential", vocabulary="credential")
+CREDENTIAL: Final = Label("credential", allowlist="credential")
 _QUOTA: Final = (labels.PROVIDER, CREDENTIAL, RESOURCE)
 
 LIMIT: Final = Metric(

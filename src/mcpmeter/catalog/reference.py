@@ -18,7 +18,7 @@ FAMILIES: Final = (
     ("Upstream quotas", quota.ROWS),
     ("The meter itself", service.ROWS),
 )
-VOCABULARIES: Final = {
+ALLOWLISTS: Final = {
     "endpoint": "the templates of the routes that are served",
     "model": "models that configuration or a price list names",
     "team": "teams of the configuration and of the keys",
@@ -78,7 +78,7 @@ def _users(label: Label, rows: Sequence[Metric]) -> str:
 
 def _values(label: Label) -> str:
     if label.values is None:
-        return f"announced: {VOCABULARIES[label.vocabulary]}"
+        return f"announced: {ALLOWLISTS[label.allowlist]}"
     return ", ".join(f"`{value}`" if value else "empty" for value in label.values)
 
 

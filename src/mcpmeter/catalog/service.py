@@ -27,7 +27,7 @@ LABEL_OVERFLOW: Final = Metric(
     "mcp_label_overflow_total",
     "counter",
     "Values outside a label's closed set, shown as 'other'.",
-    (Label("label", vocabulary="label"),),
+    (Label("label", allowlist="label"),),
 )
 INTERNAL_FAULTS: Final = Metric(
     "mcp_meter_faults_total",
@@ -38,7 +38,7 @@ BUILD_INFO: Final = Metric(
     "mcpmeter_build_info",
     "gauge",
     "1, with the versions of mcpmeter and Python as labels.",
-    (Label("version", vocabulary="build"), Label("python_version", vocabulary="build")),
+    (Label("version", allowlist="build"), Label("python_version", allowlist="build")),
 )
 CONFIG_RELOAD_SUCCESSFUL: Final = Metric(
     "mcpmeter_config_last_reload_successful", "gauge", "Whether the last reload of the configuration succeeded."

@@ -15,13 +15,13 @@ OTHER: Final = "other"
 class Label:
     """A label and the closed set of its values. Compared by identity, since it is looked up on the hot path.
 
-    `values` are fixed here; where they are None the set is announced at start from configuration or from a server's own
-    tool list, under the name `vocabulary`. A value outside the set becomes `other` and is counted.
+    `values` are fixed here. If they are None, the set is the allowlist of that name, which is filled at startup from
+    configuration or from a server's own tool list. A value outside the set becomes `other` and is counted.
     """
 
     name: str
     values: tuple[str, ...] | None = None
-    vocabulary: str = ""
+    allowlist: str = ""
 
 
 @dataclass(frozen=True, slots=True)

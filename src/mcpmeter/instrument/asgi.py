@@ -71,7 +71,7 @@ _refusal_decoder = msgspec.json.Decoder(_Refusal)
 
 def announce_rejections(recorder: Recorder) -> None:
     """Let every reason exist at zero."""
-    recorder.register_children(mcp.TRANSPORT_REJECTIONS, (mcp.TRANSPORT_REJECTIONS.labels[0].values or (),))
+    recorder.register_children(mcp.TRANSPORT_REJECTIONS)
 
 
 class TransportMeter:
@@ -160,11 +160,11 @@ class _Answer:
     def _count(self) -> None:
         if self._verb == "GET" and self.status == 200:
             # A stream that lasts as long as its session: its length is no latency.
-            self._recorder.add(mcp.REQUESTS, (self._endpoint, self._verb, "200"))
+            self._recorder.add(mcp.REQUESTS, endpoint=self._endpoint, method=self._verb, status="200")
             return
         reason = self._reason()
         if reason is not None:
-            self._recorder.add(mcp.TRANSPORT_REJECTIONS, (reason,))
+            self._recorder.add(mcp.TRANSPORT_REJECTIONS, reason=reason)
         self._opened.count(self._ending(reason))
 
     def _ending(self, reason: str | None) -> CallResult:

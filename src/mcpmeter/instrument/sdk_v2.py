@@ -148,10 +148,12 @@ class OperationMeter:
 
     def _announce_children(self) -> None:
         served = ["initialize", *(name for name in labels.MCP_METHODS if self._server.get_request_handler(name))]
-        self._recorder.register_children(mcp.REQUESTS, ([self._endpoint], served, ("ok", "error")))
-        self._recorder.register_children(mcp.REQUESTS, ([self._endpoint], ("tools/call",), labels.MCP_OUTCOMES))
-        for pair in ERRORS_AT_START:
-            self._recorder.families[mcp.ERRORS.name].ensure(pair)
+        self._recorder.register_children(mcp.REQUESTS, endpoint=[self._endpoint], method=served, status=["ok", "error"])
+        self._recorder.register_children(
+            mcp.REQUESTS, endpoint=[self._endpoint], method=["tools/call"], status=labels.MCP_OUTCOMES
+        )
+        for error_type, side in ERRORS_AT_START:
+            self._recorder.families[mcp.ERRORS.name].ensure(error_type=error_type, side=side)
         announce_rejections(self._recorder)
 
     async def __call__(self, ctx: Context, call_next: CallNext) -> HandlerResult:
@@ -197,15 +199,16 @@ class OperationMeter:
     def _show_definitions(self, listing: HandlerResult) -> None:
         for name, tokens in context_cost.definitions(listing):
             if name in self._recorder.label_allowlist.of("tool"):
-                self._recorder.set(mcp.TOOL_DEFINITION_TOKENS, (self._server_name, name), tokens)
+                self._recorder.set(mcp.TOOL_DEFINITION_TOKENS, tokens, server=self._server_name, tool=name)
 
     def _count_content(self, opened: OpenCall, result: HandlerResult) -> None:
         target = opened.call.mcp
         if target is None or not target.tool or target.tool not in self._recorder.label_allowlist.of("tool"):
             return
-        cost, of = context_cost.of_result(result), (target.server, target.tool)
-        self._recorder.observe(mcp.TOOL_RESULT_BYTES, of, cost.content_bytes, opened.call.trace_id)
-        self._recorder.observe(mcp.TOOL_RESULT_TOKENS, of, cost.text_tokens, opened.call.trace_id)
+        cost, trace_id = context_cost.of_result(result), opened.call.trace_id
+        of = {"server": target.server, "tool": target.tool}
+        self._recorder.observe(mcp.TOOL_RESULT_BYTES, cost.content_bytes, trace_id, **of)
+        self._recorder.observe(mcp.TOOL_RESULT_TOKENS, cost.text_tokens, trace_id, **of)
 
     async def _begin(self, ctx: Context) -> _Begun | None:
         with self._contained:
@@ -255,7 +258,7 @@ class OperationMeter:
     def _count(self, ctx: Context, opened: OpenCall, ending: CallResult) -> None:
         if ctx.method == LISTEN and ending.status in ("ok", "cancelled"):
             # It lasts as long as the client likes, and ends by being cancelled: neither a latency nor an error.
-            self._recorder.add(mcp.REQUESTS, (self._endpoint, LISTEN, "ok"))
+            self._recorder.add(mcp.REQUESTS, endpoint=self._endpoint, method=LISTEN, status="ok")
         else:
             opened.count(ending)
 
@@ -274,8 +277,11 @@ class OperationMeter:
         with self._contained:
             self._recorder.observe(
                 mcp.SERVER_SESSION_DURATION,
-                ("", target.transport, target.protocol_version, target.server),
                 time.monotonic_ns() - started_ns,
+                error_type="",
+                network_transport=target.transport,
+                mcp_protocol_version=target.protocol_version,
+                server=target.server,
             )
 
     # The applications that the server makes ---------------------------------------------------------------------------

@@ -12,7 +12,6 @@ import msgspec
 
 from mcpmeter.catalog import Metric
 from mcpmeter.catalog import quota as rows
-from mcpmeter.metrics.family import Labels
 from mcpmeter.metrics.recorder import Recorder
 from mcpmeter.quota.rate_limit_headers import MOST, NS_PER_S, Sample, read
 
@@ -179,11 +178,11 @@ class QuotaTracker:
         self._recorder = recorder
         self._sources: dict[tuple[str, str, str], _Source] = {}
         self._tracks: dict[Quota, dict[str, Track]] = {}
-        self._shown: dict[Quota, Labels] = {}
+        self._shown: dict[Quota, dict[str, str]] = {}
 
     def register(self, credentials: Iterable[str]) -> None:
         """Add credentials' public ids to the label's closed set; any other is shown as `other`."""
-        self._recorder.label_allowlist.register(rows.CREDENTIAL.vocabulary, credentials)
+        self._recorder.label_allowlist.register(rows.CREDENTIAL.allowlist, credentials)
 
     def note(
         self, provider: str, credential: str, headers: Mapping[str, str], style: str, *, now: int, pool: str = ""
@@ -223,7 +222,8 @@ class QuotaTracker:
             self._write(self._shown.pop(quota), dict.fromkeys(rows.ROWS))
         for quota, pools in self._tracks.items():
             if quota not in self._shown:
-                self._shown[quota] = tuple(map(self._recorder.clamp, rows.LIMIT.labels, quota))
+                names = {"provider": quota[0], "credential": quota[1], "resource": quota[2]}
+                self._shown[quota] = self._recorder.clamp_all(rows.LIMIT, names)
             track = _tightest(pools, now)
             exhausted = track.exhausted_in_seconds(now)
             values = {
@@ -234,13 +234,13 @@ class QuotaTracker:
             }
             self._write(self._shown[quota], values)
 
-    def _write(self, labels: Labels, values: Mapping[Metric, int | None]) -> None:
+    def _write(self, labels: Mapping[str, str], values: Mapping[Metric, int | None]) -> None:
         for row, value in values.items():
             family = self._recorder.families[row.name]
             if value is None:
-                family.cells.pop(labels, None)  # absent is the truth: a 0 would page somebody
+                family.remove(**labels)  # absent is the truth: a 0 would page somebody
             else:
-                family.set(labels, value)
+                family.cell(**labels).value = value
 
     def _settle(self, now: int) -> None:
         for key, source in self._sources.items():

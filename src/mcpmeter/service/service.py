@@ -20,7 +20,7 @@ from mcpmeter.access.callers import Caller
 from mcpmeter.access.keys import KeyRing, key_from_config
 from mcpmeter.budgets.reservations import Limits
 from mcpmeter.budgets.status_board import BudgetStatusBoard
-from mcpmeter.catalog import budget, labels, llm, mcp, money, quality
+from mcpmeter.catalog import budget, llm, mcp, money, quality
 from mcpmeter.catalog import service as service_rows
 from mcpmeter.catalog.spec import NANO
 from mcpmeter.config import Settings, attribution_of, budgets_of, is_loopback, price_book, refuse_open_bind
@@ -325,7 +325,7 @@ class Service:
         vocabulary.register("model", [price.id for _, price in self.models()])
         vocabulary.register("build", (self.version, platform.python_version()))
         self.recorder.known_as = self._known_as
-        self.recorder.set(service_rows.BUILD_INFO, (self.version, platform.python_version()), 1)
+        self.recorder.set(service_rows.BUILD_INFO, 1, version=self.version, python_version=platform.python_version())
         self._quota.register([credential.id for upstream in self._upstreams for credential in upstream.credentials])
         self._tally.register([upstream.name for upstream in self._upstreams])
         self._failover.configure(settings.relay.retries.options(), settings.relay.circuit.options(), self._upstreams)
@@ -342,26 +342,24 @@ class Service:
 
     def _announce_children(self, upstream: Upstream, teams: Sequence[str]) -> None:
         """Series whose labels are known exist at 0 from the start: one that first appears at 12 has no increase."""
-        recorder, provider = self.recorder, (upstream.name,)
+        recorder, provider = self.recorder, [upstream.name]
         for row in (llm.USAGE_MISSING, money.UNPRICED):
-            recorder.register_children(row, (provider, row.labels[1].values or ()))
-        recorder.register_children(money.PROVIDER_REPORTED_COST, (provider,))
-        recorder.register_children(budget.FALLBACK_PRICED, (provider,))
+            recorder.register_children(row, provider=provider)
+        recorder.register_children(money.PROVIDER_REPORTED_COST, provider=provider)
+        recorder.register_children(budget.FALLBACK_PRICED, provider=provider)
         models = [price.id for name, price in self.models() if name == upstream.name]
         if len(models) <= MODELS_AT_ZERO:
-            sources = labels.TOKEN_SOURCE.values or ()
-            kinds = labels.TOKEN_TYPE.values or ()
-            recorder.register_children(llm.TOKENS, (models, kinds, teams, provider, sources))
-            recorder.register_children(quality.EMPTY, (models,))
+            recorder.register_children(llm.TOKENS, model=models, team=teams, provider=provider)
+            recorder.register_children(quality.EMPTY, model=models)
             for row in (quality.REFUSALS, quality.TRUNCATIONS, quality.OUTPUT_RATE):
-                recorder.register_children(row, (models, provider))
-            recorder.register_children(money.COST, (models, teams, provider, labels.COST_SOURCE.values or ()))
+                recorder.register_children(row, model=models, provider=provider)
+            recorder.register_children(money.COST, model=models, team=teams, provider=provider)
 
     def _announce_routes(self, routes: dict[str, dict[str, Endpoint]], templates: Sequence[str]) -> None:
         recorder = self.recorder
         recorder.label_allowlist.register("endpoint", [*routes, *templates])
-        recorder.register_children(mcp.REQUESTS, (templates, ["POST"], RELAY_STATUSES))
-        recorder.register_children(mcp.REQUEST_DURATION, (templates, ["POST"]))
+        recorder.register_children(mcp.REQUESTS, endpoint=templates, method=["POST"], status=RELAY_STATUSES)
+        recorder.register_children(mcp.REQUEST_DURATION, endpoint=templates, method=["POST"])
         for path, verbs in routes.items():
             for verb, endpoint in verbs.items():
                 if verb in ("*", "HEAD"):
@@ -369,11 +367,11 @@ class Service:
                 if isinstance(endpoint, McpEndpoint):
                     continue
                 statuses = RELAY_STATUSES if isinstance(endpoint, RelayEndpoint) else ("200",)
-                recorder.register_children(mcp.REQUESTS, ([path], [verb], statuses))
-                recorder.register_children(mcp.REQUEST_DURATION, ([path], [verb]))
-        for pair in ERROR_PAIRS:
-            recorder.families[mcp.ERRORS.name].ensure(pair)
-        recorder.register_children(mcp.TRANSPORT_REJECTIONS, (mcp.TRANSPORT_REJECTIONS.labels[0].values or (),))
+                recorder.register_children(mcp.REQUESTS, endpoint=[path], method=[verb], status=statuses)
+                recorder.register_children(mcp.REQUEST_DURATION, endpoint=[path], method=[verb])
+        for error_type, side in ERROR_PAIRS:
+            recorder.families[mcp.ERRORS.name].ensure(error_type=error_type, side=side)
+        recorder.register_children(mcp.TRANSPORT_REJECTIONS)
 
     # Apps ------------------------------------------------------------------------------------------------------------
 
@@ -459,12 +457,12 @@ class Service:
     # Own numbers -----------------------------------------------------------------------------------------------------
 
     def _on_commit(self, rows: int, seconds: float) -> None:
-        self.recorder.observe(service_rows.LEDGER_COMMIT, (), round(seconds * NANO))
+        self.recorder.observe(service_rows.LEDGER_COMMIT, round(seconds * NANO))
 
     def _set_config_loaded(self, *, successful: bool) -> None:
-        self.recorder.set(service_rows.CONFIG_RELOAD_SUCCESSFUL, (), int(successful))
+        self.recorder.set(service_rows.CONFIG_RELOAD_SUCCESSFUL, int(successful))
         if successful:
-            self.recorder.set(service_rows.CONFIG_RELOAD_TIMESTAMP, (), int(time.time()))
+            self.recorder.set(service_rows.CONFIG_RELOAD_TIMESTAMP, int(time.time()))
 
 
 def _unpriced(name: str) -> ModelPrice:

@@ -25,7 +25,7 @@ SCRAPED: Final = frozenset((*TARGET_LABELS, *PLACES))
 """Labels that a scrape's target may have. Others have more, which are then told by --prometheus."""
 
 PERHAPS: Final = frozenset(("tool", "server", "team"))
-"""Vocabularies whose label may be empty, which is as good as absent."""
+"""Allowlists whose label may be empty, which PromQL treats as absent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +95,7 @@ class Known:
 
 def _of_row(row: Metric) -> Iterable[Series]:
     labels = {label.name: _values(label) for label in row.labels}
-    perhaps = frozenset(label.name for label in row.labels if "" in (label.values or ()) or label.vocabulary in PERHAPS)
+    perhaps = frozenset(label.name for label in row.labels if "" in (label.values or ()) or label.allowlist in PERHAPS)
     if row.type != "histogram":
         kind = "counter" if row.type == "counter" else "gauge"
         yield Series(row.name, row.name, kind, labels, perhaps, unit=row.unit)
