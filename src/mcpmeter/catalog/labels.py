@@ -67,7 +67,7 @@ TOKEN_DETAIL: Final = Label("detail", ("cached_read", "cache_write", "reasoning"
 ERROR_TYPE: Final = Label("error_type", ERROR_TYPES)
 SIDE: Final = Label("side", ("client", "server", "upstream"))
 
-# OpenTelemetry's names, dots as underscores.
+# OpenTelemetry's names, with underscores for dots.
 OTEL_ERROR_TYPE: Final = Label(
     "error_type", ("", *ERROR_TYPES, *JSONRPC_CODES, "timeout", "cancelled", "input_required", "_OTHER")
 )
@@ -79,7 +79,7 @@ TOOL_NAME: Final = Label("tool", allowlist="tool")
 SERVER: Final = Label("server", allowlist="server")
 OPERATION_NAME: Final = Label(
     "gen_ai_operation_name",
-    # The last is ours: counting a prompt's tokens is a call that OpenTelemetry has no name for.
+    # `count_tokens` is ours: OpenTelemetry has no name for that call.
     ("chat", "embeddings", "text_completion", "generate_content", "count_tokens"),
 )
 PROVIDER_NAME: Final = Label("gen_ai_provider_name", allowlist="provider")
