@@ -1,4 +1,4 @@
-"""`make pictures`: runs the live stack for some minutes and draws every dashboard into docs/images."""
+"""`make pictures`: run the live stack for some minutes and draw every dashboard into docs/images."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import httpx2
 
 from mcpmeter.monitoring.dashboards import pages
 from mcpmeter.monitoring.dashboards.spec import Page
-from pictures.asking import Prometheus, filled_in, is_range
 from pictures.draw import Answers, draw
+from pictures.queries import Prometheus, fill_variables, is_range
 from pictures.stand import stand
 
 IMAGES: Final = Path(__file__).parent.parent / "docs" / "images"
@@ -24,11 +24,11 @@ JOB: Final = "mcpmeter"
 
 
 def main() -> None:
-    """Read the options and draw."""
+    """Parse the options, run the stack and draw."""
     parser = argparse.ArgumentParser(prog="python -m pictures")
     parser.add_argument("--seconds", type=int, default=240, help="how long the stack runs")
-    parser.add_argument("--seed", type=int, default=1, help="of the traffic and of the simulated providers")
-    parser.add_argument("--into", type=Path, default=IMAGES, help="folder of the pictures")
+    parser.add_argument("--seed", type=int, default=1, help="seed of the traffic and of the simulated providers")
+    parser.add_argument("--into", type=Path, default=IMAGES, help="folder for the pictures")
     options = parser.parse_args()
     asyncio.run(_run(options.seconds, options.seed, options.into))
 
@@ -48,15 +48,15 @@ async def _run(seconds: int, seed: int, into: Path) -> None:
 
 async def _answers(prometheus: Prometheus, page: Page, seconds: int) -> dict[str, Answers]:
     end = time.time()
-    told: dict[str, Answers] = {}
+    answers: dict[str, Answers] = {}
     for panel in page.panels:
-        exprs = [filled_in(query.expr, range_seconds=seconds, job=JOB) for query in panel.queries]
+        exprs = [fill_variables(query.expr, range_seconds=seconds, job=JOB) for query in panel.queries]
         if is_range(panel):
             found = [await prometheus.over(expr, end - seconds, end, max(1, seconds // POINTS)) for expr in exprs]
         else:
             found = [await prometheus.now(expr) for expr in exprs]
-        told[panel.title] = Answers(panel, found)
-    return told
+        answers[panel.title] = Answers(panel, found)
+    return answers
 
 
 if __name__ == "__main__":

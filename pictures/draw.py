@@ -1,4 +1,4 @@
-"""Draws a dashboard's panels where Grafana's grid puts them, by matplotlib. Not Grafana, and says so."""
+"""Draws a dashboard's panels with matplotlib, at their positions in Grafana's grid."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, Locator, LogLocator, MaxNLocator, MultipleLocator, NullLocator
 
 from mcpmeter.monitoring.dashboards.spec import COLUMNS, HEADINGS, Page, Panel
-from pictures.asking import Series
+from pictures.queries import Series
 
 INK, SECOND, THIRD, LINE, CARD, GROUND = "#14181f", "#5b6573", "#8d96a3", "#e3e6eb", "#ffffff", "#f5f6f8"
 PALETTE: Final = ("#0b7a75", "#3b6fd4", "#c2702c", "#8a57c2", "#b8477a", "#6b7280", "#1f8a4c", "#b7791f")
 CELL: Final = 0.62
-"""Inches of one grid unit across; down it is ROW."""
+"""Width of one grid unit in inches; its height is ROW."""
 
 ROW: Final = 0.42
 HEAD_ROWS: Final = 2.2
@@ -29,18 +29,18 @@ GAP: Final = 0.07
 MAX_IN_A_LEGEND: Final = 6
 MAX_NAME_LENGTH: Final = 38
 MAX_LINES_OF_A_TABLE: Final = 7
-NOTE: Final = "From the panels' queries on a seeded run under a real Prometheus; drawn by matplotlib, not by Grafana."
+NOTE: Final = "From the panels' queries on a seeded run under a real Prometheus; drawn with matplotlib, not by Grafana."
 
 
 class Answers(NamedTuple):
-    """What Prometheus said to a panel, one list of series a query."""
+    """Prometheus's results for a panel, one list of series per query."""
 
     panel: Panel
     found: Sequence[Sequence[Series]]
 
 
 class Place(NamedTuple):
-    """A panel's rectangle in inches from the top left."""
+    """A panel's rectangle, in inches from the top left."""
 
     left: float
     top: float
@@ -123,7 +123,7 @@ def _figures(card: Axes, answers: Answers) -> None:
     several = len(shown) > 1 or "{{" in answers.panel.queries[0].legend
     for number, (name, value) in enumerate(shown[:4]):
         middle = (number + 0.5) / min(len(shown), 4)
-        text = said(value, answers.panel.unit, answers.panel.decimals)
+        text = formatted(value, answers.panel.unit, answers.panel.decimals)
         colour = _threshold(answers.panel, value)
         card.text(middle, 0.47, text, fontsize=15, fontweight="bold", color=colour, ha="center", va="center")
         if several:
@@ -205,7 +205,7 @@ def _finish(axes: Axes, panel: Panel) -> None:
     for least, colour in panel.thresholds:
         if least is not None and low <= least <= high:
             axes.axhline(least, color=colour, linewidth=0.8, linestyle=(0, (4, 3)))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: said(value, panel.unit)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: formatted(value, panel.unit)))
     begin, end = axes.get_xlim()
     axes.xaxis.set_major_locator(MultipleLocator(15 * math.ceil((end - begin) / 5 / 15)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda at, _: f"{datetime.fromtimestamp(at, UTC):%H:%M:%S}"))
@@ -240,7 +240,7 @@ def _table(card: Axes, answers: Answers, place: Place) -> None:
 
 
 def _cells(answers: Answers) -> tuple[list[str], list[list[str]]]:
-    """Headings and rows: the queries' values joined on their labels, the first one's greatest on top."""
+    """Headings and rows: the queries' values joined on their labels, sorted by the first query, descending."""
     panel = answers.panel
     labels = sorted({name for found in answers.found for series in found for name in series.labels})
     values: dict[tuple[str, ...], dict[str, float]] = {}
@@ -259,15 +259,15 @@ def _cells(answers: Answers) -> tuple[list[str], list[list[str]]]:
 
 
 def _cell(value: float | None, unit: str, decimals: int | None) -> str:
-    return "" if value is None or math.isnan(value) else said(value, unit, decimals)
+    return "" if value is None or math.isnan(value) else formatted(value, unit, decimals)
 
 
 def _named(legend: str, labels: Mapping[str, str]) -> str:
     return re.sub(r"\{\{(\w+)\}\}", lambda found: labels.get(found[1], ""), legend).strip() or "value"
 
 
-def said(value: float, unit: str, decimals: int | None = None) -> str:
-    """A number with its unit, about as Grafana says it."""
+def formatted(value: float, unit: str, decimals: int | None = None) -> str:
+    """A number with its unit, formatted similarly to Grafana."""
     if not math.isfinite(value):
         return "–"
     if unit == "percentunit":

@@ -1,18 +1,18 @@
-"""Expressions are filled in as Grafana fills them in."""
+"""Variables are replaced as by Grafana."""
 
 from __future__ import annotations
 
 import pytest
-from pictures.asking import filled_in
+from pictures.queries import fill_variables
 
 
-def test_all_takes_series_with_and_without_the_label_but_for_job_and_instance() -> None:
+def test_all_matches_series_without_the_label_too() -> None:
     expr = 'a{job=~"$job", instance=~"$instance", region=~"$region", team=~"$team"}'
-    assert filled_in(expr, range_seconds=60) == 'a{job=~".+", instance=~".+", region=~".*", team=~".*"}'
+    assert fill_variables(expr, range_seconds=60) == 'a{job=~".+", instance=~".+", region=~".*", team=~".*"}'
 
 
 def test_a_chosen_value_stands_in_its_place_alone() -> None:
-    assert filled_in('{team=~"$team", model=~"$model"}', range_seconds=60, team="search") == (
+    assert fill_variables('{team=~"$team", model=~"$model"}', range_seconds=60, team="search") == (
         '{team=~"search", model=~".*"}'
     )
 
@@ -25,4 +25,4 @@ def test_a_chosen_value_stands_in_its_place_alone() -> None:
     ],
 )
 def test_windows_are_those_of_the_run(expr: str, said: str) -> None:
-    assert filled_in(expr, range_seconds=240) == said
+    assert fill_variables(expr, range_seconds=240) == said
