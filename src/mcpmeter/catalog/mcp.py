@@ -31,7 +31,7 @@ REQUEST_DURATION: Final = Metric(
     buckets=GUIDE_SECONDS,
     scale=NANO,
 )
-ACTIVE_REQUESTS: Final = Metric("mcp_active_requests", "gauge", "Requests in progress.")
+ACTIVE_REQUESTS: Final = Metric("mcp_active_requests", "gauge", "Requests that are in progress.")
 ERRORS: Final = Metric(
     "mcp_errors_total",
     "counter",

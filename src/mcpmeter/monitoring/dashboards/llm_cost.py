@@ -19,6 +19,7 @@ from mcpmeter.monitoring.dashboards.spec import (
     Query,
     Row,
     Sentence,
+    tile,
     verdict,
 )
 
@@ -37,14 +38,11 @@ ENDS_AT: Final = f"({q.greatest(budget.PERIOD_END, *EACH)} > 0)"
 
 def _tile(title: str, why: str, expr: str, unit: str, warn: float | None = None) -> Panel:
     steps: tuple[tuple[float | None, str], ...] = ((None, SERVED),)
-    return Panel(
+    return tile(
         title,
         why,
         (Query(expr, title),),
         unit,
-        kind="stat",
-        width=4,
-        height=4,
         thresholds=steps if warn is None else (*steps, (warn, WARN)),
         decimals=2 if unit == "currencyUSD" else None,
     )

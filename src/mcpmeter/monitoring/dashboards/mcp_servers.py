@@ -19,6 +19,7 @@ from mcpmeter.monitoring.dashboards.spec import (
     Query,
     Row,
     Sentence,
+    tile,
     verdict,
 )
 
@@ -63,66 +64,45 @@ NOW: Final = Row(
     "Calls and outcomes",
     (
         VERDICT,
-        Panel(
+        tile(
             "Tool calls",
             "Tool calls per second.",
             (Query(TOOL_CALLS, "calls"),),
             "reqps",
-            kind="stat",
-            width=4,
-            height=4,
-            thresholds=((None, SERVED),),
         ),
-        Panel(
+        tile(
             "Tool failures",
             "Share of tool calls with isError, caused by the tool or by its input.",
             (Query(failing(TOOL_FAILED), "tool_error"),),
             "percentunit",
-            kind="stat",
-            width=4,
-            height=4,
             thresholds=((None, TOOL), (0.05, BAD)),
             decimals=1,
         ),
-        Panel(
+        tile(
             "Latency of tools p95",
             "95 % of tool calls complete within this time.",
             (Query(q.quantile(0.95, OPERATIONS, where=CALLS), "p95"),),
             "s",
-            kind="stat",
-            width=4,
-            height=4,
             thresholds=((None, SERVED), (10, WARN), (60, BAD)),
         ),
-        Panel(
+        tile(
             "Servers",
             "Servers and replicas with metrics.",
             (Query(f"count(count by (job, instance, server) ({q.series(OPERATIONS, suffix='_count')}))", "servers"),),
             "short",
-            kind="stat",
-            width=4,
-            height=4,
-            thresholds=((None, SERVED),),
         ),
-        Panel(
+        tile(
             "Sessions ended",
             "Sessions that ended in this time range. Revision 2026-07-28 has no sessions.",
             (Query(q.grown(mcp.SERVER_SESSION_DURATION, suffix="_count"), "sessions"),),
             "short",
-            kind="stat",
-            width=4,
-            height=4,
-            thresholds=((None, SERVED),),
             decimals=0,
         ),
-        Panel(
+        tile(
             "Refused by the transport",
             "Requests in this time range that reached no handler: bad session, bad header, bad Host, invalid JSON.",
             (Query(q.grown(mcp.TRANSPORT_REJECTIONS), "refused"),),
             "short",
-            kind="stat",
-            width=4,
-            height=4,
             thresholds=((None, CALLER), (100, WARN)),
             decimals=0,
         ),

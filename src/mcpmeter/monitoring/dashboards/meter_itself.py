@@ -17,6 +17,7 @@ from mcpmeter.monitoring.dashboards.spec import (
     Query,
     Row,
     Sentence,
+    tile,
     verdict,
 )
 from mcpmeter.monitoring.queries import WATCHING
@@ -56,65 +57,45 @@ TRUST: Final = Row(
             ),
             "The most severe current condition. This page shows mcpmeter only, not providers or tools.",
         ),
-        Panel(
+        tile(
             "Recording faults",
             "Internal failures to record something in this time range. Metered calls continued. Report any as a bug.",
             (Query(q.grown(service.INTERNAL_FAULTS), "faults"),),
             "short",
-            kind="stat",
-            width=4,
-            height=4,
             thresholds=((None, OK), (1, BAD)),
             decimals=0,
         ),
-        Panel(
+        tile(
             "Calls open in the ledger",
             "Calls recorded and not settled yet. If it stays above the active requests, calls are not settled.",
             (Query(q.total(service.LEDGER_OPEN_ROWS), "open"),),
             "short",
-            kind="stat",
-            width=4,
-            height=4,
-            thresholds=((None, SERVED),),
         ),
-        Panel(
+        tile(
             "Recovered after a crash",
             "Calls left open by a previous process and recovered at startup, as estimates.",
             (Query(q.total(service.LEDGER_RECOVERED), "recovered"),),
             "short",
-            kind="stat",
-            width=4,
-            height=4,
             thresholds=((None, SERVED), (1, WARN)),
         ),
-        Panel(
+        tile(
             "Last reload",
             "Whether the last reload of the configuration succeeded on every replica.",
             (Query(q.least(service.CONFIG_RELOAD_SUCCESSFUL), "succeeded"),),
             "bool_yes_no",
-            kind="stat",
-            width=4,
-            height=4,
             thresholds=((None, BAD), (1, OK)),
         ),
-        Panel(
+        tile(
             "Configuration loaded",
             "Time of the last load of the configuration on any replica.",
             (Query(f"1000 * {q.greatest(service.CONFIG_RELOAD_TIMESTAMP)}", "loaded"),),
             "dateTimeFromNow",
-            kind="stat",
-            width=4,
-            height=4,
-            thresholds=((None, SERVED),),
         ),
-        Panel(
+        tile(
             "Usage not reported",
             "Model calls without reported usage in this time range. Their tokens are estimated or unknown.",
             (Query(q.grown(llm.USAGE_MISSING), "calls"),),
             "short",
-            kind="stat",
-            width=4,
-            height=4,
             thresholds=((None, SERVED), (1, WARN)),
             decimals=0,
         ),

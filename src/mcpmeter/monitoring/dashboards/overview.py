@@ -20,6 +20,7 @@ from mcpmeter.monitoring.dashboards.spec import (
     Query,
     Row,
     Sentence,
+    tile,
     verdict,
 )
 from mcpmeter.monitoring.queries import WATCHING
@@ -56,14 +57,11 @@ def failing(side: str) -> str:
 
 
 def _tile(title: str, side: str, why: str) -> Panel:
-    return Panel(
+    return tile(
         title,
         why,
         (Query(failing(side), side),),
         "percentunit",
-        kind="stat",
-        width=4,
-        height=4,
         thresholds=((None, COLOURS[side]), (0.05, BAD)),
         decimals=1,
     )
@@ -114,15 +112,11 @@ SIGNALS: Final = Row(
     "Traffic and failures by side",
     (
         VERDICT,
-        Panel(
+        tile(
             "Calls",
             "Requests and MCP messages per second, without probes, scrapes and pages.",
             (Query(ALL_CALLS, "calls"),),
             "reqps",
-            kind="stat",
-            width=4,
-            height=4,
-            thresholds=((None, SERVED),),
         ),
         _tile("Failing, ours", OURSELVES, "Share of requests that fail because of mcpmeter. See The meter itself."),
         _tile(
@@ -135,25 +129,18 @@ SIGNALS: Final = Row(
             CALLERS,
             "Share of requests that fail because of the caller: bad bodies, unknown keys, exhausted budgets.",
         ),
-        Panel(
+        tile(
             "Latency p95",
             "95 % of requests complete within this time, including the last byte of a stream.",
             (Query(q.quantile(0.95, mcp.REQUEST_DURATION, where=TIMED), "p95"),),
             "s",
-            kind="stat",
-            width=4,
-            height=4,
             thresholds=((None, SERVED), (30, WARN), (120, BAD)),
         ),
-        Panel(
+        tile(
             "Cost in this time range",
             "Cost of priced model calls. Calls without a price are missing: see LLM cost and tokens.",
             (Query(q.grown(money.COST), "cost"),),
             "currencyUSD",
-            kind="stat",
-            width=4,
-            height=4,
-            thresholds=((None, SERVED),),
         ),
         Panel(
             "Calls by outcome",

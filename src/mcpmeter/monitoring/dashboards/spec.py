@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Final, Literal
 
 Kind = Literal["timeseries", "stat", "table", "verdict"]
@@ -69,6 +70,10 @@ class Panel:
     units: Mapping[str, str] | None = None
     """Units of single columns of a table, by heading."""
     logarithmic: bool = False
+
+
+tile: Final = partial(Panel, kind="stat", width=4, height=4, thresholds=((None, SERVED),))
+"""A small panel with one figure."""
 
 
 @dataclass(frozen=True, slots=True)
