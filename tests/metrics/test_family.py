@@ -8,26 +8,24 @@ from mcpmeter.metrics.family import Family
 
 
 @pytest.mark.parametrize(("row", "kind"), [(mcp.REQUESTS, "cell"), (mcp.REQUEST_DURATION, "histogram")])
-def test_a_child_that_somebody_else_makes_meanwhile_is_the_one_that_is_kept(
-    monkeypatch: pytest.MonkeyPatch, row: Metric, kind: str
-) -> None:
+def test_a_child_created_concurrently_is_kept(monkeypatch: pytest.MonkeyPatch, row: Metric, kind: str) -> None:
     family, where = Family(row), dict.fromkeys(row.label_names, "x")
     made = {"cell": "Cell", "histogram": "HistogramCell"}[kind]
-    real, others = getattr(family_module, made), []
+    real, created = getattr(family_module, made), []
 
-    def let_somebody_in(argument: object) -> object:
-        if not others:
-            others.append(None)
-            others.append(getattr(family, kind)(**where))
+    def create_concurrently(argument: object) -> object:
+        if not created:
+            created.append(None)
+            created.append(getattr(family, kind)(**where))
         return real(argument)
 
-    monkeypatch.setattr(family_module, made, let_somebody_in)
+    monkeypatch.setattr(family_module, made, create_concurrently)
     child = getattr(family, kind)(**where)
-    assert child is others[1]
+    assert child is created[1]
     assert getattr(family, kind)(**where) is child
 
 
-def test_a_child_stays_the_same_while_values_come() -> None:
+def test_a_child_is_created_once() -> None:
     family = Family(mcp.REQUESTS)
     where = {"status": "200", "method": "POST", "endpoint": "/mcp"}
     child = family.cell(**where)
@@ -38,12 +36,12 @@ def test_a_child_stays_the_same_while_values_come() -> None:
 
 
 @pytest.mark.parametrize("where", [{}, {"endpoint": "/mcp"}, {"endpoint": "/mcp", "method": "POST", "verb": "POST"}])
-def test_labels_that_are_not_the_rows_are_refused(where: dict[str, str]) -> None:
+def test_labels_of_another_row_are_refused(where: dict[str, str]) -> None:
     with pytest.raises((TypeError, KeyError)):
         Family(mcp.REQUESTS).cell(**where)
 
 
-def test_only_what_has_a_trace_is_an_exemplar_of_the_moment_that_was_told() -> None:
+def test_only_a_value_with_a_trace_is_an_exemplar() -> None:
     child = Family(mcp.REQUEST_DURATION).histogram(endpoint="/mcp", method="POST")
     child.observe(1)
     assert child.exemplars == {}
