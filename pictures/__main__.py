@@ -13,7 +13,7 @@ import httpx2
 
 from mcpmeter.monitoring.dashboards import pages
 from mcpmeter.monitoring.dashboards.spec import Page
-from pictures.draw import Answers, draw
+from pictures.draw import Results, draw
 from pictures.queries import Prometheus, fill_variables, is_range
 from pictures.stand import stand
 
@@ -39,24 +39,24 @@ async def _run(seconds: int, seed: int, into: Path) -> None:
         async with stand(Path(folder), seed=seed) as live, httpx2.AsyncClient(timeout=60, trust_env=False) as http:
             await asyncio.sleep(WARMING_UP_SECONDS + seconds)
             prometheus = Prometheus(http, live.prometheus)
-            answers = {name: await _answers(prometheus, page, seconds) for name, page in pages().items()}
+            results = {name: await _results(prometheus, page, seconds) for name, page in pages().items()}
     for name, page in pages().items():
         path = into / f"dashboard-{name.replace('_', '-')}.png"
-        draw(page, answers[name], path)
+        draw(page, results[name], path)
         print(path)
 
 
-async def _answers(prometheus: Prometheus, page: Page, seconds: int) -> dict[str, Answers]:
+async def _results(prometheus: Prometheus, page: Page, seconds: int) -> dict[str, Results]:
     end = time.time()
-    answers: dict[str, Answers] = {}
+    results: dict[str, Results] = {}
     for panel in page.panels:
         exprs = [fill_variables(query.expr, range_seconds=seconds, job=JOB) for query in panel.queries]
         if is_range(panel):
             found = [await prometheus.over(expr, end - seconds, end, max(1, seconds // POINTS)) for expr in exprs]
         else:
             found = [await prometheus.now(expr) for expr in exprs]
-        answers[panel.title] = Answers(panel, found)
-    return answers
+        results[panel.title] = Results(panel, found)
+    return results
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ MAX_LINES_OF_A_TABLE: Final = 7
 NOTE: Final = "From the panels' queries on a seeded run under a real Prometheus; drawn with matplotlib, not by Grafana."
 
 
-class Answers(NamedTuple):
+class Results(NamedTuple):
     """Prometheus's results for a panel, one list of series per query."""
 
     panel: Panel
@@ -48,7 +48,7 @@ class Place(NamedTuple):
     height: float
 
 
-def draw(page: Page, answers: Mapping[str, Answers], path: Path) -> None:
+def draw(page: Page, results: Mapping[str, Results], path: Path) -> None:
     """Write one page as PNG."""
     mpl.rcParams.update({"font.family": "DejaVu Sans", "font.size": 8, "axes.edgecolor": LINE, "text.color": INK})
     placed, headings, height = _laid_out(page)
@@ -58,7 +58,7 @@ def draw(page: Page, answers: Mapping[str, Answers], path: Path) -> None:
     for top, title in headings:
         figure.text(0.012, 1 - (top + 0.21) / height, title, fontsize=9.5, color=SECOND, va="center")
     for title, place in placed.items():
-        _draw(_card(figure, place, height), answers[title], place)
+        _draw(_card(figure, place, height), results[title], place)
     figure.savefig(path, dpi=100, facecolor=GROUND)
 
 
@@ -91,40 +91,40 @@ def _card(figure: Figure, place: Place, height: float) -> Axes:
     return card
 
 
-def _draw(card: Axes, answers: Answers, place: Place) -> None:
-    panel = answers.panel
+def _draw(card: Axes, results: Results, place: Place) -> None:
+    panel = results.panel
     if panel.kind == "verdict":
-        _sentence(card, answers)
+        _sentence(card, results)
         return
     inch = 1 / place.height
     card.text(0.09 / place.width, 1 - 0.17 * inch, panel.title, fontsize=8.5, fontweight="bold", va="center")
     if panel.kind == "stat":
-        _figures(card, answers)
+        _figures(card, results)
     elif panel.kind == "table":
-        _table(card, answers, place)
+        _table(card, results, place)
     else:
-        _lines(card, answers, place)
+        _lines(card, results, place)
 
 
-def _sentence(card: Axes, answers: Answers) -> None:
-    value = int(answers.found[0][0].points[-1][1])
-    texts = [answers.panel.queries[0].legend, *(answers.panel.colours or {})]
+def _sentence(card: Axes, results: Results) -> None:
+    value = int(results.found[0][0].points[-1][1])
+    texts = [results.panel.queries[0].legend, *(results.panel.colours or {})]
     place = value.bit_length()
-    card.set_facecolor(answers.panel.thresholds[place][1])
+    card.set_facecolor(results.panel.thresholds[place][1])
     card.text(0.012, 0.5, texts[place], fontsize=14, fontweight="bold", color="white", va="center")
 
 
-def _figures(card: Axes, answers: Answers) -> None:
+def _figures(card: Axes, results: Results) -> None:
     shown = [
         (_named(query.legend, series.labels), series.points[-1][1])
-        for query, found in zip(answers.panel.queries, answers.found, strict=True)
+        for query, found in zip(results.panel.queries, results.found, strict=True)
         for series in found
     ]
-    several = len(shown) > 1 or "{{" in answers.panel.queries[0].legend
+    several = len(shown) > 1 or "{{" in results.panel.queries[0].legend
     for number, (name, value) in enumerate(shown[:4]):
         middle = (number + 0.5) / min(len(shown), 4)
-        text = formatted(value, answers.panel.unit, answers.panel.decimals)
-        colour = _threshold(answers.panel, value)
+        text = formatted(value, results.panel.unit, results.panel.decimals)
+        colour = _threshold(results.panel, value)
         card.text(middle, 0.47, text, fontsize=15, fontweight="bold", color=colour, ha="center", va="center")
         if several:
             card.text(middle, 0.15, name, fontsize=7, color=SECOND, ha="center", va="center")
@@ -138,11 +138,11 @@ def _threshold(panel: Panel, value: float) -> str:
     return chosen
 
 
-def _lines(card: Axes, answers: Answers, place: Place) -> None:
-    panel = answers.panel
+def _lines(card: Axes, results: Results, place: Place) -> None:
+    panel = results.panel
     drawn = [
         (_named(query.legend, series.labels), series.points)
-        for query, found in zip(panel.queries, answers.found, strict=True)
+        for query, found in zip(panel.queries, results.found, strict=True)
         for series in found
     ]
     names = [_cut(name) for name, _ in drawn[:MAX_IN_A_LEGEND]]
@@ -226,8 +226,8 @@ def _steps(unit: str, high: float) -> Locator:
     return MaxNLocator(6)
 
 
-def _table(card: Axes, answers: Answers, place: Place) -> None:
-    heads, lines = _cells(answers)
+def _table(card: Axes, results: Results, place: Place) -> None:
+    heads, lines = _cells(results)
     step = 0.27 / place.height
     xs = [0.09 / place.width + number * (1 - 0.2 / place.width) / len(heads) for number in range(len(heads))]
     top = 1 - 0.48 / place.height
@@ -239,12 +239,12 @@ def _table(card: Axes, answers: Answers, place: Place) -> None:
             card.text(x, top - number * step, cell, fontsize=7.5, va="center")
 
 
-def _cells(answers: Answers) -> tuple[list[str], list[list[str]]]:
+def _cells(results: Results) -> tuple[list[str], list[list[str]]]:
     """Headings and rows: the queries' values joined on their labels, sorted by the first query, descending."""
-    panel = answers.panel
-    labels = sorted({name for found in answers.found for series in found for name in series.labels})
+    panel = results.panel
+    labels = sorted({name for found in results.found for series in found for name in series.labels})
     values: dict[tuple[str, ...], dict[str, float]] = {}
-    for query, found in zip(panel.queries, answers.found, strict=True):
+    for query, found in zip(panel.queries, results.found, strict=True):
         for series in found:
             key = tuple(series.labels.get(name, "") for name in labels)
             values.setdefault(key, {})[query.legend] = series.points[-1][1]

@@ -31,14 +31,14 @@ def document(receivers: Receivers) -> dict[str, Any]:
         Receivers(webhook=HOOK, dead_mans_switch=Webhook(url="https://d.example.com", credentials_file="secrets/d")),
         Receivers(email=Email(to="a@example.com", sender="b@example.com", smarthost="smtp.example.com:25")),
     ],
-    ids=["nobody", "pagerduty", "slack", "webhook", "e-mail"],
+    ids=["none", "pagerduty", "slack", "webhook", "e-mail"],
 )
 @pytest.mark.parametrize("speedup", [1, 600])
 def test_amtool_accepts_every_choice_of_receivers(tool, written, receivers: Receivers, speedup: int) -> None:
     folder = written(MonitoringOptions(receivers=receivers, speedup=speedup)) / "alertmanager"
-    said = tool("amtool", "check-config", folder / "alertmanager.yml")
-    assert "4 receivers" in said
-    assert "1 templates" in said
+    output = tool("amtool", "check-config", folder / "alertmanager.yml")
+    assert "4 receivers" in output
+    assert "1 templates" in output
 
 
 def test_amtool_accepts_the_committed_configuration(tool) -> None:
@@ -46,9 +46,9 @@ def test_amtool_accepts_the_committed_configuration(tool) -> None:
 
 
 def routed(tool: Any, labels: Mapping[str, str]) -> str:
-    asked = [f"{name}={value}" for name, value in labels.items()]
-    said = tool("amtool", "config", "routes", "test", "--config.file", DEPLOY / "alertmanager.yml", *asked)
-    return said.splitlines()[0]
+    matchers = [f"{name}={value}" for name, value in labels.items()]
+    output = tool("amtool", "config", "routes", "test", "--config.file", DEPLOY / "alertmanager.yml", *matchers)
+    return output.splitlines()[0]
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,8 @@ DEPLOY = Path(__file__).parents[2] / "deploy" / "prometheus"
 
 
 def test_promtool_accepts_the_committed_configurations(tool) -> None:
-    said = tool("promtool", "check", "config", "--syntax-only", DEPLOY / "prometheus.yml")
-    assert "SUCCESS" in said
+    output = tool("promtool", "check", "config", "--syntax-only", DEPLOY / "prometheus.yml")
+    assert "SUCCESS" in output
     assert "SUCCESS" in tool("promtool", "check", "config", "--syntax-only", DEPLOY / "global.yml")
 
 
@@ -39,8 +39,8 @@ def test_promtool_accepts_every_rule_file(tool) -> None:
 )
 def test_promtool_accepts_every_variant_with_its_rules(tool, written, options: MonitoringOptions) -> None:
     folder = written(options) / "prometheus"
-    said = tool("promtool", "check", "config", folder / "prometheus.yml")
-    assert f"{len(list((folder / 'rules').iterdir()))} rule files found" in said
+    output = tool("promtool", "check", "config", folder / "prometheus.yml")
+    assert f"{len(list((folder / 'rules').iterdir()))} rule files found" in output
 
 
 def test_secrets_are_files_and_region_labels_are_external() -> None:

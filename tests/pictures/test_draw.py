@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 
 import pytest
-from pictures.draw import Answers, draw, formatted
+from pictures.draw import Results, draw, formatted
 from pictures.queries import Series
 
 from mcpmeter.monitoring.dashboards import pages
@@ -40,9 +40,9 @@ def test_a_number_is_formatted_with_its_unit(value: float, unit: str, decimals: 
 def test_a_page_is_drawn_with_and_without_series(name: str, series: int, tmp_path: Path) -> None:
     page = pages()[name]
     one = Series({"team": "search", "model": "gpt-4.1"}, tuple((float(at), 1.0 + at) for at in range(5)))
-    answers = {
-        panel.title: Answers(panel, [[one] * (1 if panel.kind == "verdict" else series) for _ in panel.queries])
+    results = {
+        panel.title: Results(panel, [[one] * (1 if panel.kind == "verdict" else series) for _ in panel.queries])
         for panel in page.panels
     }
-    draw(page, answers, tmp_path / "page.png")
+    draw(page, results, tmp_path / "page.png")
     assert (tmp_path / "page.png").read_bytes().startswith(PNG)

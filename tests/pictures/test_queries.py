@@ -18,11 +18,11 @@ def test_a_chosen_value_stands_in_its_place_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    ("expr", "said"),
+    ("expr", "expected"),
     [
         ("rate(a[$__rate_interval])", "rate(a[15s])"),
         ("increase(a[$__range])", "increase(a[240s])"),
     ],
 )
-def test_windows_are_those_of_the_run(expr: str, said: str) -> None:
-    assert fill_variables(expr, range_seconds=240) == said
+def test_windows_are_those_of_the_run(expr: str, expected: str) -> None:
+    assert fill_variables(expr, range_seconds=240) == expected

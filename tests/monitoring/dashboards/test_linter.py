@@ -189,14 +189,14 @@ def test_only_counters_are_in_rate_or_increase(dashboard: dict[str, Any]) -> Non
 
 def test_gauges_equal_on_all_replicas_are_not_summed() -> None:
     gauges = {row.name for row in budget.ROWS if row.type == "gauge"}
-    asked = 0
+    checked = 0
     for expr in expressions(DASHBOARDS["llm_cost"]):
         for selector, above in selectors(expr):
             if selector.name in gauges:
-                asked += 1
+                checked += 1
                 (aggregation, *_) = [node for node in reversed(above) if isinstance(node, promql_parser.AggregateExpr)]
                 assert str(aggregation.op) == "max", expr
-    assert asked >= len(gauges)
+    assert checked >= len(gauges)
 
 
 @EVERY_DASHBOARD

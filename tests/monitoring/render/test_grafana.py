@@ -42,8 +42,8 @@ def test_matchers_are_in_every_selector_and_escaped() -> None:
             promql_parser.parse(filled)
             assert 'cluster="prod \\"eu\\"\\\\1"' in expr
         for variable in document["templating"]["list"]:
-            asked = str(variable["query"])
-            assert asked.count('cluster="') == asked.count('instance=~"$instance"')
+            query = str(variable["query"])
+            assert query.count('cluster="') == query.count('instance=~"$instance"')
 
 
 def test_without_options_the_dashboards_are_unchanged() -> None:

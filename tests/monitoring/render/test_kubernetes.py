@@ -77,9 +77,9 @@ def test_the_crds_refuse_a_wrong_type_and_a_missing_field(schemas) -> None:
     monitor["spec"]["endpoints"][0]["interval"] = 5
     del monitor["spec"]["selector"]
     rule["spec"]["groups"][0]["rules"][0]["expr"] = []
-    told = schema_errors(schemas, [monitor, rule])
-    assert len(told) == 2
-    assert "selector" in told[0]
+    errors = schema_errors(schemas, [monitor, rule])
+    assert len(errors) == 2
+    assert "selector" in errors[0]
 
 
 def test_operator_objects_have_the_release_label() -> None:

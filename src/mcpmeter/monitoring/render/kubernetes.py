@@ -137,8 +137,8 @@ def _container(options: MonitoringOptions) -> dict[str, Any]:
 
 
 def _probe(path: str, *, failures: int, period: int = 5) -> dict[str, Any]:
-    asked = {"path": path, "port": "http"}
-    return {"httpGet": asked, "periodSeconds": period, "timeoutSeconds": 3, "failureThreshold": failures}
+    request = {"path": path, "port": "http"}
+    return {"httpGet": request, "periodSeconds": period, "timeoutSeconds": 3, "failureThreshold": failures}
 
 
 def _service(options: MonitoringOptions) -> dict[str, Any]:
