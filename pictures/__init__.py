@@ -1,4 +1,5 @@
-"""The dashboards on a live stack: a seeded run of the service under a real Prometheus, asked by the panels' queries.
+"""Draws the dashboards from a live stack: a seeded run of the service, scraped by a real Prometheus.
 
-The tests hold every panel to it; `make pictures` draws from it.
+Owns the stack, its traffic and the drawing; the queries are those of `mcpmeter.monitoring.dashboards`. The tests run
+every panel's query on the same stack.
 """

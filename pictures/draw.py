@@ -1,4 +1,4 @@
-"""Draws a dashboard's panels where Grafana's grid puts them, by matplotlib. Not Grafana, and says so."""
+"""Draws a dashboard's panels with matplotlib, at their positions in Grafana's grid."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, Locator, LogLocator, MaxNLocator, MultipleLocator, NullLocator
 
 from mcpmeter.monitoring.dashboards.spec import COLUMNS, HEADINGS, Page, Panel
-from pictures.asking import Series
+from pictures.queries import Series
 
 INK, SECOND, THIRD, LINE, CARD, GROUND = "#14181f", "#5b6573", "#8d96a3", "#e3e6eb", "#ffffff", "#f5f6f8"
 PALETTE: Final = ("#0b7a75", "#3b6fd4", "#c2702c", "#8a57c2", "#b8477a", "#6b7280", "#1f8a4c", "#b7791f")
 CELL: Final = 0.62
-"""Inches of one grid unit across; down it is ROW."""
+"""Width of one grid unit in inches; its height is ROW."""
 
 ROW: Final = 0.42
 HEAD_ROWS: Final = 2.2
@@ -29,18 +29,18 @@ GAP: Final = 0.07
 MAX_IN_A_LEGEND: Final = 6
 MAX_NAME_LENGTH: Final = 38
 MAX_LINES_OF_A_TABLE: Final = 7
-NOTE: Final = "From the panels' queries on a seeded run under a real Prometheus; drawn by matplotlib, not by Grafana."
+NOTE: Final = "From the panels' queries on a seeded run under a real Prometheus; drawn with matplotlib, not by Grafana."
 
 
-class Answers(NamedTuple):
-    """What Prometheus said to a panel, one list of series a query."""
+class Results(NamedTuple):
+    """Prometheus's results for a panel, one list of series per query."""
 
     panel: Panel
     found: Sequence[Sequence[Series]]
 
 
 class Place(NamedTuple):
-    """A panel's rectangle in inches from the top left."""
+    """A panel's rectangle, in inches from the top left."""
 
     left: float
     top: float
@@ -48,7 +48,7 @@ class Place(NamedTuple):
     height: float
 
 
-def draw(page: Page, answers: Mapping[str, Answers], path: Path) -> None:
+def draw(page: Page, results: Mapping[str, Results], path: Path) -> None:
     """Write one page as PNG."""
     mpl.rcParams.update({"font.family": "DejaVu Sans", "font.size": 8, "axes.edgecolor": LINE, "text.color": INK})
     placed, headings, height = _laid_out(page)
@@ -58,7 +58,7 @@ def draw(page: Page, answers: Mapping[str, Answers], path: Path) -> None:
     for top, title in headings:
         figure.text(0.012, 1 - (top + 0.21) / height, title, fontsize=9.5, color=SECOND, va="center")
     for title, place in placed.items():
-        _draw(_card(figure, place, height), answers[title], place)
+        _draw(_card(figure, place, height), results[title], place)
     figure.savefig(path, dpi=100, facecolor=GROUND)
 
 
@@ -91,40 +91,40 @@ def _card(figure: Figure, place: Place, height: float) -> Axes:
     return card
 
 
-def _draw(card: Axes, answers: Answers, place: Place) -> None:
-    panel = answers.panel
+def _draw(card: Axes, results: Results, place: Place) -> None:
+    panel = results.panel
     if panel.kind == "verdict":
-        _sentence(card, answers)
+        _sentence(card, results)
         return
     inch = 1 / place.height
     card.text(0.09 / place.width, 1 - 0.17 * inch, panel.title, fontsize=8.5, fontweight="bold", va="center")
     if panel.kind == "stat":
-        _figures(card, answers)
+        _figures(card, results)
     elif panel.kind == "table":
-        _table(card, answers, place)
+        _table(card, results, place)
     else:
-        _lines(card, answers, place)
+        _lines(card, results, place)
 
 
-def _sentence(card: Axes, answers: Answers) -> None:
-    value = int(answers.found[0][0].points[-1][1])
-    texts = [answers.panel.queries[0].legend, *(answers.panel.colours or {})]
+def _sentence(card: Axes, results: Results) -> None:
+    value = int(results.found[0][0].points[-1][1])
+    texts = [results.panel.queries[0].legend, *(results.panel.colours or {})]
     place = value.bit_length()
-    card.set_facecolor(answers.panel.thresholds[place][1])
+    card.set_facecolor(results.panel.thresholds[place][1])
     card.text(0.012, 0.5, texts[place], fontsize=14, fontweight="bold", color="white", va="center")
 
 
-def _figures(card: Axes, answers: Answers) -> None:
+def _figures(card: Axes, results: Results) -> None:
     shown = [
         (_named(query.legend, series.labels), series.points[-1][1])
-        for query, found in zip(answers.panel.queries, answers.found, strict=True)
+        for query, found in zip(results.panel.queries, results.found, strict=True)
         for series in found
     ]
-    several = len(shown) > 1 or "{{" in answers.panel.queries[0].legend
+    several = len(shown) > 1 or "{{" in results.panel.queries[0].legend
     for number, (name, value) in enumerate(shown[:4]):
         middle = (number + 0.5) / min(len(shown), 4)
-        text = said(value, answers.panel.unit, answers.panel.decimals)
-        colour = _threshold(answers.panel, value)
+        text = formatted(value, results.panel.unit, results.panel.decimals)
+        colour = _threshold(results.panel, value)
         card.text(middle, 0.47, text, fontsize=15, fontweight="bold", color=colour, ha="center", va="center")
         if several:
             card.text(middle, 0.15, name, fontsize=7, color=SECOND, ha="center", va="center")
@@ -138,11 +138,11 @@ def _threshold(panel: Panel, value: float) -> str:
     return chosen
 
 
-def _lines(card: Axes, answers: Answers, place: Place) -> None:
-    panel = answers.panel
+def _lines(card: Axes, results: Results, place: Place) -> None:
+    panel = results.panel
     drawn = [
         (_named(query.legend, series.labels), series.points)
-        for query, found in zip(panel.queries, answers.found, strict=True)
+        for query, found in zip(panel.queries, results.found, strict=True)
         for series in found
     ]
     names = [_cut(name) for name, _ in drawn[:MAX_IN_A_LEGEND]]
@@ -205,7 +205,7 @@ def _finish(axes: Axes, panel: Panel) -> None:
     for least, colour in panel.thresholds:
         if least is not None and low <= least <= high:
             axes.axhline(least, color=colour, linewidth=0.8, linestyle=(0, (4, 3)))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: said(value, panel.unit)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: formatted(value, panel.unit)))
     begin, end = axes.get_xlim()
     axes.xaxis.set_major_locator(MultipleLocator(15 * math.ceil((end - begin) / 5 / 15)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda at, _: f"{datetime.fromtimestamp(at, UTC):%H:%M:%S}"))
@@ -226,8 +226,8 @@ def _steps(unit: str, high: float) -> Locator:
     return MaxNLocator(6)
 
 
-def _table(card: Axes, answers: Answers, place: Place) -> None:
-    heads, lines = _cells(answers)
+def _table(card: Axes, results: Results, place: Place) -> None:
+    heads, lines = _cells(results)
     step = 0.27 / place.height
     xs = [0.09 / place.width + number * (1 - 0.2 / place.width) / len(heads) for number in range(len(heads))]
     top = 1 - 0.48 / place.height
@@ -239,12 +239,12 @@ def _table(card: Axes, answers: Answers, place: Place) -> None:
             card.text(x, top - number * step, cell, fontsize=7.5, va="center")
 
 
-def _cells(answers: Answers) -> tuple[list[str], list[list[str]]]:
-    """Headings and rows: the queries' values joined on their labels, the first one's greatest on top."""
-    panel = answers.panel
-    labels = sorted({name for found in answers.found for series in found for name in series.labels})
+def _cells(results: Results) -> tuple[list[str], list[list[str]]]:
+    """Headings and rows: the queries' values joined on their labels, sorted by the first query, descending."""
+    panel = results.panel
+    labels = sorted({name for found in results.found for series in found for name in series.labels})
     values: dict[tuple[str, ...], dict[str, float]] = {}
-    for query, found in zip(panel.queries, answers.found, strict=True):
+    for query, found in zip(panel.queries, results.found, strict=True):
         for series in found:
             key = tuple(series.labels.get(name, "") for name in labels)
             values.setdefault(key, {})[query.legend] = series.points[-1][1]
@@ -259,15 +259,15 @@ def _cells(answers: Answers) -> tuple[list[str], list[list[str]]]:
 
 
 def _cell(value: float | None, unit: str, decimals: int | None) -> str:
-    return "" if value is None or math.isnan(value) else said(value, unit, decimals)
+    return "" if value is None or math.isnan(value) else formatted(value, unit, decimals)
 
 
 def _named(legend: str, labels: Mapping[str, str]) -> str:
     return re.sub(r"\{\{(\w+)\}\}", lambda found: labels.get(found[1], ""), legend).strip() or "value"
 
 
-def said(value: float, unit: str, decimals: int | None = None) -> str:
-    """A number with its unit, about as Grafana says it."""
+def formatted(value: float, unit: str, decimals: int | None = None) -> str:
+    """A number with its unit, formatted similarly to Grafana."""
     if not math.isfinite(value):
         return "–"
     if unit == "percentunit":

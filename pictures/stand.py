@@ -40,7 +40,7 @@ PRICES: Final = {
     "gpt-4.1": Price(Decimal("2.50"), Decimal("10.00")),
     "gemini-2.5-flash": Price(Decimal("0.11"), Decimal("0.43")),
 }
-"""What one provider says that a call cost; for the second model it is not what the list says."""
+"""Costs reported by one provider; for the second model they differ from the price list."""
 
 ODD_CALLS: Final[tuple[Mapping[str, Any], ...]] = (
     {"model": "llama-of-our-own"},
@@ -55,7 +55,7 @@ BUDGETS: Final[tuple[Mapping[str, Any], ...]] = (
     {"name": "support-daily", "team": "support", "limit_usd": "0.30", "period": "day", "soft": ["0.5"]},
     {"name": "claude-daily", "team": "research", "model": "claude-sonnet-4.5", "limit_usd": "0.03", "period": "day"},
 )
-"""One that lasts, one that may not, and one that is soon used up and refuses."""
+"""One that lasts, one that may not, and one that is soon exhausted and refuses calls."""
 
 CITIES: Final = ("Oslo", "Lima", "Nairobi", "Atlantis", "Perth")
 REGION: Final = "eu-west"
@@ -64,7 +64,7 @@ Caller = Callable[[], Awaitable[None]]
 
 
 class Stand:
-    """Where the parts of the stack answer."""
+    """Addresses of the service and of Prometheus."""
 
     def __init__(self, service: str, scraper: str) -> None:
         self.service = service
@@ -104,12 +104,12 @@ async def stand(folder: Path, *, seed: int = 1, calls_per_second: float = 8.0) -
             (_relay_tools(address, keys["support"]), 1.5),
             (_weather_calls(weather, chance), 0.3),
         ):
-            callers.create_task(_again_and_again(call, every, stop))
+            callers.create_task(_repeat(call, every, stop))
         stack.callback(stop.set)
         yield Stand(address, scraper)
 
 
-async def _again_and_again(call: Caller, every: float, stop: asyncio.Event) -> None:
+async def _repeat(call: Caller, every: float, stop: asyncio.Event) -> None:
     while not stop.is_set():
         await call()
         try:

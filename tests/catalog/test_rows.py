@@ -1,4 +1,4 @@
-"""What every row of the catalog keeps to, and that the promised names are there with the promised labels."""
+"""Rules for every row of the catalog, and the documented names with their labels."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from openai.types.responses.response_status import ResponseStatus
 
 from mcpmeter import records
 from mcpmeter.catalog import ALL, Metric, labels, mcp, money, quality
-from mcpmeter.catalog.reference import VOCABULARIES, reference
+from mcpmeter.catalog.reference import ALLOWLISTS, reference
 from mcpmeter.catalog.spec import NANO
 from mcpmeter.cli._reference import all_errors
 from mcpmeter.errors import ERROR_TYPES, Side
 
 DOCS = Path(__file__).parents[2] / "docs"
 
-# Written by hand from the contract, not read from the catalog. `model …` stands for a closed set, `=` for its values.
+# Written by hand from the contract, not read from the catalog: label names, and after `=` their values.
 GUIDE = {
     "mcp_requests_total": ("counter", "endpoint method status"),
     "mcp_request_duration_seconds": ("histogram", "endpoint method"),
@@ -46,7 +46,7 @@ GUIDE_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 
 
 MCP_OPERATION = "mcp_method_name gen_ai_tool_name error_type network_transport=tcp,pipe,inproc mcp_protocol_version"
 GEN_AI_CALL = "gen_ai_operation_name gen_ai_provider_name gen_ai_request_model gen_ai_response_model"
-# The contract names one set of labels a group; a session has no method, and only token usage has a token type.
+# The contract has one set of labels per group; a session has no method, and only token usage has a token type.
 STANDARDS = {
     "mcp_server_operation_duration_seconds": f"{MCP_OPERATION} server",
     "mcp_client_operation_duration_seconds": f"{MCP_OPERATION} server",
@@ -64,6 +64,10 @@ STANDARD_BUCKETS = {
 }
 OTHERS = {
     "mcp_transport_rejections_total": ("counter", "reason"),
+    "mcp_upstream_quota_limit": ("gauge", "provider credential resource"),
+    "mcp_upstream_quota_remaining": ("gauge", "provider credential resource"),
+    "mcp_upstream_quota_reset_timestamp_seconds": ("gauge", "provider credential resource"),
+    "mcp_upstream_quota_exhaustion_seconds": ("gauge", "provider credential resource"),
     "mcp_unpriced_requests_total": ("counter", "provider reason"),
     "mcp_usage_missing_total": ("counter", "provider reason"),
     "mcp_provider_reported_cost_usd_total": ("counter", "provider"),
@@ -106,16 +110,16 @@ def labels_as_promised(row: Metric, promised: str) -> None:
 
 class TestPromisedNames:
     @pytest.mark.parametrize("name", GUIDE)
-    def test_the_guides_family_is_there_with_exactly_its_labels(self, name: str) -> None:
+    def test_the_guides_family_has_exactly_its_labels(self, name: str) -> None:
         kind, promised = GUIDE[name]
         assert BY_NAME[name].type == kind
         labels_as_promised(BY_NAME[name], promised)
 
-    def test_the_guides_buckets_go_on_where_the_guides_end(self) -> None:
+    def test_the_guides_buckets_are_extended(self) -> None:
         assert mcp.REQUEST_DURATION.buckets == GUIDE_SECONDS
 
     @pytest.mark.parametrize("name", STANDARDS)
-    def test_the_standards_family_is_there_with_exactly_its_labels_and_buckets(self, name: str) -> None:
+    def test_the_standards_family_has_its_labels_and_buckets(self, name: str) -> None:
         row = BY_NAME[name]
         assert row.type == "histogram"
         labels_as_promised(row, STANDARDS[name])
@@ -123,14 +127,14 @@ class TestPromisedNames:
         assert row.buckets == pytest.approx(buckets, rel=1e-12)
 
     @pytest.mark.parametrize("name", OTHERS)
-    def test_the_meters_own_families_are_there(self, name: str) -> None:
+    def test_the_meters_own_families_have_their_labels(self, name: str) -> None:
         kind, promised = OTHERS[name]
         assert BY_NAME[name].type == kind
         labels_as_promised(BY_NAME[name], promised)
 
 
 class TestEveryRow:
-    def test_names_are_unique_and_no_series_of_one_is_a_name_of_another(self) -> None:
+    def test_series_names_are_unique(self) -> None:
         series = Counter(
             f"{row.name.removesuffix('_total')}{suffix}"
             for row in ALL
@@ -150,19 +154,19 @@ class TestEveryRow:
         assert row.type in ("counter", "gauge", "histogram")
 
     @every_row
-    def test_its_unit_is_a_base_unit_and_stands_in_its_name(self, row: Metric) -> None:
+    def test_its_unit_is_a_base_unit_and_part_of_its_name(self, row: Metric) -> None:
         assert row.unit in ("", "seconds", "bytes", "ratio", "usd")
         if row.unit:
             assert row.name.removesuffix("_total").endswith(f"_{row.unit}")
 
     @every_row
-    def test_what_is_kept_in_nanos_is_time_or_money_or_a_quotient(self, row: Metric) -> None:
+    def test_only_time_money_and_quotients_are_scaled(self, row: Metric) -> None:
         is_sum = row.unit == "usd" or (row.type != "gauge" and row.unit == "seconds")
         is_quotient = row.unit == "ratio" or row.name.endswith("_per_second")
         assert row.scale == (NANO if is_sum or is_quotient else 1)
 
     @every_row
-    def test_its_help_is_one_sentence_or_two_that_any_format_can_carry(self, row: Metric) -> None:
+    def test_its_help_is_a_sentence_valid_in_any_format(self, row: Metric) -> None:
         assert row.help.endswith(".")
         assert len(row.help.split()) >= 4
         assert row.help.isprintable()
@@ -175,35 +179,35 @@ class TestEveryRow:
             assert re.fullmatch(r"[a-z][a-z_]*", label.name)
             assert label.name not in ("le", "quantile", "job", "instance")
             if label.values is None:
-                assert label.vocabulary in VOCABULARIES
+                assert label.allowlist in ALLOWLISTS
             else:
-                assert label.vocabulary == ""
+                assert label.allowlist == ""
                 assert label.values
                 assert len(set(label.values)) == len(label.values)
                 assert all(value.isascii() and value.isprintable() for value in label.values)
 
     @every_row
-    def test_only_histograms_have_buckets_and_they_rise(self, row: Metric) -> None:
+    def test_only_histograms_have_buckets_in_rising_order(self, row: Metric) -> None:
         assert bool(row.buckets) == (row.type == "histogram")
         assert list(row.buckets) == sorted(set(row.buckets))
         assert all(bound > 0 for bound in row.buckets)
 
     @every_row
-    def test_each_bucket_keeps_its_bound_as_a_whole_number(self, row: Metric) -> None:
+    def test_each_bucket_bound_is_exact_as_an_integer(self, row: Metric) -> None:
         assert [round(bound * row.scale) / row.scale for bound in row.buckets] == list(row.buckets)
 
 
-class TestSetsAgreeWithTheCodeThatFillsThem:
-    def test_records(self) -> None:
+class TestClosedSetsMatchTheCode:
+    def test_sources_reasons_and_transports(self) -> None:
         assert set(typing.get_args(records.TokenSource)) - {"missing"} == set(labels.TOKEN_SOURCE.values)
         assert set(typing.get_args(records.CostSource)) - {"unpriced"} == set(labels.COST_SOURCE.values)
-        assert set(typing.get_args(records.UnpricedReason)) - {""} == set(money.UNPRICED.labels[1].values or ())
+        assert set(typing.get_args(records.UnpricedReason)) - {""} == set(money.UNPRICED_REASON.values or ())
         assert set(typing.get_args(records.Transport)) == set(labels.NETWORK_TRANSPORT.values)
 
-    def test_every_reason_that_means_cut_off_is_a_reason(self) -> None:
+    def test_truncation_reasons_are_finish_reasons(self) -> None:
         assert set(quality.TRUNCATED) < set(quality.REASONS)
 
-    def test_the_reasons_are_those_of_the_official_sdks(self) -> None:
+    def test_the_official_sdks_finish_reasons_are_included(self) -> None:
         chat = typing.get_args(Choice.model_fields["finish_reason"].annotation)
         statuses = set(typing.get_args(ResponseStatus)) - {"queued", "in_progress"}
         (incomplete, _none) = typing.get_args(IncompleteDetails.model_fields["reason"].annotation)
@@ -220,17 +224,17 @@ class TestSetsAgreeWithTheCodeThatFillsThem:
             assert str(error.jsonrpc_code) in labels.OTEL_ERROR_TYPE.values
 
 
-def test_the_page_of_metrics_is_the_catalogs() -> None:
+def test_the_committed_page_is_up_to_date() -> None:
     assert (DOCS / "metrics.md").read_text() == reference(), "run: make docs"
 
 
-def test_the_page_tells_every_row_every_label_value_and_every_bucket() -> None:
+def test_the_page_lists_every_row_label_value_and_bucket() -> None:
     page = reference()
     rows = dict(re.findall(r"^\| `([a-z_0-9]+)` \| ((?:counter|gauge|histogram) \| .*) \|$", page, re.MULTILINE))
     assert set(rows) == set(BY_NAME)
     for row in ALL:
-        kind, names, unit, buckets, said = rows[row.name].split(" | ")
-        assert (kind, said) == (row.type, row.help)
+        kind, names, unit, buckets, help_text = rows[row.name].split(" | ")
+        assert (kind, help_text) == (row.type, row.help)
         assert re.findall(r"`(\w+)`", names) == list(row.label_names)
         assert unit == (row.unit or "none")
         assert [float(bound) for bound in buckets.split(", ") if bound] == list(row.buckets)

@@ -275,7 +275,7 @@ FAULTS = {
     "MCPErrorBudgetBurn": Expected("objective of 99.9 %", paged=True),
     "MCPUpstreamDown": Expected("to backup fail", paged=True),
     "MCPLatencyDegraded": Expected("/v1/responses"),
-    "MCPActiveRequestsSpike": Expected("requests are under way"),
+    "MCPActiveRequestsSpike": Expected("requests are in progress"),
     "MCPTokenBudgetWarning": Expected("budget low of team search"),
     "MCPBudgetForecastExceeded": Expected("budget soon of team research"),
     "MCPBudgetExhausted": Expected("budget gone of team support", paged=True),

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import httpx2
 import pytest
-from pictures.asking import Prometheus, filled_in, is_range
+from pictures.queries import Prometheus, fill_variables, is_range
 from pictures.stand import REGION, TEAMS, stand
 
 from mcpmeter.monitoring import MonitoringOptions
@@ -39,7 +39,7 @@ GUIDE = (
 
 async def answers(prometheus: Prometheus, expr: str, panel: Panel | None) -> bool:
     """Whether there is a number, as the panel would ask for it: over a time, or now."""
-    filled = filled_in(expr, range_seconds=RANGE_SECONDS)
+    filled = fill_variables(expr, range_seconds=RANGE_SECONDS)
     if panel is not None and is_range(panel):
         now = time.time()
         found = await prometheus.over(filled, now - 10, now, 1)
@@ -106,7 +106,7 @@ async def a_choice_narrows(prometheus: Prometheus) -> None:
     (cost,) = (panel for panel in pages()["llm_cost"].panels if panel.title == "Cost by team")
 
     async def teams(**chosen: str) -> set[str]:
-        expr = filled_in(cost.queries[0].expr, range_seconds=RANGE_SECONDS, **chosen)
+        expr = fill_variables(cost.queries[0].expr, range_seconds=RANGE_SECONDS, **chosen)
         return {series.labels["team"] for series in await prometheus.now(expr)}
 
     assert await teams() >= set(TEAMS)
@@ -120,7 +120,7 @@ async def exemplars_are_kept(http: httpx2.AsyncClient, address: str) -> None:
     """A point that is drawn on a line leads to the trace of a call that it counts."""
     (latency,) = (panel for panel in pages()["overview"].panels if panel.title == "Latency")
     asked = {
-        "query": filled_in(latency.queries[1].expr, range_seconds=RANGE_SECONDS),
+        "query": fill_variables(latency.queries[1].expr, range_seconds=RANGE_SECONDS),
         "start": f"{time.time() - RANGE_SECONDS}",
         "end": f"{time.time()}",
     }

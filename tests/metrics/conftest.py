@@ -1,4 +1,4 @@
-"""Recorders whose open-ended labels have been announced, and settlements to count."""
+"""Recorders with registered label values, and settlements to count."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mcpmeter.metrics.family import Labels
 from mcpmeter.metrics.recorder import Recorder
 from mcpmeter.records import Call, Charge, LlmTarget, Settlement, Usage
 
-ANNOUNCED = {
+REGISTERED = {
     "endpoint": ["/v1/chat/completions", "/mcp"],
     "model": ["gpt-4.1", "deepseek-v3.2"],
     "team": ["search", "support"],
@@ -22,21 +22,21 @@ ANNOUNCED = {
 }
 
 
-def announced_recorder() -> Recorder:
+def registered_recorder() -> Recorder:
     recorder = Recorder()
-    for name, values in ANNOUNCED.items():
+    for name, values in REGISTERED.items():
         recorder.label_allowlist.register(name, values)
     return recorder
 
 
 @pytest.fixture
 def recorder() -> Recorder:
-    return announced_recorder()
+    return registered_recorder()
 
 
 @pytest.fixture(scope="session")
 def make_recorder() -> Callable[[], Recorder]:
-    return announced_recorder
+    return registered_recorder
 
 
 @pytest.fixture(scope="session")
@@ -71,7 +71,7 @@ def make_settlement() -> Callable[..., Settlement]:
 
 @pytest.fixture(scope="session")
 def counts() -> Callable[[Recorder, str], Mapping[Labels, int]]:
-    """(recorder, name) -> the children of a family that are not zero; a histogram's as the number observed."""
+    """(recorder, name) -> the non-zero children of a family; histograms by their count."""
 
     def of(recorder: Recorder, name: str) -> Mapping[Labels, int]:
         (family,) = (f for f in recorder.snapshot() if f.metric.name == name)

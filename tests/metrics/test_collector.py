@@ -1,4 +1,4 @@
-"""What a scrape says: exact, parsable in both formats, never more than was recorded, never on the event loop."""
+"""Scrapes are exact, valid in both formats, consistent, and rendered outside of the event loop."""
 
 from __future__ import annotations
 
@@ -57,9 +57,9 @@ def parsed(recorder: Recorder, accept: str = "") -> dict[str, Family]:
 class TestNumbers:
     # Up to 2^23 dollars neighbouring nano-dollars are different floats, and the shortest text of each is exact.
     @given(st.integers(0, 2**23 * 10**9 - 1))
-    def test_money_is_shown_exact_to_the_nano_dollar(self, make_recorder: MakeRecorder, nanousd: int) -> None:
+    def test_money_is_exact_to_the_nano_dollar(self, make_recorder: MakeRecorder, nanousd: int) -> None:
         recorder = make_recorder()
-        recorder.add(money.COST, ("gpt-4.1", "search", "openai", "listed"), nanousd)
+        recorder.add(money.COST, nanousd, model="gpt-4.1", team="search", provider="openai", source="listed")
         for accept in ("", OPENMETRICS):
             text, _ = rendered(recorder, accept)
             (shown,) = re.findall(r"^mcp_cost_usd_total\{.*\} (\S+)$", text, re.MULTILINE)
@@ -71,7 +71,7 @@ class TestNumbers:
     ) -> None:
         recorder = make_recorder()
         for duration_ns in durations_ns:
-            recorder.observe(mcp.REQUEST_DURATION, ("/mcp", "POST"), duration_ns)
+            recorder.observe(mcp.REQUEST_DURATION, duration_ns, endpoint="/mcp", method="POST")
         samples = parsed(recorder, accept)["mcp_request_duration_seconds"].samples
         buckets = {float(s.labels["le"]): s.value for s in samples if s.name.endswith("_bucket")}
         (count,) = (s.value for s in samples if s.name.endswith("_count"))
@@ -82,7 +82,7 @@ class TestNumbers:
         assert count == buckets[math.inf] == len(durations_ns)
         assert total == sum(durations_ns) / 1e9
 
-    def test_tokens_are_shown_as_they_were_counted(self, recorder: Recorder, make_settlement: Make) -> None:
+    def test_tokens_are_shown_as_counted(self, recorder: Recorder, make_settlement: Make) -> None:
         recorder.settle(make_settlement(usage_prompt_tokens=123_456_789_012, usage_completion_tokens=1))
         shown = {s.labels["token_type"]: s.value for s in parsed(recorder)["mcp_tokens"].samples}
         assert shown == {"prompt": 123_456_789_012, "completion": 1}
@@ -94,15 +94,15 @@ class TestNumbers:
         samples = {s.name: s.value for s in families["mcp_output_tokens_per_second"].samples if "le" not in s.labels}
         assert samples["mcp_output_tokens_per_second_sum"] == 3.5
 
-    def test_gauges_may_fall_below_what_they_were(self, recorder: Recorder) -> None:
-        recorder.set(service.LEDGER_OPEN_ROWS, (), 5)
-        recorder.set(service.LEDGER_OPEN_ROWS, (), 2)
+    def test_gauges_can_decrease(self, recorder: Recorder) -> None:
+        recorder.set(service.LEDGER_OPEN_ROWS, 5)
+        recorder.set(service.LEDGER_OPEN_ROWS, 2)
         assert [s.value for s in parsed(recorder)["mcp_ledger_open_rows"].samples] == [2]
 
 
 class TestFormats:
     @pytest.mark.parametrize("client", REAL_ACCEPT_HEADERS)
-    def test_every_scraper_gets_a_format_that_it_asked_for(self, recorder: Recorder, client: str) -> None:
+    def test_every_scraper_gets_a_format_it_requests(self, recorder: Recorder, client: str) -> None:
         _, content_type = rendered(recorder, REAL_ACCEPT_HEADERS[client])
         wanted = (
             "application/openmetrics-text; version=1.0.0" if "Prometheus" in client else "text/plain; version=0.0.4"
@@ -121,7 +121,7 @@ class TestFormats:
         ).map("".join)
         | st.text(max_size=40)
     )  # fmt: skip
-    def test_no_accept_header_breaks_the_scrape_or_writes_itself_into_the_answer(self, accept: str) -> None:
+    def test_any_accept_header_yields_a_known_content_type(self, accept: str) -> None:
         text, content_type = rendered(Recorder(), accept)
         assert re.fullmatch(
             r"(application/openmetrics-text; version=1\.0\.0|text/plain; version=(0\.0\.4|1\.0\.0)); charset=utf-8"
@@ -131,12 +131,12 @@ class TestFormats:
         assert text
 
     @pytest.mark.parametrize("version", ["1.x", "x", "9.0.0", "2.0.0", "1.0.0.0rc", ""])
-    def test_a_version_that_nobody_has_is_not_claimed(self, version: str) -> None:
+    def test_an_unknown_version_is_not_returned(self, version: str) -> None:
         _, content_type = rendered(Recorder(), f"application/openmetrics-text;version={version}")
         assert "version=1.0.0" in content_type or content_type.startswith("text/plain; version=0.0.4")
         assert not version or version == "1.0.0" or f"version={version};" not in content_type
 
-    def test_creation_times_are_for_openmetrics_alone(self, recorder: Recorder, make_settlement: Make) -> None:
+    def test_creation_times_are_in_openmetrics_only(self, recorder: Recorder, make_settlement: Make) -> None:
         recorder.settle(make_settlement())
         assert "_created" not in rendered(recorder)[0]
         text, _ = rendered(recorder, OPENMETRICS)
@@ -144,9 +144,7 @@ class TestFormats:
         assert {"mcp_requests", "mcp_tokens", "mcp_cost_usd"} <= created
         assert created <= {row.name.removesuffix("_total") for row in ALL if row.type == "counter"}
 
-    def test_exemplars_stand_at_buckets_and_for_openmetrics_alone(
-        self, recorder: Recorder, make_settlement: Make
-    ) -> None:
+    def test_exemplars_are_on_buckets_in_openmetrics_only(self, recorder: Recorder, make_settlement: Make) -> None:
         recorder.settle(make_settlement(call_trace_id="ab" * 16, duration_ns=2_000_000_000))
         assert "ab" * 16 not in rendered(recorder)[0]
         families = parsed(recorder, OPENMETRICS).values()
@@ -157,12 +155,12 @@ class TestFormats:
         assert request.value == 2.0
 
     @pytest.mark.parametrize("trace_id", ["x" * 129, "AB" * 16, "ab" * 15, "ab" * 16 + "\n", "\ud800" * 32, '"}' * 16])
-    def test_what_is_no_trace_id_is_left_out(self, recorder: Recorder, make_settlement: Make, trace_id: str) -> None:
+    def test_an_invalid_trace_id_is_no_exemplar(self, recorder: Recorder, make_settlement: Make, trace_id: str) -> None:
         recorder.settle(make_settlement(call_trace_id=trace_id))
         families = parsed(recorder, OPENMETRICS)
         assert not any(s.exemplar for family in families.values() for s in family.samples)
 
-    def test_other_collectors_are_shown_behind_ours(self, recorder: Recorder) -> None:
+    def test_other_collectors_follow_ours(self, recorder: Recorder) -> None:
         others = CollectorRegistry()
         Gauge("process_things", "Of the process.", registry=others).set(4)
         body, _ = Exposition(recorder, others).prepare("")()
@@ -204,21 +202,19 @@ class TestHostileText:
 
     @settings(max_examples=50, deadline=None)
     @given(st.lists(st.text(max_size=10) | st.sampled_from(NASTY), min_size=1, max_size=5, unique=True))
-    def test_announced_names_can_always_be_written_and_read_back(
-        self, make_recorder: MakeRecorder, names: list[str]
-    ) -> None:
+    def test_registered_names_survive_a_round_trip(self, make_recorder: MakeRecorder, names: list[str]) -> None:
         recorder = make_recorder()
         recorder.label_allowlist.register("team", names)
         kept = set(recorder.label_allowlist.of("team"))
         for team in kept:
-            recorder.add(money.COST, ("gpt-4.1", team, "openai", "listed"))
+            recorder.add(money.COST, model="gpt-4.1", team=team, provider="openai", source="listed")
         for accept in ("", OPENMETRICS):
             shown = {s.labels["team"] for s in parsed(recorder, accept)["mcp_cost_usd"].samples}
             assert shown == kept
 
 
 class TestRegistry:
-    def test_any_registry_shows_what_was_recorded(self, recorder: Recorder, make_settlement: Make) -> None:
+    def test_any_registry_shows_the_recorded_values(self, recorder: Recorder, make_settlement: Make) -> None:
         registry = CollectorRegistry()
         registry.register(MeterCollector(recorder))
         recorder.settle(make_settlement())
@@ -234,7 +230,7 @@ class TestRegistry:
         with pytest.raises(ValueError, match="mcp_requests"):
             registry.register(MeterCollector(make_recorder()))
 
-    def test_two_meters_in_two_registries_do_not_touch(
+    def test_two_meters_in_two_registries_are_independent(
         self, make_recorder: MakeRecorder, make_settlement: Make
     ) -> None:
         recorders = [make_recorder(), make_recorder()]
@@ -247,9 +243,7 @@ class TestRegistry:
 
 
 class TestThreads:
-    def test_scraping_while_another_thread_writes_never_fails_and_never_goes_back(
-        self, recorder: Recorder, make_settlement: Make
-    ) -> None:
+    def test_scrapes_during_writes_never_fail_or_decrease(self, recorder: Recorder, make_settlement: Make) -> None:
         recorder.label_allowlist.register("team", [f"team-{number}" for number in range(3_000)])
         done = threading.Event()
         seen: list[float] = []
@@ -281,21 +275,23 @@ class TestThreads:
         assert seen == sorted(seen)
         assert len(recorder.families["mcp_cost_usd_total"].cells) == 3_000
 
-    async def test_ten_thousand_series_are_written_out_in_another_thread_than_the_loops(
+    async def test_ten_thousand_series_are_rendered_in_another_thread(
         self, recorder: Recorder, make_settlement: Make, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         teams = [f"team-{number}" for number in range(2_500)]
         recorder.label_allowlist.register("team", teams)
         for source in ("reported", "listed"):
-            recorder.register_children(money.COST, (["gpt-4.1"], teams, ["openai"], [source]))
+            recorder.register_children(money.COST, model=["gpt-4.1"], team=teams, provider=["openai"], source=[source])
         for kind in ("prompt", "completion"):
-            recorder.register_children(llm.TOKENS, (["gpt-4.1"], [kind], teams, ["openai"], ["reported"]))
+            recorder.register_children(
+                llm.TOKENS, model=["gpt-4.1"], token_type=[kind], team=teams, provider=["openai"], source=["reported"]
+            )
         copied_in: list[int] = []
         rendered_in: list[int] = []
-        monkeypatch.setattr(recorder, "snapshot", noting(recorder.snapshot, copied_in))
+        monkeypatch.setattr(recorder, "snapshot", recording_thread(recorder.snapshot, copied_in))
         exposition = Exposition(recorder)
         prepare = exposition.prepare
-        monkeypatch.setattr(exposition, "prepare", lambda accept: noting(prepare(accept), rendered_in))
+        monkeypatch.setattr(exposition, "prepare", lambda accept: recording_thread(prepare(accept), rendered_in))
 
         page = await MetricsPage(recorder, exposition, StoreWithoutRows(), QuotaTracker(recorder), None)(Request())
 
@@ -305,14 +301,14 @@ class TestThreads:
         assert rendered_in != copied_in
 
 
-def noting(call: Callable[[], Any], threads: list[int]) -> Callable[[], Any]:
-    """The same call, which notes the thread that it runs in."""
+def recording_thread(call: Callable[[], Any], threads: list[int]) -> Callable[[], Any]:
+    """The same call, which also records its thread."""
 
-    def noted() -> Any:
+    def recorded() -> Any:
         threads.append(threading.get_ident())
         return call()
 
-    return noted
+    return recorded
 
 
 class StoreWithoutRows:
@@ -321,7 +317,7 @@ class StoreWithoutRows:
 
 
 class Request:
-    """All that the page looks at."""
+    """The attributes that the page reads."""
 
     def __init__(self) -> None:
         self.headers: dict[bytes, bytes] = {}
@@ -329,7 +325,7 @@ class Request:
 
 
 @pytest.mark.parametrize("busy", [False, True], ids=["at the start", "after calls"])
-def test_promtool_has_nothing_to_say_against_the_metrics(recorder: Recorder, make_settlement: Make, busy: bool) -> None:
+def test_promtool_accepts_the_metrics(recorder: Recorder, make_settlement: Make, busy: bool) -> None:
     promtool = shutil.which("promtool")
     if promtool is None:
         pytest.fail("promtool is not on the PATH. Run: apt-get install prometheus (make test does)")

@@ -1,4 +1,4 @@
-"""What is kept of a call's names must count the next call as it would be counted anew."""
+"""Cached cells must count a call exactly as a fresh look-up would."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ CHANGES = st.fixed_dictionaries({}, optional={
 
 
 def totals(recorders: list[Recorder]) -> dict[tuple[str, Labels], Any]:
-    """Every child of all of them, those at zero too, added up."""
+    """Every child of all recorders, including zeros, summed."""
     found: dict[tuple[str, Labels], Any] = {}
     for recorder in recorders:
         for family in recorder.snapshot():
@@ -59,7 +59,7 @@ def totals(recorders: list[Recorder]) -> dict[tuple[str, Labels], Any]:
 
 @settings(max_examples=150, deadline=None)
 @given(st.lists(CHANGES, min_size=1, max_size=6))
-def test_calls_one_after_another_count_as_each_does_in_a_recorder_of_its_own(
+def test_cached_cells_count_like_fresh_ones(
     make_recorder: Callable[[], Recorder], make_settlement: Make, changes: list[dict[str, Any]]
 ) -> None:
     calls = [make_settlement(**change) for change in [*changes, *changes]]
@@ -83,7 +83,7 @@ def test_calls_one_after_another_count_as_each_does_in_a_recorder_of_its_own(
         ({"status": "299"}, "status"),
     ],
 )
-def test_what_is_other_is_told_of_every_time(
+def test_every_occurrence_of_other_is_an_overflow(
     recorder: Recorder, make_settlement: Make, counts: Counts, changes: dict[str, Any], label: str
 ) -> None:
     recorder.settle(make_settlement(**changes))
@@ -93,7 +93,7 @@ def test_what_is_other_is_told_of_every_time(
     assert counts(recorder, "mcp_label_overflow_total") == {(label,): 3 * once}
 
 
-def test_a_family_has_no_child_before_a_call_concerns_it(recorder: Recorder, make_settlement: Make) -> None:
+def test_a_child_appears_with_its_first_value(recorder: Recorder, make_settlement: Make) -> None:
     def families() -> set[str]:
         labelled = {row.name for row in ALL if row.labels} - {"mcp_label_overflow_total"}
         return {f.metric.name for f in recorder.snapshot() if f.metric.name in labelled and (f.values or f.histograms)}
@@ -105,13 +105,13 @@ def test_a_family_has_no_child_before_a_call_concerns_it(recorder: Recorder, mak
     assert families() == {"mcp_requests_total", "mcp_request_duration_seconds", duration}
 
 
-def test_no_more_names_are_kept_than_there_is_room_for(
+def test_the_number_of_cached_label_combinations_is_bounded(
     recorder: Recorder, make_settlement: Make, counts: Counts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(recorder_module, "MAX_NAMES", 2)
+    monkeypatch.setattr(recorder_module, "MAX_CALL_LABELS", 2)
     recorder.known_as = lambda provider, model: "gpt-4.1"
     for number in range(7):
         recorder.settle(make_settlement(llm_model=f"gpt-4.1-{number}"))
-        assert len(recorder._kept_calls) <= 2
+        assert len(recorder._model_calls) <= 2  # the bound is not visible from outside
     assert sum(counts(recorder, "mcp_requests_total").values()) == 7
     assert counts(recorder, "mcp_cost_usd_total") == {("gpt-4.1", "search", "holysheep", "listed"): 7 * 97_500}

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mcpmeter.catalog import ALL, OTHER, llm, mcp, money, quality, service
-from mcpmeter.metrics.family import Labels
-from mcpmeter.metrics.recorder import CHILDREN_AT_START, Recorder
+from mcpmeter.metrics.family import Family, Labels
+from mcpmeter.metrics.recorder import MAX_CHILDREN_AT_START, Recorder
 from mcpmeter.records import McpTarget, Settlement
 
 Make = Callable[..., Settlement]
@@ -20,7 +20,7 @@ CALL = ("chat", "holysheep", "gpt-4.1", "gpt-4.1")
 
 
 class TestOneSettlement:
-    def test_a_model_call_is_counted_in_every_family_that_it_concerns(
+    def test_a_model_call_is_counted_in_every_family(
         self, recorder: Recorder, make_settlement: Make, counts: Counts
     ) -> None:
         recorder.settle(make_settlement(usage_cached_read_tokens=5, charge_reported_nanousd=90_000))
@@ -48,7 +48,7 @@ class TestOneSettlement:
         (cell,) = recorder.families["gen_ai_client_time_per_output_chunk_seconds"].histograms.values()
         assert cell.sum == 500
 
-    def test_one_chunk_has_no_gap_and_an_answer_that_is_no_stream_has_no_chunk(
+    def test_chunk_times_need_a_stream_and_gaps_two_chunks(
         self, recorder: Recorder, make_settlement: Make, counts: Counts
     ) -> None:
         recorder.settle(make_settlement(chunks=1))
@@ -56,7 +56,7 @@ class TestOneSettlement:
         assert counts(recorder, "gen_ai_client_time_to_first_chunk_seconds") == {CALL: 1}
         assert counts(recorder, "gen_ai_client_time_per_output_chunk_seconds") == {}
 
-    def test_a_call_inside_an_mcp_message_is_no_request_and_no_error_of_its_own(
+    def test_a_call_in_an_mcp_message_is_not_a_request_itself(
         self, recorder: Recorder, make_settlement: Make, counts: Counts
     ) -> None:
         recorder.settle(make_settlement(call_parent_id="call_0", error_type="upstream_error", error_side="upstream"))
@@ -66,7 +66,7 @@ class TestOneSettlement:
         assert sum(counts(recorder, "gen_ai_client_operation_duration_seconds").values()) == 1
 
     @pytest.mark.parametrize(("role", "row"), [("server", "mcp_server"), ("client", "mcp_client")])
-    def test_an_mcp_message_is_counted_on_the_side_that_saw_it(
+    def test_an_mcp_message_is_counted_by_its_role(
         self, recorder: Recorder, make_settlement: Make, counts: Counts, role: Any, row: str
     ) -> None:
         target = McpTarget(method="tools/call", tool="add", protocol_version="2026-07-28", server="tried", role=role)
@@ -92,11 +92,11 @@ class TestOneSettlement:
         assert counts(recorder, "mcp_tokens_total") == {}
         assert counts(recorder, "gen_ai_client_token_usage") == {}
 
-    @pytest.mark.parametrize(("told", "counted"), [("", "unknown_model"), ("usage_missing", "usage_missing")])
-    def test_an_unpriced_call_is_counted_and_never_free(
-        self, recorder: Recorder, make_settlement: Make, counts: Counts, told: str, counted: str
+    @pytest.mark.parametrize(("reported", "counted"), [("", "unknown_model"), ("usage_missing", "usage_missing")])
+    def test_an_unpriced_call_is_counted_by_its_reason(
+        self, recorder: Recorder, make_settlement: Make, counts: Counts, reported: str, counted: str
     ) -> None:
-        recorder.settle(make_settlement(charge_source="unpriced", charge_nanousd=0, charge_unpriced_reason=told))
+        recorder.settle(make_settlement(charge_source="unpriced", charge_nanousd=0, charge_unpriced_reason=reported))
         assert counts(recorder, "mcp_unpriced_requests_total") == {("holysheep", counted): 1}
         assert list(recorder.families["mcp_cost_usd_total"].cells) == []
 
@@ -111,8 +111,8 @@ class TestOneSettlement:
 
 
 class TestQuality:
-    @pytest.mark.parametrize("reason", ["stop", "tool_calls", "end_turn", "STOP", "completed", "SAFETY", "refusal"])
-    def test_why_an_answer_ended_is_counted_in_the_providers_words(
+    @pytest.mark.parametrize("reason", ["stop", "STOP"])
+    def test_a_finish_reason_is_counted_as_reported(
         self, recorder: Recorder, make_settlement: Make, counts: Counts, reason: str
     ) -> None:
         recorder.settle(make_settlement(finish_reason=reason))
@@ -120,28 +120,28 @@ class TestQuality:
         assert counts(recorder, "mcp_truncated_completions_total") == {}
 
     @pytest.mark.parametrize("reason", sorted(quality.TRUNCATED))
-    def test_an_answer_cut_off_for_its_length_is_truncated_in_every_dialect(
+    def test_a_length_limit_is_a_truncation_in_every_dialect(
         self, recorder: Recorder, make_settlement: Make, counts: Counts, reason: str
     ) -> None:
         recorder.settle(make_settlement(finish_reason=reason))
         assert counts(recorder, "mcp_finish_reasons_total") == {("gpt-4.1", reason): 1}
         assert counts(recorder, "mcp_truncated_completions_total") == {("gpt-4.1", "holysheep"): 1}
 
-    def test_a_reason_that_no_api_publishes_is_other_and_an_overflow(
+    def test_an_unknown_finish_reason_is_an_overflow(
         self, recorder: Recorder, make_settlement: Make, counts: Counts
     ) -> None:
         recorder.settle(make_settlement(finish_reason="bored"))
         assert counts(recorder, "mcp_finish_reasons_total") == {("gpt-4.1", OTHER): 1}
         assert counts(recorder, "mcp_label_overflow_total") == {("reason",): 1}
 
-    def test_an_answer_that_does_not_say_why_it_ended_has_no_reason(
+    def test_without_a_finish_reason_none_is_counted(
         self, recorder: Recorder, make_settlement: Make, counts: Counts
     ) -> None:
         recorder.settle(make_settlement())
         for row in (quality.FINISH_REASONS, quality.TRUNCATIONS, quality.EMPTY, quality.REFUSALS):
             assert counts(recorder, row.name) == {}
 
-    def test_empty_answers_and_refusals_are_counted_apart(
+    def test_empty_responses_and_refusals_are_counted(
         self, recorder: Recorder, make_settlement: Make, counts: Counts
     ) -> None:
         recorder.settle(make_settlement(is_empty=True))
@@ -154,7 +154,7 @@ class TestQuality:
         ("tokens", "duration_ns", "rate"),
         [(7, 2_000_000_000, 3_500_000_000), (1, 3_000_000_000, 333_333_333), (300, 1_000_000_000, 300_000_000_000)],
     )
-    def test_tokens_a_second_are_those_of_the_whole_call(
+    def test_tokens_per_second_are_those_of_the_whole_call(
         self, recorder: Recorder, make_settlement: Make, tokens: int, duration_ns: int, rate: int
     ) -> None:
         recorder.settle(make_settlement(usage_completion_tokens=tokens, duration_ns=duration_ns))
@@ -175,7 +175,7 @@ class TestQuality:
             {"usage": None},
         ],
     )
-    def test_a_guess_or_a_broken_answer_has_no_rate(
+    def test_an_estimate_or_a_broken_response_has_no_rate(
         self, recorder: Recorder, make_settlement: Make, counts: Counts, changes: dict[str, Any]
     ) -> None:
         recorder.settle(make_settlement(**changes))
@@ -186,7 +186,7 @@ class TestCostDrift:
     def settle(self, recorder: Recorder, make_settlement: Make, reported: int | None, listed: int | None) -> None:
         recorder.settle(make_settlement(charge_reported_nanousd=reported, charge_listed_nanousd=listed))
 
-    def test_it_is_what_was_reported_by_what_is_listed_over_all_calls(
+    def test_it_is_reported_by_listed_cost_over_all_calls(
         self, recorder: Recorder, make_settlement: Make, counts: Counts
     ) -> None:
         self.settle(recorder, make_settlement, 300, 100)
@@ -201,20 +201,20 @@ class TestCostDrift:
         self.settle(recorder, make_settlement, reported, listed)
         assert recorder.families["mcp_cost_drift_ratio"].cells == {}
 
-    def test_what_a_free_model_was_billed_counts_once_there_is_a_price_to_compare(
+    def test_reported_cost_of_a_free_model_counts_later(
         self, recorder: Recorder, make_settlement: Make, counts: Counts
     ) -> None:
         self.settle(recorder, make_settlement, 100, 0)
         self.settle(recorder, make_settlement, 100, 100)
         assert counts(recorder, "mcp_cost_drift_ratio") == {("holysheep",): 2_000_000_000}
 
-    def test_calls_whose_tokens_are_our_guess_do_not_count(self, recorder: Recorder, make_settlement: Make) -> None:
+    def test_calls_with_estimated_tokens_do_not_count(self, recorder: Recorder, make_settlement: Make) -> None:
         guessed = make_settlement(usage_source="partial", charge_reported_nanousd=300, charge_listed_nanousd=100)
         recorder.settle(guessed)
         assert recorder.families["mcp_cost_drift_ratio"].cells == {}
 
     @given(st.lists(st.tuples(st.integers(0, 10**12), st.integers(0, 10**12)), min_size=1, max_size=20))
-    def test_each_provider_has_its_own_and_no_call_is_lost_to_rounding(
+    def test_each_provider_has_its_own_exact_ratio(
         self, make_recorder: Callable[[], Recorder], make_settlement: Make, costs: list[tuple[int, int]]
     ) -> None:
         recorder = make_recorder()
@@ -230,7 +230,7 @@ class TestCostDrift:
 
 
 class TestModels:
-    def test_a_dated_name_is_shown_as_the_model_that_was_announced(
+    def test_a_dated_name_is_shown_as_the_registered_model(
         self, recorder: Recorder, make_settlement: Make, counts: Counts
     ) -> None:
         recorder.known_as = lambda provider, model: "gpt-4.1" if model.startswith("gpt-4.1-") else None
@@ -238,14 +238,14 @@ class TestModels:
         assert {labels[0] for labels in counts(recorder, "mcp_tokens_total")} == {"gpt-4.1"}
         assert counts(recorder, "mcp_label_overflow_total") == {}
 
-    def test_a_name_known_under_one_that_nobody_announced_is_other(
+    def test_an_alias_of_an_unregistered_model_is_other(
         self, recorder: Recorder, make_settlement: Make, counts: Counts
     ) -> None:
         recorder.known_as = lambda provider, model: "also-not-announced"
-        recorder.settle(make_settlement(llm_model="strange"))
+        recorder.settle(make_settlement(llm_model="unknown"))
         assert {labels[0] for labels in counts(recorder, "mcp_tokens_total")} == {OTHER}
 
-    def test_another_model_that_answered_is_told_apart(
+    def test_another_response_model_has_its_own_label(
         self, recorder: Recorder, make_settlement: Make, counts: Counts
     ) -> None:
         recorder.settle(make_settlement(response_model="deepseek-v3.2"))
@@ -253,7 +253,7 @@ class TestModels:
         assert labels[2:4] == ("gpt-4.1", "deepseek-v3.2")
         assert {labels[0] for labels in counts(recorder, "mcp_tokens_total")} == {"gpt-4.1"}
 
-    def test_opentelemetrys_name_of_the_provider_is_for_its_family_alone(
+    def test_opentelemetrys_provider_name_is_in_gen_ai_only(
         self, recorder: Recorder, make_settlement: Make, counts: Counts
     ) -> None:
         recorder.label_allowlist.register("provider", ["gcp.gemini"])
@@ -290,7 +290,7 @@ def series_of(recorder: Recorder) -> dict[str, set[Labels]]:
 def allowed(recorder: Recorder, series: dict[str, set[Labels]]) -> bool:
     rows = {row.name: row for row in ALL}
     return all(
-        value == OTHER or value in (label.values or recorder.label_allowlist.of(label.vocabulary))
+        value == OTHER or value in (label.values or recorder.label_allowlist.of(label.allowlist))
         for name, children in series.items()
         for labels in children
         for label, value in zip(rows[name].labels, labels, strict=True)
@@ -322,7 +322,7 @@ class TestClosedSets:
         recorder.settle(make_settlement(charge_source="unpriced", charge_unpriced_reason=reason))
         assert allowed(recorder, series_of(recorder))
 
-    def test_ten_thousand_names_make_one_series_and_are_all_counted(
+    def test_ten_thousand_unknown_names_are_one_series(
         self, recorder: Recorder, make_settlement: Make, counts: Counts
     ) -> None:
         recorder.settle(make_settlement(llm_model="first-unknown", call_team="first-unknown"))
@@ -336,16 +336,16 @@ class TestClosedSets:
         assert set(after) == {("model",), ("team",)}
 
     @pytest.mark.parametrize("row", [row for row in ALL if row.labels], ids=lambda row: row.name)
-    def test_direct_records_are_closed_too(self, recorder: Recorder, row: Any) -> None:
-        strange = ["\ud800strange"] * len(row.labels)
-        {"counter": recorder.add, "gauge": recorder.set, "histogram": recorder.observe}[row.type](row, strange, 1)
+    def test_add_set_and_observe_clamp_labels(self, recorder: Recorder, row: Any) -> None:
+        unknown = dict.fromkeys(row.label_names, "\ud800strange")
+        {"counter": recorder.add, "gauge": recorder.set, "histogram": recorder.observe}[row.type](row, 1, **unknown)
         assert (OTHER,) * len(row.labels) in series_of(recorder)[row.name]
         overflow = {
             labels[0]: cell.value for labels, cell in recorder.families["mcp_label_overflow_total"].cells.items()
         }
         assert {name for name, value in overflow.items() if value} >= set(row.label_names) - {"label"}
 
-    def test_a_value_announced_later_is_shown_from_then_on(
+    def test_a_value_registered_later_is_shown_from_then_on(
         self, recorder: Recorder, make_settlement: Make, counts: Counts
     ) -> None:
         recorder.settle(make_settlement(call_team="newcomers"))
@@ -355,35 +355,41 @@ class TestClosedSets:
 
 
 class TestChildrenAtZero:
-    def test_a_row_without_labels_exists_at_zero_from_the_start(self) -> None:
+    def test_a_row_without_labels_exists_at_zero(self) -> None:
         series = series_of(Recorder())
         for row in ALL:
             assert (() in series[row.name]) == (not row.labels), row.name
 
-    def test_every_label_can_overflow_from_zero(self) -> None:
+    def test_every_label_has_an_overflow_counter_at_zero(self) -> None:
         cells = Recorder().families["mcp_label_overflow_total"].cells
         assert {labels[0]: cell.value for labels, cell in cells.items()} == {
             label.name: 0 for row in ALL for label in row.labels
         }
 
-    def test_announced_children_are_the_product_of_their_sets(self, recorder: Recorder) -> None:
-        recorder.register_children(money.COST, (["gpt-4.1"], ["search", "support"], ["openai"], ["listed"]))
+    def test_registered_children_are_the_product_of_their_sets(self, recorder: Recorder) -> None:
+        recorder.register_children(
+            money.COST, model=["gpt-4.1"], team=["search", "support"], provider=["openai"], source=["listed"]
+        )
         assert {labels: cell.value for labels, cell in recorder.families["mcp_cost_usd_total"].cells.items()} == {
             ("gpt-4.1", "search", "openai", "listed"): 0,
             ("gpt-4.1", "support", "openai", "listed"): 0,
         }
 
-    def test_announcing_again_keeps_what_was_counted(self, recorder: Recorder, counts: Counts) -> None:
-        recorder.add(mcp.TRANSPORT_REJECTIONS, ("bad_host",), 3)
-        recorder.observe(service.LEDGER_COMMIT, (), 5)
-        recorder.register_children(mcp.TRANSPORT_REJECTIONS, (["bad_host", "bad_origin"],))
-        recorder.register_children(service.LEDGER_COMMIT, ())
+    def test_a_label_that_is_left_out_takes_its_fixed_values(self, recorder: Recorder) -> None:
+        recorder.register_children(money.COST, model=["gpt-4.1"], team=["search"], provider=["openai"])
+        assert {labels[3] for labels in recorder.families["mcp_cost_usd_total"].cells} == {"reported", "listed"}
+
+    def test_registering_again_keeps_the_counts(self, recorder: Recorder, counts: Counts) -> None:
+        recorder.add(mcp.TRANSPORT_REJECTIONS, 3, reason="bad_host")
+        recorder.observe(service.LEDGER_COMMIT, 5)
+        recorder.register_children(mcp.TRANSPORT_REJECTIONS, reason=["bad_host", "bad_origin"])
+        recorder.register_children(service.LEDGER_COMMIT)
         assert counts(recorder, "mcp_transport_rejections_total") == {("bad_host",): 3}
         assert counts(recorder, "mcp_ledger_commit_seconds") == {(): 1}
 
     def test_a_family_that_would_start_too_large_starts_empty(self, recorder: Recorder) -> None:
-        many = [str(n) for n in range(CHILDREN_AT_START + 1)]
-        recorder.register_children(mcp.TRANSPORT_REJECTIONS, (many,))
+        many = [str(n) for n in range(MAX_CHILDREN_AT_START + 1)]
+        recorder.register_children(mcp.TRANSPORT_REJECTIONS, reason=many)
         assert recorder.families["mcp_transport_rejections_total"].cells == {}
 
 
@@ -401,12 +407,12 @@ class TestNumbers:
             assert all(type(value) is int for value in kept)
 
     @given(st.lists(st.integers(0, 4_000_000_000_000), max_size=60))
-    def test_a_histogram_is_what_a_plain_count_says(
+    def test_a_histogram_agrees_with_a_plain_count(
         self, make_recorder: Callable[[], Recorder], durations_ns: list[int]
     ) -> None:
         recorder = make_recorder()
         for duration_ns in durations_ns:
-            recorder.observe(mcp.REQUEST_DURATION, ("/mcp", "POST"), duration_ns)
+            recorder.observe(mcp.REQUEST_DURATION, duration_ns, endpoint="/mcp", method="POST")
         snapshot = next(f for f in recorder.snapshot() if f.metric is mcp.REQUEST_DURATION)
         below = 0
         for _, buckets, total, _ in snapshot.histograms:
@@ -417,12 +423,12 @@ class TestNumbers:
 
     @pytest.mark.parametrize("row", [row for row in ALL if row.type == "histogram"], ids=lambda row: row.name)
     def test_a_value_on_a_bound_is_in_its_bucket_and_one_more_is_not(self, row: Any) -> None:
-        family = Recorder().families[row.name]
-        for index, bound in enumerate(family.bounds):
-            family.observe(("x",), bound)
-            assert family.histograms["x",].counts[index] == 1 + (index > 0)
-            family.observe(("x",), bound + 1)
-            assert family.histograms["x",].counts[index + 1] == 1
+        cell = Family(row).histogram(**dict.fromkeys(row.label_names, "x"))
+        for index, bound in enumerate(cell.bounds):
+            cell.observe(bound)
+            assert cell.counts[index] == 1 + (index > 0)
+            cell.observe(bound + 1)
+            assert cell.counts[index + 1] == 1
 
     def test_active_requests_go_up_and_down(self, recorder: Recorder, counts: Counts) -> None:
         recorder.begin_request()
@@ -448,7 +454,7 @@ def test_two_recorders_share_nothing(
     assert "only-here" not in other.label_allowlist.of("team")
 
 
-def test_a_snapshot_does_not_move_with_what_is_recorded_later(recorder: Recorder, make_settlement: Make) -> None:
+def test_a_snapshot_does_not_change_later(recorder: Recorder, make_settlement: Make) -> None:
     recorder.settle(make_settlement(call_trace_id="a" * 32))
     before = recorder.snapshot()
     copied = repr(before)
@@ -457,12 +463,10 @@ def test_a_snapshot_does_not_move_with_what_is_recorded_later(recorder: Recorder
     assert repr(recorder.snapshot()) != copied
 
 
-def test_a_snapshot_bears_what_the_garbage_collector_lets_in_while_it_copies(
-    recorder: Recorder, make_settlement: Make
-) -> None:
+def test_a_snapshot_survives_children_added_by_gc_callbacks(recorder: Recorder, make_settlement: Make) -> None:
     teams = [f"team-{number}" for number in range(1_000)]
     recorder.label_allowlist.register("team", teams)
-    recorder.register_children(money.COST, (["gpt-4.1"], teams[:500], ["openai"], ["listed"]))
+    recorder.register_children(money.COST, model=["gpt-4.1"], team=teams[:500], provider=["openai"], source=["listed"])
     strangers = iter(teams[500:])
     runs: list[str] = []
 
@@ -481,7 +485,7 @@ def test_a_snapshot_bears_what_the_garbage_collector_lets_in_while_it_copies(
     assert runs
 
 
-def test_a_recorder_of_some_rows_knows_only_those(make_settlement: Make, counts: Counts) -> None:
+def test_a_recorder_can_have_a_subset_of_the_rows(make_settlement: Make, counts: Counts) -> None:
     rows = (*mcp.ROWS, service.LABEL_OVERFLOW)
     recorder = Recorder(rows=rows)
     recorder.settle(make_settlement(call_llm=None, usage=None, charge=None))

@@ -1,4 +1,4 @@
-"""Debian's promtool and amtool; published types and schemas, as npm packages by the Node that PyPI has, in .cache/."""
+"""Runs promtool and amtool; installs published types and schemas as npm packages, with the Node from PyPI."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SECONDS_TO_INSTALL = 300
 
 
 class Schemas:
-    """Where the packages are, and Node to run what is in them."""
+    """The installed npm packages, and Node to run them."""
 
     def __init__(self, folder: Path) -> None:
         self.packages = folder / "node_modules"
@@ -55,7 +55,7 @@ def schemas() -> Schemas:
 def _install(folder: Path) -> None:
     for name in ("package.json", "package-lock.json", ".npmrc"):
         shutil.copy(PINNED / name, folder)
-    # npm's lifecycle wants `node` on the PATH: the one of the wheel, whatever the machine has.
+    # npm's scripts need `node` on the PATH: the one of the wheel, independent of the machine.
     env = {**os.environ, "PATH": f"{NODE / 'bin'}{os.pathsep}{os.environ['PATH']}"}
     installed = node(NPM, "ci", cwd=folder, env=env, timeout=SECONDS_TO_INSTALL)
     if installed.returncode:
@@ -74,22 +74,22 @@ def program(name: str) -> str:
 
 @pytest.fixture(scope="session")
 def tool() -> Tool:
-    """Run a program to its end and return all that it says; fails unless it is content."""
+    """Run a program and return its output; fails on a non-zero exit code."""
 
     def run(*command: object, cwd: Path | None = None) -> str:
         name, *arguments = map(str, command)
         done = subprocess.run(
             [program(name), *arguments], cwd=cwd, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
         )
-        said = done.stdout + done.stderr
-        assert done.returncode == 0, said
-        return said
+        output = done.stdout + done.stderr
+        assert done.returncode == 0, output
+        return output
 
     return run
 
 
 def put(folder: Path, made: Mapping[str, str]) -> Path:
-    """Write the files below a folder."""
+    """Write files into a folder."""
     for path, content in made.items():
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_text(content)
@@ -98,5 +98,5 @@ def put(folder: Path, made: Mapping[str, str]) -> Path:
 
 @pytest.fixture
 def written(tmp_path: Path) -> Callable[[MonitoringOptions], Path]:
-    """Write what some options make, and return the folder."""
+    """Write the files of some options, and return their folder."""
     return lambda options: put(tmp_path / "deploy", files(options))

@@ -1,4 +1,4 @@
-"""Debian's Alertmanager takes what is written for it, and sends every alert where its severity says."""
+"""Debian's Alertmanager accepts the generated configuration and routes every alert by its severity."""
 
 from __future__ import annotations
 
@@ -31,24 +31,24 @@ def document(receivers: Receivers) -> dict[str, Any]:
         Receivers(webhook=HOOK, dead_mans_switch=Webhook(url="https://d.example.com", credentials_file="secrets/d")),
         Receivers(email=Email(to="a@example.com", sender="b@example.com", smarthost="smtp.example.com:25")),
     ],
-    ids=["nobody", "pagerduty", "slack", "webhook", "e-mail"],
+    ids=["none", "pagerduty", "slack", "webhook", "e-mail"],
 )
 @pytest.mark.parametrize("speedup", [1, 600])
-def test_amtool_takes_it_for_every_choice_of_receivers(tool, written, receivers: Receivers, speedup: int) -> None:
+def test_amtool_accepts_every_choice_of_receivers(tool, written, receivers: Receivers, speedup: int) -> None:
     folder = written(MonitoringOptions(receivers=receivers, speedup=speedup)) / "alertmanager"
-    said = tool("amtool", "check-config", folder / "alertmanager.yml")
-    assert "4 receivers" in said
-    assert "1 templates" in said
+    output = tool("amtool", "check-config", folder / "alertmanager.yml")
+    assert "4 receivers" in output
+    assert "1 templates" in output
 
 
-def test_amtool_takes_the_committed_one(tool) -> None:
+def test_amtool_accepts_the_committed_configuration(tool) -> None:
     assert "SUCCESS" in tool("amtool", "check-config", DEPLOY / "alertmanager.yml")
 
 
 def routed(tool: Any, labels: Mapping[str, str]) -> str:
-    asked = [f"{name}={value}" for name, value in labels.items()]
-    said = tool("amtool", "config", "routes", "test", "--config.file", DEPLOY / "alertmanager.yml", *asked)
-    return said.splitlines()[0]
+    matchers = [f"{name}={value}" for name, value in labels.items()]
+    output = tool("amtool", "config", "routes", "test", "--config.file", DEPLOY / "alertmanager.yml", *matchers)
+    return output.splitlines()[0]
 
 
 @pytest.mark.parametrize(
@@ -61,11 +61,11 @@ def routed(tool: Any, labels: Mapping[str, str]) -> str:
         ({"alertname": "SomebodyElses"}, "warning"),
     ],
 )
-def test_an_alert_goes_where_its_severity_says(tool, labels: Mapping[str, str], receiver: str) -> None:
+def test_an_alert_is_routed_by_its_severity(tool, labels: Mapping[str, str], receiver: str) -> None:
     assert routed(tool, labels) == receiver
 
 
-def test_every_severity_of_ours_has_a_route_of_its_own() -> None:
+def test_every_severity_has_its_own_route() -> None:
     routes = yaml.safe_load((DEPLOY / "alertmanager.yml").read_text())["route"]
     matched = " ".join(matcher for route in routes["routes"] for matcher in route["matchers"])
     used = {rule.severity for alert in ALL for rule in alert.rules} - {"none", "warning"}
@@ -83,13 +83,13 @@ def test_inhibitions_name_alerts_areas_and_severities_that_exist() -> None:
     assert named - known == set()
 
 
-def test_a_budget_that_is_gone_hides_the_warnings_of_the_same_team_and_budget_only() -> None:
+def test_an_exhausted_budget_inhibits_only_its_own_warnings() -> None:
     (rule,) = (r for r in document(Receivers())["inhibit_rules"] if "MCPBudgetExhausted" in r["source_matchers"][0])
     assert {"team", "budget"} <= set(rule["equal"])
     assert rule["target_matchers"] == ['alertname=~"MCPBudgetForecastExceeded|MCPTokenBudgetWarning"']
 
 
-def test_pagerduty_is_for_what_is_critical_and_mail_for_what_is_not() -> None:
+def test_pagerduty_gets_critical_and_mail_gets_warnings() -> None:
     everything = Receivers(
         pagerduty=PagerDuty(routing_key_file="p"),
         email=Email(to="a", sender="b", smarthost="c:1"),
@@ -104,7 +104,7 @@ def test_pagerduty_is_for_what_is_critical_and_mail_for_what_is_not() -> None:
     }
 
 
-def test_no_field_is_newer_than_debians_alertmanager_or_holds_a_secret() -> None:
+def test_no_field_is_newer_than_debian_or_holds_a_secret() -> None:
     text = (DEPLOY / "alertmanager.yml").read_text()
     assert "url_file" not in text.replace("api_url_file", "")
     for field in ("routing_key:", "api_url:", "auth_password:", "credentials:", "bearer_token:"):

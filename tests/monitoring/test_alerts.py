@@ -1,4 +1,4 @@
-"""Every alert is whole, and Prometheus's own unit tests hold it to its cases."""
+"""Every alert is complete, and promtool's unit tests confirm its cases."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ PROMISED = {
 every_alert = pytest.mark.parametrize("alert", ALL, ids=lambda alert: alert.name)
 
 
-def test_every_promised_alert_is_there() -> None:
+def test_every_documented_alert_exists() -> None:
     assert {alert.name for alert in ALL} == PROMISED
 
 
@@ -60,9 +60,9 @@ def test_it_has_a_runbook_with_queries_and_steps(alert: Alert) -> None:
 
 
 @every_alert
-def test_it_has_series_on_which_it_fires_and_series_on_which_it_must_not(alert: Alert) -> None:
+def test_it_has_cases_that_fire_and_cases_that_do_not(alert: Alert) -> None:
     assert [case.title for case in alert.cases if case.firing]
-    if alert.name != "Watchdog":  # which is always on
+    if alert.name != "Watchdog":  # it always fires
         assert len([case.title for case in alert.cases if not case.firing]) >= 4
     assert len({case.title for case in alert.cases}) == len(alert.cases)
 
@@ -71,18 +71,18 @@ def test_it_has_series_on_which_it_fires_and_series_on_which_it_must_not(alert: 
 def test_each_of_its_rules_fires_in_some_case(alert: Alert) -> None:
     seen = [firing.labels for case in alert.cases for firing in case.firing]
     unseen = [rule.labels for rule in alert.rules if not any(rule.labels.items() <= labels.items() for labels in seen)]
-    # The shares of the quality signals are one expression on three metrics, and two of them are tried.
+    # The quality signals are one expression on three metrics, of which two have cases.
     assert [labels for labels in unseen if labels.get("signal") != "refused"] == []
 
 
 @every_alert
-def test_it_names_whom_it_is_about(alert: Alert) -> None:
+def test_its_description_names_its_subject(alert: Alert) -> None:
     if alert.name != "Watchdog":
         assert "{{ $labels." in alert.description
 
 
 @pytest.mark.parametrize("file", UNIT_TESTS, ids=lambda file: file.stem.removesuffix(".test"))
-def test_promtool_finds_it_firing_and_silent_as_its_cases_say(tool, file: Path) -> None:
+def test_promtool_confirms_its_cases(tool, file: Path) -> None:
     assert "SUCCESS" in tool("promtool", "test", "rules", file)
 
 
@@ -90,7 +90,7 @@ def test_every_alert_has_its_unit_tests_in_deploy() -> None:
     assert [file.name.removesuffix(".test.yml") for file in UNIT_TESTS] == [alert.name for alert in ALL]
 
 
-def test_a_unit_test_that_is_not_met_fails(tool, tmp_path) -> None:
+def test_promtool_fails_on_a_wrong_case(tool, tmp_path) -> None:
     wrong = yaml.safe_load((DEPLOY / "prometheus/tests/MCPAbsent.test.yml").read_text())
     wrong["rule_files"] = [str(DEPLOY / "prometheus/tests" / path) for path in wrong["rule_files"]]
     wrong["tests"][0]["alert_rule_test"][0]["exp_alerts"] = []
@@ -104,22 +104,22 @@ class TestOptions:
         made = files(MonitoringOptions(**changes))
         return "\n".join(content for path, content in made.items() if path.startswith("prometheus/rules/"))
 
-    def test_a_threshold_replaces_the_alerts_own(self) -> None:
+    def test_a_threshold_replaces_the_default(self) -> None:
         ours = {"MCPHighErrorRate": {"ratio": Decimal("0.123")}}
         assert 'ratio_rate5m{job="mcpmeter"} > 0.123 and' in self.expressions(thresholds=ours)
 
-    def test_an_alert_of_other_numbers_has_no_unit_test_since_its_cases_are_for_the_defaults(self) -> None:
+    def test_an_alert_with_changed_thresholds_has_no_unit_test(self) -> None:
         made = files(MonitoringOptions(thresholds={"MCPHighErrorRate": {"ratio": Decimal("0.2")}}))
         assert "prometheus/tests/MCPHighErrorRate.test.yml" not in made
         assert "prometheus/tests/MCPErrorRateSpike.test.yml" in made
 
-    def test_an_alert_may_be_left_out(self) -> None:
+    def test_an_alert_can_be_disabled(self) -> None:
         assert "MCPCostSpike" not in self.expressions(without=frozenset({"MCPCostSpike"}))
 
     def test_the_objective_sets_the_burn_rates(self) -> None:
         assert 'ratio_rate1h{job="mcpmeter"} > 0.144 and' in self.expressions(slo_percent=Decimal(99))
 
-    def test_every_selector_demands_the_job_and_the_further_labels(self) -> None:
+    def test_every_selector_has_the_job_and_the_matchers(self) -> None:
         text = self.expressions(jobs=("meter", "servers.eu"), matchers={"namespace": "ai"})
         selectors = re.findall(r"[a-z_:0-9]*mcp_[a-z_:0-9]+\{([^}]*)\}", text)
         assert selectors
@@ -130,7 +130,7 @@ class TestOptions:
         )
         assert [found for found in selectors if not found.startswith(wanted)] == []
 
-    def test_further_labels_and_their_cases_hold_on_prometheus_too(self, tool, written) -> None:
+    def test_promtool_confirms_cases_with_other_matchers(self, tool, written) -> None:
         options = MonitoringOptions(jobs=("servers",), matchers={"namespace": "ai"})
         folder = written(options) / "prometheus" / "tests"
         for name in ("MCPHighErrorRate", "MCPAbsent", "MCPTargetDown", "MCPToolErrors"):
@@ -144,27 +144,27 @@ class TestOptions:
         assert "* 5 >= 20" in text
         assert not re.search(r"\[5m\]|for: 5m|offset 1d", text)
 
-    def test_every_parameter_has_a_sentence_and_a_default_within_its_bound(self) -> None:
+    def test_every_parameter_has_a_description_and_a_valid_default(self) -> None:
         for name, found in parameters().items():
             for parameter in found:
                 assert parameter.what.endswith("."), (name, parameter.name)
                 assert Decimal(parameter.default) <= Decimal(parameter.most)
 
-    def test_receivers_change_no_rule(self) -> None:
+    def test_receivers_do_not_change_rules(self) -> None:
         assert self.expressions(receivers=Receivers()) == self.expressions()
 
 
 @pytest.mark.parametrize(("text", "ms"), [("5m", 300_000), ("1h30m", 5_400_000), ("250ms", 250), ("7d", 604_800_000)])
-def test_durations_are_read_as_prometheus_reads_them(text: str, ms: int) -> None:
+def test_durations_are_parsed_as_by_prometheus(text: str, ms: int) -> None:
     assert milliseconds(text) == ms
     assert milliseconds(span(ms)) == ms
 
 
 @pytest.mark.parametrize("text", ["", "5", "m", "5 m", "1.5h", "-5m"])
-def test_what_is_no_duration_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="no duration"):
+def test_an_invalid_duration_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="not a Prometheus duration"):
         milliseconds(text)
 
 
-def test_a_window_never_shrinks_to_nothing() -> None:
+def test_a_window_is_at_least_a_millisecond() -> None:
     assert Queries(MonitoringOptions(speedup=10**9)).span("5m") == "1ms"

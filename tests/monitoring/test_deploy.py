@@ -1,4 +1,4 @@
-"""`deploy/` is what `mcpmeter monitoring write deploy --config examples/monitoring.yaml` makes."""
+"""`deploy/` is the output of `mcpmeter monitoring write deploy --config examples/monitoring.yaml`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def committed() -> dict[str, str]:
     return {path.relative_to(DEPLOY).as_posix(): path.read_text() for path in DEPLOY.rglob("*") if path.is_file()}
 
 
-def test_the_committed_files_are_those_that_would_be_written() -> None:
+def test_the_committed_files_are_up_to_date() -> None:
     made = files(OPTIONS)
     assert sorted(committed()) == sorted(made)
     assert [path for path, content in committed().items() if made[path] != content] == [], "run: make docs"
@@ -30,7 +30,7 @@ def test_the_same_options_give_the_same_bytes() -> None:
     assert files(OPTIONS) == files(load_monitoring(EXAMPLE, {}))
 
 
-def test_no_secret_can_be_in_a_file_because_none_is_among_the_options() -> None:
+def test_the_options_hold_no_secret() -> None:
     secrets = [name for name in MonitoringOptions.__dataclass_fields__ if "secret" in name or "password" in name]
     assert secrets == []
 
@@ -44,7 +44,7 @@ def test_two_renderers_of_one_file_are_an_error(monkeypatch: pytest.MonkeyPatch)
 
 
 class TestCommand:
-    def test_it_writes_what_the_configuration_says_and_then_finds_it_up_to_date(self, run, tmp_path) -> None:
+    def test_write_then_check_is_up_to_date(self, run, tmp_path) -> None:
         written = run("monitoring", "write", tmp_path / "out", "--config", EXAMPLE)
         assert (written.code, written.stderr) == (0, "")
         assert {p.relative_to(tmp_path / "out").as_posix() for p in (tmp_path / "out").rglob("*") if p.is_file()} == {
@@ -53,7 +53,7 @@ class TestCommand:
         checked = run("monitoring", "write", tmp_path / "out", "--config", EXAMPLE, "--check")
         assert (checked.code, checked.stdout) == (0, f"{tmp_path / 'out'}: up to date.\n")
 
-    def test_check_names_what_differs_and_what_is_missing_and_mends_nothing(self, run, tmp_path) -> None:
+    def test_check_names_changed_and_missing_files_only(self, run, tmp_path) -> None:
         run("monitoring", "write", tmp_path)
         changed, missing = tmp_path / "prometheus/prometheus.yml", tmp_path / "prometheus/rules/mcpmeter-alerts-slo.yml"
         changed.write_text("mine")
@@ -64,7 +64,7 @@ class TestCommand:
         assert f"{missing}: is missing" in checked.stderr
         assert (changed.read_text(), missing.exists()) == ("mine", False)
 
-    def test_it_needs_no_key_of_a_provider_and_names_the_line_of_a_fault(self, run, tmp_path) -> None:
+    def test_it_needs_no_provider_key_and_names_the_faulty_line(self, run, tmp_path) -> None:
         config = tmp_path / "mcpmeter.yaml"
         config.write_text("providers: [{name: openai, api_key: '${NOT_SET}'}]\nmonitoring:\n  regoin: eu\n")
         refused = run("monitoring", "write", tmp_path / "out", "--config", config)

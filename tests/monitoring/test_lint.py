@@ -1,4 +1,4 @@
-"""The linter finds the published guide's defects, explains each, and finds nothing in what is ours."""
+"""The linter finds and explains the defects of the published guide, and none in the generated files."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from mcpmeter.errors import SetupError
 from mcpmeter.monitoring import MonitoringOptions
 from mcpmeter.monitoring.alerts import alerts
 from mcpmeter.monitoring.lint import Known, LintIssue, lint, read
+from mcpmeter.monitoring.lint.expressions import fill_variables
 from mcpmeter.monitoring.lint.live import known_of, selectors, unmatched
-from mcpmeter.monitoring.lint.reading import filled_in
 
 FIXTURES = Path(__file__).parent / "fixtures"
 DEPLOY = Path(__file__).parents[2] / "deploy"
@@ -35,59 +35,59 @@ def found_in(*paths: Path, known: Known | None = None) -> list[LintIssue]:
 
 
 def found(expr: str, known: Known | None = None) -> dict[str, LintIssue]:
-    """Of one alert, by kind."""
+    """Issues of one alert expression, by kind."""
     rules = yaml.safe_dump({"groups": [{"name": "g", "rules": [{"alert": "A", "expr": expr}]}]})
-    return {finding.kind: finding for finding in lint({"rules.yml": rules}, known or Known.from_catalog())}
+    return {issue.kind: issue for issue in lint({"rules.yml": rules}, known or Known.from_catalog())}
 
 
 @pytest.fixture(scope="module")
 def by_alert() -> dict[tuple[str, str], LintIssue]:
-    return {(finding.place.removeprefix("alert "), finding.kind): finding for finding in found_in(RULES)}
+    return {(issue.place.removeprefix("alert "), issue.kind): issue for issue in found_in(RULES)}
 
 
 class TestGuide:
     @pytest.mark.parametrize(
-        ("alert", "kind", "told"),
+        ("alert", "kind", "message"),
         [
-            ("MCPHighErrorRate", "never-matches", "left one has error_type, side; only the right one has endpoint"),
-            ("MCPHighErrorRate", "no-volume-floor", "without a floor of volume"),
+            ("MCPHighErrorRate", "never-matches", "left side has error_type, side; only the right side has endpoint"),
+            ("MCPHighErrorRate", "no-volume-floor", "without a minimum volume"),
             ("MCPTokenBudgetWarning", "unknown-metric", "'mcp_cost_usd'"),
-            ("MCPTokenBudgetWarning", "lifetime-counter", "fires above 80,000 USD, and a restart begins at 0"),
+            ("MCPTokenBudgetWarning", "lifetime-counter", "fires above 80,000 USD, and a restart resets it"),
             ("MCPCostSpike", "unknown-metric", "'mcp_cost_usd'"),
             ("MCPCostSpike", "mean-as-baseline", "mean over 24 h"),
             ("MCPLatencyDegraded", "quantile-not-aggregated", "without sum by (le)"),
-            ("HolySheepRelayDown", "no-volume-floor", "one event among thousands"),
-            ("HolySheepRelayDown", "narrow-error-type", "leaves out upstream_timeout, upstream_unreachable"),
+            ("HolySheepRelayDown", "no-volume-floor", "a single event fires this"),
+            ("HolySheepRelayDown", "narrow-error-type", "excludes upstream_timeout, upstream_unreachable"),
         ],
     )
-    def test_each_listed_defect_of_its_rules_is_told(self, by_alert, alert: str, kind: str, told: str) -> None:
-        assert told in by_alert[alert, kind].message
+    def test_each_known_defect_of_its_rules_is_found(self, by_alert, alert: str, kind: str, message: str) -> None:
+        assert message in by_alert[alert, kind].message
 
-    def test_promtool_sees_none_of_them(self, tool) -> None:
+    def test_promtool_accepts_the_same_rules(self, tool) -> None:
         assert "SUCCESS" in tool("promtool", "check", "rules", RULES)
 
-    def test_the_right_name_is_offered(self, by_alert) -> None:
-        assert by_alert["MCPCostSpike", "unknown-metric"].hint == "Is 'mcp_cost_usd_total' meant?"
+    def test_the_correct_name_is_suggested(self, by_alert) -> None:
+        assert by_alert["MCPCostSpike", "unknown-metric"].hint == "Did you mean 'mcp_cost_usd_total'?"
 
-    def test_its_histogram_whose_top_bucket_is_ten_seconds_never_passes_ten(self) -> None:
+    def test_a_threshold_at_the_top_bucket_is_never_exceeded(self) -> None:
         known = known_of(str(FIXTURES / "guide_metrics.txt"))
-        kinds = {finding.kind: finding for finding in found_in(RULES, known=known) if "Latency" in finding.place}
-        assert "above its top bucket, 10: > 10 never holds" in kinds["beyond-top-bucket"].message
+        kinds = {issue.kind: issue for issue in found_in(RULES, known=known) if "Latency" in issue.place}
+        assert "exceeds its top bucket, 10: > 10 is never true" in kinds["beyond-top-bucket"].message
 
-    def test_each_listed_defect_of_its_dashboard_is_told(self) -> None:
-        findings = found_in(DASHBOARD)
-        kinds = {finding.kind for finding in findings}
+    def test_each_known_defect_of_its_dashboard_is_found(self) -> None:
+        issues = found_in(DASHBOARD)
+        kinds = {issue.kind for issue in issues}
         assert kinds >= {"wrapped-dashboard", "gone-panel", "no-uid", "no-schemaVersion", "no-datasource"}
-        assert {finding.place for finding in findings if finding.kind == "unknown-metric"} == {"panel Cost"}
-        assert {finding.place for finding in findings if finding.kind == "counter-without-rate"} == {"panel Errors"}
-        assert {finding.place for finding in findings if finding.kind == "quantile-not-aggregated"} == {"panel p95"}
+        assert {issue.place for issue in issues if issue.kind == "unknown-metric"} == {"panel Cost"}
+        assert {issue.place for issue in issues if issue.kind == "counter-without-rate"} == {"panel Errors"}
+        assert {issue.place for issue in issues if issue.kind == "quantile-not-aggregated"} == {"panel p95"}
 
-    def test_beside_our_recording_rules_its_name_answers(self) -> None:
+    def test_the_generated_recording_rules_provide_its_cost_metric(self) -> None:
         ours = sorted((DEPLOY / "prometheus" / "rules").glob("mcpmeter-guide.yml"))
-        assert "unknown-metric" not in {finding.kind for finding in found_in(RULES, *ours)}
+        assert "unknown-metric" not in {issue.kind for issue in found_in(RULES, *ours)}
 
 
-def test_nothing_is_found_in_what_we_write() -> None:
+def test_the_generated_files_have_no_issue() -> None:
     paths = [*DEPLOY.rglob("rules/*.yml"), *DEPLOY.rglob("dashboards/*.json"), *DEPLOY.rglob("kubernetes/*.y*ml")]
     with_expressions = [path for path in paths if read(str(path), path.read_text())[0]]
     assert len(with_expressions) >= 15
@@ -110,29 +110,29 @@ class TestSelectors:
             ("job:mcp_failures:ratio_rate7m", "job:mcp_failures:ratio_rate5m"),
         ],
     )
-    def test_an_unknown_metric_is_told_with_the_nearest_name(self, wrong: str, right: str) -> None:
-        assert found(f"{wrong} > 1")["unknown-metric"].hint == f"Is '{right}' meant?"
+    def test_an_unknown_metric_suggests_the_nearest_name(self, wrong: str, right: str) -> None:
+        assert found(f"{wrong} > 1")["unknown-metric"].hint == f"Did you mean '{right}'?"
 
     @pytest.mark.parametrize("expr", ["up == 0", "node_load1 > 4", "rate(http_requests_total[5m]) > 1 and up == 1"])
-    def test_what_is_not_ours_is_left_alone(self, expr: str) -> None:
+    def test_metrics_of_other_programs_are_not_checked(self, expr: str) -> None:
         assert found(expr) == {}
 
-    def test_an_unknown_label_is_told_with_those_that_there_are(self) -> None:
-        told = found('increase(mcp_errors_total{status="500"}[5m]) > 5')["unknown-label"]
-        assert (told.level, told.hint) == ("error", "Its labels: error_type, side.")
+    def test_an_unknown_label_lists_the_labels_of_the_metric(self) -> None:
+        issue = found('increase(mcp_errors_total{status="500"}[5m]) > 5')["unknown-label"]
+        assert (issue.level, issue.hint) == ("error", "Its labels: error_type, side.")
         assert "unknown-label" in found("sum by (model) (increase(mcp_errors_total[5m])) > 5")
 
     @pytest.mark.parametrize("matcher", ['status!="500"', 'status=""', 'job="x"', 'region=~"eu.*"', 'status!~"5.."'])
-    def test_a_matcher_that_an_absent_label_meets_is_fine(self, matcher: str) -> None:
+    def test_a_matcher_of_an_absent_label_is_accepted(self, matcher: str) -> None:
         assert found(f"increase(mcp_errors_total{{{matcher}}}[5m]) > 5") == {}
 
     @pytest.mark.parametrize("matcher", ['side="caller"', 'side=~"us|them"', 'error_type="timeout"'])
-    def test_a_value_outside_a_closed_set_is_told_with_the_set(self, matcher: str) -> None:
-        told = found(f"increase(mcp_errors_total{{{matcher}}}[5m]) > 5")["unknown-value"]
-        assert told.hint.startswith("Its values: ")
+    def test_a_value_outside_a_closed_set_lists_the_set(self, matcher: str) -> None:
+        issue = found(f"increase(mcp_errors_total{{{matcher}}}[5m]) > 5")["unknown-value"]
+        assert issue.hint.startswith("Its values: ")
 
     @pytest.mark.parametrize("matcher", ['side=~"server|upstream"', 'side="other"', 'side!="x"', 'error_type=~"up.*"'])
-    def test_a_value_of_the_set_is_fine(self, matcher: str) -> None:
+    def test_a_value_of_the_set_is_accepted(self, matcher: str) -> None:
         assert found(f"increase(mcp_errors_total{{{matcher}}}[5m]) > 5") == {}
 
 
@@ -148,7 +148,7 @@ class TestOperations:
             "sum by (job) (mcp_active_requests) unless sum(mcp_ledger_open_rows)",
         ],
     )
-    def test_vectors_that_never_meet_are_told(self, expr: str) -> None:
+    def test_vectors_that_never_match_are_found(self, expr: str) -> None:
         assert found(expr)["never-matches"].level == "error"
 
     @pytest.mark.parametrize(
@@ -164,10 +164,10 @@ class TestOperations:
             "scalar(sum(mcp_active_requests)) < mcp_ledger_open_rows",
         ],
     )
-    def test_vectors_that_may_meet_are_fine(self, expr: str) -> None:
+    def test_vectors_that_may_match_are_accepted(self, expr: str) -> None:
         assert "never-matches" not in found(expr)
 
-    def test_labels_go_through_a_recording_rule(self) -> None:
+    def test_labels_are_followed_through_recording_rules(self) -> None:
         assert "never-matches" in found("job_model:mcp_cost_usd:rate5m / job:mcp_requests:rate5m")
 
 
@@ -175,20 +175,20 @@ class TestCounters:
     @pytest.mark.parametrize(
         "expr", ["mcp_errors_total > 5", "sum(mcp_requests_total) > 9", "mcp_ledger_commit_seconds_count > 1"]
     )
-    def test_a_counter_compared_as_it_stands_is_told(self, expr: str) -> None:
+    def test_a_counter_compared_without_rate_is_found(self, expr: str) -> None:
         assert found(expr)["counter-without-rate"].level == "error"
 
     @pytest.mark.parametrize(
         "expr", ["absent(mcp_errors_total)", "count(mcp_errors_total) < 1", "resets(mcp_errors_total[1h])"]
     )
-    def test_a_counter_may_be_counted_or_missed(self, expr: str) -> None:
+    def test_a_counter_may_be_counted_or_tested_for_absence(self, expr: str) -> None:
         assert found(expr) == {}
 
     @pytest.mark.parametrize("name", ["rate", "increase", "irate"])
-    def test_the_rate_of_a_gauge_is_told(self, name: str) -> None:
+    def test_the_rate_of_a_gauge_is_found(self, name: str) -> None:
         assert found(f"{name}(mcp_active_requests[5m]) > 1")["rate-of-gauge"].level == "error"
 
-    def test_a_slope_of_a_counter_is_told(self) -> None:
+    def test_a_slope_of_a_counter_is_found(self) -> None:
         assert found("deriv(mcp_cost_usd_total[1h]) > 1")["gauge-function-of-counter"].level == "warning"
 
     @pytest.mark.parametrize(
@@ -199,22 +199,22 @@ class TestCounters:
             ("80 < mcp_cost_usd * 10", "8"),
         ],
     )
-    def test_dollars_since_the_start_are_told_with_the_amount_at_which_it_fires(self, expr: str, amount: str) -> None:
+    def test_a_lifetime_total_in_dollars_names_the_amount_that_fires(self, expr: str, amount: str) -> None:
         assert f"fires above {amount} USD" in found(expr)["lifetime-counter"].message
 
-    def test_budgets_are_the_way(self) -> None:
+    def test_budget_gauges_are_accepted(self) -> None:
         assert found("max by (team) (mcp_budget_spent_usd) > max by (team) (mcp_budget_limit_usd)") == {}
 
 
 class TestQuantiles:
-    def test_without_buckets(self) -> None:
+    def test_a_quantile_without_buckets_is_found(self) -> None:
         for buckets in (
             "sum(rate(mcp_request_duration_seconds_bucket[5m]))",
             "rate(mcp_request_duration_seconds_sum[5m])",
         ):
             assert "quantile-without-le" in found(f"histogram_quantile(0.9, {buckets}) > 1")
 
-    def test_beyond_the_top_bucket(self) -> None:
+    def test_a_threshold_beyond_the_top_bucket_is_found(self) -> None:
         expr = "histogram_quantile(0.9, sum by (le) (rate(mcp_request_duration_seconds_bucket[5m]))) > {}"
         assert "top bucket, 600" in found(expr.format(600))["beyond-top-bucket"].message
         assert found(expr.format(599)) == {}
@@ -242,7 +242,7 @@ DOCUMENTS = st.recursive(
 )
 
 
-def test_every_query_of_a_runbook_is_sound() -> None:
+def test_every_runbook_query_has_no_issue() -> None:
     queries = [check.query for alert in alerts(MonitoringOptions()) for check in alert.runbook.check]
     rules = [{"record": f"r{number}", "expr": query} for number, query in enumerate(queries)]
     text = yaml.safe_dump({"groups": [{"name": "g", "rules": rules}]})
@@ -251,7 +251,7 @@ def test_every_query_of_a_runbook_is_sound() -> None:
 
 
 class TestFiles:
-    def test_a_prometheus_rule_and_a_config_map_of_dashboards_are_read(self) -> None:
+    def test_prometheus_rules_and_config_maps_are_read(self) -> None:
         spec = {"groups": [{"name": "g", "rules": [{"alert": "A", "expr": "mcp_gone > 1"}]}]}
         panel = {"title": "P", "type": "stat", "datasource": {"uid": "x"}, "targets": [{"expr": "mcp_vanished"}]}
         dashboard = {"title": "D", "uid": "d", "schemaVersion": 42, "panels": [{"type": "row", "panels": [panel]}]}
@@ -259,18 +259,18 @@ class TestFiles:
             {"kind": "PrometheusRule", "spec": spec},
             {"kind": "ConfigMap", "data": {"d.json": json.dumps(dashboard), "note.txt": "no dashboard"}},
         ]
-        findings = lint({"all.yaml": yaml.safe_dump_all(documents)}, Known.from_catalog())
-        assert [(finding.file, finding.place) for finding in findings] == [
+        issues = lint({"all.yaml": yaml.safe_dump_all(documents)}, Known.from_catalog())
+        assert [(issue.file, issue.place) for issue in issues] == [
             ("all.yaml", "alert A"),
             ("all.yaml#d.json", "panel P"),
         ]
 
     @pytest.mark.parametrize("content", ["{", "a: [", "\t- x", "{}", "[]", "", "groups: []", "text", "groups: {a: 1}"])
-    def test_a_file_without_anything_to_look_at_is_told_so(self, content: str) -> None:
-        (finding,) = lint({"x": content}, Known.from_catalog())
-        assert finding.kind in {"unreadable", "nothing-found"}
+    def test_a_file_without_expressions_is_reported(self, content: str) -> None:
+        (issue,) = lint({"x": content}, Known.from_catalog())
+        assert issue.kind in {"unreadable", "nothing-found"}
 
-    def test_an_expression_that_is_none_is_told(self) -> None:
+    def test_a_syntax_error_is_reported(self) -> None:
         assert found("sum(")["syntax"].level == "error"
 
     @pytest.mark.parametrize(
@@ -282,25 +282,25 @@ class TestFiles:
             ("increase(a[$__range:1m]) * ${factor:raw}", "increase(a[5m]) * 1"),
         ],
     )
-    def test_variables_of_a_dashboard_are_filled_in(self, query: str, promql: str) -> None:
-        assert filled_in(query) == promql
+    def test_dashboard_variables_are_replaced(self, query: str, promql: str) -> None:
+        assert fill_variables(query) == promql
 
     @given(DOCUMENTS)
     @budget(max_examples=60, deadline=None)
-    def test_no_document_breaks_it(self, document: object) -> None:
+    def test_any_document_is_accepted(self, document: object) -> None:
         in_json = json.dumps({"panels": document, "groups": document})
         for name, content in (("x.json", in_json), ("x.yaml", yaml.safe_dump(document))):
-            assert all(finding.file == name for finding in lint({name: content}, Known.from_catalog()))
+            assert all(issue.file == name for issue in lint({name: content}, Known.from_catalog()))
 
     @given(st.text(alphabet='mcp_errors_total{}[]()",=~!5mh /*+->sumrateby on:$', max_size=60))
     @budget(max_examples=100, deadline=None)
-    def test_no_expression_breaks_it(self, expr: str) -> None:
+    def test_any_expression_is_accepted(self, expr: str) -> None:
         found(expr)
         selectors(expr)
 
 
 class TestScrape:
-    def test_what_is_not_there_is_told_by_the_scrapes_name(self, tmp_path: Path) -> None:
+    def test_an_issue_names_the_scrape_it_is_based_on(self, tmp_path: Path) -> None:
         page = tmp_path / "metrics"
         page.write_text('# TYPE mcp_errors_total counter\nmcp_errors_total{side="server"} 1\n')
         known = known_of(str(page))
@@ -310,20 +310,20 @@ class TestScrape:
     @pytest.mark.parametrize("content", ["", "<html>", "no metrics } here"])
     def test_a_page_without_metrics_is_refused(self, tmp_path: Path, content: str) -> None:
         (tmp_path / "page").write_text(content)
-        with pytest.raises(SetupError, match="shows no metrics"):
+        with pytest.raises(SetupError, match="contains no metrics"):
             known_of(str(tmp_path / "page"))
 
-    def test_a_page_that_is_not_there_is_refused(self, tmp_path: Path) -> None:
+    def test_a_missing_file_is_refused(self, tmp_path: Path) -> None:
         with pytest.raises(SetupError, match="cannot be read"):
             known_of(str(tmp_path / "none"))
 
-    def test_an_address_that_does_not_answer_is_refused(self) -> None:
-        with pytest.raises(SetupError, match="does not answer"):
+    def test_an_unreachable_address_is_refused(self) -> None:
+        with pytest.raises(SetupError, match="is unreachable"):
             known_of("http://127.0.0.1:1/metrics")
 
 
-class Answering(BaseHTTPRequestHandler):
-    """A Prometheus that has one series."""
+class OneSeries(BaseHTTPRequestHandler):
+    """A Prometheus API with one series, `up`."""
 
     def do_GET(self) -> None:
         query = parse_qs(urlsplit(self.path).query)["query"][0]
@@ -339,48 +339,48 @@ class Answering(BaseHTTPRequestHandler):
 class TestPrometheus:
     @pytest.fixture
     def address(self) -> Iterator[str]:
-        with ThreadingHTTPServer(("127.0.0.1", 0), Answering) as server:
+        with ThreadingHTTPServer(("127.0.0.1", 0), OneSeries) as server:
             thread = Thread(target=server.serve_forever)
             thread.start()
             yield f"http://127.0.0.1:{server.server_port}"
             server.shutdown()
             thread.join()
 
-    def test_a_selector_that_matches_no_series_there_is_told(self, address: str) -> None:
+    def test_a_selector_without_series_is_reported(self, address: str) -> None:
         rules = yaml.safe_dump(
             {"groups": [{"rules": [{"alert": "A", "expr": 'up == 0 and gone{a="b"} offset 1d > 1'}]}]}
         )
-        (finding,) = unmatched({"rules.yml": rules}, address)
-        assert (finding.kind, finding.place) == ("no-series-now", "alert A")
-        assert finding.message.startswith('gone{a="b"} matches no series')
+        (issue,) = unmatched({"rules.yml": rules}, address)
+        assert (issue.kind, issue.place) == ("no-series-now", "alert A")
+        assert issue.message.startswith('gone{a="b"} matches no series')
 
 
 class TestCommand:
-    def test_it_prints_each_finding_with_its_remedy_and_exits_with_1(self, run) -> None:
+    def test_it_prints_each_issue_with_a_hint_and_exits_1(self, run) -> None:
         done = run("monitoring", "lint", RULES, DASHBOARD)
         assert done.code == 1
-        assert "alert MCPHighErrorRate: error: the two sides of '/' never meet" in done.stdout
-        assert "    Is 'mcp_cost_usd_total' meant?" in done.stdout
+        assert "alert MCPHighErrorRate: error: the two sides of '/' never match" in done.stdout
+        assert "    Did you mean 'mcp_cost_usd_total'?" in done.stdout
         assert "2 files: " in done.stderr
 
     def test_json_is_one_array(self, run) -> None:
         done = run("monitoring", "lint", "--json", RULES)
-        assert {finding["kind"] for finding in json.loads(done.stdout)} >= {"never-matches", "lifetime-counter"}
+        assert {issue["kind"] for issue in json.loads(done.stdout)} >= {"never-matches", "lifetime-counter"}
 
-    def test_nothing_found_is_0_and_a_warning_counts_only_when_strict(self, run, tmp_path: Path) -> None:
+    def test_a_warning_fails_only_with_strict(self, run, tmp_path: Path) -> None:
         quiet = tmp_path / "quiet.yml"
         quiet.write_text("groups: [{name: g, rules: [{alert: A, expr: 'increase(mcp_errors_total[5m]) > 0'}]}]")
         assert run("monitoring", "lint", quiet).code == 0
         assert run("monitoring", "lint", "--strict", quiet).code == 1
 
-    def test_without_the_grammar_it_says_what_to_install(self, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    def test_a_missing_parser_names_the_extra_to_install(self, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
         for name in [name for name in sys.modules if name.startswith("mcpmeter.monitoring.lint")]:
             monkeypatch.delitem(sys.modules, name)
         monkeypatch.setitem(sys.modules, "promql_parser", None)
         assert run_command(["monitoring", "lint", str(RULES)]) == 1
         assert "pip install 'mcpmeter[server,monitoring]'" in capsys.readouterr().err
 
-    def test_a_file_that_cannot_be_read_is_named(self, run, tmp_path: Path) -> None:
+    def test_an_unreadable_file_is_named(self, run, tmp_path: Path) -> None:
         done = run("monitoring", "lint", tmp_path / "none.yml")
         assert done.code == 1
         assert "none.yml cannot be read: No such file or directory." in done.stderr

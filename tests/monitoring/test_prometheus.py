@@ -1,4 +1,4 @@
-"""Prometheus takes what is written for it, in every variant."""
+"""Prometheus accepts the generated configuration in every variant."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from mcpmeter.monitoring.options import RemoteWrite
 DEPLOY = Path(__file__).parents[2] / "deploy" / "prometheus"
 
 
-def test_promtool_takes_the_committed_configurations(tool) -> None:
-    said = tool("promtool", "check", "config", "--syntax-only", DEPLOY / "prometheus.yml")
-    assert "SUCCESS" in said
+def test_promtool_accepts_the_committed_configurations(tool) -> None:
+    output = tool("promtool", "check", "config", "--syntax-only", DEPLOY / "prometheus.yml")
+    assert "SUCCESS" in output
     assert "SUCCESS" in tool("promtool", "check", "config", "--syntax-only", DEPLOY / "global.yml")
 
 
-def test_promtool_takes_every_rule_file(tool) -> None:
+def test_promtool_accepts_every_rule_file(tool) -> None:
     rules = sorted((DEPLOY / "rules").glob("*.yml"))
     assert len(rules) >= 8
     assert tool("promtool", "check", "rules", *rules).count("SUCCESS") == len(rules)
@@ -37,13 +37,13 @@ def test_promtool_takes_every_rule_file(tool) -> None:
     ],
     ids=["defaults", "regional", "alone", "stores", "global", "fast"],
 )
-def test_it_takes_every_variant_with_its_rules(tool, written, options: MonitoringOptions) -> None:
+def test_promtool_accepts_every_variant_with_its_rules(tool, written, options: MonitoringOptions) -> None:
     folder = written(options) / "prometheus"
-    said = tool("promtool", "check", "config", folder / "prometheus.yml")
-    assert f"{len(list((folder / 'rules').iterdir()))} rule files found" in said
+    output = tool("promtool", "check", "config", folder / "prometheus.yml")
+    assert f"{len(list((folder / 'rules').iterdir()))} rule files found" in output
 
 
-def test_secrets_are_named_as_files_and_labels_of_the_region_are_external() -> None:
+def test_secrets_are_files_and_region_labels_are_external() -> None:
     options = MonitoringOptions(
         region="eu",
         bearer_token_file="secrets/metrics",
@@ -61,7 +61,7 @@ def test_secrets_are_named_as_files_and_labels_of_the_region_are_external() -> N
     ]
 
 
-def test_the_global_server_gathers_recorded_series_and_evaluates_no_alert() -> None:
+def test_the_global_server_federates_and_evaluates_no_alert() -> None:
     made = yaml.safe_load(files(MonitoringOptions(federate=("eu:9090",)))["prometheus/global.yml"])
     gathering = made["scrape_configs"][0]
     assert (gathering["metrics_path"], gathering["honor_labels"]) == ("/federate", True)

@@ -1,4 +1,4 @@
-"""Numbers are said with their units; a page becomes a picture with every panel on it."""
+"""Numbers are formatted with their units; a page becomes a picture."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import math
 from pathlib import Path
 
 import pytest
-from pictures.asking import Series
-from pictures.draw import Answers, draw, said
+from pictures.draw import Results, draw, formatted
+from pictures.queries import Series
 
 from mcpmeter.monitoring.dashboards import pages
 
@@ -32,17 +32,17 @@ PNG = b"\x89PNG\r\n\x1a\n"
         (math.nan, "s", None, "–"),
     ],
 )
-def test_a_number_is_said_with_its_unit(value: float, unit: str, decimals: int | None, text: str) -> None:
-    assert said(value, unit, decimals) == text
+def test_a_number_is_formatted_with_its_unit(value: float, unit: str, decimals: int | None, text: str) -> None:
+    assert formatted(value, unit, decimals) == text
 
 
 @pytest.mark.parametrize(("name", "series"), [("overview", 1), ("llm_cost", 0)])
-def test_a_page_is_drawn_whether_its_queries_have_series_or_none(name: str, series: int, tmp_path: Path) -> None:
+def test_a_page_is_drawn_with_and_without_series(name: str, series: int, tmp_path: Path) -> None:
     page = pages()[name]
     one = Series({"team": "search", "model": "gpt-4.1"}, tuple((float(at), 1.0 + at) for at in range(5)))
-    answers = {
-        panel.title: Answers(panel, [[one] * (1 if panel.kind == "verdict" else series) for _ in panel.queries])
+    results = {
+        panel.title: Results(panel, [[one] * (1 if panel.kind == "verdict" else series) for _ in panel.queries])
         for panel in page.panels
     }
-    draw(page, answers, tmp_path / "page.png")
+    draw(page, results, tmp_path / "page.png")
     assert (tmp_path / "page.png").read_bytes().startswith(PNG)

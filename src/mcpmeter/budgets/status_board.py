@@ -11,7 +11,6 @@ from mcpmeter.budgets.budget import Budget, Budgets
 from mcpmeter.budgets.forecast import BudgetStatus, Burn, burn_since_ns, status_of
 from mcpmeter.catalog import budget as rows
 from mcpmeter.ledger.store import Store
-from mcpmeter.metrics.family import Labels
 from mcpmeter.metrics.recorder import Recorder
 from mcpmeter.money import format_usd
 from mcpmeter.records import Balance, Reservation
@@ -31,7 +30,7 @@ class BudgetStatusBoard:
         self._budgets = Budgets()
         self._statuses: list[BudgetStatus] = []
         self._burns: dict[str, Burn] = {}
-        self._exported: dict[str, Labels] = {}
+        self._exported: dict[str, dict[str, str]] = {}
         """Labels of each budget's gauges."""
         self._warned: dict[str, tuple[int, Decimal]] = {}
         """By balance: the period, and the highest soft share that was logged in it."""
@@ -40,10 +39,10 @@ class BudgetStatusBoard:
         """Use these budgets from now on, and register their labels and counters."""
         self._budgets = budgets
         allowlist = self._recorder.label_allowlist
-        allowlist.register(rows.TEAM.vocabulary, {budget.scope.team for budget in budgets})
-        allowlist.register(rows.BUDGET.vocabulary, {budget.name for budget in budgets})
+        allowlist.register(rows.TEAM.allowlist, {budget.scope.team for budget in budgets})
+        allowlist.register(rows.BUDGET.allowlist, {budget.name for budget in budgets})
         for budget in budgets:
-            self._recorder.register_children(rows.REFUSALS, ([budget.scope.team], [budget.name]))
+            self._recorder.register_children(rows.REFUSALS, team=[budget.scope.team], budget=[budget.name])
         names = {budget.name: self._labels_of(budget) for budget in budgets}
         for name in [name for name, labels in self._exported.items() if names.get(name) != labels]:
             self._remove_gauges(self._exported.pop(name))
@@ -78,7 +77,7 @@ class BudgetStatusBoard:
         """Count a refused reservation of a budget; those of other limits are ignored."""
         budget = self._budgets.of(reservation)
         if budget is not None:
-            self._recorder.add(rows.REFUSALS, self._labels_of(budget))
+            self._recorder.add(rows.REFUSALS, **self._labels_of(budget))
 
     def _status(self, budget: Budget, balance: Balance, now_ns: int) -> BudgetStatus:
         burn = self._burns.setdefault(budget.balance, Burn())
@@ -110,15 +109,15 @@ class BudgetStatusBoard:
             rows.EXHAUSTION: (status.exhausted_at_ns or 0) // NS_PER_S,
         }
         for row, value in values.items():
-            self._recorder.set(row, labels, value)
+            self._recorder.set(row, value, **labels)
 
-    def _labels_of(self, budget: Budget) -> Labels:
-        return (budget.scope.team, budget.name)
+    def _labels_of(self, budget: Budget) -> dict[str, str]:
+        return {"team": budget.scope.team, "budget": budget.name}
 
-    def _remove_gauges(self, labels: Labels) -> None:
+    def _remove_gauges(self, labels: dict[str, str]) -> None:
         for row in rows.ROWS:
             if row.type == "gauge":  # the last value of a removed budget would keep an alert firing
-                self._recorder.families[row.name].cells.pop(labels, None)
+                self._recorder.families[row.name].remove(**labels)
 
     def _warn(self, budget: Budget, status: BudgetStatus) -> None:
         """Log each soft share that is passed, once per period."""

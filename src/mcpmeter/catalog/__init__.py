@@ -1,4 +1,10 @@
-"""Every metric as one data row. No metric lives outside these files."""
+"""Every metric as one data row: name, type, help, labels with their closed sets, unit, buckets.
+
+Owns the names that scrapes, rules, dashboards and docs share; owns no value and no rendering.
+
+- No metric is defined anywhere else, and every row is fed by some code (tests hold both).
+- Names and label values are public: they are never renamed or dropped.
+"""
 
 from __future__ import annotations
 

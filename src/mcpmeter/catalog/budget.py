@@ -1,4 +1,7 @@
-"""How budgets stand in their present period, by the ledger: all replicas show the same, so queries take the `max`."""
+"""State of the budgets in their current period, read from the ledger.
+
+All replicas export the same values, so queries aggregate with `max`.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +10,15 @@ from typing import Final
 from mcpmeter.catalog import labels
 from mcpmeter.catalog.spec import NANO, Label, Metric
 
-TEAM: Final = Label("team", vocabulary="budget_team")
-"""Apart from the teams that call: a budget over all teams has an empty one."""
-BUDGET: Final = Label("budget", vocabulary="budget")
+TEAM: Final = Label("team", allowlist="budget_team")
+"""Separate from the label of calling teams: a budget over all teams has an empty value."""
+BUDGET: Final = Label("budget", allowlist="budget")
 _BUDGET: Final = (TEAM, BUDGET)
 
 SPENT: Final = Metric(
     "mcp_budget_spent_usd",
     "gauge",
-    "What settled calls of a budget's present period cost, calls without a price by the fallback price.",
+    "Cost of settled calls in the budget's current period. Calls without a price count by the fallback price.",
     _BUDGET,
     unit="usd",
     scale=NANO,
@@ -23,7 +26,7 @@ SPENT: Final = Metric(
 RESERVED: Final = Metric(
     "mcp_budget_reserved_usd",
     "gauge",
-    "The most that calls under way can cost; it is set aside until they are settled.",
+    "Maximum cost of calls in flight, reserved until they are settled.",
     _BUDGET,
     unit="usd",
     scale=NANO,
@@ -31,7 +34,7 @@ RESERVED: Final = Metric(
 LIMIT: Final = Metric(
     "mcp_budget_limit_usd",
     "gauge",
-    "A budget's limit, with what was topped up.",
+    "Limit of the budget, including top-ups.",
     _BUDGET,
     unit="usd",
     scale=NANO,
@@ -39,7 +42,7 @@ LIMIT: Final = Metric(
 SOFT_LIMIT: Final = Metric(
     "mcp_budget_soft_limit_usd",
     "gauge",
-    "The lowest amount at which a budget is said to run low.",
+    "Lowest spent amount at which the budget counts as running low.",
     _BUDGET,
     unit="usd",
     scale=NANO,
@@ -47,28 +50,28 @@ SOFT_LIMIT: Final = Metric(
 PERIOD_END: Final = Metric(
     "mcp_budget_period_end_timestamp_seconds",
     "gauge",
-    "When a budget starts anew, Unix time; 0 for a prepaid one, which never does.",
+    "Unix time at which the budget's next period starts; 0 for a prepaid budget, which has no period.",
     _BUDGET,
     unit="seconds",
 )
 EXHAUSTION: Final = Metric(
     "mcp_budget_exhaustion_timestamp_seconds",
     "gauge",
-    "When nothing will be left of a budget if it burns on as in the last six hours, Unix time, be it after the "
-    "period's end; 0 while nothing burns.",
+    "Unix time at which the budget is exhausted at the burn rate of the last 6 h, even if the period ends earlier; "
+    "0 while nothing is spent.",
     _BUDGET,
     unit="seconds",
 )
 REFUSALS: Final = Metric(
     "mcp_budget_refusals_total",
     "counter",
-    "Calls that were refused because a budget had no room for the most that they could cost.",
+    "Calls refused because the rest of the budget did not cover their maximum cost.",
     _BUDGET,
 )
 FALLBACK_PRICED: Final = Metric(
     "mcp_budget_fallback_priced_total",
     "counter",
-    "Model calls without a price that count against budgets by the fallback price.",
+    "Model calls without a price, counted against budgets by the fallback price.",
     (labels.PROVIDER,),
 )
 

@@ -54,12 +54,12 @@ JSONRPC_CODES: Final = (
     "0",
 )
 
-ENDPOINT: Final = Label("endpoint", vocabulary="endpoint")
+ENDPOINT: Final = Label("endpoint", allowlist="endpoint")
 METHOD: Final = Label("method", (*HTTP_VERBS, *MCP_METHODS))
 STATUS: Final = Label("status", (*HTTP_STATUSES, *MCP_OUTCOMES))
-MODEL: Final = Label("model", vocabulary="model")
-TEAM: Final = Label("team", vocabulary="team")
-PROVIDER: Final = Label("provider", vocabulary="provider")
+MODEL: Final = Label("model", allowlist="model")
+TEAM: Final = Label("team", allowlist="team")
+PROVIDER: Final = Label("provider", allowlist="provider")
 TOKEN_TYPE: Final = Label("token_type", ("prompt", "completion"))
 TOKEN_SOURCE: Final = Label("source", ("reported", "estimated", "partial"))
 COST_SOURCE: Final = Label("source", ("reported", "listed"))
@@ -67,22 +67,22 @@ TOKEN_DETAIL: Final = Label("detail", ("cached_read", "cache_write", "reasoning"
 ERROR_TYPE: Final = Label("error_type", ERROR_TYPES)
 SIDE: Final = Label("side", ("client", "server", "upstream"))
 
-# OpenTelemetry's names, dots as underscores.
+# OpenTelemetry's names, with underscores for dots.
 OTEL_ERROR_TYPE: Final = Label(
     "error_type", ("", *ERROR_TYPES, *JSONRPC_CODES, "timeout", "cancelled", "input_required", "_OTHER")
 )
 MCP_METHOD_NAME: Final = Label("mcp_method_name", MCP_METHODS)
-TOOL: Final = Label("gen_ai_tool_name", vocabulary="tool")
+TOOL: Final = Label("gen_ai_tool_name", allowlist="tool")
 NETWORK_TRANSPORT: Final = Label("network_transport", ("tcp", "pipe", "inproc"))
 PROTOCOL_VERSION: Final = Label("mcp_protocol_version", PROTOCOL_VERSIONS)
-TOOL_NAME: Final = Label("tool", vocabulary="tool")
-SERVER: Final = Label("server", vocabulary="server")
+TOOL_NAME: Final = Label("tool", allowlist="tool")
+SERVER: Final = Label("server", allowlist="server")
 OPERATION_NAME: Final = Label(
     "gen_ai_operation_name",
-    # The last is ours: counting a prompt's tokens is a call that OpenTelemetry has no name for.
+    # `count_tokens` is ours: OpenTelemetry has no name for that call.
     ("chat", "embeddings", "text_completion", "generate_content", "count_tokens"),
 )
-PROVIDER_NAME: Final = Label("gen_ai_provider_name", vocabulary="provider")
-REQUEST_MODEL: Final = Label("gen_ai_request_model", vocabulary="model")
-RESPONSE_MODEL: Final = Label("gen_ai_response_model", vocabulary="model")
+PROVIDER_NAME: Final = Label("gen_ai_provider_name", allowlist="provider")
+REQUEST_MODEL: Final = Label("gen_ai_request_model", allowlist="model")
+RESPONSE_MODEL: Final = Label("gen_ai_response_model", allowlist="model")
 GEN_AI_TOKEN_TYPE: Final = Label("gen_ai_token_type", ("input", "output"))

@@ -26,31 +26,32 @@ OTEL_LLM_SECONDS: Final = (
     327.68,
     655.36,
 )
-"""gen_ai.client.operation.duration's advisory buckets (to 81.92) and three more for answers that take minutes."""
+"""gen_ai.client.operation.duration's advisory buckets (to 81.92) and three more for responses that take minutes."""
 
 OTEL_CHUNK_SECONDS: Final = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
 OTEL_TOKENS: Final = (1, 4, 16, 64, 256, 1024, 4096, 16384, 65536, 262144, 1048576, 4194304, 16777216, 67108864)
 
+MISSING_REASON: Final = Label(
+    "reason", ("no_usage", "bad_usage", "client_gone", "upstream_broke", "service_stopped", "crash")
+)
+
 TOKENS: Final = Metric(
     "mcp_tokens_total",
     "counter",
-    "Tokens of model calls; source says whether the provider reported or we estimated them.",
+    "Tokens of model calls. The label source says whether the provider reported them or the meter estimated them.",
     (labels.MODEL, labels.TOKEN_TYPE, labels.TEAM, labels.PROVIDER, labels.TOKEN_SOURCE),
 )
 TOKEN_DETAILS: Final = Metric(
     "mcp_token_details_total",
     "counter",
-    "Parts of mcp_tokens_total (cached, reasoning, audio), never to be added to it.",
+    "Parts of mcp_tokens_total (cached, reasoning, audio). Do not add them to it.",
     (labels.MODEL, labels.TOKEN_DETAIL, labels.TEAM, labels.PROVIDER, labels.TOKEN_SOURCE),
 )
 USAGE_MISSING: Final = Metric(
     "mcp_usage_missing_total",
     "counter",
-    "Model calls whose provider reported no usage, so that tokens are estimated or unknown.",
-    (
-        labels.PROVIDER,
-        Label("reason", ("no_usage", "bad_usage", "client_gone", "upstream_broke", "service_stopped", "crash")),
-    ),
+    "Model calls without reported usage. Their tokens are estimated or unknown.",
+    (labels.PROVIDER, MISSING_REASON),
 )
 
 _CALL = (
@@ -62,7 +63,8 @@ _CALL = (
 OPERATION_DURATION: Final = Metric(
     "gen_ai_client_operation_duration_seconds",
     "histogram",
-    "Duration of model calls, from sending to the last byte of the answer (gen_ai.client.operation.duration).",
+    "Duration of model calls, from sending the request to the last byte of the response "
+    "(gen_ai.client.operation.duration).",
     (*_CALL, labels.OTEL_ERROR_TYPE),
     unit="seconds",
     buckets=OTEL_LLM_SECONDS,
@@ -71,7 +73,7 @@ OPERATION_DURATION: Final = Metric(
 TIME_TO_FIRST_CHUNK: Final = Metric(
     "gen_ai_client_time_to_first_chunk_seconds",
     "histogram",
-    "From sending a streamed model call to its first chunk (gen_ai.client.operation.time_to_first_chunk).",
+    "Time from sending a streamed model call to its first chunk (gen_ai.client.operation.time_to_first_chunk).",
     _CALL,
     unit="seconds",
     buckets=OTEL_CHUNK_SECONDS,
@@ -80,7 +82,8 @@ TIME_TO_FIRST_CHUNK: Final = Metric(
 TIME_PER_OUTPUT_CHUNK: Final = Metric(
     "gen_ai_client_time_per_output_chunk_seconds",
     "histogram",
-    "Mean time between a stream's chunks, one observation a stream (gen_ai.client.operation.time_per_output_chunk).",
+    "Mean time between the chunks of a stream, one observation per stream "
+    "(gen_ai.client.operation.time_per_output_chunk).",
     _CALL,
     unit="seconds",
     buckets=OTEL_CHUNK_SECONDS,
@@ -89,7 +92,7 @@ TIME_PER_OUTPUT_CHUNK: Final = Metric(
 TOKEN_USAGE: Final = Metric(
     "gen_ai_client_token_usage",
     "histogram",
-    "Tokens a model call used (gen_ai.client.token.usage).",
+    "Tokens used per model call (gen_ai.client.token.usage).",
     (*_CALL, labels.GEN_AI_TOKEN_TYPE),
     buckets=tuple(float(n) for n in OTEL_TOKENS),
 )

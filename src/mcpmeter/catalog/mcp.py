@@ -12,30 +12,30 @@ from mcpmeter.catalog import labels
 from mcpmeter.catalog.spec import NANO, Label, Metric
 
 GUIDE_SECONDS: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
-"""The guide's buckets end at 10 s; model answers do not."""
+"""The guide's buckets end at 10 s; model calls take longer."""
 
 OTEL_MCP_SECONDS: Final = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 
 REQUESTS: Final = Metric(
     "mcp_requests_total",
     "counter",
-    "Requests answered. HTTP routes by verb and status code; MCP messages by JSON-RPC method and outcome.",
+    "Requests completed: HTTP routes by verb and status code, MCP messages by JSON-RPC method and outcome.",
     (labels.ENDPOINT, labels.METHOD, labels.STATUS),
 )
 REQUEST_DURATION: Final = Metric(
     "mcp_request_duration_seconds",
     "histogram",
-    "From the first byte of a request to the last byte of its answer.",
+    "Time from the first byte of a request to the last byte of its response.",
     (labels.ENDPOINT, labels.METHOD),
     unit="seconds",
     buckets=GUIDE_SECONDS,
     scale=NANO,
 )
-ACTIVE_REQUESTS: Final = Metric("mcp_active_requests", "gauge", "Requests being answered now.")
+ACTIVE_REQUESTS: Final = Metric("mcp_active_requests", "gauge", "Requests that are in progress.")
 ERRORS: Final = Metric(
     "mcp_errors_total",
     "counter",
-    "Requests that failed, by what went wrong and whose side it is on.",
+    "Failed requests by type of error and by the side that caused it.",
     (labels.ERROR_TYPE, labels.SIDE),
 )
 SERVER_OPERATION_DURATION: Final = Metric(
@@ -75,7 +75,7 @@ SERVER_SESSION_DURATION: Final = Metric(
 TRANSPORT_REJECTIONS: Final = Metric(
     "mcp_transport_rejections_total",
     "counter",
-    "HTTP requests for MCP that were refused before any handler saw a message.",
+    "HTTP requests for MCP refused before a handler received a message.",
     (
         Label(
             "reason",
@@ -100,7 +100,7 @@ CONTEXT_TOKENS: Final = (25.0, 100.0, 400.0, 1_600.0, 6_400.0, 25_600.0, 102_400
 TOOL_RESULT_BYTES: Final = Metric(
     "mcp_tool_result_bytes",
     "histogram",
-    "Size of the content that tools answer with, as JSON; a model that gets it has as much less of its window left.",
+    "Size of the content of tool results, as JSON. It takes up the context window of the model that receives it.",
     (labels.SERVER, labels.TOOL_NAME),
     unit="bytes",
     buckets=CONTEXT_BYTES,
@@ -108,15 +108,15 @@ TOOL_RESULT_BYTES: Final = Metric(
 TOOL_RESULT_TOKENS: Final = Metric(
     "mcp_tool_result_tokens",
     "histogram",
-    "Text of the content that tools answer with, in tokens as far as four bytes are one; pictures and sound left out.",
+    "Tokens of the text in tool results, estimated as 4 bytes per token. Images and audio are not counted.",
     (labels.SERVER, labels.TOOL_NAME),
     buckets=CONTEXT_TOKENS,
 )
 TOOL_DEFINITION_TOKENS: Final = Metric(
     "mcp_tool_definition_tokens",
     "gauge",
-    "What a tool takes of the model's window before it is called: name, description and schema of its input, in tokens "
-    "as far as four bytes are one.",
+    "Tokens of a tool's definition (name, description, input schema), estimated as 4 bytes per token. They take up "
+    "the model's context window before the tool is called.",
     (labels.SERVER, labels.TOOL_NAME),
 )
 

@@ -1,4 +1,4 @@
-"""What model calls cost, and where a cost is not known."""
+"""Cost of model calls, and the calls whose cost is unknown."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ from typing import Final
 from mcpmeter.catalog import labels
 from mcpmeter.catalog.spec import NANO, Label, Metric
 
+UNPRICED_REASON: Final = Label("reason", ("unknown_model", "usage_missing", "not_determined"))
+
 COST: Final = Metric(
     "mcp_cost_usd_total",
     "counter",
-    "Cost of model calls in US dollars; source says whether the provider reported it or a dated price list gave it.",
+    "Cost of model calls in US dollars. The label source says whether the provider reported it or it is from a dated "
+    "price list.",
     (labels.MODEL, labels.TEAM, labels.PROVIDER, labels.COST_SOURCE),
     unit="usd",
     scale=NANO,
@@ -18,13 +21,13 @@ COST: Final = Metric(
 UNPRICED: Final = Metric(
     "mcp_unpriced_requests_total",
     "counter",
-    "Model calls that no price was known for. They are not free: their cost is missing from mcp_cost_usd_total.",
-    (labels.PROVIDER, Label("reason", ("unknown_model", "usage_missing", "not_determined"))),
+    "Model calls without a known price. They are not free: their cost is missing from mcp_cost_usd_total.",
+    (labels.PROVIDER, UNPRICED_REASON),
 )
 PROVIDER_REPORTED_COST: Final = Metric(
     "mcp_provider_reported_cost_usd_total",
     "counter",
-    "Cost that the provider itself reported with its answers, for example in an X-Cost-USD header.",
+    "Cost reported by the provider in its responses, for example in an X-Cost-USD header.",
     (labels.PROVIDER,),
     unit="usd",
     scale=NANO,
@@ -32,8 +35,8 @@ PROVIDER_REPORTED_COST: Final = Metric(
 COST_DRIFT: Final = Metric(
     "mcp_cost_drift_ratio",
     "gauge",
-    "What a provider reported by what its price list says, over all calls since start with both and with reported "
-    "usage; 1 is no drift.",
+    "Reported cost divided by listed cost, over all calls since startup that have both and reported usage. 1 means no "
+    "drift.",
     (labels.PROVIDER,),
     unit="ratio",
     scale=NANO,

@@ -1,4 +1,4 @@
-"""Signals that answers get worse while every call still succeeds."""
+"""Signals that responses degrade while every call still succeeds."""
 
 from __future__ import annotations
 
@@ -28,44 +28,46 @@ GEMINI: Final = (
     "IMAGE_OTHER", "NO_IMAGE",
 )
 REASONS: Final = (*OPENAI_CHAT, *OPENAI_COMPATIBLE, *OPENAI_RESPONSES, *ANTHROPIC, *GEMINI)
-"""The providers' own words: one of theirs can be looked up, a common name for all of them could not."""
+"""The providers' own values, so that each can be looked up in its provider's documentation."""
 
 TRUNCATED: Final = frozenset((
     "length", "model_length", "max_output_tokens", "max_tokens", "model_context_window_exceeded", "MAX_TOKENS",
 ))
-"""Those that say the answer was cut off for its length."""
+"""The values for a response that reached a length limit."""
 # fmt: on
 
 TOKENS_PER_SECOND: Final = (1, 2.5, 5, 10, 20, 30, 40, 50, 60, 80, 100, 150, 200, 300, 500, 1000, 2500)
 
+FINISH_REASON: Final = Label("reason", REASONS)
+
 FINISH_REASONS: Final = Metric(
     "mcp_finish_reasons_total",
     "counter",
-    "Answers by why they ended, in the words of the provider's API.",
-    (labels.MODEL, Label("reason", REASONS)),
+    "Responses by finish reason, with the value of the provider's API.",
+    (labels.MODEL, FINISH_REASON),
 )
 EMPTY: Final = Metric(
     "mcp_empty_completions_total",
     "counter",
-    "Answers that ended without text and without a tool call, or embeddings without a vector.",
+    "Responses without text and without a tool call, or embeddings without a vector.",
     (labels.MODEL,),
 )
 REFUSALS: Final = Metric(
     "mcp_refusals_total",
     "counter",
-    "Answers that the provider's API marks as a refusal.",
+    "Responses that the provider's API marks as a refusal.",
     (labels.MODEL, labels.PROVIDER),
 )
 TRUNCATIONS: Final = Metric(
     "mcp_truncated_completions_total",
     "counter",
-    "Answers that were cut off because they reached a limit of tokens.",
+    "Responses cut off at a token limit.",
     (labels.MODEL, labels.PROVIDER),
 )
 OUTPUT_RATE: Final = Metric(
     "mcp_output_tokens_per_second",
     "histogram",
-    "Reported completion tokens of a whole answer by the whole duration of its call, one observation a call.",
+    "Reported completion tokens of a complete response divided by the duration of its call, one observation per call.",
     (labels.MODEL, labels.PROVIDER),
     buckets=TOKENS_PER_SECOND,
     scale=NANO,

@@ -1,4 +1,4 @@
-"""What providers' rate-limit headers say is left. Gauges of what was last reported, never zeros made at start."""
+"""Quotas from the providers' rate-limit headers: gauges of the last reported values, absent until one is reported."""
 
 from __future__ import annotations
 
@@ -28,35 +28,35 @@ RESOURCES: Final = (
     "project_tokens",
     "retry_after",
 )
-"""`retry_after` is no quota: it has a reset only, the instant before which the provider wants no call."""
+"""`retry_after` is not a quota: it has only a reset, the time before which the provider wants no call."""
 
 RESOURCE: Final = Label("resource", RESOURCES)
-CREDENTIAL: Final = Label("credential", vocabulary="credential")
+CREDENTIAL: Final = Label("credential", allowlist="credential")
 _QUOTA: Final = (labels.PROVIDER, CREDENTIAL, RESOURCE)
 
 LIMIT: Final = Metric(
     "mcp_upstream_quota_limit",
     "gauge",
-    "What the provider allows a credential in one window, from its rate-limit headers; of several models the tightest.",
+    "Limit of a credential in one window, from the provider's rate-limit headers. With several models, the tightest.",
     _QUOTA,
 )
 REMAINING: Final = Metric(
     "mcp_upstream_quota_remaining",
     "gauge",
-    "What the provider said is left; once the announced reset has passed, the whole limit again.",
+    "Remaining quota as last reported by the provider. After the announced reset, the whole limit again.",
     _QUOTA,
 )
 RESET: Final = Metric(
     "mcp_upstream_quota_reset_timestamp_seconds",
     "gauge",
-    "When the provider said the quota is whole again, Unix time.",
+    "Unix time at which the quota is full again, as reported by the provider.",
     _QUOTA,
     unit="seconds",
 )
 EXHAUSTION: Final = Metric(
     "mcp_upstream_quota_exhaustion_seconds",
     "gauge",
-    "Time until nothing is left at the rate of the last minutes; absent while the quota resets first or nothing burns.",
+    "Time until the quota is exhausted at the rate of the last minutes. Absent if it resets first or nothing is used.",
     _QUOTA,
     unit="seconds",
 )

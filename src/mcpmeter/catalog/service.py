@@ -9,44 +9,44 @@ from mcpmeter.catalog.spec import NANO, Label, Metric
 LEDGER_COMMIT: Final = Metric(
     "mcp_ledger_commit_seconds",
     "histogram",
-    "Time that a durable commit of the ledger took; one commit carries the rows that queued meanwhile.",
+    "Duration of the ledger's durable commits. One commit writes all rows queued since the last one.",
     unit="seconds",
     buckets=(0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0),
     scale=NANO,
 )
-LEDGER_OPEN_ROWS: Final = Metric("mcp_ledger_open_rows", "gauge", "Calls written down as open and not settled yet.")
+LEDGER_OPEN_ROWS: Final = Metric("mcp_ledger_open_rows", "gauge", "Calls recorded in the ledger and not settled yet.")
 LEDGER_HEALTHY: Final = Metric(
-    "mcp_ledger_healthy", "gauge", "1 while calls can be written down, else 0 and every call is refused."
+    "mcp_ledger_healthy", "gauge", "1 while the ledger is writable. While it is 0, calls are refused."
 )
 LEDGER_RECOVERED: Final = Metric(
     "mcp_ledger_recovered_total",
     "counter",
-    "Calls that an earlier life of the service left open and that were settled at start.",
+    "Calls left open by a previous process and recovered at startup.",
 )
 LABEL_OVERFLOW: Final = Metric(
     "mcp_label_overflow_total",
     "counter",
-    "Values outside a label's closed set, shown as 'other'.",
-    (Label("label", vocabulary="label"),),
+    "Label values outside their closed set, shown as 'other'.",
+    (Label("label", allowlist="label"),),
 )
 INTERNAL_FAULTS: Final = Metric(
     "mcp_meter_faults_total",
     "counter",
-    "Times the meter itself failed to record something; what it meters went on.",
+    "Internal failures of the meter to record something. The metered call continued.",
 )
 BUILD_INFO: Final = Metric(
     "mcpmeter_build_info",
     "gauge",
-    "1, with the versions of mcpmeter and Python as labels.",
-    (Label("version", vocabulary="build"), Label("python_version", vocabulary="build")),
+    "Always 1; the labels hold the versions of mcpmeter and Python.",
+    (Label("version", allowlist="build"), Label("python_version", allowlist="build")),
 )
 CONFIG_RELOAD_SUCCESSFUL: Final = Metric(
-    "mcpmeter_config_last_reload_successful", "gauge", "Whether the last reload of the configuration succeeded."
+    "mcpmeter_config_last_reload_successful", "gauge", "1 if the last reload of the configuration succeeded, else 0."
 )
 CONFIG_RELOAD_TIMESTAMP: Final = Metric(
     "mcpmeter_config_last_reload_success_timestamp_seconds",
     "gauge",
-    "When the configuration was last loaded successfully, Unix time.",
+    "Unix time of the last successful load of the configuration.",
     unit="seconds",
 )
 

@@ -1,4 +1,4 @@
-"""What a metric is: one data row. The code emits from these rows, and rules, dashboards and docs are made from them."""
+"""The type of a catalog row. Code emits from the rows; rules, dashboards and docs are generated from them."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from typing import Final, Literal
 MetricType = Literal["counter", "gauge", "histogram", "info"]
 
 OTHER: Final = "other"
-"""The value that stands for everything a closed set does not hold."""
+"""The value shown for every value outside a closed set."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Label:
     """A label and the closed set of its values. Compared by identity, since it is looked up on the hot path.
 
-    `values` are fixed here; where they are None the set is announced at start from configuration or from a server's own
-    tool list, under the name `vocabulary`. A value outside the set becomes `other` and is counted.
+    `values` are fixed here. If they are None, the set is the allowlist of that name, which is filled at startup from
+    configuration or from a server's own tool list. A value outside the set becomes `other` and is counted.
     """
 
     name: str
     values: tuple[str, ...] | None = None
-    vocabulary: str = ""
+    allowlist: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """One row of the catalog. `name` is the family's name as queries use it, counters with their `_total`."""
+    """One row of the catalog. `name` is the family's name as queries use it: a counter's ends in `_total`."""
 
     name: str
     type: MetricType
@@ -35,7 +35,7 @@ class Metric:
     unit: str = ""
     buckets: tuple[float, ...] = ()
     scale: int = 1
-    """Kept as an integer this many times larger than shown: nano-dollars and nanoseconds are kept whole."""
+    """Values are stored as integers, this many times larger than shown: nano-dollars, nanoseconds."""
 
     @property
     def label_names(self) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""The upstreams' health: whether they answer, how often they were tried, and why again."""
+"""Health of the upstreams: up or down, attempts by outcome, retries by reason."""
 
 from __future__ import annotations
 
@@ -25,25 +25,25 @@ RETRY_REASONS: Final = ("rate_limited", "refused", "server_error", "unreachable"
 UP: Final = Metric(
     "mcp_upstream_up",
     "gauge",
-    "1 while the provider's circuit is closed and it has not refused (401, 402) all of its keys, else 0.",
+    "1 while the provider's circuit is closed and not all of its keys are refused (401, 402), else 0.",
     (labels.PROVIDER,),
 )
 CIRCUIT_OPEN: Final = Metric(
     "mcp_upstream_circuit_open",
     "gauge",
-    "1 from the failure that opened the provider's circuit until a call to it succeeds, else 0.",
+    "1 from the failure that opens the provider's circuit until a call to it succeeds, else 0.",
     (labels.PROVIDER,),
 )
 RETRIES: Final = Metric(
     "mcp_upstream_retries_total",
     "counter",
-    "Further attempts that were sent, by the provider whose failure caused them and what that failure was.",
+    "Retries, by the provider whose failure caused them and by the kind of failure.",
     (labels.PROVIDER, Label("reason", RETRY_REASONS)),
 )
 ATTEMPTS: Final = Metric(
     "mcp_upstream_attempts_total",
     "counter",
-    "Requests sent to the provider, first attempts and further ones, by what came of them up to the answer's head.",
+    "Requests sent to the provider, first attempts and retries, by their outcome up to the response headers.",
     (labels.PROVIDER, Label("outcome", OUTCOMES)),
 )
 

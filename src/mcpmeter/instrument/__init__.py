@@ -155,9 +155,9 @@ def _adapter() -> ModuleType:
 
 def _recorder() -> Recorder:
     recorder = Recorder(rows=ROWS)
-    build = (version("mcpmeter"), platform.python_version())
-    recorder.label_allowlist.register("build", build)
-    recorder.set(service.BUILD_INFO, build, 1)
+    build = {"version": version("mcpmeter"), "python_version": platform.python_version()}
+    recorder.label_allowlist.register("build", build.values())
+    recorder.set(service.BUILD_INFO, 1, **build)
     return recorder
 
 

@@ -71,7 +71,7 @@ _refusal_decoder = msgspec.json.Decoder(_Refusal)
 
 def register_rejections(recorder: Recorder) -> None:
     """Register every reason, so that its series starts at zero."""
-    recorder.register_children(mcp.TRANSPORT_REJECTIONS, (mcp.TRANSPORT_REJECTIONS.labels[0].values or (),))
+    recorder.register_children(mcp.TRANSPORT_REJECTIONS)
 
 
 class TransportMeter:
@@ -160,11 +160,11 @@ class _CountedRequest:
     def _count(self) -> None:
         if self._method == "GET" and self.status == 200:
             # The stream lasts as long as its session: its duration is not a latency.
-            self._recorder.add(mcp.REQUESTS, (self._endpoint, self._method, "200"))
+            self._recorder.add(mcp.REQUESTS, endpoint=self._endpoint, method=self._method, status="200")
             return
         reason = self._reason()
         if reason is not None:
-            self._recorder.add(mcp.TRANSPORT_REJECTIONS, (reason,))
+            self._recorder.add(mcp.TRANSPORT_REJECTIONS, reason=reason)
         self._opened.count(self._result(reason))
 
     def _result(self, reason: str | None) -> CallResult:

@@ -151,10 +151,12 @@ class OperationMeter:
 
     def _register_children(self) -> None:
         served = ["initialize", *(name for name in labels.MCP_METHODS if self._server.get_request_handler(name))]
-        self._recorder.register_children(mcp.REQUESTS, ([self._endpoint], served, ("ok", "error")))
-        self._recorder.register_children(mcp.REQUESTS, ([self._endpoint], ("tools/call",), labels.MCP_OUTCOMES))
-        for pair in ERRORS_AT_START:
-            self._recorder.families[mcp.ERRORS.name].ensure(pair)
+        self._recorder.register_children(mcp.REQUESTS, endpoint=[self._endpoint], method=served, status=["ok", "error"])
+        self._recorder.register_children(
+            mcp.REQUESTS, endpoint=[self._endpoint], method=["tools/call"], status=labels.MCP_OUTCOMES
+        )
+        for error_type, side in ERRORS_AT_START:
+            self._recorder.families[mcp.ERRORS.name].ensure(error_type=error_type, side=side)
         register_rejections(self._recorder)
 
     async def __call__(self, ctx: Context, call_next: CallNext) -> HandlerResult:
@@ -200,15 +202,16 @@ class OperationMeter:
     def _record_definitions(self, listing: HandlerResult) -> None:
         for name, tokens in context_cost.definitions(listing):
             if name in self._recorder.label_allowlist.of("tool"):
-                self._recorder.set(mcp.TOOL_DEFINITION_TOKENS, (self._server_name, name), tokens)
+                self._recorder.set(mcp.TOOL_DEFINITION_TOKENS, tokens, server=self._server_name, tool=name)
 
     def _record_content(self, opened: OpenCall, result: HandlerResult) -> None:
         target = opened.call.mcp
         if target is None or not target.tool or target.tool not in self._recorder.label_allowlist.of("tool"):
             return
-        cost, tool = context_cost.of_result(result), (target.server, target.tool)
-        self._recorder.observe(mcp.TOOL_RESULT_BYTES, tool, cost.content_bytes, opened.call.trace_id)
-        self._recorder.observe(mcp.TOOL_RESULT_TOKENS, tool, cost.text_tokens, opened.call.trace_id)
+        cost, trace_id = context_cost.of_result(result), opened.call.trace_id
+        names = {"server": target.server, "tool": target.tool}
+        self._recorder.observe(mcp.TOOL_RESULT_BYTES, cost.content_bytes, trace_id, **names)
+        self._recorder.observe(mcp.TOOL_RESULT_TOKENS, cost.text_tokens, trace_id, **names)
 
     async def _begin(self, ctx: Context) -> _Started | None:
         with self._contained:
@@ -260,7 +263,7 @@ class OperationMeter:
     def _count(self, ctx: Context, opened: OpenCall, outcome: CallResult) -> None:
         if ctx.method == LISTEN and outcome.status in ("ok", "cancelled"):
             # It lasts until the client cancels it: neither a latency nor an error.
-            self._recorder.add(mcp.REQUESTS, (self._endpoint, LISTEN, "ok"))
+            self._recorder.add(mcp.REQUESTS, endpoint=self._endpoint, method=LISTEN, status="ok")
         else:
             opened.count(outcome)
 
@@ -278,8 +281,11 @@ class OperationMeter:
         with self._contained:
             self._recorder.observe(
                 mcp.SERVER_SESSION_DURATION,
-                ("", target.transport, target.protocol_version, target.server),
                 time.monotonic_ns() - started_ns,
+                error_type="",
+                network_transport=target.transport,
+                mcp_protocol_version=target.protocol_version,
+                server=target.server,
             )
 
     def meter_http_apps(self, server: Any) -> None:

@@ -1,4 +1,4 @@
-"""Accumulators as prometheus_client families, so that the library does the rendering and the negotiation."""
+"""Converts accumulators to prometheus_client families; the library renders them and negotiates the format."""
 
 from __future__ import annotations
 
@@ -18,39 +18,39 @@ from mcpmeter.metrics.family import FamilySnapshot
 from mcpmeter.metrics.recorder import Recorder
 
 FORMATS: Final = ("version=0.0.4;", "version=1.0.0;")
-"""Of the text and of the OpenMetrics exposition: those that are really made here."""
+"""Versions of the text and OpenMetrics formats that are actually produced."""
 
 _TRACE_ID: Final = re.compile(r"[0-9a-f]{32}", re.ASCII)
 
 
 class MeterCollector(Collector):
-    """Hands a recorder's families to any prometheus_client registry."""
+    """Exposes a recorder's families to any prometheus_client registry."""
 
     def __init__(self, recorder: Recorder) -> None:
         self._recorder = recorder
 
     def collect(self) -> Iterable[PrometheusFamily]:
-        """All families, from a copy taken now."""
+        """All families, from a snapshot taken now."""
         return map(to_family, self._recorder.snapshot())
 
     def describe(self) -> Iterable[PrometheusFamily]:
-        """The families without samples, so that a registry can refuse a second meter's clash by name."""
+        """The families without samples, from which a registry detects name clashes with a second meter."""
         return [to_family(FamilySnapshot(f.metric, [], [])) for f in self._recorder.families.values()]
 
 
 def to_family(snapshot: FamilySnapshot, *, with_created: bool = True) -> PrometheusFamily:
-    """One family as prometheus_client renders it, in the units of its name."""
+    """A prometheus_client family, in the units of its name."""
     metric = snapshot.metric
     if metric.type == "histogram":
         return _histogram(snapshot)
     if metric.type == "counter":
         counter = CounterMetricFamily(metric.name, metric.help, labels=metric.label_names)
         for labels, value, created in snapshot.values:
-            counter.add_metric(labels, _shown(value, metric.scale), created=created if with_created else None)
+            counter.add_metric(labels, _scaled(value, metric.scale), created=created if with_created else None)
         return counter
     gauge = GaugeMetricFamily(metric.name, metric.help, labels=metric.label_names)
     for labels, value, _ in snapshot.values:
-        gauge.add_metric(labels, _shown(value, metric.scale))
+        gauge.add_metric(labels, _scaled(value, metric.scale))
     return gauge
 
 
@@ -63,36 +63,36 @@ def _histogram(snapshot: FamilySnapshot) -> PrometheusFamily:
             (bound, count, _exemplar(exemplars.get(index), metric.scale))
             for index, (bound, count) in enumerate(zip(bounds, accumulate(counts), strict=True))
         ]
-        family.add_metric(labels, buckets, sum_value=_shown(total, metric.scale))  # type: ignore[arg-type]
+        family.add_metric(labels, buckets, sum_value=_scaled(total, metric.scale))  # type: ignore[arg-type]
     return family
 
 
-def _exemplar(kept: tuple[str, int, float] | None, scale: int) -> Exemplar | None:
-    if kept is None:
+def _exemplar(stored: tuple[str, int, float] | None, scale: int) -> Exemplar | None:
+    if stored is None:
         return None
-    trace_id, value, timestamp = kept
+    trace_id, value, timestamp = stored
     if not _TRACE_ID.fullmatch(trace_id):
-        # OpenMetrics bounds an exemplar's length: one that breaks the bound fails the whole scrape.
+        # OpenMetrics limits an exemplar's length; exceeding it fails the whole scrape.
         return None
-    return Exemplar({"trace_id": trace_id}, _shown(value, scale), timestamp)
+    return Exemplar({"trace_id": trace_id}, _scaled(value, scale), timestamp)
 
 
-def _shown(kept: int, scale: int) -> float:
-    return kept / scale if scale != 1 else kept
+def _scaled(value: int, scale: int) -> float:
+    return value / scale if scale != 1 else value
 
 
 class Exposition:
-    """Renders scrapes: the copy is taken by the caller's thread, the text is made wherever `render` is called."""
+    """Renders scrapes. The snapshot is taken in the caller's thread; rendering may run in another thread."""
 
     def __init__(self, recorder: Recorder, others: CollectorRegistry | None = None) -> None:
         self._recorder = recorder
         self._others = others
 
     def prepare(self, accept: str) -> Callable[[], tuple[bytes, str]]:
-        """Copy the accumulators now; the returned function renders them to (body, content type) in any thread."""
+        """Take a snapshot; the returned function renders it to (body, content type) in any thread."""
         snapshot = self._recorder.snapshot()
         encode, content_type = _encoder(accept)
-        # The older text format would show each creation time as a family of its own, and double the scrape.
+        # In the text format each creation time is a family of its own, which would double the scrape.
         families = _Families(snapshot, self._others, with_created="openmetrics" in content_type)
 
         def render() -> tuple[bytes, str]:
@@ -102,17 +102,17 @@ class Exposition:
 
 
 def _encoder(accept: str) -> tuple[Callable[[Collector], bytes], str]:
-    """The library's choice; the plain text format where the header asks for a version that nobody has."""
+    """The library's choice, or the text format if the header requests an unknown version."""
     try:
         encode, content_type = choose_encoder(accept)
     except (TypeError, ValueError):
-        # It compares version numbers part by part and trips over `version=1.x`.
+        # It parses version numbers part by part and raises for `version=1.x`.
         return choose_encoder("")
     return (encode, content_type) if any(map(content_type.__contains__, FORMATS)) else choose_encoder("")
 
 
 class _Families(Collector):
-    """What an encoder asks of a registry, for a copy that was already taken."""
+    """The part of a registry that encoders use, for a snapshot."""
 
     def __init__(self, snapshot: list[FamilySnapshot], others: CollectorRegistry | None, *, with_created: bool) -> None:
         self._snapshot = snapshot

@@ -1,14 +1,16 @@
-"""Plain numbers of one catalog row: its children by their label values, and a copy of them for a scrape."""
+"""Accumulators of one catalog row: its children by label values, and a copy of them for a scrape."""
 
 from __future__ import annotations
 
 import time
 from bisect import bisect_left
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from mcpmeter.catalog import Metric
 
 Labels = tuple[str, ...]
+"""Label values in the order of the row's labels: the key of a child. Callers name their labels instead."""
 
 
 class Cell:
@@ -22,7 +24,7 @@ class Cell:
 
 
 class HistogramCell:
-    """A histogram's child: one count a bucket (not cumulated), the sum, and the last exemplar of each bucket."""
+    """A histogram's child: a count per bucket (not cumulative), the sum, and the last exemplar of each bucket."""
 
     __slots__ = ("bounds", "counts", "exemplars", "sum")
 
@@ -33,7 +35,7 @@ class HistogramCell:
         self.exemplars: dict[int, tuple[str, int, float]] = {}
 
     def observe(self, value: int, trace_id: str = "", at: float = 0.0) -> None:
-        """Count a value; with a trace's id, of Unix second `at`, it is the bucket's exemplar."""
+        """Count a value; if it has a trace id, it becomes its bucket's exemplar at Unix second `at`."""
         bucket = bisect_left(self.bounds, value)
         self.counts[bucket] += 1
         self.sum += value
@@ -42,45 +44,50 @@ class HistogramCell:
 
 
 class Family:
-    """All children of one catalog row."""
+    """All children of one catalog row, addressed by label names. Label values are taken as they are."""
 
     def __init__(self, metric: Metric) -> None:
         self.metric = metric
         self.bounds = [round(bound * metric.scale) for bound in metric.buckets]
         self.cells: dict[Labels, Cell] = {}
         self.histograms: dict[Labels, HistogramCell] = {}
+        self._label_names = metric.label_names
 
-    def cell(self, labels: Labels) -> Cell:
-        """The child of a counter or gauge, made if it is not there. Counters' children stay, so they may be kept."""
-        cell = self.cells.get(labels)
-        # In one step: the garbage collector may let somebody in who makes the same child.
-        return self.cells.setdefault(labels, Cell(time.time())) if cell is None else cell
+    def cell(self, **labels: str) -> Cell:
+        """The child of a counter or gauge, created if missing. A counter's child is never removed, so callers may
+        keep it.
+        """
+        key = self._key(labels)
+        cell = self.cells.get(key)
+        # `setdefault`, since the garbage collector may run code here that creates the same child.
+        return self.cells.setdefault(key, Cell(time.time())) if cell is None else cell
 
-    def histogram(self, labels: Labels) -> HistogramCell:
-        """As `cell`, of a histogram."""
-        cell = self.histograms.get(labels)
-        return self.histograms.setdefault(labels, HistogramCell(self.bounds)) if cell is None else cell
+    def histogram(self, **labels: str) -> HistogramCell:
+        """The child of a histogram, created if missing. It is never removed, so callers may keep it."""
+        key = self._key(labels)
+        cell = self.histograms.get(key)
+        return self.histograms.setdefault(key, HistogramCell(self.bounds)) if cell is None else cell
 
-    def add(self, labels: Labels, amount: int = 1) -> None:
-        self.cell(labels).value += amount
-
-    def set(self, labels: Labels, value: int) -> None:
-        self.cell(labels).value = value
-
-    def observe(self, labels: Labels, value: int, trace_id: str = "") -> None:
-        self.histogram(labels).observe(value, trace_id, time.time() if trace_id else 0.0)
-
-    def ensure(self, labels: Labels) -> None:
-        """Make the child exist, so that its first real value is an increase and not an appearance."""
+    def ensure(self, **labels: str) -> None:
+        """Create the child at zero, so that its first value is an increase in queries."""
         if self.metric.type == "histogram":
-            self.histogram(labels)
+            self.histogram(**labels)
         else:
-            self.cell(labels)
+            self.cell(**labels)
+
+    def remove(self, **labels: str) -> None:
+        """Remove a gauge's child, if it exists: a value that is unknown is absent, never 0."""
+        self.cells.pop(self._key(labels), None)
+
+    def _key(self, labels: Mapping[str, str]) -> Labels:
+        if len(labels) != len(self._label_names):
+            raise TypeError(f"{self.metric.name} has the labels {self._label_names}, not {tuple(labels)}")
+        return tuple([labels[name] for name in self._label_names])
 
 
 @dataclass(frozen=True, slots=True)
 class FamilySnapshot:
-    """A copy of one family: `values` of counters and gauges, `histograms` of the others."""
+    """A copy of one family: `values` of a counter or gauge, `histograms` of a histogram."""
 
     metric: Metric
     values: list[tuple[Labels, int, float]]

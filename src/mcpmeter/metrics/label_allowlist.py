@@ -1,4 +1,4 @@
-"""Closed label sets: what configuration or a server's own tool list announced, and nothing else."""
+"""Allowlists of label values, filled from configuration and from a server's own tool list."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ from collections.abc import Iterable, Set
 
 
 class LabelAllowlist:
-    """The announced values of each open-ended label (`model`, `team`, `tool`, …).
+    """The allowed values of each open-ended label (`model`, `team`, `tool`, …).
 
-    Announcing is for start, reload and tool lists; no caller of a service can reach it.
+    Values are registered at startup, at a reload and from tool lists; no caller of a service can add one.
     """
 
     def __init__(self) -> None:
         self._sets: dict[str, set[str]] = {}
         self.version = 0
-        """Grows with each announcement, for whoever keeps what he has looked up."""
+        """Grows with each registration, so that caches of looked-up values can be dropped."""
 
     def register(self, name: str, values: Iterable[str]) -> None:
-        """Add values to a set. They stay: a counter that was shown must not vanish at a reload."""
+        """Add values to a set. They are never removed: a counter must not vanish at a reload."""
         self._set(name).update(map(printable, values))
         self.version += 1
 
     def of(self, name: str) -> Set[str]:
-        """The announced values of a set; a view that later announcements show in."""
+        """The allowed values of a set, as a live view."""
         return self._set(name)
 
     def _set(self, name: str) -> set[str]:
@@ -30,6 +30,6 @@ class LabelAllowlist:
 
 
 def printable(text: str) -> str:
-    """Replace what cannot be written as UTF-8 or breaks a line-based format: one lone surrogate fails every scrape."""
+    """Replace what is not valid UTF-8 or breaks a line-based format: one lone surrogate fails every scrape."""
     encoded = text.encode("utf-8", "replace").decode("utf-8")
     return "".join("?" if ch < " " or ch == "\x7f" else ch for ch in encoded)

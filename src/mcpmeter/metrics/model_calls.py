@@ -1,4 +1,4 @@
-"""Model calls of one set of names: every child is looked up at the first call that it concerns, then only added to."""
+"""Cells of model calls that share their label values: looked up once, then only added to."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import NamedTuple, TypeVar
 
-from mcpmeter.catalog import OTHER, budget, llm, money, quality
-from mcpmeter.catalog.spec import NANO, Label
+from mcpmeter.catalog import OTHER, budget, labels, llm, money, quality
+from mcpmeter.catalog.spec import NANO, Label, Metric
 from mcpmeter.metrics.family import Cell, Family, HistogramCell
 from mcpmeter.records import Charge, Settlement, Usage
 
-_Found = TypeVar("_Found")
+_Cells = TypeVar("_Cells")
 
 
-class Names(NamedTuple):
-    """A model call's label values, each out of its closed set."""
+class CallLabels(NamedTuple):
+    """A model call's label values, each from its closed set."""
 
     provider: str
     model: str
@@ -26,8 +26,8 @@ class Names(NamedTuple):
     error_type: str
 
 
-class Tokens(NamedTuple):
-    """Where tokens of one source are counted."""
+class TokenCells(NamedTuple):
+    """The counters of tokens of one source."""
 
     source: str
     prompt: Cell
@@ -35,43 +35,51 @@ class Tokens(NamedTuple):
 
 
 class ModelCalls:
-    """Counts model calls. `close` gives a label's value if its set holds it, else `other`, and counts that.
+    """Counts model calls of one `CallLabels`. `clamp` returns a label value its set holds, or `other` and counts that.
 
-    What it keeps stays right: a child is never taken back, and a set that holds a value goes on holding it.
+    Kept cells stay valid: a counter's child is never removed, and an allowlist never loses a value.
     """
 
-    def __init__(self, families: Mapping[str, Family], close: Callable[[Label, str], str], names: Names) -> None:
-        self.names = names
+    def __init__(
+        self, families: Mapping[str, Family], clamp: Callable[[Label, str], str], call_labels: CallLabels
+    ) -> None:
+        self.labels = call_labels
         self._families = families
-        self._close = close
-        self._in_call = (names.operation, names.otel_provider, names.model, names.response_model)
-        self._tokens: dict[str, Tokens] = {}
+        self._clamp = clamp
+        self._model_and_provider = {"model": call_labels.model, "provider": call_labels.provider}
+        self._gen_ai = {
+            "gen_ai_operation_name": call_labels.operation,
+            "gen_ai_provider_name": call_labels.otel_provider,
+            "gen_ai_request_model": call_labels.model,
+            "gen_ai_response_model": call_labels.response_model,
+        }
+        self._tokens: dict[str, TokenCells] = {}
         self._costs: dict[str, Cell] = {}
-        self._ends: dict[str, tuple[Cell, ...]] = {}
+        self._finishes: dict[str, tuple[Cell, ...]] = {}
 
     def count(self, settlement: Settlement, at: float) -> None:
         """Count one call; `at` is the Unix second of its exemplars."""
         usage, charge, reason = settlement.usage, settlement.charge, settlement.finish_reason
-        if settlement.outcome != "recovered":  # how long such a call took is not known
+        if settlement.outcome != "recovered":  # a recovered call's duration is unknown
             self._observe(settlement, usage, at)
         if usage is not None:
             if usage.source != "missing":
                 self._count_tokens(usage)
             if settlement.missing_reason:
-                missing = self._close(llm.USAGE_MISSING.labels[1], settlement.missing_reason)
-                self._families[llm.USAGE_MISSING.name].add((self.names.provider, missing))
+                missing = self._clamp(llm.MISSING_REASON, settlement.missing_reason)
+                self._cell(llm.USAGE_MISSING, provider=self.labels.provider, reason=missing).value += 1
         if reason:
-            for end in self._ends.get(reason) or self._ends_of(reason):
-                end.value += 1
+            for cell in self._finishes.get(reason) or self._finish_cells(reason):
+                cell.value += 1
         if settlement.is_empty:
-            self._families[quality.EMPTY.name].add((self.names.model,))
+            self._cell(quality.EMPTY, model=self.labels.model).value += 1
         if settlement.is_refusal:
-            self._families[quality.REFUSALS.name].add((self.names.model, self.names.provider))
+            self._cell(quality.REFUSALS, **self._model_and_provider).value += 1
         if charge is not None:
             if charge.source == "unpriced":
                 self._count_unpriced(charge)
             else:
-                cost = self._costs.get(charge.source) or self._cost_of(charge.source)
+                cost = self._costs.get(charge.source) or self._cost_cell(charge.source)
                 cost.value += charge.nanousd
 
     def _observe(self, settlement: Settlement, usage: Usage | None, at: float) -> None:
@@ -84,54 +92,54 @@ class ModelCalls:
                 self._later_chunks.observe((duration_ns - first_ns) // (settlement.chunks - 1), trace_id, at)
         if usage is not None and usage.source != "missing":
             tokens = usage.completion_tokens
-            self._input.observe(usage.prompt_tokens, trace_id, at)
-            self._output.observe(tokens, trace_id, at)
+            self._input_tokens.observe(usage.prompt_tokens, trace_id, at)
+            self._output_tokens.observe(tokens, trace_id, at)
             if usage.source == "reported" and settlement.outcome == "ok" and tokens and duration_ns > 0:
-                # Kept in billionths of a token a second, so that a slow model's rate is not rounded away.
+                # In billionths of a token per second, so that a slow model's rate is not rounded to 0.
                 self._rates.observe(tokens * NANO * NANO // duration_ns, trace_id, at)
 
     @cached_property
     def _durations(self) -> HistogramCell:
-        return self._families[llm.OPERATION_DURATION.name].histogram((*self._in_call, self.names.error_type))
+        return self._histogram(llm.OPERATION_DURATION, **self._gen_ai, error_type=self.labels.error_type)
 
     @cached_property
     def _first_chunks(self) -> HistogramCell:
-        return self._families[llm.TIME_TO_FIRST_CHUNK.name].histogram(self._in_call)
+        return self._histogram(llm.TIME_TO_FIRST_CHUNK, **self._gen_ai)
 
     @cached_property
     def _later_chunks(self) -> HistogramCell:
-        return self._families[llm.TIME_PER_OUTPUT_CHUNK.name].histogram(self._in_call)
+        return self._histogram(llm.TIME_PER_OUTPUT_CHUNK, **self._gen_ai)
 
     @cached_property
-    def _input(self) -> HistogramCell:
-        return self._families[llm.TOKEN_USAGE.name].histogram((*self._in_call, "input"))
+    def _input_tokens(self) -> HistogramCell:
+        return self._token_usage("input")
 
     @cached_property
-    def _output(self) -> HistogramCell:
-        return self._families[llm.TOKEN_USAGE.name].histogram((*self._in_call, "output"))
+    def _output_tokens(self) -> HistogramCell:
+        return self._token_usage("output")
+
+    def _token_usage(self, kind: str) -> HistogramCell:
+        return self._histogram(llm.TOKEN_USAGE, **self._gen_ai, gen_ai_token_type=kind)
 
     @cached_property
     def _rates(self) -> HistogramCell:
-        return self._families[quality.OUTPUT_RATE.name].histogram((self.names.model, self.names.provider))
+        return self._histogram(quality.OUTPUT_RATE, **self._model_and_provider)
 
     def _count_tokens(self, usage: Usage) -> None:
-        tokens = self._tokens.get(usage.source) or self._tokens_of(usage.source)
+        tokens = self._tokens.get(usage.source) or self._token_cells(usage.source)
         tokens.prompt.value += usage.prompt_tokens
         tokens.completion.value += usage.completion_tokens
         if usage.cached_read_tokens or usage.cache_write_tokens or usage.reasoning_tokens or usage.audio_tokens:
             self._count_details(usage, tokens.source)
 
-    def _tokens_of(self, said: str) -> Tokens:
-        model, team, provider = self.names.model, self.names.team, self.names.provider
-        source = self._close(llm.TOKENS.labels[4], said)
-        prompt, completion = (
-            self._families[llm.TOKENS.name].cell((model, kind, team, provider, source))
-            for kind in ("prompt", "completion")
-        )
-        return _kept(self._tokens, said, Tokens(source, prompt, completion), source)
+    def _token_cells(self, reported: str) -> TokenCells:
+        source = self._clamp(labels.TOKEN_SOURCE, reported)
+        shared = {**self._model_and_provider, "team": self.labels.team, "source": source}
+        prompt, completion = (self._cell(llm.TOKENS, **shared, token_type=kind) for kind in ("prompt", "completion"))
+        return _keep(self._tokens, reported, TokenCells(source, prompt, completion), source)
 
     def _count_details(self, usage: Usage, source: str) -> None:
-        details = self._families[llm.TOKEN_DETAILS.name]
+        shared = {**self._model_and_provider, "team": self.labels.team, "source": source}
         for detail, amount in (
             ("cached_read", usage.cached_read_tokens),
             ("cache_write", usage.cache_write_tokens),
@@ -139,29 +147,35 @@ class ModelCalls:
             ("audio", usage.audio_tokens),
         ):
             if amount:
-                details.add((self.names.model, detail, self.names.team, self.names.provider, source), amount)
+                self._cell(llm.TOKEN_DETAILS, **shared, detail=detail).value += amount
 
-    def _ends_of(self, said: str) -> tuple[Cell, ...]:
-        reason = self._close(quality.FINISH_REASONS.labels[1], said)
-        ends: tuple[Cell, ...] = (self._families[quality.FINISH_REASONS.name].cell((self.names.model, reason)),)
+    def _finish_cells(self, reported: str) -> tuple[Cell, ...]:
+        reason = self._clamp(quality.FINISH_REASON, reported)
+        cells: tuple[Cell, ...] = (self._cell(quality.FINISH_REASONS, model=self.labels.model, reason=reason),)
         if reason in quality.TRUNCATED:
-            ends += (self._families[quality.TRUNCATIONS.name].cell((self.names.model, self.names.provider)),)
-        return _kept(self._ends, said, ends, reason)
+            cells += (self._cell(quality.TRUNCATIONS, **self._model_and_provider),)
+        return _keep(self._finishes, reported, cells, reason)
 
-    def _cost_of(self, said: str) -> Cell:
-        source = self._close(money.COST.labels[3], said)
-        labels = (self.names.model, self.names.team, self.names.provider, source)
-        return _kept(self._costs, said, self._families[money.COST.name].cell(labels), source)
+    def _cost_cell(self, reported: str) -> Cell:
+        source = self._clamp(labels.COST_SOURCE, reported)
+        cell = self._cell(money.COST, **self._model_and_provider, team=self.labels.team, source=source)
+        return _keep(self._costs, reported, cell, source)
 
     def _count_unpriced(self, charge: Charge) -> None:
-        reason = self._close(money.UNPRICED.labels[1], charge.unpriced_reason or "unknown_model")
-        self._families[money.UNPRICED.name].add((self.names.provider, reason))
+        reason = self._clamp(money.UNPRICED_REASON, charge.unpriced_reason or "unknown_model")
+        self._cell(money.UNPRICED, provider=self.labels.provider, reason=reason).value += 1
         if charge.fallback_nanousd:
-            self._families[budget.FALLBACK_PRICED.name].add((self.names.provider,))
+            self._cell(budget.FALLBACK_PRICED, provider=self.labels.provider).value += 1
+
+    def _cell(self, row: Metric, **values: str) -> Cell:
+        return self._families[row.name].cell(**values)
+
+    def _histogram(self, row: Metric, **values: str) -> HistogramCell:
+        return self._families[row.name].histogram(**values)
 
 
-def _kept(kept: dict[str, _Found], said: str, found: _Found, label: str) -> _Found:
-    """Keep what was found, but never for `other`, which is counted each time."""
-    if label != OTHER:
-        kept[said] = found
-    return found
+def _keep(cache: dict[str, _Cells], reported: str, cells: _Cells, label_value: str) -> _Cells:
+    """Cache the cells of a reported value, except for `other`, whose every occurrence is counted as an overflow."""
+    if label_value != OTHER:
+        cache[reported] = cells
+    return cells

@@ -1,4 +1,4 @@
-"""What an alert is: the rule, the words, the runbook, and the series on which it must fire and must not."""
+"""The type of an alert: its rules, texts, runbook, and the series on which it must or must not fire."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Literal
 from mcpmeter.monitoring.queries import Parameter
 
 Severity = Literal["critical", "warning", "info", "none"]
-"""critical wakes somebody, warning is a ticket for the day, info is looked at, none is the dead man's switch."""
+"""critical pages, warning is a ticket for the day, info is for review, none is the dead man's switch."""
 
 Area = Literal["slo", "upstreams", "money", "quality", "meter"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rule:
-    """One alerting rule. An alert has several where the severity depends on how bad it is."""
+    """One alerting rule. An alert has several if its severity depends on the extent."""
 
     expr: str
     hold: str = ""
@@ -27,7 +27,7 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """A step of a runbook: what to look at, and the query that shows it."""
+    """A step of a runbook: what to check, and the query that shows it."""
 
     what: str
     query: str
@@ -35,18 +35,18 @@ class Check:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Runbook:
-    """What whoever is woken reads. Plain sentences; `check` holds queries to paste."""
+    """Instructions for the person on call. `check` holds queries to paste."""
 
     means: str
     check: Sequence[Check]
     do: Sequence[str]
     fault: str
-    """Whose it mostly is."""
+    """Where the fault usually is."""
 
 
 @dataclass(frozen=True, slots=True)
 class Firing:
-    """An alert that a case expects: its labels without the job's, and its value as the description shows it."""
+    """An alert that a case expects: its labels except `job`, and its value as the description shows it."""
 
     labels: Mapping[str, str] = field(default_factory=dict)
     shown: str = ""
@@ -54,7 +54,7 @@ class Firing:
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """Series, and what is on at an instant. Series are written in promtool's notation; job and instance are added."""
+    """Series, and the alerts that fire at one instant. Series use promtool's notation; job and instance are added."""
 
     title: str
     at: str
@@ -63,12 +63,12 @@ class Case:
 
 
 def fires(title: str, at: str, series: Mapping[str, str], *firing: Firing) -> Case:
-    """A case on which the alert must fire, exactly so."""
+    """A case in which exactly these alerts must fire."""
     return Case(title, at, series, firing or (Firing(),))
 
 
 def quiet(title: str, at: str, series: Mapping[str, str]) -> Case:
-    """A case on which the alert must not fire."""
+    """A case in which the alert must not fire."""
     return Case(title, at, series)
 
 
@@ -80,7 +80,7 @@ def on(replica: str, series: str) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Alert:
-    """Everything about one alert. Renderers make the rule, its unit tests and its page of it."""
+    """Everything about one alert. Renderers generate its rule, its unit tests and its runbook page from it."""
 
     name: str
     area: Area
@@ -92,4 +92,4 @@ class Alert:
     cases: Sequence[Case]
     parameters: Sequence[Parameter] = ()
     step: str = "1m"
-    """Interval of the cases' series and of their evaluation; under Prometheus's look-back of five minutes."""
+    """Interval of the cases' series and of their evaluation; less than Prometheus's look-back of 5 minutes."""

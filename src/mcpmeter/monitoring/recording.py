@@ -1,4 +1,4 @@
-"""Recording rules, named level:metric:operations. Alerts and dashboards share them, so that both say the same."""
+"""Recording rules, named level:metric:operations, shared by alerts and dashboards so that both show the same values."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from mcpmeter.monitoring.queries import WATCHING, Queries
 SLO_WINDOWS: Final = ("5m", "30m", "1h", "2h", "6h", "1d", "3d")
 QUANTILES: Final = {"p50": "0.5", "p95": "0.95", "p99": "0.99"}
 OURS: Final = 'side!="client"'
-"""A caller's typo spends no error budget."""
+"""Errors of callers do not count against the error budget."""
 
 LISTENING: Final = 'method!="subscriptions/listen"'
-"""Such a request lasts for hours, which is neither slow nor an error."""
+"""Excludes subscriptions, which last for hours by design."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,14 +29,14 @@ class Recording:
 
 @dataclass(frozen=True, slots=True)
 class RecordingGroup:
-    """Rules that are evaluated one after the other."""
+    """Rules evaluated in order."""
 
     name: str
     rules: tuple[Recording, ...]
 
 
 def recording_groups(options: MonitoringOptions) -> tuple[RecordingGroup, ...]:
-    """All recording rules. A rule that uses another one stands below it in the same group."""
+    """All recording rules. A rule that uses another rule follows it in the same group."""
     q = Queries(options)
     return (
         RecordingGroup("mcpmeter.guide", tuple(_guide(q))),
@@ -47,7 +47,7 @@ def recording_groups(options: MonitoringOptions) -> tuple[RecordingGroup, ...]:
 
 
 def _guide(q: Queries) -> Iterator[Recording]:
-    # The published guide asks for this name; a client library appends _total, so that nothing would answer.
+    # The published guide queries this name; client libraries append _total, so that no such series would exist.
     yield Recording(money.COST.name.removesuffix("_total"), q.of(money.COST))
 
 
@@ -56,7 +56,7 @@ def _slo(q: Queries) -> Iterator[Recording]:
         requests, failures = f"job:mcp_requests:rate{window}", f"job:mcp_failures:rate{window}"
         yield Recording(requests, q.rate(mcp.REQUESTS, window, where=(WATCHING,)))
         yield Recording(failures, f"{q.rate(mcp.ERRORS, window, where=(OURS,))} or 0 * {q.recorded(requests)}")
-        # Where nothing is asked, 0/0 is no ratio: the filter leaves such a moment without a value.
+        # Without requests the ratio is 0/0; the filter omits the value.
         ratio = f"{q.recorded(failures)} / ({q.recorded(requests)} > 0)"
         yield Recording(f"job:mcp_failures:ratio_rate{window}", ratio)
 

@@ -12,7 +12,6 @@ import msgspec
 
 from mcpmeter.catalog import Metric
 from mcpmeter.catalog import quota as rows
-from mcpmeter.metrics.family import Labels
 from mcpmeter.metrics.recorder import Recorder
 from mcpmeter.quota.rate_limit_headers import MAX_COUNT, NS_PER_S, Sample, read
 
@@ -180,11 +179,11 @@ class QuotaTracker:
         self._recorder = recorder
         self._sources: dict[tuple[str, str, str], _Source] = {}
         self._tracks: dict[Quota, dict[str, Track]] = {}
-        self._exported: dict[Quota, Labels] = {}
+        self._exported: dict[Quota, dict[str, str]] = {}
 
     def register(self, credentials: Iterable[str]) -> None:
         """Add credentials' public ids to the label's closed set; others are shown as `other`."""
-        self._recorder.label_allowlist.register(rows.CREDENTIAL.vocabulary, credentials)
+        self._recorder.label_allowlist.register(rows.CREDENTIAL.allowlist, credentials)
 
     def note(
         self, provider: str, credential: str, headers: Mapping[str, str], style: str, *, now: int, pool: str = ""
@@ -224,7 +223,8 @@ class QuotaTracker:
             self._write(self._exported.pop(quota), dict.fromkeys(rows.ROWS))
         for quota, pools in self._tracks.items():
             if quota not in self._exported:
-                self._exported[quota] = tuple(map(self._recorder.clamp, rows.LIMIT.labels, quota))
+                names = dict(zip(("provider", "credential", "resource"), quota, strict=True))
+                self._exported[quota] = self._recorder.clamp_all(rows.LIMIT, names)
             track = _tightest(pools, now)
             exhausted = track.exhausted_in_seconds(now)
             values = {
@@ -235,13 +235,13 @@ class QuotaTracker:
             }
             self._write(self._exported[quota], values)
 
-    def _write(self, labels: Labels, values: Mapping[Metric, int | None]) -> None:
+    def _write(self, labels: Mapping[str, str], values: Mapping[Metric, int | None]) -> None:
         for row, value in values.items():
             family = self._recorder.families[row.name]
             if value is None:
-                family.cells.pop(labels, None)  # absent, since a 0 would fire an alert
+                family.remove(**labels)  # absent, since a 0 would fire an alert
             else:
-                family.set(labels, value)
+                family.cell(**labels).value = value
 
     def _settle(self, now: int) -> None:
         for key, source in self._sources.items():

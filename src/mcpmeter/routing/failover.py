@@ -32,8 +32,8 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from random import Random
 
-from mcpmeter.catalog import OTHER
 from mcpmeter.catalog import upstream as rows
+from mcpmeter.metrics.family import Cell
 from mcpmeter.metrics.recorder import Recorder
 from mcpmeter.routing.attempts import Attempts
 from mcpmeter.routing.candidates import RouteTarget, route_targets
@@ -97,29 +97,32 @@ class FailoverMetrics:
 
     def __init__(self, recorder: Recorder) -> None:
         self._recorder = recorder
-        self._attempts = recorder.families[rows.ATTEMPTS.name].cells
+        self._attempts: dict[tuple[str, str], Cell] = {}
 
     def register(self, providers: Iterable[str]) -> None:
         """Create every series: counters at 0, new upstreams up with a closed circuit."""
+        attempts = self._recorder.families[rows.ATTEMPTS.name]
         for name in providers:
-            for row in (rows.ATTEMPTS, rows.RETRIES):
-                self._recorder.register_children(row, ((name,), row.labels[1].values or ()))
-            if (name,) not in self._recorder.families[rows.UP.name].cells:
+            self._recorder.register_children(rows.RETRIES, provider=[name])
+            is_new = (name, rows.OUTCOMES[0]) not in self._attempts
+            for outcome in rows.OUTCOMES:
+                self._attempts[name, outcome] = attempts.cell(provider=name, outcome=outcome)
+            if is_new:
                 self.status(name, is_up=True, is_circuit_open=False)
 
     def attempted(self, provider: str, outcome: Outcome) -> None:
         """Count an attempt that received its response headers, or ended before them."""
         cell = self._attempts.get((provider, outcome))
-        if cell is not None and provider != OTHER:  # a registered child needs no check against the label's closed set
+        if cell is not None:
             cell.value += 1
         else:
-            self._recorder.add(rows.ATTEMPTS, (provider, outcome))
+            self._recorder.add(rows.ATTEMPTS, provider=provider, outcome=outcome)
 
     def retried(self, provider: str, reason: Outcome) -> None:
         """Count a retry, by the provider and outcome that caused it."""
-        self._recorder.add(rows.RETRIES, (provider, reason))
+        self._recorder.add(rows.RETRIES, provider=provider, reason=reason)
 
     def status(self, provider: str, *, is_up: bool, is_circuit_open: bool) -> None:
         """Set the gauges of an upstream."""
-        self._recorder.set(rows.UP, (provider,), int(is_up))
-        self._recorder.set(rows.CIRCUIT_OPEN, (provider,), int(is_circuit_open))
+        self._recorder.set(rows.UP, int(is_up), provider=provider)
+        self._recorder.set(rows.CIRCUIT_OPEN, int(is_circuit_open), provider=provider)

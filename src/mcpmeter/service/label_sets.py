@@ -9,7 +9,7 @@ import platform
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from mcpmeter.catalog import budget, labels, llm, mcp, money, quality
+from mcpmeter.catalog import budget, llm, mcp, money, quality
 from mcpmeter.catalog import service as service_rows
 from mcpmeter.metrics.recorder import Recorder
 from mcpmeter.pricing import ModelPrice
@@ -55,12 +55,13 @@ class LabelSets:
         self, upstreams: Sequence[Upstream], models: OfferedModels, teams: frozenset[str]
     ) -> None:
         """Register what the configuration names."""
-        allowlist, build = self._recorder.label_allowlist, (self._version, platform.python_version())
+        allowlist = self._recorder.label_allowlist
+        build = {"version": self._version, "python_version": platform.python_version()}
         providers = [upstream.provider for upstream in upstreams]
         allowlist.register("provider", [name for p in providers for name in (p.name, p.otel_name or p.name)])
         allowlist.register("model", [price.id for _, price in models])
-        allowlist.register("build", build)
-        self._recorder.set(service_rows.BUILD_INFO, build, 1)
+        allowlist.register("build", build.values())
+        self._recorder.set(service_rows.BUILD_INFO, 1, **build)
         self.register_teams(upstreams, models, teams)
 
     def register_teams(self, upstreams: Sequence[Upstream], models: OfferedModels, teams: frozenset[str]) -> None:
@@ -71,33 +72,32 @@ class LabelSets:
             self._register_provider(upstream.name, offered, sorted(teams) or [DEFAULT_TEAM])
 
     def _register_provider(self, name: str, models: Sequence[str], teams: Sequence[str]) -> None:
-        recorder, provider = self._recorder, (name,)
+        recorder, provider = self._recorder, [name]
         for row in (llm.USAGE_MISSING, money.UNPRICED):
-            recorder.register_children(row, (provider, row.labels[1].values or ()))
-        recorder.register_children(money.PROVIDER_REPORTED_COST, (provider,))
-        recorder.register_children(budget.FALLBACK_PRICED, (provider,))
+            recorder.register_children(row, provider=provider)
+        recorder.register_children(money.PROVIDER_REPORTED_COST, provider=provider)
+        recorder.register_children(budget.FALLBACK_PRICED, provider=provider)
         if len(models) > MAX_MODELS_AT_ZERO:
             return
-        sources, kinds = labels.TOKEN_SOURCE.values or (), labels.TOKEN_TYPE.values or ()
-        recorder.register_children(llm.TOKENS, (models, kinds, teams, provider, sources))
-        recorder.register_children(quality.EMPTY, (models,))
+        recorder.register_children(llm.TOKENS, model=models, team=teams, provider=provider)
+        recorder.register_children(quality.EMPTY, model=models)
         for row in (quality.REFUSALS, quality.TRUNCATIONS, quality.OUTPUT_RATE):
-            recorder.register_children(row, (models, provider))
-        recorder.register_children(money.COST, (models, teams, provider, labels.COST_SOURCE.values or ()))
+            recorder.register_children(row, model=models, provider=provider)
+        recorder.register_children(money.COST, model=models, team=teams, provider=provider)
 
     def register_routes(self, routes: Mapping[str, Mapping[str, Endpoint]], templates: Sequence[str]) -> None:
         """Register paths, verbs and statuses. `/mcp` is left out: its operations are MCP methods, not HTTP verbs."""
         recorder = self._recorder
         recorder.label_allowlist.register("endpoint", [*routes, *templates])
-        recorder.register_children(mcp.REQUESTS, (templates, ["POST"], RELAY_STATUSES))
-        recorder.register_children(mcp.REQUEST_DURATION, (templates, ["POST"]))
+        recorder.register_children(mcp.REQUESTS, endpoint=templates, method=["POST"], status=RELAY_STATUSES)
+        recorder.register_children(mcp.REQUEST_DURATION, endpoint=templates, method=["POST"])
         for path, verbs in routes.items():
             for verb, endpoint in verbs.items():
                 if verb in ("*", "HEAD") or isinstance(endpoint, McpEndpoint):
                     continue
                 statuses = RELAY_STATUSES if isinstance(endpoint, RelayEndpoint) else ("200",)
-                recorder.register_children(mcp.REQUESTS, ([path], [verb], statuses))
-                recorder.register_children(mcp.REQUEST_DURATION, ([path], [verb]))
-        for pair in ERROR_PAIRS:
-            recorder.families[mcp.ERRORS.name].ensure(pair)
-        recorder.register_children(mcp.TRANSPORT_REJECTIONS, (mcp.TRANSPORT_REJECTIONS.labels[0].values or (),))
+                recorder.register_children(mcp.REQUESTS, endpoint=[path], method=[verb], status=statuses)
+                recorder.register_children(mcp.REQUEST_DURATION, endpoint=[path], method=[verb])
+        for error_type, side in ERROR_PAIRS:
+            recorder.families[mcp.ERRORS.name].ensure(error_type=error_type, side=side)
+        recorder.register_children(mcp.TRANSPORT_REJECTIONS)

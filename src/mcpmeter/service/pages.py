@@ -45,8 +45,8 @@ class MetricsPage:
         if self._token is not None and not hmac.compare_digest((exchange.secret or "").encode(), self._token.encode()):
             raise NotAuthenticated("/metrics requires its bearer token.", hint="Send metrics.bearer_token.")
         self._quota.publish(time.time_ns())
-        self._recorder.set(rows.LEDGER_OPEN_ROWS, (), self._store.open_rows)
-        self._recorder.set(rows.LEDGER_HEALTHY, (), int(self._store.healthy))
+        self._recorder.set(rows.LEDGER_OPEN_ROWS, self._store.open_rows)
+        self._recorder.set(rows.LEDGER_HEALTHY, int(self._store.healthy))
         # The scrape itself is not an active request: an idle service shows 0.
         self._recorder.end_request()
         try:

@@ -329,12 +329,12 @@ class Service:
     # Own numbers -----------------------------------------------------------------------------------------------------
 
     def _on_commit(self, rows: int, seconds: float) -> None:
-        self.recorder.observe(service_rows.LEDGER_COMMIT, (), round(seconds * NANO))
+        self.recorder.observe(service_rows.LEDGER_COMMIT, round(seconds * NANO))
 
     def _set_config_loaded(self, *, successful: bool) -> None:
-        self.recorder.set(service_rows.CONFIG_RELOAD_SUCCESSFUL, (), int(successful))
+        self.recorder.set(service_rows.CONFIG_RELOAD_SUCCESSFUL, int(successful))
         if successful:
-            self.recorder.set(service_rows.CONFIG_RELOAD_TIMESTAMP, (), int(time.time()))
+            self.recorder.set(service_rows.CONFIG_RELOAD_TIMESTAMP, int(time.time()))
 
 
 def _unpriced(name: str) -> ModelPrice:

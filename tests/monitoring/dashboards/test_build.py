@@ -1,4 +1,4 @@
-"""The committed JSON is what Grafana's SDK makes of the pages, and Grafana's own types accept it."""
+"""The committed JSON is the SDK's output for the pages, and Grafana's types accept it."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from mcpmeter.monitoring.dashboards import MADE, _build, made, pages
 PAGES = pages()
 CHECK = """import type {{ Dashboard }} from "@grafana/schema";
 type Plain<T> = T extends string ? `${{T}}` : T extends (infer I)[] ? Plain<I>[] : {{ [K in keyof T]: Plain<T[K]> }};
-type Asked = {{ expr: string; step: string; textFormat: string; titleFormat: string }};
-const made: Plain<Dashboard> & {{ annotations: {{ list: Asked[] }} }} = {document};
+type Annotation = {{ expr: string; step: string; textFormat: string; titleFormat: string }};
+const made: Plain<Dashboard> & {{ annotations: {{ list: Annotation[] }} }} = {document};
 export default made;
 """
-"""JSON has texts where the types have enums; `Plain` says which texts those are. `Asked` is what Prometheus's plugin
-adds to an annotation; the types leave it to the plugins."""
+"""`Plain` replaces enums of the types by their strings, as in JSON. `Annotation` is the Prometheus plugin's part of an
+annotation, which the types leave to plugins."""
 
 STRICT = ("--strict", "--noEmit", "--module", "nodenext", "--moduleResolution", "nodenext", "--target", "es2022")
 
 
-def test_there_are_the_five_dashboards() -> None:
+def test_there_are_five_dashboards() -> None:
     assert [page.title for page in PAGES.values()] == [
         "mcpmeter: LLM cost and tokens",
         "mcpmeter: MCP servers and tools",
@@ -34,11 +34,11 @@ def test_there_are_the_five_dashboards() -> None:
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_what_is_committed_is_what_the_sdk_makes(name: str) -> None:
+def test_the_committed_json_is_up_to_date(name: str) -> None:
     assert made(name) == _build.to_json(PAGES[name]), "run: make docs"
 
 
-def test_no_dashboard_is_left_of_a_page_that_is_gone() -> None:
+def test_every_committed_dashboard_has_a_page() -> None:
     folder = files("mcpmeter.monitoring.dashboards") / MADE
     assert sorted(path.name for path in folder.iterdir()) == sorted(f"{name}.json" for name in PAGES)
 
@@ -55,16 +55,14 @@ def type_errors(schemas, folder: Path, documents: dict[str, str]) -> str:
     return checked.stdout
 
 
-def test_grafanas_own_types_accept_every_dashboard(schemas, tmp_path: Path) -> None:
+def test_grafanas_types_accept_every_dashboard(schemas, tmp_path: Path) -> None:
     assert type_errors(schemas, tmp_path, {name: made(name) for name in PAGES}) == ""
 
 
-def test_the_types_would_refuse_a_field_that_grafana_does_not_know_and_a_value_that_it_does_not_take(
-    schemas, tmp_path: Path
-) -> None:
+def test_the_types_refuse_unknown_fields_and_wrong_values(schemas, tmp_path: Path) -> None:
     unknown, wrong = json.loads(made("overview")), json.loads(made("overview"))
     unknown["autoRefresh"] = True
     wrong["panels"][1]["fieldConfig"]["defaults"]["unit"] = 5
-    told = type_errors(schemas, tmp_path, {"unknown": json.dumps(unknown), "wrong": json.dumps(wrong)})
-    assert "'\"autoRefresh\"' does not exist in type" in told
-    assert "Type 'number' is not assignable to type 'string'" in told
+    errors = type_errors(schemas, tmp_path, {"unknown": json.dumps(unknown), "wrong": json.dumps(wrong)})
+    assert "'\"autoRefresh\"' does not exist in type" in errors
+    assert "Type 'number' is not assignable to type 'string'" in errors

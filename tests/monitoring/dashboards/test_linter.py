@@ -1,4 +1,4 @@
-"""The rules of Grafana's dashboard-linter, and ours: in every selector what the reader chose, names of the catalog."""
+"""The rules of Grafana's dashboard-linter, and ours: scope in every selector, metrics of the catalog."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ UNITS = {
     "Bps", "bool_on_off", "bool_yes_no", "bytes", "cps", "currencyUSD", "dateTimeFromNow", "none", "percentunit",
     "reqps", "s", "short",
 }  # fmt: skip
-"""Of Grafana's list, those in use: a misspelt one shows a bare number."""
+"""The units in use from Grafana's list: a misspelt one shows a plain number."""
 
 EVERY_DASHBOARD = pytest.mark.parametrize("dashboard", DASHBOARDS.values(), ids=list(DASHBOARDS))
 
@@ -50,7 +50,7 @@ def parsed(expr: str) -> Any:
 
 
 def nodes(expr: Any, above: tuple[Any, ...] = ()) -> Iterator[tuple[Any, tuple[Any, ...]]]:
-    """Every node and what it stands in, outermost first."""
+    """Every node and its ancestors, outermost first."""
     yield expr, above
     below = [getattr(expr, name, None) for name in ("lhs", "rhs", "expr", "param", "vector_selector")]
     for node in [*below, *(getattr(expr, "args", None) or ())]:
@@ -87,7 +87,7 @@ def test_no_two_have_the_same_uid_or_title() -> None:
 
 
 @EVERY_DASHBOARD
-def test_they_link_to_each_other_and_take_time_and_choice_along(dashboard: dict[str, Any]) -> None:
+def test_they_link_to_each_other_with_time_and_variables(dashboard: dict[str, Any]) -> None:
     (link,) = dashboard["links"]
     assert (link["type"], link["tags"]) == ("dashboards", ["mcpmeter"])
     assert link["includeVars"]
@@ -95,7 +95,7 @@ def test_they_link_to_each_other_and_take_time_and_choice_along(dashboard: dict[
 
 
 @EVERY_DASHBOARD
-def test_the_reader_chooses_source_job_instance_and_region(dashboard: dict[str, Any]) -> None:
+def test_source_job_instance_and_region_can_be_selected(dashboard: dict[str, Any]) -> None:
     chosen = variables(dashboard)
     assert list(chosen)[:4] == ["datasource", "job", "instance", "region"]
     assert (chosen["datasource"]["type"], chosen["datasource"]["query"]) == ("datasource", "prometheus")
@@ -107,20 +107,20 @@ def test_the_reader_chooses_source_job_instance_and_region(dashboard: dict[str, 
             assert (variable["multi"], variable["includeAll"], variable["refresh"]) == (True, True, 2)
 
 
-def test_team_and_model_can_be_chosen_where_they_mean_something() -> None:
+def test_team_and_model_can_be_selected_where_useful() -> None:
     assert {"team", "model", "provider"} <= variables(DASHBOARDS["llm_cost"]).keys()
     assert "provider" in variables(DASHBOARDS["upstreams"])
     assert "server" in variables(DASHBOARDS["mcp_servers"])
 
 
 @EVERY_DASHBOARD
-def test_every_variable_beyond_the_source_is_used_by_some_expression(dashboard: dict[str, Any]) -> None:
+def test_every_variable_is_used_by_some_expression(dashboard: dict[str, Any]) -> None:
     text = " ".join(expressions(dashboard))
     assert [name for name in variables(dashboard) if name != "datasource" and f"${name}" not in text] == []
 
 
 @EVERY_DASHBOARD
-def test_every_panel_has_a_title_of_its_own_a_description_a_known_unit_and_the_chosen_source(
+def test_every_panel_has_title_description_unit_and_source(
     dashboard: dict[str, Any],
 ) -> None:
     titles = [panel["title"] for panel in panels(dashboard)]
@@ -135,14 +135,14 @@ def test_every_panel_has_a_title_of_its_own_a_description_a_known_unit_and_the_c
 
 
 @EVERY_DASHBOARD
-def test_it_opens_with_a_sentence_that_has_a_text_for_every_number(dashboard: dict[str, Any]) -> None:
+def test_its_first_panel_has_a_text_for_every_value(dashboard: dict[str, Any]) -> None:
     first = panels(dashboard)[0]
-    assert first["title"] == "In a sentence"
-    said = [mapping["options"] for mapping in first["fieldConfig"]["defaults"]["mappings"]]
-    assert said[0]["from"] == 0
-    assert [one["to"] + 1 for one in said[:-1]] == [one["from"] for one in said[1:]]
-    assert said[-1]["to"] + 1 == 2 ** (len(said) - 1)
-    assert first["targets"][0]["expr"].count("or vector(0)") == len(said) - 1
+    assert first["title"] == "Summary"
+    texts = [mapping["options"] for mapping in first["fieldConfig"]["defaults"]["mappings"]]
+    assert texts[0]["from"] == 0
+    assert [one["to"] + 1 for one in texts[:-1]] == [one["from"] for one in texts[1:]]
+    assert texts[-1]["to"] + 1 == 2 ** (len(texts) - 1)
+    assert first["targets"][0]["expr"].count("or vector(0)") == len(texts) - 1
 
 
 @EVERY_DASHBOARD
@@ -160,7 +160,7 @@ def test_panels_fill_their_rows_and_do_not_overlap(dashboard: dict[str, Any]) ->
 
 
 @EVERY_DASHBOARD
-def test_every_selector_holds_what_the_reader_chose(dashboard: dict[str, Any]) -> None:
+def test_every_selector_has_the_selected_scope(dashboard: dict[str, Any]) -> None:
     for expr in expressions(dashboard):
         for selector, _ in selectors(expr):
             matchers = {(m.name, m.value) for m in selector.matchers.matchers}
@@ -168,13 +168,13 @@ def test_every_selector_holds_what_the_reader_chose(dashboard: dict[str, Any]) -
 
 
 @EVERY_DASHBOARD
-def test_every_name_is_one_of_the_catalog_or_of_the_process(dashboard: dict[str, Any]) -> None:
+def test_every_metric_exists(dashboard: dict[str, Any]) -> None:
     names = {selector.name for expr in expressions(dashboard) for selector, _ in selectors(expr)}
     assert names - KNOWN - OF_THE_PROCESS - OF_PROMETHEUS == set()
 
 
 @EVERY_DASHBOARD
-def test_counters_stand_in_rate_or_increase_and_gauges_in_neither(dashboard: dict[str, Any]) -> None:
+def test_only_counters_are_in_rate_or_increase(dashboard: dict[str, Any]) -> None:
     for expr in expressions(dashboard):
         for selector, above in selectors(expr):
             functions = {node.func.name for node in above if isinstance(node, promql_parser.Call)}
@@ -187,34 +187,34 @@ def test_counters_stand_in_rate_or_increase_and_gauges_in_neither(dashboard: dic
                 assert not functions & {"rate", "increase"}, expr
 
 
-def test_what_every_replica_shows_the_same_is_never_added_up() -> None:
+def test_gauges_equal_on_all_replicas_are_not_summed() -> None:
     gauges = {row.name for row in budget.ROWS if row.type == "gauge"}
-    asked = 0
+    checked = 0
     for expr in expressions(DASHBOARDS["llm_cost"]):
         for selector, above in selectors(expr):
             if selector.name in gauges:
-                asked += 1
+                checked += 1
                 (aggregation, *_) = [node for node in reversed(above) if isinstance(node, promql_parser.AggregateExpr)]
                 assert str(aggregation.op) == "max", expr
-    assert asked >= len(gauges)
+    assert checked >= len(gauges)
 
 
 @EVERY_DASHBOARD
-def test_a_rate_is_over_grafanas_own_interval(dashboard: dict[str, Any]) -> None:
+def test_a_rate_uses_grafanas_interval(dashboard: dict[str, Any]) -> None:
     for expr in expressions(dashboard):
         for call, window in re.findall(r"\b(rate|irate|increase|changes)\([^\[\]]*\[([^\]]*)\]", expr):
             assert window == ("$__range" if call == "increase" else "$__rate_interval"), expr
 
 
 @EVERY_DASHBOARD
-def test_lines_out_of_a_histogram_show_exemplars(dashboard: dict[str, Any]) -> None:
+def test_histogram_panels_show_exemplars(dashboard: dict[str, Any]) -> None:
     for panel in panels(dashboard):
         for target in panel["targets"]:
             wanted = panel["type"] == "timeseries" and "_bucket" in target["expr"]
             assert target.get("exemplar", False) == wanted, panel["title"]
 
 
-def test_whose_fault_has_the_same_colour_everywhere() -> None:
+def test_each_side_has_the_same_colour_everywhere() -> None:
     colours: dict[str, set[str]] = {}
     for dashboard in DASHBOARDS.values():
         for panel in panels(dashboard):

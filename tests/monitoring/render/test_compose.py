@@ -1,4 +1,4 @@
-"""compose.yaml is what the Compose specification accepts; what it mounts is there; no secret is in it."""
+"""compose.yaml is valid by the Compose specification; its mounts exist; it contains no secret."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mcpmeter.monitoring import MonitoringOptions, files
 from mcpmeter.monitoring.render import compose
 
 FROM_THE_OPERATOR = ("./secrets", "./mcpmeter.env")
-"""Who starts it brings these."""
+"""Files that the operator provides."""
 
 
 def document(options: MonitoringOptions = MonitoringOptions()) -> dict[str, Any]:  # noqa: B008
@@ -30,14 +30,14 @@ def test_the_specification_accepts_it(schemas) -> None:
     specification(schemas).validate(document())
 
 
-def test_the_specification_would_refuse_a_misspelt_key(schemas) -> None:
+def test_the_specification_refuses_a_misspelt_key(schemas) -> None:
     wrong = document()
     wrong["services"]["grafana"]["read-only"] = True
     with pytest.raises(jsonschema.ValidationError, match="read-only"):
         specification(schemas).validate(wrong)
 
 
-def test_every_file_that_it_mounts_is_written_beside_it() -> None:
+def test_every_mounted_file_is_generated() -> None:
     made = files(MonitoringOptions())
     for name, service in document()["services"].items():
         for volume in service["volumes"]:
@@ -49,7 +49,7 @@ def test_every_file_that_it_mounts_is_written_beside_it() -> None:
             assert volume.endswith(":ro")
 
 
-def test_every_port_is_on_loopback_and_every_root_read_only_without_capabilities() -> None:
+def test_ports_are_on_loopback_and_containers_are_hardened() -> None:
     for service in document()["services"].values():
         assert all(port.startswith("127.0.0.1:") for port in service["ports"])
         assert service["read_only"] is True
@@ -58,7 +58,7 @@ def test_every_port_is_on_loopback_and_every_root_read_only_without_capabilities
         assert service["healthcheck"]["test"][0] == "CMD"
 
 
-def test_no_secret_stands_in_it() -> None:
+def test_it_contains_no_secret() -> None:
     text = compose.render(MonitoringOptions(bearer_token_file="token"))["compose/mcpmeter.yaml"]
     assert sorted(re.findall(r"(?:secret|bearer_token): (.*)", text)) == ["${MCPMETER_KEY}", "${METRICS_TOKEN}"]
     for service in document()["services"].values():
@@ -71,7 +71,7 @@ def test_images_have_a_version_and_can_be_replaced() -> None:
         assert re.fullmatch(rf"\$\{{{name.upper()}_IMAGE:-[a-z/]+:v?[\d.]+\}}", service["image"])
 
 
-def test_prometheus_scrapes_the_service_and_asks_the_alertmanager_by_their_names_in_it() -> None:
+def test_prometheus_uses_the_names_of_the_containers() -> None:
     options = MonitoringOptions(targets=("10.0.0.7:8000",), bearer_token_file="/elsewhere/token", scheme="https")
     config = yaml.safe_load(compose.render(options)["compose/prometheus.yml"])
     metered = config["scrape_configs"][0]

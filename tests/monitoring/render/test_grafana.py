@@ -1,4 +1,4 @@
-"""Dashboards follow the options; what Grafana needs to find them stands beside."""
+"""Dashboards follow the options and have provisioning files."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def test_each_page_is_a_file() -> None:
     assert len(pages()) == 5
 
 
-def test_the_jobs_of_the_options_are_chosen_at_first() -> None:
+def test_the_configured_jobs_are_selected_initially() -> None:
     for document in read(MonitoringOptions(jobs=("relay", "weather"))).values():
         (job,) = (v for v in document["templating"]["list"] if v["name"] == "job")
         assert job["current"]["value"] == ["relay", "weather"]
 
 
-def test_further_matchers_are_in_every_selector_whatever_they_hold() -> None:
+def test_matchers_are_in_every_selector_and_escaped() -> None:
     value = 'prod "eu"\\1'
     for document in read(MonitoringOptions(matchers={"cluster": value})).values():
         for expr in expressions(document):
@@ -42,16 +42,16 @@ def test_further_matchers_are_in_every_selector_whatever_they_hold() -> None:
             promql_parser.parse(filled)
             assert 'cluster="prod \\"eu\\"\\\\1"' in expr
         for variable in document["templating"]["list"]:
-            asked = str(variable["query"])
-            assert asked.count('cluster="') == asked.count('instance=~"$instance"')
+            query = str(variable["query"])
+            assert query.count('cluster="') == query.count('instance=~"$instance"')
 
 
-def test_without_options_the_dashboards_are_those_that_were_made() -> None:
+def test_without_options_the_dashboards_are_unchanged() -> None:
     (plain, chosen) = (read(MonitoringOptions()), read(MonitoringOptions(matchers={"a": "b"})))
     assert all(expressions(plain[name]) != expressions(chosen[name]) for name in plain)
 
 
-def test_grafana_is_told_where_its_dashboards_and_its_prometheus_are() -> None:
+def test_provisioning_names_dashboards_and_data_source() -> None:
     made = grafana.render(MonitoringOptions(service_scrape_interval_seconds=7))
     (source,) = yaml.safe_load(made["grafana/provisioning/datasources/mcpmeter.yaml"])["datasources"]
     assert (source["type"], source["jsonData"]["timeInterval"]) == ("prometheus", "7s")

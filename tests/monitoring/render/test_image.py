@@ -1,4 +1,4 @@
-"""The image's recipe: what it copies is enough for a wheel. No Docker runs here, so the build itself is not tried."""
+"""The Dockerfile copies enough for a wheel. There is no Docker here, so the image build itself is not tested."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def copied() -> list[str]:
     return [name for line in lines for name in line.split()]
 
 
-def test_a_wheel_can_be_built_from_what_is_copied_and_holds_the_dashboards(tmp_path: Path) -> None:
+def test_the_copied_files_build_a_wheel_with_the_dashboards(tmp_path: Path) -> None:
     for name in copied():
         source = ROOT / name
         if source.is_dir():
@@ -34,13 +34,13 @@ def test_a_wheel_can_be_built_from_what_is_copied_and_holds_the_dashboards(tmp_p
     assert "mcpmeter/monitoring/dashboards/made/overview.json" in zipfile.ZipFile(wheel).namelist()
 
 
-def test_the_build_sees_what_is_copied_and_nothing_else() -> None:
+def test_the_build_context_contains_only_the_copied_files() -> None:
     lines = MADE["Dockerfile.dockerignore"].splitlines()
     assert lines[1] == "*"
     assert sorted(line[1:] for line in lines if line.startswith("!")) == sorted(copied())
 
 
-def test_it_runs_as_a_number_that_is_not_root_and_installs_what_is_pinned() -> None:
+def test_it_runs_as_a_numeric_non_root_user_with_pins() -> None:
     assert re.search(r"^USER 10001:10001$", MADE["Dockerfile"], re.MULTILINE)
     assert "--constraint constraints.txt" in MADE["Dockerfile"]
     assert MADE["Dockerfile"].index("USER ") < MADE["Dockerfile"].index("ENTRYPOINT")

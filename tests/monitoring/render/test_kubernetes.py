@@ -1,4 +1,4 @@
-"""The manifests are what Kubernetes' and the operator's own schemas accept, and say what they should."""
+"""The manifests are valid by the schemas of Kubernetes and of the Prometheus operator."""
 
 from __future__ import annotations
 
@@ -51,14 +51,14 @@ def test_kubernetes_accepts_every_object_strictly(options: MonitoringOptions) ->
         assert kubernetes_validate.validate(document, KUBERNETES, strict=True) == KUBERNETES
 
 
-def test_the_schemas_would_refuse_a_misspelt_field() -> None:
+def test_the_schemas_refuse_a_misspelt_field() -> None:
     (deployment,) = of_kind("Deployment")
     deployment["spec"]["template"]["spec"]["containers"][0]["envFromm"] = []
     with pytest.raises(kubernetes_validate.ValidationError, match="envFromm"):
         kubernetes_validate.validate(deployment, KUBERNETES, strict=True)
 
 
-def complaints(schemas, documents: list[dict[str, Any]]) -> list[str]:
+def schema_errors(schemas, documents: list[dict[str, Any]]) -> list[str]:
     script = Path(__file__).parents[1] / "node" / "operator.mjs"
     done = schemas.node(script, schemas.packages, input=json.dumps(documents))
     assert done.stderr == ""
@@ -66,23 +66,23 @@ def complaints(schemas, documents: list[dict[str, Any]]) -> list[str]:
 
 
 @BOTH
-def test_the_operators_crds_accept_its_objects(schemas, options: MonitoringOptions) -> None:
+def test_the_operator_crds_accept_its_objects(schemas, options: MonitoringOptions) -> None:
     documents = [document for kind in OF_THE_OPERATOR for document in of_kind(kind, options)]
     assert len(documents) == 2
-    assert complaints(schemas, documents) == []
+    assert schema_errors(schemas, documents) == []
 
 
-def test_the_crds_would_refuse_a_wrong_type_and_a_missing_field(schemas) -> None:
+def test_the_crds_refuse_a_wrong_type_and_a_missing_field(schemas) -> None:
     (monitor,), (rule,) = (of_kind(kind) for kind in OF_THE_OPERATOR)
     monitor["spec"]["endpoints"][0]["interval"] = 5
     del monitor["spec"]["selector"]
     rule["spec"]["groups"][0]["rules"][0]["expr"] = []
-    told = complaints(schemas, [monitor, rule])
-    assert len(told) == 2
-    assert "selector" in told[0]
+    errors = schema_errors(schemas, [monitor, rule])
+    assert len(errors) == 2
+    assert "selector" in errors[0]
 
 
-def test_the_operators_objects_carry_the_release_that_its_prometheus_selects() -> None:
+def test_operator_objects_have_the_release_label() -> None:
     for kind in OF_THE_OPERATOR:
         (chosen,) = of_kind(kind, OPTIONS[1])
         assert chosen["metadata"]["labels"]["release"] == "kube-prometheus-stack"
@@ -90,7 +90,7 @@ def test_the_operators_objects_carry_the_release_that_its_prometheus_selects() -
         assert "release" not in plain["metadata"]["labels"]
 
 
-def test_the_rules_are_those_of_the_rule_files() -> None:
+def test_the_rules_equal_those_of_the_rule_files() -> None:
     (rule,) = of_kind("PrometheusRule")
     made = files(MonitoringOptions())
     written = [yaml.safe_load(text)["groups"] for path, text in made.items() if path.startswith("prometheus/rules/")]
@@ -100,7 +100,7 @@ def test_the_rules_are_those_of_the_rule_files() -> None:
     assert {group["name"]: group for group in rule["spec"]["groups"]} == by_name
 
 
-def test_a_scrape_gets_the_job_and_the_labels_by_which_rules_select() -> None:
+def test_a_scrape_has_the_job_and_labels_that_rules_select() -> None:
     (monitor,) = of_kind("ServiceMonitor", OPTIONS[1])
     (endpoint,) = monitor["spec"]["endpoints"]
     assert {r["targetLabel"]: r["replacement"] for r in endpoint["relabelings"]} == {"job": "relay", "cluster": "eu$$1"}
@@ -108,7 +108,7 @@ def test_a_scrape_gets_the_job_and_the_labels_by_which_rules_select() -> None:
     assert endpoint["authorization"]["credentials"]["key"] == "METRICS_TOKEN"
 
 
-def test_the_sidecar_of_grafana_finds_every_dashboard() -> None:
+def test_grafanas_sidecar_finds_every_dashboard() -> None:
     maps = [m for m in of_kind("ConfigMap") if m["metadata"]["labels"].get("grafana_dashboard") == "1"]
     made = files(MonitoringOptions())
     shown = {name: text for found in maps for name, text in found["data"].items()}
@@ -117,7 +117,7 @@ def test_the_sidecar_of_grafana_finds_every_dashboard() -> None:
     }
 
 
-def test_what_selects_pods_selects_the_deployments_and_no_root_runs_in_them() -> None:
+def test_selectors_match_the_pods_which_run_without_root() -> None:
     (deployment,) = of_kind("Deployment")
     pod = deployment["spec"]["template"]
     for kind, path in (("Service", ()), ("PodDisruptionBudget", ("matchLabels",))):
@@ -135,7 +135,7 @@ def test_what_selects_pods_selects_the_deployments_and_no_root_runs_in_them() ->
 
 
 @BOTH
-def test_every_object_is_in_the_namespace_and_in_the_kustomization(options: MonitoringOptions) -> None:
+def test_every_object_is_in_namespace_and_kustomization(options: MonitoringOptions) -> None:
     made = kubernetes.render(options)
     listed = yaml.safe_load(made["kubernetes/kustomization.yaml"])
     assert sorted(listed["resources"]) == sorted(manifests(options))
@@ -144,7 +144,7 @@ def test_every_object_is_in_the_namespace_and_in_the_kustomization(options: Moni
         assert named["name" if document["kind"] == "Namespace" else "namespace"] == options.namespace
 
 
-def test_the_service_accepts_the_configuration_that_it_is_given(tmp_path: Path) -> None:
+def test_the_service_accepts_its_configuration(tmp_path: Path) -> None:
     for options in OPTIONS:
         (config,) = (m for m in of_kind("ConfigMap", options) if "mcpmeter.yaml" in m["data"])
         path = tmp_path / "mcpmeter.yaml"

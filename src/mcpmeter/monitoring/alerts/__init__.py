@@ -1,4 +1,7 @@
-"""Every alert, one file each: a module here with `NAME`, `PARAMETERS` and `alert(q)`. Adding one is one file."""
+"""Every alert, one file each: a module with `NAME`, `PARAMETERS` and `alert(q)`. Adding an alert is adding a file.
+
+Modules whose name starts with an underscore hold code that several alerts share.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from mcpmeter.monitoring.queries import Parameter, Queries
 
 
 def alerts(options: MonitoringOptions) -> tuple[Alert, ...]:
-    """All alerts but those left out, by name."""
+    """All alerts except those in `options.without`, sorted by name."""
     made = (
         module.alert(Queries(options, options.thresholds.get(module.NAME)))
         for module in _modules()
@@ -23,7 +26,7 @@ def alerts(options: MonitoringOptions) -> tuple[Alert, ...]:
 
 
 def parameters() -> Mapping[str, tuple[Parameter, ...]]:
-    """What may be set, by alert."""
+    """The parameters of each alert."""
     return {module.NAME: module.PARAMETERS for module in sorted(_modules(), key=lambda module: str(module.NAME))}
 
 

@@ -1,4 +1,4 @@
-"""What the three alerts on budgets share. Every replica shows the same gauges, so they take the highest."""
+"""Shared by the three alerts on budgets. Every replica exports the same gauges, so expressions take the maximum."""
 
 from __future__ import annotations
 
@@ -22,19 +22,21 @@ SEARCH: Final = {"team": "search", "budget": "month"}
 
 
 def spent(q: Queries) -> str:
-    """US dollars of the present period."""
+    """US dollars spent in the current period."""
     return q.highest(budget.SPENT, *OF)
 
 
 def limit(q: Queries) -> str:
-    """The limits that are any: one of 0 blocks a team, which is no news."""
+    """The limits above 0: a limit of 0 blocks a team on purpose."""
     return f"({q.highest(budget.LIMIT, *OF)} > 0)"
 
 
 def checks(q: Queries) -> tuple[Check, ...]:
-    """The queries of all three runbooks."""
+    """The queries of the three runbooks."""
     return (
-        Check("How much is spent, as a share", f"{spent(q)} / {limit(q)}"),
-        Check("How much is set aside for calls under way", q.highest(budget.RESERVED, *OF)),
-        Check("Hours until nothing is left", f"({q.highest(budget.EXHAUSTION, *OF)} > 0) / 3600 - time() / 3600"),
+        Check("Share of the budget spent", f"{spent(q)} / {limit(q)}"),
+        Check("Reserved for calls in flight", q.highest(budget.RESERVED, *OF)),
+        Check(
+            "Hours until the budget is exhausted", f"({q.highest(budget.EXHAUSTION, *OF)} > 0) / 3600 - time() / 3600"
+        ),
     )

@@ -1,4 +1,4 @@
-"""MCPAbsent: no replica shows any metric of mcpmeter, so that every other alert is blind."""
+"""MCPAbsent: no replica exports metrics of mcpmeter, so that no other alert can fire."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ACTIVE: Final = "mcp_active_requests"
 
 
 def alert(q: Queries) -> Alert:
-    """One rule a job, since `absent` of several jobs is silent as long as one is there."""
+    """One rule per job, since `absent` over several jobs is silent while one of them exists."""
     return Alert(
         name=NAME,
         area="meter",
@@ -24,30 +24,30 @@ def alert(q: Queries) -> Alert:
             Rule(expr=f"absent({q.of_job(job, mcp.ACTIVE_REQUESTS)})", hold="5m", severity="critical")
             for job in q.options.jobs
         ),
-        summary="Nothing is scraped from {{ $labels.job }}.",
-        description="Prometheus has no target of the job {{ $labels.job }} that shows metrics of mcpmeter. No other "
-        "alert of that job can fire.",
+        summary="No metrics are scraped from {{ $labels.job }}.",
+        description="Prometheus has no target of the job {{ $labels.job }} that exports metrics of mcpmeter. No "
+        "other alert of this job can fire.",
         runbook=Runbook(
-            means="The job is missing in prometheus.yml, service discovery finds nothing, the path is wrong, or all "
-            "replicas are down (then MCPTargetDown fires as well).",
+            means="The job is missing in prometheus.yml, service discovery finds no target, the path is wrong, or all "
+            "replicas are down. In the last case MCPTargetDown fires too.",
             check=(
-                Check("Is there a target", q.recorded("up")),
-                Check("What does it show", f"count by (__name__) ({{{q.matching()}}})"),
+                Check("Targets of the job", q.recorded("up")),
+                Check("Metrics they export", f"count by (__name__) ({{{q.matching()}}})"),
             ),
             do=(
                 "No target: compare `scrape_configs` with `mcpmeter monitoring write --check`, and the job's name with "
                 "`monitoring.jobs`.",
-                "A target without metrics: is it mcpmeter that answers on this port and path?",
+                "A target without metrics: check that mcpmeter serves this port and path.",
             ),
-            fault="The configuration of Prometheus, mostly after a change of it.",
+            fault="The configuration of Prometheus, often after a change.",
         ),
         cases=(
-            fires("the job was taken out of prometheus.yml", "20m", {ACTIVE: "1x5 stale"}),
-            fires("there never was a target", "20m", {}),
-            fires("a target answers without metrics of ours", "20m", {"up": "1x30"}, Firing()),
-            quiet("all is well", "20m", {ACTIVE: "0x30"}),
+            fires("the job was removed from prometheus.yml", "20m", {ACTIVE: "1x5 stale"}),
+            fires("no target ever existed", "20m", {}),
+            fires("a target exports no metrics of mcpmeter", "20m", {"up": "1x30"}, Firing()),
+            quiet("normal operation", "20m", {ACTIVE: "0x30"}),
             quiet("a restart of two minutes", "20m", {ACTIVE: "0x10 _ _ 0x20"}),
             quiet("first scrape", "1m", {ACTIVE: "0"}),
-            quiet("one replica of two is gone", "20m", {on("a", ACTIVE): "1x5 stale", on("b", ACTIVE): "1x30"}),
+            quiet("one replica of two is removed", "20m", {on("a", ACTIVE): "1x5 stale", on("b", ACTIVE): "1x30"}),
         ),
     )

@@ -1,4 +1,4 @@
-"""MCPActiveRequestsSpike: far more requests are being answered at once than in the hour before."""
+"""MCPActiveRequestsSpike: far more requests are in progress than in the hour before."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from mcpmeter.monitoring.alert import Alert, Check, Firing, Rule, Runbook, fires
 from mcpmeter.monitoring.queries import WATCHING, Parameter, Queries
 
 NAME: Final = "MCPActiveRequestsSpike"
-FACTOR: Final = Parameter("factor", "3", "How many times the hour before.")
-REQUESTS: Final = Parameter("requests", "100", "Requests under way, over all replicas, below which nothing is said.")
+FACTOR: Final = Parameter("factor", "3", "Multiple of the hour before that fires.")
+REQUESTS: Final = Parameter("requests", "100", "Requests in progress, over all replicas, below which it does not fire.")
 PARAMETERS: Final = (FACTOR, REQUESTS)
 
 ACTIVE: Final = "mcp_active_requests"
@@ -18,38 +18,38 @@ RECORDED: Final = "job:mcp_active_requests:sum"
 
 
 def alert(q: Queries) -> Alert:
-    """On the recorded sum over replicas, so that a replaced replica takes its history along."""
+    """Uses the recorded sum over replicas, so that replacing a replica keeps the history."""
     return Alert(
         name=NAME,
         area="slo",
         parameters=PARAMETERS,
         rules=(Rule(expr=_expr(q), hold="5m"),),
-        summary="Requests pile up in {{ $labels.job }}.",
-        description="{{ $value | humanize }} requests are under way in {{ $labels.job }}, more than "
+        summary="Requests are piling up in {{ $labels.job }}.",
+        description="{{ $value | humanize }} requests are in progress in {{ $labels.job }}, more than "
         f"{q[FACTOR]} times the hour before.",
         runbook=Runbook(
-            means="More comes in than goes out: more callers, or slower answers. When connections to providers run out "
-            "(`relay.timeouts.max_connections`), calls are refused.",
+            means="More requests arrive than complete: there are more callers, or responses are slower. If the "
+            "connections to providers run out (`relay.timeouts.max_connections`), calls are refused.",
             check=(
                 Check("By replica", q.of(mcp.ACTIVE_REQUESTS)),
-                Check("Do more ask", q.rate(mcp.REQUESTS, "5m", "endpoint", where=(WATCHING,))),
-                Check("Or are answers slower", q.recorded(f"job_endpoint:{mcp.REQUEST_DURATION.name}:p95_rate5m")),
+                Check("Request rate", q.rate(mcp.REQUESTS, "5m", "endpoint", where=(WATCHING,))),
+                Check("Response times", q.recorded(f"job_endpoint:{mcp.REQUEST_DURATION.name}:p95_rate5m")),
             ),
             do=(
-                "Slower answers: go on with MCPLatencyDegraded.",
-                "More callers: `mcpmeter report --by team` says whose; start more replicas or limit the team.",
-                "One replica alone: take it out of the load balancer and look at its log.",
+                "Slower responses: continue with MCPLatencyDegraded.",
+                "More callers: `mcpmeter report --by team` shows the team. Start more replicas or limit the team.",
+                "A single replica: remove it from the load balancer and read its log.",
             ),
-            fault="The callers' or the provider's.",
+            fault="The callers or the provider.",
         ),
         cases=(
             fires("from 20 to 400", "100m", {ACTIVE: "20x85 400x30"}, Firing(shown="400")),
             quiet("low traffic: from 2 to 60", "100m", {ACTIVE: "2x85 60x30"}),
-            quiet("busy as always", "100m", {ACTIVE: "400x120"}),
+            quiet("a constant high load", "100m", {ACTIVE: "400x120"}),
             quiet("first scrape of a busy service", "20m", {ACTIVE: "400x30"}),
-            quiet("a restart: down to nothing and up again", "100m", {ACTIVE: "400x80 0 400x30"}),
+            quiet("a restart: down to 0 and up again", "100m", {ACTIVE: "400x80 0 400x30"}),
             quiet(
-                "a replica is replaced by another",
+                "a replica is replaced",
                 "100m",
                 {on("old", ACTIVE): "400x80 stale", on("new", ACTIVE): "_x81 400x30"},
             ),

@@ -1,4 +1,4 @@
-"""MCPBudgetForecastExceeded: at the present pace a budget is gone before its period ends."""
+"""MCPBudgetForecastExceeded: at the current rate a budget is exhausted before its period ends."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mcpmeter.monitoring.queries import Parameter, Queries
 
 NAME: Final = "MCPBudgetForecastExceeded"
 SHARE: Final = Parameter("share", "0.1", "Share of a budget that must be spent before its trend counts.", most="1")
-HOURS: Final = Parameter("hours", "4", "Hours to exhaustion that are too few, whatever the trend.")
+HOURS: Final = Parameter("hours", "4", "Hours to exhaustion below which it fires regardless of the trend.")
 PARAMETERS: Final = (SHARE, HOURS)
 
 BY_TREND: Final = {**SEARCH, "horizon": "before its period ends"}
@@ -20,24 +20,24 @@ SOON: Final = {**SEARCH, "horizon": "within hours"}
 
 
 def alert(q: Queries) -> Alert:
-    """A trend for each budget's own period, and the service's own forecast for what comes soon."""
+    """The trend to the end of each budget's period, and the service's forecast for the next hours."""
     return Alert(
         name=NAME,
         area="money",
         parameters=PARAMETERS,
         rules=tuple(_rules(q)),
-        summary=f"{WHOSE} will not last.",
-        description=f"{WHOSE} will be exhausted {{{{ $labels.horizon }}}} if it is spent as in the last hours.",
+        summary=f"{WHOSE} will be exhausted early.",
+        description=f"{WHOSE} will be exhausted {{{{ $labels.horizon }}}} at the rate of the last hours.",
         runbook=Runbook(
-            means="There is time left to act. The trends of the last six hours and of the last day must agree, so that "
-            "office hours alone do not raise it; where the period ends within a day, six hours are enough.",
-            check=(*checks(q), Check("US dollars an hour", f"3600 * {_slope(q, '6h')}")),
+            means="There is still time to act. The trends of the last six hours and of the last day must both exceed "
+            "the limit, so that office hours alone do not fire it. If the period ends within a day, six hours suffice.",
+            check=(*checks(q), Check("US dollars per hour", f"3600 * {_slope(q, '6h')}")),
             do=(
-                "`mcpmeter report --by team --by model`: what rose? MCPCostSpike may know as well.",
-                "Tell the team now; calls are refused when nothing is left.",
-                "Raise the limit, or move the largest use to a cheaper model.",
+                "Find the usage that rose with `mcpmeter report --by team --by model`. See also MCPCostSpike.",
+                "Notify the team: calls are refused when the budget is exhausted.",
+                "Raise the limit, or move the largest usage to a cheaper model.",
             ),
-            fault="The team's, or a budget that was set too small.",
+            fault="The team's usage, or a limit that is too small.",
         ),
         step="4m",
         cases=(
@@ -54,24 +54,26 @@ def alert(q: Queries) -> Alert:
                 Firing(BY_TREND),
             ),
             fires(
-                "the service says that it is gone in two hours, a prepaid one",
+                "the service forecasts exhaustion of a prepaid budget in two hours",
                 "10h",
                 {SPENT: "50x200", LIMIT: "100x200", END: "0x200", GONE: f"{12 * 3600}x200"},
                 Firing(SOON),
             ),
-            quiet("it will just do", "2d", {SPENT: "33+0.005x800", LIMIT: "100x800", END: f"{12 * 86400}x800"}),
             quiet(
-                "low traffic: a dear call in the month's first hours",
+                "the budget just suffices", "2d", {SPENT: "33+0.005x800", LIMIT: "100x800", END: f"{12 * 86400}x800"}
+            ),
+            quiet(
+                "low traffic: an expensive call in the month's first hours",
                 "8h",
                 {SPENT: "0+0.05x200", LIMIT: "100x200", END: f"{30 * 86400}x200"},
             ),
             quiet(
-                "the month's turn: down from 95 to nothing",
+                "the start of a new month: from 95 down to 0",
                 "2d",
                 {SPENT: "40+0.08x690 0+0.001x110", LIMIT: "100x800", END: f"{2 * 86400 - 7200}x690 {32 * 86400}x110"},
             ),
             quiet(
-                "a restart: a replica's gauge begins where the ledger stands",
+                "a restart: the gauge continues at the ledger's value",
                 "2d",
                 {SPENT: "60x700 _x3 60x97", LIMIT: "100x800", END: f"{12 * 86400}x800"},
             ),
@@ -82,14 +84,14 @@ def alert(q: Queries) -> Alert:
             ),
             quiet("first scrape", "4m", {SPENT: "60", LIMIT: "100", END: f"{12 * 86400}"}),
             quiet(
-                "the service says: exhausted, but after the period's end",
+                "the forecast exhaustion is after the period's end",
                 "10h",
                 {SPENT: "50x200", LIMIT: "100x200", END: f"{11 * 3600}x200", GONE: f"{12 * 3600}x200"},
             ),
-            quiet("nothing burns", "10h", {SPENT: "50x200", LIMIT: "100x200", END: f"{86400}x200", GONE: "0x200"}),
+            quiet("nothing is spent", "10h", {SPENT: "50x200", LIMIT: "100x200", END: f"{86400}x200", GONE: "0x200"}),
             quiet("no budget is configured", "10h", {}),
             quiet(
-                "one replica has just begun",
+                "one replica has just started",
                 "2d",
                 {
                     on("old", SPENT): "60x800",
@@ -119,5 +121,5 @@ def _rules(q: Queries) -> Iterator[Rule]:
 
 
 def _slope(q: Queries, window: str) -> str:
-    """US dollars a second."""
+    """US dollars per second."""
     return f"max {q.by(*OF)} (deriv({q.of(budget.SPENT)}[{q.span(window)}]))"

@@ -1,4 +1,4 @@
-"""MCPCostSpike: a team spends far more than at this hour yesterday and a week ago."""
+"""MCPCostSpike: a team spends far more than in the same hour yesterday and a week ago."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from mcpmeter.monitoring.alert import Alert, Check, Firing, Rule, Runbook, fires
 from mcpmeter.monitoring.queries import Parameter, Queries
 
 NAME: Final = "MCPCostSpike"
-FACTOR: Final = Parameter("factor", "3", "How many times the same hour of yesterday and of last week.")
-USD: Final = Parameter("usd", "5", "US dollars an hour below which no rise matters.")
+FACTOR: Final = Parameter("factor", "3", "Multiple of the same hour yesterday and a week ago that fires.")
+USD: Final = Parameter("usd", "5", "US dollars per hour below which it does not fire.")
 PARAMETERS: Final = (FACTOR, USD)
 
 COST: Final = 'mcp_cost_usd_total{model="gpt-4.1",team="search",provider="openai",source="listed"}'
@@ -18,34 +18,34 @@ RECORDED: Final = "job_team:mcp_cost_usd:increase1h"
 
 
 def alert(q: Queries) -> Alert:
-    """Against the same hour, since a mean over days calls every office day a spike."""
+    """Compares with the same hour, since every office day exceeds a mean over days."""
     return Alert(
         name=NAME,
         area="money",
         parameters=PARAMETERS,
         rules=(Rule(expr=_expr(q), hold="10m"),),
-        summary="The spending of team {{ $labels.team }} has jumped.",
+        summary="Spending of team {{ $labels.team }} has risen sharply.",
         description='Team {{ $labels.team }} spent {{ $value | printf "%.2f" }} USD in the last hour, more than '
-        f"{q[FACTOR]} times what it spent at this hour yesterday and a week ago.",
+        f"{q[FACTOR]} times its spending in the same hour yesterday and a week ago.",
         runbook=Runbook(
-            means="A new job, a loop, a dearer model or a leaked key. Without a yesterday to compare with, nothing is "
-            "said: that is what budgets are for. In a team's first week yesterday alone is compared with.",
+            means="A new job, a loop, a more expensive model or a leaked key. On a team's first day it does not fire, "
+            "since there is nothing to compare with; use a budget. In the first week it compares with yesterday only.",
             check=(
-                Check("Which model and provider", q.increase(money.COST, "1h", "team", "model", "provider")),
+                Check("By model and provider", q.increase(money.COST, "1h", "team", "model", "provider")),
                 Check("This hour", q.recorded(RECORDED)),
                 Check("Yesterday", f"{q.recorded(RECORDED)} offset {q.span('1d')}"),
             ),
             do=(
-                "`mcpmeter report --by team --by model` and `--by key` say which caller it is. Ask the team.",
-                "Nobody knows it: `mcpmeter keys revoke ID`, which counts within a second.",
-                "It is wanted: silence the alert for a day; tomorrow it compares with today.",
+                "`mcpmeter report --by team --by model` and `--by key` show the caller. Ask the team.",
+                "An unknown caller: `mcpmeter keys revoke ID` takes effect within a second.",
+                "Intended spending: silence the alert for a day. Tomorrow it compares with today.",
             ),
-            fault="The team's, or whoever has its key.",
+            fault="The team, or a leaked key.",
         ),
         step="4m",
         cases=(
             fires(
-                "from one dollar an hour to twenty",
+                "from one dollar per hour to twenty",
                 "8d",
                 {COST: "0+0.0625x2850 178.125+1.25x30"},
                 Firing({"team": "search"}, "18.75"),
@@ -56,14 +56,14 @@ def alert(q: Queries) -> Alert:
             quiet("low traffic: from a cent to three dollars", "8d", {COST: "0+0.001x2850 2.85+0.2x30"}),
             quiet("a restart resets the counter", "8d", {COST: "0+1x2865 0+1x15"}),
             quiet("first scrape of a service that has spent before", "4m", {COST: "9000"}),
-            quiet("nobody has spent anything", "1d", {}),
+            quiet("nothing was spent", "1d", {}),
             quiet("a replica is replaced", "2d", {on("old", COST): "0+1x700 stale", on("new", COST): "_x701 0+1x30"}),
         ),
     )
 
 
 def _office_days() -> str:
-    """Eight days that begin on a Monday: ten dollars an hour from 8 to 18 o'clock, but on Saturday and Sunday."""
+    """Eight days that begin on a Monday: ten dollars per hour from 8:00 to 18:00, except on Saturday and Sunday."""
     values, spent = [], 0.0
     for day in range(8):
         rate = 0.0 if day in (5, 6) else 0.625

@@ -1,4 +1,4 @@
-"""MCPLedgerFailing: calls cannot be written down, stay open, or wait for the disk."""
+"""MCPLedgerFailing: the ledger is not writable, leaves rows open, or commits slowly."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from mcpmeter.monitoring.alert import Alert, Check, Firing, Rule, Runbook, fires
 from mcpmeter.monitoring.queries import Parameter, Queries
 
 NAME: Final = "MCPLedgerFailing"
-ROWS: Final = Parameter("rows", "10", "Rows more than requests under way that may stay open.")
-SECONDS: Final = Parameter("seconds", "0.5", "99th percentile of a commit that is too slow, in seconds.", most="5")
+ROWS: Final = Parameter("rows", "10", "Accepted number of open rows beyond the requests in progress.")
+SECONDS: Final = Parameter("seconds", "0.5", "Threshold of the 99th percentile of a commit, in seconds.", most="5")
 PARAMETERS: Final = (ROWS, SECONDS)
 
 HEALTHY: Final = "mcp_ledger_healthy"
@@ -30,33 +30,34 @@ def commits(fast: str, all_of_them: str) -> dict[str, str]:
 
 
 def alert(q: Queries) -> Alert:
-    """By replica, since each has a ledger's file or connection of its own."""
+    """Per replica, since each has its own ledger file or connection."""
     return Alert(
         name=NAME,
         area="meter",
         parameters=PARAMETERS,
         rules=tuple(_rules(q)),
         summary="The ledger of {{ $labels.instance }} {{ $labels.sign }}.",
-        description="The ledger of {{ $labels.job }} on {{ $labels.instance }} {{ $labels.sign }}. A call that cannot "
-        "be written down is not made: callers get 503, ledger_unavailable.",
+        description="The ledger of {{ $labels.job }} on {{ $labels.instance }} {{ $labels.sign }}. While it is not "
+        "writable, calls are refused with 503, ledger_unavailable.",
         runbook=Runbook(
-            means="`cannot be written`: the disk is full or read-only, or the file was moved; every call is refused. "
-            "`leaves rows open`: calls end without being settled. `is slow`: commits wait for the disk, and calls too.",
+            means="`cannot be written`: the disk is full or read-only, or the file was moved. Every call is refused. "
+            "`leaves rows open`: calls end without being settled. `is slow`: commits, and with them calls, wait for "
+            "the disk.",
             check=(
-                Check("Which replica cannot write", f"{q.of(service.LEDGER_HEALTHY)} == 0"),
+                Check("Replicas whose ledger is not writable", f"{q.of(service.LEDGER_HEALTHY)} == 0"),
                 Check(
-                    "More open rows than requests",
+                    "Replicas with more open rows than requests",
                     f"{q.of(service.LEDGER_OPEN_ROWS)} > {q.of(mcp.ACTIVE_REQUESTS)}",
                 ),
-                Check("How long commits take", q.quantile("0.99", service.LEDGER_COMMIT, "5m", "instance")),
+                Check("Duration of commits", q.quantile("0.99", service.LEDGER_COMMIT, "5m", "instance")),
             ),
             do=(
-                "`df -h` and `mount` on the ledger's folder; `/-/ready` says the same as the gauge.",
-                "Make room or mend the mount. The service notices within a second and needs no restart.",
-                "Rows that stay open are settled as `recovered` at the next start: restart the replica when idle.",
-                "Slow: is another program writing to the same disk? A network disk is no place for a ledger.",
+                "Run `df -h` and `mount` for the ledger's folder. `/-/ready` reports the same state as the gauge.",
+                "Free disk space or repair the mount. The service recovers within a second, without a restart.",
+                "Rows that stay open are settled as `recovered` at startup: restart the replica when it is idle.",
+                "Slow commits: look for other programs that write to the disk. Do not use a network disk.",
             ),
-            fault="The machine's disk, nearly always.",
+            fault="Almost always the machine's disk.",
         ),
         cases=(
             fires(
@@ -78,7 +79,7 @@ def alert(q: Queries) -> Alert:
                 Firing({"instance": "one:8000", "severity": "warning", "sign": "is slow"}),
             ),
             quiet(
-                "all is well under load",
+                "normal operation under load",
                 "30m",
                 {HEALTHY: "1x40", OPEN: "80x40", ACTIVE: "80x40", **commits("0+60x40", "0+60x40")},
             ),
@@ -86,7 +87,7 @@ def alert(q: Queries) -> Alert:
             quiet("first scrape", "1m", {HEALTHY: "1", OPEN: "0", ACTIVE: "0"}),
             quiet("a library without a ledger", "20m", {ACTIVE: "0x30"}),
             quiet("a restart resets the buckets", "30m", commits("0+60x20 0+60x20", "0+60x20 0+60x20")),
-            quiet("low traffic: one slow commit an hour", "30m", {HEALTHY: "1x40", **commits("0x40", "0x25 1x15")}),
+            quiet("low traffic: one slow commit per hour", "30m", {HEALTHY: "1x40", **commits("0x40", "0x25 1x15")}),
         ),
     )
 

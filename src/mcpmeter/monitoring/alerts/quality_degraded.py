@@ -1,4 +1,4 @@
-"""MCPQualityDegraded: a model's answers got worse while every call still succeeds (passive signals)."""
+"""MCPQualityDegraded: a model's responses degrade while every call still succeeds (passive signals)."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from mcpmeter.monitoring.alert import Alert, Check, Firing, Rule, Runbook, fires
 from mcpmeter.monitoring.queries import Parameter, Queries
 
 NAME: Final = "MCPQualityDegraded"
-FACTOR: Final = Parameter("factor", "3", "How many times the day before a share must be.")
-RATIO: Final = Parameter("ratio", "0.05", "Share of empty, cut-off or refused answers that may pass.", most="1")
-ANSWERS: Final = Parameter("answers", "20", "Answers in 30 minutes below which nothing is said.")
-SLOWDOWN: Final = Parameter("slowdown", "0.5", "Share of the day before's tokens a second that is too few.", most="1")
+FACTOR: Final = Parameter("factor", "3", "Multiple of the last day's share that fires.")
+RATIO: Final = Parameter("ratio", "0.05", "Accepted share of empty, cut-off or refused responses.", most="1")
+ANSWERS: Final = Parameter("answers", "20", "Responses in 30 minutes below which it does not fire.")
+SLOWDOWN: Final = Parameter(
+    "slowdown", "0.5", "Share of the last day's tokens per second below which it fires.", most="1"
+)
 PARAMETERS: Final = (FACTOR, RATIO, ANSWERS, SLOWDOWN)
 
 SIGNALS: Final[tuple[tuple[str, Metric], ...]] = (
@@ -28,7 +30,7 @@ CUT: Final = 'mcp_truncated_completions_total{model="gpt-4.1",provider="openai"}
 
 
 def speeds(slow: str, all_of_them: str) -> dict[str, str]:
-    """Buckets of the output rate: the slow ones up to 20 tokens a second, the others up to 100."""
+    """Buckets of the output rate: the slow ones up to 10 tokens per second, the others up to 100."""
     name, labels = "mcp_output_tokens_per_second", 'model="gpt-4.1",provider="openai"'
     return {
         f'{name}_bucket{{{labels},le="10.0"}}': slow,
@@ -41,60 +43,60 @@ def speeds(slow: str, all_of_them: str) -> dict[str, str]:
 
 
 def alert(q: Queries) -> Alert:
-    """Each signal against its own day before: what is normal differs from model to model."""
+    """Compares each signal with its last day, since normal values differ between models."""
     return Alert(
         name=NAME,
         area="quality",
         parameters=PARAMETERS,
         rules=tuple(_rules(q)),
-        summary="Answers of {{ $labels.model }} got worse ({{ $labels.signal }}).",
-        description="Answers of {{ $labels.model }} are {{ $labels.signal }} far more than in the day before: "
+        summary="Responses of {{ $labels.model }} have degraded ({{ $labels.signal }}).",
+        description="Responses of {{ $labels.model }} are {{ $labels.signal }} far more often than in the last day: "
         "{{ $value | humanize }} ({{ $labels.unit }}) over the last 30 minutes.",
         runbook=Runbook(
-            means="Nothing fails, but answers are empty, cut off, refused or slow. A provider changed the model behind "
-            "a name, moved to another machine, or prompts changed. After a day the new state is what is compared with.",
+            means="No call fails, but responses are empty, cut off, refused or slow. The provider changed the model "
+            "behind a name or its machines, or prompts changed. After a day the new state becomes the baseline.",
             check=(
-                Check("Why answers end", q.rate(quality.FINISH_REASONS, "30m", "model", "reason")),
-                Check("Median tokens a second", q.quantile("0.5", quality.OUTPUT_RATE, "30m", "model", "provider")),
-                Check("Empty answers", q.increase(quality.EMPTY, "30m", "model")),
+                Check("Finish reasons", q.rate(quality.FINISH_REASONS, "30m", "model", "reason")),
+                Check("Median tokens per second", q.quantile("0.5", quality.OUTPUT_RATE, "30m", "model", "provider")),
+                Check("Empty responses", q.increase(quality.EMPTY, "30m", "model")),
             ),
             do=(
-                "Ask the model something you know the answer to, through the relay and directly.",
-                "`cut off`: did callers lower max_tokens, or do reasoning tokens use it up?",
-                "`refused`: did a prompt change? Look at one trace id of the exemplars on *LLM cost and tokens*.",
-                "The provider's doing: route the model elsewhere, then write to the provider.",
+                "Send the model a question with a known answer, through the relay and directly.",
+                "`cut off`: check whether callers lowered max_tokens, or whether reasoning tokens use it up.",
+                "`refused`: check whether a prompt changed. Exemplars on *LLM cost and tokens* have trace ids.",
+                "The provider caused it: route the model elsewhere, then contact the provider.",
             ),
-            fault="The provider's, unless prompts or parameters changed on that day.",
+            fault="The provider, unless prompts or parameters changed that day.",
         ),
         step="4m",
         cases=(
             fires(
-                "a fifth of the answers is empty since an hour",
+                "a fifth of the responses is empty for an hour",
                 "26h",
                 {ANSWERED: "0+10x400", EMPTY: "0x375 0+2x25"},
                 Firing({"model": "gpt-4.1", "signal": "empty", "unit": "share of answers"}, "200m"),
             ),
             fires(
-                "half of the answers is cut off, which a tenth always was",
+                "half of the responses is cut off, up from a tenth",
                 "26h",
                 {ANSWERED: "0+10x400", CUT: "0+1x375 375+5x25"},
                 Firing({"model": "gpt-4.1", "signal": "cut off", "unit": "share of answers"}, "500m"),
             ),
             fires(
-                "tokens come at a tenth of their speed",
+                "the token rate falls to a tenth",
                 "26h",
                 speeds("0x375 0+10x25", "0+10x400"),
                 Firing({"model": "gpt-4.1", "provider": "openai", "signal": "slow", "unit": "tokens a second"}, "5"),
             ),
-            quiet("always a tenth of them cut off", "26h", {ANSWERED: "0+10x400", CUT: "0+1x400"}),
+            quiet("a constant tenth is cut off", "26h", {ANSWERED: "0+10x400", CUT: "0+1x400"}),
             quiet(
-                "low traffic: both answers of the hour are empty",
+                "low traffic: both responses of an hour are empty",
                 "26h",
                 {ANSWERED: "0+0.03x400", EMPTY: "0x388 1x5 2x8"},
             ),
             quiet("a restart resets the counters", "26h", {ANSWERED: "0+10x375 0+10x25", EMPTY: "0+0.1x375 0+0.1x25"}),
             quiet("first scrape of a model that was always bad", "40m", {ANSWERED: "0+10x15", EMPTY: "0+5x15"}),
-            quiet("a model without answers", "26h", {EMPTY: "0x400"}),
+            quiet("a model without responses", "26h", {EMPTY: "0x400"}),
             quiet(
                 "one noisy replica of fifty",
                 "26h",

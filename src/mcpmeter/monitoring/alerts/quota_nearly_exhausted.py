@@ -1,4 +1,4 @@
-"""MCPQuotaNearlyExhausted: by the provider's own headers, hardly anything is left of a quota."""
+"""MCPQuotaNearlyExhausted: a quota is nearly used up according to the provider's headers."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from mcpmeter.monitoring.alert import Alert, Check, Firing, Rule, Runbook, fires
 from mcpmeter.monitoring.queries import Parameter, Queries
 
 NAME: Final = "MCPQuotaNearlyExhausted"
-RATIO: Final = Parameter("ratio", "0.1", "Share of a quota that is too little to be left.", most="1")
-SECONDS: Final = Parameter("seconds", "600", "Time to exhaustion that is too short, where it comes before the reset.")
+RATIO: Final = Parameter("ratio", "0.1", "Remaining share of a quota below which it fires.", most="1")
+SECONDS: Final = Parameter(
+    "seconds", "600", "Seconds to exhaustion below which it fires, if the quota does not reset first."
+)
 PARAMETERS: Final = (RATIO, SECONDS)
 
 _LABELS: Final = ("provider", "credential", "resource")
@@ -22,48 +24,48 @@ TOKENS: Final = {"provider": "openai", "credential": "openai-1", "resource": "to
 
 
 def alert(q: Queries) -> Alert:
-    """Gauges of what was last reported, so that the lowest of all replicas counts."""
+    """The gauges hold the last reported values, so the minimum over replicas counts."""
     return Alert(
         name=NAME,
         area="upstreams",
         parameters=PARAMETERS,
         rules=(Rule(expr=_expr(q), hold="5m"),),
         summary="The quota of {{ $labels.resource }} at {{ $labels.provider }} is nearly used up.",
-        description="Of {{ $labels.resource }} at {{ $labels.provider }}, credential {{ $labels.credential }}, hardly "
-        f"anything is left (less than {float(q[RATIO]):.0%}), or it ends within {q[SECONDS]}s, before its reset.",
+        description="At {{ $labels.provider }} (key {{ $labels.credential }}), the quota of {{ $labels.resource }} "
+        f"is below {float(q[RATIO]):.0%}, or will be exhausted within {q[SECONDS]}s, before its reset.",
         runbook=Runbook(
-            means="Soon the provider answers 429. With another key or provider in the route, calls go there.",
+            means="The provider will soon return 429. Calls then go to other keys or providers of the route.",
             check=(
-                Check("What is left, by share", f"{q.of(quota.REMAINING)} / {q.of(quota.LIMIT)}"),
-                Check("Seconds until nothing is left", q.of(quota.EXHAUSTION)),
-                Check("Seconds until it is whole again", f"{q.of(quota.RESET)} - time()"),
+                Check("Remaining share", f"{q.of(quota.REMAINING)} / {q.of(quota.LIMIT)}"),
+                Check("Seconds until exhaustion", q.of(quota.EXHAUSTION)),
+                Check("Seconds until the reset", f"{q.of(quota.RESET)} - time()"),
             ),
             do=(
-                "`mcpmeter quota --watch` shows it live.",
-                "Add a key (`api_keys:`), a provider (`routes:`), or ask the provider for a higher tier.",
-                "Find who uses it up: `mcpmeter report --by team --by model`.",
+                "`mcpmeter quota --watch` shows the quotas live.",
+                "Add a key (`api_keys:`) or a provider (`routes:`), or get a higher tier from the provider.",
+                "Find the largest users: `mcpmeter report --by team --by model`.",
             ),
-            fault="Nobody's: there is more traffic than was bought.",
+            fault="Traffic exceeds the purchased quota.",
         ),
         cases=(
-            fires("a twentieth is left", "20m", {LIMIT: "10000x30", LEFT: "500x30"}, Firing(TOKENS)),
+            fires("5 % is left", "20m", {LIMIT: "10000x30", LEFT: "500x30"}, Firing(TOKENS)),
             fires(
-                "it runs out in five minutes, before its reset",
+                "exhausted in five minutes, before the reset",
                 "20m",
                 {LIMIT: "10000x30", LEFT: "6000x30", SOON: "300x30"},
                 Firing(TOKENS),
             ),
             fires(
-                "one of two replicas was told last how little is left",
+                "only one of two replicas has seen the low value",
                 "20m",
                 {LIMIT: "10000x30", LEFT: "9000x30", on("b", LIMIT): "10000x30", on("b", LEFT): "100x30"},
                 Firing(TOKENS),
             ),
             quiet("half is left", "20m", {LIMIT: "10000x30", LEFT: "5000x30"}),
-            quiet("low for two minutes, then whole again", "20m", {LIMIT: "10000x30", LEFT: "9000x15 500x2 10000x13"}),
-            quiet("a provider that says no limit", "20m", {LIMIT: "0x30", LEFT: "0x30"}),
-            quiet("first scrape after a restart: no header was seen yet", "20m", {}),
-            quiet("it runs out in hours", "20m", {LIMIT: "10000x30", LEFT: "6000x30", SOON: "7200x30"}),
+            quiet("low for two minutes, then full again", "20m", {LIMIT: "10000x30", LEFT: "9000x15 500x2 10000x13"}),
+            quiet("a provider without a limit", "20m", {LIMIT: "0x30", LEFT: "0x30"}),
+            quiet("first scrape after a restart: no header seen yet", "20m", {}),
+            quiet("exhausted in hours", "20m", {LIMIT: "10000x30", LEFT: "6000x30", SOON: "7200x30"}),
         ),
     )
 

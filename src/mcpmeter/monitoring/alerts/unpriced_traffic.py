@@ -1,4 +1,4 @@
-"""MCPUnpricedTraffic: calls were made that no price is known for, so that the books miss their cost."""
+"""MCPUnpricedTraffic: calls have no known price, so that their cost is missing in the ledger."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from mcpmeter.monitoring.alert import Alert, Check, Firing, Rule, Runbook, fires
 from mcpmeter.monitoring.queries import Parameter, Queries
 
 NAME: Final = "MCPUnpricedTraffic"
-CALLS: Final = Parameter("calls", "5", "Unpriced calls in an hour that may pass.")
+CALLS: Final = Parameter("calls", "5", "Accepted number of unpriced calls per hour.")
 PARAMETERS: Final = (CALLS,)
 
 UNPRICED: Final = 'mcp_unpriced_requests_total{provider="openai",reason="unknown_model"}'
 
 
 def alert(q: Queries) -> Alert:
-    """A model without a price is not free: its cost is missing."""
+    """A model without a price is not free; its cost is missing."""
     expr = f"{q.increase(money.UNPRICED, '1h', 'provider', 'reason')} > {q[CALLS]}"
     return Alert(
         name=NAME,
@@ -25,24 +25,24 @@ def alert(q: Queries) -> Alert:
         rules=(Rule(expr=expr),),
         summary="Calls to {{ $labels.provider }} have no price.",
         description="{{ $value | humanize }} calls to {{ $labels.provider }} in the last hour have no price "
-        "({{ $labels.reason }}). Budgets and reports do not see their cost.",
+        "({{ $labels.reason }}). Their cost is missing in budgets and reports.",
         runbook=Runbook(
-            means="`unknown_model`: no price list names the model. `usage_missing`: nobody counted the tokens. "
+            means="`unknown_model`: no price list contains the model. `usage_missing`: the token count is unknown. "
             "`not_determined`: the price does not cover these tokens.",
             check=(
                 Check("By provider and reason", q.increase(money.UNPRICED, "1d", "provider", "reason")),
-                Check("Which models are not announced", q.of(service.LABEL_OVERFLOW, "", 'label="model"')),
+                Check("Models outside the allowlist", q.of(service.LABEL_OVERFLOW, "", 'label="model"')),
             ),
             do=(
-                "`mcpmeter report --by model` shows the models whose cost is unpriced.",
+                "`mcpmeter report --by model` shows the models without a price.",
                 "`unknown_model`: add a price list (`pricing.files`), or update `genai-prices`.",
-                "`usage_missing`: see what the provider leaves out; with streams, usage is asked for by itself.",
+                "`usage_missing`: check what the provider omits. Streams request usage automatically.",
             ),
-            fault="The operator's: a price is to be entered.",
+            fault="A missing price in the configuration.",
         ),
         cases=(
             fires(
-                "a model that no list names",
+                "a model in no price list",
                 "2h",
                 {UNPRICED: "0+1x130"},
                 Firing({"provider": "openai", "reason": "unknown_model"}, "60"),

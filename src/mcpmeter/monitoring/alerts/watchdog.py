@@ -1,4 +1,4 @@
-"""Watchdog: always on, so that its silence says that alerts no longer arrive."""
+"""Watchdog: always fires, so that its absence reveals that alerts no longer arrive."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ def alert(q: Queries) -> Alert:
         parameters=PARAMETERS,
         rules=(Rule(expr="vector(1)", severity="none"),),
         summary="Alerts of mcpmeter reach their receivers.",
-        description="This alert is always on. A dead man's switch pages when it no longer arrives.",
+        description="This alert always fires. A dead man's switch pages if it no longer arrives.",
         runbook=Runbook(
-            means="The way from Prometheus through Alertmanager to the dead man's switch works. It is no fault.",
-            check=(Check("It is on in Prometheus", f'ALERTS{{alertname="{NAME}",alertstate="firing"}}'),),
+            means="The path from Prometheus through Alertmanager to the dead man's switch works. This is not a fault.",
+            check=(Check("State in Prometheus", f'ALERTS{{alertname="{NAME}",alertstate="firing"}}'),),
             do=(
-                "Nothing while it fires.",
-                "When the dead man's switch pages: see whether Prometheus runs and evaluates rules, whether it reaches "
-                "Alertmanager (its Status page), and whether Alertmanager's log names the receiver.",
+                "Nothing, while it fires.",
+                "If the dead man's switch pages: check that Prometheus runs and evaluates rules, that it reaches "
+                "Alertmanager (its Status page), and Alertmanager's log for errors of the receiver.",
             ),
-            fault="Prometheus's or Alertmanager's, or the network's between them.",
+            fault="Prometheus, Alertmanager, or the network between them.",
         ),
-        cases=(fires("nothing at all is scraped", "1m", {}),),
+        cases=(fires("nothing is scraped", "1m", {}),),
     )

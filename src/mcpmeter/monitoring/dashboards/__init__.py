@@ -1,4 +1,4 @@
-"""Grafana's dashboards: a module beside this one that holds a `PAGE` is a dashboard; adding one is one file."""
+"""Grafana dashboards: each module here with a `PAGE` is one. Adding a dashboard is adding a file."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from typing import Final
 from mcpmeter.monitoring.dashboards.spec import Page
 
 MADE: Final = "made"
-"""Folder of the JSON that `make dashboards` writes with Grafana's SDK, which the product then does without."""
+"""Folder of the generated JSON. Only `make docs` needs Grafana's SDK; the product reads these files."""
 
 
 def pages() -> Mapping[str, Page]:
-    """Name of the file to the dashboard, by name."""
+    """Module name -> dashboard, sorted by name."""
     found = {}
     for name in sorted(module.name for module in pkgutil.iter_modules(__path__)):
         if name.startswith("_"):
-            continue  # these need the SDK
+            continue  # needs the SDK
         page = getattr(importlib.import_module(f"{__name__}.{name}"), "PAGE", None)
         if isinstance(page, Page):
             found[name] = page
@@ -27,5 +27,5 @@ def pages() -> Mapping[str, Page]:
 
 
 def made(name: str) -> str:
-    """The JSON of one dashboard as it was made last, options not applied."""
+    """The generated JSON of one dashboard, without the options applied."""
     return (files(__name__) / MADE / f"{name}.json").read_text(encoding="utf-8")

@@ -1,6 +1,6 @@
-"""Pages into Grafana's Classic JSON, by Grafana's own SDK. Run as a module it writes `made/`: `make dashboards`.
+"""Builds Grafana's Classic JSON from pages with Grafana's SDK. Run as a module, it writes `made/` (`make docs`).
 
-The SDK is not among what a user installs, so nothing else may import this.
+The SDK is a development dependency, so no other module may import this one.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from mcpmeter.monitoring.dashboards.promql import SCOPE, PageQueries
 from mcpmeter.monitoring.dashboards.spec import BAD, Page
 
 SCHEMA_VERSION: Final = 42
-"""The last one of Classic JSON."""
+"""The last version of Classic JSON."""
 
 TAG: Final = "mcpmeter"
 VALUES_OF: Final[dict[str, tuple[Metric, str]]] = {
@@ -30,7 +30,7 @@ VALUES_OF: Final[dict[str, tuple[Metric, str]]] = {
 
 
 def to_json(page: Page) -> str:
-    """Stable and indented."""
+    """Indented JSON, stable across runs."""
     made = json.loads(json.dumps(_dashboard(page), cls=JSONEncoder))
     return json.dumps(_without_leftovers(made), indent=2, ensure_ascii=False) + "\n"
 
@@ -71,7 +71,7 @@ def _variables(page: Page) -> Iterator[builders.DatasourceVariable | builders.Qu
     build = service.BUILD_INFO.name
     yield _variable("job", "Job", f"label_values({build}, job)", every=".+")
     yield _variable("instance", "Instance", f'label_values({build}{{job=~"$job"}}, instance)', every=".+")
-    # The label of a Prometheus that holds several regions; one with a single region has none, which .* takes too.
+    # A Prometheus with a single region has no such label; .* matches that too.
     yield _variable("region", "Region", f'label_values({build}{{job=~"$job"}}, region)', every=".*")
     for name in page.wanted:
         row, label = VALUES_OF[name]
@@ -121,14 +121,14 @@ def _restarts() -> builders.AnnotationQuery:
 
 
 def _without_leftovers(made: Any) -> Any:
-    """The SDK writes fields named auto* that no panel of ours sets and no schema knows."""
+    """Remove fields named auto*, which the SDK writes although no panel sets them and no schema has them."""
     if isinstance(made, dict):
         return {k: _without_leftovers(v) for k, v in made.items() if not k.startswith("auto")}
     return [_without_leftovers(item) for item in made] if isinstance(made, list) else made
 
 
 def main() -> None:
-    """Write every dashboard anew."""
+    """Write all dashboards."""
     folder = Path(__file__).parent / MADE
     folder.mkdir(exist_ok=True)
     for name, page in pages().items():

@@ -1,4 +1,4 @@
-"""Panels into Grafana's, by its SDK."""
+"""Builds Grafana panels with its SDK."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ Builder = timeseries.Panel | stat.Panel | table.Panel
 
 
 def panel(content: Panel, number: int) -> Builder:
-    """One panel with everything that every kind has."""
+    """One panel, with the properties that all kinds share."""
     made = KINDS[content.kind](content)
     made.id(number).title(content.title).description(content.description)
     made.datasource(SOURCE).span(content.width).height(content.height)
     made.unit(content.unit).thresholds(_thresholds(content))
-    made.no_value("–" if content.kind == "stat" else "Nothing in this time")
+    made.no_value("–" if content.kind == "stat" else "No data in this time range")
     if content.decimals is not None:
         made.decimals(content.decimals)
     for letter, query in zip(string.ascii_uppercase, content.queries, strict=False):
@@ -45,7 +45,7 @@ def _target(content: Panel, letter: str, expr: str, legend: str) -> prometheus.D
         return target.instant().format(PromQueryFormat.TABLE).exemplar(False)
     if content.kind == "timeseries":
         return target.range().exemplar("_bucket" in expr)
-    # A tile shows the last value and no line: one question instead of a hundred.
+    # A tile shows only the last value, so an instant query suffices.
     return target.instant().exemplar(False)
 
 
@@ -98,17 +98,17 @@ def _figure(content: Panel) -> stat.Panel:
 
 
 def _sentence(content: Panel) -> stat.Panel:
-    return _figure(content).mappings(list(_sayings(content))).color_mode(commons.BigValueColorMode.BACKGROUND_SOLID)
+    return _figure(content).mappings(list(_mappings(content))).color_mode(commons.BigValueColorMode.BACKGROUND_SOLID)
 
 
-def _sayings(content: Panel) -> Iterator[models.RangeMap]:
-    """The highest bit that is set tells which sentence it is."""
+def _mappings(content: Panel) -> Iterator[models.RangeMap]:
+    """Value mappings: the highest set bit selects the sentence."""
     colours = [colour for _, colour in content.thresholds]
     texts = [content.queries[0].legend, *(content.colours or {})]
     bounds = [0, *(2**place for place in range(len(texts)))]
     for place, ((first, beyond), text, colour) in enumerate(zip(pairwise(bounds), texts, colours, strict=True)):
-        said = models.ValueMappingResult(text=text, color=colour, index=place)
-        options = builders.DashboardRangeMapOptions().from_val(first).to(beyond - 1).result(said).build()
+        result = models.ValueMappingResult(text=text, color=colour, index=place)
+        options = builders.DashboardRangeMapOptions().from_val(first).to(beyond - 1).result(result).build()
         yield models.RangeMap(options=options)
 
 

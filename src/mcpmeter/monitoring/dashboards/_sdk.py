@@ -1,4 +1,4 @@
-"""Grafana's SDK. Importing it warns that schema v2 is preferred, which provisioning from files refuses."""
+"""Grafana's SDK, without its warning to prefer schema v2, which file provisioning rejects."""
 
 import warnings
 

@@ -1,4 +1,4 @@
-"""MCP servers and tools: what agents call, how it ends, how long it takes, and which protocol they speak."""
+"""MCP servers and tools: calls, outcomes, durations and protocol revisions."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from mcpmeter.monitoring.dashboards.spec import (
     Query,
     Row,
     Sentence,
+    tile,
     verdict,
 )
 
@@ -36,123 +37,102 @@ TOOL_CALLS: Final = q.count_rate(OPERATIONS, where=CALLS)
 
 
 def failing(where: str) -> str:
-    """Share of tool calls that end so."""
+    """Share of tool calls with this outcome."""
     return share(q.count_rate(OPERATIONS, where=where), TOOL_CALLS)
 
 
 VERDICT: Final = verdict(
-    "All is well: tools answer",
+    "Healthy: tools respond",
     (
         Sentence(
             yes(f"{q.rate(mcp.TRANSPORT_REJECTIONS)} > bool 0.1 * {q.count_rate(OPERATIONS)}"),
-            "Clients are refused before a message is read: see Refused by the transport",
+            "Many requests are refused before a message is read: see Refused by the transport",
             WARN,
         ),
         Sentence(
             yes(f"{failing(CALLER_FAILED)} > bool 0.05"),
-            "Callers send tool calls that the protocol refuses",
+            "Callers send invalid tool calls: see Tool calls by outcome",
             WARN,
         ),
-        Sentence(yes(f"{failing(TOOL_FAILED)} > bool 0.05"), "Tools fail above 5 %: the table names them", BAD),
-        Sentence(yes(f"{failing(OURS_FAILED)} > bool 0.01"), "Servers fail themselves: read their logs", BAD),
+        Sentence(yes(f"{failing(TOOL_FAILED)} > bool 0.05"), "Tools fail above 5 %: see the table Tools", BAD),
+        Sentence(yes(f"{failing(OURS_FAILED)} > bool 0.01"), "Servers fail above 1 %: read their logs", BAD),
     ),
-    "Read this first. A tool that answers with isError has failed, although its HTTP status is 200.",
+    "The most severe current condition. A tool result with isError is a failure, although its HTTP status is 200.",
 )
 
 NOW: Final = Row(
-    "What is called, and how it ends",
+    "Calls and outcomes",
     (
         VERDICT,
-        Panel(
+        tile(
             "Tool calls",
-            "Calls of tools a second.",
+            "Tool calls per second.",
             (Query(TOOL_CALLS, "calls"),),
             "reqps",
-            kind="stat",
-            width=4,
-            height=4,
-            thresholds=((None, SERVED),),
         ),
-        Panel(
-            "Tools' failures",
-            "Share of tool calls that answered with isError: the tool's fault or its input's.",
+        tile(
+            "Tool failures",
+            "Share of tool calls with isError, caused by the tool or by its input.",
             (Query(failing(TOOL_FAILED), "tool_error"),),
             "percentunit",
-            kind="stat",
-            width=4,
-            height=4,
             thresholds=((None, TOOL), (0.05, BAD)),
             decimals=1,
         ),
-        Panel(
+        tile(
             "Latency of tools p95",
-            "95 of 100 tool calls end within this time.",
+            "95 % of tool calls complete within this time.",
             (Query(q.quantile(0.95, OPERATIONS, where=CALLS), "p95"),),
             "s",
-            kind="stat",
-            width=4,
-            height=4,
             thresholds=((None, SERVED), (10, WARN), (60, BAD)),
         ),
-        Panel(
+        tile(
             "Servers",
-            "Servers and replicas that show themselves.",
+            "Servers and replicas with metrics.",
             (Query(f"count(count by (job, instance, server) ({q.series(OPERATIONS, suffix='_count')}))", "servers"),),
             "short",
-            kind="stat",
-            width=4,
-            height=4,
-            thresholds=((None, SERVED),),
         ),
-        Panel(
+        tile(
             "Sessions ended",
-            "Sessions that ended in the time shown. The 2026-07-28 revision has none.",
+            "Sessions that ended in this time range. Revision 2026-07-28 has no sessions.",
             (Query(q.grown(mcp.SERVER_SESSION_DURATION, suffix="_count"), "sessions"),),
             "short",
-            kind="stat",
-            width=4,
-            height=4,
-            thresholds=((None, SERVED),),
             decimals=0,
         ),
-        Panel(
+        tile(
             "Refused by the transport",
-            "Requests in the time shown that no handler ever saw: bad session, bad header, bad Host, no JSON.",
+            "Requests in this time range that reached no handler: bad session, bad header, bad Host, invalid JSON.",
             (Query(q.grown(mcp.TRANSPORT_REJECTIONS), "refused"),),
             "short",
-            kind="stat",
-            width=4,
-            height=4,
             thresholds=((None, CALLER), (100, WARN)),
             decimals=0,
         ),
         Panel(
             "Tool calls by outcome",
-            "Tool calls a second: answered, or failed on whose side.",
+            "Tool calls per second: succeeded, or failed by cause.",
             (
-                Query(q.count_rate(OPERATIONS, where=GOOD), "answered"),
+                Query(q.count_rate(OPERATIONS, where=GOOD), "succeeded"),
                 Query(q.count_rate(OPERATIONS, where=TOOL_FAILED), "tool_error"),
                 Query(f"{q.count_rate(OPERATIONS, where=CALLER_FAILED)} or vector(0)", "refused by the protocol"),
                 Query(
                     f"{q.count_rate(OPERATIONS, where=BROKEN_OFF)} or vector(0)",
-                    "broken off, timed out, asks for input",
+                    "cancelled, timed out, input required",
                 ),
                 Query(f"{q.count_rate(OPERATIONS, where=OURS_FAILED)} or vector(0)", "failed in the server"),
             ),
             "reqps",
             width=12,
             colours={
-                "answered": SERVED,
+                "succeeded": SERVED,
                 "tool_error": TOOL,
                 "refused by the protocol": CALLER,
-                "broken off, timed out, asks for input": UPSTREAM,
+                "cancelled, timed out, input required": UPSTREAM,
                 "failed in the server": OURS,
             },
             stacked=True,
         ),
         Panel(
             "Latency of each tool, p95",
-            "The slowest tools on top. Over replicas, to the end of the answer.",
+            "The ten slowest tools over all replicas, to the end of the response.",
             (
                 Query(
                     f"topk(10, {q.quantile(0.95, OPERATIONS, 'gen_ai_tool_name', where=CALLS)})", "{{gen_ai_tool_name}}"
@@ -164,7 +144,7 @@ NOW: Final = Row(
         ),
         Panel(
             "Tools",
-            "Each tool in the time shown: how often it was called, how long it took, and how many of its calls failed.",
+            "Calls, durations and share of failures of each tool in this time range.",
             (
                 Query(
                     f"{q.grown(OPERATIONS, 'gen_ai_tool_name', 'server', where=CALLS, suffix='_count')} > 0", "Calls"
@@ -190,27 +170,27 @@ NOW: Final = Row(
 )
 
 CONTEXT: Final = Row(
-    "What tools cost the model's window",
+    "Context cost of tools",
     (
         Panel(
-            "Definitions, before any call",
-            "Tokens of each tool's name, description and input schema, which a model reads with every request; four "
-            "bytes count as one.",
+            "Tokens of tool definitions",
+            "Tokens of each tool's name, description and input schema, which a model reads with every request. "
+            "Estimated as 4 bytes per token.",
             (Query(f"topk(20, {q.greatest(mcp.TOOL_DEFINITION_TOKENS, 'tool', 'server')})", "{{tool}}"),),
             "short",
             width=8,
         ),
         Panel(
-            "Results, tokens p95",
-            "95 of 100 results of a tool have no more text than this, in tokens; four bytes count as one.",
+            "Tokens of tool results, p95",
+            "95 % of a tool's results have at most this many tokens of text. Estimated as 4 bytes per token.",
             (Query(f"topk(10, {q.quantile(0.95, mcp.TOOL_RESULT_TOKENS, 'tool')})", "{{tool}}"),),
             "short",
             width=8,
             logarithmic=True,
         ),
         Panel(
-            "Results, bytes a second",
-            "Content that tools hand to models, by tool, pictures and sound in it.",
+            "Bytes of tool results per second",
+            "Content of tool results by tool, including images and audio.",
             (Query(q.rate(mcp.TOOL_RESULT_BYTES, "tool", suffix="_sum"), "{{tool}}"),),
             "Bps",
             width=8,
@@ -224,7 +204,7 @@ PROTOCOL: Final = Row(
     (
         Panel(
             "Messages by method",
-            "MCP requests and notifications a second. Many tools/list beside few tools/call is a client that forgets.",
+            "MCP requests and notifications per second. Many tools/list are a client without a cache of them.",
             (Query(q.count_rate(OPERATIONS, "mcp_method_name"), "{{mcp_method_name}}"),),
             "reqps",
             width=12,
@@ -232,7 +212,7 @@ PROTOCOL: Final = Row(
         ),
         Panel(
             "Latency by method, p95",
-            "95 of 100 messages of a method are answered within this time.",
+            "95 % of a method's messages complete within this time.",
             (Query(q.quantile(0.95, OPERATIONS, "mcp_method_name"), "{{mcp_method_name}}"),),
             "s",
             width=12,
@@ -240,20 +220,20 @@ PROTOCOL: Final = Row(
         ),
         Panel(
             "Revisions in use",
-            "Messages a second by the protocol's revision: who still speaks the handshake, who is stateless.",
+            "Messages per second by protocol revision.",
             (Query(q.count_rate(OPERATIONS, "mcp_protocol_version"), "{{mcp_protocol_version}}"),),
             "reqps",
             stacked=True,
         ),
         Panel(
-            "Length of sessions",
-            "Half of the sessions that ended lasted no longer than this.",
+            "Duration of sessions, p50",
+            "Half of the ended sessions lasted at most this long.",
             (Query(q.quantile(0.5, mcp.SERVER_SESSION_DURATION, "mcp_protocol_version"), "{{mcp_protocol_version}}"),),
             "s",
         ),
         Panel(
             "Refused by the transport, by reason",
-            "Requests a second that were refused before any handler saw a message.",
+            "Requests per second that were refused before a handler received a message.",
             (Query(q.moving(mcp.TRANSPORT_REJECTIONS, "reason"), "{{reason}}"),),
             "reqps",
             stacked=True,
@@ -264,7 +244,7 @@ PROTOCOL: Final = Row(
 PAGE: Final = Page(
     uid="mcpmeter-mcp",
     title="mcpmeter: MCP servers and tools",
-    description="What agents call, how it ends and how long it takes: the relay's tools and every instrumented server.",
+    description="Calls, outcomes and durations of the relay's tools and of every instrumented server.",
     rows=(NOW, CONTEXT, PROTOCOL),
     wanted=("server",),
 )

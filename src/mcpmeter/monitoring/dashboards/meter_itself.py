@@ -1,4 +1,4 @@
-"""The meter itself: whether the numbers of the other dashboards can be trusted."""
+"""The meter itself: whether the figures of the other dashboards are complete."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from mcpmeter.monitoring.dashboards.spec import (
     Query,
     Row,
     Sentence,
+    tile,
     verdict,
 )
 from mcpmeter.monitoring.queries import WATCHING
@@ -27,109 +28,89 @@ q: Final = PageQueries()
 CALLS: Final = f"{WATCHING}, {LISTENING}"
 
 TRUST: Final = Row(
-    "Can the numbers be trusted?",
+    "Completeness of the figures",
     (
         verdict(
-            "All is well: everything is counted, the ledger takes every call",
+            "Healthy: everything is counted, the ledger is writable",
             (
                 Sentence(
                     yes(f"{q.rate(service.LABEL_OVERFLOW)} > bool 0"),
-                    "Some values are shown as 'other': a name that configuration does not announce",
+                    "Some values are shown as 'other': add their names to the configuration",
                     WARN,
                 ),
                 Sentence(
                     yes(f"{q.quantile(0.99, service.LEDGER_COMMIT)} > bool 0.25"),
-                    "The ledger's disk is slow: every call waits for it",
+                    "The ledger's disk is slow, and every call waits for it: see Ledger commits",
                     WARN,
                 ),
                 Sentence(
                     yes(f"{q.least(service.CONFIG_RELOAD_SUCCESSFUL)} < bool 1"),
-                    "The last reload failed: the old configuration runs on, the log says why",
+                    "The last reload failed, the old configuration is active: see the log",
                     BAD,
                 ),
                 Sentence(
                     yes(f"{q.grown(service.INTERNAL_FAULTS)} > bool 0"),
-                    "The meter failed to record something: the numbers of this time are too low",
+                    "The meter failed to record something: the figures of this time range are too low",
                     BAD,
                 ),
-                Sentence(yes(f"({q.of_ours('up')}) == bool 0"), "A replica does not answer its scrape", BAD),
+                Sentence(yes(f"({q.of_ours('up')}) == bool 0"), "A replica cannot be scraped", BAD),
             ),
-            "Read this first. Everything on this page is our own side.",
+            "The most severe current condition. This page shows mcpmeter only, not providers or tools.",
         ),
-        Panel(
+        tile(
             "Recording faults",
-            "Times in the time shown that the meter failed to record; what it meters went on. Should be 0: report it.",
+            "Internal failures to record something in this time range. Metered calls continued. Report any as a bug.",
             (Query(q.grown(service.INTERNAL_FAULTS), "faults"),),
             "short",
-            kind="stat",
-            width=4,
-            height=4,
             thresholds=((None, OK), (1, BAD)),
             decimals=0,
         ),
-        Panel(
+        tile(
             "Calls open in the ledger",
-            "Calls written down and not settled yet: those under way. For long above the active requests is a leak.",
+            "Calls recorded and not settled yet. If it stays above the active requests, calls are not settled.",
             (Query(q.total(service.LEDGER_OPEN_ROWS), "open"),),
             "short",
-            kind="stat",
-            width=4,
-            height=4,
-            thresholds=((None, SERVED),),
         ),
-        Panel(
+        tile(
             "Recovered after a crash",
-            "Calls that an earlier life left open and that were settled at start, as estimates.",
+            "Calls left open by a previous process and recovered at startup, as estimates.",
             (Query(q.total(service.LEDGER_RECOVERED), "recovered"),),
             "short",
-            kind="stat",
-            width=4,
-            height=4,
             thresholds=((None, SERVED), (1, WARN)),
         ),
-        Panel(
+        tile(
             "Last reload",
-            "Whether the last reload of the configuration succeeded, the worst replica.",
+            "Whether the last reload of the configuration succeeded on every replica.",
             (Query(q.least(service.CONFIG_RELOAD_SUCCESSFUL), "succeeded"),),
             "bool_yes_no",
-            kind="stat",
-            width=4,
-            height=4,
             thresholds=((None, BAD), (1, OK)),
         ),
-        Panel(
-            "Configuration is from",
-            "When the configuration was last loaded, the newest replica.",
+        tile(
+            "Configuration loaded",
+            "Time of the last load of the configuration on any replica.",
             (Query(f"1000 * {q.greatest(service.CONFIG_RELOAD_TIMESTAMP)}", "loaded"),),
             "dateTimeFromNow",
-            kind="stat",
-            width=4,
-            height=4,
-            thresholds=((None, SERVED),),
         ),
-        Panel(
+        tile(
             "Usage not reported",
-            "Model calls in the time shown whose provider told no usage, so that their tokens are estimated.",
+            "Model calls without reported usage in this time range. Their tokens are estimated or unknown.",
             (Query(q.grown(llm.USAGE_MISSING), "calls"),),
             "short",
-            kind="stat",
-            width=4,
-            height=4,
             thresholds=((None, SERVED), (1, WARN)),
             decimals=0,
         ),
         Panel(
             "Ledger commits",
-            "How long a durable commit takes. A call is sent when its row is on disk, so this is in every latency.",
+            "Duration of a durable commit. A call is sent after its row is on disk, so every latency includes it.",
             tuple(Query(q.quantile(at, service.LEDGER_COMMIT), f"p{at * 100:.0f}") for at in (0.5, 0.99)),
             "s",
             thresholds=((None, OK), (0.25, BAD)),
             logarithmic=True,
         ),
         Panel(
-            "Time beside the upstreams",
-            "Mean time of a request that was not spent in a model call: our own work, the ledger, waits between "
-            "attempts and slow readers.",
+            "Time outside of upstreams",
+            "Mean time of a request outside of model calls: mcpmeter, the ledger, waits between attempts and slow "
+            "clients.",
             (
                 Query(
                     f"clamp_min({q.rate(mcp.REQUEST_DURATION, where=CALLS, suffix='_sum')} - "
@@ -143,7 +124,7 @@ TRUST: Final = Row(
         ),
         Panel(
             "Values shown as other",
-            "Values a second outside a label's closed set. Announce the name in configuration to tell it apart.",
+            "Values per second outside a label's closed set. Add their names to the configuration to show them.",
             (Query(q.moving(service.LABEL_OVERFLOW, "label"), "{{label}}"),),
             "cps",
             stacked=True,
@@ -161,15 +142,15 @@ PROCESS: Final = Row(
             "bytes",
         ),
         Panel(
-            "Processor",
-            "Cores that each process uses; one process can use one.",
+            "CPU",
+            "Cores used by each process. A process uses at most one.",
             (Query(q.cores(), "{{instance}}"),),
             "short",
             thresholds=((None, OK), (0.8, WARN), (0.95, BAD)),
         ),
         Panel(
             "Open files",
-            "Share of the open files that each process may have. Each connection is one.",
+            "Share of the limit of open files of each process. Each connection is one.",
             (
                 Query(
                     f"({q.of_ours('process_open_fds')}) / process_max_fds{{{SCOPE}}}",
@@ -181,19 +162,19 @@ PROCESS: Final = Row(
         ),
         Panel(
             "Duration of a scrape",
-            "How long /metrics takes. It is rendered off the event loop, so calls do not wait for it.",
+            "Duration of /metrics. It is rendered outside of the event loop, so calls do not wait for it.",
             (Query(q.of_ours("scrape_duration_seconds"), "{{instance}}"),),
             "s",
         ),
         Panel(
             "Series",
-            "Samples of a scrape. Labels come from closed sets, so this follows configuration and not traffic.",
+            "Samples per scrape. Labels have closed sets, so this depends on the configuration, not on traffic.",
             (Query(q.of_ours("scrape_samples_scraped"), "{{instance}}"),),
             "short",
         ),
         Panel(
             "Versions",
-            "What runs where.",
+            "Versions by job and instance.",
             (Query(f"max by (job, instance, version, python_version) ({q.series(service.BUILD_INFO)})", "Runs"),),
             "short",
             kind="table",
@@ -204,6 +185,6 @@ PROCESS: Final = Row(
 PAGE: Final = Page(
     uid="mcpmeter-meter",
     title="mcpmeter: The meter itself",
-    description="Whether the numbers of the other dashboards can be trusted, and what the meter costs.",
+    description="Whether the figures of the other dashboards are complete, and the resources mcpmeter uses.",
     rows=(TRUST, PROCESS),
 )

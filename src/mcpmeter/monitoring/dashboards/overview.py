@@ -1,4 +1,4 @@
-"""Overview: the golden signals, whose fault failures are, and the six panels of the published guide."""
+"""Overview: the golden signals, failures by side, and the six panels of the published guide."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from mcpmeter.monitoring.dashboards.spec import (
     Query,
     Row,
     Sentence,
+    tile,
     verdict,
 )
 from mcpmeter.monitoring.queries import WATCHING
@@ -28,7 +29,7 @@ from mcpmeter.monitoring.recording import LISTENING
 q: Final = PageQueries()
 
 TIMED: Final = f"{WATCHING}, {LISTENING}"
-"""Requests whose duration says something: a subscription lasts for hours and is well."""
+"""Requests with a meaningful duration: a subscription lasts for hours by design."""
 
 OURSELVES: Final = "ours"
 UPSTREAMS: Final = "upstream's"
@@ -56,40 +57,37 @@ def failing(side: str) -> str:
 
 
 def _tile(title: str, side: str, why: str) -> Panel:
-    return Panel(
+    return tile(
         title,
         why,
         (Query(failing(side), side),),
         "percentunit",
-        kind="stat",
-        width=4,
-        height=4,
         thresholds=((None, COLOURS[side]), (0.05, BAD)),
         decimals=1,
     )
 
 
 VERDICT: Final = verdict(
-    "All is well: every replica answers, nothing fails above 5 %",
+    "Healthy: every replica is up, no failure rate is above 5 %",
     (
         Sentence(
             yes(f"{failing(CALLERS)} > bool 0.05"),
-            "Callers send what cannot be served: see the errors by type below",
+            "Callers send invalid requests: see Errors by type below",
             WARN,
         ),
         Sentence(
             yes(f"{q.rate(budget.REFUSALS)} > bool 0"),
-            "A budget has no room left and refuses calls: see LLM cost and tokens",
+            "An exhausted budget refuses calls: see LLM cost and tokens",
             WARN,
         ),
         Sentence(
             yes(f"{failing(TOOLS)} > bool 0.05"),
-            "Tools fail: see MCP servers and tools",
+            "Tools fail above 5 %: see MCP servers and tools",
             WARN,
         ),
         Sentence(
             yes(f"{q.least(upstream.UP)} < bool 1"),
-            "An upstream is down: calls go elsewhere if they can; see Upstreams and quota",
+            "An upstream is down, calls use other routes if configured: see Upstreams and quota",
             WARN,
         ),
         Sentence(
@@ -97,67 +95,56 @@ VERDICT: Final = verdict(
             "Upstreams fail above 5 %: see Upstreams and quota",
             BAD,
         ),
-        Sentence(yes(f"{failing(OURSELVES)} > bool 0.01"), "We fail ourselves: see The meter itself", BAD),
+        Sentence(
+            yes(f"{failing(OURSELVES)} > bool 0.01"), "mcpmeter itself fails above 1 %: see The meter itself", BAD
+        ),
         Sentence(
             yes(f"({q.of_ours('up')}) == bool 0"),
-            "A replica does not answer its scrape: see The meter itself",
+            "A replica cannot be scraped: see The meter itself",
             BAD,
         ),
     ),
-    "Read this first. The gravest thing that is true now; the panels below prove it. A failure counts on the side "
-    "whose fault it is, so a caller's typing error never looks like ours.",
+    "The most severe current condition; the panels below show the details. A failure counts for the side that "
+    "caused it.",
 )
 
 SIGNALS: Final = Row(
-    "What is happening, and whose fault failures are",
+    "Traffic and failures by side",
     (
         VERDICT,
-        Panel(
+        tile(
             "Calls",
-            "Requests and MCP messages answered a second; probes, scrapes and pages are left out.",
+            "Requests and MCP messages per second, without probes, scrapes and pages.",
             (Query(ALL_CALLS, "calls"),),
             "reqps",
-            kind="stat",
-            width=4,
-            height=4,
-            thresholds=((None, SERVED),),
         ),
-        _tile(
-            "Failing, ours", OURSELVES, "Share of requests that fail because of this service. Look at The meter itself."
-        ),
+        _tile("Failing, ours", OURSELVES, "Share of requests that fail because of mcpmeter. See The meter itself."),
         _tile(
             "Failing, upstream's",
             UPSTREAMS,
-            "Share of requests that fail because a provider failed. Look at Upstreams and quota.",
+            "Share of requests that fail because of a provider. See Upstreams and quota.",
         ),
         _tile(
             "Failing, callers'",
             CALLERS,
-            "Share of requests that nobody could serve: bad bodies, unknown keys, spent budgets, clients that left.",
+            "Share of requests that fail because of the caller: bad bodies, unknown keys, exhausted budgets.",
         ),
-        Panel(
+        tile(
             "Latency p95",
-            "95 of 100 requests end within this time, last byte included. A stream lasts as long as the model talks.",
+            "95 % of requests complete within this time, including the last byte of a stream.",
             (Query(q.quantile(0.95, mcp.REQUEST_DURATION, where=TIMED), "p95"),),
             "s",
-            kind="stat",
-            width=4,
-            height=4,
             thresholds=((None, SERVED), (30, WARN), (120, BAD)),
         ),
-        Panel(
-            "Cost in this time",
-            "Priced model calls in the time shown above. Calls without a price are missing: see LLM cost and tokens.",
+        tile(
+            "Cost in this time range",
+            "Cost of priced model calls. Calls without a price are missing: see LLM cost and tokens.",
             (Query(q.grown(money.COST), "cost"),),
             "currencyUSD",
-            kind="stat",
-            width=4,
-            height=4,
-            thresholds=((None, SERVED),),
         ),
         Panel(
             "Calls by outcome",
-            "Every request a second: served, or failed on whose side. Ours is to be flat zero.",
+            "Requests per second: served, or failed by side. The target for ours is 0.",
             (
                 Query(f"clamp_min({ALL_CALLS} - {q.rate(mcp.ERRORS)}, 0)", "served"),
                 *(Query(q.rate(mcp.ERRORS, where=where), side) for side, where in SIDES.items()),
@@ -169,7 +156,7 @@ SIGNALS: Final = Row(
         ),
         Panel(
             "Time to the first chunk",
-            "How long a streamed model call waits for its first chunk: what a person feels.",
+            "Time until the first chunk of a streamed model call.",
             (
                 Query(q.quantile(0.5, llm.TIME_TO_FIRST_CHUNK), "p50"),
                 Query(q.quantile(0.95, llm.TIME_TO_FIRST_CHUNK), "p95"),
@@ -184,13 +171,13 @@ GUIDE: Final = Row(
     (
         Panel(
             "Request rate",
-            "Requests a second by endpoint.",
+            "Requests per second by endpoint.",
             (Query(q.moving(mcp.REQUESTS, "endpoint", where=WATCHING), "{{endpoint}}"),),
             "reqps",
         ),
         Panel(
             "Latency",
-            "Request duration over all replicas, to the last byte. Buckets reach 600 s: an answer may take minutes.",
+            "Request duration over all replicas, to the last byte. The top bucket is 600 s.",
             tuple(
                 Query(q.quantile(at, mcp.REQUEST_DURATION, where=TIMED), f"p{at * 100:.0f}") for at in (0.5, 0.95, 0.99)
             ),
@@ -199,28 +186,28 @@ GUIDE: Final = Row(
         ),
         Panel(
             "Active requests",
-            "Requests being answered now, by replica. One that only rises hangs.",
+            "Requests in progress, by replica. If it only rises, the replica hangs.",
             (Query(q.total(mcp.ACTIVE_REQUESTS, "instance"), "{{instance}}"),),
             "short",
             stacked=True,
         ),
         Panel(
             "Tokens by model",
-            "Tokens a second, prompt and completion together.",
+            "Prompt and completion tokens per second.",
             (Query(q.moving(llm.TOKENS, "model"), "{{model}}"),),
             "short",
             stacked=True,
         ),
         Panel(
             "Cost by model",
-            "US dollars an hour at the rate of now.",
+            "US dollars per hour at the current rate.",
             (Query(f"3600 * {q.rate(money.COST, 'model')}", "{{model}}"),),
             "currencyUSD",
             stacked=True,
         ),
         Panel(
             "Errors by type",
-            "Failed requests a second, by what went wrong. docs/errors.md says of each what to do.",
+            "Failed requests per second by type of error. docs/errors.md has the fix for each.",
             (Query(q.moving(mcp.ERRORS, "error_type", "side"), "{{error_type}} ({{side}})"),),
             "reqps",
             stacked=True,
@@ -232,23 +219,23 @@ SATURATION: Final = Row(
     "Replicas",
     (
         Panel(
-            "Answering",
-            "Whether Prometheus reaches each replica.",
+            "Up",
+            "Whether Prometheus can scrape each replica.",
             (Query(q.of_ours("up"), "{{job}} {{instance}}"),),
             "bool_on_off",
             kind="stat",
             thresholds=((None, BAD), (1, OK)),
         ),
         Panel(
-            "Processor",
-            "Share of one core that each replica uses. One process uses one core: near 1 it is full, add a replica.",
+            "CPU",
+            "Share of one core used by each replica. A process uses at most one core: near 1, add a replica.",
             (Query(q.cores(), "{{instance}}"),),
             "percentunit",
             thresholds=((None, OK), (0.8, WARN), (0.95, BAD)),
         ),
         Panel(
             "Versions",
-            "Replicas by version of mcpmeter. Two at once for long is a roll-out that hangs.",
+            "Replicas by version of mcpmeter. Two versions for a long time indicate a stuck roll-out.",
             (Query(f"count by (version) ({q.series(service.BUILD_INFO)})", "{{version}}"),),
             "short",
             stacked=True,
@@ -259,6 +246,6 @@ SATURATION: Final = Row(
 PAGE: Final = Page(
     uid="mcpmeter-overview",
     title="mcpmeter: Overview",
-    description="What runs, what fails on whose side, what it costs. Start here.",
+    description="State of the replicas, failures by side, and cost. Start here.",
     rows=(SIGNALS, GUIDE, SATURATION),
 )

@@ -1,4 +1,4 @@
-"""PromQL out of catalog rows, so that no dashboard can name a metric or a label that nothing emits."""
+"""Builds PromQL from catalog rows, so that a dashboard cannot use a metric or label that does not exist."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from mcpmeter.catalog import Metric, service
 from mcpmeter.catalog.labels import MODEL, PROVIDER, PROVIDER_NAME, REQUEST_MODEL, SERVER, TEAM
 
 SCOPE: Final = 'job=~"$job", instance=~"$instance", region=~"$region"'
-"""In front of every selector: what the reader chose at the top."""
+"""Matchers of every selector: the variables of every page."""
 
 CHOSEN: Final = {
     TEAM.name: "$team",
@@ -19,20 +19,19 @@ CHOSEN: Final = {
     PROVIDER_NAME.name: "$provider",
     SERVER.name: "$server",
 }
-"""Labels that a variable of the page narrows, where the page has it."""
-
+"""Labels that a page narrows if it has the variable."""
 
 LABEL: Final = re.compile(r"(?:^|, )(\w+)[=!]")
 
 
 class PageQueries:
-    """Expressions of one page: its `variables` narrow the series that carry their label."""
+    """Expressions of one page; its `variables` narrow the series that have their label."""
 
     def __init__(self, *variables: str) -> None:
         self._variables = {f"${name}" for name in variables}
 
     def series(self, row: Metric, where: str = "", suffix: str = "") -> str:
-        """The row's series in scope. Raises ValueError for a label that the row has not."""
+        """A selector of the row's series in scope. Raises ValueError for a label the row does not have."""
         labels = set(LABEL.findall(where))
         if unknown := labels - set(row.label_names):
             raise ValueError(f"{row.name} has no label {', '.join(sorted(unknown))}")
@@ -44,62 +43,62 @@ class PageQueries:
         return f"{row.name}{suffix}{{{', '.join([SCOPE, *chosen, *([where] if where else [])])}}}"
 
     def rate(self, row: Metric, *by: str, where: str = "", suffix: str = "") -> str:
-        """A second's increase, summed."""
+        """Rate per second, summed."""
         return f"sum{_by(row, by)} (rate({self.series(row, where, suffix)}[$__rate_interval]))"
 
     def moving(self, row: Metric, *by: str, where: str = "") -> str:
-        """The same, without the many series of a closed set that stand still."""
+        """Rate per second, without the many series of a closed set whose rate is 0."""
         return f"{self.rate(row, *by, where=where)} > 0"
 
     def count_rate(self, row: Metric, *by: str, where: str = "") -> str:
-        """How many observations of a histogram a second."""
+        """Observations of a histogram per second."""
         return self.rate(row, *by, where=where, suffix="_count")
 
     def grown(self, row: Metric, *by: str, where: str = "", suffix: str = "") -> str:
-        """The increase over what the reader looks at."""
+        """Increase over the time range of the dashboard."""
         return f"sum{_by(row, by)} (increase({self.series(row, where, suffix)}[$__range]))"
 
     def quantile(self, share: float, row: Metric, *by: str, where: str = "") -> str:
-        """A quantile of a histogram over the replicas together."""
+        """Quantile of a histogram over all replicas."""
         return f"histogram_quantile({share}, {self.rate(row, 'le', *by, where=where, suffix='_bucket')})"
 
     def quantile_of_range(self, share: float, row: Metric, *by: str, where: str = "") -> str:
-        """The same over all that the reader looks at."""
+        """Quantile of a histogram over the time range of the dashboard."""
         return f"histogram_quantile({share}, {self.grown(row, 'le', *by, where=where, suffix='_bucket')})"
 
     def of_ours(self, name: str) -> str:
-        """A series that Prometheus or the process adds to a target, of targets that were metered in the last day.
+        """A series that Prometheus or the process adds to a target, for targets of mcpmeter in the last day.
 
-        Under All the job may be any: without this, strangers' targets would count as ours.
+        With All, any job matches; without this condition, targets of other programs would count.
         """
         metered = f"max_over_time({self.series(service.BUILD_INFO)}[1d])"
         return f"{name}{{{SCOPE}}} and on (job, instance) {metered}"
 
     def cores(self) -> str:
-        """Cores that each of our processes uses."""
+        """Cores used by each mcpmeter process."""
         used = f"rate(process_cpu_seconds_total{{{SCOPE}}}[$__rate_interval])"
         return f"{used} and on (job, instance) {self.series(service.BUILD_INFO)}"
 
     def greatest(self, row: Metric, *by: str, where: str = "") -> str:
-        """A gauge that every replica shows the same."""
+        """Maximum, for a gauge with the same value on every replica."""
         return f"max{_by(row, by)} ({self.series(row, where)})"
 
     def least(self, row: Metric, *by: str, where: str = "") -> str:
-        """A gauge whose worst replica counts."""
+        """Minimum, for a gauge whose worst replica counts."""
         return f"min{_by(row, by)} ({self.series(row, where)})"
 
     def total(self, row: Metric, *by: str, where: str = "") -> str:
-        """A gauge of which each replica has its part."""
+        """Sum, for a gauge of which each replica has a part."""
         return f"sum{_by(row, by)} ({self.series(row, where)})"
 
 
 def share(part: str, whole: str) -> str:
-    """Part of whole; 0 where there was nothing, and not NaN."""
+    """Part of whole; 0 instead of NaN if the whole is 0."""
     return f"({part} / ({whole} > 0) or 0 * {whole})"
 
 
 def yes(condition: str) -> str:
-    """1 where a comparison with `bool` holds anywhere, 0 where it does not or where there is nothing to compare."""
+    """1 if a comparison with `bool` is true for any series, else 0, also without series."""
     return f"max({condition}) or vector(0)"
 
 

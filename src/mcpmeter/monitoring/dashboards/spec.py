@@ -1,9 +1,10 @@
-"""What a dashboard is: plain data, for the builder of Grafana's JSON, for tests and for whoever draws pictures."""
+"""The type of a dashboard: plain data, read by the builder of Grafana's JSON, by tests and by `pictures`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Final, Literal
 
 Kind = Literal["timeseries", "stat", "table", "verdict"]
@@ -11,14 +12,14 @@ Kind = Literal["timeseries", "stat", "table", "verdict"]
 OK: Final = "#1f8a4c"
 WARN: Final = "#b7791f"
 BAD: Final = "#c53030"
-"""Three verdicts."""
+"""Colours of the verdicts."""
 
 SERVED: Final = "#0b7a75"
 TOOL: Final = "#3b6fd4"
 UPSTREAM: Final = "#c2702c"
 OURS: Final = "#b8477a"
 CALLER: Final = "#6b7280"
-"""Whose fault it is: one colour each, the same on every dashboard."""
+"""Colours of the side that caused a failure, the same on every dashboard."""
 
 HEADINGS: Final = {
     "gen_ai_tool_name": "Tool",
@@ -34,7 +35,7 @@ HEADINGS: Final = {
     "version": "Version",
     "python_version": "Python",
 }
-"""Of a table's columns that are labels."""
+"""Headings of a table's label columns."""
 
 COLUMNS: Final = 24
 """Width of Grafana's grid."""
@@ -42,7 +43,7 @@ COLUMNS: Final = 24
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """One expression and what its series are called. In a table, `legend` is the heading of its column."""
+    """One expression and the legend of its series. In a table, `legend` is the column heading."""
 
     expr: str
     legend: str
@@ -50,7 +51,7 @@ class Query:
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """One panel. `thresholds` are (from, colour) in rising order, the first from None; `colours` go by series name."""
+    """One panel. `thresholds` are (from, colour) in rising order, the first from None; `colours` by series name."""
 
     title: str
     description: str
@@ -65,15 +66,19 @@ class Panel:
     decimals: int | None = None
     least: float = 0
     greatest: float | None = None
-    """Both ends of the scale, if the data does not reach further."""
+    """`least` and `greatest` are the ends of the scale, unless the data exceeds them."""
     units: Mapping[str, str] | None = None
-    """Of a table: units of single columns, by heading."""
+    """Units of single columns of a table, by heading."""
     logarithmic: bool = False
+
+
+tile: Final = partial(Panel, kind="stat", width=4, height=4, thresholds=((None, SERVED),))
+"""A small panel with one figure."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sentence:
-    """One thing that a verdict can say. `expr` is 1 where it is true, 0 where not, and never absent."""
+    """One statement of a verdict. `expr` is 1 if it is true, else 0, and never absent."""
 
     expr: str
     text: str
@@ -82,7 +87,7 @@ class Sentence:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A heading and its panels, laid from left to right."""
+    """A heading and its panels, from left to right."""
 
     title: str
     panels: tuple[Panel, ...]
@@ -90,7 +95,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """One dashboard. `wanted` names the variables beyond datasource, job, instance and region."""
+    """One dashboard. `wanted` names its variables besides datasource, job, instance and region."""
 
     uid: str
     title: str
@@ -105,13 +110,13 @@ class Page:
 
 
 def verdict(well: str, sentences: tuple[Sentence, ...], description: str) -> Panel:
-    """The sentence that a page opens with: the last of `sentences` that is true, or `well`.
+    """The sentence at the top of a page: the last of `sentences` that is true, or `well`.
 
-    Each is a bit, later ones are worth more; so the number's range tells which one to say.
+    Each sentence is one bit of the panel's value, later ones in higher bits, so that a range of values selects it.
     """
     bits = " + ".join(f"{2**place} * ({sentence.expr})" for place, sentence in enumerate(sentences))
     return Panel(
-        title="In a sentence",
+        title="Summary",
         description=description,
         queries=(Query(bits, well),),
         unit="none",

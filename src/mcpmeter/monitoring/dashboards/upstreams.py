@@ -1,4 +1,4 @@
-"""Upstreams and quota: which provider answers, what its failures cost us, and what it still allows."""
+"""Upstreams and quota: health of the providers, retries, and remaining quotas."""
 
 from __future__ import annotations
 
@@ -30,41 +30,45 @@ SOON: Final = f"{q.least(quota.EXHAUSTION, *PLACE)}"
 OUTCOMES: Final = {
     "ok": ('outcome="ok"', SERVED),
     "the caller's": ('outcome="caller_error"', CALLER),
-    "limited": ('outcome="rate_limited"', "#8a57c2"),
+    "rate limited": ('outcome="rate_limited"', "#8a57c2"),
     "key refused": ('outcome=~"refused|forbidden"', OURS),
     "failed": (FAILED, UPSTREAM),
-    "given up by us": ('outcome="abandoned"', "#36c5b8"),
+    "abandoned": ('outcome="abandoned"', "#36c5b8"),
 }
 
 HEALTH: Final = Row(
-    "Who answers",
+    "Health",
     (
         verdict(
-            "All is well: every upstream answers and has quota left",
+            "Healthy: every upstream responds and has quota left",
             (
                 Sentence(
                     yes(f"{share(q.rate(upstream.RETRIES), q.rate(upstream.ATTEMPTS))} > bool 0.1"),
-                    "Calls need second attempts: callers wait longer, see Why it was tried again",
+                    "More than 10 % of attempts are retries, so callers wait longer: see Retries by reason",
                     WARN,
                 ),
-                Sentence(yes(f"{LEFT} < bool 0.05"), "A quota has less than 5 % left: see the table", WARN),
-                Sentence(yes(f"{SOON} < bool 300"), "A quota runs out within 5 minutes at this rate", BAD),
+                Sentence(yes(f"{LEFT} < bool 0.05"), "A quota has less than 5 % left: see Quotas", WARN),
+                Sentence(
+                    yes(f"{SOON} < bool 300"),
+                    "At the current rate, a quota is exhausted within 5 minutes: see Exhausted in",
+                    BAD,
+                ),
                 Sentence(
                     yes(f"{share(q.rate(upstream.ATTEMPTS, where=FAILED), q.rate(upstream.ATTEMPTS))} > bool 0.05"),
-                    "An upstream fails above 5 %: their side; calls go to the next one if a route names one",
+                    "An upstream fails above 5 %, calls go to the next one of the route: see Failing, by provider",
                     BAD,
                 ),
                 Sentence(
                     yes(f"{q.least(upstream.UP)} < bool 1"),
-                    "An upstream is down or refuses our keys: see Up",
+                    "An upstream is down or refuses its keys: see Up",
                     BAD,
                 ),
             ),
-            "Read this first. All of it is the providers' side, but for refused keys: those are ours to mend.",
+            "The most severe current condition. Refused keys are ours to renew; all else is on the providers' side.",
         ),
         Panel(
             "Up",
-            "0 while the provider's circuit is open, or while it refuses all of its keys (then renew the key).",
+            "No while the provider's circuit is open, or while it refuses all of its keys (then renew them).",
             (Query(q.least(upstream.UP, "provider"), "{{provider}}"),),
             "bool_yes_no",
             kind="stat",
@@ -74,7 +78,7 @@ HEALTH: Final = Row(
         ),
         Panel(
             "Circuit open",
-            "1 from the failure that opened it until a call succeeds. While open, nothing is sent but trials.",
+            "Yes from the failure that opens the circuit until a call succeeds. Meanwhile only trial calls are sent.",
             (Query(q.greatest(upstream.CIRCUIT_OPEN, "provider"), "{{provider}}"),),
             "bool_yes_no",
             kind="stat",
@@ -84,7 +88,7 @@ HEALTH: Final = Row(
         ),
         Panel(
             "Attempts by outcome",
-            "Requests sent to providers a second, first attempts and further ones, by what came of them.",
+            "Requests sent to providers per second, first attempts and retries, by outcome.",
             tuple(Query(q.rate(upstream.ATTEMPTS, where=where), name) for name, (where, _) in OUTCOMES.items()),
             "reqps",
             width=12,
@@ -93,7 +97,7 @@ HEALTH: Final = Row(
         ),
         Panel(
             "Failing, by provider",
-            "Share of attempts that failed on the provider's side. Limits and refused keys are not among them.",
+            "Share of attempts that failed on the provider's side, without rate limits and refused keys.",
             (
                 Query(
                     share(q.rate(upstream.ATTEMPTS, "provider", where=FAILED), q.rate(upstream.ATTEMPTS, "provider")),
@@ -105,16 +109,16 @@ HEALTH: Final = Row(
             thresholds=((None, OK), (0.05, BAD)),
         ),
         Panel(
-            "Answer time, p95",
-            "From sending a call to the last byte of its answer, the provider's part of every latency.",
+            "Response time, p95",
+            "Time from sending a call to the last byte of its response.",
             (Query(q.quantile(0.95, llm.OPERATION_DURATION, "gen_ai_provider_name"), "{{gen_ai_provider_name}}"),),
             "s",
             width=12,
             logarithmic=True,
         ),
         Panel(
-            "Why it was tried again",
-            "Further attempts a second, by the failure that caused them. At most 20 % of requests unless configured.",
+            "Retries by reason",
+            "Retries per second, by the failure that caused them. The default limit is 20 % of requests.",
             (Query(q.moving(upstream.RETRIES, "reason"), "{{reason}}"),),
             "reqps",
             width=12,
@@ -124,11 +128,12 @@ HEALTH: Final = Row(
 )
 
 QUOTA: Final = Row(
-    "Quota, from the providers' own headers",
+    "Quota, from the providers' headers",
     (
         Panel(
-            "Left",
-            "Share of each quota that the provider said is left. A credential is named by its place in configuration.",
+            "Remaining share",
+            "Remaining share of each quota, as reported by the provider. Credentials are named by their position in "
+            "the configuration.",
             (Query(LEFT, "{{provider}} {{credential}} {{resource}}"),),
             "percentunit",
             width=12,
@@ -136,8 +141,8 @@ QUOTA: Final = Row(
             thresholds=((None, BAD), (0.05, WARN), (0.2, OK)),
         ),
         Panel(
-            "Runs out in",
-            "Time until nothing is left at the rate of the last minutes. No line: it is filled before it is empty.",
+            "Exhausted in",
+            "Time until a quota is exhausted at the rate of the last minutes. No line if it resets first.",
             (Query(SOON, "{{provider}} {{credential}} {{resource}}"),),
             "s",
             width=12,
@@ -145,10 +150,10 @@ QUOTA: Final = Row(
         ),
         Panel(
             "Quotas",
-            "What each credential may use, has left, and when it is whole again.",
+            "Limit, remaining quota and time to the reset of each credential.",
             (
                 Query(q.greatest(quota.LIMIT, *PLACE), "Limit"),
-                Query(q.least(quota.REMAINING, *PLACE), "Left"),
+                Query(q.least(quota.REMAINING, *PLACE), "Remaining"),
                 Query(f"clamp_min({q.greatest(quota.RESET, *PLACE)} - time(), 0)", "Resets in"),
             ),
             "short",
@@ -163,7 +168,7 @@ QUOTA: Final = Row(
 PAGE: Final = Page(
     uid="mcpmeter-upstreams",
     title="mcpmeter: Upstreams and quota",
-    description="Which provider answers, what its failures cost in attempts and time, and what it still allows.",
+    description="Health of the providers, retries and response times, and remaining quotas.",
     rows=(HEALTH, QUOTA),
     wanted=("provider",),
 )

@@ -1,18 +1,23 @@
-"""`mcpmeter monitoring lint`: what in anybody's rules and dashboards can never match, and why."""
+"""`mcpmeter monitoring lint`: expressions in rules and dashboards that can never match, or mislead.
+
+`expressions` reads files, `known` lists the series that exist, `checks` finds issues in one expression, `shapes` infers
+the labels of an expression's result, `live` looks series up in a running service or Prometheus.
+"""
 
 from mcpmeter.monitoring.lint.checks import check
-from mcpmeter.monitoring.lint.finding import LintIssue
+from mcpmeter.monitoring.lint.expressions import Expression, LintIssue, read
 from mcpmeter.monitoring.lint.known import Known
-from mcpmeter.monitoring.lint.reading import Asked, read
 
-__all__ = ["Asked", "Known", "LintIssue", "check", "lint", "read"]
+__all__ = ["Expression", "Known", "LintIssue", "check", "lint", "read"]
 
 
 def lint(files: dict[str, str], known: Known) -> list[LintIssue]:
-    """Findings in files (name -> content), in their order. What one file records, the others may ask for."""
-    read_files = [read(name, content) for name, content in files.items()]
-    for asked, _ in read_files:
-        known.learn(asked)
-    return [
-        found for asked, findings in read_files for found in (*findings, *(f for a in asked for f in check(a, known)))
-    ]
+    """Issues in files (name -> content), in the order of the files. All files may use what one of them records."""
+    contents = [read(name, content) for name, content in files.items()]
+    for expressions, _ in contents:
+        known.learn(expressions)
+    issues: list[LintIssue] = []
+    for expressions, file_issues in contents:
+        issues += file_issues
+        issues += (issue for expression in expressions for issue in check(expression, known))
+    return issues

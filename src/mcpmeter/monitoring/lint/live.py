@@ -1,4 +1,4 @@
-"""What a running service or Prometheus knows: `--scrape` and `--prometheus`."""
+"""Series of a running service (`--scrape`) or Prometheus (`--prometheus`)."""
 
 from __future__ import annotations
 
@@ -13,16 +13,15 @@ import promql_parser as promql
 
 from mcpmeter.errors import SetupError
 from mcpmeter.monitoring.lint.checks import walk
-from mcpmeter.monitoring.lint.finding import LintIssue
+from mcpmeter.monitoring.lint.expressions import Expression, LintIssue, read
 from mcpmeter.monitoring.lint.known import Known
-from mcpmeter.monitoring.lint.reading import Asked, read
 
-SECONDS_TO_ANSWER: Final = 10.0
+TIMEOUT_SECONDS: Final = 10.0
 MAX_BYTES: Final = 64 * 1024 * 1024
 
 
 def known_of(scrape: str | None) -> Known:
-    """The catalog, or what a URL or file shows. Raises SetupError: it shows no metrics."""
+    """Series of the catalog, or of a URL or file. Raises SetupError if it contains no metrics."""
     if scrape is None:
         return Known.from_catalog()
     is_url = scrape.startswith(("http://", "https://"))
@@ -32,35 +31,37 @@ def known_of(scrape: str | None) -> Known:
     except ValueError:
         known = Known()
     if not known.series:
-        raise SetupError(f"{scrape} shows no metrics.", hint="Name a /metrics page, or a file that has one in it.")
+        raise SetupError(
+            f"{scrape} contains no metrics.", hint="Pass the URL of a /metrics page, or a file that contains one."
+        )
     return known
 
 
 def unmatched(files: Mapping[str, str], prometheus: str) -> list[LintIssue]:
-    """Selectors without one series in this Prometheus at this moment."""
-    asked = [found for name, content in files.items() for found in read(name, content)[0]]
-    answers: dict[str, bool] = {}
-    return list(_unmatched(asked, prometheus.rstrip("/"), answers))
+    """Selectors that match no series in this Prometheus now."""
+    expressions = [expression for name, content in files.items() for expression in read(name, content)[0]]
+    return list(_unmatched(expressions, prometheus.rstrip("/")))
 
 
-def _unmatched(asked: list[Asked], prometheus: str, answers: dict[str, bool]) -> Iterator[LintIssue]:
-    for one in asked:
-        for selector in selectors(one.expr):
-            if selector not in answers:
-                answers[selector] = _matches(prometheus, selector)
-            if not answers[selector]:
+def _unmatched(expressions: list[Expression], prometheus: str) -> Iterator[LintIssue]:
+    matches: dict[str, bool] = {}
+    for expression in expressions:
+        for selector in selectors(expression.expr):
+            if selector not in matches:
+                matches[selector] = _matches(prometheus, selector)
+            if not matches[selector]:
                 yield LintIssue(
-                    file=one.file,
-                    place=one.place,
+                    file=expression.file,
+                    place=expression.place,
                     level="error",
                     kind="no-series-now",
                     message=f"{selector} matches no series in {prometheus} now",
-                    hint="Is the target scraped, and are the recording rules loaded?",
+                    hint="Check that the target is scraped and that the recording rules are loaded.",
                 )
 
 
 def selectors(expr: str) -> list[str]:
-    """Every selector of an expression, once; those with a dashboard's variable are left out."""
+    """The distinct selectors of an expression, except those with a dashboard's variable."""
     try:
         nodes = [node for node, _ in walk(promql.parse(expr), ()) if isinstance(node, promql.VectorSelector)]
     except ValueError:
@@ -75,36 +76,37 @@ def _plain(node: Any) -> str:
 
 
 def _matches(prometheus: str, selector: str) -> bool:
-    answer = _get(f"{prometheus}/api/v1/query?{urlencode({'query': f'count({selector})'})}")
+    body = _get(f"{prometheus}/api/v1/query?{urlencode({'query': f'count({selector})'})}")
     try:
-        told = json.loads(answer)
-        return bool(told["data"]["result"])
+        return bool(json.loads(body)["data"]["result"])
     except (ValueError, KeyError, TypeError):
-        raise SetupError(f"{prometheus} is no Prometheus.", hint="Write it as http://127.0.0.1:9090.") from None
+        raise SetupError(
+            f"{prometheus} is not a Prometheus server.", hint="Example of a URL: http://127.0.0.1:9090."
+        ) from None
 
 
 def _content(path: Path) -> str:
     try:
         return path.read_bytes().decode(errors="replace")
     except OSError as fault:
-        raise SetupError(f"{path} cannot be read: {fault.strerror}.", hint="Name a URL or a file.") from None
+        raise SetupError(f"{path} cannot be read: {fault.strerror}.", hint="Pass a URL or a file.") from None
 
 
 def _get(url: str) -> str:
     parts = urlsplit(url)
     kind = HTTPSConnection if parts.scheme == "https" else HTTPConnection
     try:
-        connection = kind(parts.hostname or "", parts.port, timeout=SECONDS_TO_ANSWER)
+        connection = kind(parts.hostname or "", parts.port, timeout=TIMEOUT_SECONDS)
         try:
             path = parts.path or "/"
             connection.request("GET", f"{path}?{parts.query}" if parts.query else path)
-            answer = connection.getresponse()
-            body = answer.read(MAX_BYTES)
+            response = connection.getresponse()
+            body = response.read(MAX_BYTES)
         finally:
             connection.close()
     except (OSError, HTTPException, ValueError) as fault:
         why = getattr(fault, "strerror", None) or type(fault).__name__
-        raise SetupError(f"{parts.netloc or url} does not answer ({why}).", hint="Is the address right?") from None
-    if answer.status != 200:
-        raise SetupError(f"{parts.netloc} answers with status {answer.status}.", hint="Is the address right?")
+        raise SetupError(f"{parts.netloc or url} is unreachable ({why}).", hint="Check the address.") from None
+    if response.status != 200:
+        raise SetupError(f"{parts.netloc} returned HTTP {response.status}.", hint="Check the address.")
     return body.decode(errors="replace")

@@ -1,4 +1,4 @@
-"""Which labels the result of an expression has: enough of PromQL's rules to see what can never meet."""
+"""Labels of an expression's result: enough of PromQL's rules to find vectors that never match."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import promql_parser as promql
 from mcpmeter.monitoring.lint.known import SCRAPED, TARGET_LABELS, Known
 
 Shape = dict[str, bool] | None
-"""Label -> whether it is always there, else only perhaps; a label that is missing never is. None: nobody can know."""
+"""Label -> True if always present, False if optional; other labels are never present. None if unknown."""
 
 KEEPS_LABELS: Final = frozenset(("topk", "bottomk", "limitk", "limit_ratio"))
 CHANGES_LABELS: Final = frozenset(("label_replace", "label_join", "absent", "absent_over_time", "info", "count_values"))
@@ -18,7 +18,7 @@ COMPARISONS: Final = frozenset(("==", "!=", ">", "<", ">=", "<="))
 
 
 def operator(node: Any) -> str:
-    """`>` of `> bool`."""
+    """The operator without `bool`."""
     return str(node.op).removeprefix("bool ").strip()
 
 
@@ -30,7 +30,7 @@ def bare(node: Any) -> Any:
 
 
 def is_scalar(node: Any) -> bool:
-    """Whether it is a number and not a vector."""
+    """Whether the node is a scalar, not a vector."""
     node = bare(node)
     if isinstance(node, promql.BinaryExpr):
         return is_scalar(node.lhs) and is_scalar(node.rhs)
@@ -40,7 +40,7 @@ def is_scalar(node: Any) -> bool:
 
 
 def shape(node: Any, known: Known) -> Shape:
-    """The labels of what a vector expression gives."""
+    """The labels of a vector expression's result."""
     node = bare(node)
     match node:
         case promql.VectorSelector():
@@ -62,7 +62,7 @@ def _of_selector(node: Any, known: Known) -> Shape:
     name = node.name or ""
     if name in known.series:
         series = known.series[name]
-        labels = {label: label not in series.perhaps for label in series.labels}
+        labels = {label: label not in series.optional for label in series.labels}
         return {**dict.fromkeys(SCRAPED, False), **dict.fromkeys(TARGET_LABELS, True), **labels}
     if name in known.recorded:
         try:
@@ -116,7 +116,7 @@ def _either(left: Shape, right: Shape) -> Shape:
 
 
 def matched(side: dict[str, bool], node: Any) -> dict[str, bool]:
-    """The labels of one side by which a binary operation matches."""
+    """The labels of one side on which a binary operation matches."""
     matching = node.modifier.matching if node.modifier is not None else None
     if matching is None:
         return side

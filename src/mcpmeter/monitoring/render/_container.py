@@ -1,4 +1,4 @@
-"""What compose and Kubernetes have in common: how the service runs in a container."""
+"""Shared by compose and Kubernetes: how the service runs in a container."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ HEALTHY: Final = "/-/healthy"
 READY: Final = "/-/ready"
 DRAIN_SECONDS: Final = 30
 SECONDS_TO_STOP: Final = DRAIN_SECONDS + 15
-"""What a stop may take: streams drain, then the ledger is closed."""
+"""Time to stop: streams drain, then the ledger is closed."""
 
 NOTE: Final = """\
-The service in a container. Providers are those whose key is in the environment (OPENAI_API_KEY, ANTHROPIC_API_KEY …);
-MCPMETER_KEY is the first caller's own key: openssl rand -hex 32 makes a good one. docs/deploy.md says more."""
+The service in a container. A provider is enabled if its key is in the environment (OPENAI_API_KEY,
+ANTHROPIC_API_KEY …). MCPMETER_KEY is the key of the first caller; create one with: openssl rand -hex 32
+See docs/deploy.md."""
 
 
 def service_config(options: MonitoringOptions) -> str:
-    """`mcpmeter.yaml` for the container. Secrets are names of environment variables."""
+    """`mcpmeter.yaml` for the container. Secrets are references to environment variables."""
     document: dict[str, Any] = {
         "server": {"host": "0.0.0.0", "port": PORT, "drain_seconds": DRAIN_SECONDS},  # noqa: S104 (asks for keys)
         "ledger": {"path": f"{LEDGER_FOLDER}/ledger.db"},

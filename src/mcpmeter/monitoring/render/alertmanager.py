@@ -1,4 +1,4 @@
-"""`alertmanager.yml` and its texts: who hears of what, how often, and what stays unsaid because more is known."""
+"""`alertmanager.yml` and its templates: routes, repetition, inhibition and receivers."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from typing import Any, Final
 
 from mcpmeter.monitoring.options import Email, MonitoringOptions, PagerDuty, Slack, Webhook
 from mcpmeter.monitoring.queries import DIMENSIONS, Queries
-from mcpmeter.monitoring.render._yaml import MADE, to_yaml
+from mcpmeter.monitoring.render._yaml import HEADER, to_yaml
 
 CONFIG: Final = "alertmanager/alertmanager.yml"
 TEXTS: Final = "alertmanager/mcpmeter.tmpl"
 
 NOTE: Final = """\
-Secrets are files, by paths relative to this file; none is in it. critical pages, warning is for the day, info is for
-the webhook alone. Watchdog goes to the dead man's switch, which pages when it no longer comes."""
+Secrets are separate files; their paths are relative to this file. critical pages, warning is for the day, info goes to
+the webhook only. Watchdog goes to the dead man's switch, which pages if it no longer arrives."""
 
 SUBJECT: Final = ("team", "budget", "provider", "model", "endpoint", "instance", "gen_ai_tool_name")
-"""Labels that say whom an alert is about."""
+"""Labels that identify the subject of an alert."""
 
 TEMPLATES: Final = """\
 {{ define "mcpmeter.title" -}}
@@ -28,7 +28,7 @@ TEMPLATES: Final = """\
 
 {{ define "mcpmeter.text" -}}
 {{ range .Alerts -}}
-{{ .Annotations.description }}{{ if eq .Status "resolved" }} (over){{ end }}
+{{ .Annotations.description }}{{ if eq .Status "resolved" }} (resolved){{ end }}
 Runbook: {{ .Annotations.runbook_url }}
 {{ end -}}
 {{ end }}
@@ -36,14 +36,14 @@ Runbook: {{ .Annotations.runbook_url }}
 
 
 def render(options: MonitoringOptions) -> Mapping[str, str]:
-    """The configuration and the texts of its notifications."""
+    """The configuration and the templates of its notifications."""
     document = {
         "route": _route(Queries(options)),
         "inhibit_rules": _inhibitions(),
         "receivers": _receivers(options),
         "templates": [TEXTS.rpartition("/")[2]],
     }
-    note = "".join(f"{line}\n" for line in MADE.splitlines()).replace("# ", "{{/* ").replace("\n", " */}}\n")
+    note = "".join(f"{line}\n" for line in HEADER.splitlines()).replace("# ", "{{/* ").replace("\n", " */}}\n")
     return {CONFIG: to_yaml(document, NOTE), TEXTS: note + TEMPLATES}
 
 
@@ -129,7 +129,7 @@ def _slack(to: Slack) -> dict[str, Any]:
 
 
 def _webhook(to: Webhook) -> dict[str, Any]:
-    # `url_file` is newer than the Alertmanager of Debian 12, so a secret can only be in the header.
+    # Debian 12's Alertmanager has no `url_file`, so a secret can only be in the header.
     header = {"http_config": {"authorization": {"credentials_file": to.credentials_file}}}
     return {"send_resolved": True, "url": to.url, **(header if to.credentials_file else {})}
 

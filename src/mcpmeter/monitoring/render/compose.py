@@ -25,13 +25,14 @@ IMAGES: Final = {
 }
 METRICS_TOKEN: Final = "secrets/metrics-token"  # noqa: S105 (a path)
 NOTE: Final = """\
-From deploy/: put the providers' keys and MCPMETER_KEY into mcpmeter.env, Grafana's first password into
-secrets/grafana-admin-password and what alertmanager.yml names into secrets/; then: docker compose up --build --wait
-Everything listens on this machine's loopback only. docs/deploy.md says more."""
+In deploy/: write the providers' keys and MCPMETER_KEY to mcpmeter.env, Grafana's initial password to
+secrets/grafana-admin-password and the files named in alertmanager.yml to secrets/; then run:
+docker compose up --build --wait
+All ports are on the loopback interface only. See docs/deploy.md."""
 
 
 def render(options: MonitoringOptions) -> Mapping[str, str]:
-    """The file, and the two configurations that are different inside of it."""
+    """The file, and the two configurations that differ inside the containers."""
     inside = replace(options, targets=(f"mcpmeter:{PORT}",), alertmanagers=("alertmanager:9093",), scheme="http")
     if options.bearer_token_file:
         inside = replace(inside, bearer_token_file=METRICS_TOKEN)
@@ -93,7 +94,7 @@ def _alertmanager() -> dict[str, Any]:
         **_of("alertmanager", 9093),
         "command": ["--config.file=/etc/alertmanager/alertmanager.yml", "--storage.path=/alertmanager"],
         "volumes": [
-            # File by file: a folder mounted read-only could not take the secrets below it.
+            # Mounted file by file: secrets cannot be mounted below a read-only folder.
             "./alertmanager/alertmanager.yml:/etc/alertmanager/alertmanager.yml:ro",
             "./alertmanager/mcpmeter.tmpl:/etc/alertmanager/mcpmeter.tmpl:ro",
             "./secrets:/etc/alertmanager/secrets:ro",

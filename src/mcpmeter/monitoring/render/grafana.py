@@ -1,4 +1,4 @@
-"""Grafana: the dashboards with the options applied, and the files by which Grafana finds them and Prometheus."""
+"""Grafana: the dashboards with the options applied, and the provisioning files for dashboards and data source."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def render(options: MonitoringOptions) -> Mapping[str, str]:
 
 
 def dashboards(options: MonitoringOptions) -> Mapping[str, str]:
-    """File name to JSON: as made, with the jobs chosen and the matchers in every selector."""
+    """File name -> JSON, with the jobs selected and the matchers in every selector."""
     return {f"{name.replace('_', '-')}.json": _with_options(made(name), options) for name in pages()}
 
 
@@ -39,7 +39,7 @@ def _with_options(text: str, options: MonitoringOptions) -> str:
 
 
 def _narrowed(part: Any, options: MonitoringOptions) -> Any:
-    """Every selector holds `SCOPE` word for word, so that is where further matchers go."""
+    """Append the matchers to `SCOPE`, which every selector contains verbatim."""
     if isinstance(part, str):
         return part.replace(SCOPE, ", ".join([SCOPE, *_matchers(options)]))
     if isinstance(part, dict):
@@ -49,7 +49,7 @@ def _narrowed(part: Any, options: MonitoringOptions) -> Any:
 
 def _matchers(options: MonitoringOptions) -> Iterator[str]:
     for label, value in options.matchers.items():
-        # JSON's escapes of a text are PromQL's.
+        # JSON and PromQL escape strings alike.
         yield f"{label}={json.dumps(value, ensure_ascii=False)}"
 
 
@@ -64,7 +64,7 @@ def _source(options: MonitoringOptions) -> dict[str, Any]:
         "editable": False,
         "jsonData": {
             "httpMethod": "POST",
-            # Grafana makes $__rate_interval out of it: four scrapes at least.
+            # Grafana derives $__rate_interval from it: at least four scrapes.
             "timeInterval": f"{options.service_scrape_interval_seconds}s",
         },
     }

@@ -1,4 +1,4 @@
-"""Kubernetes: the service, and what the Prometheus operator and the sidecar of Grafana pick up."""
+"""Kubernetes: the service, and the objects for the Prometheus operator and Grafana's sidecar."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ SECRET: Final = "mcpmeter-secrets"  # noqa: S105 (its name)
 CALLERS: Final = {"mcpmeter.io/caller": "true"}
 MONITORING: Final = {"kubernetes.io/metadata.name": "monitoring"}
 NOTE: Final = f"""\
-kubectl apply -k deploy/kubernetes. The secret {SECRET} is yours to make, with MCPMETER_KEY and the providers'
-keys: docs/deploy.md has the command."""
+Apply with: kubectl apply -k deploy/kubernetes
+Create the secret {SECRET} first, with MCPMETER_KEY and the providers' keys: see docs/deploy.md."""
 
 
 def render(options: MonitoringOptions) -> Mapping[str, str]:
-    """A file an object, and the kustomization that lists them."""
+    """One file per object, and the kustomization that lists them."""
     made = {f"{name}.yaml": document for name, document in _objects(options)}
     listed = {
         "apiVersion": "kustomize.config.k8s.io/v1beta1",
@@ -137,8 +137,8 @@ def _container(options: MonitoringOptions) -> dict[str, Any]:
 
 
 def _probe(path: str, *, failures: int, period: int = 5) -> dict[str, Any]:
-    asked = {"path": path, "port": "http"}
-    return {"httpGet": asked, "periodSeconds": period, "timeoutSeconds": 3, "failureThreshold": failures}
+    request = {"path": path, "port": "http"}
+    return {"httpGet": request, "periodSeconds": period, "timeoutSeconds": 3, "failureThreshold": failures}
 
 
 def _service(options: MonitoringOptions) -> dict[str, Any]:
@@ -147,7 +147,7 @@ def _service(options: MonitoringOptions) -> dict[str, Any]:
 
 
 def _network_policy(options: MonitoringOptions) -> dict[str, Any]:
-    """In: namespaces that carry the callers' label, and Prometheus. Out: names, and HTTPS to providers."""
+    """Ingress: namespaces with the callers' label, and Prometheus. Egress: DNS, and HTTPS to providers."""
     sources = [
         {"podSelector": {}},
         {"namespaceSelector": {"matchLabels": CALLERS}},
@@ -164,7 +164,7 @@ def _network_policy(options: MonitoringOptions) -> dict[str, Any]:
 
 
 def _disruption_budget(options: MonitoringOptions) -> dict[str, Any]:
-    # Of one replica, a lowest number of available ones would forbid every drain of its node.
+    # With one replica, minAvailable would prevent every drain of its node.
     spec = {"maxUnavailable": 1, "selector": {"matchLabels": CHOSEN}}
     return {**_head(options, "policy/v1", "PodDisruptionBudget", NAME), "spec": spec}
 
@@ -183,7 +183,7 @@ def _service_monitor(options: MonitoringOptions) -> dict[str, Any]:
 
 
 def _label(name: str, value: str) -> dict[str, str]:
-    # A dollar begins a group of the regular expression.
+    # A dollar sign refers to a group of the regular expression.
     return {"targetLabel": name, "replacement": value.replace("$", "$$"), "action": "replace"}
 
 

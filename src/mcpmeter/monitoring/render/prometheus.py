@@ -1,4 +1,4 @@
-"""`prometheus.yml`, and `global.yml` for the Prometheus that gathers the regions' recorded series."""
+"""`prometheus.yml`, and `global.yml` for a Prometheus that federates the regions' recorded series."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from typing import Any, Final
 from mcpmeter.monitoring.options import MonitoringOptions, RemoteWrite
 from mcpmeter.monitoring.render._yaml import to_yaml
 
-GATHERED: Final = '{__name__=~"job[a-z_]*:mcp_.+"}'
-"""Recorded series only: raw ones of several regions would make the global server the largest of all."""
+FEDERATED: Final = '{__name__=~"job[a-z_]*:mcp_.+"}'
+"""Recorded series only: with the raw series of all regions, the global server would be the largest."""
 
 REGIONAL: Final = """\
 Paths are relative to this file."""
 GLOBAL: Final = """\
-For several regions: one Prometheus beside each region's services runs prometheus.yml with its own `region`; this one
-gathers what they recorded. Alerts stay in the regions, so that a lost link silences nobody."""
+For several regions: each region has a Prometheus with prometheus.yml and its own `region`. This one federates their
+recorded series. Alerts are evaluated in the regions, so that a lost link does not silence them."""
 
 
 def render(options: MonitoringOptions) -> Mapping[str, str]:
-    """The configuration, and that of the global server where there are regions to gather."""
+    """The configuration, and that of the global server if there are regions to federate."""
     made = {"prometheus/prometheus.yml": to_yaml(_regional(options), REGIONAL)}
     if options.federate:
         made["prometheus/global.yml"] = to_yaml(_global(options), GLOBAL)
@@ -87,7 +87,7 @@ def _global(options: MonitoringOptions) -> dict[str, Any]:
         "job_name": "mcpmeter-regions",
         "honor_labels": True,
         "metrics_path": "/federate",
-        "params": {"match[]": [GATHERED]},
+        "params": {"match[]": [FEDERATED]},
         "static_configs": [{"targets": list(options.federate)}],
     }
     return {"global": _intervals(options, {}), "scrape_configs": [gather, _itself()], **_remote_write(options)}

@@ -1,6 +1,6 @@
-"""Unit tests of the alerts, for `promtool test rules`: the cases of each alert's file, a file an alert.
+"""Unit tests of the alerts for `promtool test rules`: one file per alert, from its cases.
 
-An alert whose numbers were set otherwise has no file, since its cases are written for the defaults.
+An alert with changed thresholds has no file, since its cases are written for the defaults.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ DEFAULTS: Final = MonitoringOptions()
 
 
 def render(options: MonitoringOptions) -> Mapping[str, str]:
-    """A file for each alert that has its default numbers."""
+    """One file for each alert with default thresholds."""
     if _is_tuned(options):
         return {}
     return {
@@ -48,10 +48,10 @@ def _document(options: MonitoringOptions, alert: Alert) -> dict[str, Any]:
 
 
 def _groups(options: MonitoringOptions, alert: Alert) -> Iterator[str]:
-    """The groups that the alert stands on, and its own."""
-    asked = " ".join(rule.expr for rule in alert.rules)
+    """The recording groups that the alert uses, and its own group."""
+    exprs = " ".join(rule.expr for rule in alert.rules)
     for group in recording_groups(options):
-        if any(f"{rule.record}{{" in asked for rule in group.rules):
+        if any(f"{rule.record}{{" in exprs for rule in group.rules):
             yield group.name
     yield rules.alert_group(alert.area)
 
@@ -68,7 +68,7 @@ def _test(options: MonitoringOptions, alert: Alert, case: Case) -> dict[str, Any
 
 
 def _placed(options: MonitoringOptions, series: str) -> str:
-    """The series with the labels that Prometheus adds at a scrape, where the case does not give its own."""
+    """The series with the labels that Prometheus adds at a scrape, unless the case sets them."""
     name, _, rest = series.partition("{")
     usual = {**_common(options), "instance": "one:8000"}
     given = rest.removesuffix("}")
@@ -84,12 +84,14 @@ def _expected(options: MonitoringOptions, alert: Alert, firing: Firing) -> dict[
     rule = _rule_of(alert, firing)
     own = {} if rule.expr.startswith("vector(") else _common(options)
     labels = {**own, **rules.rule_labels(alert, rule), **firing.labels}
-    told = {name: _filled_in(text, labels, firing.shown) for name, text in rules.words(options, alert, rule).items()}
-    return {"exp_labels": labels, "exp_annotations": told}
+    annotations = {
+        name: _filled_in(text, labels, firing.shown) for name, text in rules.texts(options, alert, rule).items()
+    }
+    return {"exp_labels": labels, "exp_annotations": annotations}
 
 
 def _rule_of(alert: Alert, firing: Firing) -> Rule:
-    """The rule whose own labels the firing carries."""
+    """The rule whose labels match those of the firing alert."""
     return next(
         rule
         for rule in alert.rules

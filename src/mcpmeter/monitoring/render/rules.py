@@ -1,4 +1,4 @@
-"""Prometheus's rule files: recording rules and alerts, a file for each group."""
+"""Prometheus's rule files: recording rules and alerts, one file per group."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ FOLDER: Final = "prometheus/rules"
 
 
 def render(options: MonitoringOptions) -> Mapping[str, str]:
-    """A file for each group."""
+    """One file per group."""
     groups = [*recording_rule_groups(options), *alert_rule_groups(options)]
     return {f"{FOLDER}/{file_of(group['name'])}": to_yaml({"groups": [group]}) for group in groups}
 
 
 def file_of(group: str) -> str:
-    """The name of a group's file: small ones, so that a unit test evaluates only what it is about."""
+    """The name of a group's file. One file per group lets a unit test evaluate only the groups it needs."""
     return f"{group.replace('.', '-')}.yml"
 
 
 def recording_rule_groups(options: MonitoringOptions) -> list[dict[str, Any]]:
-    """As Prometheus and the operator's PrometheusRule take them."""
+    """Recording rule groups in the format of Prometheus and of PrometheusRule."""
     return [
         {"name": group.name, "rules": [{"record": rule.record, "expr": rule.expr} for rule in group.rules]}
         for group in recording_groups(options)
@@ -35,7 +35,7 @@ def recording_rule_groups(options: MonitoringOptions) -> list[dict[str, Any]]:
 
 
 def alert_rule_groups(options: MonitoringOptions) -> list[dict[str, Any]]:
-    """As Prometheus and the operator's PrometheusRule take them, a group for each area."""
+    """Alert groups in the format of Prometheus and of PrometheusRule, one per area."""
     q, groups = Queries(options), dict[str, list[dict[str, Any]]]()
     for alert in alerts(options):
         groups.setdefault(alert.area, []).extend(_rules(q, alert))
@@ -43,7 +43,7 @@ def alert_rule_groups(options: MonitoringOptions) -> list[dict[str, Any]]:
 
 
 def alert_group(area: str) -> str:
-    """The name of an area's group."""
+    """The group name of an area."""
     return f"mcpmeter.alerts.{area}"
 
 
@@ -54,17 +54,17 @@ def _rules(q: Queries, alert: Alert) -> Iterator[dict[str, Any]]:
             "expr": rule.expr,
             **({"for": q.span(rule.hold)} if rule.hold else {}),
             "labels": rule_labels(alert, rule),
-            "annotations": words(q.options, alert, rule),
+            "annotations": texts(q.options, alert, rule),
         }
 
 
 def rule_labels(alert: Alert, rule: Rule) -> dict[str, str]:
-    """What routes go by, beside the labels of the series."""
+    """Labels for routing, added to the labels of the series."""
     return {"severity": rule.severity, "area": alert.area, **rule.labels}
 
 
-def words(options: MonitoringOptions, alert: Alert, rule: Rule) -> dict[str, str]:
-    """What a person reads. Prometheus's `$labels` has not got the rule's own labels, so these are put in here."""
+def texts(options: MonitoringOptions, alert: Alert, rule: Rule) -> dict[str, str]:
+    """Texts for people. Prometheus's `$labels` lacks the rule's own labels, so they are inserted here."""
     made = {
         "summary": alert.summary,
         "description": alert.description,

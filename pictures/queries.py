@@ -1,4 +1,4 @@
-"""Asks a Prometheus what a panel would ask it."""
+"""Runs a panel's queries on a Prometheus server."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ EVERYTHING: Final = {
     "provider": ".*",
     "server": ".*",
 }
-"""What Grafana puts in for All."""
+"""Grafana's values for All."""
 
 
 class Series(NamedTuple):
-    """Labels and (time, value) pairs; an instant query gives one pair."""
+    """Labels and (time, value) pairs; an instant query returns one pair."""
 
     labels: Mapping[str, str]
     points: tuple[tuple[float, float], ...]
 
 
-def filled_in(expr: str, *, range_seconds: int, rate_seconds: int = 15, **chosen: str) -> str:
-    """The expression with its variables as Grafana fills them in, all values unless `chosen`."""
+def fill_variables(expr: str, *, range_seconds: int, rate_seconds: int = 15, **chosen: str) -> str:
+    """The expression with its variables replaced as by Grafana: All, unless `chosen`."""
     values = {
         **EVERYTHING,
         **chosen,
@@ -42,7 +42,7 @@ def filled_in(expr: str, *, range_seconds: int, rate_seconds: int = 15, **chosen
 
 
 class Prometheus:
-    """Its query API."""
+    """Client of the query API."""
 
     def __init__(self, http: httpx2.AsyncClient, address: str) -> None:
         self._http = http
@@ -52,28 +52,25 @@ class Prometheus:
         """An instant query."""
         return [
             Series(found["metric"], ((float(found["value"][0]), float(found["value"][1])),))
-            for found in await self._ask("query", {"query": expr})
+            for found in await self._get("query", {"query": expr})
         ]
 
     async def over(self, expr: str, start: float, end: float, step: float) -> list[Series]:
         """A range query."""
-        asked = {"query": expr, "start": f"{start}", "end": f"{end}", "step": f"{step}"}
+        params = {"query": expr, "start": f"{start}", "end": f"{end}", "step": f"{step}"}
         return [
             Series(found["metric"], tuple((float(at), float(value)) for at, value in found["values"]))
-            for found in await self._ask("query_range", asked)
+            for found in await self._get("query_range", params)
         ]
 
-    async def _ask(self, what: str, asked: Mapping[str, str]) -> list[dict[str, Any]]:
-        told = (await self._http.get(f"{self._address}/api/v1/{what}", params=asked)).json()
-        if told["status"] != "success":
-            raise ValueError(f"{told['error']}: {asked['query']}")
-        result = told["data"]["result"]
-        if told["data"]["resultType"] == "scalar":
-            return [{"metric": {}, "value": result}]
-        found: list[dict[str, Any]] = result
-        return found
+    async def _get(self, path: str, params: Mapping[str, str]) -> list[dict[str, Any]]:
+        body = (await self._http.get(f"{self._address}/api/v1/{path}", params=params)).json()
+        if body["status"] != "success":
+            raise ValueError(f"{body['error']}: {params['query']}")
+        result: list[dict[str, Any]] = body["data"]["result"]
+        return [{"metric": {}, "value": result}] if body["data"]["resultType"] == "scalar" else result
 
 
 def is_range(panel: Panel) -> bool:
-    """Whether the panel draws lines; the other kinds show the last value."""
+    """Whether the panel draws lines; other kinds show the last value."""
     return panel.kind == "timeseries"
