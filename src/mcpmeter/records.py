@@ -167,7 +167,7 @@ class Call(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     team: str = ""
     project: str = ""
     key_id: str = ""
-    claims: tuple[Reservation, ...] = ()
+    reservations: tuple[Reservation, ...] = ()
     """What it reserves of each limit that it is under."""
     reserved_nanousd: int = 0
     """The most that it can cost, as far as that is known when it is opened."""

@@ -14,7 +14,7 @@ import pytest
 
 from mcpmeter.budgets.budget import Budget
 from mcpmeter.budgets.period import Period
-from mcpmeter.ledger.queries.budget_history import Standing, add_top_up, read_standings
+from mcpmeter.ledger.queries.budget_history import BudgetHistory, add_top_up, read_histories
 from mcpmeter.records import Scope, TopUp
 
 ROUNDS, ROUNDS_IN_FULL = 8, 200
@@ -35,9 +35,9 @@ class Race:
         self.overspent: list[int] = []
         self.left_reserved = 0
 
-    def standing(self) -> Standing:
+    def standing(self) -> BudgetHistory:
         now_ns = time.time_ns()
-        (found,) = read_standings(self._stand.ledger, [(self._budget.claim(0, now_ns), now_ns)], now_ns)
+        (found,) = read_histories(self._stand.ledger, [(self._budget.claim(0, now_ns), now_ns)], now_ns)
         return found
 
     async def run(self, rounds: int, **more: Any) -> None:

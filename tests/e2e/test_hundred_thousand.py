@@ -23,7 +23,8 @@ from typing import Any
 
 import httpx2
 import pytest
-from mcpmeter.ledger.sqlite.store.connection import open_for_reading
+
+from mcpmeter.ledger.sqlite.connection import open_for_reading
 
 CALLS = 1_500
 CALLS_IN_FULL = 100_000

@@ -16,12 +16,12 @@ from typing import Any, Literal
 import httpx2
 import msgspec
 import pytest
-from mcpmeter.ledger.sqlite.store.connection import open_for_reading
 from pydantic import SecretStr
 from tests.integration.speakers import ANTHROPIC, GEMINI, OPENAI, Speaker
 
 from mcpmeter.config import ProviderSettings
 from mcpmeter.ledger.rows import ROW_COLUMNS, SELECT_ROWS_SQL
+from mcpmeter.ledger.sqlite.connection import open_for_reading
 from mcpmeter.records import LedgerRow
 from mcpmeter.simulator import FaultProxy, Simulator, WireFault
 

@@ -13,12 +13,12 @@ import pytest
 import time_machine
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mcpmeter.ledger.sqlite.store.balances import read_balances
-from mcpmeter.ledger.sqlite.store.connection import open_for_reading
 
 from mcpmeter.budgets.budget import Budget, Budgets
 from mcpmeter.budgets.period import NS_PER_S, Period
 from mcpmeter.config import BudgetSettings
+from mcpmeter.ledger.sqlite.balances import read_balances
+from mcpmeter.ledger.sqlite.connection import open_for_reading
 from mcpmeter.ledger.sqlite.store import SqliteStore
 from mcpmeter.meter import new_call_id
 from mcpmeter.records import Balance, Call, Charge, LlmTarget, Scope, Settlement, Usage
@@ -143,7 +143,7 @@ async def _walk(zone: str, kind: str, steps: list[tuple[int, int]], path: Path) 
             at_ns = now_s * NS_PER_S
             claims = budgets.claims(team="search", max_cost_nanousd=60, at_ns=at_ns)
             call = Call(id=new_call_id(), started_at_ns=at_ns, endpoint="/v1/chat/completions", method="POST",
-                        team="search", claims=claims, llm=LlmTarget(provider="p", model="m"))  # fmt: skip
+                        team="search", reservations=claims, llm=LlmTarget(provider="p", model="m"))  # fmt: skip
             await store.open(call)
             charge = Charge(nanousd=cost, source="listed", price_list="test")
             usage = Usage(prompt_tokens=1, source="reported")

@@ -63,7 +63,7 @@ class Ledger:
             endpoint="/v1/chat/completions",
             method="POST",
             team="search",
-            claims=claims,
+            reservations=claims,
             llm=LlmTarget(provider="openai", model="gpt-4.1"),
         )
 

@@ -167,7 +167,7 @@ def fill(path: Path, make_call: Callable[..., Call], make_settlement: Callable[.
         store = SqliteStore(path)
         await store.start()
         calls = [
-            make_call(**{"started_at_ns": STARTED_AT_NS + place * 60 * 10**9, "claims": (BUDGET,), **values})
+            make_call(**{"started_at_ns": STARTED_AT_NS + place * 60 * 10**9, "reservations": (BUDGET,), **values})
             for place in range(count + left_open)
         ]
         await asyncio.gather(*(store.open(call) for call in calls))

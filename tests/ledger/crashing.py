@@ -113,7 +113,7 @@ async def work(path: Path, told: int, mode: str) -> None:
             method="POST",
             llm=LlmTarget(provider="p", model="m"),
             # The first half under no budget: a row that comes alone is then written without BEGIN and COMMIT.
-            claims=(BUDGET,) if number >= CALLS // 2 else (),
+            reservations=(BUDGET,) if number >= CALLS // 2 else (),
         )
         await store.open(call)
         os.write(told, f"open {call.id}\n".encode())

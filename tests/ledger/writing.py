@@ -34,7 +34,7 @@ async def calls(store: SqliteStore, who: int) -> None:
             method="POST",
             team="research",
             llm=LlmTarget(provider="p", model="m"),
-            claims=(BUDGET,),
+            reservations=(BUDGET,),
         )
         await store.open(call)
         promised("open", call)

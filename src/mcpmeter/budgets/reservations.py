@@ -86,7 +86,7 @@ class Limits:
 
     def refusal(self, refused: InsufficientBudget, now_ns: int) -> MeterError:
         """A refused claim in words: RateLimited, or BudgetExhausted."""
-        self.on_refusal(refused.claim)
-        if refused.claim.unit == "nanousd":
-            return self.budgets.refusal(refused.claim, refused.left)
-        return rate_refusal(refused.claim, refused.left, now_ns)
+        self.on_refusal(refused.reservation)
+        if refused.reservation.unit == "nanousd":
+            return self.budgets.refusal(refused.reservation, refused.left)
+        return rate_refusal(refused.reservation, refused.left, now_ns)

@@ -16,9 +16,11 @@ _decoder = msgspec.json.Decoder(list[KeptReservation])
 
 def kept_claims(call: Call) -> str:
     """The claims of a call as its row keeps them: a JSON array, or empty."""
-    if not call.claims:
+    if not call.reservations:
         return ""
-    return write_claims([(claim.balance, claim.period_start_ns, claim.unit, claim.amount) for claim in call.claims])
+    return write_claims(
+        [(claim.balance, claim.period_start_ns, claim.unit, claim.amount) for claim in call.reservations]
+    )
 
 
 def write_claims(claims: Sequence[KeptReservation]) -> str:

@@ -32,7 +32,7 @@ class InsufficientBudget(Exception):
 
     def __init__(self, claim: Reservation, *, left: int) -> None:
         super().__init__("A limit has no room for this call.")
-        self.claim = claim
+        self.reservation = claim
         self.left = left
         """In the claim's unit; negative where more was spent than the limit allows."""
 

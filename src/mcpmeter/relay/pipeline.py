@@ -125,7 +125,7 @@ class Pipeline:
             project=caller.project,
             key_id=caller.key_id,
             llm=target_of(first.upstream.provider, first.model, dialect, asked),
-            claims=claims,
+            reservations=claims,
             reserved_nanousd=max_cost_nanousd,
         )
         try:

@@ -29,10 +29,10 @@ import uvloop
 from google import genai
 from google.genai import errors as gemini_errors
 from google.genai import types
-from mcpmeter.ledger.sqlite.store.connection import open_for_reading
 
 from mcpmeter.config import KeySettings, LedgerSettings, ProviderSettings, ServerSettings, Settings
 from mcpmeter.ledger.rows import ROW_COLUMNS, SELECT_ROWS_SQL
+from mcpmeter.ledger.sqlite.connection import open_for_reading
 from mcpmeter.records import LedgerRow
 from mcpmeter.service import Service, bind, running
 from mcpmeter.simulator import CallRecord, SimulatorThread, run_in_thread

@@ -70,7 +70,7 @@ def test_calls_of_one_instant_are_all_there_once(path, fill):
 
 
 def test_names_that_callers_choose_do_not_reach_a_spreadsheet_as_formulas(path, fill):
-    fill(1, model="=HYPERLINK(1)", claims=())
+    fill(1, model="=HYPERLINK(1)", reservations=())
     text = io.StringIO()
     write_csv(read(path), text)
     assert next(csv.DictReader(io.StringIO(text.getvalue())))["model"] == "'=HYPERLINK(1)"

@@ -29,7 +29,7 @@ def test_a_ledger_of_settled_calls_is_whole(path, fill):
 
 
 def test_a_balance_that_came_later_and_one_that_was_topped_up_are_whole_too(path, fill, make_call, make_settlement):
-    fill(3, claims=())
+    fill(3, reservations=())
     calls = fill(2)
 
     async def top_up() -> None:

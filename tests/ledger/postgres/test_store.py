@@ -147,7 +147,7 @@ async def test_replicas_with_claims_in_any_order_never_dead_lock_nor_overspend(
         nonlocal settled
         for _ in range(12):
             names = random.sample("abcdef", 4)
-            call = make_call(claims=tuple(claim(7, 600, name) for name in names), reserved_nanousd=7)
+            call = make_call(reservations=tuple(claim(7, 600, name) for name in names), reserved_nanousd=7)
             try:
                 await store.open(call)
             except InsufficientBudget:
@@ -168,7 +168,7 @@ async def test_of_a_hundred_calls_at_once_on_three_replicas_as_many_are_let_in_a
     for number in range(5):
         name = f"round-{number}"
         answers = await asyncio.gather(
-            *(stores[place % 3].open(make_call(claims=(claim(30, 100, name),))) for place in range(100)),
+            *(stores[place % 3].open(make_call(reservations=(claim(30, 100, name),))) for place in range(100)),
             return_exceptions=True,
         )
         assert sum(answer is None for answer in answers) == 3
@@ -211,12 +211,12 @@ async def test_top_ups_at_the_same_moment_all_count(start):
 
 async def test_a_connection_that_the_server_closed_costs_no_call(start, place, make_call, make_settlement):
     store = await start()
-    call = make_call(claims=(claim(40),))
+    call = make_call(reservations=(claim(40),))
     await store.open(call)
     one(place, "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE pid <> pg_backend_pid()"
                " AND datname = current_database()")  # fmt: skip
     await store.settle(make_settlement(call, nanousd=7))
-    await store.open(make_call(claims=(claim(40),)))
+    await store.open(make_call(reservations=(claim(40),)))
     assert store.healthy
     [balance] = await store.balances([claim(0)])
     assert (balance.spent, balance.reserved) == (7, 40)
@@ -238,7 +238,7 @@ def break_after_commit(store: PostgresStore, times: int) -> None:
 async def test_a_commit_whose_answer_was_lost_counts_once(start, place, make_call, make_settlement):
     store = await start()
     await store.balances([claim(0)])
-    call, refused = make_call(claims=(claim(40),)), make_call(claims=(claim(70),))
+    call, refused = make_call(reservations=(claim(40),)), make_call(claims=(claim(70),))
     break_after_commit(store, 1)
     answers = await asyncio.gather(store.open(call), store.open(refused), return_exceptions=True)
     assert answers[0] is None
@@ -253,7 +253,7 @@ async def test_a_commit_whose_answer_was_lost_counts_once(start, place, make_cal
 async def test_an_opening_that_failed_leaves_no_row_though_its_commit_came_through(start, place, make_call):
     store = await start()
     await store.balances([claim(0)])
-    call = make_call(claims=(claim(40),))
+    call = make_call(reservations=(claim(40),))
     break_after_commit(store, 2)  # the transaction, and the question whether it was kept
     with pytest.raises(LedgerUnavailable):
         await store.open(call)

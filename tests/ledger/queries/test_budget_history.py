@@ -11,7 +11,7 @@ from mcpmeter.budgets.budget import Budget
 from mcpmeter.budgets.period import Period
 from mcpmeter.errors import LedgerNotUsable, SetupError
 from mcpmeter.ledger.maintenance.prune import prune
-from mcpmeter.ledger.queries.budget_history import BudgetBalance, add_top_up, read_standings
+from mcpmeter.ledger.queries.budget_history import BudgetHistory, add_top_up, read_histories
 from mcpmeter.ledger.queries.reader import open_reader, open_writer
 from mcpmeter.ledger.rows import ROW_COLUMNS
 from mcpmeter.ledger.sqlite.store import SqliteStore
@@ -53,8 +53,8 @@ def write_balance(ledger, claim: Reservation = CLAIM, **changes: int) -> Balance
     return kept
 
 
-def standing(ledger, claim: Reservation = CLAIM, since_ns: int = START) -> BudgetBalance:
-    (found,) = read_standings(ledger, [(claim, since_ns)], NOW)
+def standing(ledger, claim: Reservation = CLAIM, since_ns: int = START) -> BudgetHistory:
+    (found,) = read_histories(ledger, [(claim, since_ns)], NOW)
     return found
 
 
@@ -144,7 +144,7 @@ async def test_a_running_service_takes_a_top_up_with_its_next_call(tmp_path: Pat
     path = tmp_path / "ledger.db"
     store = SqliteStore(path)
     await store.start()
-    call = make_call(team="search", claims=(PREPAID.claim(40, NOW),))
+    call = make_call(team="search", reservations=(PREPAID.claim(40, NOW),))
     with pytest.raises(InsufficientBudget):
         await store.open(call)
     add_top_up(path, top_up(30))

@@ -32,7 +32,7 @@ async def balance_of(store: Store, of: Reservation) -> Balance:
 
 
 async def test_a_call_reserves_its_most_and_settles_what_it_took(store, make_call, make_settlement):
-    call = make_call(claims=(claim(40),), reserved_nanousd=40)
+    call = make_call(reservations=(claim(40),), reserved_nanousd=40)
     await store.open(call)
     assert (await balance_of(store, claim(0))).reserved == 40
     await store.settle(make_settlement(call, nanousd=7))
@@ -41,7 +41,7 @@ async def test_a_call_reserves_its_most_and_settles_what_it_took(store, make_cal
 
 
 async def test_of_a_hundred_calls_at_once_as_many_are_let_in_as_the_limit_holds(store, make_call):
-    calls = [make_call(claims=(claim(30),)) for _ in range(100)]
+    calls = [make_call(reservations=(claim(30),)) for _ in range(100)]
     answers = await asyncio.gather(*(store.open(call) for call in calls), return_exceptions=True)
     refused = [answer for answer in answers if isinstance(answer, InsufficientBudget)]
     assert len(refused) == 97
@@ -52,24 +52,24 @@ async def test_of_a_hundred_calls_at_once_as_many_are_let_in_as_the_limit_holds(
 
 async def test_a_refused_call_reserves_nothing_of_its_other_limits_and_has_no_row(store, make_call, make_settlement):
     wide, narrow = claim(30, 1000, "wide"), claim(30, 20, "narrow")
-    call = make_call(claims=(wide, narrow))
+    call = make_call(reservations=(wide, narrow))
     with pytest.raises(InsufficientBudget) as caught:
         await store.open(call)
-    assert (caught.value.claim, caught.value.left) == (narrow, 20)
+    assert (caught.value.reservation, caught.value.left) == (narrow, 20)
     assert (await balance_of(store, wide)).reserved == 0
     with pytest.raises(SettlementConflict):
         await store.settle(make_settlement(call))
 
 
 async def test_a_limit_that_only_warns_is_passed_and_counted(store, make_call, make_settlement):
-    call = make_call(claims=(claim(500, 100, refuses=False),))
+    call = make_call(reservations=(claim(500, 100, refuses=False),))
     await store.open(call)
     await store.settle(make_settlement(call, nanousd=450))
     assert (await balance_of(store, claim(0))).spent == 450
 
 
 async def test_a_settlement_that_comes_ten_thousand_times_counts_once(store, make_call, make_settlement):
-    call = make_call(claims=(claim(40),))
+    call = make_call(reservations=(claim(40),))
     await store.open(call)
     settlement = make_settlement(call, nanousd=7)
     for _ in range(10):
@@ -78,7 +78,7 @@ async def test_a_settlement_that_comes_ten_thousand_times_counts_once(store, mak
 
 
 async def test_another_payload_for_the_same_call_changes_no_balance(store, make_call, make_settlement):
-    call = make_call(claims=(claim(40),))
+    call = make_call(reservations=(claim(40),))
     await store.open(call)
     await store.settle(make_settlement(call, nanousd=7))
     with pytest.raises(SettlementConflict):
@@ -87,7 +87,7 @@ async def test_another_payload_for_the_same_call_changes_no_balance(store, make_
 
 
 async def test_an_id_that_is_taken_reserves_nothing(store, make_call):
-    call = make_call(claims=(claim(40),))
+    call = make_call(reservations=(claim(40),))
     await store.open(call)
     with pytest.raises(RowRefused):
         await store.open(call)
@@ -117,7 +117,7 @@ async def test_requests_and_tokens_are_limits_like_money(store, make_call, make_
         claim(1, 2, "key|rpm", unit="requests"),
         claim(50, 60, "key|tpm", unit="tokens"),
     )
-    call = make_call(claims=(requests, tokens))
+    call = make_call(reservations=(requests, tokens))
     await store.open(call)
     await store.settle(
         make_settlement(call, usage=Usage(prompt_tokens=3, completion_tokens=4, source="reported"), nanousd=0)
@@ -127,21 +127,21 @@ async def test_requests_and_tokens_are_limits_like_money(store, make_call, make_
 
 
 async def test_an_unpriced_call_counts_by_its_fallback_price(store, make_call, make_settlement):
-    call = make_call(claims=(claim(40),))
+    call = make_call(reservations=(claim(40),))
     await store.open(call)
     await store.settle(make_settlement(call, charge=Charge(unpriced_reason="unknown_model", fallback_nanousd=33)))
     assert (await balance_of(store, claim(0))).spent == 33
 
 
 async def test_topping_up_lets_calls_in_again(store, make_call):
-    call = make_call(claims=(claim(60, 50, "once", period_start_ns=0, period_end_ns=0),))
+    call = make_call(reservations=(claim(60, 50, "once", period_start_ns=0, period_end_ns=0),))
     with pytest.raises(InsufficientBudget):
         await store.open(call)
     assert await store.top_up(TopUp(id="top_1", balance="once", amount_nanousd=10, at_ns=1, note="invoice 7")) == 10
     await store.open(call)
     with pytest.raises(RowRefused):
         await store.top_up(TopUp(id="top_1", balance="once", amount_nanousd=10, at_ns=1))
-    (balance,) = await store.balances(call.claims)
+    (balance,) = await store.balances(call.reservations)
     assert (balance.credit, balance.reserved) == (10, 60)
 
 
@@ -150,7 +150,7 @@ async def test_balances_outlive_the_service_and_recovery_gives_back_what_was_res
 ):
     first = make_store(ledger)
     await first.start()
-    lost, kept = (make_call(claims=(claim(40),), reserved_nanousd=40) for _ in range(2))
+    lost, kept = (make_call(reservations=(claim(40),), reserved_nanousd=40) for _ in range(2))
     await first.open(lost)
     await first.open(kept)
     await first.settle(make_settlement(kept, nanousd=7))
@@ -200,10 +200,10 @@ def test_a_balance_is_always_the_sum_of_its_calls(calls, make_store, emptied, ma
             # Kept from the beginning; a balance that comes later takes in what its scope has spent by then.
             await store.balances([claim(0, 200, name) for name in "ab"])
             for most, took, settles, names in calls:
-                call = make_call(claims=tuple(claim(most, 200, name) for name in names))
+                call = make_call(reservations=tuple(claim(most, 200, name) for name in names))
                 (answer,) = await asyncio.gather(store.open(call), return_exceptions=True)
                 if isinstance(answer, InsufficientBudget):
-                    name = answer.claim.balance
+                    name = answer.reservation.balance
                     assert spent[name] + reserved[name] + most > 200
                     assert answer.left == 200 - spent[name] - reserved[name]
                     continue

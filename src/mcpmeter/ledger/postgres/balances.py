@@ -81,9 +81,9 @@ async def reserve_and_settle(
 
     Returns the refusals by the call's id; such a call has reserved nothing. Raises `BalanceMissing`.
     """
-    asking = [call for call in opens if call.claims]
+    asking = [call for call in opens if call.reservations]
     ending = [(settlement, kept) for settlement, kept in settled if kept]
-    wanted = {(claim.balance, claim.period_start_ns) for call in asking for claim in call.claims}
+    wanted = {(claim.balance, claim.period_start_ns) for call in asking for claim in call.reservations}
     slots = wanted | {(balance, start) for _, kept in ending for balance, start, _, _ in kept}
     if not slots:
         return {}
@@ -128,14 +128,14 @@ def _settle(held: Mapping[BalanceKey, Taken], settlement: Settlement, kept: Sequ
 
 
 def _reserve(held: Mapping[BalanceKey, Taken], call: Call) -> Refusal | None:
-    for claim in call.claims:
+    for claim in call.reservations:
         taken = held[claim.balance, claim.period_start_ns]
         left = claim.limit + taken.credit - taken.spent - taken.reserved
         if claim.refuses and claim.amount > left:
             return InsufficientBudget(claim, left=left)
         if not 0 <= taken.reserved + claim.amount <= MOST:
             return refused("what it reserves does not fit into 64 bits")
-    for claim in call.claims:
+    for claim in call.reservations:
         held[claim.balance, claim.period_start_ns].reserved += claim.amount
     return None
 

@@ -188,7 +188,7 @@ class _Attempt:
     @property
     def claims(self) -> list[Reservation]:
         """One claim on each balance, in the order of names."""
-        claims = {(c.balance, c.period_start_ns): c for row in self._opens for c in row.call.claims}
+        claims = {(c.balance, c.period_start_ns): c for row in self._opens for c in row.call.reservations}
         return [claims[place] for place in sorted(claims)]
 
     async def write(self, db: Db) -> Failed:

@@ -31,7 +31,7 @@ _RESERVED: Final = f"SELECT coalesce(sum(reserved_nanousd), 0) FROM calls WHERE 
 _CREDIT: Final = "SELECT coalesce(sum(amount_nanousd), 0) FROM top_ups WHERE balance = ?1"
 
 
-class BudgetBalance(msgspec.Struct, frozen=True, kw_only=True):
+class BudgetHistory(msgspec.Struct, frozen=True, kw_only=True):
     """What the ledger knows of a budget: its present period, what burned lately, the periods before, its top-ups."""
 
     balance: Balance
@@ -42,7 +42,7 @@ class BudgetBalance(msgspec.Struct, frozen=True, kw_only=True):
     """The oldest first."""
 
 
-def read_standings(ledger: Location, claims: Sequence[tuple[Reservation, int]], now_ns: int) -> list[BudgetBalance]:
+def read_histories(ledger: Location, claims: Sequence[tuple[Reservation, int]], now_ns: int) -> list[BudgetHistory]:
     """How the balances of these claims stand; what burned is asked for since the instant beside each claim.
 
     A balance that no call has touched yet is what the calls of its scope make of it. Raises `LedgerNotUsable`.
@@ -51,12 +51,12 @@ def read_standings(ledger: Location, claims: Sequence[tuple[Reservation, int]], 
         return [_standing(reader, claim, since_ns, now_ns) for claim, since_ns in claims]
 
 
-def _standing(reader: Reader, claim: Reservation, since_ns: int, now_ns: int) -> BudgetBalance:
+def _standing(reader: Reader, claim: Reservation, since_ns: int, now_ns: int) -> BudgetHistory:
     rows = reader.rows(f"SELECT {_COLUMNS} FROM balances WHERE balance = ?1", (claim.balance,))  # noqa: S608
     kept = [msgspec.convert(dict(zip(Balance.__struct_fields__, row, strict=True)), Balance) for row in rows]
     kept.sort(key=lambda balance: -balance.period_start_ns)
     present = next((balance for balance in kept if balance.period_start_ns == claim.period_start_ns), None)
-    return BudgetBalance(
+    return BudgetHistory(
         balance=present or _made_of_calls(reader, claim),
         burned_nanousd=_taken(reader, claim, since_ns, now_ns),
         periods=kept,

@@ -53,9 +53,9 @@ _RESERVED: Final[dict[Unit, str]] = {
 
 def reserve(db: apsw.Connection, call: Call) -> InsufficientBudget | None:
     """Reserve what a call claims, all of it or nothing. Returns the claim that its balance has no room for."""
-    for place, claim in enumerate(call.claims):
+    for place, claim in enumerate(call.reservations):
         if not _reserve_one(db, claim):
-            for before in call.claims[:place]:
+            for before in call.reservations[:place]:
                 db.execute(_GIVE_BACK_SQL, (before.balance, before.period_start_ns, before.amount))
             balance = _ensure_one(db, claim)
             return InsufficientBudget(claim, left=claim.limit + balance.credit - balance.spent - balance.reserved)

@@ -72,7 +72,7 @@ def write_together(
 def _admitted(db: apsw.Connection, opens: list[OpenEntry], refused: list[tuple[Row, Refusal]]) -> list[OpenEntry]:
     admitted = []
     for row in opens:
-        refusal = reserve(db, row.call) if row.call.claims else None
+        refusal = reserve(db, row.call) if row.call.reservations else None
         if refusal is None:
             admitted.append(row)
         else:

@@ -143,7 +143,7 @@ class Writer:
         rows: list[Row] = [*opens, *settles]
         try:
             self._require_same_file()
-            self._keeps_balances = self._keeps_balances or any(row.call.claims for row in opens)
+            self._keeps_balances = self._keeps_balances or any(row.call.reservations for row in opens)
             failed: list[tuple[Row, Refusal]] | None
             if len(rows) == 1 and not self._keeps_balances:
                 failed = write_alone(db, rows[0])
