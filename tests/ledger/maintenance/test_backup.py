@@ -19,7 +19,7 @@ from mcpmeter.ledger.sqlite.store import SqliteStore
 async def test_it_is_made_while_a_service_writes_and_holds_what_was_acknowledged_before(
     path, store, tmp_path, make_call, make_settlement, monkeypatch
 ):
-    monkeypatch.setattr(backing_up, "PAGES_AT_ONCE", 1)
+    monkeypatch.setattr(backing_up, "PAGES_PER_STEP", 1)
     before = [make_call() for _ in range(200)]
     for call in before:
         await asyncio.gather(store.open(call))
@@ -67,7 +67,7 @@ def test_a_file_that_is_there_is_not_overwritten(path, fill, tmp_path):
     fill(1)
     taken = tmp_path / "taken.db"
     taken.write_text("mine")
-    with pytest.raises(LedgerNotUsable, match="something at"):
+    with pytest.raises(LedgerNotUsable, match="exists already"):
         backup(path, taken)
     assert taken.read_text() == "mine"
 
@@ -77,7 +77,7 @@ def test_a_damaged_ledger_gives_no_backup(path, fill, tmp_path):
     with path.open("r+b") as file:
         file.seek(path.stat().st_size // 2 // 4096 * 4096)
         file.write(bytes(4096))
-    with pytest.raises(LedgerNotUsable, match=r"not whole|damaged"):
+    with pytest.raises(LedgerNotUsable, match=r"damaged"):
         backup(path, tmp_path / "copy.db")
     assert not (tmp_path / "copy.db").exists()
     assert verify(path).wrong

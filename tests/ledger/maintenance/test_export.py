@@ -21,7 +21,7 @@ START_NS = 1_793_534_400_000_000_000
 
 @pytest.fixture(autouse=True)
 def few_at_once(monkeypatch):
-    monkeypatch.setattr(export, "AT_ONCE", 7)
+    monkeypatch.setattr(export, "BATCH_ROWS", 7)
 
 
 def read(path, since_ns=0, until_ns=None):

@@ -106,7 +106,7 @@ def test_no_report_can_tell_what_was_pruned(shared_ledger, rows, quarters):
 
 
 def test_calls_are_gone_and_open_and_later_ones_are_not(path, fill, monkeypatch):
-    monkeypatch.setattr(pruning, "AT_ONCE", 7)
+    monkeypatch.setattr(pruning, "BATCH_CALLS", 7)
     calls = fill(50, left_open=1)
     told: list[int] = []
     assert prune(path, START_NS + 30 * 60 * 10**9, LATER_NS, told.append) == 30

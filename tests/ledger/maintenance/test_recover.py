@@ -169,7 +169,7 @@ def test_neither_a_file_that_is_there_is_overwritten_nor_a_ledger_made_of_nothin
     fill(1)
     taken = tmp_path / "taken"
     taken.write_text("mine")
-    with pytest.raises(LedgerNotUsable, match="something at"):
+    with pytest.raises(LedgerNotUsable, match="exists already"):
         recover(path, taken)
     assert taken.read_text() == "mine"
     with pytest.raises(LedgerNotUsable, match="no ledger at"):

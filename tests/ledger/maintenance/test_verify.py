@@ -35,7 +35,7 @@ def test_a_balance_that_came_later_and_one_that_was_topped_up_are_whole_too(path
     async def top_up() -> None:
         store = SqliteStore(path)
         await store.start()
-        await store.top_up(TopUp(id="top_1", balance=calls[0].claims[0].balance, amount_nanousd=7, at_ns=1))
+        await store.top_up(TopUp(id="top_1", balance=calls[0].reservations[0].balance, amount_nanousd=7, at_ns=1))
         await store.close()
 
     asyncio.run(top_up())
@@ -75,7 +75,7 @@ async def test_it_sees_one_state_while_a_service_writes(path, store, make_call, 
     [
         ("UPDATE calls SET ended_at_ns = NULL WHERE rowid = 1", "1 calls are settled without an end"),
         ("UPDATE calls SET outcome = '' WHERE rowid = 1", "1 calls are settled without an outcome"),
-        ("UPDATE calls SET outcome = 'fine' WHERE rowid = 1", "1 rows of calls have an outcome that there is not"),
+        ("UPDATE calls SET outcome = 'fine' WHERE rowid = 1", "1 rows of calls have an unknown outcome"),
         ("UPDATE calls SET cost_source = 'unpriced' WHERE rowid = 1", "1 calls are unpriced and have a cost"),
         ("UPDATE calls SET fallback_cost_nanousd = 1 WHERE rowid = 1", "1 calls have a fallback price"),
         ("UPDATE calls SET token_source = '' WHERE rowid = 1", "1 calls have tokens of no source"),

@@ -56,7 +56,7 @@ def claim(amount: int, limit: int = 100, balance: str = "b") -> Reservation:
 
 def fall_silent(store: PostgresStore) -> None:
     """As when the process is killed: no beat from now on, and none for a long time."""
-    store._beating.cancel()
+    store._heartbeats.cancel()
 
 
 async def age(place: PostgresUrl, store: PostgresStore, seconds: float) -> None:
@@ -224,7 +224,7 @@ async def test_a_connection_that_the_server_closed_costs_no_call(start, place, m
 
 def break_after_commit(store: PostgresStore, times: int) -> None:
     """The next transactions of the writer are kept, and their answers lost."""
-    run, left = store._writers_lane.run, iter(range(times))
+    run, left = store._writer_connection.run, iter(range(times))
 
     async def broken(work, **options):
         result = await run(work, **options)
@@ -232,13 +232,13 @@ def break_after_commit(store: PostgresStore, times: int) -> None:
             raise ConnectionLost(psycopg.OperationalError("gone"))
         return result
 
-    store._writers_lane.run = broken
+    store._writer_connection.run = broken
 
 
 async def test_a_commit_whose_answer_was_lost_counts_once(start, place, make_call, make_settlement):
     store = await start()
     await store.balances([claim(0)])
-    call, refused = make_call(reservations=(claim(40),)), make_call(claims=(claim(70),))
+    call, refused = make_call(reservations=(claim(40),)), make_call(reservations=(claim(70),))
     break_after_commit(store, 1)
     answers = await asyncio.gather(store.open(call), store.open(refused), return_exceptions=True)
     assert answers[0] is None
@@ -317,8 +317,8 @@ async def test_commits_are_on_disk_before_they_are_told_whatever_the_server_is_s
         names = ("synchronous_commit", "transaction_isolation")
         return [(await (await db.execute(f"SHOW {name}".encode())).fetchone())[0] for name in names]
 
-    for lane in (store._writers_lane, store._lane):
-        assert await lane.run(settings) == ["on", "read committed"]
+    for connection in (store._writer_connection, store._connection):
+        assert await connection.run(settings) == ["on", "read committed"]
 
 
 async def test_texts_that_postgresql_cannot_hold_are_refused_alone(start, make_call):
@@ -331,7 +331,7 @@ async def test_texts_that_postgresql_cannot_hold_are_refused_alone(start, make_c
 
 
 def test_an_old_server_is_refused(place, monkeypatch):
-    monkeypatch.setattr(postgres_connection, "OLDEST_SERVER", 990_000)
+    monkeypatch.setattr(postgres_connection, "MIN_SERVER_VERSION", 990_000)
     with pytest.raises(LedgerNotUsable, match=r"PostgreSQL \d+; it has to be 99 or newer"), open_reader(place):
         pass
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from mcpmeter.errors import LedgerNotUsable
 from mcpmeter.ledger.location import PostgresUrl, default_location, location_of
-from mcpmeter.ledger.postgres.reader import for_postgres
+from mcpmeter.ledger.postgres.sql import for_postgres
 from mcpmeter.ledger.queries.keys import add_key, list_keys, revoke_key
 from mcpmeter.ledger.queries.reader import open_reader, open_writer
 from mcpmeter.records import Key
@@ -69,22 +69,6 @@ def test_many_rows_come_one_by_one_and_two_readings_may_be_under_way_at_once(led
         assert [at_ns for (at_ns,) in all_of_them] == list(range(1, 5_000))
 
 
-def test_a_day_is_that_of_the_zone_and_daylight_saving_is_known(ledger):
-    before_midnight_in_berlin = 1_793_487_600  # 2026-10-31T23:00:00Z, winter time there already
-    put(ledger, a=before_midnight_in_berlin * 10**9 - 1, b=before_midnight_in_berlin * 10**9)
-    with open_reader(ledger) as reader:
-        zones = ("UTC", "Europe/Berlin", "America/New_York")
-        days = ", ".join(reader.day("at_ns", zone) for zone in zones)
-        found = list(reader.rows(f"SELECT {days} FROM top_ups ORDER BY at_ns"))
-    assert found == [("2026-10-31", "2026-10-31", "2026-10-31"), ("2026-10-31", "2026-11-01", "2026-10-31")]
-
-
-def test_a_zone_that_is_none_never_gets_into_sql(ledger):
-    put(ledger)
-    with open_reader(ledger) as reader, pytest.raises(KeyError):
-        reader.day("at_ns", "UTC'; DROP TABLE calls; --")
-
-
 def test_a_reader_cannot_write_and_a_writer_that_fails_leaves_nothing(ledger):
     put(ledger, a=1)
     with pytest.raises(LedgerNotUsable), open_reader(ledger) as reader:
@@ -120,26 +104,37 @@ def test_reading_never_makes_a_ledger(ledger):
 # Locations -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_location_is_a_path_or_an_address_and_an_address_shows_no_password(monkeypatch):
+def test_a_location_is_a_path_or_a_url_without_its_password():
     assert location_of("state/ledger.db") == Path("state/ledger.db")
     for url in ("postgresql://ann:s3cret@db:5432/meter?password=s3cret&x=1", "postgres://ann:s3cret@db:5432/meter"):
         place = location_of(url)
         assert isinstance(place, PostgresUrl)
         assert (str(place), place.reveal()) == ("postgresql://ann@db:5432/meter", url)
         assert "s3cret" not in f"{place!r} {place}"
-    monkeypatch.setenv("MCPMETER_LEDGER", "postgresql://db/meter")
-    assert default_location() == PostgresUrl("postgresql://db/meter")
     with pytest.raises(LedgerNotUsable, match="begins with postgresql://") as refused:
         location_of("mysql://ann:s3cret@db/meter")
     assert "s3cret" not in str(refused.value)
 
 
+def test_the_environment_names_the_default_ledger(monkeypatch):
+    monkeypatch.delenv("MCPMETER_LEDGER", raising=False)
+    monkeypatch.delenv("XDG_STATE_HOME", raising=False)
+    monkeypatch.setenv("HOME", "/home/ann")
+    assert default_location() == Path("/home/ann/.local/state/mcpmeter/ledger.db")
+    monkeypatch.setenv("XDG_STATE_HOME", "/var/state")
+    assert default_location() == Path("/var/state/mcpmeter/ledger.db")
+    monkeypatch.setenv("MCPMETER_LEDGER", "~/own.db")
+    assert default_location() == Path("/home/ann/own.db")
+    monkeypatch.setenv("MCPMETER_LEDGER", "postgresql://db/meter")
+    assert default_location() == PostgresUrl("postgresql://db/meter")
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (("meter:", "nobody:"), "lets nobody in"),
-        (("s3cret", "s3crot"), "lets nobody in"),
-        (("/ledger", "/lodger"), "is not there"),
+        (("meter:", "nobody:"), "does not accept this user"),
+        (("s3cret", "s3crot"), "does not accept this user"),
+        (("/ledger", "/lodger"), "does not exist"),
         (("127.0.0.1:", "127.0.0.1:1"), "cannot be reached|no address"),
         (("@127.0.0.1", "%zz@127.0.0.1"), "no address that libpq understands"),
         (("/ledger", "/ledger?s3cret"), "no address that libpq understands"),

@@ -16,9 +16,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mcpmeter.ledger.maintenance.prune import COLUMNS, QUARTER_NS, sums
-from mcpmeter.ledger.queries.reader import SqliteReader
 from mcpmeter.ledger.queries.totals import GROUPINGS, Selection, select_in
 from mcpmeter.ledger.sqlite.migrations import migrate
+from mcpmeter.ledger.sqlite.reader import SqliteReader
 
 EXAMPLES = 20_000 if os.environ.get("MCPMETER_TRIALS") == "full" else 60
 HOUR_NS = 3600 * 10**9

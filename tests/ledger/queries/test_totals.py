@@ -16,8 +16,8 @@ from mcpmeter.errors import LedgerNotUsable
 from mcpmeter.ledger.queries import totals as reports
 from mcpmeter.ledger.queries.reader import open_writer
 from mcpmeter.ledger.queries.totals import GROUPINGS, Total, find_call, totals
-from mcpmeter.ledger.rows import OPEN_ROWS_SQL, ROW_COLUMNS
-from mcpmeter.ledger.sqlite.store import SqliteStore
+from mcpmeter.ledger.rows import ROW_COLUMNS
+from mcpmeter.ledger.sqlite.store import OPEN_ROWS_SQL, SqliteStore
 from mcpmeter.records import Charge, LedgerRow, Usage
 
 DAY_NS = 86_400 * 10**9

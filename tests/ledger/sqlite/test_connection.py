@@ -14,7 +14,7 @@ import pytest
 
 from mcpmeter.errors import LedgerNotUsable
 from mcpmeter.ledger.sqlite import connection
-from mcpmeter.ledger.sqlite.connection import FileLock, default_ledger_path, open_for_reading, open_for_writing
+from mcpmeter.ledger.sqlite.connection import FileLock, open_for_reading, open_for_writing
 from mcpmeter.ledger.sqlite.store import SqliteStore
 
 
@@ -43,17 +43,6 @@ def refusal_of(path: Path) -> str:
     assert "\n" not in line
     assert refused.value.hint
     return line
-
-
-def test_the_environment_names_the_ledger(monkeypatch):
-    monkeypatch.delenv("MCPMETER_LEDGER", raising=False)
-    monkeypatch.delenv("XDG_STATE_HOME", raising=False)
-    monkeypatch.setenv("HOME", "/home/somebody")
-    assert default_ledger_path() == Path("/home/somebody/.local/state/mcpmeter/ledger.db")
-    monkeypatch.setenv("XDG_STATE_HOME", "/var/state")
-    assert default_ledger_path() == Path("/var/state/mcpmeter/ledger.db")
-    monkeypatch.setenv("MCPMETER_LEDGER", "~/mine.db")
-    assert default_ledger_path() == Path("/home/somebody/mine.db")
 
 
 async def test_a_folder_that_cannot_be_written_is_refused_with_the_command_that_mends_it(folder_of_another):
@@ -139,7 +128,7 @@ def test_a_quick_check_that_takes_too_long_is_given_up_and_the_ledger_used(tmp_p
         "SELECT 'key_' || i, 'n', 't', '', printf('%064d', i), 1 FROM n"
     )
     db.close()
-    monkeypatch.setattr(connection, "CHECK_LIMIT_S", 0.0)
+    monkeypatch.setattr(connection, "CHECK_TIMEOUT_S", 0.0)
     db = open_for_writing(path)
     assert db.execute("SELECT count(*) FROM keys").fetchone() == (20_000,)
     db.close()

@@ -6,10 +6,13 @@ import apsw
 import pytest
 
 from mcpmeter.errors import LedgerNotUsable
-from mcpmeter.ledger.rows import OPEN_COLUMNS, SETTLED_COLUMNS, read_keys, read_row
+from mcpmeter.ledger.migrations import Migration
+from mcpmeter.ledger.queries.keys import list_keys
+from mcpmeter.ledger.queries.totals import find_call
+from mcpmeter.ledger.rows import OPEN_COLUMNS, SETTLED_COLUMNS
 from mcpmeter.ledger.sqlite import migrations
 from mcpmeter.ledger.sqlite.connection import open_for_reading, open_for_writing
-from mcpmeter.ledger.sqlite.migrations import MIGRATIONS, Migration
+from mcpmeter.ledger.sqlite.migrations import MIGRATIONS
 from mcpmeter.records import Balance, Key, LedgerRow, TopUp
 
 
@@ -103,13 +106,12 @@ def test_a_ledger_of_the_first_release_keeps_its_rows(tmp_path, monkeypatch):
     )
     db.close()
     monkeypatch.undo()
-    db = open_for_writing(path)
-    row = read_row(db, "call_1")
+    open_for_writing(path).close()
+    row = find_call(path, "call_1")
     assert row is not None
     assert (row.team, row.project, row.claims, row.reserved_nanousd) == ("search", "", "", 0)
-    (key,) = read_keys(db)
+    (key,) = list_keys(path)
     assert (key.role, key.models, key.requests_per_minute, key.expires_at_ns) == ("caller", (), None, None)
-    db.close()
 
 
 def test_a_step_that_fails_leaves_nothing_of_itself(tmp_path, monkeypatch):
