@@ -39,8 +39,8 @@ from mcpmeter.ledger.rows import (
     key_values,
 )
 from mcpmeter.ledger.store import OnCommit
-from mcpmeter.ledger.write_queue import BatchResult, OpenEntry, RowEntry, SettleEntry, deliver
-from mcpmeter.records import Balance, Call, Key, LedgerRow, Reservation, Settlement, TopUp
+from mcpmeter.ledger.write_queue import QueuedStore
+from mcpmeter.records import Balance, Key, LedgerRow, Reservation, TopUp
 
 log = logging.getLogger("mcpmeter")
 
@@ -55,15 +55,13 @@ _PROBE_SQL: Final = (
 _ROW_FAULTS: Final = (*ROW_FAULTS, ValueError, TypeError, AttributeError)
 
 
-class PostgresStore:
+class PostgresStore(QueuedStore[PostgresWriter]):
     """`store.Store` on one database, for one service and one event loop. Started, used and closed once."""
 
     def __init__(self, location: PostgresUrl, *, on_commit: OnCommit | None = None, lease_s: float = LEASE_S) -> None:
+        super().__init__(on_commit)
         self._location = location
-        self._on_commit = on_commit
         self._lease_s = lease_s
-        self._writer: PostgresWriter | None = None
-        self._closing: asyncio.Task[None] | None = None
         self._keys_version = -1
 
     async def start(self) -> None:
@@ -93,18 +91,6 @@ class PostgresStore:
         await self._replica.leave()
         await self._connection.close()
         await self._writer_connection.close()
-
-    def open(self, call: Call) -> Awaitable[None]:
-        """Write the open row; resolves when it is on disk. Fails as `Store.open` says, or with `LedgerUnavailable`."""
-        return self._queued(OpenEntry(call, asyncio.get_running_loop().create_future()))
-
-    def settle(self, settlement: Settlement) -> Awaitable[None]:
-        """Settle the row of the same id; may fail with `SettlementConflict`. Cancelling the wait cancels no write."""
-        return self._queued(SettleEntry(settlement, asyncio.get_running_loop().create_future()))
-
-    def _queued(self, entry: RowEntry) -> asyncio.Future[None]:
-        self._accepting().put(entry)
-        return entry.future
 
     async def left_open(self) -> Sequence[LedgerRow]:
         """Rows of dead replicas, and rows of this one that it failed to settle, oldest first; now its own."""
@@ -175,21 +161,6 @@ class PostgresStore:
             raise
         writer.healthy = True
 
-    @property
-    def open_rows(self) -> int:
-        """Rows opened by this process and not settled."""
-        return len(self._writer.open_ids) if self._writer else 0
-
-    @property
-    def healthy(self) -> bool:
-        """Whether the last write succeeded (or none was tried)."""
-        return self._writer is None or self._writer.healthy
-
-    def _accepting(self) -> PostgresWriter:
-        if self._writer is None or self._closing is not None:
-            raise LedgerUnavailable("The ledger is not open.", hint="The service is starting or stopping; try again.")
-        return self._writer
-
     async def _run(
         self, work: Callable[[Db], Awaitable[_Result]], *, timeout_s: float = TRANSACTION_TIMEOUT_S
     ) -> _Result:
@@ -206,6 +177,3 @@ class PostgresStore:
             raise refusal(error) from error
         except Exception as error:  # nothing was written, whatever it is
             raise unavailable(error) from error
-
-    def _deliver(self, result: BatchResult) -> None:
-        deliver(result, self._on_commit)

@@ -51,7 +51,7 @@ MAX_BATCH_ROWS: Final = 1_000
 
 
 class PostgresWriter:
-    """Owns the task. Entries enter by `put`; results are passed to `on_result`."""
+    """Owns the task. Entries enter by `submit`; results are passed to `on_result`."""
 
     def __init__(
         self, connection: ReconnectingConnection, owner: str, on_result: Callable[[BatchResult], None]
@@ -73,7 +73,7 @@ class PostgresWriter:
         """Openings that failed and may be in the ledger all the same; deleted before anything else is written."""
         self._task = asyncio.get_running_loop().create_task(self._work(), name="mcpmeter-ledger")
 
-    def put(self, entry: RowEntry) -> None:
+    def submit(self, entry: RowEntry) -> None:
         """Queue an entry."""
         self._queue.append(entry)
         self.queued.add(entry.call_id)

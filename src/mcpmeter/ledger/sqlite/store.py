@@ -14,7 +14,6 @@ from typing import Final, TypeVar
 
 import apsw
 
-from mcpmeter.errors import LedgerUnavailable
 from mcpmeter.ledger.balances import KEPT_MINUTES_NS
 from mcpmeter.ledger.rows import (
     INSERT_KEY_SQL,
@@ -32,8 +31,8 @@ from mcpmeter.ledger.sqlite.connection import Synchronous
 from mcpmeter.ledger.sqlite.migrations import transaction
 from mcpmeter.ledger.sqlite.writer import Writer, WriterTask
 from mcpmeter.ledger.store import OnCommit
-from mcpmeter.ledger.write_queue import BatchResult, OpenEntry, RowEntry, SettleEntry, deliver
-from mcpmeter.records import Balance, Call, Key, LedgerRow, Reservation, Settlement, TopUp
+from mcpmeter.ledger.write_queue import QueuedStore
+from mcpmeter.records import Balance, Key, LedgerRow, Reservation, TopUp
 
 _Result = TypeVar("_Result")
 
@@ -41,18 +40,16 @@ _Result = TypeVar("_Result")
 OPEN_ROWS_SQL: Final = f"{SELECT_ROWS_SQL} INDEXED BY calls_open WHERE state = 'open'"
 
 
-class SqliteStore:
+class SqliteStore(QueuedStore[Writer]):
     """`store.Store` on one SQLite file, for one service and one event loop. Started, used and closed once.
 
     With `synchronous="normal"` a row is with the operating system when its awaitable resolves, and on disk later.
     """
 
     def __init__(self, path: Path, *, on_commit: OnCommit | None = None, synchronous: Synchronous = "full") -> None:
+        super().__init__(on_commit)
         self._path = path.absolute()
-        self._on_commit = on_commit
         self._synchronous = synchronous
-        self._writer: Writer | None = None
-        self._closing: asyncio.Future[None] | None = None
         self._keys_version = -1
 
     async def start(self) -> None:
@@ -74,18 +71,6 @@ class SqliteStore:
             self._closing = self._writer.loop.create_future()
             self._writer.submit(WriterTask(None, self._closing))
         await asyncio.shield(self._closing)
-
-    def open(self, call: Call) -> asyncio.Future[None]:
-        """Write the open row; resolves when it is on disk. Fails as `Store.open` says, or with `LedgerUnavailable`."""
-        return self._queued(OpenEntry(call, self._accepting().loop.create_future()))
-
-    def settle(self, settlement: Settlement) -> asyncio.Future[None]:
-        """Settle the row of the same id; may fail with `SettlementConflict`. Cancelling the wait cancels no write."""
-        return self._queued(SettleEntry(settlement, self._accepting().loop.create_future()))
-
-    def _queued(self, entry: RowEntry) -> asyncio.Future[None]:
-        self._accepting().submit(entry)
-        return entry.future
 
     async def left_open(self) -> Sequence[LedgerRow]:
         """Rows that a previous process opened and never settled, oldest first."""
@@ -144,21 +129,6 @@ class SqliteStore:
         """Try a tiny durable write, which updates `healthy`. Raises `LedgerUnavailable`."""
         await self._write(lambda db: db.execute("INSERT OR REPLACE INTO probe VALUES (1, ?)", (time.time_ns(),)))
 
-    @property
-    def open_rows(self) -> int:
-        """Rows opened by this process and not settled."""
-        return len(self._writer.open_ids) if self._writer else 0
-
-    @property
-    def healthy(self) -> bool:
-        """Whether the last write succeeded (or none was tried)."""
-        return self._writer is None or self._writer.healthy
-
-    def _accepting(self) -> Writer:
-        if self._writer is None or self._closing is not None:
-            raise LedgerUnavailable("The ledger is not open.", hint="The service is starting or stopping; try again.")
-        return self._writer
-
     async def _write(self, work: Callable[[apsw.Connection], _Result]) -> _Result:
         def write(db: apsw.Connection) -> _Result:
             with transaction(db):
@@ -171,6 +141,3 @@ class SqliteStore:
         future: asyncio.Future[_Result] = writer.loop.create_future()
         writer.submit(WriterTask(work, future, writes))
         return await future
-
-    def _deliver(self, result: BatchResult) -> None:
-        deliver(result, self._on_commit)
