@@ -1,4 +1,4 @@
-"""A backup is one whole state, made beside a service that writes, and restored by copying."""
+"""A backup is one snapshot, made beside a service that writes, and restored by copying."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mcpmeter.ledger.queries.totals import find_call, totals
 from mcpmeter.ledger.sqlite.store import SqliteStore
 
 
-async def test_it_is_made_while_a_service_writes_and_holds_what_was_acknowledged_before(
+async def test_a_backup_beside_a_writing_service_has_all_earlier_rows(
     path, store, tmp_path, make_call, make_settlement, monkeypatch
 ):
     monkeypatch.setattr(backing_up, "PAGES_PER_STEP", 1)
@@ -63,7 +63,7 @@ def test_a_copy_put_in_the_ledgers_place_is_the_ledger(path, fill, tmp_path):
     assert totals(path, by=[])[0].calls == 30
 
 
-def test_a_file_that_is_there_is_not_overwritten(path, fill, tmp_path):
+def test_an_existing_file_is_not_overwritten(path, fill, tmp_path):
     fill(1)
     taken = tmp_path / "taken.db"
     taken.write_text("mine")
