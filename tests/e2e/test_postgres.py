@@ -173,8 +173,8 @@ async def test_no_answered_call_is_lost_when_the_database_is_killed(stand, trial
     trials.record(
         "kill -9 of PostgreSQL",
         f"The server's main process is killed, and with it all others, while {CLIENTS} clients call; it recovers from "
-        "its log, and the service continues without a restart. Meanwhile calls are refused with 503 before they are sent; "
-        "those in flight fail.",
+        "its log, and the service continues without a restart. Meanwhile calls are refused with 503 before they are "
+        "sent; those in flight fail.",
         {
             "kills": rounds,
             "answered calls": len(load.answered),
