@@ -53,7 +53,7 @@ def _call(number: int, claims: tuple[Reservation, ...]) -> Settlement:
         method="POST",
         team="search",
         key_id="key_0123456789ab",
-        claims=claims,
+        reservations=claims,
         llm=LlmTarget(provider="openai", model="gpt-4.1", prompt_tokens_estimate=120),
     )
     return Settlement(

@@ -1,6 +1,6 @@
-"""File systems of the tests' own: one that fills up, one that turns read-only, one whose power is cut.
+"""File systems for tests: one that fills up, one that turns read-only, one whose power is cut.
 
-A machine where they cannot be made fails the test that asks for one: what was not tried must not look like tried.
+If one cannot be made on this machine, its tests fail: what was not tried must not look tried.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from pathlib import Path
 
 import pytest
 
-FS_IOC_SHUTDOWN = 0x8004587D  # _IOR('X', 125, __u32), linux/fs.h; the test suites of file systems cut the power by it
-WITHOUT_THE_LOG = 2  # not even what is in the journal's buffers goes out
+FS_IOC_SHUTDOWN = 0x8004587D  # _IOR('X', 125, __u32) in linux/fs.h; file systems' own test suites use it
+WITHOUT_THE_LOG = 2  # buffers of the journal are lost too
 PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
 
 
 @contextlib.contextmanager
 def small_disk(folder: Path, size: str) -> Iterator[Path]:
-    """A disk of this size and no more, in memory."""
+    """A disk of this size, in memory."""
     with _mounted(folder, "tmpfs", "-t", "tmpfs", "-o", f"size={size}"):
         yield folder
 
 
 def make_image(image: Path, size_bytes: int) -> Path:
-    """A file that holds an empty ext4."""
+    """Create a file with an empty ext4."""
     image.touch()
     os.truncate(image, size_bytes)
     _tool("mkfs.ext4", "-q", "-F", image)
@@ -38,13 +38,13 @@ def make_image(image: Path, size_bytes: int) -> Path:
 
 @contextlib.contextmanager
 def loop_mounted(image: Path, folder: Path) -> Iterator[Path]:
-    """The ext4 in a file. What nobody synced it writes after a minute only, and after a fault it is read-only."""
+    """Mount the ext4 in a file. It writes unsynced data after a minute only, and turns read-only after a fault."""
     with _mounted(folder, str(image), "-t", "ext4", "-o", "loop,commit=60,errors=remount-ro"):
         yield folder
 
 
 def cut_the_power(folder: Path) -> None:
-    """From now on nothing reaches the disk any more, and what is in memory alone is lost."""
+    """Shut the file system down: nothing more reaches the disk, and what is only in memory is lost."""
     fd = os.open(folder, os.O_RDONLY)
     try:
         fcntl.ioctl(fd, FS_IOC_SHUTDOWN, struct.pack("I", WITHOUT_THE_LOG))
@@ -53,19 +53,19 @@ def cut_the_power(folder: Path) -> None:
 
 
 def needs_replay(image: Path) -> bool:
-    """Whether the journal holds what the next mount has to replay: nobody unmounted it in order."""
+    """Whether the next mount has to replay the journal, because the file system was not unmounted cleanly."""
     return "needs_recovery" in _tool("dumpe2fs", "-h", image)
 
 
 def break_file_system(folder: Path) -> None:
-    """Let the kernel find a fault in it, as on a dying disk: it turns read-only under whoever writes."""
+    """Trigger a fault, as of a failing disk: the file system turns read-only while it is written to."""
     device = _tool("findmnt", "--noheadings", "--output", "SOURCE", folder).strip()
     (Path("/sys/fs/ext4") / Path(device).name / "trigger_fs_error").write_text("1")
 
 
 @contextlib.contextmanager
 def immutable(*files: Path) -> Iterator[None]:
-    """Files that nobody may change, not even through what was opened before."""
+    """Make files unchangeable, also through descriptors that are open already."""
     _tool("chattr", "+i", *files)
     try:
         yield
@@ -76,7 +76,7 @@ def immutable(*files: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def _mounted(folder: Path, source: str, *options: str) -> Iterator[None]:
     if os.geteuid() != 0:
-        pytest.fail("only root may mount a disk of the tests' own; run as root: make test")
+        pytest.fail("only root may mount a disk for tests; run as root: make test")
     folder.mkdir(parents=True, exist_ok=True)
     _tool("mount", *options, source, folder)
     try:
@@ -89,7 +89,7 @@ def _unmount(folder: Path) -> None:
     try:
         _tool("umount", folder)
     except BaseException:
-        # A test that failed may still hold files there; what it held up must not stay mounted for ever.
+        # A failed test may still have files open there; its disk must not stay mounted.
         _tool("umount", "--lazy", folder)
         raise
 

@@ -167,7 +167,7 @@ class Call(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     team: str = ""
     project: str = ""
     key_id: str = ""
-    claims: tuple[Reservation, ...] = ()
+    reservations: tuple[Reservation, ...] = ()
     """Its reservation of each limit that covers it."""
     reserved_nanousd: int = 0
     """The most that it can cost, if limits require to know it."""

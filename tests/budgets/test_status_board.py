@@ -57,7 +57,7 @@ class Ledger:
             endpoint="/v1/chat/completions",
             method="POST",
             team="search",
-            claims=reservations,
+            reservations=reservations,
             llm=LlmTarget(provider="openai", model="gpt-4.1"),
         )
 

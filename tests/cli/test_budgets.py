@@ -52,7 +52,8 @@ async def _spend(ledger: Path, amounts_usd: tuple[int, ...], team: str, settles:
         claims = budgets.reservations(team=team, max_cost_nanousd=usd * 10**9, at_ns=now_ns)
         target = LlmTarget(provider="openai", model="gpt-4.1")
         call = Call(id=f"call_{team}_{place}_{now_ns}", started_at_ns=now_ns, endpoint="/v1/chat/completions",
-                    method="POST", team=team, claims=claims, reserved_nanousd=usd * 10**9, llm=target)  # fmt: skip
+                    method="POST", team=team, llm=target, reservations=claims,
+                    reserved_nanousd=usd * 10**9)  # fmt: skip
         await store.open(call)
         if settles:
             charge = Charge(nanousd=usd * 10**9, source="listed", price_list="test")

@@ -71,7 +71,7 @@ class TestCommands:
         assert "calls: 6 rows kept, 0 lost" in capsys.readouterr().out
         assert run(["ledger", "verify", "--ledger", str(tmp_path / "new.db")]) == 0
         assert run(["ledger", "recover", str(tmp_path / "copy.db"), str(tmp_path / "new.db")]) == 1
-        assert "There is something at" in capsys.readouterr().err
+        assert "exists already" in capsys.readouterr().err
 
     def test_recover_ends_with_1_where_rows_are_lost(self, ledger, tmp_path, capsys):
         content = bytearray(ledger.read_bytes())

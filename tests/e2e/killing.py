@@ -1,4 +1,4 @@
-"""What the trials of sudden death share: a load that goes on through it, and what may not be afterwards."""
+"""Shared by the trials that kill processes: a load that continues through a kill, and the checks after it."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ NANO = 10**9
 
 
 class Answered(NamedTuple):
-    """A call whose answer a client has in full."""
+    """A call whose response a client received completely."""
 
     kind: str
     call_id: str
@@ -51,7 +51,7 @@ class Answered(NamedTuple):
 
 
 class Load:
-    """Clients that call one after the other, whatever they are told, until they are stopped.
+    """Clients that make one call after the other, whatever the responses, until they are stopped.
 
     Each call is of one of `kinds`, each client has one of `secrets`.
     """
@@ -63,7 +63,7 @@ class Load:
         self._random = random
         self._kinds = kinds
         self._secrets = secrets
-        self._news = asyncio.Condition()
+        self._changed = asyncio.Condition()
         self.stopping = False
         self.answered: list[Answered] = []
         self.refused: Counter[int] = Counter()
@@ -75,8 +75,8 @@ class Load:
             await asyncio.gather(*(self._client(http, number) for number in range(CLIENTS)))
 
     async def until(self, holds: Callable[[], bool]) -> None:
-        async with self._news:
-            await asyncio.wait_for(self._news.wait_for(holds), 90)
+        async with self._changed:
+            await asyncio.wait_for(self._changed.wait_for(holds), 90)
 
     async def _client(self, http: httpx2.AsyncClient, number: int) -> None:
         secret = self._secrets[number % len(self._secrets)]
@@ -88,22 +88,22 @@ class Load:
                 self.cut += 1
                 if self.stopping:
                     return
-                await asyncio.sleep(0.05)  # a service that is gone would be asked thousands of times
-            async with self._news:
-                self._news.notify_all()
+                await asyncio.sleep(0.05)  # otherwise thousands of attempts while the service is down
+            async with self._changed:
+                self._changed.notify_all()
 
     async def _call(self, http: httpx2.AsyncClient, kind: str, headers: Mapping[str, str]) -> None:
-        path, body = _asked(kind, self._random.choice(MODELS))
+        path, body = _request(kind, self._random.choice(MODELS))
         headers = {**headers, **MCP_HEADERS} if kind == "tool" else headers
-        answer = await http.post(f"{self._address()}{path}", json=body, headers=headers)
-        if answer.status_code != 200:
-            self.refused[answer.status_code] += 1
+        response = await http.post(f"{self._address()}{path}", json=body, headers=headers)
+        if response.status_code != 200:
+            self.refused[response.status_code] += 1
             await asyncio.sleep(0.05)
             return
-        self.answered.append(_answered(kind, answer.content, answer.headers))
+        self.answered.append(_answered(kind, response.content, response.headers))
 
 
-def _asked(kind: str, model: str) -> tuple[str, dict[str, Any]]:
+def _request(kind: str, model: str) -> tuple[str, dict[str, Any]]:
     chat = {"model": model, "messages": MESSAGES}
     if kind == "tool":
         params = {"name": "chat", "arguments": chat, "_meta": MCP_META}
@@ -115,10 +115,11 @@ def _asked(kind: str, model: str) -> tuple[str, dict[str, Any]]:
 
 
 def _answered(kind: str, content: bytes, headers: Mapping[str, str]) -> Answered:
-    """Raises RemoteProtocolError for a stream whose end is missing."""
+    """Parse a response. Raises RemoteProtocolError for a stream without its end."""
     if kind == "tool":
-        told = _told_by_tool(content, headers)
-        return Answered(kind, told["call_id"], told["usage"]["prompt_tokens"], told["usage"]["completion_tokens"])
+        result = _tool_result(content, headers)
+        usage = result["usage"]
+        return Answered(kind, result["call_id"], usage["prompt_tokens"], usage["completion_tokens"])
     if kind == "stream":
         if not content.endswith(b"data: [DONE]\n\n"):
             raise httpx2.RemoteProtocolError("a stream without its end")
@@ -127,7 +128,7 @@ def _answered(kind: str, content: bytes, headers: Mapping[str, str]) -> Answered
     return Answered(kind, headers["x-mcpmeter-call-id"], usage["prompt_tokens"], usage.get("completion_tokens", 0))
 
 
-def _told_by_tool(content: bytes, headers: Mapping[str, str]) -> Mapping[str, Any]:
+def _tool_result(content: bytes, headers: Mapping[str, str]) -> Mapping[str, Any]:
     if headers["content-type"].startswith("text/event-stream"):
         data = [line[5:] for line in content.splitlines() if line.startswith(b"data:") and line[5:].strip()]
         if not data or b'"result"' not in data[-1]:
@@ -139,33 +140,33 @@ def _told_by_tool(content: bytes, headers: Mapping[str, str]) -> Mapping[str, An
 
 
 def is_kept(call: Answered, row: Mapping[str, Any] | None) -> bool:
-    """Whether the ledger has an answered call as its client saw it."""
+    """Whether the ledger has an answered call with the client's figures."""
     return row is not None and (
         row["state"], row["outcome"], row["token_source"], row["prompt_tokens"], row["completion_tokens"]
     ) == ("settled", "ok", "reported", call.prompt_tokens, call.completion_tokens)  # fmt: skip
 
 
 def missing_of(answered: Sequence[Answered], rows: Sequence[Mapping[str, Any]]) -> int:
-    """How many answered calls have no row, or one with other tokens."""
+    """The number of answered calls without a row, or with other tokens in it."""
     row_of = {row["id"]: row for row in rows}
     return sum(not is_kept(call, row_of.get(call.call_id)) for call in answered)
 
 
 def duplicates_of(rows: Sequence[Mapping[str, Any]]) -> int:
-    """How many rows are there twice: by their id, or by the provider's id of what they are about."""
+    """The number of duplicate rows, by their id or by the provider's request id."""
     requests = Counter(row["upstream_request_id"] for row in rows if row["upstream_request_id"])
     return len(rows) - len({row["id"] for row in rows}) + sum(count - 1 for count in requests.values())
 
 
 def changed_by_restart(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]) -> int:
-    """How many settled rows are not what they were, and how many rows there are of one side only."""
+    """The number of settled rows that differ, plus rows that exist only before or only after."""
     row_of = {row["id"]: row for row in after}
     settled = [row for row in before if row["state"] == "settled"]
     return sum(row_of.get(row["id"]) != row for row in settled) + len(row_of.keys() ^ {row["id"] for row in before})
 
 
 def spent_of(rows: Sequence[Mapping[str, Any]], budget: Mapping[str, Any]) -> int:
-    """What the ledger's rows say a budget of `/api/budgets` has spent in its present period, in nano-dollars."""
+    """What a budget of `/api/budgets` spent in its current period by the ledger's rows, in nano-dollars."""
     start_ns, end_ns = (
         int(datetime.fromisoformat(budget[name]).timestamp()) * NANO for name in ("period_start", "resets_at")
     )
@@ -178,5 +179,5 @@ def spent_of(rows: Sequence[Mapping[str, Any]], budget: Mapping[str, Any]) -> in
 
 
 def nanousd(usd: str | float) -> int:
-    """Dollars, as an answer tells them, in nano-dollars; a gauge's are a float that still holds each of them."""
+    """Nano-dollars from the dollars of the API or of a gauge, whose float still holds each nano-dollar."""
     return int(round(Decimal(usd), 9) * NANO)

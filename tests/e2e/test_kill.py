@@ -1,4 +1,4 @@
-"""kill -9 under a mixed load: what a client has in full is in the ledger, once; budgets stand as its rows say."""
+"""kill -9 under a mixed load: every completed call is in the ledger, once, and budgets equal the sum of its rows."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ budgets:
 """
 
 
-def standing_wrong(stand: Any, rows: Sequence[Mapping[str, Any]]) -> list[tuple[object, ...]]:
-    """Budgets of which the API, the gauges and the sum of the ledger's rows do not say the same, or that hold on."""
+def wrong_budgets(stand: Any, rows: Sequence[Mapping[str, Any]]) -> list[tuple[object, ...]]:
+    """Budgets for which API, gauges and the sum of rows differ, or that still reserve something."""
     found = []
     samples = stand.samples()
 
@@ -57,7 +57,7 @@ def standing_wrong(stand: Any, rows: Sequence[Mapping[str, Any]]) -> list[tuple[
 
 
 @pytest.mark.trial
-async def test_no_answered_call_is_lost_and_budgets_stand_as_the_rows_say_after_kill_9(stand, team_keys, trials):
+async def test_no_answered_call_is_lost_and_budgets_match_after_kill_9(stand, team_keys, trials):
     stand.start_simulator("--seed", 5, *PACE)
     stand.configure(keys=team_keys, extra=BUDGETS)
     random = Random(23)
@@ -93,7 +93,7 @@ async def test_no_answered_call_is_lost_and_budgets_stand_as_the_rows_say_after_
         missing += missing_of(load.answered, after)
         duplicates = max(duplicates, duplicates_of(after))
         changed += changed_by_restart(before, after)
-        wrong += await asyncio.to_thread(standing_wrong, stand, after)
+        wrong += await asyncio.to_thread(wrong_budgets, stand, after)
 
     rows = stand.rows()
     missing = max(missing, missing_of(answered, rows))
@@ -104,9 +104,9 @@ async def test_no_answered_call_is_lost_and_budgets_stand_as_the_rows_say_after_
     trials.record(
         "kill -9 under a mixed load",
         f"The service is killed while {CLIENTS} clients of three teams call, and started again on the same ledger on "
-        "SQLite. An answer counts as answered when a client has all of its body, or a stream's end. After every "
-        "restart all rows are read, and each of six budgets (of all calls, a team, a key, a model; by day, week and "
-        "month, one in another time zone) has to stand as the cost of its period's rows says, in `/api/budgets` and in "
+        "SQLite. A call counts as answered when a client has its whole body, or its stream's end. After every restart "
+        "all rows are read, and each of six budgets (of all calls, a team, a key, a model; by day, week and month, one "
+        "in another time zone) has to equal the cost of its period's rows, in `/api/budgets` and in "
         "`mcp_budget_spent_usd`, to the nano-dollar, with nothing reserved.",
         {
             "kills": rounds,
@@ -118,19 +118,19 @@ async def test_no_answered_call_is_lost_and_budgets_stand_as_the_rows_say_after_
             "answered calls missing from the ledger, or with other tokens": missing,
             "duplicates": duplicates,
             "settled rows that a restart changed": changed,
-            "budgets that stood otherwise than their rows say": len(wrong),
-            "calls of the provider's books without a row": unwritten,
+            "budgets that differed from the sum of their rows": len(wrong),
+            "calls of the provider's billing log without a row": unwritten,
             "rows left open by a kill": left_open,
             "of them recovered at the next start": recovered,
             "rows open at the end": still_open,
-            "seconds to start again, most": max(seconds_to_restart),
+            "seconds to restart, maximum": max(seconds_to_restart),
         },
     )
 
     assert wrong == []
     assert (missing, duplicates, changed, unwritten, still_open) == (0, 0, 0, 0, 0)
     assert recovered == left_open == sum(row["outcome"] == "recovered" for row in rows)
-    assert recovered > 0, "no kill met an open call: the load is too small to prove anything"
+    assert recovered > 0, "no kill hit an open call: the load is too small to prove anything"
     assert kinds.keys() == set(MIXED)
     assert all(nanousd(budget["spent_usd"]) > 0 for budget in stand.budgets())
     assert all(row["token_source"] == "estimated" for row in rows if row["outcome"] == "recovered")

@@ -21,7 +21,7 @@ BUDGET = "budgets: [{name: whole, limit_usd: 1000000, period: month}]\n"
 
 
 async def until(holds: Callable[[], Awaitable[bool]], seconds: float = 60) -> None:
-    """Wait for something in another process."""
+    """Wait for a condition in another process."""
     async with asyncio.timeout(seconds):
         while not await holds():
             await asyncio.sleep(0.05)
@@ -40,7 +40,7 @@ def none_open(stand: Any) -> Callable[[], Awaitable[bool]]:
 
 
 def faults_of(stand: Any, answered: list[Answered]) -> dict[str, int]:
-    """What may not be, counted: in the ledger, and between it, the clients, the provider's books and the budget."""
+    """Faults, counted: in the ledger, and between it, the clients, the provider's billing log and the budget."""
     rows = stand.rows()
     with open_reader(stand.ledger) as reader:
         [(spent, reserved)] = reader.rows("SELECT sum(spent), sum(reserved) FROM balances WHERE unit = 'nanousd'")
@@ -48,14 +48,14 @@ def faults_of(stand: Any, answered: list[Answered]) -> dict[str, int]:
     return {
         "answered calls missing from the ledger, or with other tokens": missing_of(answered, rows),
         "duplicates": duplicates_of(rows),
-        "calls of the provider's books without a row": max(0, stand.billing_log()["totals"]["calls"] - len(rows)),
+        "calls of the provider's billing log without a row": max(0, stand.billing_log()["totals"]["calls"] - len(rows)),
         "rows open at the end": sum(row["state"] == "open" for row in rows),
         "nano-dollars between the budget's month and the sum of its rows": abs(spent - kept),
         "nano-dollars still reserved": reserved,
     }
 
 
-async def test_the_installed_command_serves_checks_and_reports_on_postgresql(stand, run, postgres_url):
+async def test_the_command_serves_checks_and_reports_on_postgresql(stand, run, postgres_url):
     stand.ledger = postgres_url
     stand.start_simulator("--seed", 4)
     stand.configure(extra=BUDGET)
@@ -75,12 +75,12 @@ async def test_the_installed_command_serves_checks_and_reports_on_postgresql(sta
 
     made = await asyncio.to_thread(run, "keys", "create", "--name", "n", "--team", "t", "--ledger", postgres_url)
     assert made.code == 0
-    await until(lambda: answers_401(stand.address))  # a key that exists is asked for
+    await until(lambda: answers_401(stand.address))  # with a key in the ledger, calls need one
     checked = await asyncio.to_thread(run, "check", "--config", stand.config, env=env)
     assert "n (t, ledger)" in checked.stdout
     finished = await asyncio.to_thread(stand.relay.end)
-    said = "".join((finished.stdout, finished.stderr, checked.stdout, checked.stderr, made.stdout, made.stderr))
-    assert postgres_url.split(":")[2].partition("@")[0] not in said
+    output = "".join((finished.stdout, finished.stderr, checked.stdout, checked.stderr, made.stdout, made.stderr))
+    assert postgres_url.split(":")[2].partition("@")[0] not in output
 
 
 async def answers_401(address: str) -> bool:
@@ -122,8 +122,8 @@ async def test_no_answered_call_is_lost_when_the_service_is_killed(stand, trials
     trials.record(
         "kill -9 of the service on PostgreSQL",
         f"The ledger is on PostgreSQL, with one budget; {CLIENTS} clients call: JSON, streams, embeddings, "
-        "tools at /mcp. After each restart every row has to be as it was before, and those left open recovered when "
-        "the dead one's lease of two seconds is over.",
+        "tools at /mcp. After each restart settled rows have to be unchanged, and open ones recovered once the killed "
+        "service's lease of two seconds has expired.",
         {
             "kills": rounds,
             "answered calls": len(answered),
@@ -131,12 +131,12 @@ async def test_no_answered_call_is_lost_when_the_service_is_killed(stand, trials
             "rows left open by a kill, and recovered": recovered,
             "settled rows that a restart changed": unequal,
             **faults,
-            "seconds to start again, most": max(seconds_to_restart),
+            "seconds to restart, maximum": max(seconds_to_restart),
         },
     )
     assert set(faults.values()) == {0}, faults
     assert unequal == 0
-    assert recovered > 0, "no kill met an open call: the load is too small to prove anything"
+    assert recovered > 0, "no kill hit an open call: the load is too small to prove anything"
     assert (await asyncio.to_thread(stand.relay.end)).code == 0
 
 
@@ -150,19 +150,19 @@ async def test_no_answered_call_is_lost_when_the_database_is_killed(stand, trial
     await asyncio.to_thread(stand.start_relay)
     load = Load(lambda: stand.address, random)
     running = asyncio.create_task(load.run())
-    seconds_to_come_back: list[float] = []
+    seconds_to_ready: list[float] = []
     for _ in range(rounds):
         aim = len(load.answered) + random.randrange(*ANSWERS_BEFORE_A_KILL)
         await load.until(lambda aim=aim: len(load.answered) >= aim)
         refused = load.refused.total()
         await asyncio.to_thread(postgres_to_kill.stop, signal.SIGKILL)
-        # Away: calls are refused, and the service says that it is not ready, until it is there again.
+        # While the database is down, calls are refused and the service is not ready.
         await load.until(lambda refused=refused: load.refused.total() >= refused + CLIENTS)
         assert not await ready(stand.address)
         await asyncio.to_thread(postgres_to_kill.start)
         began = time.monotonic()
         await until(lambda: ready(stand.address))
-        seconds_to_come_back.append(time.monotonic() - began)
+        seconds_to_ready.append(time.monotonic() - began)
     aim = len(load.answered) + CLIENTS
     await load.until(lambda: len(load.answered) >= aim)
     load.stopping = True
@@ -172,17 +172,17 @@ async def test_no_answered_call_is_lost_when_the_database_is_killed(stand, trial
     faults = await asyncio.to_thread(faults_of, stand, load.answered)
     trials.record(
         "kill -9 of PostgreSQL",
-        f"The server's first process is killed, and so all of them, while {CLIENTS} clients call; it recovers from its "
-        "log, and the service goes on without a restart. While it is away, calls are refused with 503 before they are "
-        "sent; those that were under way are cut or told so.",
+        f"The server's main process is killed, and with it all others, while {CLIENTS} clients call; it recovers from "
+        "its log, and the service continues without a restart. Meanwhile calls are refused with 503 before they are "
+        "sent; those in flight fail.",
         {
             "kills": rounds,
             "answered calls": len(load.answered),
-            "calls refused while it was away": load.refused[503],
-            "answers of any other kind than 200 and 503": load.refused.total() - load.refused[503],
+            "calls refused while it was down": load.refused[503],
+            "responses other than 200 and 503": load.refused.total() - load.refused[503],
             "calls cut off": load.cut,
             **faults,
-            "seconds until the service is ready again, most": max(seconds_to_come_back),
+            "seconds until the service is ready again, maximum": max(seconds_to_ready),
         },
     )
     assert set(faults.values()) == {0}, faults
@@ -191,11 +191,11 @@ async def test_no_answered_call_is_lost_when_the_database_is_killed(stand, trial
 
 
 @pytest.mark.trial
-async def test_three_replicas_never_pass_a_budget_together(stand, trials, postgres_url):
+async def test_three_replicas_never_exceed_a_shared_budget(stand, trials, postgres_url):
     stand.ledger = postgres_url
     stand.start_simulator("--seed", 7)
     rounds, calls = (200 if trials.full else 3), 100
-    # Each round has a model of its own with a budget of its own; the price holds three calls of the hundred.
+    # Each round has its own model and budget, which holds three of the hundred calls.
     models = [f"round-{number}" for number in range(rounds)]
     price = "pricing: {fallback: {prompt_usd_per_mtok: 1, completion_usd_per_mtok: 1}}\n"
     budgets = "".join(
@@ -219,15 +219,15 @@ async def test_three_replicas_never_pass_a_budget_together(stand, trials, postgr
             statuses.update(await asyncio.gather(*(call(number, model) for number in range(calls))))
     with open_reader(stand.ledger) as reader:
         spent = list(reader.rows("SELECT spent, reserved FROM balances"))
-    overspent = [max(0, taken - 350_000) for taken, _ in spent]
+    overspent = [max(0, amount - 350_000) for amount, _ in spent]
     trials.record(
         "three replicas, one budget",
-        f"{calls} calls at once over three services on one PostgreSQL, at a budget that holds a few of them.",
+        f"{calls} concurrent calls to three services on one PostgreSQL, under a budget that holds a few of them.",
         {
             "rounds": rounds,
             "calls answered": statuses[200],
             "calls refused with 402": statuses[402],
-            "answers of any other kind": statuses.total() - statuses[200] - statuses[402],
+            "responses of any other status": statuses.total() - statuses[200] - statuses[402],
             "overspent, nano-dollars, all rounds together": sum(overspent),
             "nano-dollars still reserved": sum(reserved for _, reserved in spent),
         },

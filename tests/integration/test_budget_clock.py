@@ -122,7 +122,7 @@ async def _walk(zone: str, kind: str, steps: list[tuple[int, int]], path: Path) 
             at_ns = now_s * NS_PER_S
             reservations = budgets.reservations(team="search", max_cost_nanousd=60, at_ns=at_ns)
             call = Call(id=new_call_id(), started_at_ns=at_ns, endpoint="/v1/chat/completions", method="POST",
-                        team="search", claims=reservations, llm=LlmTarget(provider="p", model="m"))  # fmt: skip
+                        team="search", reservations=reservations, llm=LlmTarget(provider="p", model="m"))  # fmt: skip
             await store.open(call)
             charge = Charge(nanousd=cost, source="listed", price_list="test")
             usage = Usage(prompt_tokens=1, source="reported")

@@ -1,4 +1,4 @@
-"""Real disks under a running service, full and read-only: no call passes unmetered, and it goes on by itself."""
+"""Real disks under a running service, full and read-only: no call passes unmetered, and it recovers by itself."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BLOCK = bytes(16 * 1024)
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    """Three megabytes, of which an empty ledger takes a part."""
+    """Three megabytes, part of which an empty ledger uses."""
     with small_disk(tmp_path / "disk", "3m") as folder:
         yield folder
 
@@ -31,13 +31,13 @@ def new_place(disk: Path) -> Callable[[], Location]:
 
 
 class Traffic:
-    """Calls at once, whole and streamed, and which of them their clients got whole."""
+    """Concurrent calls, JSON and streamed, and which of them clients received completely."""
 
     def __init__(self, relay) -> None:
         self.relay = relay
-        self.whole: list[str] = []
+        self.complete: list[str] = []
         self.failed: list[str] = []
-        """Told so: 503, or the error as the stream's last event."""
+        """Failed by 503, or by an error as the stream's last event."""
 
     async def calls(self, count: int = 8) -> None:
         replies = await asyncio.gather(*(self.relay.chat(stream=number % 2 == 0) for number in range(count)))
@@ -47,32 +47,32 @@ class Traffic:
     def _note(self, reply) -> None:
         call_id = reply.headers["x-mcpmeter-call-id"]
         streamed = reply.headers["content-type"].startswith("text/event-stream")
-        told = json.loads(reply.events[-1]) if streamed and reply.events[-1] != b"[DONE]" else {}
-        if reply.status == 200 and "error" not in told:
-            self.whole.append(call_id)
+        last = json.loads(reply.events[-1]) if streamed and reply.events[-1] != b"[DONE]" else {}
+        if reply.status == 200 and "error" not in last:
+            self.complete.append(call_id)
             return
-        error = told["error"] if streamed else reply.error
+        error = last["error"] if streamed else reply.error
         assert (reply.status, error["code"]) in ((503, "ledger_unavailable"), (200, "ledger_unavailable"))
         assert b"completion_tokens" not in reply.body
         self.failed.append(call_id)
 
     async def until_refused(self) -> None:
-        """Calls until a round of them is refused to the last."""
+        """Call until all calls of a round are refused."""
         for _ in range(MAX_ROUNDS):
-            whole = len(self.whole)
+            complete = len(self.complete)
             await self.calls()
-            if len(self.whole) == whole:
+            if len(self.complete) == complete:
                 return
         raise AssertionError("the service never noticed")
 
     def check(self) -> None:
-        """Whole answers have their one settled row; no other call has one, and each that was made has its row."""
-        assert self.whole
+        """Complete responses have exactly one settled row; other calls have none; each upstream call has a row."""
+        assert self.complete
         rows = {row.id: row for row in self.relay.rows()}
         settled = [row.id for row in rows.values() if row.state == "settled"]
-        assert sorted(settled) == sorted(self.whole)
+        assert sorted(settled) == sorted(self.complete)
         assert rows.keys() - set(settled) <= set(self.failed)
-        assert all(rows[call].token_source == "reported" and rows[call].cost_nanousd > 0 for call in self.whole)
+        assert all(rows[call].token_source == "reported" and rows[call].cost_nanousd > 0 for call in self.complete)
         assert self.relay.simulator.billing_log.totals.calls == len(rows)
 
 
@@ -96,13 +96,13 @@ async def is_refused(relay) -> None:
 
 
 def grow(ballast: Path, blocks: int) -> bool:
-    """Add to a file that takes the room away; whether there still was room for all of it."""
+    """Append blocks to a file; returns whether the disk had space for all of them."""
     with contextlib.suppress(OSError), ballast.open("ab", buffering=0) as file:
         return all(file.write(BLOCK) == len(BLOCK) for _ in range(blocks))
     return False
 
 
-async def test_a_disk_that_fills_under_traffic_lets_no_call_pass_unmetered_and_room_mends_it(relay, disk):
+async def test_no_call_passes_unmetered_on_a_disk_that_fills_up(relay, disk):
     traffic, ballast = Traffic(relay), disk / "ballast"
     while grow(ballast, 20):
         await traffic.calls()
@@ -118,7 +118,7 @@ async def test_a_disk_that_fills_under_traffic_lets_no_call_pass_unmetered_and_r
     traffic.check()
 
 
-async def test_what_a_full_disk_left_open_is_settled_by_the_next_start_and_nothing_is_doubled(relay, start_relay, disk):
+async def test_rows_left_open_by_a_full_disk_are_recovered_once(relay, start_relay, disk):
     traffic, ballast = Traffic(relay), disk / "ballast"
     while grow(ballast, 20):
         await traffic.calls()
@@ -132,7 +132,7 @@ async def test_what_a_full_disk_left_open_is_settled_by_the_next_start_and_nothi
     assert await ready(after) == 200
     rows = after.rows()
     assert {row.id for row in rows if row.outcome == "recovered"} == left_open
-    assert sorted(row.id for row in rows if row.outcome == "ok") == sorted(traffic.whole)
+    assert sorted(row.id for row in rows if row.outcome == "ok") == sorted(traffic.complete)
     assert all(row.state == "settled" for row in rows)
     await after.end()
     assert verify(after.ledger).wrong == []
@@ -150,7 +150,7 @@ class TestOnADisk:
         """Where it is mounted."""
         return tmp_path / "disk"
 
-    async def test_files_that_may_not_be_changed_refuse_calls_until_they_may_be(self, image, disk, start_relay):
+    async def test_calls_are_refused_while_the_files_are_immutable(self, image, disk, start_relay):
         with loop_mounted(image, disk):
             relay = await start_relay()
             traffic = Traffic(relay)
@@ -166,9 +166,7 @@ class TestOnADisk:
             traffic.check()
             await relay.end()
 
-    async def test_a_disk_that_turned_read_only_keeps_what_was_answered_for_the_next_start(
-        self, image, disk, start_relay
-    ):
+    async def test_a_disk_that_turned_read_only_keeps_completed_calls(self, image, disk, start_relay):
         with loop_mounted(image, disk):
             relay = await start_relay()
             traffic = Traffic(relay)
@@ -178,12 +176,12 @@ class TestOnADisk:
             await is_refused(relay)
             traffic.check()
             await relay.end()
-        # The kernel lets nobody write to it before it is mounted anew.
+        # The file system stays read-only until it is mounted again.
         with loop_mounted(image, disk):
             after = await start_relay(upstream=relay.simulator.base_url)
             assert await ready(after) == 200
             rows = after.rows()
-            assert sorted(row.id for row in rows if row.outcome == "ok") == sorted(traffic.whole)
+            assert sorted(row.id for row in rows if row.outcome == "ok") == sorted(traffic.complete)
             assert all(row.outcome in ("ok", "recovered") for row in rows)
             assert (await after.chat()).status == 200
             await after.end()

@@ -1,4 +1,4 @@
-"""Calls and settlements to write down, and a ledger to write them into."""
+"""Calls and settlements to write, and ledgers of both engines to write them into."""
 
 from __future__ import annotations
 
@@ -78,13 +78,13 @@ NewLedger = Callable[[], Location]
 
 @pytest.fixture(scope="module", params=ENGINES)
 def engine(request: pytest.FixtureRequest) -> str:
-    """Which engine keeps the ledger: a test that asks for it, or for `ledger`, runs on each."""
+    """The ledger's engine: a test with this fixture, or with `ledger`, runs on each."""
     return str(request.param)
 
 
 @pytest.fixture(scope="module")
 def new_ledger(engine: str, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> NewLedger:
-    """Places for ledgers of this engine; nothing is there yet."""
+    """Locations for ledgers of this engine, which do not exist yet."""
     if engine == "sqlite":
         return lambda: tmp_path_factory.mktemp("ledger") / "state" / "ledger.db"
     server = request.getfixturevalue("postgres_server")
@@ -93,7 +93,7 @@ def new_ledger(engine: str, request: pytest.FixtureRequest, tmp_path_factory: py
 
 @pytest.fixture
 def ledger(engine: str, request: pytest.FixtureRequest, tmp_path: Path) -> Location:
-    """A place for a ledger of this engine."""
+    """The location of a ledger of this engine, which does not exist yet."""
     return (
         tmp_path / "state" / "ledger.db" if engine == "sqlite" else location_of(request.getfixturevalue("postgres_url"))
     )
@@ -104,10 +104,10 @@ MakeStore = Callable[..., Store]
 
 @pytest.fixture(scope="session")
 def make_store() -> MakeStore:
-    """The store for a ledger, by the engine that its place names; not started."""
+    """A store for a location of either engine, not started."""
 
-    def make(place: Location, **options: Any) -> Store:
-        return SqliteStore(place, **options) if isinstance(place, Path) else PostgresStore(place, **options)
+    def make(location: Location, **options: Any) -> Store:
+        return SqliteStore(location, **options) if isinstance(location, Path) else PostgresStore(location, **options)
 
     return make
 
@@ -123,7 +123,7 @@ async def engine_store(make_store: MakeStore, ledger: Location) -> AsyncIterator
 
 @pytest.fixture
 def held() -> Callable[[Location], contextlib.AbstractContextManager[None]]:
-    """Another connection holds the ledger, so that a commit cannot end before the test lets it."""
+    """Holds the ledger by another connection, so that no commit ends before the block does."""
 
     @contextlib.contextmanager
     def hold(place: Location) -> Iterator[None]:
@@ -161,14 +161,14 @@ Fill = Callable[..., list[Call]]
 
 @pytest.fixture
 def fill(path: Path, make_call: Callable[..., Call], make_settlement: Callable[..., Settlement]) -> Fill:
-    """Write settled calls into the ledger at `path`, a minute apart, under a budget of their team; some left open."""
+    """Writes settled calls into the ledger at `path`, a minute apart and under a budget; leaves some open."""
 
     async def write(count: int, left_open: int, values: dict[str, Any]) -> list[Call]:
         store = SqliteStore(path)
         await store.start()
         calls = [
-            make_call(**{"started_at_ns": STARTED_AT_NS + place * 60 * 10**9, "claims": (BUDGET,), **values})
-            for place in range(count + left_open)
+            make_call(**{"started_at_ns": STARTED_AT_NS + number * 60 * 10**9, "reservations": (BUDGET,), **values})
+            for number in range(count + left_open)
         ]
         await asyncio.gather(*(store.open(call) for call in calls))
         await asyncio.gather(*(store.settle(make_settlement(call)) for call in calls[:count]))

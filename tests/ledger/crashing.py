@@ -1,7 +1,7 @@
-"""Run as a program: write a ledger and crash at one numbered operation on its files, for one number after the other.
+"""A program that writes a ledger and crashes at one numbered operation on its files, for one number after the other.
 
-`python crashing.py FOLDER MODE STEP` prints a JSON object a line. Modes: `kill` ends the process before the operation;
-`power` also takes back what was written since each file was last synced, but for a random part of it, torn at times;
+`python crashing.py FOLDER MODE STEP` prints one JSON object per line. Modes: `kill` ends the process before it;
+`power` also reverts what was written since each file's last sync, except a random part of it, some of it torn;
 `normal` is `power` on a ledger with `synchronous: normal`, which must lose rows.
 """
 
@@ -28,7 +28,7 @@ BUDGET = Reservation(balance="b", period_start_ns=1, period_end_ns=10**18, amoun
 
 
 class Crash:
-    """Counts operations, and ends the process before the one of its number."""
+    """Counts operations, and ends the process before the one with its number."""
 
     def __init__(self, at: int, mode: str) -> None:
         self.at = at
@@ -83,9 +83,9 @@ class File(apsw.VFSFile):
         if self.xFileSize() > self.synced_size:
             super().xTruncate(self.synced_size)
         for offset, _, data in self.written:
-            fate = random.choice(("lost", "kept", "torn")) if self.crash.at % 2 else "lost"
-            kept = data if fate == "kept" else data[: random.randrange(len(data)) // SECTOR * SECTOR]
-            if fate != "lost" and kept:
+            outcome = random.choice(("lost", "kept", "torn")) if self.crash.at % 2 else "lost"
+            kept = data if outcome == "kept" else data[: random.randrange(len(data)) // SECTOR * SECTOR]
+            if outcome != "lost" and kept:
                 super().xWrite(kept, offset)
 
 
@@ -102,7 +102,7 @@ class FaultyVfs(apsw.VFS):
         super().xDelete(name, sync)
 
 
-async def work(path: Path, told: int, mode: str) -> None:
+async def work(path: Path, promises: int, mode: str) -> None:
     store = SqliteStore(path, synchronous="normal" if mode == "normal" else "full")
     await store.start()
     for number in range(CALLS):
@@ -112,33 +112,33 @@ async def work(path: Path, told: int, mode: str) -> None:
             endpoint="/mcp",
             method="POST",
             llm=LlmTarget(provider="p", model="m"),
-            # The first half under no budget: a row that comes alone is then written without BEGIN and COMMIT.
-            claims=(BUDGET,) if number >= CALLS // 2 else (),
+            # The first half has no budget, so that single rows are written without BEGIN and COMMIT.
+            reservations=(BUDGET,) if number >= CALLS // 2 else (),
         )
         await store.open(call)
-        os.write(told, f"open {call.id}\n".encode())
+        os.write(promises, f"open {call.id}\n".encode())
         if number % 4 == 3:
             continue
         usage, charge = Usage(prompt_tokens=1, source="reported"), Charge(nanousd=7, source="listed")
         await store.settle(
             Settlement(call=call, ended_at_ns=20, duration_ns=1, status="200", usage=usage, charge=charge)
         )
-        os.write(told, f"settled {call.id}\n".encode())
+        os.write(promises, f"settled {call.id}\n".encode())
     await store.close()
 
 
 def crashed_at(number: int, mode: str, folder: Path) -> dict[str, object]:
-    """What a process that crashed there left behind; `ended` if it had no operation of this number."""
+    """What a process left behind that crashed there; `ended` if it had no operation of this number."""
     folder.mkdir()
-    path, log = folder / "ledger.db", folder / "told"
-    told = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    path, log = folder / "ledger.db", folder / "promises"
+    promises = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     child = os.fork()
     if child == 0:
         crash = Crash(number, mode)
         vfs = FaultyVfs(crash)
-        asyncio.run(work(path, told, mode))
+        asyncio.run(work(path, promises, mode))
         os._exit(0 if vfs.crash.count else 1)
-    os.close(told)
+    os.close(promises)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     assert status in (0, 9), status
     db = open_for_writing(path)
@@ -152,7 +152,7 @@ def crashed_at(number: int, mode: str, folder: Path) -> dict[str, object]:
 
 
 def main(folder: str, mode: str, step: str) -> None:
-    """Every `step`-th number, from 1 on, until the work is done before the operation comes."""
+    """Try every `step`-th number from 1 on, until the work ends before that operation."""
     number, ended = 1, False
     while not ended:
         found = crashed_at(number, mode, Path(folder) / f"{mode}-{number}")

@@ -1,4 +1,4 @@
-"""A crash, or a power loss, before any operation on the ledger's files: what was promised is there, and adds up."""
+"""A crash or power loss before any operation on the ledger's files: promised rows are there, and balances add up."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def crashes(mode: str, folder: Path, step: int) -> list[dict]:
 
 @pytest.mark.trial
 @pytest.mark.parametrize("mode", list(WHAT))
-def test_what_was_promised_is_there_wherever_the_process_or_the_power_ends(mode, tmp_path, trials):
+def test_promised_rows_are_there_after_a_crash_at_any_point(mode, tmp_path, trials):
     found = crashes(mode, tmp_path, 1 if trials.full else STEP[mode])
     wrong = [fault for point in found for fault in point["wrong"]]
     lost = sum(point["lost"] for point in found)

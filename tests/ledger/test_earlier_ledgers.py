@@ -1,4 +1,4 @@
-"""Ledgers of earlier versions open with every figure, key and open call that they were written with."""
+"""Ledgers of earlier versions open with every figure, key and open call they were written with."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ class Opened:
         relay = start("serve", "--config", self._config, "--ledger", self.place, env=UPSTREAM)
         address = relay.says(r"OpenAI SDKs +(http://\S+)/v1")[1]
         deadline = time.monotonic() + SECONDS_TO_RECOVER
-        while self.says("ledger", "verify")["open_calls"]:  # on PostgreSQL a lease has to end first
+        while self.json_of("ledger", "verify")["open_calls"]:  # on PostgreSQL a lease has to expire first
             assert time.monotonic() < deadline, "calls are still open"
         statuses = [_status(f"{address}/v1/models", key) for key in keys]
         assert relay.end().code == 0
         return statuses
 
-    def says(self, *command: str) -> Any:
-        """What a command prints as JSON; it has to succeed."""
+    def json_of(self, *command: str) -> Any:
+        """The JSON that a command prints; it has to succeed."""
         return json.loads(self.prints(*command, "--json"))
 
     def prints(self, *command: str) -> str:
@@ -53,10 +53,10 @@ class Opened:
         return str(finished.stdout)
 
     def report(self, groupings: str) -> Any:
-        return self.says("report", *(word for name in groupings.split() for word in ("--by", name)))["rows"]
+        return self.json_of("report", *(word for name in groupings.split() for word in ("--by", name)))["rows"]
 
     def budget(self, name: str) -> Any:
-        return self.says("budgets", "show", name, "--config", str(self._config))
+        return self.json_of("budgets", "show", name, "--config", str(self._config))
 
 
 def _status(url: str, key: str) -> int:
@@ -76,7 +76,7 @@ def recorded(request: pytest.FixtureRequest) -> Path:
 
 @pytest.fixture
 def opened(recorded: Path, request: pytest.FixtureRequest, run: Callable[..., Any], tmp_path: Path) -> Opened:
-    """A copy of the ledger, not yet touched."""
+    """A copy of the ledger, not opened yet."""
     for name in ("mcpmeter.yaml", "prices.toml"):
         shutil.copy(LEDGERS / name, tmp_path)
     dump = recorded.with_suffix(".sql")
@@ -94,22 +94,24 @@ def rows_of(text: str) -> Iterator[dict[str, str]]:
     return csv.DictReader(io.StringIO(text))
 
 
-def test_an_earlier_ledger_keeps_all_that_it_holds(recorded, opened, start):
-    then = json.loads(recorded.read_text())
-    statuses = opened.serve_once(start, [key["key"] for key in then["keys"].values()])
-    assert dict(zip(then["keys"], statuses, strict=True)) == {n: key["status"] for n, key in then["keys"].items()}
+def test_an_earlier_ledger_keeps_its_figures_and_keys(recorded, opened, start):
+    expected = json.loads(recorded.read_text())
+    statuses = opened.serve_once(start, [key["key"] for key in expected["keys"].values()])
+    assert dict(zip(expected["keys"], statuses, strict=True)) == {
+        n: key["status"] for n, key in expected["keys"].items()
+    }
 
-    verdict = opened.says("ledger", "verify")
-    assert as_recorded(verdict, then["verify"]) == then["verify"]
-    listed = opened.says("keys", "list")
-    assert as_recorded(listed, then["keys list"]) == then["keys list"]
-    for groupings, rows in then["report"].items():
+    verdict = opened.json_of("ledger", "verify")
+    assert as_recorded(verdict, expected["verify"]) == expected["verify"]
+    listed = opened.json_of("keys", "list")
+    assert as_recorded(listed, expected["keys list"]) == expected["keys list"]
+    for groupings, rows in expected["report"].items():
         assert as_recorded(opened.report(groupings), rows) == rows
-    for name, budget in then["budgets"].items():
+    for name, budget in expected["budgets"].items():
         assert as_recorded(opened.budget(name), budget) == budget
 
     exported = {row["id"]: row for row in rows_of(opened.prints("ledger", "export", "--csv", "-"))}
-    recovered = [exported.pop(call) for call in then["open"]]
+    recovered = [exported.pop(call) for call in expected["open"]]
     assert {(row["state"], row["outcome"]) for row in recovered} == {("settled", "recovered")}
     rows = list(rows_of(recorded.with_suffix(".csv").read_text()))
     assert as_recorded([exported[row["id"]] for row in rows], rows) == rows

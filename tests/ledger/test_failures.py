@@ -1,4 +1,4 @@
-"""A ledger that cannot be written says so to every waiter, and goes on by itself once it can be."""
+"""A ledger that cannot be written fails every waiter, and recovers by itself once it can be."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mcpmeter.ledger.sqlite.store import SqliteStore
 
 @contextmanager
 def no_file_grows_beyond(size_bytes: int) -> Iterator[None]:
-    """The operating system refuses to write past this size, as it does when a disk or a quota is full."""
+    """Writes past this size fail, as they do on a full disk or quota."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, before[1]))
     try:
@@ -27,16 +27,14 @@ def no_file_grows_beyond(size_bytes: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-async def test_rows_that_cannot_be_written_fail_with_unavailable_and_writing_recovers(
-    store, path, make_call, make_settlement
-):
+async def test_unwritable_rows_fail_as_unavailable_and_writing_recovers(store, path, make_call, make_settlement):
     kept, lost = make_call(), [make_call() for _ in range(5)]
     await store.open(kept)
     with no_file_grows_beyond(path.with_name("ledger.db-wal").stat().st_size):
-        answers = await asyncio.gather(*(store.open(call) for call in lost), return_exceptions=True)
-        assert {type(answer) for answer in answers} == {LedgerUnavailable}
-        assert all("could not be written" in str(answer) and answer.hint for answer in answers)
-        assert len({id(answer) for answer in answers}) == len(answers), "one error object must not go to two waiters"
+        errors = await asyncio.gather(*(store.open(call) for call in lost), return_exceptions=True)
+        assert {type(error) for error in errors} == {LedgerUnavailable}
+        assert all("could not be written" in str(error) and error.hint for error in errors)
+        assert len({id(error) for error in errors}) == len(errors), "one error object must not go to two waiters"
         assert not store.healthy
         with pytest.raises(LedgerUnavailable):
             await store.probe()
@@ -50,24 +48,17 @@ async def test_rows_that_cannot_be_written_fail_with_unavailable_and_writing_rec
     assert store.open_rows == 1
 
 
-async def test_the_next_row_that_succeeds_makes_it_healthy_again(store, path, make_call):
+async def test_a_written_row_makes_it_healthy_again_and_reading_does_not(store, path, make_call):
     await store.open(make_call())
     with no_file_grows_beyond(path.with_name("ledger.db-wal").stat().st_size), pytest.raises(LedgerUnavailable):
         await store.open(make_call())
+    await store.keys()
     assert not store.healthy
     await store.open(make_call())
     assert store.healthy
 
 
-async def test_reading_does_not_make_it_healthy_again(store, path, make_call):
-    await store.open(make_call())
-    with no_file_grows_beyond(path.with_name("ledger.db-wal").stat().st_size), pytest.raises(LedgerUnavailable):
-        await store.probe()
-    await store.keys()
-    assert not store.healthy
-
-
-async def test_a_ledger_held_by_another_program_is_unavailable_and_says_so(path, make_call, monkeypatch):
+async def test_a_ledger_held_by_another_program_is_unavailable(path, make_call, monkeypatch):
     monkeypatch.setattr(connection, "BUSY_TIMEOUT_MS", 20)
     store = SqliteStore(path)
     await store.start()
@@ -83,7 +74,7 @@ async def test_a_ledger_held_by_another_program_is_unavailable_and_says_so(path,
 
 
 @pytest.mark.parametrize("replaced", [False, True])
-async def test_a_file_that_was_taken_away_is_noticed_before_a_row_is_promised(store, path, make_call, replaced):
+async def test_a_file_moved_away_is_noticed_at_the_next_row(store, path, make_call, replaced):
     await store.open(make_call())
     for name in ("ledger.db", "ledger.db-wal", "ledger.db-shm"):
         path.with_name(name).rename(path.with_name(f"away-{name}"))

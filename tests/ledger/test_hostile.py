@@ -1,4 +1,4 @@
-"""Whatever a settlement holds, every waiter gets an answer and the writer lives on."""
+"""Whatever a settlement contains, every waiter gets a result and the writer survives."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def service(new_ledger, make_store) -> Iterator[SimpleNamespace]:
 
 @settings(deadline=None, max_examples=100)
 @given(hostile=st.lists(st.tuples(CALLS, st.fixed_dictionaries(SETTLED)), min_size=1, max_size=6))
-def test_every_future_ends_and_good_rows_are_kept_beside_hostile_ones(service, make_call, make_settlement, hostile):
+def test_good_rows_are_written_beside_hostile_ones(service, make_call, make_settlement, hostile):
     good = make_call()
 
     async def serve() -> list[object]:
@@ -73,22 +73,20 @@ def test_every_future_ends_and_good_rows_are_kept_beside_hostile_ones(service, m
         for call, settled in hostile:
             futures += [store.open(call), store.settle(Settlement(call=call, **settled))]
         futures.append(store.settle(make_settlement(good)))
-        first, *answers, last = await asyncio.wait_for(asyncio.gather(*futures, return_exceptions=True), 20)
+        first, *results, last = await asyncio.wait_for(asyncio.gather(*futures, return_exceptions=True), 20)
         assert first is None
         assert last is None
-        return answers
+        return results
 
-    answers = service.run(serve())
-    assert all(answer is None or isinstance(answer, ServiceFault) for answer in answers)
+    results = service.run(serve())
+    assert all(result is None or isinstance(result, ServiceFault) for result in results)
     assert find_call(service.path, good.id).state == "settled"
     assert service.store.healthy
 
 
 @settings(deadline=None, max_examples=40)
 @given(changed=st.fixed_dictionaries({}, optional=SETTLED))
-def test_a_settlement_that_was_kept_can_be_replayed_and_one_that_was_refused_leaves_the_row_open(
-    service, make_call, make_settlement, changed
-):
+def test_a_settlement_is_either_repeatable_or_leaves_its_row_open(service, make_call, make_settlement, changed):
     call = make_call()
     settlement = make_settlement(call, **changed)
 
@@ -103,6 +101,6 @@ def test_a_settlement_that_was_kept_can_be_replayed_and_one_that_was_refused_lea
             await service.store.settle(settlement)
 
     service.run(serve())
-    # Whatever was kept, reports can still be made of it.
+    # Reports still work on whatever was written.
     for by in ("team", "model", "provider", "key", "day", "outcome"):
         assert totals(service.path, by=[by])

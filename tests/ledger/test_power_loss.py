@@ -1,4 +1,4 @@
-"""The power fails under a file system that is written to: whatever was promised is there after its journal's replay."""
+"""Power loss under a file system that is written to: promised rows are there after the journal's replay."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from mcpmeter.ledger.maintenance.verify import verify
 from mcpmeter.ledger.sqlite.connection import open_for_writing
 
 WRITER = Path(__file__).with_name("writing.py")
+CLIENTS = "8"
 IMAGE_BYTES = 32 * 2**20
 ROUNDS = {"full": (2, 100), "normal": (2, 20)}
 MAX_PROMISES = 2_000
@@ -24,17 +25,17 @@ WHAT = {
     "normal": "The control: power loss on the same disk, with synchronous=NORMAL",
 }
 HOW = (
-    "A process settles calls under a budget, eight at a time, in a ledger on an ext4 of its own. After a random number "
-    "of promises the file system is shut down as by a power cut: nothing reaches its image any more, and what was in "
-    "memory alone is lost. The process is killed, the image mounted again, which replays its journal, and the ledger "
-    "opened and verified. Not tried: a disk that loses what it was told to flush."
+    "A process settles calls, eight at a time and half of them under a budget, in a ledger on its own ext4. After "
+    "a random number of promises the file system is shut down as by a power cut: nothing more reaches its image, and "
+    "what was only in memory is lost. The process is killed, the image mounted again, which replays its journal, and "
+    "the ledger opened and verified. Not tried: a disk that loses what it was ordered to flush."
 )
 
 
 @contextmanager
 def writer(path: Path, synchronous: str) -> Iterator[subprocess.Popen[str]]:
     process = subprocess.Popen(
-        [sys.executable, WRITER, path, synchronous], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, WRITER, path, synchronous, CLIENTS], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     with process:
         try:
@@ -44,14 +45,14 @@ def writer(path: Path, synchronous: str) -> Iterator[subprocess.Popen[str]]:
 
 
 def promises_before_the_cut(image: Path, folder: Path, synchronous: str, after: int) -> list[str]:
-    """Run the writer into the power cut; every promise that it made by its end."""
+    """Run the writer into the power cut; returns every promise it made."""
     with loop_mounted(image, folder), writer(folder / "state" / "ledger.db", synchronous) as process:
-        said = [process.stdout.readline() for _ in range(after)]
+        printed = [process.stdout.readline() for _ in range(after)]
         cut_the_power(folder)
         process.kill()
         rest, fault = process.communicate()
-        assert all(said), f"the writer ended by itself: {fault}"
-    return [line for line in ("".join(said) + rest).splitlines() if line]
+        assert all(printed), f"the writer ended by itself: {fault}"
+    return [line for line in ("".join(printed) + rest).splitlines() if line]
 
 
 def power_lost(folder: Path, synchronous: str, after: int) -> dict[str, object]:
@@ -75,7 +76,7 @@ def power_lost(folder: Path, synchronous: str, after: int) -> dict[str, object]:
 
 @pytest.mark.trial
 @pytest.mark.parametrize("synchronous", list(ROUNDS))
-def test_what_was_promised_is_there_after_a_power_cut(synchronous, tmp_path, trials):
+def test_promised_rows_are_there_after_a_power_cut(synchronous, tmp_path, trials):
     random = Random(synchronous)
     rounds = ROUNDS[synchronous][trials.full]
     found = [
@@ -93,7 +94,7 @@ def test_what_was_promised_is_there_after_a_power_cut(synchronous, tmp_path, tri
             "power cuts after which the ledger does not verify": sum(cut["wrong"] != ["ok"] for cut in found),
         },
     )
-    assert all(cut["replayed"] for cut in found), "the file system was left in order: no power was cut"
+    assert all(cut["replayed"] for cut in found), "the file system was unmounted cleanly: no power was cut"
     assert all(cut["wrong"] == ["ok"] for cut in found), found
     if synchronous == "normal":
         assert lost > 0, "the control lost nothing: the trial cannot see a loss"

@@ -91,7 +91,7 @@ class Limits:
 
     def refusal(self, refused: InsufficientBudget, now_ns: int) -> MeterError:
         """The error for a refused reservation: RateLimited, or BudgetExhausted."""
-        reservation = refused.claim
+        reservation = refused.reservation
         self.on_refusal(reservation)
         if reservation.unit == "nanousd":
             return self.budgets.refusal(reservation, refused.left)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from mcpmeter.budgets.view import ShownBudget
     from mcpmeter.config import Settings
     from mcpmeter.ledger.location import Location
-    from mcpmeter.ledger.queries.budget_history import BudgetBalance
+    from mcpmeter.ledger.queries.budget_history import BudgetHistory
 
 _AMOUNT: Final = re.compile(r"-?[0-9]{1,9}(\.[0-9]{1,9})?", re.ASCII)
 
@@ -174,18 +174,18 @@ def _find(settings: Settings, name: str) -> Budget:
     return budgets[name]
 
 
-def _look(settings: Settings, option: Location | None, now_ns: int) -> list[tuple[ShownBudget, BudgetBalance]]:
+def _look(settings: Settings, option: Location | None, now_ns: int) -> list[tuple[ShownBudget, BudgetHistory]]:
     """How every budget stands, by the ledger itself."""
     from mcpmeter.budgets.forecast import burn_since_ns, status_of
     from mcpmeter.budgets.view import shown_budget
     from mcpmeter.config import budgets_of
-    from mcpmeter.ledger.queries.budget_history import read_standings
+    from mcpmeter.ledger.queries.budget_history import read_histories
 
     current = budgets_of(settings).current(now_ns)
     if not current:
         return []
     asked = [(claim, burn_since_ns(claim.period_start_ns, now_ns)) for _, claim in current]
-    standings = read_standings(option or settings.ledger.location, asked, now_ns)
+    standings = read_histories(option or settings.ledger.location, asked, now_ns)
     statuses = [
         status_of(budget, standing.balance, standing.burned_nanousd, now_ns)
         for (budget, _), standing in zip(current, standings, strict=True)

@@ -1,4 +1,4 @@
-"""Where a ledger is: a file of SQLite, or the address of a PostgreSQL database, which may hold a password."""
+"""Where a ledger is: an SQLite file, or the URL of a PostgreSQL database, which may contain a password."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from mcpmeter.errors import LedgerNotUsable
-from mcpmeter.ledger.sqlite.connection import default_ledger_path
 
 SCHEMES: Final = ("postgresql", "postgres")
 
 
 class PostgresUrl:
-    """An address `postgresql://user:password@host:port/database`. As text it has no password."""
+    """A URL `postgresql://user:password@host:port/database`. Its text form has no password."""
 
     __slots__ = ("_url",)
 
@@ -22,11 +21,11 @@ class PostgresUrl:
         self._url = url
 
     def reveal(self) -> str:
-        """The whole address, for libpq alone."""
+        """The whole URL, for libpq only."""
         return self._url
 
     def __str__(self) -> str:
-        # The query goes too: libpq takes a password there as well.
+        # The query is left out too, because libpq accepts a password there.
         parts = urlsplit(self._url)
         userinfo, at, hosts = parts.netloc.rpartition("@")
         return f"{SCHEMES[0]}://{userinfo.partition(':')[0]}{at}{hosts}{parts.path}"
@@ -45,9 +44,9 @@ Location = Path | PostgresUrl
 
 
 def location_of(text: str | Location) -> Location:
-    """A location as a user writes it: a path, or an address that begins with `postgresql://`.
+    """A location as a user writes it: a path, or a URL that begins with `postgresql://`.
 
-    Raises `LedgerNotUsable` for an address of anything else.
+    Raises `LedgerNotUsable` for any other URL.
     """
     if not isinstance(text, str):
         return text
@@ -63,7 +62,8 @@ def location_of(text: str | Location) -> Location:
 
 
 def default_location() -> Location:
-    """`$MCPMETER_LEDGER`, a path or an address; else the user's own file."""
+    """`$MCPMETER_LEDGER`, a path or a URL; else `mcpmeter/ledger.db` in `$XDG_STATE_HOME` or `~/.local/state`."""
     if named := os.environ.get("MCPMETER_LEDGER"):
         return location_of(named)
-    return default_ledger_path()
+    state = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
+    return Path(state).expanduser() / "mcpmeter" / "ledger.db"

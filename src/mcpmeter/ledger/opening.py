@@ -1,4 +1,4 @@
-"""The store for a ledger, by the engine that its place names."""
+"""The store for a ledger, by the engine that its location names."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from mcpmeter.ledger.store import OnCommit, Store
 
 
 def open_store(
-    place: Location, on_commit: OnCommit | None = None, *, lease_s: float, synchronous: Synchronous = "full"
+    location: Location, on_commit: OnCommit | None = None, *, lease_s: float, synchronous: Synchronous = "full"
 ) -> Store:
-    """A store that is not started yet. Raises `MissingDependency` where the extra for PostgreSQL is not installed.
+    """A store, not started yet. `lease_s` applies to PostgreSQL only, `synchronous` to SQLite only.
 
-    `lease_s` is PostgreSQL's alone, `synchronous` SQLite's.
+    Raises `MissingDependency` if the extra for PostgreSQL is needed and not installed.
     """
-    if not isinstance(place, PostgresUrl):
-        return SqliteStore(place, on_commit=on_commit, synchronous=synchronous)
+    if not isinstance(location, PostgresUrl):
+        return SqliteStore(location, on_commit=on_commit, synchronous=synchronous)
     try:
         from mcpmeter.ledger.postgres.store import PostgresStore  # noqa: PLC0415 (needs an extra that SQLite does without)
     except ModuleNotFoundError as missing:
         raise postgres_missing(missing) from None
-    return PostgresStore(place, on_commit=on_commit, lease_s=lease_s)
+    return PostgresStore(location, on_commit=on_commit, lease_s=lease_s)

@@ -1,4 +1,7 @@
-"""What a row keeps of a call's claims, and what a settled call took of a limit: the same for every engine."""
+"""Reservations as a call's row stores them, and what a settled call took of a limit; the same on every engine.
+
+The column and its JSON are called `claims`: the ledger's format is older than the word reservation.
+"""
 
 from __future__ import annotations
 
@@ -9,26 +12,26 @@ import msgspec
 from mcpmeter.records import Call, Settlement, Unit
 
 KeptReservation = tuple[str, int, Unit, int]
-"""A claim as a row keeps it: balance, period's start, unit, amount."""
+"""A reservation in a row: balance, start of the period, unit, amount."""
 
 _decoder = msgspec.json.Decoder(list[KeptReservation])
 
 
-def kept_claims(call: Call) -> str:
-    """The claims of a call as its row keeps them: a JSON array, or empty."""
-    if not call.claims:
+def encode_call_reservations(call: Call) -> str:
+    """The reservations of a call as its row stores them: a JSON array, or empty."""
+    if not call.reservations:
         return ""
-    return write_claims([(claim.balance, claim.period_start_ns, claim.unit, claim.amount) for claim in call.claims])
+    return encode_reservations([(r.balance, r.period_start_ns, r.unit, r.amount) for r in call.reservations])
 
 
-def write_claims(claims: Sequence[KeptReservation]) -> str:
-    """Claims as a row keeps them."""
-    return msgspec.json.encode(claims).decode()
+def encode_reservations(reservations: Sequence[KeptReservation]) -> str:
+    """Reservations as a row stores them."""
+    return msgspec.json.encode(reservations).decode()
 
 
-def read_claims(kept: str) -> list[KeptReservation]:
-    """Claims from a row."""
-    return _decoder.decode(kept) if kept else []
+def decode_reservations(claims: str) -> list[KeptReservation]:
+    """Reservations from a row's column `claims`."""
+    return _decoder.decode(claims) if claims else []
 
 
 def amount_taken(unit: Unit, settlement: Settlement) -> int:
@@ -42,5 +45,5 @@ def amount_taken(unit: Unit, settlement: Settlement) -> int:
 
 
 def taken_by_row(unit: Unit, nanousd: int, tokens: int) -> int:
-    """The same from the sums of a settled row: its cost and fallback cost, its tokens."""
+    """The same from a settled row: its cost plus fallback cost, and its tokens."""
     return 1 if unit == "requests" else tokens if unit == "tokens" else nanousd

@@ -1,16 +1,13 @@
-"""Records to rows and back: the only place that knows the order of the columns."""
+"""Records to rows and back: the only place that knows the order of the columns. SQL here runs on both engines."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any, Final, TypeVar
 
-import apsw
 import msgspec
 
-from mcpmeter.ledger.reservations import kept_claims
-from mcpmeter.ledger.sqlite.balances import settle_claims
-from mcpmeter.ledger.store import SettlementConflict
+from mcpmeter.ledger.reservations import encode_call_reservations
 from mcpmeter.records import Call, Charge, Key, LedgerRow, LlmTarget, Settlement, Usage
 
 _Record = TypeVar("_Record", bound=msgspec.Struct)
@@ -68,23 +65,15 @@ KEY_COLUMNS: Final = Key.__struct_fields__
 OPEN_SQL: Final = f"INSERT INTO calls ({', '.join(OPEN_COLUMNS)}) VALUES ({', '.join('?' * len(OPEN_COLUMNS))})"  # noqa: S608
 SETTLE_SQL: Final = (
     "UPDATE calls SET state = 'settled', "  # noqa: S608
-    + ", ".join(f"{column} = ?{place}" for place, column in enumerate(SETTLED_COLUMNS, start=2))
+    + ", ".join(f"{column} = ?{number}" for number, column in enumerate(SETTLED_COLUMNS, start=2))
     + " WHERE id = ?1 AND state = 'open'"
 )
-SETTLE_RETURNING_SQL: Final = f"{SETTLE_SQL} RETURNING claims"
-"""The same where balances are kept. What the row says counts: a limit may be newer than the call."""
-
-_SETTLED_ALREADY_SQL: Final = (
-    "SELECT state = 'settled' AND "  # noqa: S608
-    + " AND ".join(f"{column} IS ?{place}" for place, column in enumerate(SETTLED_COLUMNS, start=2))
-    + " FROM calls WHERE id = ?1"
-)
 SELECT_ROWS_SQL: Final = f"SELECT {', '.join(ROW_COLUMNS)} FROM calls"  # noqa: S608
-# PathParams, because SQLite would rather walk through all rows than sort the few that are open.
-OPEN_ROWS_SQL: Final = f"{SELECT_ROWS_SQL} INDEXED BY calls_open WHERE state = 'open'"
-SELECT_KEYS_SQL: Final = f"SELECT {', '.join(KEY_COLUMNS)} FROM keys ORDER BY created_at_ns, id"  # noqa: S608
+_SELECT_KEY: Final = f"SELECT {', '.join(KEY_COLUMNS)} FROM keys"  # noqa: S608
+SELECT_KEYS_SQL: Final = f"{_SELECT_KEY} ORDER BY created_at_ns, id"
+SELECT_KEY_SQL: Final = f"{_SELECT_KEY} WHERE id = ?1"
 CHANGING_KEY_COLUMNS: Final = ("prefix", "sha256", "previous_sha256", "previous_until_ns", "revoked_at_ns")
-"""Of a key, what a rotation or a revocation changes; all else stays as it was made."""
+"""What a rotation or a revocation changes of a key; all other columns stay as they were created."""
 UPDATE_KEY_SQL: Final = f"UPDATE keys SET {', '.join(f'{name} = ?' for name in CHANGING_KEY_COLUMNS)} WHERE id = ?"  # noqa: S608
 INSERT_KEY_SQL: Final = f"INSERT INTO keys ({', '.join(KEY_COLUMNS)}) VALUES ({', '.join('?' * len(KEY_COLUMNS))})"  # noqa: S608
 
@@ -94,7 +83,7 @@ _NO_CHARGE: Final = Charge()
 
 
 def open_values(call: Call) -> tuple[Any, ...]:
-    """A call as `OPEN_SQL` wants it."""
+    """The parameters of `OPEN_SQL`."""
     llm = call.llm or _NO_MODEL
     return (
         call.id,
@@ -112,18 +101,18 @@ def open_values(call: Call) -> tuple[Any, ...]:
         llm.stream,
         llm.prompt_tokens_estimate,
         call.reserved_nanousd,
-        kept_claims(call),
+        encode_call_reservations(call),
     )
 
 
 def settled_values(settlement: Settlement) -> tuple[Any, ...]:
-    """A settlement as `SETTLE_SQL` wants it. A call that reached no model has empty sources."""
+    """The parameters of `SETTLE_SQL`. A call that reached no model has empty sources."""
     usage = settlement.usage or _NO_USAGE
     charge = settlement.charge or _NO_CHARGE
     target = settlement.call.llm or _NO_MODEL
     return (
         settlement.call.id,
-        # Again: a call may have gone elsewhere than it was opened for.
+        # Written again, because a failover may have sent the call elsewhere than it was opened for.
         target.provider,
         target.model,
         settlement.ended_at_ns,
@@ -153,74 +142,21 @@ def settled_values(settlement: Settlement) -> tuple[Any, ...]:
     )
 
 
-def settle_one(db: apsw.Connection, settlement: Settlement) -> None:
-    """Settle one row and its claims. The same settlement once more is fine; anything else is a `SettlementConflict`."""
-    values = settled_values(settlement)
-    settled = db.execute(SETTLE_RETURNING_SQL, values).fetchall()
-    if settled:
-        settle_claims(db, str(settled[0][0]), settlement)
-        return
-    same = db.execute(_SETTLED_ALREADY_SQL, values).fetchone()
-    if same is None:
-        raise SettlementConflict("No call with this id was opened.", hint="Open the call before settling it.")
-    if not same[0]:
-        raise SettlementConflict("This call was settled already, with other figures.", hint="The first ones stay.")
-
-
-def read_open_rows(db: apsw.Connection) -> list[LedgerRow]:
-    """Rows that are not settled, oldest first."""
-    rows = [row_of(tuple(row)) for row in db.execute(OPEN_ROWS_SQL)]
-    return sorted(rows, key=lambda row: (row.started_at_ns, row.id))
-
-
-def read_row(db: apsw.Connection, call_id: str) -> LedgerRow | None:
-    """The row of one call."""
-    row = db.execute(f"{SELECT_ROWS_SQL} WHERE id = ?", (call_id,)).fetchone()
-    return None if row is None else row_of(row)
-
-
-def row_of(row: tuple[Any, ...]) -> LedgerRow:
+def row_of(row: Sequence[Any]) -> LedgerRow:
     """A row from its columns, in the order of `ROW_COLUMNS`."""
-    return _as(LedgerRow, ROW_COLUMNS, row)
+    return _record(LedgerRow, ROW_COLUMNS, row)
 
 
-def read_keys(db: apsw.Connection) -> list[Key]:
-    """All keys, oldest first."""
-    return [key_of(row) for row in db.execute(SELECT_KEYS_SQL)]
-
-
-def key_of(row: tuple[Any, ...]) -> Key:
+def key_of(row: Sequence[Any]) -> Key:
     """A key from its columns, in the order of `KEY_COLUMNS`."""
-    return _as(Key, KEY_COLUMNS, tuple(_models(value) if name == "models" else value for name, value in _named(row)))
+    models = KEY_COLUMNS.index("models")
+    return _record(Key, KEY_COLUMNS, [*row[:models], msgspec.json.decode(row[models]), *row[models + 1 :]])
 
 
 def key_values(key: Key) -> tuple[Any, ...]:
-    """A key's columns, in the order of `KEY_COLUMNS`."""
-    values = msgspec.structs.asdict(key)
-    return tuple(values[name] if name != "models" else msgspec.json.encode(key.models).decode() for name in KEY_COLUMNS)
-
-
-def _named(row: tuple[Any, ...]) -> zip[tuple[str, Any]]:
-    return zip(KEY_COLUMNS, row, strict=True)
-
-
-def _models(kept: str) -> list[str]:
-    return msgspec.json.decode(kept, type=list[str])
-
-
-def insert_key(db: apsw.Connection, key: Key) -> None:
-    """Keep one key."""
-    db.execute(INSERT_KEY_SQL, key_values(key))
-
-
-def change_key(db: apsw.Connection, key_id: str, change: Callable[[Key], Key]) -> Key | None:
-    """Give one key what may change of it; None if there is no such key."""
-    key = next((key for key in read_keys(db) if key.id == key_id), None)
-    if key is None:
-        return None
-    changed = change(key)
-    db.execute(UPDATE_KEY_SQL, changed_values(changed))
-    return changed
+    """The parameters of `INSERT_KEY_SQL`."""
+    values = msgspec.structs.asdict(key) | {"models": msgspec.json.encode(key.models).decode()}
+    return tuple(values[name] for name in KEY_COLUMNS)
 
 
 def changed_values(key: Key) -> tuple[Any, ...]:
@@ -228,5 +164,5 @@ def changed_values(key: Key) -> tuple[Any, ...]:
     return tuple(getattr(key, name) for name in (*CHANGING_KEY_COLUMNS, "id"))
 
 
-def _as(record: type[_Record], columns: tuple[str, ...], row: tuple[Any, ...]) -> _Record:
+def _record(record: type[_Record], columns: tuple[str, ...], row: Sequence[Any]) -> _Record:
     return msgspec.convert(dict(zip(columns, row, strict=True)), record, strict=False)

@@ -1,4 +1,4 @@
-"""What the meter asks of a ledger, whichever engine keeps it."""
+"""The interface between the meter and a ledger, whichever engine stores it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from mcpmeter.errors import ServiceFault
 from mcpmeter.records import Balance, Call, Key, LedgerRow, Reservation, Settlement, TopUp
 
 OnCommit = Callable[[int, float], None]
-"""Told after each commit, on the event loop's thread: rows written, seconds taken."""
+"""Called on the event loop's thread after each commit, with rows written and seconds taken."""
 
 
 class SettlementConflict(ServiceFault):
@@ -19,22 +19,34 @@ class SettlementConflict(ServiceFault):
 
 
 class RowRefused(ServiceFault):
-    """This one row cannot be kept as it is: negative, out of 64 bits, not Unicode, id taken. Others are not touched."""
+    """This row cannot be stored: a value is negative, out of 64 bits or not Unicode, or its id is taken."""
 
     id = "row_refused"
 
 
 class InsufficientBudget(Exception):
-    """A balance has no room for what a call claims of it: nothing was written.
+    """A balance has too little left for a reservation: nothing was written.
 
-    No error of the tree: whoever made the claim catches it and says it in words, as `BudgetExhausted` or `RateLimited`.
+    Not part of the error tree: the relay turns it into `BudgetExhausted` or `RateLimited`.
     """
 
-    def __init__(self, claim: Reservation, *, left: int) -> None:
-        super().__init__("A limit has no room for this call.")
-        self.claim = claim
+    def __init__(self, reservation: Reservation, *, left: int) -> None:
+        super().__init__("A limit has too little left for this call.")
+        self.reservation = reservation
         self.left = left
-        """In the claim's unit; negative where more was spent than the limit allows."""
+        """In the reservation's unit; negative if more was spent than the limit allows."""
+
+
+def settlement_conflict(*, opened: bool) -> SettlementConflict:
+    """The error for a settlement that differs from the stored one, or whose call was never opened."""
+    if opened:
+        return SettlementConflict("This call was settled already, with other figures.", hint="The first ones stay.")
+    return SettlementConflict("No call with this id was opened.", hint="Open the call before settling it.")
+
+
+def row_refused(reason: str) -> RowRefused:
+    """The error for one row; `reason` never quotes a value."""
+    return RowRefused(f"The ledger refused this row: {reason}.", hint="This is a fault of mcpmeter; please report it.")
 
 
 class Store(Protocol):
@@ -47,55 +59,55 @@ class Store(Protocol):
         """Take the ledger for this process, create or migrate its tables."""
 
     async def close(self) -> None:
-        """Commit what is queued and let go."""
+        """Commit what is queued and release the ledger."""
 
     def open(self, call: Call) -> Awaitable[None]:
-        """Write the open row and reserve what the call claims, in one step. Awaited before anything is sent upstream.
+        """Write the open row and its reservations in one step. Awaited before anything is sent upstream.
 
-        Raises `InsufficientBudget` if a balance has no room, `RowRefused` for a row that cannot be stored; then nothing
-        is written.
+        Raises `InsufficientBudget` if a balance has too little left, `RowRefused` for a row that cannot be stored;
+        then nothing is written.
         """
 
     def settle(self, settlement: Settlement) -> Awaitable[None]:
-        """Settle the row of the same id, and turn what it reserved into what it took, in one step.
+        """Settle the row of the same id and post its reservations at their true amounts, in one step.
 
         The same settlement twice leaves one row and counts once; another payload, or an id that was never opened,
-        raises `SettlementConflict`; a row that cannot be kept raises `RowRefused`.
+        raises `SettlementConflict`; a row that cannot be stored raises `RowRefused`.
         """
 
     async def left_open(self) -> Sequence[LedgerRow]:
-        """Rows that an earlier life of the service opened and never settled."""
+        """Rows that a previous process opened and never settled."""
 
     async def keys(self) -> Sequence[Key]:
         """All keys, revoked ones too."""
 
     async def keys_changed(self) -> bool:
-        """Whether another process wrote to the ledger since this was last asked (a key created, a key revoked)."""
+        """Whether another process wrote to the ledger since `keys` was last read (a key created or revoked)."""
 
     async def add_key(self, key: Key) -> None:
-        """Keep a new key."""
+        """Store a new key."""
 
     async def change_key(self, key_id: str, change: Callable[[Key], Key]) -> Key | None:
-        """Keep a key's new secret or its end, as `change` makes it of the record now; None if there is no such key.
+        """Store a key's new secret or its end, as `change` returns it; None if there is no such key.
 
-        In one transaction: of two changes at once the second sees the first. What `change` raises, this raises.
+        One transaction: of two concurrent changes the second sees the first. Raises what `change` raises.
         """
 
-    async def balances(self, claims: Sequence[Reservation]) -> Sequence[Balance]:
-        """The balances of these claims, in their order; made, from the calls so far, where there are none."""
+    async def balances(self, reservations: Sequence[Reservation]) -> Sequence[Balance]:
+        """The balances of these reservations, in their order; missing ones are computed from the calls so far."""
 
-    async def burn_nanousd(self, claim: Reservation, since_ns: int, until_ns: int) -> int:
-        """What budgets count for the calls of a claim's scope that started in [since, until)."""
+    async def burn_nanousd(self, reservation: Reservation, since_ns: int, until_ns: int) -> int:
+        """The budgeted cost of calls in the reservation's scope that started in [since, until)."""
 
     async def top_up(self, top_up: TopUp) -> int:
-        """Keep a top-up; returns the balance's whole credit. `RowRefused` if its id is kept already."""
+        """Store a top-up; returns the balance's total credit. `RowRefused` if its id is taken."""
 
     async def probe(self) -> None:
         """Try a tiny durable write, so that `healthy` can become true again without traffic."""
 
     @property
     def open_rows(self) -> int:
-        """How many rows of this life are open now."""
+        """How many rows of this process are open now."""
 
     @property
     def healthy(self) -> bool:

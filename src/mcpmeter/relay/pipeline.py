@@ -104,7 +104,7 @@ class Pipeline:
             project=caller.project,
             key_id=caller.key_id,
             llm=target_of(first.upstream.provider, first.model, dialect, request),
-            claims=reservations,
+            reservations=reservations,
             reserved_nanousd=max_cost_nanousd,
         )
         try:

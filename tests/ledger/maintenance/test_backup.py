@@ -1,4 +1,4 @@
-"""A backup is one whole state, made beside a service that writes, and restored by copying."""
+"""A backup is one snapshot, made beside a service that writes, and restored by copying."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from mcpmeter.ledger.queries.totals import find_call, totals
 from mcpmeter.ledger.sqlite.store import SqliteStore
 
 
-async def test_it_is_made_while_a_service_writes_and_holds_what_was_acknowledged_before(
+async def test_a_backup_beside_a_writing_service_has_all_earlier_rows(
     path, store, tmp_path, make_call, make_settlement, monkeypatch
 ):
-    monkeypatch.setattr(backing_up, "PAGES_AT_ONCE", 1)
+    monkeypatch.setattr(backing_up, "PAGES_PER_STEP", 1)
     before = [make_call() for _ in range(200)]
     for call in before:
         await asyncio.gather(store.open(call))
@@ -63,11 +63,11 @@ def test_a_copy_put_in_the_ledgers_place_is_the_ledger(path, fill, tmp_path):
     assert totals(path, by=[])[0].calls == 30
 
 
-def test_a_file_that_is_there_is_not_overwritten(path, fill, tmp_path):
+def test_an_existing_file_is_not_overwritten(path, fill, tmp_path):
     fill(1)
     taken = tmp_path / "taken.db"
     taken.write_text("mine")
-    with pytest.raises(LedgerNotUsable, match="something at"):
+    with pytest.raises(LedgerNotUsable, match="exists already"):
         backup(path, taken)
     assert taken.read_text() == "mine"
 
@@ -77,7 +77,7 @@ def test_a_damaged_ledger_gives_no_backup(path, fill, tmp_path):
     with path.open("r+b") as file:
         file.seek(path.stat().st_size // 2 // 4096 * 4096)
         file.write(bytes(4096))
-    with pytest.raises(LedgerNotUsable, match=r"not whole|damaged"):
+    with pytest.raises(LedgerNotUsable, match=r"damaged"):
         backup(path, tmp_path / "copy.db")
     assert not (tmp_path / "copy.db").exists()
     assert verify(path).wrong

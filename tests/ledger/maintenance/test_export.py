@@ -1,4 +1,4 @@
-"""Every call as CSV and as Parquet, with whole nano-dollars and instants to the nanosecond."""
+"""Export as CSV and Parquet, with whole nano-dollars and instants to the nanosecond."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ START_NS = 1_793_534_400_000_000_000
 
 @pytest.fixture(autouse=True)
 def few_at_once(monkeypatch):
-    monkeypatch.setattr(export, "AT_ONCE", 7)
+    monkeypatch.setattr(export, "BATCH_ROWS", 7)
 
 
 def read(path, since_ns=0, until_ns=None):
@@ -29,7 +29,7 @@ def read(path, since_ns=0, until_ns=None):
         yield from batches(reader, since_ns, until_ns)
 
 
-def test_parquet_has_a_row_group_for_each_batch_and_the_types_of_a_ledger(path, fill, tmp_path):
+def test_parquet_has_typed_columns_and_a_row_group_per_batch(path, fill, tmp_path):
     calls = fill(20, left_open=1)
     target = tmp_path / "calls.parquet"
     assert write_parquet(read(path), target) == 21
@@ -57,26 +57,20 @@ def test_csv_has_the_same_rows(path, fill):
     assert (rows[1]["started_at"], rows[-1]["ended_at"]) == ("2026-11-01T12:01:00.000000000Z", "")
 
 
-def test_a_period_takes_its_first_instant_and_not_its_last(path, fill):
+def test_a_period_includes_its_start_and_excludes_its_end(path, fill):
     calls = fill(30)
     found = [row for batch in read(path, START_NS + 2 * MINUTE_NS, START_NS + 20 * MINUTE_NS) for row in batch]
     assert [row[0] for row in found] == [call.id for call in calls[2:20]]
 
 
-def test_calls_of_one_instant_are_all_there_once(path, fill):
-    calls = fill(23, started_at_ns=START_NS)
-    found = [row[0] for batch in read(path) for row in batch]
-    assert sorted(found) == sorted(call.id for call in calls)
-
-
-def test_names_that_callers_choose_do_not_reach_a_spreadsheet_as_formulas(path, fill):
-    fill(1, model="=HYPERLINK(1)", claims=())
+def test_a_callers_formula_is_escaped_for_spreadsheets(path, fill):
+    fill(1, model="=HYPERLINK(1)", reservations=())
     text = io.StringIO()
     write_csv(read(path), text)
     assert next(csv.DictReader(io.StringIO(text.getvalue())))["model"] == "'=HYPERLINK(1)"
 
 
-def test_without_pyarrow_the_command_that_installs_it_is_said(monkeypatch, tmp_path):
+def test_without_pyarrow_the_error_names_the_extra(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(MissingDependency, match=r"pip install 'mcpmeter\[parquet\]'"):
         write_parquet(iter([]), tmp_path / "calls.parquet")

@@ -1,4 +1,4 @@
-"""Calls that are pruned leave exact sums: no report, budget or credit can tell."""
+"""Pruned calls leave exact sums: reports, budgets and credits are the same as before."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from zoneinfo import ZoneInfo
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.ledger.raw_rows import OPEN, write_rows
 
 from mcpmeter.errors import LedgerNotUsable, SetupError
 from mcpmeter.ledger.maintenance import prune as pruning
 from mcpmeter.ledger.maintenance.prune import KEPT_NS, QUARTER_NS, prunable, prune, sums
 from mcpmeter.ledger.maintenance.verify import verify
-from mcpmeter.ledger.queries.reader import open_reader, open_writer
+from mcpmeter.ledger.queries.reader import open_reader
 from mcpmeter.ledger.queries.totals import GROUPINGS, Selection, find_call, select_in, totals
-from mcpmeter.ledger.rows import ROW_COLUMNS
 from mcpmeter.ledger.sqlite.connection import open_for_reading
-from mcpmeter.records import LedgerRow, Reservation, Scope
+from mcpmeter.records import Reservation, Scope
 
 START_NS = 1_793_534_400_000_000_000  # 2026-11-01T12:00:00Z
 LATER_NS = START_NS + 30 * 86_400 * 10**9
@@ -52,25 +52,11 @@ ROWS = st.lists(
     ),
     max_size=25,
 )
-OPEN = {"started_at_ns": START_NS - 39 * HOUR_NS, "state": "open", "ended_at_ns": None, "outcome": ""}
-
-
-def write(ledger, rows) -> None:
-    """Rows put into an emptied ledger as they are, past the store."""
-    numbers = {name for name, kind in LedgerRow.__annotations__.items() if kind in ("int", "bool")}
-    default = dict.fromkeys(ROW_COLUMNS, "") | dict.fromkeys(numbers, 0)
-    default |= {"state": "settled", "ended_at_ns": 1, "reported_cost_nanousd": None}
-    insert = f"INSERT INTO calls ({', '.join(ROW_COLUMNS)}) VALUES ({', '.join('?' * len(ROW_COLUMNS))})"
-    with open_writer(ledger) as writer:
-        for table in ("calls", "pruned_calls"):
-            writer.execute(f"DELETE FROM {table}")
-        for place, row in enumerate(rows):
-            record = default | {"id": f"call_{place}"} | row
-            writer.execute(insert, [record[name] for name in ROW_COLUMNS])
+OPEN_CALL = OPEN | {"started_at_ns": START_NS - 39 * HOUR_NS}
 
 
 def everything(path) -> list[object]:
-    """Each report that there can be, over all and over cut periods."""
+    """Reports by every grouping, over all time and over periods."""
     with open_reader(path) as reader:
         days = [select_in(reader, Selection(by=("day", "team"), zone=zone)) for zone in ZONES]
         by = [(), *combinations(GROUPINGS, 1), GROUPINGS]
@@ -82,15 +68,15 @@ def everything(path) -> list[object]:
 
 @pytest.fixture(scope="module")
 def shared_ledger(new_ledger):
-    """One for all examples of a property, which empty it."""
+    """One ledger for all examples, each of which empties it."""
     return new_ledger()
 
 
 @settings(deadline=None, max_examples=8)
 @given(rows=ROWS, quarters=st.integers(-170, 170))
-def test_no_report_can_tell_what_was_pruned(shared_ledger, rows, quarters):
+def test_pruning_changes_no_report(shared_ledger, rows, quarters):
     path = shared_ledger
-    write(path, [*rows, OPEN])
+    write_rows(path, [*rows, OPEN_CALL])
     before = everything(path)
     cut_ns = START_NS + quarters * QUARTER_NS
     old = sum(row["started_at_ns"] < cut_ns for row in rows)
@@ -105,12 +91,12 @@ def test_no_report_can_tell_what_was_pruned(shared_ledger, rows, quarters):
     assert len(verdict.wrong) == 1, "the call that is open"
 
 
-def test_calls_are_gone_and_open_and_later_ones_are_not(path, fill, monkeypatch):
-    monkeypatch.setattr(pruning, "AT_ONCE", 7)
+def test_settled_calls_before_the_instant_are_deleted(path, fill, monkeypatch):
+    monkeypatch.setattr(pruning, "BATCH_CALLS", 7)
     calls = fill(50, left_open=1)
-    told: list[int] = []
-    assert prune(path, START_NS + 30 * 60 * 10**9, LATER_NS, told.append) == 30
-    assert told == [7, 14, 21, 28, 30]
+    progress: list[int] = []
+    assert prune(path, START_NS + 30 * 60 * 10**9, LATER_NS, progress.append) == 30
+    assert progress == [7, 14, 21, 28, 30]
     assert [find_call(path, call.id) is None for call in calls] == [True] * 30 + [False] * 21
     with contextlib.closing(open_for_reading(path)) as db:
         ((rows, count),) = db.execute("SELECT count(*), sum(calls) FROM pruned_calls")
@@ -118,7 +104,7 @@ def test_calls_are_gone_and_open_and_later_ones_are_not(path, fill, monkeypatch)
     assert rows < 30
 
 
-def test_the_balances_stay_and_are_the_sum_of_what_is_kept(path, fill):
+def test_balances_stay_equal_to_their_calls(path, fill):
     fill(20)
     prune(path, START_NS + QUARTER_NS, LATER_NS)
     verdict = verify(path)
@@ -126,21 +112,21 @@ def test_the_balances_stay_and_are_the_sum_of_what_is_kept(path, fill):
 
 
 @pytest.mark.parametrize("unit", ["nanousd", "requests", "tokens"])
-async def test_a_limit_that_comes_after_counts_what_was_pruned(ledger, engine_store, make_call, make_settlement, unit):
+async def test_a_limit_made_later_counts_pruned_calls(ledger, engine_store, make_call, make_settlement, unit):
     for place in range(4):
         call = make_call(started_at_ns=START_NS + place * QUARTER_NS)
         await engine_store.open(call)
         await engine_store.settle(make_settlement(call))
     await asyncio.to_thread(prune, ledger, START_NS + 3 * QUARTER_NS, LATER_NS)
 
-    claim = Reservation(balance="once", period_start_ns=0, amount=0, unit=unit, scope=Scope(team="research"))
-    (balance,) = await engine_store.balances([claim])
+    reservation = Reservation(balance="once", period_start_ns=0, amount=0, unit=unit, scope=Scope(team="research"))
+    (balance,) = await engine_store.balances([reservation])
     assert balance.carried == {"nanousd": 4 * 1_890, "requests": 4, "tokens": 4 * 21}[unit]
-    assert await engine_store.burn_nanousd(claim, START_NS, START_NS + 2 * QUARTER_NS) == 2 * 1_890
+    assert await engine_store.burn_nanousd(reservation, START_NS, START_NS + 2 * QUARTER_NS) == 2 * 1_890
     assert (await asyncio.to_thread(verify, ledger)).wrong == []
 
 
-async def test_a_service_goes_on_writing_meanwhile(path, store, make_call, make_settlement):
+async def test_a_service_may_write_meanwhile(path, store, make_call, make_settlement):
     for _ in range(300):
         call = make_call()
         await asyncio.gather(store.open(call))
@@ -154,7 +140,7 @@ async def test_a_service_goes_on_writing_meanwhile(path, store, make_call, make_
     assert (await asyncio.to_thread(totals, path, by=[]))[0].open_calls == written
 
 
-def test_what_budgets_look_at_is_not_pruned(path, fill):
+def test_recent_calls_and_parts_of_quarters_are_not_pruned(path, fill):
     fill(1)
     with pytest.raises(SetupError, match="last two days"):
         prune(path, LATER_NS - KEPT_NS + QUARTER_NS, LATER_NS)
@@ -163,13 +149,13 @@ def test_what_budgets_look_at_is_not_pruned(path, fill):
     assert totals(path, by=[])[0].calls == 1
 
 
-def test_it_never_makes_a_ledger(tmp_path):
+def test_pruning_creates_no_ledger(tmp_path):
     with pytest.raises(LedgerNotUsable, match="no ledger at"):
         prune(tmp_path / "absent.db", START_NS, LATER_NS)
     assert not (tmp_path / "absent.db").exists()
 
 
-def test_sums_beyond_64_bits_are_kept_as_two_rows():
+def test_sums_beyond_64_bits_get_another_row():
     row = ("", None, START_NS, *["x"] * 8, 1, 1, 0, 0, 0, 0, 2**62, 0)
     found = list(sums([row] * 5))
     assert [(kept[9], kept[16]) for kept in found] == [(1, 2**62), (1, 2**62), (1, 2**62), (1, 2**62), (1, 2**62)]

@@ -1,4 +1,4 @@
-"""What is PostgreSQL's own: replicas and their leases, locks in one order, connections that break, settings."""
+"""What only PostgreSQL has: replicas and their leases, the order of locks, broken connections, settings."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def place(postgres_url: str) -> PostgresUrl:
 
 @pytest.fixture
 async def start(place: PostgresUrl) -> AsyncIterator[StartStore]:
-    """Start replicas on one database; those that were not closed are at the end."""
+    """Starts replicas on one database and closes them after the test."""
     stores: list[PostgresStore] = []
 
     async def started(**options: object) -> PostgresStore:
@@ -50,17 +50,17 @@ async def start(place: PostgresUrl) -> AsyncIterator[StartStore]:
         await store.close()
 
 
-def claim(amount: int, limit: int = 100, balance: str = "b") -> Reservation:
+def reservation(amount: int, limit: int = 100, balance: str = "b") -> Reservation:
     return Reservation(balance=balance, period_start_ns=1, period_end_ns=2**62, amount=amount, limit=limit)
 
 
-def fall_silent(store: PostgresStore) -> None:
-    """As when the process is killed: no beat from now on, and none for a long time."""
-    store._beating.cancel()
+def stop_heartbeats(store: PostgresStore) -> None:
+    """As when the process is killed."""
+    store._heartbeats.cancel()
 
 
 async def age(place: PostgresUrl, store: PostgresStore, seconds: float) -> None:
-    # Its row may be locked by a beat that was cancelled on the way: that ends on the loop, which must not wait for it.
+    # In a thread, because a cancelled heartbeat that locks the row has to end on the loop first.
     await asyncio.to_thread(_set_back, place, store._replica.id, seconds)
 
 
@@ -81,15 +81,13 @@ def one(place: PostgresUrl, sql: str) -> object:
 # Replicas ------------------------------------------------------------------------------------------------------------
 
 
-async def test_open_calls_of_a_replica_that_lives_are_left_alone_and_of_a_dead_one_taken_over_once(
-    start, place, make_call, make_settlement
-):
-    # A lease shorter than the server's own life: it has heard from everybody who lives.
+async def test_open_calls_of_a_dead_replica_are_taken_over_once(start, place, make_call, make_settlement):
+    # A lease shorter than the server's uptime, so that all heartbeats have been received.
     dead, *living = [await start(lease_s=0.2) for _ in range(3)]
     calls = [make_call() for _ in range(20)]
     await asyncio.gather(*(dead.open(call) for call in calls))
     assert [await store.left_open() for store in living] == [[], []]
-    fall_silent(dead)
+    stop_heartbeats(dead)
     await age(place, dead, 60)
     first, second = await asyncio.gather(*(store.left_open() for store in living))
     assert sorted(row.id for row in [*first, *second]) == sorted(call.id for call in calls)
@@ -97,30 +95,30 @@ async def test_open_calls_of_a_replica_that_lives_are_left_alone_and_of_a_dead_o
         for row in rows:
             await store.settle(make_settlement(make_call(id=row.id), outcome="recovered"))
         assert await store.left_open() == []
-    # It was not dead after all: the first settlement stays, and nobody loses count.
+    # The replica was alive after all: the first settlement stays.
     await dead.settle(make_settlement(make_call(id=calls[0].id), outcome="recovered"))
     assert find_call(place, calls[0].id).outcome == "recovered"
 
 
-async def test_what_a_taker_leaves_behind_is_taken_over_again(start, place, make_call):
+async def test_a_dead_takers_open_calls_are_taken_over_again(start, place, make_call):
     first, second, third = [await start(lease_s=0.2) for _ in range(3)]
     call = make_call()
     await first.open(call)
     for before, after in itertools.pairwise((first, second, third)):
-        fall_silent(before)
+        stop_heartbeats(before)
         await age(place, before, 60)
         assert [row.id for row in await after.left_open()] == [call.id]
 
 
-async def test_a_server_that_has_just_come_back_has_nobody_declared_dead(start, place, make_call):
-    silent, living = [await start(lease_s=3600) for _ in range(2)]
-    await silent.open(make_call())
-    fall_silent(silent)
-    await age(place, silent, 2 * 3600)
+async def test_a_restarted_server_declares_no_replica_dead(start, place, make_call):
+    dead, living = [await start(lease_s=3600) for _ in range(2)]
+    await dead.open(make_call())
+    stop_heartbeats(dead)
+    await age(place, dead, 2 * 3600)
     assert await living.left_open() == []  # the server itself is not up for an hour
 
 
-async def test_a_replica_that_closes_leaves_its_open_calls_to_the_others_at_once(start, make_call):
+async def test_a_closed_replicas_open_calls_are_taken_over_at_once(start, make_call):
     leaving, staying = [await start() for _ in range(2)]
     call = make_call()
     await leaving.open(call)
@@ -128,7 +126,7 @@ async def test_a_replica_that_closes_leaves_its_open_calls_to_the_others_at_once
     assert [row.id for row in await staying.left_open()] == [call.id]
 
 
-async def test_replicas_that_start_at_once_make_the_tables_once(start):
+async def test_replicas_that_start_together_migrate_once(start):
     stores = await asyncio.gather(*(start() for _ in range(5)))
     assert [await store.keys() for store in stores] == [[]] * 5
 
@@ -136,9 +134,7 @@ async def test_replicas_that_start_at_once_make_the_tables_once(start):
 # Balances ------------------------------------------------------------------------------------------------------------
 
 
-async def test_replicas_with_claims_in_any_order_never_dead_lock_nor_overspend(
-    start, place, make_call, make_settlement
-):
+async def test_reservations_in_any_order_never_deadlock_or_overspend(start, place, make_call, make_settlement):
     stores = [await start() for _ in range(3)]
     random = Random(5)
     settled = 0
@@ -147,7 +143,7 @@ async def test_replicas_with_claims_in_any_order_never_dead_lock_nor_overspend(
         nonlocal settled
         for _ in range(12):
             names = random.sample("abcdef", 4)
-            call = make_call(claims=tuple(claim(7, 600, name) for name in names), reserved_nanousd=7)
+            call = make_call(reservations=tuple(reservation(7, 600, name) for name in names), reserved_nanousd=7)
             try:
                 await store.open(call)
             except InsufficientBudget:
@@ -156,26 +152,26 @@ async def test_replicas_with_claims_in_any_order_never_dead_lock_nor_overspend(
             settled += 1
 
     await asyncio.gather(*(customer(store) for store in stores for _ in range(10)))
-    balances = await stores[0].balances([claim(0, 600, name) for name in "abcdef"])
+    balances = await stores[0].balances([reservation(0, 600, name) for name in "abcdef"])
     assert max(balance.spent for balance in balances) == 595
     assert sum(balance.spent for balance in balances) == settled * 4 * 7
     assert [balance.reserved for balance in balances] == [0] * 6
     assert one(place, "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()") == 0
 
 
-async def test_of_a_hundred_calls_at_once_on_three_replicas_as_many_are_let_in_as_the_limit_holds(start, make_call):
+async def test_three_replicas_admit_calls_up_to_one_limit(start, make_call):
     stores = [await start() for _ in range(3)]
     for number in range(5):
         name = f"round-{number}"
-        answers = await asyncio.gather(
-            *(stores[place % 3].open(make_call(claims=(claim(30, 100, name),))) for place in range(100)),
+        results = await asyncio.gather(
+            *(stores[place % 3].open(make_call(reservations=(reservation(30, 100, name),))) for place in range(100)),
             return_exceptions=True,
         )
-        assert sum(answer is None for answer in answers) == 3
-        assert sum(isinstance(answer, InsufficientBudget) for answer in answers) == 97
+        assert sum(result is None for result in results) == 3
+        assert sum(isinstance(result, InsufficientBudget) for result in results) == 97
 
 
-async def test_a_balance_that_is_made_while_others_settle_misses_no_call(start, make_call, make_settlement):
+async def test_a_balance_made_while_others_settle_misses_no_call(start, make_call, make_settlement):
     busy, maker = [await start() for _ in range(2)]
     calls = [make_call(started_at_ns=5, reserved_nanousd=10) for _ in range(60)]
     await asyncio.gather(*(busy.open(call) for call in calls))
@@ -186,45 +182,45 @@ async def test_a_balance_that_is_made_while_others_settle_misses_no_call(start, 
 
     async def make() -> None:
         for number in range(10):
-            await maker.balances([claim(0, 0, f"b{number}")])
+            await maker.balances([reservation(0, 0, f"b{number}")])
 
     await asyncio.gather(settle(), make())
-    found = await maker.balances([claim(0, 0, f"b{number}") for number in range(10)])
+    found = await maker.balances([reservation(0, 0, f"b{number}") for number in range(10)])
     assert [(balance.spent, balance.reserved) for balance in found] == [(180, 0)] * 10
 
 
 async def test_top_ups_at_the_same_moment_all_count(start):
     stores = [await start() for _ in range(3)]
-    await stores[0].balances([claim(0)])
+    await stores[0].balances([reservation(0)])
     await asyncio.gather(
         *(
             stores[number % 3].top_up(TopUp(id=f"top_{number}", balance="b", amount_nanousd=10, at_ns=1))
             for number in range(12)
         )
     )
-    [balance] = await stores[0].balances([claim(0)])
+    [balance] = await stores[0].balances([reservation(0)])
     assert balance.credit == 120
 
 
 # Connections that break ----------------------------------------------------------------------------------------------
 
 
-async def test_a_connection_that_the_server_closed_costs_no_call(start, place, make_call, make_settlement):
+async def test_a_connection_closed_by_the_server_fails_no_call(start, place, make_call, make_settlement):
     store = await start()
-    call = make_call(claims=(claim(40),))
+    call = make_call(reservations=(reservation(40),))
     await store.open(call)
     one(place, "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE pid <> pg_backend_pid()"
                " AND datname = current_database()")  # fmt: skip
     await store.settle(make_settlement(call, nanousd=7))
-    await store.open(make_call(claims=(claim(40),)))
+    await store.open(make_call(reservations=(reservation(40),)))
     assert store.healthy
-    [balance] = await store.balances([claim(0)])
+    [balance] = await store.balances([reservation(0)])
     assert (balance.spent, balance.reserved) == (7, 40)
 
 
 def break_after_commit(store: PostgresStore, times: int) -> None:
-    """The next transactions of the writer are kept, and their answers lost."""
-    run, left = store._writers_lane.run, iter(range(times))
+    """The writer's next transactions commit, and their responses are lost."""
+    run, left = store._writer_connection.run, iter(range(times))
 
     async def broken(work, **options):
         result = await run(work, **options)
@@ -232,42 +228,40 @@ def break_after_commit(store: PostgresStore, times: int) -> None:
             raise ConnectionLost(psycopg.OperationalError("gone"))
         return result
 
-    store._writers_lane.run = broken
+    store._writer_connection.run = broken
 
 
-async def test_a_commit_whose_answer_was_lost_counts_once(start, place, make_call, make_settlement):
+async def test_a_commit_whose_response_was_lost_counts_once(start, place, make_call, make_settlement):
     store = await start()
-    await store.balances([claim(0)])
-    call, refused = make_call(claims=(claim(40),)), make_call(claims=(claim(70),))
+    await store.balances([reservation(0)])
+    call, refused = make_call(reservations=(reservation(40),)), make_call(reservations=(reservation(70),))
     break_after_commit(store, 1)
-    answers = await asyncio.gather(store.open(call), store.open(refused), return_exceptions=True)
-    assert answers[0] is None
-    assert isinstance(answers[1], InsufficientBudget)
+    results = await asyncio.gather(store.open(call), store.open(refused), return_exceptions=True)
+    assert results[0] is None
+    assert isinstance(results[1], InsufficientBudget)
     break_after_commit(store, 1)
     await store.settle(make_settlement(call, nanousd=7))
-    [balance] = await store.balances([claim(0)])
+    [balance] = await store.balances([reservation(0)])
     assert (balance.spent, balance.reserved, store.open_rows) == (7, 0, 0)
     assert find_call(place, call.id).state == "settled"
 
 
-async def test_an_opening_that_failed_leaves_no_row_though_its_commit_came_through(start, place, make_call):
+async def test_a_failed_opening_leaves_no_row_even_if_it_committed(start, place, make_call):
     store = await start()
-    await store.balances([claim(0)])
-    call = make_call(claims=(claim(40),))
-    break_after_commit(store, 2)  # the transaction, and the question whether it was kept
+    await store.balances([reservation(0)])
+    call = make_call(reservations=(reservation(40),))
+    break_after_commit(store, 2)  # the transaction, and the check whether it committed
     with pytest.raises(LedgerUnavailable):
         await store.open(call)
     assert not store.healthy
     assert find_call(place, call.id).state == "open"
     await store.open(make_call())
     assert find_call(place, call.id) is None
-    [balance] = await store.balances([claim(0)])
+    [balance] = await store.balances([reservation(0)])
     assert (balance.reserved, store.open_rows, store.healthy) == (0, 1, True)
 
 
-async def test_while_the_database_is_away_calls_fail_and_it_comes_back_by_itself(
-    postgres_to_kill, make_call, make_settlement
-):
+async def test_calls_fail_while_the_database_is_away_and_then_recover(postgres_to_kill, make_call, make_settlement):
     place = location_of(postgres_to_kill.new_database())
     store = PostgresStore(place, lease_s=0.2)
     await store.start()
@@ -284,14 +278,14 @@ async def test_while_the_database_is_away_calls_fail_and_it_comes_back_by_itself
     await asyncio.to_thread(postgres_to_kill.start)
     await store.probe()
     assert store.healthy
-    # What could not be settled is nobody's any more, so that it is recovered.
+    # A settlement that failed is not retried, so its row is recovered.
     assert [row.id for row in await store.left_open()] == [kept.id]
     await store.settle(make_settlement(kept, outcome="recovered"))
     assert (await store.left_open(), store.open_rows) == ([], 0)
     await store.close()
 
 
-async def test_a_settlement_whose_commit_came_through_is_not_recovered(start, make_call, make_settlement):
+async def test_a_settlement_that_committed_is_not_recovered(start, make_call, make_settlement):
     store = await start()
     call = make_call()
     await store.open(call)
@@ -306,7 +300,7 @@ async def test_a_settlement_whose_commit_came_through_is_not_recovered(start, ma
 # Settings and rights -------------------------------------------------------------------------------------------------
 
 
-async def test_commits_are_on_disk_before_they_are_told_whatever_the_server_is_set_to(start, place):
+async def test_commits_are_durable_whatever_the_server_is_set_to(start, place):
     with psycopg.connect(place.reveal(), autocommit=True) as db:
         name = one(place, "SELECT current_database()")
         for setting in ("synchronous_commit = off", "default_transaction_isolation = 'serializable'"):
@@ -317,26 +311,26 @@ async def test_commits_are_on_disk_before_they_are_told_whatever_the_server_is_s
         names = ("synchronous_commit", "transaction_isolation")
         return [(await (await db.execute(f"SHOW {name}".encode())).fetchone())[0] for name in names]
 
-    for lane in (store._writers_lane, store._lane):
-        assert await lane.run(settings) == ["on", "read committed"]
+    for connection in (store._writer_connection, store._connection):
+        assert await connection.run(settings) == ["on", "read committed"]
 
 
-async def test_texts_that_postgresql_cannot_hold_are_refused_alone(start, make_call):
+async def test_texts_postgresql_cannot_store_are_refused_alone(start, make_call):
     store = await start()
-    answers = await asyncio.gather(
+    results = await asyncio.gather(
         *(store.open(make_call(team=team)) for team in ("a\x00b", "\ud800", "fine")), return_exceptions=True
     )
-    assert [type(answer) for answer in answers] == [RowRefused, RowRefused, type(None)]
-    assert "a\x00b" not in str(answers[0])
+    assert [type(result) for result in results] == [RowRefused, RowRefused, type(None)]
+    assert "a\x00b" not in str(results[0])
 
 
 def test_an_old_server_is_refused(place, monkeypatch):
-    monkeypatch.setattr(postgres_connection, "OLDEST_SERVER", 990_000)
+    monkeypatch.setattr(postgres_connection, "MIN_SERVER_VERSION", 990_000)
     with pytest.raises(LedgerNotUsable, match=r"PostgreSQL \d+; it has to be 99 or newer"), open_reader(place):
         pass
 
 
-def test_without_psycopg_the_line_says_what_to_install(place, monkeypatch):
+def test_without_psycopg_the_error_names_the_extra(place, monkeypatch):
     for name in [name for name in sys.modules if name.startswith(("psycopg", "mcpmeter.ledger.postgres"))]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "psycopg", None)
@@ -354,13 +348,13 @@ def test_the_tables_have_the_columns_of_sqlite(place, path):
             "SELECT table_name, column_name, is_nullable FROM information_schema.columns"
             " WHERE table_schema = 'mcpmeter'"
         )
-    own = {"replicas", "key_changes"}
-    theirs = {(table, column, null == "YES") for table, column, null in rows if table not in own}
+    only_here = {"replicas", "key_changes"}
+    postgres = {(table, column, null == "YES") for table, column, null in rows if table not in only_here}
     db = open_for_writing(path)
-    ours = {
+    sqlite = {
         (table, column, not required)
         for (table,) in db.execute("SELECT name FROM sqlite_schema WHERE type = 'table'").fetchall()
         for _, column, _, required, _, _ in db.execute(f"PRAGMA table_info({table})")
     }
     db.close()
-    assert theirs - {("calls", "owner", False)} == ours
+    assert postgres - {("calls", "owner", False)} == sqlite

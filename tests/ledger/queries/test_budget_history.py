@@ -1,4 +1,4 @@
-"""What commands read of budgets, and top-ups beside a running service; on both engines."""
+"""Histories of budgets, and top-ups beside a running service, on both engines."""
 
 from __future__ import annotations
 
@@ -6,55 +6,44 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from tests.ledger.raw_rows import OPEN, write_rows
 
 from mcpmeter.budgets.budget import Budget
 from mcpmeter.budgets.period import Period
 from mcpmeter.errors import LedgerNotUsable, SetupError
-from mcpmeter.ledger.maintenance.prune import prune
-from mcpmeter.ledger.queries.budget_history import BudgetBalance, add_top_up, read_standings
+from mcpmeter.ledger.balances import INSERT_BALANCE_SQL
+from mcpmeter.ledger.queries.budget_history import BudgetHistory, add_top_up, read_histories
 from mcpmeter.ledger.queries.reader import open_reader, open_writer
-from mcpmeter.ledger.rows import ROW_COLUMNS
 from mcpmeter.ledger.sqlite.store import SqliteStore
 from mcpmeter.ledger.store import InsufficientBudget
-from mcpmeter.records import Balance, LedgerRow, Reservation, Scope, TopUp
+from mcpmeter.records import Balance, Reservation, Scope, TopUp
 
 NOW = 1_795_777_200_000_000_000  # 2026-11-27
 MONTH = Period("month")
 START, END = MONTH.bounds(NOW)
 BUDGET = Budget("search", Scope(team="search"), 100, MONTH)
 PREPAID = Budget("credit", Scope(team="search"), 10, Period("once", start_ns=START))
-CLAIM = BUDGET.reservation(0, NOW)
+RESERVATION = BUDGET.reservation(0, NOW)
 
 
 def write_calls(ledger, *calls: dict[str, object]) -> None:
-    numbers = {name for name, kind in LedgerRow.__annotations__.items() if kind in ("int", "bool", "int | None")}
-    defaults = {name: 0 if name in numbers else "" for name in ROW_COLUMNS} | {"reported_cost_nanousd": None}
-    settled = {"state": "settled", "ended_at_ns": 1, "outcome": "ok", "cost_source": "listed", "team": "search"}
-    insert = f"INSERT INTO calls ({', '.join(ROW_COLUMNS)}) VALUES ({', '.join('?' * len(ROW_COLUMNS))})"
-    with open_writer(ledger) as writer:
-        for place, call in enumerate(calls):
-            record = {**defaults, **settled, "id": f"call_{place}", "started_at_ns": NOW - 1, **call}
-            writer.execute(insert, [record[name] for name in ROW_COLUMNS])
+    write_rows(ledger, [{"team": "search", "started_at_ns": NOW - 1, **call} for call in calls])
 
 
-def write_balance(ledger, claim: Reservation = CLAIM, **changes: int) -> Balance:
+def write_balance(ledger, reservation: Reservation = RESERVATION, **changes: int) -> Balance:
     values = {"spent": 7, "reserved": 3, "credit": 0, "carried": 0, **changes}
     kept = Balance(
-        balance=claim.balance,
+        balance=reservation.balance,
         unit="nanousd",
-        **{"period_start_ns": claim.period_start_ns, "period_end_ns": claim.period_end_ns, **values},
+        **{"period_start_ns": reservation.period_start_ns, "period_end_ns": reservation.period_end_ns, **values},
     )
-    names = Balance.__struct_fields__
     with open_writer(ledger) as writer:
-        writer.execute(
-            f"INSERT INTO balances ({', '.join(names)}) VALUES ({', '.join('?' * len(names))})",
-            msgspec.structs.astuple(kept),
-        )
+        writer.execute(INSERT_BALANCE_SQL, msgspec.structs.astuple(kept))
     return kept
 
 
-def standing(ledger, claim: Reservation = CLAIM, since_ns: int = START) -> BudgetBalance:
-    (found,) = read_standings(ledger, [(claim, since_ns)], NOW)
+def history(ledger, reservation: Reservation = RESERVATION, since_ns: int = START) -> BudgetHistory:
+    (found,) = read_histories(ledger, [(reservation, since_ns)], NOW)
     return found
 
 
@@ -62,49 +51,38 @@ def top_up(amount: int, number: int = 1, budget: Budget = PREPAID) -> TopUp:
     return TopUp(id=f"top_{number}", balance=budget.balance, amount_nanousd=amount, at_ns=number, note=f"{number}")
 
 
-def test_a_balance_that_is_kept_is_told_with_the_periods_before_it(ledger):
+def test_a_stored_balance_comes_with_the_periods_before_it(ledger):
     present = write_balance(ledger)
     before = write_balance(ledger, spent=50, period_start_ns=START - 10, period_end_ns=START)
-    assert standing(ledger).balance == present
-    assert standing(ledger).periods == [present, before]
+    assert history(ledger).balance == present
+    assert history(ledger).periods == [present, before]
 
 
-def test_a_balance_that_no_call_has_touched_is_what_the_calls_of_its_scope_make_of_it(ledger):
-    open_call = {"state": "open", "ended_at_ns": None, "outcome": "", "cost_source": "", "reserved_nanousd": 40}
+def test_a_missing_balance_is_computed_from_its_scopes_calls(ledger):
     write_calls(
         ledger,
         {"cost_nanousd": 11, "started_at_ns": START},
         {"cost_nanousd": 13, "started_at_ns": START - 1},
         {"cost_nanousd": 17, "team": "support"},
         {"fallback_cost_nanousd": 19, "cost_source": "unpriced"},
-        open_call,
+        OPEN | {"reserved_nanousd": 40},
     )
-    found = standing(ledger)
+    found = history(ledger)
     assert (found.balance.spent, found.balance.reserved, found.balance.credit) == (11 + 19, 40, 0)
     assert found.periods == []
 
 
-def test_calls_that_were_pruned_count_as_before(ledger):
-    write_calls(ledger, {"cost_nanousd": 11, "started_at_ns": START}, {"cost_nanousd": 13})
-    before = standing(ledger)
-    assert prune(ledger, START + 900 * 10**9, NOW) == 1
-    with open_reader(ledger) as reader:
-        assert list(reader.rows("SELECT count(*) FROM calls")) == [(1,)]
-    assert standing(ledger) == before
-    assert before.balance.spent == 24
-
-
-def test_burn_is_what_the_scope_took_since_the_instant_asked_for(ledger):
+def test_burn_is_what_the_scope_spent_since_an_instant(ledger):
     write_calls(ledger, {"cost_nanousd": 11, "started_at_ns": NOW - 100}, {"cost_nanousd": 2**62})
-    assert standing(ledger, since_ns=NOW - 99).burned_nanousd == 2**62
-    assert standing(ledger, since_ns=NOW - 100).burned_nanousd == 2**62 + 11
+    assert history(ledger, since_ns=NOW - 99).burned_nanousd == 2**62
+    assert history(ledger, since_ns=NOW - 100).burned_nanousd == 2**62 + 11
 
 
-def test_every_top_up_is_a_record_and_raises_the_credit_of_a_balance_that_is_kept(ledger):
-    claim = PREPAID.reservation(0, NOW)
-    write_balance(ledger, claim)
+def test_every_top_up_is_a_record_and_changes_the_credit(ledger):
+    reservation = PREPAID.reservation(0, NOW)
+    write_balance(ledger, reservation)
     assert [add_top_up(ledger, top_up(amount, number)) for number, amount in ((1, 50), (2, -20))] == [50, 30]
-    found = standing(ledger, claim)
+    found = history(ledger, reservation)
     assert found.balance.credit == 30
     assert found.top_ups == [top_up(50), top_up(-20, 2)]
 
@@ -112,20 +90,20 @@ def test_every_top_up_is_a_record_and_raises_the_credit_of_a_balance_that_is_kep
 def test_a_top_up_before_the_first_call_counts_too(ledger):
     write_calls(ledger)
     add_top_up(ledger, top_up(50))
-    found = standing(ledger, PREPAID.reservation(0, NOW))
+    found = history(ledger, PREPAID.reservation(0, NOW))
     assert (found.balance.credit, found.balance.spent) == (50, 0)
 
 
-def test_the_same_record_twice_is_refused_and_counts_once(ledger):
-    claim = PREPAID.reservation(0, NOW)
-    write_balance(ledger, claim)
+def test_the_same_top_up_twice_is_refused_and_counts_once(ledger):
+    reservation = PREPAID.reservation(0, NOW)
+    write_balance(ledger, reservation)
     add_top_up(ledger, top_up(50))
     with pytest.raises(LedgerNotUsable):
         add_top_up(ledger, top_up(50))
-    assert standing(ledger, claim).balance.credit == 50
+    assert history(ledger, reservation).balance.credit == 50
 
 
-def test_credit_beyond_64_bits_is_refused_and_leaves_nothing(ledger):
+def test_credit_beyond_64_bits_is_refused(ledger):
     write_calls(ledger)
     add_top_up(ledger, top_up(2**62))
     with pytest.raises(SetupError, match="9 billion"):
@@ -134,22 +112,22 @@ def test_credit_beyond_64_bits_is_refused_and_leaves_nothing(ledger):
         assert list(reader.rows("SELECT count(*) FROM top_ups")) == [(1,)]
 
 
-def test_no_ledger_is_made_for_a_top_up(tmp_path: Path):
+def test_a_top_up_creates_no_ledger(tmp_path: Path):
     with pytest.raises(LedgerNotUsable):
         add_top_up(tmp_path / "slip.db", top_up(50))
     assert list(tmp_path.iterdir()) == []
 
 
-async def test_a_running_service_takes_a_top_up_with_its_next_call(tmp_path: Path, make_call, make_settlement):
+async def test_a_running_service_counts_a_top_up_at_its_next_call(tmp_path: Path, make_call, make_settlement):
     path = tmp_path / "ledger.db"
     store = SqliteStore(path)
     await store.start()
-    call = make_call(team="search", claims=(PREPAID.reservation(40, NOW),))
+    call = make_call(team="search", reservations=(PREPAID.reservation(40, NOW),))
     with pytest.raises(InsufficientBudget):
         await store.open(call)
     add_top_up(path, top_up(30))
     await store.open(call)
     await store.settle(make_settlement(call, nanousd=25))
-    found = standing(path, PREPAID.reservation(0, NOW))
+    found = history(path, PREPAID.reservation(0, NOW))
     assert (found.balance.credit, found.balance.spent) == (30, 25)
     await store.close()

@@ -1,4 +1,4 @@
-"""One way to read both engines: the same SQL, the same rows, one instant, and never a password in what is said."""
+"""Reading on both engines: the same SQL, the same rows, one snapshot, and no password in any error."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from mcpmeter.errors import LedgerNotUsable
 from mcpmeter.ledger.location import PostgresUrl, default_location, location_of
-from mcpmeter.ledger.postgres.reader import for_postgres
+from mcpmeter.ledger.postgres.sql import for_postgres
 from mcpmeter.ledger.queries.keys import add_key, list_keys, revoke_key
 from mcpmeter.ledger.queries.reader import open_reader, open_writer
 from mcpmeter.records import Key
@@ -32,7 +32,7 @@ def put_and_fail(writer) -> None:
         writer.execute(PROBE, ("b", "b", 1, 2, ""))
 
 
-def test_rows_come_as_tuples_in_order_and_the_parameters_are_typed(ledger):
+def test_rows_are_tuples_and_parameters_are_typed(ledger):
     put(ledger, a=1, b=2, c=3)
     with open_reader(ledger) as reader:
         found = list(reader.rows("SELECT id, at_ns FROM top_ups WHERE at_ns >= ?2 AND note = ?1 ORDER BY 1", ("", 2)))
@@ -50,7 +50,7 @@ def test_a_sum_beyond_64_bits_is_an_int_by_halves(ledger):
     assert (type(high), (high << 32) + low) == (int, 2 * (2**63 - 1))
 
 
-def test_what_one_reader_reads_is_of_one_instant(ledger):
+def test_one_reader_reads_one_snapshot(ledger):
     put(ledger, a=1)
     with open_reader(ledger) as reader:
         assert list(reader.rows("SELECT count(*) FROM top_ups")) == [(1,)]
@@ -60,7 +60,7 @@ def test_what_one_reader_reads_is_of_one_instant(ledger):
         assert list(reader.rows("SELECT count(*) FROM top_ups")) == [(2,)]
 
 
-def test_many_rows_come_one_by_one_and_two_readings_may_be_under_way_at_once(ledger):
+def test_rows_are_streamed_and_two_queries_may_run_at_once(ledger):
     put(ledger, **{f"t{number:05d}": number for number in range(5_000)})
     with open_reader(ledger) as reader:
         all_of_them = reader.rows("SELECT at_ns FROM top_ups ORDER BY at_ns")
@@ -69,23 +69,7 @@ def test_many_rows_come_one_by_one_and_two_readings_may_be_under_way_at_once(led
         assert [at_ns for (at_ns,) in all_of_them] == list(range(1, 5_000))
 
 
-def test_a_day_is_that_of_the_zone_and_daylight_saving_is_known(ledger):
-    before_midnight_in_berlin = 1_793_487_600  # 2026-10-31T23:00:00Z, winter time there already
-    put(ledger, a=before_midnight_in_berlin * 10**9 - 1, b=before_midnight_in_berlin * 10**9)
-    with open_reader(ledger) as reader:
-        zones = ("UTC", "Europe/Berlin", "America/New_York")
-        days = ", ".join(reader.day("at_ns", zone) for zone in zones)
-        found = list(reader.rows(f"SELECT {days} FROM top_ups ORDER BY at_ns"))
-    assert found == [("2026-10-31", "2026-10-31", "2026-10-31"), ("2026-10-31", "2026-11-01", "2026-10-31")]
-
-
-def test_a_zone_that_is_none_never_gets_into_sql(ledger):
-    put(ledger)
-    with open_reader(ledger) as reader, pytest.raises(KeyError):
-        reader.day("at_ns", "UTC'; DROP TABLE calls; --")
-
-
-def test_a_reader_cannot_write_and_a_writer_that_fails_leaves_nothing(ledger):
+def test_a_reader_cannot_write_and_a_failed_writer_rolls_back(ledger):
     put(ledger, a=1)
     with pytest.raises(LedgerNotUsable), open_reader(ledger) as reader:
         list(reader.rows("DELETE FROM top_ups RETURNING id"))
@@ -95,13 +79,13 @@ def test_a_reader_cannot_write_and_a_writer_that_fails_leaves_nothing(ledger):
         assert list(reader.rows("SELECT id FROM top_ups")) == [("a",)]
 
 
-def test_texts_are_ordered_by_their_bytes_on_every_engine(ledger):
+def test_texts_are_ordered_by_their_bytes(ledger):
     put(ledger, é=1, Z=2, a=3, _=4)
     with open_reader(ledger) as reader:
         assert [name for (name,) in reader.rows("SELECT id FROM top_ups ORDER BY id")] == ["Z", "_", "a", "é"]
 
 
-def test_keys_are_kept_listed_and_revoked_once(ledger):
+def test_keys_are_stored_and_revoked_once(ledger):
     add_key(ledger, KEY)
     assert list_keys(ledger) == [KEY]
     revoked = revoke_key(ledger, KEY.id, 5)
@@ -111,7 +95,7 @@ def test_keys_are_kept_listed_and_revoked_once(ledger):
     assert revoke_key(ledger, "key_unknown", 7) is None
 
 
-def test_reading_never_makes_a_ledger(ledger):
+def test_reading_creates_no_ledger(ledger):
     for read in (list_keys, lambda place: revoke_key(place, KEY.id, 1)):
         with pytest.raises(LedgerNotUsable, match=r"There is no ledger at|is empty"):
             read(ledger)
@@ -120,51 +104,62 @@ def test_reading_never_makes_a_ledger(ledger):
 # Locations -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_location_is_a_path_or_an_address_and_an_address_shows_no_password(monkeypatch):
+def test_a_location_is_a_path_or_a_url_without_its_password():
     assert location_of("state/ledger.db") == Path("state/ledger.db")
     for url in ("postgresql://ann:s3cret@db:5432/meter?password=s3cret&x=1", "postgres://ann:s3cret@db:5432/meter"):
         place = location_of(url)
         assert isinstance(place, PostgresUrl)
         assert (str(place), place.reveal()) == ("postgresql://ann@db:5432/meter", url)
         assert "s3cret" not in f"{place!r} {place}"
-    monkeypatch.setenv("MCPMETER_LEDGER", "postgresql://db/meter")
-    assert default_location() == PostgresUrl("postgresql://db/meter")
     with pytest.raises(LedgerNotUsable, match="begins with postgresql://") as refused:
         location_of("mysql://ann:s3cret@db/meter")
     assert "s3cret" not in str(refused.value)
 
 
+def test_the_environment_names_the_default_ledger(monkeypatch):
+    monkeypatch.delenv("MCPMETER_LEDGER", raising=False)
+    monkeypatch.delenv("XDG_STATE_HOME", raising=False)
+    monkeypatch.setenv("HOME", "/home/ann")
+    assert default_location() == Path("/home/ann/.local/state/mcpmeter/ledger.db")
+    monkeypatch.setenv("XDG_STATE_HOME", "/var/state")
+    assert default_location() == Path("/var/state/mcpmeter/ledger.db")
+    monkeypatch.setenv("MCPMETER_LEDGER", "~/own.db")
+    assert default_location() == Path("/home/ann/own.db")
+    monkeypatch.setenv("MCPMETER_LEDGER", "postgresql://db/meter")
+    assert default_location() == PostgresUrl("postgresql://db/meter")
+
+
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "message"),
     [
-        (("meter:", "nobody:"), "lets nobody in"),
-        (("s3cret", "s3crot"), "lets nobody in"),
-        (("/ledger", "/lodger"), "is not there"),
+        (("meter:", "nobody:"), "does not accept this user"),
+        (("s3cret", "s3crot"), "does not accept this user"),
+        (("/ledger", "/lodger"), "does not exist"),
         (("127.0.0.1:", "127.0.0.1:1"), "cannot be reached|no address"),
         (("@127.0.0.1", "%zz@127.0.0.1"), "no address that libpq understands"),
         (("/ledger", "/ledger?s3cret"), "no address that libpq understands"),
     ],
 )
-def test_an_address_that_leads_nowhere_is_one_line_without_the_password(postgres_url, change, says):
-    with pytest.raises(LedgerNotUsable, match=says) as refused, open_reader(postgres_url.replace(*change, 1)):
+def test_an_unusable_url_is_one_line_without_the_password(postgres_url, change, message):
+    with pytest.raises(LedgerNotUsable, match=message) as refused, open_reader(postgres_url.replace(*change, 1)):
         pass
     assert "\n" not in str(refused.value)
     assert "s3cr" not in repr(refused.value) + str(refused.value)
 
 
-def test_a_user_without_rights_is_told_which_to_ask_for(postgres_server):
+def test_a_user_without_rights_gets_the_statement_to_run(postgres_server):
     url = postgres_server.new_database()
     with psycopg.connect(url, autocommit=True) as db:
         role = f"reader_{url.rpartition('_')[2]}"
         db.execute(f"CREATE ROLE {role} LOGIN PASSWORD 'weak'".encode())
-    theirs = url.replace(f"meter:{postgres_server.PASSWORD}", f"{role}:weak")
-    with pytest.raises(LedgerNotUsable, match=r"rights it needs.*CREATE SCHEMA mcpmeter"), open_writer(theirs):
+    limited = url.replace(f"meter:{postgres_server.PASSWORD}", f"{role}:weak")
+    with pytest.raises(LedgerNotUsable, match=r"rights it needs.*CREATE SCHEMA mcpmeter"), open_writer(limited):
         pass
-    # With the right to read and nothing else, reports work.
+    # The right to read is enough for reports.
     put(url, a=1)
     with psycopg.connect(url, autocommit=True) as db:
         db.execute(f"GRANT USAGE ON SCHEMA mcpmeter TO {role}; GRANT SELECT ON ALL TABLES IN SCHEMA mcpmeter TO {role}")
-    with open_reader(theirs) as reader:
+    with open_reader(limited) as reader:
         assert list(reader.rows("SELECT id FROM top_ups")) == [("a",)]
 
 
@@ -180,12 +175,12 @@ def test_a_ledger_of_a_newer_program_is_refused(ledger):
 @settings(deadline=None, max_examples=200)
 @given(
     values=st.lists(st.none() | st.integers(0, 9) | st.text("ab?'", max_size=3), min_size=1, max_size=4),
-    places=st.lists(st.integers(1, 4), min_size=1, max_size=8),
+    numbers=st.lists(st.integers(1, 4), min_size=1, max_size=8),
 )
-def test_places_are_translated_whatever_their_order_and_quoted_question_marks_stay(values, places):
-    places = [1 + (place - 1) % len(values) for place in places]
-    sql, used = for_postgres("SELECT '?', " + ", ".join(f"?{place}" for place in places), values)
-    told = sqlite3.connect(":memory:").execute(
+def test_parameters_in_any_order_become_postgresqls(values, numbers):
+    numbers = [1 + (number - 1) % len(values) for number in numbers]
+    sql, used = for_postgres("SELECT '?', " + ", ".join(f"?{number}" for number in numbers), values)
+    row = sqlite3.connect(":memory:").execute(
         sql.decode().replace("::bigint", "").replace("::text", "").replace("$", "?"), used
     )
-    assert told.fetchone() == ("?", *(values[place - 1] for place in places))
+    assert row.fetchone() == ("?", *(values[number - 1] for number in numbers))

@@ -1,4 +1,4 @@
-"""Settled calls as a bill is compared with them, the same from both engines."""
+"""Settled calls for reconciliation, on both engines."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ EVER = {"since_ns": 0, "until_ns": 2**63 - 1}
 
 @pytest.fixture
 def put(ledger, make_call, make_settlement):
-    """Write a settled call, or an open one where `settled` is false."""
+    """Writes a settled call, or an open one if `settled` is false."""
 
     def write(id_: str, *, settled: bool = True, provider: str = "openai", at_ns: int = AT, **ending) -> None:
         call = make_call(id=id_, started_at_ns=at_ns, provider=provider, model="gpt-4.1")
@@ -27,11 +27,11 @@ def put(ledger, make_call, make_settlement):
     return write
 
 
-def ids(ledger, **asked) -> list[str]:
-    return [call.id for call in settled_calls(ledger, **{**EVER, **asked})]
+def ids(ledger, **options) -> list[str]:
+    return [call.id for call in settled_calls(ledger, **{**EVER, **options})]
 
 
-def test_a_call_comes_with_all_that_a_bill_tells(ledger, put):
+def test_a_call_has_every_figure_of_a_bill(ledger, put):
     usage = Usage(
         prompt_tokens=9, completion_tokens=8, cached_read_tokens=7, cache_write_tokens=6, reasoning_tokens=5,
         audio_tokens=4, source="partial",
@@ -46,13 +46,13 @@ def test_a_call_comes_with_all_that_a_bill_tells(ledger, put):
     ]  # fmt: skip
 
 
-def test_they_come_in_the_order_of_the_bytes_of_their_request_ids(ledger, put):
-    # By the rules of a language, punctuation would not count and b would come before B.
-    told = ["", "b", "B", "_", "-b", "é", "zz", "a-c", "ab", "\U0001f600", "\uffff"]
-    for place, request_id in enumerate(told):
+def test_calls_are_in_byte_order_of_their_request_ids(ledger, put):
+    # A language's collation would ignore punctuation and sort b before B.
+    request_ids = ["", "b", "B", "_", "-b", "é", "zz", "a-c", "ab", "\U0001f600", "\uffff"]
+    for place, request_id in enumerate(request_ids):
         put(f"call_{place:02}", upstream_request_id=request_id)
     found = [call.upstream_request_id for call in settled_calls(ledger, **EVER)]
-    assert found == sorted(told)
+    assert found == sorted(request_ids)
 
 
 def test_calls_outside_a_period_are_summed_beyond_64_bits(ledger, put):
@@ -67,20 +67,20 @@ def test_calls_outside_a_period_are_summed_beyond_64_bits(ledger, put):
     assert calls_outside(ledger, since_ns=0, until_ns=2**63 - 1, provider="openai") == (0, 0)
 
 
-def test_open_calls_and_those_that_reached_no_provider_are_left_out(ledger, put):
+def test_open_calls_and_calls_without_a_provider_are_excluded(ledger, put):
     put("open", settled=False)
     put("nowhere", provider="")
     put("settled")
     assert ids(ledger) == ["settled"]
 
 
-def test_a_period_has_its_first_instant_and_not_its_last(ledger, put):
+def test_a_period_includes_its_start_and_excludes_its_end(ledger, put):
     for offset in range(4):
         put(f"c{offset}", at_ns=AT + offset)
     assert ids(ledger, since_ns=AT + 1, until_ns=AT + 3) == ["c1", "c2"]
 
 
-def test_providers_and_told_costs_can_be_asked_for(ledger, put):
+def test_calls_can_be_selected_by_provider_and_reported_cost(ledger, put):
     put("a", provider="openai")
     put("b", provider="openrouter", charge=Charge(nanousd=1, source="reported", reported_nanousd=0))
     assert ids(ledger, provider="openai") == ["a"]

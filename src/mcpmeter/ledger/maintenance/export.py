@@ -1,4 +1,4 @@
-"""Every call as a row of CSV or Parquet. Money stays in whole nano-dollars; instants are UTC."""
+"""Export every call as a row of CSV or Parquet. Money stays in whole nano-dollars; instants are UTC."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any, Final, TextIO
 
 from mcpmeter.errors import MissingDependency
 from mcpmeter.ledger.queries.reader import Reader, Row
+from mcpmeter.ledger.sums import MAX_INT64
 from mcpmeter.records import LedgerRow
 
-AT_ONCE: Final = 10_000
-"""Rows read at once, and in one row group of Parquet."""
+BATCH_ROWS: Final = 10_000
+"""Rows per batch, and per row group of Parquet."""
 
-LATEST_NS: Final = 2**63 - 1
 _FORMULA_STARTS: Final = ("=", "+", "-", "@", "\t", "\r")
 _INSTANTS: Final = {"started_at_ns": "started_at", "ended_at_ns": "ended_at"}
 _TEXTS: Final = {name for name, kind in LedgerRow.__annotations__.items() if "int" not in kind and kind != "bool"}
@@ -29,15 +29,15 @@ _SQL: Final = (
 
 
 def batches(reader: Reader, since_ns: int, until_ns: int | None) -> Iterator[list[Row]]:
-    """Calls that started in [since, until), oldest first, in `SOURCE_COLUMNS`; some thousands at a time."""
-    last_ns = LATEST_NS if until_ns is None else min(until_ns - 1, LATEST_NS)
+    """Calls that started in [since, until), oldest first, in the order of `SOURCE_COLUMNS`."""
+    last_ns = MAX_INT64 if until_ns is None else min(until_ns - 1, MAX_INT64)
     rows = reader.rows(_SQL, (since_ns, last_ns))
-    while batch := list(islice(rows, AT_ONCE)):
+    while batch := list(islice(rows, BATCH_ROWS)):
         yield batch
 
 
 def write_csv(rows: Iterator[list[Row]], file: TextIO) -> int:
-    """With a heading line; returns how many rows. A text that a spreadsheet would run as a formula is quoted by `'`."""
+    """Write a header line and the rows; returns their number. Texts that start a formula are escaped by `'`."""
     lines = csv.writer(file, lineterminator="\n")
     lines.writerow(COLUMNS)
     count = 0
@@ -55,7 +55,7 @@ def _csv_values(row: Sequence[Any]) -> list[Any]:
 
 
 def formula_safe(value: Any) -> Any:
-    """A name may come from a caller; a spreadsheet must not run it."""
+    """Escape a text that a spreadsheet would run as a formula: callers choose some names."""
     return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA_STARTS) else value
 
 
@@ -67,9 +67,9 @@ def _instant(unix_ns: int | None) -> str:
 
 
 def write_parquet(rows: Iterator[list[Row]], path: Path) -> int:
-    """Through pyarrow, a row group at a time; returns how many rows. Raises `MissingDependency` without it."""
+    """Write with pyarrow, one row group per batch; returns the number of rows. Raises `MissingDependency`."""
     try:
-        import pyarrow as pa  # noqa: PLC0415 (an optional part)
+        import pyarrow as pa  # noqa: PLC0415 (an optional dependency)
         import pyarrow.parquet as pq  # noqa: PLC0415
     except ModuleNotFoundError as missing:
         raise MissingDependency(
@@ -80,7 +80,7 @@ def write_parquet(rows: Iterator[list[Row]], path: Path) -> int:
     count = 0
     with pq.ParquetWriter(path, schema, compression="zstd") as writer:
         for batch in rows:
-            columns = [  # SQLite has no truth values, only 0 and 1
+            columns = [  # SQLite stores booleans as 0 and 1
                 pa.array(map(bool, values) if pa.types.is_boolean(field.type) else values, type=field.type)
                 for values, field in zip(zip(*batch, strict=True), schema, strict=True)
             ]

@@ -1,6 +1,6 @@
-"""Old calls become exact sums: each quarter of an hour, team, project, key, provider, model, outcome and source one.
+"""Replace old calls by exact sums, one per quarter of an hour, team, project, key, provider, model, outcome and source.
 
-A quarter, because every time zone's days begin on one: reports in any zone, and budgets of any period, stay exact.
+By quarters, because the days of every time zone begin on one: reports in any zone and budgets of any period stay exact.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ import msgspec
 
 from mcpmeter.errors import SetupError
 from mcpmeter.ledger.location import Location
-from mcpmeter.ledger.queries.reader import SqliteWriter, Writer, open_reader, open_writer, require_ledger
-from mcpmeter.ledger.reservations import read_claims, taken_by_row
+from mcpmeter.ledger.queries.reader import Writer, open_reader, open_writer, require_ledger
+from mcpmeter.ledger.reservations import decode_reservations, taken_by_row
 from mcpmeter.ledger.sqlite.connection import explain, open_for_writing
 from mcpmeter.ledger.sqlite.migrations import transaction
+from mcpmeter.ledger.sqlite.reader import SqliteWriter
+from mcpmeter.ledger.sums import MAX_INT64
 from mcpmeter.records import Unit
 
 Begin = Callable[[], contextlib.AbstractContextManager[Writer]]
 
 QUARTER_NS: Final = 900 * 10**9
 KEPT_NS: Final = 48 * 3600 * 10**9
-"""Calls of the last two days stay: forecasts look at the last hours' burn to the nanosecond."""
+"""Calls of the last two days stay: forecasts need the burn of the last hours to the nanosecond."""
 
-AT_ONCE: Final = 2_000
-"""Calls in one transaction: a service that writes to the same ledger waits for it."""
-
-MOST: Final = 2**63 - 1
+BATCH_CALLS: Final = 2_000
+"""Calls per transaction: a service that writes to the same ledger waits for it."""
 
 GROUP: Final = ("team", "project", "key_id", "provider", "model", "outcome", "token_source", "cost_source")
 SUMMED: Final = (
@@ -59,7 +59,7 @@ _SELECT_SQL: Final = (
     " ORDER BY started_at_ns LIMIT ?2"
 )
 _INSERT_SQL: Final = f"INSERT INTO pruned_calls ({', '.join(COLUMNS)}) VALUES ({', '.join('?' * len(COLUMNS))})"  # noqa: S608
-_KEEP_CLAIM_SQL: Final = (
+_ADD_SPENT_SQL: Final = (
     "INSERT INTO pruned_claims (balance, period_start_ns, spent) VALUES (?1, ?2, ?3)"
     " ON CONFLICT (balance, period_start_ns) DO UPDATE SET spent = CASE"
     " WHEN pruned_claims.spent > 9223372036854775807 - ?3 THEN 9223372036854775807 ELSE pruned_claims.spent + ?3 END"
@@ -76,7 +76,7 @@ class Prunable(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def prunable(ledger: Location, before_ns: int) -> Prunable:
-    """What `prune` would turn into sums. Raises `LedgerNotUsable`."""
+    """The calls that `prune` would replace by sums. Raises `LedgerNotUsable`."""
     with open_reader(ledger) as reader:
         ((calls, first_ns, last_ns),) = reader.rows(_COUNT_SQL, (before_ns,))
     return Prunable(calls=int(calls), first_ns=int(first_ns), last_ns=int(last_ns))
@@ -85,7 +85,7 @@ def prunable(ledger: Location, before_ns: int) -> Prunable:
 def prune(
     ledger: Location, before_ns: int, now_ns: int, on_progress: Callable[[int], None] = lambda calls: None
 ) -> int:
-    """Turn settled calls that started before an instant into sums; returns how many. A service may run meanwhile.
+    """Replace settled calls that started before an instant by sums; returns how many. A service may run meanwhile.
 
     Raises `SetupError` for an instant within the last two days or not on a quarter of an hour, and `LedgerNotUsable`.
     """
@@ -93,7 +93,7 @@ def prune(
         raise SetupError("Calls of the last two days are not pruned.", hint="Give an earlier day.")
     if before_ns % QUARTER_NS:
         raise SetupError("Calls are pruned up to a quarter of an hour.", hint="Give a day, or a time such as 12:15.")
-    require_ledger(ledger)  # never makes a ledger just to find nothing in it
+    require_ledger(ledger)  # a wrong name must not create a ledger
     pruned = 0
     with _transactions(ledger) as begin:
         while calls := _prune_some(begin, before_ns):
@@ -104,7 +104,7 @@ def prune(
 
 @contextlib.contextmanager
 def _transactions(ledger: Location) -> Iterator[Begin]:
-    """Short transactions, one after the other. A file is opened once: at each opening it is checked."""
+    """A way to begin short transactions. A file is opened only once, because each opening checks it."""
     if not isinstance(ledger, Path):
         yield lambda: open_writer(ledger)
         return
@@ -120,20 +120,20 @@ def _transactions(ledger: Location) -> Iterator[Begin]:
 
 def _prune_some(begin: Begin, before_ns: int) -> int:
     with begin() as writer:
-        rows = writer.execute(_SELECT_SQL, (before_ns, AT_ONCE))
+        rows = writer.execute(_SELECT_SQL, (before_ns, BATCH_CALLS))
         for values in sums(row[1:] for row in rows):
             writer.execute(_INSERT_SQL, values)
-        for claim in _claims(rows):
-            writer.execute(_KEEP_CLAIM_SQL, claim)
+        for spent in _spent_by_balance(rows):
+            writer.execute(_ADD_SPENT_SQL, spent)
         for row in rows:
             writer.execute("DELETE FROM calls WHERE id = ?", (row[0],))
     return len(rows)
 
 
 def sums(rows: Iterable[tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:
-    """Rows of `pruned_calls` for calls as `_SELECT_SQL` has them, less the id.
+    """Rows of `pruned_calls` for the rows of `_SELECT_SQL` without their id.
 
-    A group has one more row where its sums would pass 64 bits.
+    A group whose sums would exceed 64 bits gets another row.
     """
     groups: dict[tuple[Any, ...], list[int]] = {}
     for _, reported, started_at_ns, *values in rows:
@@ -142,19 +142,19 @@ def sums(rows: Iterable[tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:
         figures = [1, *amounts, int(amounts[-1] > 0), reported or 0, int(reported is not None)]
         known = groups.get(group)
         added = figures if known is None else [a + b for a, b in zip(known, figures, strict=True)]
-        if max(added) > MOST and known is not None:
+        if max(added) > MAX_INT64 and known is not None:
             yield (*group, *known)
             added = figures
         groups[group] = added
     yield from ((*group, *figures) for group, figures in groups.items())
 
 
-def _claims(rows: Iterable[tuple[Any, ...]]) -> Iterator[tuple[str, int, int]]:
+def _spent_by_balance(rows: Iterable[tuple[Any, ...]]) -> Iterator[tuple[str, int, int]]:
     spent: Counter[tuple[str, int]] = Counter()
     for row in rows:
-        for balance, period_start_ns, unit, _ in read_claims(row[1]):
+        for balance, period_start_ns, unit, _ in decode_reservations(row[1]):
             spent[balance, period_start_ns] += _taken(unit, row)
-    yield from ((balance, start, min(amount, MOST)) for (balance, start), amount in spent.items())
+    yield from ((balance, start, min(amount, MAX_INT64)) for (balance, start), amount in spent.items())
 
 
 def _taken(unit: Unit, row: tuple[Any, ...]) -> int:

@@ -1,4 +1,4 @@
-"""What can be read of a damaged ledger goes into a new one. The damaged file is only read, and stays as it is."""
+"""Recover the readable rows of a damaged SQLite ledger into a new one. The damaged file is only read."""
 
 from __future__ import annotations
 
@@ -15,43 +15,45 @@ import apsw
 import msgspec
 
 from mcpmeter.errors import LedgerNotUsable
+from mcpmeter.ledger.balances import amounts_by_balance
+from mcpmeter.ledger.maintenance.backup import sync
 from mcpmeter.ledger.maintenance.sqlite_pages import Value, free_pages, rows_of_page
-from mcpmeter.ledger.reservations import read_claims
-from mcpmeter.ledger.sqlite.balances import claimed_by_calls, read_balances
+from mcpmeter.ledger.reservations import decode_reservations
+from mcpmeter.ledger.sqlite.balances import read_balances
 from mcpmeter.ledger.sqlite.connection import explain, open_for_writing
 from mcpmeter.ledger.sqlite.migrations import transaction
 
 TABLES: Final = ("calls", "keys", "pruned_calls", "pruned_claims", "top_ups", "balances")
-FEWEST_COLUMNS: Final = {"calls": 37, "keys": 7}
-"""Of a row, as the first migration made it. Of these tables rows are known by what is in them."""
+MIN_COLUMNS: Final = {"calls": 37, "keys": 7}
+"""Of a row as the first migration made it. Rows of these tables are recognised by their content."""
 
 _STATES: Final = ("open", "settled")
 _UNREADABLE: Final = (apsw.Error, UnicodeDecodeError)
-"""A flipped bit may leave a text that is no text."""
+"""A flipped bit may leave a text that is not UTF-8."""
 
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 
 
 class Recovered(msgspec.Struct, frozen=True, kw_only=True):
-    """How much of one table came through."""
+    """How much of one table was recovered."""
 
     table: str
     kept: int
     refused: int
-    """Rows that could be read and are none that a ledger may hold."""
+    """Rows that were readable and violate the ledger's checks."""
     lost: int | None
-    """As the table's indexes count; None where they cannot be read either."""
+    """By the table's indexes; None if they are unreadable too."""
 
 
 def recover(damaged: Path, target: Path) -> list[Recovered]:
-    """Read a ledger, by its tree and where that is broken page by page, and write its intact rows into `target`.
+    """Read a ledger by its tree, and page by page if that is broken, and write its intact rows into `target`.
 
-    Raises `LedgerNotUsable` if there is something at `target` already, or nothing of a ledger in the file.
+    Raises `LedgerNotUsable` if `target` exists, or the file contains no row of a ledger.
     """
     if not damaged.is_file():
         raise LedgerNotUsable(f"There is no ledger at {damaged}.", hint="Name the damaged file.")
     if target.exists():
-        raise LedgerNotUsable(f"There is something at {target} already.", hint="Name a file that is not there yet.")
+        raise LedgerNotUsable(f"{target} exists already.", hint="Name a file that does not exist.")
     target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".recover-", dir=target.parent) as folder:
         copy = _copied(damaged, Path(folder))
@@ -62,15 +64,15 @@ def recover(damaged: Path, target: Path) -> list[Recovered]:
                 raise LedgerNotUsable(
                     f"Nothing of a ledger was found in {damaged}.", hint="Restore a backup: mcpmeter ledger backup."
                 )
-            _balance(new)
+            _correct_balances(new)
             new.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-            new.pragma("journal_mode", "delete")  # one whole file to move; the next start turns the log on again
+            new.pragma("journal_mode", "delete")  # one file without a log; the next start turns the log on again
         _move(made, target)
     return found
 
 
 def _copied(damaged: Path, folder: Path) -> Path:
-    """With what is in its log, which may hold the newest rows."""
+    """Copy the file and its log, which may have the newest rows."""
     copy = folder / "damaged.db"
     for ending in ("", "-wal"):
         source = damaged.with_name(damaged.name + ending)
@@ -82,10 +84,8 @@ def _copied(damaged: Path, folder: Path) -> Path:
 
 
 def _move(made: Path, target: Path) -> None:
-    fd = os.open(made, os.O_RDONLY)
-    os.fsync(fd)
-    os.close(fd)
-    # A link and not a rename, which would overwrite what came to be there meanwhile.
+    sync(made)
+    # A link, because a rename would overwrite a file created meanwhile.
     os.link(made, target)
 
 
@@ -93,14 +93,14 @@ def _recover_table(copy: Path, new: apsw.Connection, table: str) -> Recovered:
     columns = [str(row[1]) for row in new.execute(f"PRAGMA table_info({table})")]
     writer = _TableWriter(new, table, columns)
     whole = writer.write(_by_tree(copy, table, columns))
-    if not whole and table in FEWEST_COLUMNS:
+    if not whole and table in MIN_COLUMNS:
         writer.write(_by_page(copy, table, columns))
     lost = 0 if whole and not writer.refused else _lost(copy, table, writer.kept)
     return Recovered(table=table, kept=writer.kept, refused=writer.refused, lost=lost)
 
 
 class _TableWriter:
-    """Puts rows into one table of the new ledger, each once, and counts those that its checks refuse."""
+    """Writes rows into one table of the new ledger, each once, and counts those that its checks refuse."""
 
     def __init__(self, db: apsw.Connection, table: str, columns: Sequence[str]) -> None:
         self._db = db
@@ -109,7 +109,7 @@ class _TableWriter:
         self.kept = self.refused = 0
 
     def write(self, rows: Iterable[dict[str, Any] | None]) -> bool:
-        """Returns whether the source could be read to its end."""
+        """Write rows; returns whether the source was readable to its end."""
         whole = True
         with transaction(self._db):
             for row in rows:
@@ -137,21 +137,21 @@ class _TableWriter:
 
 
 def _has_readable_claims(row: dict[str, Any]) -> bool:
-    """No check of a table looks into them, and the balances are made from them."""
+    """Balances are computed from claims, whose JSON no constraint checks."""
     try:
-        read_claims(row.get("claims", ""))
+        decode_reservations(row.get("claims", ""))
     except (msgspec.MsgspecError, UnicodeDecodeError, TypeError):
         return False
     return True
 
 
 def _by_tree(copy: Path, table: str, columns: Sequence[str]) -> Iterator[dict[str, Any] | None]:
-    """From the first row on and then from the last one back, up to where the tree is broken; None for the break."""
+    """Rows from the first on, then from the last back, up to where the tree is broken; None for the break."""
     for direction in ("ASC", "DESC"):
         try:
             with contextlib.closing(_opened(copy)) as db:
-                there = [str(row[1]) for row in db.execute(f"PRAGMA table_info({table})")]
-                names = [name for name in columns if name in there]
+                existing = [str(row[1]) for row in db.execute(f"PRAGMA table_info({table})")]
+                names = [name for name in columns if name in existing]
                 if not names:
                     return
                 order = _order(table, direction)
@@ -176,7 +176,7 @@ def _opened(copy: Path) -> apsw.Connection:
 
 
 def _by_page(copy: Path, table: str, columns: Sequence[str]) -> Iterator[dict[str, Any] | None]:
-    """Rows of a table, wherever a page holds them. Those that were read by the tree are refused as known."""
+    """Rows of a table on any page. Those that were read by the tree already conflict and are ignored."""
     with copy.open("rb") as file:
         size = int.from_bytes(file.read(20)[16:18], "big")
         size = 65536 if size == 1 else size
@@ -186,7 +186,7 @@ def _by_page(copy: Path, table: str, columns: Sequence[str]) -> Iterator[dict[st
         pages = copy.stat().st_size // size
 
         def read(number: int) -> bytes:
-            if not 0 < number <= pages:  # the file system refuses to seek to the largest of them
+            if not 0 < number <= pages:  # seeking beyond the file system's limit fails
                 return b""
             file.seek((number - 1) * size)
             return file.read(size)
@@ -196,18 +196,18 @@ def _by_page(copy: Path, table: str, columns: Sequence[str]) -> Iterator[dict[st
         for number in range(1, pages + 1):
             if number not in free:
                 rows = filter(None, rows_of_page(number, read, usable))
-                # A row that was written before a migration lacks that migration's columns, and gets their defaults.
+                # A row from before a migration lacks its columns and gets their defaults.
                 yield from (dict(zip(columns, row, strict=False)) for row in rows if _is_of(table, row, columns))
 
 
 def _is_of(table: str, row: Sequence[Value], columns: Sequence[str]) -> bool:
-    if not FEWEST_COLUMNS[table] <= len(row) <= len(columns):
+    if not MIN_COLUMNS[table] <= len(row) <= len(columns):
         return False
     return row[1] in _STATES if table == "calls" else bool(_SHA256.fullmatch(str(row[columns.index("sha256")])))
 
 
 def _lost(copy: Path, table: str, kept: int) -> int | None:
-    """By the index that counts most rows; a damaged table's indexes may be whole."""
+    """Lost rows by the index that counts most: a damaged table's indexes may be intact."""
     counts = []
     with contextlib.closing(_opened(copy)) as db, contextlib.suppress(*_UNREADABLE):
         for _, index, *_rest in db.execute(f"PRAGMA index_list({table})").fetchall():
@@ -219,9 +219,9 @@ def _lost(copy: Path, table: str, kept: int) -> int | None:
     return max(0, max(counts) - kept) if counts else None
 
 
-def _balance(db: apsw.Connection) -> None:
-    """What lost calls had spent stays spent, as carried; what they had reserved is given back."""
-    spent, reserved = claimed_by_calls(db.execute)
+def _correct_balances(db: apsw.Connection) -> None:
+    """Keep what lost calls had spent, as carried; void what they had reserved."""
+    spent, reserved = amounts_by_balance(db.execute)
     with transaction(db):
         for kept in read_balances(db):
             key = (kept.balance, kept.period_start_ns)

@@ -1,4 +1,4 @@
-"""Whether a ledger is whole: its file, its rows, its sums and its balances, all from one state of it."""
+"""Verify a ledger: its file, its rows, its sums and its balances, all in one snapshot."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from typing import Final
 import msgspec
 
 from mcpmeter.errors import LedgerNotUsable
+from mcpmeter.ledger.balances import SELECT_BALANCES_SQL, amounts_by_balance, balance_of
 from mcpmeter.ledger.location import Location
 from mcpmeter.ledger.queries.reader import Reader, open_reader
 from mcpmeter.ledger.queries.totals import GROUPINGS, Selection, Total, select_in
-from mcpmeter.ledger.sqlite.balances import MOST, SELECT_BALANCES_SQL, balance_of, claimed_by_calls
 from mcpmeter.ledger.sqlite.connection import lock_holder
+from mcpmeter.ledger.sums import MAX_INT64
 from mcpmeter.records import Balance
 
-MAX_TOLD: Final = 20
+MAX_FAULTS: Final = 20
 
 _ROW_FAULTS: Final = {
     "are settled without an end, or open with one": "(state = 'open') <> (ended_at_ns IS NULL)",
@@ -34,11 +35,11 @@ _ROW_FAULTS: Final = {
 }
 _TOPPED_UP_SQL: Final = "SELECT balance, sum(amount_nanousd) FROM top_ups GROUP BY balance"
 _FIGURES: Final = tuple(name for name in Total.__struct_fields__ if name != "group")
-NO_PATH_PARAMS: Final = Total(group=(), **dict.fromkeys(_FIGURES, 0))
+_NO_CALLS: Final = Total(group=(), **dict.fromkeys(_FIGURES, 0))
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
-    """What was looked at, and what is wrong: nothing, if it is whole."""
+    """What was verified, and what is wrong; `wrong` is empty for an intact ledger."""
 
     calls: int = 0
     open_calls: int = 0
@@ -46,18 +47,18 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     cost_nanousd: int = 0
     balances: int = 0
     service: str
-    """The process that has taken the ledger, or empty."""
+    """The process that holds the ledger's lock, or empty."""
     wrong: list[str]
 
 
 def verify(ledger: Location) -> Verdict:
-    """Look at everything. It may take minutes on a ledger of years. Raises `LedgerNotUsable` for one not to be read."""
+    """Verify everything; takes minutes on a large ledger. Raises `LedgerNotUsable` if it cannot be read."""
     service, since_ns = lock_holder(ledger) if isinstance(ledger, Path) else ("", 0)
     with open_reader(ledger) as reader:
         wrong = list(_file_faults(reader)) if isinstance(ledger, Path) else []
-        if wrong:  # nothing that a damaged file says about its rows is to be trusted
+        if wrong:  # rows of a damaged file cannot be trusted
             return Verdict(service=service, wrong=wrong)
-        total = next(iter(select_in(reader, Selection())), NO_PATH_PARAMS)
+        total = next(iter(select_in(reader, Selection())), _NO_CALLS)
         balances = [balance_of(row) for row in reader.rows(SELECT_BALANCES_SQL)]
         wrong += [*_row_faults(reader), *_sum_faults(reader, total), *_balance_faults(reader, balances)]
         wrong += _open_faults(reader, service, since_ns) if isinstance(ledger, Path) else _orphans(reader)
@@ -74,9 +75,9 @@ def verify(ledger: Location) -> Verdict:
 
 
 def _file_faults(reader: Reader) -> Iterator[str]:
-    """Pages, indexes, types and checks of every row, by SQLite itself."""
+    """SQLite's own check of pages, indexes, types and constraints."""
     try:
-        found = [str(fault) for (fault,) in reader.rows(f"PRAGMA integrity_check({MAX_TOLD})")]
+        found = [str(fault) for (fault,) in reader.rows(f"PRAGMA integrity_check({MAX_FAULTS})")]
     except LedgerNotUsable as damage:
         yield str(damage)
     else:
@@ -93,7 +94,7 @@ def _row_faults(reader: Reader) -> Iterator[str]:
             f"SELECT count(*) FROM {table} WHERE outcome NOT IN ('', 'ok', 'error', 'partial', 'recovered')"  # noqa: S608
         )
         if count:
-            yield f"{count} rows of {table} have an outcome that there is not."
+            yield f"{count} rows of {table} have an unknown outcome."
 
 
 def _sum_faults(reader: Reader, total: Total) -> Iterator[str]:
@@ -106,20 +107,20 @@ def _sum_faults(reader: Reader, total: Total) -> Iterator[str]:
 
 
 def _balance_faults(reader: Reader, balances: Sequence[Balance]) -> Iterator[str]:
-    """A balance is what was carried into it and what the calls that claim it took, or reserve while they are open."""
-    spent, reserved = claimed_by_calls(reader.rows)
+    """Compare each balance with what was carried into it and what its calls spent and reserve."""
+    spent, reserved = amounts_by_balance(reader.rows)
     topped_up = {str(balance): int(amount) for balance, amount in reader.rows(_TOPPED_UP_SQL)}
     for kept in balances:
         if kept.unit != "nanousd":
-            continue  # of a minute: forgotten when it is over, and made anew if a clock steps back
+            continue  # of a minute: deleted when it is over, and made again if a clock steps back
         key = (kept.balance, kept.period_start_ns)
-        for name, said, found in (
-            ("spent", kept.spent, min(kept.carried + spent[key], MOST)),
+        for name, stored, found in (
+            ("spent", kept.spent, min(kept.carried + spent[key], MAX_INT64)),
             ("reserved", kept.reserved, reserved[key]),
             ("credit", kept.credit, topped_up.get(kept.balance, 0)),
         ):
-            if said != found:
-                yield f"The balance {kept.balance} ({kept.period_start_ns}) has {name} {said}; its calls say {found}."
+            if stored != found:
+                yield f"The balance {kept.balance} ({kept.period_start_ns}) has {name} {stored}; its calls say {found}."
 
 
 def _open_faults(reader: Reader, service: str, since_ns: int) -> Iterator[str]:
@@ -132,9 +133,9 @@ def _open_faults(reader: Reader, service: str, since_ns: int) -> Iterator[str]:
 
 
 def _orphans(reader: Reader) -> Iterator[str]:
-    """On PostgreSQL a call belongs to the replica that opened it."""
+    """Open calls of replicas that no longer exist; on PostgreSQL a call belongs to a replica."""
     ((count,),) = reader.rows(
         "SELECT count(*) FROM calls WHERE state = 'open' AND owner NOT IN (SELECT id FROM replicas)"
     )
     if count:
-        yield f"{count} calls are open whose replica is gone: the next start settles them as recovered."
+        yield f"{count} calls are open whose replica has ended: the next start settles them as recovered."

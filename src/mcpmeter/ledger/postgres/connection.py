@@ -1,4 +1,4 @@
-"""Connecting to PostgreSQL: the checks before, the settings after, and one line for each thing that can be wrong."""
+"""Connections to PostgreSQL: checks before, settings after, and a one-line error with a hint for every fault."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from mcpmeter.errors import LedgerNotUsable
 from mcpmeter.ledger.location import PostgresUrl
 from mcpmeter.ledger.postgres.migrations import SCHEMA, is_current, migrate, require_current
 
-OLDEST_SERVER: Final = 140000
+MIN_SERVER_VERSION: Final = 140000
 CONNECT_TIMEOUT_S: Final = 10
 
-# READ COMMITTED, because a statement after a lock has to see what the lock was waited for.
+# READ COMMITTED, because a statement after a lock has to see what was committed while it waited for the lock.
 SESSION_SQL: Final = (
     f"SET search_path TO {SCHEMA}; SET timezone TO 'UTC'; SET default_transaction_isolation TO 'read committed'"
 )
@@ -27,15 +27,15 @@ DURABLE_SQL: Final = (
     "SELECT set_config('synchronous_commit', 'on', false)"
     " WHERE current_setting('synchronous_commit') NOT IN ('on', 'remote_apply')"
 )
-"""A commit that is told before it is on disk is none; `remote_apply` waits for even more."""
+"""A commit has to be on disk before it returns; `remote_apply`, which waits for more, stays."""
 
 
 def conninfo(location: PostgresUrl) -> dict[str, Any]:
-    """The address as libpq understands it, with what we add where it says nothing. Raises `LedgerNotUsable`."""
+    """The URL's parameters for libpq, with our defaults for those it lacks. Raises `LedgerNotUsable`."""
     try:
         given = conninfo_to_dict(location.reveal())
     except psycopg.Error:
-        # libpq quotes what it stumbles over, which may be the password: its words are left out.
+        # libpq quotes the part it cannot parse, which may be the password, so its message is left out.
         raise LedgerNotUsable(
             "The ledger's address is no address that libpq understands.",
             hint="Write postgresql://user:password@host:5432/database; in the password @ as %40, / as %2F.",
@@ -45,24 +45,24 @@ def conninfo(location: PostgresUrl) -> dict[str, Any]:
 
 
 def connect_for_writing(location: PostgresUrl) -> psycopg.Connection[Any]:
-    """Connect and bring the tables up to date; commits by itself. Raises `LedgerNotUsable`."""
+    """Connect and migrate; in autocommit mode. Raises `LedgerNotUsable`."""
     return _connect(location, writes=True)
 
 
 def prepare(location: PostgresUrl) -> bool:
-    """Bring the tables up to date; whether what the server says is on disk is there. Raises `LedgerNotUsable`."""
+    """Migrate. Returns whether the server flushes commits to disk (`fsync`). Raises `LedgerNotUsable`."""
     with contextlib.closing(connect_for_writing(location)) as db, explain(location):
         return db.execute("SHOW fsync").fetchone() == ("on",)
 
 
 def connect_for_reading(location: PostgresUrl) -> psycopg.Connection[Any]:
-    """Connect without changing anything; commits by itself. Raises `LedgerNotUsable`."""
+    """Connect without changing anything; in autocommit mode. Raises `LedgerNotUsable`."""
     return _connect(location, writes=False)
 
 
 @contextlib.contextmanager
 def explain(location: PostgresUrl) -> Iterator[None]:
-    """Turns whatever PostgreSQL says inside into `LedgerNotUsable`."""
+    """Turn errors of PostgreSQL into `LedgerNotUsable`."""
     try:
         yield
     except psycopg.Error as error:
@@ -70,16 +70,16 @@ def explain(location: PostgresUrl) -> Iterator[None]:
 
 
 def not_usable(location: PostgresUrl, error: psycopg.Error) -> LedgerNotUsable:
-    """The one line for an error of PostgreSQL, with what to do."""
-    said = what_it_said(error)
+    """The one-line error for a fault of PostgreSQL, with what to do."""
+    line = error_line(error)
     for kinds, pattern, what, hint in _KNOWN:
-        if isinstance(error, kinds) and re.search(pattern, said, re.IGNORECASE):
-            return LedgerNotUsable(f"The ledger {location} {what}: {said}.", hint=hint)
-    return LedgerNotUsable(f"The ledger {location} cannot be used: {said}.", hint="Look at PostgreSQL's log.")
+        if isinstance(error, kinds) and re.search(pattern, line, re.IGNORECASE):
+            return LedgerNotUsable(f"The ledger {location} {what}: {line}.", hint=hint)
+    return LedgerNotUsable(f"The ledger {location} cannot be used: {line}.", hint="Look at PostgreSQL's log.")
 
 
-def what_it_said(error: psycopg.Error) -> str:
-    """The first line of PostgreSQL's own words; a detail, which may quote a row, is left out."""
+def error_line(error: psycopg.Error) -> str:
+    """The first line of PostgreSQL's message; its detail, which may quote a row, is left out."""
     primary = error.diag.message_primary
     if primary:
         return primary.rstrip(".")
@@ -92,19 +92,19 @@ _KNOWN: Final[tuple[tuple[type[psycopg.Error] | tuple[type[psycopg.Error], ...],
     (
         psycopg.OperationalError,
         r"password|authentication|pg_hba|role .* does not exist",
-        "lets nobody in with this user and password",
-        "Mend user and password in the address, or pg_hba.conf on the server.",
+        "does not accept this user and password",
+        "Correct user and password in the address, or pg_hba.conf on the server.",
     ),
     (
         psycopg.OperationalError,
         r"database .* does not exist",
-        "is not there",
+        "does not exist",
         "Run: createdb (as PostgreSQL's administrator), or name another database.",
     ),
     (
         psycopg.OperationalError,
         r"too many (clients|connections)|connection slots",
-        "has no connection left",
+        "has no free connection",
         "Raise max_connections on the server, or end what holds them (SELECT * FROM pg_stat_activity).",
     ),
     (
@@ -116,20 +116,20 @@ _KNOWN: Final[tuple[tuple[type[psycopg.Error] | tuple[type[psycopg.Error], ...],
     (
         (errors.ReadOnlySqlTransaction,),
         _ANYTHING,
-        "takes no writes (a standby?)",
+        "is read-only (a standby?)",
         "Name the primary server; with several hosts add ?target_session_attrs=read-write.",
     ),
     (
         psycopg.OperationalError,
         _ANYTHING,
         "cannot be reached",
-        "See that PostgreSQL runs there and that this machine may connect to it.",
+        "Check that PostgreSQL runs there and that this machine may connect to it.",
     ),
 )
 
 
 def connect(location: PostgresUrl) -> psycopg.Connection[Any]:
-    """Connect to a server that is new enough, whatever is there; commits by itself. Raises `LedgerNotUsable`."""
+    """Connect to a server that is new enough, whatever its tables; in autocommit mode. Raises `LedgerNotUsable`."""
     with explain(location):
         db = psycopg.connect(**conninfo(location), autocommit=True)
         try:
@@ -141,7 +141,7 @@ def connect(location: PostgresUrl) -> psycopg.Connection[Any]:
 
 
 def may_be_used(db: psycopg.Connection[Any], location: PostgresUrl) -> bool:
-    """Whether the tables are there and up to date. Raises `LedgerNotUsable` where this user may not make them."""
+    """Whether the tables exist and are up to date. Raises `LedgerNotUsable` if this user may not create them."""
     schema = db.execute("SELECT to_regnamespace(%s) IS NOT NULL", (SCHEMA,)).fetchone() == (True,)
     row = db.execute(
         f"SELECT has_schema_privilege('{SCHEMA}', 'USAGE')"
@@ -170,9 +170,9 @@ def _connect(location: PostgresUrl, *, writes: bool) -> psycopg.Connection[Any]:
 
 
 def _require_server(db: psycopg.Connection[Any], location: PostgresUrl) -> None:
-    if db.info.server_version < OLDEST_SERVER:
+    if db.info.server_version < MIN_SERVER_VERSION:
         major = db.info.server_version // 10_000
         raise LedgerNotUsable(
-            f"The ledger {location} is on PostgreSQL {major}; it has to be {OLDEST_SERVER // 10_000} or newer.",
+            f"The ledger {location} is on PostgreSQL {major}; it has to be {MIN_SERVER_VERSION // 10_000} or newer.",
             hint="Name another server, or upgrade this one.",
         )

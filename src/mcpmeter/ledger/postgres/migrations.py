@@ -1,7 +1,8 @@
-"""The tables on PostgreSQL as named steps. Steps are appended, never edited: a ledger in the field has run them.
+"""The ledger's tables on PostgreSQL. Steps are appended, never edited: ledgers in the field have run them.
 
-The columns and checks are SQLite's, and a test holds them so. Texts compare by their bytes, as they do there, so that
-a report has one order on both. What SQLite needs no column for is `owner`: which replica opened the call.
+Columns and checks are those of SQLite, which a test holds; texts compare by their bytes, as they do there, so that a
+report has the same order on both. Only here: `owner`, the replica that opened a call. The first step is written out,
+because PostgreSQL names checks by their order, and a later step may drop one by its name.
 """
 
 from __future__ import annotations
@@ -11,15 +12,15 @@ from typing import Any, Final
 
 import psycopg
 
-from mcpmeter.errors import LedgerNotUsable
 from mcpmeter.ledger.location import PostgresUrl
-from mcpmeter.ledger.sqlite.migrations import Migration
+from mcpmeter.ledger.migrations import PRUNED_CALLS_SQL, Migration, applied_names, outdated
+from mcpmeter.ledger.postgres.sql import tables_for_postgres
 
 SCHEMA: Final = "mcpmeter"
-"""All tables are in a schema of this name, so that they can share a database with others."""
+"""The schema of all tables, so that a ledger can share a database with other programs."""
 
 ADVISORY_LOCK: Final = 0x6D63706D
-"""`mcpm`: whoever brings the tables up to date holds it, so that replicas that start together do so one by one."""
+"""`mcpm`: held while migrating, so that replicas that start together migrate one after the other."""
 
 POSTGRES_MIGRATIONS: Final = (
     Migration(
@@ -146,45 +147,13 @@ POSTGRES_MIGRATIONS: Final = (
     ),
     Migration(
         "0002_pruned_calls",
-        """
-        CREATE TABLE pruned_calls (
-          started_at_ns bigint NOT NULL CHECK (started_at_ns >= 0),
-          team text COLLATE "C" NOT NULL,
-          project text COLLATE "C" NOT NULL,
-          key_id text COLLATE "C" NOT NULL,
-          provider text COLLATE "C" NOT NULL,
-          model text COLLATE "C" NOT NULL,
-          outcome text COLLATE "C" NOT NULL CHECK (outcome <> ''),
-          token_source text COLLATE "C" NOT NULL,
-          cost_source text COLLATE "C" NOT NULL,
-          calls bigint NOT NULL CHECK (calls > 0),
-          prompt_tokens bigint NOT NULL CHECK (prompt_tokens >= 0),
-          completion_tokens bigint NOT NULL CHECK (completion_tokens >= 0),
-          cached_read_tokens bigint NOT NULL CHECK (cached_read_tokens >= 0),
-          cache_write_tokens bigint NOT NULL CHECK (cache_write_tokens >= 0),
-          reasoning_tokens bigint NOT NULL CHECK (reasoning_tokens >= 0),
-          audio_tokens bigint NOT NULL CHECK (audio_tokens >= 0),
-          cost_nanousd bigint NOT NULL CHECK (cost_nanousd >= 0),
-          fallback_cost_nanousd bigint NOT NULL CHECK (fallback_cost_nanousd >= 0),
-          fallback_calls bigint NOT NULL CHECK (fallback_calls >= 0),
-          reported_cost_nanousd bigint NOT NULL CHECK (reported_cost_nanousd >= 0),
-          reported_cost_calls bigint NOT NULL CHECK (reported_cost_calls >= 0)
-        );
-        CREATE INDEX pruned_calls_by_start ON pruned_calls (started_at_ns);
-
-        CREATE TABLE pruned_claims (
-          balance text COLLATE "C" NOT NULL CHECK (balance <> ''),
-          period_start_ns bigint NOT NULL CHECK (period_start_ns >= 0),
-          spent bigint NOT NULL CHECK (spent >= 0),
-          PRIMARY KEY (balance, period_start_ns)
-        );
-        """,
+        tables_for_postgres(PRUNED_CALLS_SQL),
     ),
 )
 
 
 def migrate(db: psycopg.Connection[Any], location: PostgresUrl) -> None:
-    """Run the steps that this ledger lacks, each in a transaction of its own. `db` commits by itself.
+    """Run the steps that this ledger lacks, each in its own transaction. `db` is in autocommit mode.
 
     Raises `LedgerNotUsable` for a ledger of a newer program.
     """
@@ -202,12 +171,9 @@ def migrate(db: psycopg.Connection[Any], location: PostgresUrl) -> None:
 
 
 def require_current(db: psycopg.Connection[Any], location: PostgresUrl) -> None:
-    """For readers, who do not migrate. Raises `LedgerNotUsable` unless every step, and no other, has run."""
+    """Check for readers, which do not migrate. Raises `LedgerNotUsable` unless exactly the known steps have run."""
     if not is_current(db, location):
-        raise LedgerNotUsable(
-            f"The ledger {location} is empty or of an older mcpmeter.",
-            hint="Start `mcpmeter serve` on it once: that brings it up to date.",
-        )
+        raise outdated(location)
 
 
 def is_current(db: psycopg.Connection[Any], location: PostgresUrl) -> bool:
@@ -216,7 +182,7 @@ def is_current(db: psycopg.Connection[Any], location: PostgresUrl) -> bool:
 
 
 def _make_schema(db: psycopg.Connection[Any]) -> None:
-    # Asked before it is made: making one that is there needs a right on the database which the schema's owner may lack.
+    # Checked first, because CREATE SCHEMA IF NOT EXISTS needs a right on the database that the schema's owner may lack.
     if not _found(db, "to_regnamespace", SCHEMA):
         db.execute(f"CREATE SCHEMA {SCHEMA}".encode())
     if not _has_tables(db):
@@ -230,14 +196,7 @@ def _take_lock(db: psycopg.Connection[Any]) -> None:
 
 
 def _applied(db: psycopg.Connection[Any], location: PostgresUrl) -> set[str]:
-    names = {str(name) for (name,) in db.execute("SELECT name FROM mcpmeter.migrations")}
-    unknown = sorted(names - {migration.name for migration in POSTGRES_MIGRATIONS})
-    if unknown:
-        raise LedgerNotUsable(
-            f"The ledger {location} was written by a newer mcpmeter (it has the migration {unknown[-1]}).",
-            hint="Run: pip install --upgrade mcpmeter",
-        )
-    return names
+    return applied_names(db.execute("SELECT name FROM mcpmeter.migrations"), POSTGRES_MIGRATIONS, location)
 
 
 def _has_tables(db: psycopg.Connection[Any]) -> bool:

@@ -1,4 +1,13 @@
-"""One connection to PostgreSQL that is made anew when it is gone, and what its errors mean for the rows it carried."""
+"""A connection to PostgreSQL that reconnects, and what its errors mean for a transaction.
+
+It is either connected or not; the next use connects. A transaction on it ends in one of four ways:
+
+- It commits, or raises an error of its own statements (a row fault); the connection stays.
+- PostgreSQL ends it in favour of another transaction (serialization failure, deadlock): it is tried again.
+- The connection breaks, does not respond in time, or is to a server that is no longer the primary: the connection is
+  dropped and `ConnectionLost` raised. Whether the transaction was committed is unknown; the caller has to find out.
+- There is no connection and none can be made: `LedgerUnavailable`, and nothing was written.
+"""
 
 from __future__ import annotations
 
@@ -12,20 +21,20 @@ from psycopg import AsyncConnection, errors
 
 from mcpmeter.errors import LedgerUnavailable, MeterError
 from mcpmeter.ledger.location import PostgresUrl
-from mcpmeter.ledger.postgres.connection import DURABLE_SQL, WRITER_SQL, conninfo, what_it_said
-from mcpmeter.ledger.postgres.rows import Db, refused
-from mcpmeter.ledger.store import RowRefused
+from mcpmeter.ledger.postgres.connection import DURABLE_SQL, WRITER_SQL, conninfo, error_line
+from mcpmeter.ledger.postgres.sql import Db
+from mcpmeter.ledger.store import RowRefused, row_refused
 
 _Result = TypeVar("_Result")
 
-ANSWER_LIMIT_S: Final = 15.0
-"""A server that says nothing for so long is as good as gone."""
+TRANSACTION_TIMEOUT_S: Final = 15.0
+"""After this time without a result the connection counts as lost."""
 
-SUM_LIMIT_S: Final = 300.0
-"""For sums over the calls of a whole period, which may be many."""
+SUM_TIMEOUT_S: Final = 300.0
+"""For sums over all calls of a period."""
 
-ROUNDS: Final = 8
-"""How often a transaction is tried that PostgreSQL ended in favour of another one."""
+MAX_ATTEMPTS: Final = 8
+"""For a transaction that PostgreSQL ends in favour of another one."""
 
 _KEEP_ALIVE: Final = {
     "keepalives_idle": 10,
@@ -35,14 +44,14 @@ _KEEP_ALIVE: Final = {
 }
 
 ROW_FAULTS: Final = (psycopg.IntegrityError, psycopg.DataError, errors.ProgramLimitExceeded)
-"""Faults of one row and not of the ledger."""
+"""Faults of one row, not of the ledger."""
 
-_LOST_TO_ANOTHER: Final = (errors.SerializationFailure, errors.DeadlockDetected)
-_NO_LONGER_THE_PRIMARY: Final = (errors.ReadOnlySqlTransaction, errors.CannotConnectNow)
+_RETRYABLE: Final = (errors.SerializationFailure, errors.DeadlockDetected)
+_NOT_PRIMARY: Final = (errors.ReadOnlySqlTransaction, errors.CannotConnectNow)
 
 
 class ConnectionLost(Exception):
-    """The connection broke while a transaction was under way: nobody knows whether it was kept."""
+    """The connection broke during a transaction: whether it was committed is unknown."""
 
     def __init__(self, cause: Exception) -> None:
         super().__init__(str(cause))
@@ -50,26 +59,24 @@ class ConnectionLost(Exception):
 
 
 class ReconnectingConnection:
-    """A connection for one user at a time. Nothing here outlives an error: the next use connects again."""
+    """A connection for one transaction at a time. After an error the next use connects again."""
 
     def __init__(self, location: PostgresUrl) -> None:
         self._location = location
         self._db: Db | None = None
-        self._turn = asyncio.Lock()
+        self._in_use = asyncio.Lock()
 
-    async def run(self, work: Callable[[Db], Awaitable[_Result]], *, limit_s: float = ANSWER_LIMIT_S) -> _Result:
-        """Run `work` in a transaction of its own; again if PostgreSQL ended it in favour of another's.
-
-        Raises `ConnectionLost` if it broke on the way, `LedgerUnavailable` if there is no connection, and whatever
-        PostgreSQL says of the statements themselves.
-        """
-        async with self._turn:
+    async def run(
+        self, work: Callable[[Db], Awaitable[_Result]], *, timeout_s: float = TRANSACTION_TIMEOUT_S
+    ) -> _Result:
+        """Run `work` in its own transaction. Raises `ConnectionLost`, `LedgerUnavailable`, and errors of statements."""
+        async with self._in_use:
             db = await self._connected()
             try:
-                async with asyncio.timeout(limit_s):
+                async with asyncio.timeout(timeout_s):
                     return await self._try(db, work)
             except (psycopg.OperationalError, psycopg.InterfaceError, TimeoutError) as error:
-                if db.broken or db.closed or isinstance(error, (TimeoutError, *_NO_LONGER_THE_PRIMARY)):
+                if db.broken or db.closed or isinstance(error, (TimeoutError, *_NOT_PRIMARY)):
                     await self._drop()
                     raise ConnectionLost(error) from error
                 raise
@@ -78,8 +85,8 @@ class ReconnectingConnection:
                 raise
 
     async def _try(self, db: Db, work: Callable[[Db], Awaitable[_Result]]) -> _Result:
-        for _ in range(ROUNDS - 1):
-            with contextlib.suppress(*_LOST_TO_ANOTHER):
+        for _ in range(MAX_ATTEMPTS - 1):
+            with contextlib.suppress(*_RETRYABLE):
                 async with db.transaction():
                     return await work(db)
         async with db.transaction():
@@ -87,7 +94,7 @@ class ReconnectingConnection:
 
     async def close(self) -> None:
         """End the connection, if there is one."""
-        async with self._turn:
+        async with self._in_use:
             await self._drop()
 
     async def _connected(self) -> Db:
@@ -115,21 +122,21 @@ class ReconnectingConnection:
 
 
 def refusal(error: Exception) -> RowRefused:
-    """What PostgreSQL says of one row: it names the constraint, and the values only in a detail that is left out."""
-    return refused(what_it_said(error) if isinstance(error, psycopg.Error) else type(error).__name__)
+    """The error for one row. PostgreSQL names the constraint, and values only in a detail, which is left out."""
+    return row_refused(error_line(error) if isinstance(error, psycopg.Error) else type(error).__name__)
 
 
 def unavailable(error: Exception) -> MeterError:
-    """What a caller is told whose row could not be written."""
+    """The error for a row that could not be written."""
     if isinstance(error, MeterError):
         return error
     cause: Any = error.cause if isinstance(error, ConnectionLost) else error
     if isinstance(cause, psycopg.Error):
-        what = what_it_said(cause)
+        reason = error_line(cause)
     elif isinstance(cause, TimeoutError):
-        what = "PostgreSQL does not answer"
+        reason = "PostgreSQL does not respond"
     else:
-        what = f"{getattr(cause, 'strerror', None) or type(cause).__name__}"
+        reason = f"{getattr(cause, 'strerror', None) or type(cause).__name__}"
     return LedgerUnavailable(
-        f"The ledger could not be written: {what}.", hint="Look at PostgreSQL; writing goes on by itself."
+        f"The ledger could not be written: {reason}.", hint="Look at PostgreSQL; writing goes on by itself."
     )

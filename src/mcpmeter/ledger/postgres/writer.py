@@ -1,250 +1,254 @@
-"""Group commit on PostgreSQL: whatever was queued while the last transaction ran goes into the next one."""
+"""The writer of a PostgreSQL ledger: one task that commits queued rows in batches, on its own connection.
+
+A batch is one transaction: settle rows, lock their balances, reserve, insert open rows. It ends in one of five ways:
+
+- It commits. Calls that a budget refused are left out.
+- A row violates a constraint: the batch is halved until the faulty row is alone and refused.
+- A balance does not exist yet: it is made in its own transaction, and the batch starts over.
+- The connection breaks, for example because the server closed it while idle. Whether the commit happened is unknown, so
+  the writer looks for the rows over a new connection, and writes them only if they are absent.
+- That fails too, or there is no connection: every caller gets `LedgerUnavailable`, and the writer is unhealthy until a
+  later batch succeeds. Openings stay in doubt: before the next batch their rows are deleted and their reservations
+  voided, because a refused call must leave no row. Settlements that failed become `unsettled`: no one retries them, so
+  `left_open` returns their rows, to be recovered.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final
 
 from mcpmeter.errors import MeterError
-from mcpmeter.ledger.postgres.balances import BalanceMissing, give_back, make_balances, reserve_and_settle
+from mcpmeter.ledger.postgres.balances import BalanceMissing, make_balances, release, reserve_and_settle
 from mcpmeter.ledger.postgres.reconnecting import (
     ROW_FAULTS,
-    SUM_LIMIT_S,
+    SUM_TIMEOUT_S,
     ConnectionLost,
     ReconnectingConnection,
     refusal,
     unavailable,
 )
-from mcpmeter.ledger.postgres.rows import Db, execute, fitting_open, fitting_settled, insert_open, settle_rows
-from mcpmeter.ledger.reservations import KeptReservation, read_claims
-from mcpmeter.ledger.write_queue import Answers, OpenEntry, Refusal, Row, SettleEntry
+from mcpmeter.ledger.postgres.rows import checked_open, checked_settled, insert_open, settle_rows
+from mcpmeter.ledger.postgres.sql import Db, execute
+from mcpmeter.ledger.reservations import KeptReservation, decode_reservations
+from mcpmeter.ledger.write_queue import (
+    BatchResult,
+    OpenEntry,
+    Refused,
+    RowEntry,
+    SettleEntry,
+    track_open,
+    written_rows,
+)
 from mcpmeter.records import Reservation, Settlement
 
-MAX_ROWS: Final = 1_000
+MAX_BATCH_ROWS: Final = 1_000
 """In one transaction: bounds how long the first row of a batch waits for the last."""
-
-Failed = list[tuple[Row, Refusal]]
 
 
 class PostgresWriter:
-    """The one task that writes rows, on a connection of its own."""
+    """Owns the task. Entries enter by `submit`; results are passed to `on_result`."""
 
-    def __init__(self, lane: ReconnectingConnection, owner: str, on_answers: Callable[[Answers], None]) -> None:
+    def __init__(
+        self, connection: ReconnectingConnection, owner: str, on_result: Callable[[BatchResult], None]
+    ) -> None:
         self.healthy = True
         self.open_ids: set[str] = set()
-        """Rows opened in this life and not settled."""
+        """Rows opened by this process and not settled."""
         self.unsettled: set[str] = set()
-        """Of those, the ones that could not be settled: nobody will try again, so they are to be recovered."""
-        self.under_way: set[str] = set()
-        """Rows that are queued to be opened or settled, or being so."""
-        self._lane = lane
+        """Those of them whose settlement failed; they have to be recovered."""
+        self.queued: set[str] = set()
+        """Rows with an entry in the queue or in the batch being written."""
+        self._connection = connection
         self._owner = owner
-        self._on_answers = on_answers
-        self._queue: deque[Row] = deque()
-        self._news = asyncio.Event()
-        self._ending = False
-        self._unsure: set[str] = set()
-        """Openings that failed and may be in the ledger all the same: taken out before anything else is written."""
+        self._on_result = on_result
+        self._queue: deque[RowEntry] = deque()
+        self._wake_up = asyncio.Event()
+        self._closing = False
+        self._in_doubt: set[str] = set()
+        """Openings that failed and may be in the ledger all the same; deleted before anything else is written."""
         self._task = asyncio.get_running_loop().create_task(self._work(), name="mcpmeter-ledger")
 
-    def put(self, row: Row) -> None:
-        """Queue a row."""
-        self._queue.append(row)
-        self.under_way.add(_id(row))
-        self._news.set()
+    def submit(self, entry: RowEntry) -> None:
+        """Queue an entry."""
+        self._queue.append(entry)
+        self.queued.add(entry.call_id)
+        self._wake_up.set()
 
     @property
-    def looked_after(self) -> set[str]:
-        """Rows that somebody here is going to settle."""
-        return (self.open_ids - self.unsettled) | self.under_way
+    def in_progress(self) -> set[str]:
+        """Rows that this process is going to settle."""
+        return (self.open_ids - self.unsettled) | self.queued
 
-    def forget(self, unsettled: set[str]) -> None:
-        """These are settled after all: their commit came through, and only its answer did not."""
-        self.unsettled -= unsettled
-        self.open_ids -= unsettled
+    def mark_settled(self, ids: set[str]) -> None:
+        """Note rows that were settled by a commit whose response was lost."""
+        self.unsettled -= ids
+        self.open_ids -= ids
 
     async def finish(self) -> None:
         """Write what is queued, and end."""
-        self._ending = True
-        self._news.set()
+        self._closing = True
+        self._wake_up.set()
         await self._task
 
     async def _work(self) -> None:
         while True:
-            await self._news.wait()
-            self._news.clear()
+            await self._wake_up.wait()
+            self._wake_up.clear()
             while self._queue:
                 await self._write(self._take_batch())
-            if self._ending:
+            if self._closing:
                 return
 
-    def _take_batch(self) -> list[Row]:
-        """As many rows as go together: of one call only one, because a statement sees none of its own rows."""
-        batch: list[Row] = []
-        first: dict[str, Row] = {}
-        while self._queue and len(batch) < MAX_ROWS:
-            row = self._queue[0]
-            if not _goes_beside(row, first.setdefault(_id(row), row)):
+    def _take_batch(self) -> list[RowEntry]:
+        """One entry per call, or the same settlement repeated: a statement does not see rows of its own batch."""
+        batch: list[RowEntry] = []
+        first: dict[str, RowEntry] = {}
+        while self._queue and len(batch) < MAX_BATCH_ROWS:
+            entry = self._queue[0]
+            if not _fits_beside(entry, first.setdefault(entry.call_id, entry)):
                 break
             batch.append(self._queue.popleft())
         return batch
 
-    async def _write(self, batch: list[Row]) -> None:
+    async def _write(self, batch: list[RowEntry]) -> None:
         began_ns = time.perf_counter_ns()
-        rows, failed = _fitting(batch)
-        failed += await self._write_all(rows)
-        bad = {id(row) for row, _ in failed}
-        kept = [row for row in batch if id(row) not in bad]
-        self._count_open(kept)
-        self.unsettled |= {_id(row) for row, _ in failed if isinstance(row, SettleEntry)} & self.open_ids
-        waiting = {_id(row) for row in self._queue}
-        self.under_way -= {_id(row) for row in batch} - waiting
-        self._on_answers(Answers(kept, failed, (time.perf_counter_ns() - began_ns) / 1e9))
+        storable, refused = _split_storable(batch)
+        refused += await self._write_all(storable)
+        written = written_rows(batch, refused)
+        track_open(self.open_ids, written)
+        self.unsettled |= {entry.call_id for entry, _ in refused if isinstance(entry, SettleEntry)}
+        self.unsettled &= self.open_ids
+        self.queued -= {entry.call_id for entry in batch} - {entry.call_id for entry in self._queue}
+        self._on_result(BatchResult(written, refused, (time.perf_counter_ns() - began_ns) / 1e9))
 
-    def _count_open(self, kept: Iterable[Row]) -> None:
-        for row in kept:
-            if isinstance(row, OpenEntry):
-                self.open_ids.add(row.call.id)
-            else:
-                self.open_ids.discard(row.settlement.call.id)
-                self.unsettled.discard(row.settlement.call.id)
-
-    async def _write_all(self, rows: Sequence[Row]) -> Failed:
-        """All in one transaction; if one row is at fault, halves of it, until that row is alone."""
-        if not rows:
+    async def _write_all(self, entries: Sequence[RowEntry]) -> Refused:
+        if not entries:
             return []
         try:
-            if self._unsure:
-                await self._take_back()
-            failed = await self._write_surely(rows)
+            if self._in_doubt:
+                await self._resolve_doubt()
+            refused = await self._write_once(entries)
         except ROW_FAULTS as error:
-            if len(rows) == 1:
-                return [(rows[0], refusal(error))]
-        except Exception as error:  # the task outlives every error, and each waiter hears of it
+            if len(entries) == 1:
+                return [(entries[0], refusal(error))]
+        except Exception as error:  # the task survives every error, and each waiter gets its own
             self.healthy = False
-            return [(row, unavailable(error)) for row in rows]
+            return [(entry, unavailable(error)) for entry in entries]
         else:
             self.healthy = True
-            return failed
-        middle = len(rows) // 2
-        return [*await self._write_all(rows[:middle]), *await self._write_all(rows[middle:])]
+            return refused
+        middle = len(entries) // 2
+        return [*await self._write_all(entries[:middle]), *await self._write_all(entries[middle:])]
 
-    async def _write_surely(self, rows: Sequence[Row]) -> Failed:
-        """A connection that breaks is tried once more, by a new one: the server may have closed it for being idle."""
-        attempt = _Attempt(rows, self._owner)
+    async def _write_once(self, entries: Sequence[RowEntry]) -> Refused:
+        batch = _Batch(entries, self._owner)
         try:
-            return await self._run(attempt)
+            return await self._run(batch)
         except ConnectionLost:
-            self._unsure |= attempt.opened
-            kept = await self._lane.run(attempt.was_kept)
-            failed = attempt.failed if kept else await self._run(attempt)
-            self._unsure -= attempt.opened
-            return failed
+            self._in_doubt |= batch.opened
+            committed = await self._connection.run(batch.was_committed)
+            refused = batch.refused if committed else await self._run(batch)
+            self._in_doubt -= batch.opened
+            return refused
 
-    async def _run(self, attempt: _Attempt) -> Failed:
+    async def _run(self, batch: _Batch) -> Refused:
         while True:
             try:
-                return await self._lane.run(attempt.write)
+                return await self._connection.run(batch.write)
             except BalanceMissing:
-                await self._lane.run(partial(make_balances, claims=attempt.claims), limit_s=SUM_LIMIT_S)
+                make = partial(make_balances, reservations=batch.reservations)
+                await self._connection.run(make, timeout_s=SUM_TIMEOUT_S)
 
-    async def _take_back(self) -> None:
-        """An opening that failed leaves no row and reserves nothing, though its commit may have come through."""
-        unsure = sorted(self._unsure)
+    async def _resolve_doubt(self) -> None:
+        ids = sorted(self._in_doubt)
 
-        async def take_back(db: Db) -> None:
+        async def delete(db: Db) -> None:
             rows = await execute(
                 db,
                 "DELETE FROM calls WHERE id = ANY($1::text[]) AND owner = $2 AND state = 'open' RETURNING claims",
-                (unsure, self._owner),
+                (ids, self._owner),
             )
-            await give_back(db, [claim for (kept,) in rows for claim in read_claims(kept)])
+            await release(db, [kept for (claims,) in rows for kept in decode_reservations(claims)])
 
-        await self._lane.run(take_back)
-        self._unsure.clear()
+        await self._connection.run(delete)
+        self._in_doubt.clear()
 
 
-class _Attempt:
-    """One transaction's rows, and how those ended that were refused in it."""
+class _Batch:
+    """The entries of one transaction, and those that were refused in it."""
 
-    def __init__(self, rows: Sequence[Row], owner: str) -> None:
-        self.failed: Failed = []
+    def __init__(self, entries: Sequence[RowEntry], owner: str) -> None:
+        self.refused: Refused = []
         self._owner = owner
-        self._opens = [row for row in rows if isinstance(row, OpenEntry)]
+        self._opens = [entry for entry in entries if isinstance(entry, OpenEntry)]
         self._settles: dict[str, list[SettleEntry]] = {}
-        for row in rows:
-            if isinstance(row, SettleEntry):
-                self._settles.setdefault(row.settlement.call.id, []).append(row)
+        for entry in entries:
+            if isinstance(entry, SettleEntry):
+                self._settles.setdefault(entry.call_id, []).append(entry)
 
     @property
     def opened(self) -> set[str]:
-        """The ids of those that are to be opened."""
-        return {row.call.id for row in self._opens}
+        """The ids to be opened."""
+        return {entry.call_id for entry in self._opens}
 
     @property
-    def claims(self) -> list[Reservation]:
-        """One claim on each balance, in the order of names."""
-        claims = {(c.balance, c.period_start_ns): c for row in self._opens for c in row.call.claims}
-        return [claims[place] for place in sorted(claims)]
+    def reservations(self) -> list[Reservation]:
+        """One reservation per balance, in the order of names."""
+        by_key = {(r.balance, r.period_start_ns): r for entry in self._opens for r in entry.call.reservations}
+        return [by_key[key] for key in sorted(by_key)]
 
-    async def write(self, db: Db) -> Failed:
-        """Calls first and balances after them: the order of locks that all replicas keep to."""
-        self.failed = []
+    async def write(self, db: Db) -> Refused:
+        """Settle before balances are locked: all replicas take locks in this order."""
+        self.refused = []
         settled = await self._settle(db)
-        refusals = await reserve_and_settle(db, [row.call for row in self._opens], settled)
-        for row in self._opens:
-            if why := refusals.get(row.call.id):
-                self.failed.append((row, why))
-        admitted = [fitting_open(row.call) for row in self._opens if row.call.id not in refusals]
+        refusals = await reserve_and_settle(db, [entry.call for entry in self._opens], settled)
+        self.refused += [(entry, refusals[entry.call_id]) for entry in self._opens if entry.call_id in refusals]
+        admitted = [checked_open(entry.call) for entry in self._opens if entry.call_id not in refusals]
         if admitted:
             await insert_open(db, admitted, self._owner)
-        return self.failed
+        return self.refused
 
     async def _settle(self, db: Db) -> list[tuple[Settlement, list[KeptReservation]]]:
         if not self._settles:
             return []
-        settlements = {row_id: same[0].settlement for row_id, same in self._settles.items()}
-        claimed, conflicts = await settle_rows(db, [fitting_settled(one) for one in settlements.values()])
-        self.failed += [(row, conflict) for row_id, conflict in conflicts.items() for row in self._settles[row_id]]
-        return [(settlements[row_id], kept) for row_id, kept in claimed.items()]
+        settlements = {call_id: same[0].settlement for call_id, same in self._settles.items()}
+        reserved, conflicts = await settle_rows(db, [checked_settled(one) for one in settlements.values()])
+        self.refused += [(entry, error) for call_id, error in conflicts.items() for entry in self._settles[call_id]]
+        return [(settlements[call_id], kept) for call_id, kept in reserved.items()]
 
-    async def was_kept(self, db: Db) -> bool:
-        """Whether the transaction was kept before its connection broke. Settling once more does no harm."""
-        refused = {_id(row) for row, _ in self.failed}
-        ids = sorted(self.opened - refused)
+    async def was_committed(self, db: Db) -> bool:
+        """Whether the opened rows are in the ledger. A batch of settlements may simply run again."""
+        ids = sorted(self.opened - {entry.call_id for entry, _ in self.refused})
         if not ids:
             return False
         sql = "SELECT count(*) FROM calls WHERE id = ANY($1::text[]) AND owner = $2"
         return await execute(db, sql, (ids, self._owner)) == [(len(ids),)]
 
 
-def _id(row: Row) -> str:
-    return row.call.id if isinstance(row, OpenEntry) else row.settlement.call.id
-
-
-def _goes_beside(row: Row, first: Row) -> bool:
-    """Whether a row may be in one batch with the first of its call: if it is that one, or says the same once more."""
-    if row is first:
+def _fits_beside(entry: RowEntry, first: RowEntry) -> bool:
+    """Whether an entry may be in one batch with the first of its call: it is that one, or the same settlement."""
+    if entry is first:
         return True
-    return isinstance(row, SettleEntry) and isinstance(first, SettleEntry) and row.settlement == first.settlement
+    return isinstance(entry, SettleEntry) and isinstance(first, SettleEntry) and entry.settlement == first.settlement
 
 
-def _fitting(batch: Sequence[Row]) -> tuple[list[Row], Failed]:
-    rows: list[Row] = []
-    failed: Failed = []
-    for row in batch:
+def _split_storable(batch: Sequence[RowEntry]) -> tuple[list[RowEntry], Refused]:
+    storable: list[RowEntry] = []
+    refused: Refused = []
+    for entry in batch:
         try:
-            if isinstance(row, OpenEntry):
-                fitting_open(row.call)
+            if isinstance(entry, OpenEntry):
+                checked_open(entry.call)
             else:
-                fitting_settled(row.settlement)
-            rows.append(row)
+                checked_settled(entry.settlement)
+            storable.append(entry)
         except MeterError as error:
-            failed.append((row, error))
+            refused.append((entry, error))
         except (ValueError, TypeError, AttributeError) as error:
-            failed.append((row, refusal(error)))
-    return rows, failed
+            refused.append((entry, refusal(error)))
+    return storable, refused

@@ -1,4 +1,4 @@
-"""Balances of budgets for commands: read, and topped up, beside a service that may be running on the same ledger."""
+"""A budget's balances for commands: read them, and top them up, beside a service that may be running."""
 
 from __future__ import annotations
 
@@ -8,115 +8,88 @@ from typing import Final
 import msgspec
 
 from mcpmeter.errors import SetupError
+from mcpmeter.ledger.balances import (
+    CREDIT_SQL,
+    INSERT_TOP_UP_SQL,
+    SELECT_BALANCES_SQL,
+    SET_CREDIT_SQL,
+    TOP_UP_COLUMNS,
+    balance_of,
+    new_balance,
+    open_calls_sql,
+    scope_values,
+    spent_of,
+    spent_sql,
+)
 from mcpmeter.ledger.location import Location
-from mcpmeter.ledger.queries.reader import Reader, Writer, open_reader, open_writer, require_ledger
+from mcpmeter.ledger.queries.reader import Reader, open_reader, open_writer, require_ledger
 from mcpmeter.money import MAX_NANOUSD
 from mcpmeter.records import Balance, Reservation, TopUp
 
-_COLUMNS: Final = ", ".join(Balance.__struct_fields__)
-_TOP_UP_COLUMNS: Final = ", ".join(TopUp.__struct_fields__)
-_IN_SCOPE: Final = (
-    "started_at_ns >= ?1 AND (?2 = 0 OR started_at_ns < ?2) AND (?3 = '' OR team = ?3) AND (?4 = '' OR project = ?4)"
-    " AND (?5 = '' OR key_id = ?5) AND (?6 = '' OR model = ?6)"
-)
-# Summed as two halves, because a sum beyond 64 bits is an error in SQLite.
-_HALVES: Final = (
-    "SELECT coalesce(sum((cost_nanousd + fallback_cost_nanousd) >> 32), 0),"
-    " coalesce(sum((cost_nanousd + fallback_cost_nanousd) & 4294967295), 0) FROM"
-)
-_TAKEN: Final = (
-    f"{_HALVES} calls WHERE state = 'settled' AND {_IN_SCOPE} UNION ALL {_HALVES} pruned_calls WHERE {_IN_SCOPE}"
-)
-_RESERVED: Final = f"SELECT coalesce(sum(reserved_nanousd), 0) FROM calls WHERE state = 'open' AND {_IN_SCOPE}"  # noqa: S608
-_CREDIT: Final = "SELECT coalesce(sum(amount_nanousd), 0) FROM top_ups WHERE balance = ?1"
+_PERIODS_SQL: Final = f"{SELECT_BALANCES_SQL} WHERE balance = ?1 ORDER BY period_start_ns DESC"
+_TOP_UPS_SQL: Final = f"SELECT {', '.join(TOP_UP_COLUMNS)} FROM top_ups WHERE balance = ?1 ORDER BY at_ns, id"  # noqa: S608
 
 
-class BudgetBalance(msgspec.Struct, frozen=True, kw_only=True):
-    """What the ledger knows of a budget: its present period, what burned lately, the periods before, its top-ups."""
+class BudgetHistory(msgspec.Struct, frozen=True, kw_only=True):
+    """What the ledger has on a budget: the current period, the recent burn, stored periods, top-ups."""
 
     balance: Balance
     burned_nanousd: int
     periods: list[Balance]
-    """Those that the ledger kept, the latest first; the present one among them once it has seen a call."""
+    """Newest first; the current one is among them once it has had a call."""
     top_ups: list[TopUp]
-    """The oldest first."""
+    """Oldest first."""
 
 
-def read_standings(ledger: Location, claims: Sequence[tuple[Reservation, int]], now_ns: int) -> list[BudgetBalance]:
-    """How the balances of these claims stand; what burned is asked for since the instant beside each claim.
+def read_histories(
+    ledger: Location, reservations: Sequence[tuple[Reservation, int]], now_ns: int
+) -> list[BudgetHistory]:
+    """The histories of these reservations' balances; burn is counted since the instant beside each reservation.
 
-    A balance that no call has touched yet is what the calls of its scope make of it. Raises `LedgerNotUsable`.
+    A balance that no call has touched yet is computed from the calls of its scope. Raises `LedgerNotUsable`.
     """
     with open_reader(ledger) as reader:
-        return [_standing(reader, claim, since_ns, now_ns) for claim, since_ns in claims]
+        return [_history(reader, reservation, since_ns, now_ns) for reservation, since_ns in reservations]
 
 
-def _standing(reader: Reader, claim: Reservation, since_ns: int, now_ns: int) -> BudgetBalance:
-    rows = reader.rows(f"SELECT {_COLUMNS} FROM balances WHERE balance = ?1", (claim.balance,))  # noqa: S608
-    kept = [msgspec.convert(dict(zip(Balance.__struct_fields__, row, strict=True)), Balance) for row in rows]
-    kept.sort(key=lambda balance: -balance.period_start_ns)
-    present = next((balance for balance in kept if balance.period_start_ns == claim.period_start_ns), None)
-    return BudgetBalance(
-        balance=present or _made_of_calls(reader, claim),
-        burned_nanousd=_taken(reader, claim, since_ns, now_ns),
-        periods=kept,
-        top_ups=_top_ups(reader, claim.balance),
+def _history(reader: Reader, reservation: Reservation, since_ns: int, now_ns: int) -> BudgetHistory:
+    periods = [balance_of(row) for row in reader.rows(_PERIODS_SQL, (reservation.balance,))]
+    current = next((b for b in periods if b.period_start_ns == reservation.period_start_ns), None)
+    top_ups = reader.rows(_TOP_UPS_SQL, (reservation.balance,))
+    return BudgetHistory(
+        balance=current or _computed(reader, reservation),
+        burned_nanousd=_spent(reader, reservation, since_ns, now_ns),
+        periods=periods,
+        top_ups=[msgspec.convert(dict(zip(TOP_UP_COLUMNS, row, strict=True)), TopUp) for row in top_ups],
     )
 
 
-def _made_of_calls(reader: Reader, claim: Reservation) -> Balance:
-    spent = _taken(reader, claim, claim.period_start_ns, claim.period_end_ns)
-    ((reserved,),) = reader.rows(_RESERVED, _scope(claim, claim.period_start_ns, claim.period_end_ns))
-    ((credit,),) = reader.rows(_CREDIT, (claim.balance,))
-    return Balance(
-        balance=claim.balance,
-        unit="nanousd",
-        period_start_ns=claim.period_start_ns,
-        period_end_ns=claim.period_end_ns,
-        spent=spent,
-        reserved=int(reserved),
+def _computed(reader: Reader, reservation: Reservation) -> Balance:
+    open_calls = reader.rows(open_calls_sql("nanousd"), scope_values(reservation))
+    ((credit,),) = reader.rows(CREDIT_SQL, (reservation.balance,))
+    return new_balance(
+        reservation,
+        spent=_spent(reader, reservation),
+        reserved=sum(amount for _, _, amount in open_calls),
         credit=int(credit),
-        carried=spent,
     )
 
 
-def _taken(reader: Reader, claim: Reservation, since_ns: int, until_ns: int) -> int:
-    rows = reader.rows(_TAKEN, _scope(claim, since_ns, until_ns))
-    return sum((int(high) << 32) + int(low) for high, low in rows)
-
-
-def _scope(claim: Reservation, since_ns: int, until_ns: int) -> tuple[int | str, ...]:
-    scope = claim.scope
-    return (since_ns, until_ns, scope.team, scope.project, scope.key_id, scope.model)
-
-
-def _top_ups(reader: Reader, balance: str) -> list[TopUp]:
-    sql = f"SELECT {_TOP_UP_COLUMNS} FROM top_ups WHERE balance = ?1 ORDER BY at_ns, id"  # noqa: S608
-    rows = reader.rows(sql, (balance,))
-    return [msgspec.convert(dict(zip(TopUp.__struct_fields__, row, strict=True)), TopUp) for row in rows]
+def _spent(reader: Reader, reservation: Reservation, since_ns: int | None = None, until_ns: int | None = None) -> int:
+    return spent_of(reader.rows(spent_sql("nanousd"), scope_values(reservation, since_ns, until_ns)))
 
 
 def add_top_up(ledger: Location, top_up: TopUp) -> int:
-    """Keep a top-up durably; returns the balance's whole credit. A running service counts it with the next call.
+    """Store a top-up durably; returns the balance's total credit. A running service counts it at its next call.
 
-    Raises `LedgerNotUsable`, also where there is no ledger yet: a slip in its name must not swallow money.
+    Raises `LedgerNotUsable`, also if there is no ledger: a typing error in its name must not swallow money.
     """
     require_ledger(ledger)
     with open_writer(ledger) as writer:
-        credit = _credit(writer, top_up.balance) + top_up.amount_nanousd
+        ((before,),) = writer.execute(CREDIT_SQL, (top_up.balance,))
+        credit = int(before) + top_up.amount_nanousd
         if abs(credit) > MAX_NANOUSD:
             raise SetupError("The credit would be more than 9 billion dollars.", hint="Top up by less.")
-        writer.execute(
-            f"INSERT INTO top_ups ({_TOP_UP_COLUMNS}) VALUES (?, ?, ?, ?, ?)",  # noqa: S608 (constants only)
-            msgspec.structs.astuple(top_up),
-        )
-        # Added and not set: two top-ups at once must both count.
-        writer.execute(
-            "UPDATE balances SET credit = credit + ? WHERE balance = ?", (top_up.amount_nanousd, top_up.balance)
-        )
+        writer.execute(INSERT_TOP_UP_SQL, msgspec.structs.astuple(top_up))
+        writer.execute(SET_CREDIT_SQL, (credit, top_up.balance))
         return credit
-
-
-def _credit(writer: Writer, balance: str) -> int:
-    ((credit,),) = writer.execute(_CREDIT, (balance,))
-    return int(credit)

@@ -1,4 +1,4 @@
-"""Stretches of time in which a time zone keeps one offset, so that SQL can tell its days by plain arithmetic."""
+"""Stretches of time in which a time zone has one offset, so that SQL can compute its days by plain arithmetic."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Stretch(NamedTuple):
 
 
 def stretches(zone: tzinfo, first_ns: int, last_ns: int) -> list[Stretch]:
-    """The time from first to last, both included, cut where the zone changes its offset."""
+    """The time from first to last, both included, split at each change of the zone's offset."""
     if first_ns > last_ns:
         return []
     cuts = [first_ns, *(second * SECOND_NS for second in _changes(zone, first_ns // SECOND_NS, last_ns // SECOND_NS))]
@@ -35,16 +35,16 @@ def day_text(days_since_epoch: int) -> str:
 
 
 def _changes(zone: tzinfo, first_s: int, last_s: int) -> Iterator[int]:
-    """The seconds, after the first and up to the last, from which on another offset holds."""
+    """The seconds, after the first and up to the last, at which a new offset begins."""
     low = last_s if zone is UTC else first_s
     while low < last_s:
         high = min(low + DAY_S, last_s)
         if _offset_s(zone, low) != _offset_s(zone, high):
-            yield _first_with_another_offset(zone, low, high)
+            yield _first_with_new_offset(zone, low, high)
         low = high
 
 
-def _first_with_another_offset(zone: tzinfo, low: int, high: int) -> int:
+def _first_with_new_offset(zone: tzinfo, low: int, high: int) -> int:
     before = _offset_s(zone, low)
     while high - low > 1:
         middle = (low + high) // 2

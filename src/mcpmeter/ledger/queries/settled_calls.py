@@ -1,4 +1,4 @@
-"""The ledger as a bill is compared with it: settled calls, in the order of the provider's request ids."""
+"""Settled calls as reconciliation compares them with a bill, in the order of the provider's request ids."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ import msgspec
 
 from mcpmeter.ledger.location import Location
 from mcpmeter.ledger.queries.reader import open_reader
+from mcpmeter.ledger.sums import halves, whole
 
 
 class SettledCall(msgspec.Struct, frozen=True, gc=False):
-    """What a provider's bill can be compared with. The fields are columns of the ledger, in this order."""
+    """One call as a bill is compared with it. The fields are columns of the ledger, in this order."""
 
     id: str
     started_at_ns: int
@@ -34,29 +35,27 @@ class SettledCall(msgspec.Struct, frozen=True, gc=False):
 
 
 _COLUMNS: Final = ", ".join(SettledCall.__struct_fields__)
-# By id in byte order, in which the lines of a bill are sorted too; the call's own id makes it one order only.
+# In byte order, in which the lines of a bill are sorted too; the call's own id makes the order unique.
 _SQL: Final = (
     f"SELECT {_COLUMNS} FROM calls WHERE state = 'settled' "  # noqa: S608 (constants only)
     "AND started_at_ns >= ?1 AND started_at_ns < ?2 AND (?3 IS NULL OR provider = ?3) AND provider <> '' "
     "AND (NOT ?4 OR reported_cost_nanousd IS NOT NULL) ORDER BY upstream_request_id, id"
 )
-
-# Sums of halves, because the sum of nano-dollars can be larger than a whole number of SQLite.
 _OUTSIDE_SQL: Final = (
-    "SELECT count(*), coalesce(sum(cost_nanousd >> 32), 0), coalesce(sum(cost_nanousd & 4294967295), 0) FROM calls "
+    f"SELECT count(*), {halves('cost_nanousd')} FROM calls "  # noqa: S608 (constants only)
     "WHERE state = 'settled' AND (started_at_ns < ?1 OR started_at_ns >= ?2) AND provider = ?3 "
     "AND (cost_nanousd <> 0 OR prompt_tokens <> 0 OR completion_tokens <> 0)"
 )
 
 
 def calls_outside(ledger: Location, *, since_ns: int, until_ns: int, provider: str) -> tuple[int, int]:
-    """Number and nano-dollars of a provider's calls outside [since, until) that have tokens or a cost.
+    """Number and cost in nano-dollars of a provider's calls outside [since, until) that have tokens or a cost.
 
     Raises `LedgerNotUsable`.
     """
     with open_reader(ledger) as reader:
-        ((calls, high, low),) = reader.rows(_OUTSIDE_SQL, (since_ns, until_ns, provider))
-    return calls, (high << 32) + low
+        ((calls, *cost),) = reader.rows(_OUTSIDE_SQL, (since_ns, until_ns, provider))
+    return calls, whole(cost)
 
 
 def settled_calls(
@@ -64,7 +63,7 @@ def settled_calls(
 ) -> Iterator[SettledCall]:
     """Model calls started in [since, until), ordered by the bytes of `upstream_request_id`, read one by one.
 
-    `provider` is its name in the configuration; `with_reported_cost` leaves out calls whose provider told no cost.
+    `provider` is its name in the configuration; `with_reported_cost` leaves out calls without a cost reported by it.
     Raises `LedgerNotUsable`.
     """
     with open_reader(ledger) as reader:

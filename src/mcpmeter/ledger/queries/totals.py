@@ -1,7 +1,7 @@
-"""Sums for reports, read from a ledger that a service may be writing to. Every amount is an exact integer.
+"""Sums for reports, read while a service may be writing. Every amount is an exact integer.
 
-Calls that were pruned are kept as sums (`pruned_calls`); one statement reads both, so that a call is never counted
-twice, nor missed, while it is being pruned.
+Pruned calls are stored as sums (`pruned_calls`). One statement reads both tables, so that a call is counted exactly
+once even while it is being pruned.
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ from mcpmeter.ledger.location import Location
 from mcpmeter.ledger.queries.days import DAY_S, Stretch, day_text, stretches
 from mcpmeter.ledger.queries.reader import Reader, open_reader
 from mcpmeter.ledger.rows import SELECT_ROWS_SQL, row_of
+from mcpmeter.ledger.sums import MAX_INT64, halves, whole
 from mcpmeter.records import LedgerRow
 
 Grouping = Literal["team", "project", "model", "provider", "key", "day", "outcome"]
-"""What totals may be grouped by; `day` is by the start of the call, in UTC unless another time zone is asked for."""
+"""What totals may be grouped by; `day` is that of the call's start, in UTC unless a time zone is given."""
 
 GROUPINGS: Final[tuple[Grouping, ...]] = get_args(Grouping)
-LATEST_NS: Final = 2**63 - 1
 
 
 class Total(msgspec.Struct, frozen=True, kw_only=True):
-    """Sums of one group. Tokens and cost are those of settled calls; a call is of the period it started in."""
+    """Sums of one group. Tokens and cost are those of settled calls; a call belongs to the period it started in."""
 
     group: tuple[str, ...]
     """Values in the order of `by`."""
     calls: int
     """Settled calls."""
     open_calls: int
-    """Not settled yet: under way, or to be recovered at the next start of the service."""
+    """Not settled: in flight, or to be recovered at the next start of the service."""
     prompt_tokens: int
     completion_tokens: int
     cached_read_tokens: int
@@ -41,34 +41,34 @@ class Total(msgspec.Struct, frozen=True, kw_only=True):
     reasoning_tokens: int
     audio_tokens: int
     reported_calls: int
-    """Settled calls by where their tokens came from; what is missing to `calls` reached no model."""
+    """Settled calls by the source of their tokens; the rest of `calls` reached no model."""
     estimated_calls: int
     partial_calls: int
     missing_calls: int
     unpriced_calls: int
     cost_nanousd: int
     listed_cost_nanousd: int
-    """The part of the cost that is from dated price lists; the rest is what providers said."""
+    """The part of the cost from dated price lists; the rest was reported by providers."""
     reported_cost_nanousd: int
-    """What the providers said, for the calls where they said it."""
+    """What providers reported, for the calls with a reported cost."""
     reported_cost_calls: int
     fallback_calls: int = 0
-    """Unpriced calls that budgets count by the configured fallback price."""
+    """Unpriced calls that budgets count at the configured fallback price."""
     fallback_cost_nanousd: int = 0
-    """What they count it as; it is no cost and in no sum of costs."""
+    """What budgets count for them; not a cost, and part of no sum of costs."""
 
 
 class Selection(NamedTuple):
-    """Which calls, and by what they are summed up."""
+    """Which calls, and how they are grouped."""
 
     by: tuple[Grouping, ...] = ()
     since_ns: int = 0
     until_ns: int | None = None
-    """Not included; None: no end."""
+    """Exclusive; None for no end."""
     team: str | None = None
     """Only this team's calls."""
     zone: tzinfo = UTC
-    """Whose days `day` means."""
+    """The time zone of `day`."""
 
 
 _GROUP_SQL: Final[dict[Grouping, str]] = {
@@ -90,11 +90,11 @@ _COUNTED: Final = {
     "missing_calls": "token_source = 'missing'",
     "unpriced_calls": "cost_source = 'unpriced'",
 }
-_COUNTED_APART: Final = {
+_COUNTED_BY_COLUMN: Final = {
     "reported_cost_calls": "reported_cost_nanousd IS NOT NULL",
     "fallback_calls": "fallback_cost_nanousd > 0",
 }
-"""Counts that a kept sum has a column for, as its source is no part of its group."""
+"""Counts that `pruned_calls` has a column for, because they are not part of its groups."""
 
 _SUMMED: Final = {
     "prompt_tokens": "prompt_tokens",
@@ -108,17 +108,14 @@ _SUMMED: Final = {
     "reported_cost_nanousd": "reported_cost_nanousd",
     "fallback_cost_nanousd": "fallback_cost_nanousd",
 }
-_NAMES: Final = (*_COUNTED, *_COUNTED_APART)
-# Summed as two halves, because a sum beyond 64 bits is an error in SQLite and must not take the whole report with it.
-_HALVES: Final = [
-    f"coalesce(sum(({sql}) >> 32), 0), coalesce(sum(({sql}) & 4294967295), 0)" for sql in _SUMMED.values()
-]
+_NAMES: Final = (*_COUNTED, *_COUNTED_BY_COLUMN)
+_HALVES: Final = [halves(sql) for sql in _SUMMED.values()]
 _FROM_CALLS: Final = ", ".join(
-    [f"count(*) FILTER (WHERE {condition})" for condition in (_COUNTED | _COUNTED_APART).values()] + _HALVES
+    [f"count(*) FILTER (WHERE {condition})" for condition in (_COUNTED | _COUNTED_BY_COLUMN).values()] + _HALVES
 )
 _FROM_PRUNED: Final = ", ".join(
     [f"coalesce(sum(calls) FILTER (WHERE {condition}), 0)" for condition in _COUNTED.values()]
-    + [f"coalesce(sum({name}), 0)" for name in _COUNTED_APART]
+    + [f"coalesce(sum({name}), 0)" for name in _COUNTED_BY_COLUMN]
     + _HALVES
 )
 _SOURCES: Final = {"calls": _FROM_CALLS, "pruned_calls": _FROM_PRUNED}
@@ -135,13 +132,13 @@ def totals(
 
 
 def select(ledger: Location, selection: Selection) -> list[Total]:
-    """The same with all that can be selected. Raises `LedgerNotUsable`."""
+    """The sums of a selection. Raises `LedgerNotUsable`."""
     with open_reader(ledger) as reader:
         return select_in(reader, selection)
 
 
 def select_in(reader: Reader, selection: Selection) -> list[Total]:
-    """The same from an open ledger."""
+    """The sums of a selection, from an open ledger."""
     unknown = set(selection.by) - set(GROUPINGS)
     if unknown:
         raise ValueError(f"no grouping {sorted(unknown)}; there are {', '.join(GROUPINGS)}")
@@ -161,11 +158,11 @@ def find_call(ledger: Location, call_id: str) -> LedgerRow | None:
 
 
 def _last_ns(selection: Selection) -> int:
-    return LATEST_NS if selection.until_ns is None else min(selection.until_ns - 1, LATEST_NS)
+    return MAX_INT64 if selection.until_ns is None else min(selection.until_ns - 1, MAX_INT64)
 
 
 def _narrowed(reader: Reader, first_ns: int, last_ns: int) -> tuple[int, int]:
-    """To where there are calls: a zone's changes are looked for day by day."""
+    """Limit a period to where there are calls, because a zone's changes are searched day by day."""
     ends = [
         int(ns)
         for row in reader.rows(
@@ -179,15 +176,15 @@ def _narrowed(reader: Reader, first_ns: int, last_ns: int) -> tuple[int, int]:
 
 
 def _statement(selection: Selection, cuts: Sequence[Stretch]) -> tuple[str, tuple[int | str, ...]]:
-    """One SELECT for each source and each stretch of one offset, all in one statement, which sees one state."""
+    """One SELECT per source and stretch of one offset, in one statement, which sees one snapshot."""
     values: list[int | str] = []
     parts = []
     for cut in cuts:
-        # A day more, so that what is divided is never negative; `_group` takes it off.
+        # A day is added so that the dividend is never negative; `_group` subtracts it.
         values += [cut.first_ns, cut.last_ns, cut.offset_s + DAY_S]
-        place = len(values)
-        where = f"started_at_ns >= ?{place - 2} AND started_at_ns <= ?{place - 1}"
-        groups = [_GROUP_SQL[name].format(offset=f"?{place}") for name in selection.by]
+        number = len(values)
+        where = f"started_at_ns >= ?{number - 2} AND started_at_ns <= ?{number - 1}"
+        groups = [_GROUP_SQL[name].format(offset=f"?{number}") for name in selection.by]
         if "day" not in selection.by:
             values.pop()
         if selection.team is not None:
@@ -198,19 +195,19 @@ def _statement(selection: Selection, cuts: Sequence[Stretch]) -> tuple[str, tupl
 
 
 def _select(source: str, groups: Sequence[str], where: str) -> str:
-    places = ", ".join(str(place) for place in range(1, len(groups) + 1))
+    columns = ", ".join(str(number) for number in range(1, len(groups) + 1))
     return (
         f"SELECT {', '.join([*groups, _SOURCES[source]])} FROM {source} WHERE {where}"  # noqa: S608 (constants only)
-        + (f" GROUP BY {places}" if groups else " HAVING count(*) > 0")
+        + (f" GROUP BY {columns}" if groups else " HAVING count(*) > 0")
     )
 
 
 def _merged(selection: Selection, rows: Iterable[Sequence[Any]]) -> list[Total]:
-    places = len(selection.by)
+    width = len(selection.by)
     sums: dict[tuple[str, ...], list[int]] = {}
     for row in rows:
-        figures = list(_figures(row[places:]))
-        group = tuple(_group(selection.by, row[:places]))
+        figures = list(_figures(row[width:]))
+        group = tuple(_group(selection.by, row[:width]))
         known = sums.get(group)
         sums[group] = figures if known is None else [a + b for a, b in zip(known, figures, strict=True)]
     return [
@@ -225,6 +222,6 @@ def _group(by: Sequence[Grouping], values: Sequence[Any]) -> Iterator[str]:
 
 
 def _figures(row: Sequence[Any]) -> Iterator[int]:
-    counts, halves = row[: len(_NAMES)], row[len(_NAMES) :]
+    counts, sums = row[: len(_NAMES)], row[len(_NAMES) :]
     yield from (int(count) for count in counts)
-    yield from ((int(high) << 32) + int(low) for high, low in zip(halves[::2], halves[1::2], strict=True))
+    yield from (whole(pair) for pair in zip(sums[::2], sums[1::2], strict=True))

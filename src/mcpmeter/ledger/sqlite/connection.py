@@ -1,4 +1,4 @@
-"""Opening a ledger's file: the checks before, the settings after, and one line for each thing that can be wrong."""
+"""Connections to a ledger's file: checks before, settings after, and a one-line error with a hint for every fault."""
 
 from __future__ import annotations
 
@@ -16,30 +16,22 @@ import apsw
 from mcpmeter.errors import LedgerNotUsable
 from mcpmeter.ledger.sqlite.migrations import migrate, require_current
 
-OLDEST_SQLITE: Final = (3, 51, 3)
-"""Versions before it can lose committed rows when two connections reset the WAL at once (fixed in 3.51.3)."""
+MIN_SQLITE_VERSION: Final = (3, 51, 3)
+"""Earlier versions can lose committed rows when two connections reset the WAL at once."""
 
 BUSY_TIMEOUT_MS: Final = 5_000
-CHECK_LIMIT_S: Final = 2.0
-WAL_LIMIT_BYTES: Final = 64 * 2**20
+CHECK_TIMEOUT_S: Final = 2.0
+MAX_WAL_BYTES: Final = 64 * 2**20
 
 Synchronous = Literal["full", "normal"]
-"""When a commit is flushed to the disk: before it is told, or at the next checkpoint of the log."""
+"""When a commit is flushed to disk: before it returns, or at the next checkpoint of the log."""
 
 _ANOTHER_FILE: Final = "set MCPMETER_LEDGER or the setting `ledger.path` to another file"
 _HEADER: Final = b"SQLite format 3\x00"
 
 
-def default_ledger_path() -> Path:
-    """`$MCPMETER_LEDGER`, or `mcpmeter/ledger.db` in `$XDG_STATE_HOME` or `~/.local/state`."""
-    if named := os.environ.get("MCPMETER_LEDGER"):
-        return Path(named).expanduser()
-    state = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
-    return Path(state).expanduser() / "mcpmeter" / "ledger.db"
-
-
 def open_for_writing(path: Path, synchronous: Synchronous = "full") -> apsw.Connection:
-    """Open or make the ledger, check it and bring its tables up to date. Raises `LedgerNotUsable`."""
+    """Open or create the ledger, check it and migrate it. Raises `LedgerNotUsable`."""
     _require_sqlite(apsw.sqlite_lib_version())
     _make_file(path)
     _require_header(path)
@@ -47,7 +39,7 @@ def open_for_writing(path: Path, synchronous: Synchronous = "full") -> apsw.Conn
 
 
 def open_for_reading(path: Path) -> apsw.Connection:
-    """Open a ledger that may be in use by a service, without the right to change it. Raises `LedgerNotUsable`."""
+    """Open a ledger read-only; a service may be using it. Raises `LedgerNotUsable`."""
     if not path.exists():
         raise LedgerNotUsable(
             f"There is no ledger at {path}.", hint="Start `mcpmeter serve`, or name the ledger with --ledger."
@@ -58,7 +50,7 @@ def open_for_reading(path: Path) -> apsw.Connection:
 
 @contextlib.contextmanager
 def explain(path: Path) -> Iterator[None]:
-    """Turns whatever SQLite says inside into `LedgerNotUsable`."""
+    """Turn errors of SQLite into `LedgerNotUsable`."""
     try:
         yield
     except apsw.Error as error:
@@ -66,7 +58,7 @@ def explain(path: Path) -> Iterator[None]:
 
 
 class FileLock:
-    """An exclusive lock of the operating system on `<path>.lock`, gone with the process however it ends."""
+    """An exclusive `flock` on `<path>.lock`; the kernel releases it when the process ends, however it ends."""
 
     def __init__(self, path: Path) -> None:
         self._path = path.with_name(path.name + ".lock")
@@ -74,7 +66,7 @@ class FileLock:
         self._fd: int | None = None
 
     def take(self) -> None:
-        """Raises `LedgerNotUsable` naming the process that holds it."""
+        """Take the lock. Raises `LedgerNotUsable` with the process that holds it."""
         _make_folder(self._path.parent)
         try:
             fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -98,14 +90,14 @@ class FileLock:
             raise _not_writable(self._path, error) from error
 
     def release(self) -> None:
-        """Let go. The file stays: removing it would let two processes lock two files of one name."""
+        """Release the lock. The file stays: removing it would let two processes lock two files of one name."""
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None
 
 
 def lock_holder(path: Path) -> tuple[str, int]:
-    """The process that has taken the ledger and since when (Unix nanoseconds); empty and 0 if none has."""
+    """The process that holds the ledger's lock and since when (Unix nanoseconds); empty and 0 if there is none."""
     try:
         fd = os.open(path.with_name(path.name + ".lock"), os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
@@ -129,7 +121,7 @@ def _prepare(db: apsw.Connection, path: Path, *, synchronous: Synchronous) -> No
         )
     db.pragma("synchronous", synchronous)
     db.pragma("foreign_keys", "on")
-    db.pragma("journal_size_limit", WAL_LIMIT_BYTES)
+    db.pragma("journal_size_limit", MAX_WAL_BYTES)
     _quick_check(db, path)
     migrate(db, path)
 
@@ -148,8 +140,8 @@ def _connect(path: Path, flags: int, prepare: Callable[[apsw.Connection, Path], 
 
 
 def _quick_check(db: apsw.Connection, path: Path) -> None:
-    # Bounded, because a ledger of years takes minutes: what two seconds do not find, the write that meets it will.
-    deadline = time.monotonic() + CHECK_LIMIT_S
+    # Bounded, because a large ledger takes minutes. Damage beyond what two seconds find surfaces at a later write.
+    deadline = time.monotonic() + CHECK_TIMEOUT_S
     db.set_progress_handler(lambda: time.monotonic() > deadline, 20_000)
     try:
         verdict = db.execute("PRAGMA quick_check(1)").fetchone()
@@ -162,7 +154,7 @@ def _quick_check(db: apsw.Connection, path: Path) -> None:
 
 
 def _require_sqlite(version: str) -> None:
-    if tuple(int(part) for part in version.split(".")[:3]) < OLDEST_SQLITE:
+    if tuple(int(part) for part in version.split(".")[:3]) < MIN_SQLITE_VERSION:
         raise LedgerNotUsable(
             f"The SQLite in use is {version}; before 3.51.3 it can lose committed rows.",
             hint="Run: pip install --upgrade --force-reinstall --only-binary apsw 'apsw>=3.51.3'",
@@ -180,7 +172,7 @@ def _make_folder(folder: Path) -> None:
 
 
 def _make_file(path: Path) -> None:
-    # Made here and not by SQLite: its mode must be 0600 from the first moment, and the log files take theirs from it.
+    # Created here and not by SQLite: the mode must be 0600 from the start, and the log files inherit it.
     _make_folder(path.parent)
     if path.is_dir():
         raise LedgerNotUsable(
@@ -190,7 +182,7 @@ def _make_file(path: Path) -> None:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
     except OSError as error:
         raise _not_writable(path, error) from error
-    # A file of somebody else that we may write keeps the mode its owner gave it.
+    # Another user's file that we may write keeps the mode its owner gave it.
     with contextlib.suppress(PermissionError):
         path.chmod(0o600)
 

@@ -1,8 +1,8 @@
-"""The ledger's tables as named steps. Steps are appended, never edited: a ledger in the field has run them.
+"""The ledger's tables on SQLite. Steps are appended, never edited: ledgers in the field have run them.
 
-The checks are the last line against a wrong number: STRICT tables alone accept -5, and a NaN arrives as NULL.
-`error_type` is left open here, because a new one must not need every row to be written anew. Closed sets are spelled
-with OR: SQLite builds a temporary index for each IN at each statement, which doubled the cost of a row.
+The checks are the last defence against a wrong number: STRICT tables alone accept -5, and a NaN arrives as NULL.
+`error_type` has no check, because a new type must not require rewriting every row. Closed sets are spelled with OR:
+SQLite builds a temporary index for each IN at each statement, which doubled the cost of a row.
 """
 
 from __future__ import annotations
@@ -11,19 +11,12 @@ import contextlib
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 import apsw
 
 from mcpmeter.errors import LedgerNotUsable
-
-
-class Migration(NamedTuple):
-    """One step: a name that never changes and its SQL."""
-
-    name: str
-    sql: str
-
+from mcpmeter.ledger.migrations import PRUNED_CALLS_SQL, Migration, applied_names, outdated
 
 MIGRATIONS: Final = (
     Migration(
@@ -141,44 +134,12 @@ MIGRATIONS: Final = (
     ),
     Migration(
         "0004_pruned_calls",
-        """
-        CREATE TABLE pruned_calls (
-          started_at_ns INTEGER NOT NULL CHECK (started_at_ns >= 0),
-          team TEXT NOT NULL,
-          project TEXT NOT NULL,
-          key_id TEXT NOT NULL,
-          provider TEXT NOT NULL,
-          model TEXT NOT NULL,
-          outcome TEXT NOT NULL CHECK (outcome <> ''),
-          token_source TEXT NOT NULL,
-          cost_source TEXT NOT NULL,
-          calls INTEGER NOT NULL CHECK (calls > 0),
-          prompt_tokens INTEGER NOT NULL CHECK (prompt_tokens >= 0),
-          completion_tokens INTEGER NOT NULL CHECK (completion_tokens >= 0),
-          cached_read_tokens INTEGER NOT NULL CHECK (cached_read_tokens >= 0),
-          cache_write_tokens INTEGER NOT NULL CHECK (cache_write_tokens >= 0),
-          reasoning_tokens INTEGER NOT NULL CHECK (reasoning_tokens >= 0),
-          audio_tokens INTEGER NOT NULL CHECK (audio_tokens >= 0),
-          cost_nanousd INTEGER NOT NULL CHECK (cost_nanousd >= 0),
-          fallback_cost_nanousd INTEGER NOT NULL CHECK (fallback_cost_nanousd >= 0),
-          fallback_calls INTEGER NOT NULL CHECK (fallback_calls >= 0),
-          reported_cost_nanousd INTEGER NOT NULL CHECK (reported_cost_nanousd >= 0),
-          reported_cost_calls INTEGER NOT NULL CHECK (reported_cost_calls >= 0)
-        ) STRICT;
-        CREATE INDEX pruned_calls_by_start ON pruned_calls (started_at_ns);
-
-        CREATE TABLE pruned_claims (
-          balance TEXT NOT NULL CHECK (balance <> ''),
-          period_start_ns INTEGER NOT NULL CHECK (period_start_ns >= 0),
-          spent INTEGER NOT NULL CHECK (spent >= 0),
-          PRIMARY KEY (balance, period_start_ns)
-        ) STRICT, WITHOUT ROWID;
-        """,
+        PRUNED_CALLS_SQL,
     ),
 )
 
 APPLICATION_ID: Final = 0x6D63706D
-"""`mcpm`, kept in the file's header, so that another program's database is never taken for a ledger."""
+"""`mcpm`, in the file's header, so that another program's database is never mistaken for a ledger."""
 
 _MIGRATIONS_SQL: Final = (
     "CREATE TABLE migrations (name TEXT NOT NULL PRIMARY KEY, applied_at_ns INTEGER NOT NULL) STRICT"
@@ -186,9 +147,9 @@ _MIGRATIONS_SQL: Final = (
 
 
 def migrate(db: apsw.Connection, path: Path) -> None:
-    """Run the steps that this ledger lacks, each in a transaction of its own.
+    """Run the steps that this ledger lacks, each in its own transaction.
 
-    Raises `LedgerNotUsable` for a ledger of a newer program and for a database that is no ledger.
+    Raises `LedgerNotUsable` for a ledger of a newer program or a database of another program.
     """
     with transaction(db):
         if not _has_tables(db, path):
@@ -202,17 +163,14 @@ def migrate(db: apsw.Connection, path: Path) -> None:
 
 
 def require_current(db: apsw.Connection, path: Path) -> None:
-    """For readers, who cannot migrate. Raises `LedgerNotUsable` unless every step, and no other, has run."""
+    """Check for readers, which do not migrate. Raises `LedgerNotUsable` unless exactly the known steps have run."""
     if not _has_tables(db, path) or len(_applied(db, path)) < len(MIGRATIONS):
-        raise LedgerNotUsable(
-            f"The ledger {path} is empty or of an older mcpmeter.",
-            hint="Start `mcpmeter serve` on it once: that brings it up to date.",
-        )
+        raise outdated(path)
 
 
 @contextlib.contextmanager
 def transaction(db: apsw.Connection) -> Iterator[None]:
-    """A transaction that takes the write lock at once: a deferred one may fail when it first writes."""
+    """A transaction that takes the write lock at once; a deferred one may fail when it first writes."""
     db.execute("BEGIN IMMEDIATE")
     try:
         yield
@@ -223,18 +181,11 @@ def transaction(db: apsw.Connection) -> Iterator[None]:
 
 
 def _applied(db: apsw.Connection, path: Path) -> set[str]:
-    names = {str(name) for (name,) in db.execute("SELECT name FROM migrations")}
-    unknown = sorted(names - {migration.name for migration in MIGRATIONS})
-    if unknown:
-        raise LedgerNotUsable(
-            f"The ledger {path} was written by a newer mcpmeter (it has the migration {unknown[-1]}).",
-            hint="Run: pip install --upgrade mcpmeter",
-        )
-    return names
+    return applied_names(db.execute("SELECT name FROM migrations"), MIGRATIONS, path)
 
 
 def _has_tables(db: apsw.Connection, path: Path) -> bool:
-    # The tables are looked at before the id: both are written in one commit, which may happen between two reads.
+    # Tables are checked before the id: both are written in one commit, which may happen between the two reads.
     if not db.execute("SELECT 1 FROM sqlite_schema LIMIT 1").fetchone():
         return False
     if db.pragma("application_id") != APPLICATION_ID:

@@ -1,7 +1,7 @@
 """The ledger on SQLite: WAL, `synchronous=FULL` unless configured otherwise, one writer thread, group commit.
 
-It needs SQLite 3.51.3 or newer, which apsw brings along: in older ones two connections that reset the write-ahead log
-at the same moment can lose committed rows.
+Needs SQLite 3.51.3 or newer, which apsw bundles: in older versions two connections that reset the write-ahead log at
+the same moment can lose committed rows.
 """
 
 from __future__ import annotations
@@ -14,42 +14,48 @@ from typing import Final, TypeVar
 
 import apsw
 
-from mcpmeter.errors import LedgerUnavailable
-from mcpmeter.ledger.rows import change_key, insert_key, read_keys, read_open_rows
+from mcpmeter.ledger.balances import KEPT_MINUTES_NS
+from mcpmeter.ledger.rows import (
+    INSERT_KEY_SQL,
+    SELECT_KEY_SQL,
+    SELECT_KEYS_SQL,
+    SELECT_ROWS_SQL,
+    UPDATE_KEY_SQL,
+    changed_values,
+    key_of,
+    key_values,
+    row_of,
+)
 from mcpmeter.ledger.sqlite.balances import add_top_up, burn_nanousd, ensure, forget_minutes
-from mcpmeter.ledger.sqlite.connection import Synchronous, default_ledger_path
+from mcpmeter.ledger.sqlite.connection import Synchronous
 from mcpmeter.ledger.sqlite.migrations import transaction
 from mcpmeter.ledger.sqlite.writer import Writer, WriterTask
 from mcpmeter.ledger.store import OnCommit
-from mcpmeter.ledger.write_queue import Answers, OpenEntry, SettleEntry, fail, resolve
-from mcpmeter.records import Balance, Call, Key, LedgerRow, Reservation, Settlement, TopUp
-
-__all__ = ["SqliteStore", "default_ledger_path"]
+from mcpmeter.ledger.write_queue import QueuedStore
+from mcpmeter.records import Balance, Key, LedgerRow, Reservation, TopUp
 
 _Result = TypeVar("_Result")
 
-KEPT_MINUTES_NS: Final = 3600 * 10**9
-"""How long the balance of a rate limit's minute is kept; a clock that steps back less far finds it again."""
+# The index is named because SQLite would read all rows to sort them, rather than sort the few that are open.
+OPEN_ROWS_SQL: Final = f"{SELECT_ROWS_SQL} INDEXED BY calls_open WHERE state = 'open'"
 
 
-class SqliteStore:
-    """`store.Store` on one SQLite file, for one service and one event loop. Lives once: started, used, closed.
+class SqliteStore(QueuedStore[Writer]):
+    """`store.Store` on one SQLite file, for one service and one event loop. Started, used and closed once.
 
-    With `synchronous="normal"` a row is the operating system's when it is told, and on disk some time later.
+    With `synchronous="normal"` a row is with the operating system when its awaitable resolves, and on disk later.
     """
 
     def __init__(self, path: Path, *, on_commit: OnCommit | None = None, synchronous: Synchronous = "full") -> None:
+        super().__init__(on_commit)
         self._path = path.absolute()
-        self._on_commit = on_commit
         self._synchronous = synchronous
-        self._writer: Writer | None = None
-        self._closing: asyncio.Future[None] | None = None
         self._keys_version = -1
 
     async def start(self) -> None:
         """Take the lock, check the file, bring its tables up to date. Raises `LedgerNotUsable`, one line."""
         loop = asyncio.get_running_loop()
-        writer = Writer(self._path, loop, self._answer, self._synchronous)
+        writer = Writer(self._path, loop, self._deliver, self._synchronous)
         try:
             await writer.start()
         except asyncio.CancelledError:
@@ -58,7 +64,7 @@ class SqliteStore:
         self._writer = writer
 
     async def close(self) -> None:
-        """Commit what is queued, fold the log into the file, release the lock. From then on every call fails."""
+        """Commit what is queued, move the log into the file, release the lock. After that every method fails."""
         if self._writer is None:
             return
         if self._closing is None:
@@ -66,111 +72,72 @@ class SqliteStore:
             self._writer.submit(WriterTask(None, self._closing))
         await asyncio.shield(self._closing)
 
-    def open(self, call: Call) -> asyncio.Future[None]:
-        """Write the open row; resolves when it is on disk. Fails as `Store.open` says, or with `LedgerUnavailable`."""
-        writer = self._accepting()
-        future: asyncio.Future[None] = writer.loop.create_future()
-        writer.submit(OpenEntry(call, future))
-        return future
-
-    def settle(self, settlement: Settlement) -> asyncio.Future[None]:
-        """Settle the row of the same id; also fails with `SettlementConflict`. Cancelling the wait cancels no write."""
-        writer = self._accepting()
-        future: asyncio.Future[None] = writer.loop.create_future()
-        writer.submit(SettleEntry(settlement, future))
-        return future
-
     async def left_open(self) -> Sequence[LedgerRow]:
-        """Rows that an earlier life opened and never settled, oldest first. `settle` settles them like any other."""
-        rows = await self._run(read_open_rows)
-        mine = self._accepting().open_ids
-        return [row for row in rows if row.id not in mine]
+        """Rows that a previous process opened and never settled, oldest first."""
+        rows = await self._run(lambda db: [row_of(row) for row in db.execute(OPEN_ROWS_SQL)])
+        own = self._accepting().open_ids
+        return sorted((row for row in rows if row.id not in own), key=lambda row: (row.started_at_ns, row.id))
 
     async def keys(self) -> Sequence[Key]:
         """All keys, revoked ones too, oldest first."""
-        self._keys_version, keys = await self._run(lambda db: (db.pragma("data_version"), read_keys(db)))
+
+        def read(db: apsw.Connection) -> tuple[int, list[Key]]:
+            return int(db.pragma("data_version")), [key_of(row) for row in db.execute(SELECT_KEYS_SQL)]
+
+        self._keys_version, keys = await self._run(read)
         return keys
 
     async def keys_changed(self) -> bool:
-        """Whether another process wrote to the ledger since `keys` was last read: a key created, a key revoked."""
-        version = await self._run(lambda db: int(db.pragma("data_version")))
-        return version != self._keys_version
+        """Whether another process wrote to the ledger since `keys` was last read: a key created or revoked."""
+        return await self._run(lambda db: int(db.pragma("data_version"))) != self._keys_version
 
     async def add_key(self, key: Key) -> None:
-        """Keep a new key. Raises `RowRefused` if its id or hash is kept already."""
-
-        def write(db: apsw.Connection) -> None:
-            with transaction(db):
-                insert_key(db, key)
-
-        await self._run(write, writes=True)
+        """Store a new key. Raises `RowRefused` if its id or hash is taken."""
+        await self._write(lambda db: db.execute(INSERT_KEY_SQL, key_values(key)))
 
     async def change_key(self, key_id: str, change: Callable[[Key], Key]) -> Key | None:
-        """Keep a key's new secret or its end, as `change` makes it of the record; None if there is no such key."""
+        """Store a key's new secret or its end, as `change` returns it; None if there is no such key."""
 
         def write(db: apsw.Connection) -> Key | None:
-            with transaction(db):
-                return change_key(db, key_id, change)
+            row = db.execute(SELECT_KEY_SQL, (key_id,)).fetchone()
+            if row is None:
+                return None
+            changed = change(key_of(row))
+            db.execute(UPDATE_KEY_SQL, changed_values(changed))
+            return changed
 
-        return await self._run(write, writes=True)
+        return await self._write(write)
 
-    async def balances(self, claims: Sequence[Reservation]) -> Sequence[Balance]:
-        """The balances of these claims, made where there are none; over minutes of rate limits are forgotten."""
+    async def balances(self, reservations: Sequence[Reservation]) -> Sequence[Balance]:
+        """The balances of these reservations, made if there are none; deletes those of rate limits' past minutes."""
 
         def write(db: apsw.Connection) -> list[Balance]:
-            with transaction(db):
-                forget_minutes(db, time.time_ns() - KEPT_MINUTES_NS)
-                return ensure(db, claims)
+            forget_minutes(db, time.time_ns() - KEPT_MINUTES_NS)
+            return [ensure(db, reservation) for reservation in reservations]
 
-        return await self._run(write, writes=True)
+        return await self._write(write)
 
-    async def burn_nanousd(self, claim: Reservation, since_ns: int, until_ns: int) -> int:
-        """What budgets count for the calls of a claim's scope that started in [since, until)."""
-        return await self._run(lambda db: burn_nanousd(db, claim, since_ns, until_ns))
+    async def burn_nanousd(self, reservation: Reservation, since_ns: int, until_ns: int) -> int:
+        """The budgeted cost of settled calls in the reservation's scope that started in [since, until)."""
+        return await self._run(lambda db: burn_nanousd(db, reservation, since_ns, until_ns))
 
     async def top_up(self, top_up: TopUp) -> int:
-        """Keep a top-up; returns the balance's whole credit. Raises `RowRefused` if its id is kept already."""
-
-        def write(db: apsw.Connection) -> int:
-            with transaction(db):
-                return add_top_up(db, top_up)
-
-        return await self._run(write, writes=True)
+        """Store a top-up; returns the balance's total credit. Raises `RowRefused` if its id is taken."""
+        return await self._write(lambda db: add_top_up(db, top_up))
 
     async def probe(self) -> None:
-        """Try a tiny durable write: `healthy` says afterwards how it went. Raises `LedgerUnavailable`."""
+        """Try a tiny durable write, which updates `healthy`. Raises `LedgerUnavailable`."""
+        await self._write(lambda db: db.execute("INSERT OR REPLACE INTO probe VALUES (1, ?)", (time.time_ns(),)))
 
-        def write(db: apsw.Connection) -> None:
+    async def _write(self, work: Callable[[apsw.Connection], _Result]) -> _Result:
+        def write(db: apsw.Connection) -> _Result:
             with transaction(db):
-                db.execute("INSERT OR REPLACE INTO probe VALUES (1, ?)", (time.time_ns(),))
+                return work(db)
 
-        await self._run(write, writes=True)
-
-    @property
-    def open_rows(self) -> int:
-        """Rows opened in this life and not settled."""
-        return len(self._writer.open_ids) if self._writer else 0
-
-    @property
-    def healthy(self) -> bool:
-        """Whether the last write succeeded (or none was tried)."""
-        return self._writer is None or self._writer.healthy
-
-    def _accepting(self) -> Writer:
-        if self._writer is None or self._closing is not None:
-            raise LedgerUnavailable("The ledger is not open.", hint="The service is starting or stopping; try again.")
-        return self._writer
+        return await self._run(write, writes=True)
 
     async def _run(self, work: Callable[[apsw.Connection], _Result], *, writes: bool = False) -> _Result:
         writer = self._accepting()
         future: asyncio.Future[_Result] = writer.loop.create_future()
         writer.submit(WriterTask(work, future, writes))
         return await future
-
-    def _answer(self, answers: Answers) -> None:
-        for row in answers.kept:
-            resolve(row.future, None)
-        for row, error in answers.failed:
-            fail(row.future, error)
-        if self._on_commit is not None and answers.kept:
-            self._on_commit(len(answers.kept), answers.commit_s)

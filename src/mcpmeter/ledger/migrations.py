@@ -1,0 +1,74 @@
+"""Named steps that make and change a ledger's tables, and the errors about them.
+
+The steps are each engine's own. A step that is the same on both is written here, with SQLite's types.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Final, NamedTuple
+
+from mcpmeter.errors import LedgerNotUsable
+from mcpmeter.ledger.location import Location
+
+
+class Migration(NamedTuple):
+    """One step: a name that never changes and its SQL."""
+
+    name: str
+    sql: str
+
+
+PRUNED_CALLS_SQL: Final = """
+  CREATE TABLE pruned_calls (
+    started_at_ns INTEGER NOT NULL CHECK (started_at_ns >= 0),
+    team TEXT NOT NULL,
+    project TEXT NOT NULL,
+    key_id TEXT NOT NULL,
+    provider TEXT NOT NULL,
+    model TEXT NOT NULL,
+    outcome TEXT NOT NULL CHECK (outcome <> ''),
+    token_source TEXT NOT NULL,
+    cost_source TEXT NOT NULL,
+    calls INTEGER NOT NULL CHECK (calls > 0),
+    prompt_tokens INTEGER NOT NULL CHECK (prompt_tokens >= 0),
+    completion_tokens INTEGER NOT NULL CHECK (completion_tokens >= 0),
+    cached_read_tokens INTEGER NOT NULL CHECK (cached_read_tokens >= 0),
+    cache_write_tokens INTEGER NOT NULL CHECK (cache_write_tokens >= 0),
+    reasoning_tokens INTEGER NOT NULL CHECK (reasoning_tokens >= 0),
+    audio_tokens INTEGER NOT NULL CHECK (audio_tokens >= 0),
+    cost_nanousd INTEGER NOT NULL CHECK (cost_nanousd >= 0),
+    fallback_cost_nanousd INTEGER NOT NULL CHECK (fallback_cost_nanousd >= 0),
+    fallback_calls INTEGER NOT NULL CHECK (fallback_calls >= 0),
+    reported_cost_nanousd INTEGER NOT NULL CHECK (reported_cost_nanousd >= 0),
+    reported_cost_calls INTEGER NOT NULL CHECK (reported_cost_calls >= 0)
+  ) STRICT;
+  CREATE INDEX pruned_calls_by_start ON pruned_calls (started_at_ns);
+
+  CREATE TABLE pruned_claims (
+    balance TEXT NOT NULL CHECK (balance <> ''),
+    period_start_ns INTEGER NOT NULL CHECK (period_start_ns >= 0),
+    spent INTEGER NOT NULL CHECK (spent >= 0),
+    PRIMARY KEY (balance, period_start_ns)
+  ) STRICT, WITHOUT ROWID;
+"""
+
+
+def applied_names(rows: Iterable[Sequence[object]], known: Sequence[Migration], ledger: Location) -> set[str]:
+    """The steps that a ledger has run. Raises `LedgerNotUsable` if one of them is of a newer program."""
+    names = {str(name) for (name,) in rows}
+    unknown = sorted(names - {migration.name for migration in known})
+    if unknown:
+        raise LedgerNotUsable(
+            f"The ledger {ledger} was written by a newer mcpmeter (it has the migration {unknown[-1]}).",
+            hint="Run: pip install --upgrade mcpmeter",
+        )
+    return names
+
+
+def outdated(ledger: Location) -> LedgerNotUsable:
+    """The error of a reader, which does not migrate, on a ledger that lacks a step."""
+    return LedgerNotUsable(
+        f"The ledger {ledger} is empty or of an older mcpmeter.",
+        hint="Start `mcpmeter serve` on it once: that brings it up to date.",
+    )
