@@ -167,6 +167,18 @@ async def test_a_reload_drops_no_stream_and_sends_the_next_call_to_the_new_provi
         assert scrape.of("mcp_label_overflow_total", label="provider") == 0
 
 
+async def test_a_reload_charges_the_next_call_at_the_new_prices(configured, config, client_of):
+    async with Simulator(seed=1) as simulator:
+        service, url = await configured(simulator.base_url)
+        client = client_of(url, service)
+        assert (await client.chat()).status == 200
+        path = config(simulator.base_url)
+        path.write_text(path.read_text().replace("type: generic", "type: generic, price_list: holysheep"))
+        assert (await client.ask(path="/-/reload")).status == 200
+        assert (await client.chat()).status == 200
+        assert [row.cost_source for row in client.rows()] == ["unpriced", "listed"]
+
+
 async def test_a_bad_file_is_refused_and_the_old_configuration_goes_on(configured, config, client_of):
     async with Simulator(seed=1) as simulator:
         service, url = await configured(simulator.base_url)
