@@ -47,7 +47,7 @@ async def test_a_client_that_leaves_ends_the_block() -> None:
     server = Asgi()
 
     async def wait_inside() -> None:
-        with server.exchange().listening():
+        with server.exchange().cancel_on_disconnect():
             server.received.put_nowait({"type": "http.disconnect"})
             await asyncio.Event().wait()
 
@@ -57,14 +57,14 @@ async def test_a_client_that_leaves_ends_the_block() -> None:
 
 async def test_a_block_that_ends_first_leaves_no_watcher() -> None:
     tasks = asyncio.all_tasks()
-    with Asgi().exchange().listening():
+    with Asgi().exchange().cancel_on_disconnect():
         await asyncio.sleep(0)
     await asyncio.sleep(0)
     assert asyncio.all_tasks() == tasks
 
 
 async def test_a_client_that_never_reads_counts_as_gone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mcpmeter.http.exchange.SECONDS_FOR_THE_READER", 0.01)
+    monkeypatch.setattr("mcpmeter.http.exchange.DRAIN_TIMEOUT_SECONDS", 0.01)
     server = Asgi()
 
     async def stuck(message: Any) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from uvicorn.protocols.http.flow_control import FlowControl
 
-from mcpmeter.http.exchange import WIRE
+from mcpmeter.http.exchange import DIRECT_RESPONSE
 from mcpmeter.http.server.cycle import RequestCycle
 
 OK = (b"content-type", b"application/json")
@@ -63,7 +63,7 @@ async def test_an_answer_is_one_write() -> None:
 async def test_what_is_there_in_full_is_one_write_with_its_length(method: str, body_out: bytes) -> None:
     transport = Transport()
     cycle = cycle_on(transport, method=method)
-    cycle.whole(200, [OK], b"{}")
+    cycle.respond(200, [OK], b"{}")
     head = b"HTTP/1.1 200 OK\r\ndate: today\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n"
     assert transport.writes == [head + body_out]
     assert cycle.response_complete
@@ -72,7 +72,7 @@ async def test_what_is_there_in_full_is_one_write_with_its_length(method: str, b
 
 async def test_what_is_there_in_full_says_that_its_connection_ends() -> None:
     transport = Transport()
-    cycle_on(transport, keep_alive=False).whole(200, [OK], b"{}")
+    cycle_on(transport, keep_alive=False).respond(200, [OK], b"{}")
     assert b"\r\nconnection: close\r\n\r\n{}" in transport.writes[0]
     assert transport.is_closed
 
@@ -81,7 +81,7 @@ async def test_what_is_there_in_full_is_not_written_to_who_has_gone() -> None:
     transport = Transport()
     cycle = cycle_on(transport)
     cycle.tell_gone()
-    cycle.whole(200, [OK], b"{}")
+    cycle.respond(200, [OK], b"{}")
     assert transport.writes == []
     assert not cycle.response_complete
 
@@ -115,11 +115,11 @@ async def test_a_body_in_parts_is_told_by_messages_as_it_comes() -> None:
 
 
 async def answers(scope: Any, receive: Any, send: Any) -> None:
-    scope["extensions"][WIRE].whole(200, [OK], b"{}")
+    scope["extensions"][DIRECT_RESPONSE].respond(200, [OK], b"{}")
 
 
 async def starts(scope: Any, receive: Any, send: Any) -> None:
-    scope["extensions"][WIRE].start(200, [OK])
+    scope["extensions"][DIRECT_RESPONSE].start(200, [OK])
 
 
 async def returns(scope: Any, receive: Any, send: Any) -> None:
@@ -139,7 +139,7 @@ async def test_however_an_application_ends_its_client_is_not_left_waiting_and_it
 ) -> None:
     transport, tasks = Transport(), set[asyncio.Task[None]]()
     cycle = cycle_on(transport)
-    cycle.scope["extensions"] = {WIRE: cycle}  # type: ignore[dict-item]
+    cycle.scope["extensions"] = {DIRECT_RESPONSE: cycle}  # type: ignore[dict-item]
     cycle.run(app, asyncio.get_running_loop(), tasks)
     await asyncio.wait(list(tasks))
     assert b"".join(transport.writes)[9:12] == status
@@ -149,7 +149,7 @@ async def test_however_an_application_ends_its_client_is_not_left_waiting_and_it
 
 async def test_a_request_that_is_over_leaves_nothing_to_the_collector() -> None:
     cycle, tasks = cycle_on(Transport()), set[asyncio.Task[None]]()
-    cycle.scope["extensions"] = {WIRE: cycle}  # type: ignore[dict-item]
+    cycle.scope["extensions"] = {DIRECT_RESPONSE: cycle}  # type: ignore[dict-item]
     gone = weakref.ref(cycle)
     cycle.run(answers, asyncio.get_running_loop(), tasks)
     gc.disable()
@@ -204,7 +204,7 @@ async def test_no_header_can_hold_another(value: bytes) -> None:
     with pytest.raises(RuntimeError, match="line break"):
         cycle_on(transport).start(200, [(b"x", value)])
     with pytest.raises(RuntimeError, match="line break"):
-        cycle_on(transport).whole(200, [(b"x", value)], b"{}")
+        cycle_on(transport).respond(200, [(b"x", value)], b"{}")
     assert transport.writes == []
 
 

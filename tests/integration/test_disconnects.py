@@ -157,7 +157,7 @@ async def test_a_slow_reader_is_not_taken_for_a_silent_provider(start_module_rel
 
 
 async def test_a_reader_that_never_reads_counts_as_gone_in_the_end(start_module_relay, monkeypatch):
-    monkeypatch.setattr("mcpmeter.http.exchange.SECONDS_FOR_THE_READER", 0.2)
+    monkeypatch.setattr("mcpmeter.http.exchange.DRAIN_TIMEOUT_SECONDS", 0.2)
     relay = await start_module_relay()
     _, writer = await connected(relay, chat("huge_mb=64", stream=True))
     writer.transport.pause_reading()

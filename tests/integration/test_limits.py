@@ -45,7 +45,7 @@ async def test_a_known_key_is_asked_for_and_a_wrong_one_is_refused_alike_on_ever
     ],
 )
 async def test_a_slow_upload_is_given_up_and_its_connection_closed(start_relay, monkeypatch, path, where, type_):
-    monkeypatch.setattr("mcpmeter.http.exchange.SECONDS_FOR_THE_BODY", 0.05)
+    monkeypatch.setattr("mcpmeter.http.exchange.BODY_TIMEOUT_SECONDS", 0.05)
     relay = await start_relay()
     before = relay.counts()
     head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 500\r\n\r\n".encode()

@@ -17,11 +17,11 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 Header = tuple[bytes, bytes]
 
-SECONDS_FOR_THE_BODY: Final = 60.0
-SECONDS_FOR_THE_READER: Final = 120.0
+BODY_TIMEOUT_SECONDS: Final = 60.0
+DRAIN_TIMEOUT_SECONDS: Final = 120.0
 """How long a client may leave what it was sent unread, before it counts as gone."""
 
-WIRE: Final = "mcpmeter.wire"
+DIRECT_RESPONSE: Final = "mcpmeter.direct_response"
 """The ASGI extension under which our own server offers its `DirectResponse`."""
 
 _HEADERS: Final = "mcpmeter.headers"
@@ -49,7 +49,7 @@ class DirectResponse(Protocol):
     on_drain: Callable[[], None] | None
     """Told when it reads again."""
 
-    def whole(self, status: int, headers: Iterable[Header], body: bytes) -> None:
+    def respond(self, status: int, headers: Iterable[Header], body: bytes) -> None:
         """An answer that is there in full; neither length nor connection is among its headers."""
 
     def start(self, status: int, headers: Iterable[Header]) -> None:
@@ -71,7 +71,7 @@ class Exchange(Protocol):
     parent_id: str
     secret: str | None
     headers: Mapping[bytes, bytes]
-    named: PathParams
+    path_params: PathParams
     """What the path says of model and stream, in dialects that put it there."""
     started: bool
     """Whether the head of the answer is out, so that no other status can be sent."""
@@ -79,10 +79,10 @@ class Exchange(Protocol):
     async def read_body(self, limit_bytes: int) -> bytes:
         """Raises BodyTooLarge, BodyTooSlow, ClientDisconnected."""
 
-    def listening(self) -> CancelOnDisconnect:
+    def cancel_on_disconnect(self) -> CancelOnDisconnect:
         """While inside, the caller's leaving is raised as ClientDisconnected."""
 
-    async def whole(self, status: int, headers: Iterable[Header], body: bytes) -> None:
+    async def respond(self, status: int, headers: Iterable[Header], body: bytes) -> None:
         """Send an answer that is there in full; its length is added to its headers."""
 
     async def start(self, status: int, headers: Iterable[Header]) -> None:
@@ -95,7 +95,7 @@ class Exchange(Protocol):
         """Send the last part."""
 
     @property
-    def wire(self) -> DirectResponse | None:
+    def direct_response(self) -> DirectResponse | None:
         """The connection itself, where there is one."""
 
 
@@ -138,23 +138,33 @@ class HttpExchange:
 
     # fmt: off
     __slots__ = (
-        "_receive", "_scope", "_send", "_watcher", "endpoint", "headers", "method", "named", "secret", "started",
-        "trace_id", "wire",
+        "_receive",
+        "_scope",
+        "_send",
+        "_watcher",
+        "direct_response",
+        "endpoint",
+        "headers",
+        "method",
+        "path_params",
+        "secret",
+        "started",
+        "trace_id",
     )
     # fmt: on
     parent_id = ""
 
     def __init__(
-        self, scope: Scope, receive: Receive, send: Send, *, endpoint: str, named: PathParams = NO_PATH_PARAMS
+        self, scope: Scope, receive: Receive, send: Send, *, endpoint: str, path_params: PathParams = NO_PATH_PARAMS
     ) -> None:
         self.endpoint = endpoint
-        self.named = named
+        self.path_params = path_params
         self.method: str = scope["method"]
         self.headers = headers_of(scope)
         self.trace_id = trace_id_of(self.headers)
         self.secret = secret_of(self.headers)
         self.started = False
-        self.wire: DirectResponse | None = scope.get("extensions", {}).get(WIRE)
+        self.direct_response: DirectResponse | None = scope.get("extensions", {}).get(DIRECT_RESPONSE)
         self._scope = scope
         self._receive = receive
         self._send = send
@@ -176,15 +186,15 @@ class HttpExchange:
         declared = self.headers.get(b"content-length", b"")
         if declared.isdigit() and int(declared) > limit_bytes:
             raise _too_large(limit_bytes)
-        body = self.wire.whole_body() if self.wire is not None else None
+        body = self.direct_response.whole_body() if self.direct_response is not None else None
         if body is not None:
             return _within(body, limit_bytes)
         try:
-            async with asyncio.timeout(SECONDS_FOR_THE_BODY):
+            async with asyncio.timeout(BODY_TIMEOUT_SECONDS):
                 return await self._read_parts(limit_bytes)
         except TimeoutError:
             raise BodyTooSlow(
-                f"The body did not arrive within {SECONDS_FOR_THE_BODY:g} s.", hint="Send it in one go."
+                f"The body did not arrive within {BODY_TIMEOUT_SECONDS:g} s.", hint="Send it in one go."
             ) from None
 
     async def _read_parts(self, limit_bytes: int) -> bytes:
@@ -202,9 +212,9 @@ class HttpExchange:
             if not message.get("more_body"):
                 return part if len(parts) == 1 else b"".join(parts)
 
-    def listening(self) -> CancelOnDisconnect:
+    def cancel_on_disconnect(self) -> CancelOnDisconnect:
         """While inside, the client's leaving is raised as ClientDisconnected."""
-        return CancelOnDisconnect(self._watch if self.wire is None else self.wire.watch)
+        return CancelOnDisconnect(self._watch if self.direct_response is None else self.direct_response.watch)
 
     def _watch(self, on_disconnect: Callable[[], None] | None) -> None:
         if self._watcher is not None:
@@ -217,12 +227,12 @@ class HttpExchange:
             pass
         on_disconnect()
 
-    async def whole(self, status: int, headers: Iterable[Header], body: bytes) -> None:
+    async def respond(self, status: int, headers: Iterable[Header], body: bytes) -> None:
         """Send a complete response. Raises ClientDisconnected if the client does not read it."""
-        wire = self.wire
+        wire = self.direct_response
         if wire is not None and not wire.is_backpressured:
             self.started = True
-            wire.whole(status, headers, body)
+            wire.respond(status, headers, body)
         else:
             await self.start(status, (*headers, length(body)))
             await self.end(b"" if self.method == "HEAD" else body)
@@ -230,39 +240,39 @@ class HttpExchange:
     async def start(self, status: int, headers: Iterable[Header]) -> None:
         """Send the head; by wire it goes with the first part of the body."""
         self.started = True
-        if self.wire is not None:
-            self.wire.start(status, headers)
+        if self.direct_response is not None:
+            self.direct_response.start(status, headers)
         else:
             await self._send({"type": "http.response.start", "status": status, "headers": list(headers)})
 
     async def send(self, data: bytes) -> None:
         """Send a part. Waits while the client does not read; raises ClientDisconnected when that takes too long."""
-        if self.wire is None:
+        if self.direct_response is None:
             await self._in_time(self._send({"type": "http.response.body", "body": data, "more_body": True}))
             return
-        if self.wire.is_backpressured:
-            await self._in_time(self.wire.drain())
-        self.wire.write(data)
+        if self.direct_response.is_backpressured:
+            await self._in_time(self.direct_response.drain())
+        self.direct_response.write(data)
 
     async def end(self, data: bytes = b"") -> None:
         """Send the last part. Raises ClientDisconnected when the client does not read it."""
-        if self.wire is None:
+        if self.direct_response is None:
             await self._in_time(self._send({"type": "http.response.body", "body": data}))
             return
-        if self.wire.is_backpressured:
-            await self._in_time(self.wire.drain())
-        self.wire.end(data)
+        if self.direct_response.is_backpressured:
+            await self._in_time(self.direct_response.drain())
+        self.direct_response.end(data)
 
     @staticmethod
     async def _in_time(sending: Awaitable[None]) -> None:
         try:
-            async with asyncio.timeout(SECONDS_FOR_THE_READER):
+            async with asyncio.timeout(DRAIN_TIMEOUT_SECONDS):
                 await sending
         except TimeoutError:
-            raise reader_stuck() from None
+            raise client_stalled() from None
 
 
-def reader_stuck() -> ClientDisconnected:
+def client_stalled() -> ClientDisconnected:
     """The client has left too long unread what it was sent."""
     return ClientDisconnected("The client stopped reading the answer.")
 

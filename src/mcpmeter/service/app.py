@@ -14,7 +14,16 @@ import msgspec
 from mcpmeter.catalog import OTHER
 from mcpmeter.dialects import openai
 from mcpmeter.errors import MeterError, MethodNotAllowed, NotAllowed, RouteNotFound, ServiceFault
-from mcpmeter.http.exchange import WIRE, DirectResponse, Header, HttpExchange, Receive, Scope, Send, headers_of
+from mcpmeter.http.exchange import (
+    DIRECT_RESPONSE,
+    DirectResponse,
+    Header,
+    HttpExchange,
+    Receive,
+    Scope,
+    Send,
+    headers_of,
+)
 from mcpmeter.meter import CallResult, Meter
 from mcpmeter.records import NO_PATH_PARAMS, PathParams
 from mcpmeter.relay.pipeline import EndpointConfig, Pipeline, send_error
@@ -64,7 +73,7 @@ class PageEndpoint:
             return
         opened.count(CallResult(status=str(page.status)))
         content_type = (b"content-type", page.content_type.encode())
-        await exchange.whole(page.status, (content_type, *page.headers), page.body)
+        await exchange.respond(page.status, (content_type, *page.headers), page.body)
 
 
 class RelayEndpoint:
@@ -76,18 +85,18 @@ class RelayEndpoint:
         endpoint: str,
         service: EndpointConfig,
         *,
-        named: PathParams = NO_PATH_PARAMS,
+        path_params: PathParams = NO_PATH_PARAMS,
         secret: str = "",
     ) -> None:
         self._pipeline = pipeline
         self._endpoint = endpoint
         self._service = service
-        self._named = named
+        self._path_params = path_params
         self._secret = secret
         self.error_body = service.dialect.error_body
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[object]:
-        exchange = HttpExchange(scope, receive, send, endpoint=self._endpoint, named=self._named)
+        exchange = HttpExchange(scope, receive, send, endpoint=self._endpoint, path_params=self._path_params)
         if exchange.secret is None and self._secret:
             exchange.secret = self._secret
         return self._pipeline.run(exchange, self._service)
@@ -219,7 +228,7 @@ class App:
 
     async def _confess(self, scope: Scope, receive: Receive, send: Send, fault: Exception) -> None:
         log.error("fault while answering %s: %s", self._route_of(scope), _where(fault))
-        wire: DirectResponse | None = scope.get("extensions", {}).get(WIRE)
+        wire: DirectResponse | None = scope.get("extensions", {}).get(DIRECT_RESPONSE)
         if wire is None or not wire.response_started:
             ours = ServiceFault("The service failed.", hint="It is our fault; the service's log says where.")
             await self._refuse(scope, receive, send, ours)

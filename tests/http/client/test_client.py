@@ -42,7 +42,7 @@ from mcpmeter.http.client import (
     MAX_HEADER_BYTES,
     MAX_TARGETS,
     Connection,
-    Http1Answer,
+    Http1Response,
     Http1Client,
     Pool,
     Target,
@@ -233,7 +233,7 @@ def idle_connections(client: Http1Client) -> list[Connection]:
     return [connection for kept in client._pool._idle.values() for connection in kept]
 
 
-async def post(client: Http1Client, provider: Provider) -> Http1Answer:
+async def post(client: Http1Client, provider: Provider) -> Http1Response:
     return await client.post("acme", provider.url, HEADERS, BODY)
 
 

@@ -8,7 +8,7 @@ redirects, cookies or proxies: a key goes only to the address that local configu
 from mcpmeter.http.client.client import MAX_TARGETS, Http1Client
 from mcpmeter.http.client.connection import BUFFERED_BYTES, Connection
 from mcpmeter.http.client.pool import Pool
-from mcpmeter.http.client.response import Http1Answer
+from mcpmeter.http.client.response import Http1Response
 from mcpmeter.http.client.target import MAX_CACHED_HEAD_LENGTH, Origin, Target
 from mcpmeter.http.framing import FREE_BYTES_PER_PART, MAX_HEADER_BYTES
 
@@ -19,8 +19,8 @@ __all__ = [
     "MAX_HEADER_BYTES",
     "MAX_TARGETS",
     "Connection",
-    "Http1Answer",
     "Http1Client",
+    "Http1Response",
     "Origin",
     "Pool",
     "Target",

@@ -12,7 +12,7 @@ from mcpmeter.errors import Overloaded, UpstreamUnreachable
 from mcpmeter.http.client.connection import Connection
 from mcpmeter.http.client.interface import Timeouts
 from mcpmeter.http.client.pool import Pool
-from mcpmeter.http.client.response import Http1Answer
+from mcpmeter.http.client.response import Http1Response
 from mcpmeter.http.client.target import Origin, Target
 
 MAX_TARGETS: Final = 1024
@@ -32,7 +32,7 @@ class Http1Client:
 
     async def post(
         self, provider: str, url: str, headers: Mapping[str, str], body: bytes, timeouts: Timeouts | None = None
-    ) -> Http1Answer:
+    ) -> Http1Response:
         """POST and wait for the answer's head. Raises UpstreamUnreachable, UpstreamTimedOut, UpstreamDisconnected, …"""
         times = timeouts or self._timeouts
         target = self._targets.get(url) or self._new_target(url)
@@ -45,7 +45,7 @@ class Http1Client:
         except BaseException:
             connection.close()
             raise
-        return Http1Answer(connection, provider, times.idle_seconds)
+        return Http1Response(connection, provider, times.idle_seconds)
 
     def _new_target(self, url: str) -> Target:
         target = Target.of(url)

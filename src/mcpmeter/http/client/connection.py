@@ -184,14 +184,14 @@ class Connection(Waiting, asyncio.Protocol):
         self._wake()
         return False
 
-    def hold(self) -> None:
+    def pause(self) -> None:
         """Read nothing, and do not time the provider, who cannot send."""
         if self._sink is not None and not self._is_paused and self.is_usable():
             self._is_paused = self._is_held = True
             self._stop_clock()
             cast("asyncio.Transport", self._transport).pause_reading()
 
-    def go_on(self) -> None:
+    def resume(self) -> None:
         """The end of `hold`."""
         if self._sink is not None and self._is_paused:
             self._is_held = False

@@ -17,7 +17,7 @@ class Timeouts(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     total_seconds: float = 600.0
 
 
-class Answer(Protocol):
+class UpstreamResponse(Protocol):
     """A provider's answer whose head has arrived."""
 
     status: int
@@ -40,10 +40,10 @@ class Answer(Protocol):
         For plain bodies. Raises as `read`, and whatever `take` raises.
         """
 
-    def hold(self) -> None:
+    def pause(self) -> None:
         """Read nothing more of a pipe for now. The provider is not timed meanwhile."""
 
-    def go_on(self) -> None:
+    def resume(self) -> None:
         """Read on."""
 
     def finish(self) -> None:
@@ -58,7 +58,7 @@ class UpstreamClient(Protocol):
 
     async def post(
         self, provider: str, url: str, headers: Mapping[str, str], body: bytes, timeouts: Timeouts | None = None
-    ) -> Answer:
+    ) -> UpstreamResponse:
         """POST and wait for the answer's head; `timeouts` instead of the client's own.
 
         Raises UpstreamUnreachable, UpstreamTimedOut, UpstreamDisconnected, …

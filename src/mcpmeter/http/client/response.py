@@ -8,8 +8,8 @@ from mcpmeter.http.client.connection import Connection
 from mcpmeter.http.client.decompression import Inflate, too_large
 
 
-class Http1Answer:
-    """`upstream.Answer`: an answer whose head has arrived."""
+class Http1Response:
+    """`upstream.UpstreamResponse`: an answer whose head has arrived."""
 
     __slots__ = ("_connection", "_idle_seconds", "_is_done", "_provider", "headers", "status")
 
@@ -54,13 +54,13 @@ class Http1Answer:
         """Hand each part to `take` the moment it comes, until it says False or all has come."""
         await self._connection.pipe(take, limit_bytes, self._idle_seconds)
 
-    def hold(self) -> None:
+    def pause(self) -> None:
         """Read nothing more of a pipe for now."""
-        self._connection.hold()
+        self._connection.pause()
 
-    def go_on(self) -> None:
+    def resume(self) -> None:
         """Read on."""
-        self._connection.go_on()
+        self._connection.resume()
 
     def finish(self) -> None:
         """Nothing more is wanted of an answer that was complete: its connection may be used again."""

@@ -171,7 +171,7 @@ class RequestCycle(RequestResponseCycle):
         if self.on_drain is not None:
             self.on_drain()
 
-    def whole(self, status: int, headers: Iterable[Header], body: bytes) -> None:
+    def respond(self, status: int, headers: Iterable[Header], body: bytes) -> None:
         """An answer that is there in full, in one write. Its length is added here."""
         self.response_started = True
         self.waiting_for_100_continue = False

@@ -18,7 +18,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from mcpmeter.errors import HeadersTooLarge, InvalidRequest, MeterError
 from mcpmeter.http.client import FREE_BYTES_PER_PART, MAX_HEADER_BYTES
-from mcpmeter.http.exchange import WIRE, Header
+from mcpmeter.http.exchange import DIRECT_RESPONSE, Header
 from mcpmeter.http.server.cycle import RequestCycle
 from mcpmeter.http.server.request_head import size_of, without_upgrade
 
@@ -159,7 +159,7 @@ class _WiredProtocol(HttpToolsProtocol):
             keep_alive=version != "1.0" and self.parser.should_keep_alive(),
             on_response=self.on_response_complete,
         )
-        scope["extensions"] = {WIRE: cycle}
+        scope["extensions"] = {DIRECT_RESPONSE: cycle}
         return cycle
 
     def _new_scope(self, version: str) -> Any:
