@@ -10,7 +10,8 @@ import anyio
 
 from mcpmeter.dialects import sse
 from mcpmeter.errors import BodyTooLarge, ClientDisconnected
-from mcpmeter.http.exchange import CancelOnDisconnect, Header
+from mcpmeter.http.asgi import Header
+from mcpmeter.http.exchange import CancelOnDisconnect
 from mcpmeter.records import NO_PATH_PARAMS
 
 ENDPOINT: Final = "/mcp"

@@ -18,8 +18,9 @@ from mcpmeter.errors import (
     UpstreamFault,
     UpstreamResponseTooLarge,
 )
+from mcpmeter.http.asgi import Header
 from mcpmeter.http.client.interface import UpstreamResponse
-from mcpmeter.http.exchange import CancelOnDisconnect, Exchange, Header
+from mcpmeter.http.exchange import CancelOnDisconnect, Exchange
 from mcpmeter.meter import OpenCall
 from mcpmeter.providers import Provider
 from mcpmeter.quota.tracker import QuotaTracker

@@ -19,8 +19,9 @@ from mcpmeter.dialects import sse
 from mcpmeter.dialects.base import EventReader, ResponseInfo
 from mcpmeter.errors import MeterError
 from mcpmeter.http import exchange as http_exchange
+from mcpmeter.http.asgi import Header
 from mcpmeter.http.client.interface import UpstreamResponse
-from mcpmeter.http.exchange import DirectResponse, Exchange, Header
+from mcpmeter.http.exchange import DirectResponse, Exchange
 from mcpmeter.records import Usage
 from mcpmeter.relay.event_template import EventTemplate, event_template
 
@@ -260,7 +261,6 @@ class ForwardedStream:
 
     def _start_direct(self, direct: DirectResponse) -> None:
         self.first_chunk_ns = self._elapsed_ns()
-        self._exchange.started = True
         direct.start(self._response.status, self._headers)
 
     async def _copy(self, limit_bytes: int) -> None:

@@ -11,7 +11,7 @@ from mcpmeter.dialects.base import Dialect
 from mcpmeter.dialects.gemini_count_tokens import GeminiCountTokens
 from mcpmeter.dialects.gemini_embeddings import GeminiBatchEmbed, GeminiEmbed
 from mcpmeter.dialects.gemini_generate import GeminiGenerate, GeminiGenerateArray
-from mcpmeter.http.exchange import Scope
+from mcpmeter.http.asgi import Scope
 from mcpmeter.records import PathParams
 from mcpmeter.relay.pipeline import EndpointConfig, Pipeline
 from mcpmeter.service.app import PathTemplate, RelayEndpoint

@@ -42,8 +42,8 @@ from mcpmeter.http.client import (
     MAX_HEADER_BYTES,
     MAX_TARGETS,
     Connection,
-    Http1Response,
     Http1Client,
+    Http1Response,
     Pool,
     Target,
 )
