@@ -17,8 +17,8 @@ from tests.http.fakes import Transport
 from uvicorn.server import ServerState
 
 from mcpmeter.errors import MeterError
-from mcpmeter.http.server.headers import without_upgrade
 from mcpmeter.http.server.protocol import ServerProtocol
+from mcpmeter.http.server.request_headers import without_upgrade
 
 PROPOSALS = (b"upgrade: h2c\r\n", b"UPGRADE:websocket\r\n", b"Upgrade: h2c, x/1 \r\nUpgrade:\r\n")
 CONNECTIONS = (

@@ -13,15 +13,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from http import HTTPStatus
+from typing import Final
 
 from mcpmeter.errors import ClientDisconnected, MeterError
 from mcpmeter.http.asgi import App, Header, Message, Scope
-from mcpmeter.http.server.headers import response_headers
 
 log = logging.getLogger("mcpmeter")
 
-NO_BODY_STATUSES = (204, 304)
+NO_BODY_STATUSES: Final = (204, 304)
+
+_STATUS_LINES: Final[Mapping[int, bytes]] = {
+    status.value: b"HTTP/1.1 %d %b" % (status.value, status.phrase.encode()) for status in HTTPStatus
+}
 
 
 class Flow:
@@ -317,6 +322,16 @@ class RequestCycle:
                 self.end(body)
         else:
             raise RuntimeError(f"an unexpected ASGI message: {kind}")
+
+
+def response_headers(status: int, headers: list[Header]) -> bytes:
+    """A response up to its body. Raises RuntimeError for a header that would be more than one."""
+    status_line = _STATUS_LINES.get(status) or b"HTTP/1.1 %d " % status
+    written = b"\r\n".join([status_line, *map(b": ".join, headers), b"\r\n"])
+    breaks = len(headers) + 2
+    if written.count(b"\r") != breaks or written.count(b"\n") != breaks or b"\0" in written:
+        raise RuntimeError("a header holds a line break")
+    return written
 
 
 def _nothing() -> None:

@@ -32,8 +32,8 @@ from mcpmeter.errors import HeadersTooLarge, InvalidRequest, MeterError
 from mcpmeter.http.asgi import App, Header, Scope
 from mcpmeter.http.exchange import DIRECT_RESPONSE
 from mcpmeter.http.framing import FREE_BYTES_PER_PART, MAX_HEADER_BYTES
-from mcpmeter.http.server.cycle import Flow, RequestCycle
-from mcpmeter.http.server.headers import response_headers, size_of, without_upgrade
+from mcpmeter.http.server.cycle import Flow, RequestCycle, response_headers
+from mcpmeter.http.server.request_headers import size_of, without_upgrade
 
 MAX_BUFFERED_BYTES: Final = 64 * 1024
 """Above this a connection is not read until the application has taken the body's parts."""
