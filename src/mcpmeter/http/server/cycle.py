@@ -241,6 +241,8 @@ class RequestCycle:
 
     def start(self, status: int, headers: Iterable[Header]) -> None:
         """Set status and headers, which go out with the first part of the body."""
+        if self.response_started:
+            raise RuntimeError("a response has started already")
         sent = list(self._default_headers)
         for header in headers:
             name = header[0]
@@ -270,7 +272,9 @@ class RequestCycle:
             headers.append((b"transfer-encoding", b"chunked"))
 
     def write(self, data: bytes) -> None:
-        """Send a part of the body."""
+        """Send a part of the body. Does nothing after a disconnect."""
+        if self.disconnected:
+            return
         if self._is_chunked:
             self._write(b"%x\r\n%b\r\n" % (len(data), data) if data else b"")
         else:
@@ -278,14 +282,14 @@ class RequestCycle:
 
     def end(self, data: bytes) -> None:
         """Send the last part. Raises RuntimeError if the body is not as long as its content-length."""
+        if self.disconnected:
+            return
         if self._is_chunked:
             self._write(b"%x\r\n%b\r\n0\r\n\r\n" % (len(data), data) if data else b"0\r\n\r\n")
         else:
             self._write(self._counted(data))
             if self._bytes_left:
                 raise RuntimeError("a response is shorter than its content-length")
-        if self.disconnected:
-            return
         self.response_complete = True
         self._notify()
         self._on_complete()
@@ -302,7 +306,7 @@ class RequestCycle:
     def _write(self, data: bytes) -> None:
         if self._headers:
             data, self._headers = self._headers + data, b""
-        if data and not self.disconnected:
+        if data:
             self._transport.write(data)
 
     async def send(self, message: Message) -> None:
