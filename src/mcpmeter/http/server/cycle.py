@@ -24,6 +24,9 @@ log = logging.getLogger("mcpmeter")
 
 NO_BODY_STATUSES: Final = (204, 304)
 
+FRAMING_HEADERS: Final = frozenset((b"content-length", b"connection", b"transfer-encoding"))
+"""How a body is framed, and whether its connection closes, is decided here."""
+
 _STATUS_LINES: Final[Mapping[int, bytes]] = {
     status.value: b"HTTP/1.1 %d %b" % (status.value, status.phrase.encode()) for status in HTTPStatus
 }
@@ -236,29 +239,32 @@ class RequestCycle:
 
     def respond(self, status: int, headers: Iterable[Header], body: bytes) -> None:
         """Send a complete response in one write. Its content-length is added."""
-        self.start(status, (*headers, (b"content-length", b"%d" % len(body))))
+        self._start(status, headers, len(body))
         self.end(body)
 
     def start(self, status: int, headers: Iterable[Header]) -> None:
         """Set status and headers, which go out with the first part of the body."""
+        self._start(status, headers, None)
+
+    def _start(self, status: int, headers: Iterable[Header], body_bytes: int | None) -> None:
         if self.response_started:
             raise RuntimeError("a response has started already")
         sent = list(self._default_headers)
         for header in headers:
-            name = header[0]
-            if name == b"content-length":
-                self._bytes_left = int(header[1])
-            elif name == b"connection":
-                self.keep_alive = self.keep_alive and b"close" not in header[1].lower()
-                continue
-            elif name == b"transfer-encoding":
-                continue  # how the body is framed is decided here
-            sent.append(header)
+            if header[0] not in FRAMING_HEADERS:
+                sent.append(header)
+            elif header[0] == b"content-length":
+                body_bytes = int(header[1])
+            elif header[0] == b"connection" and b"close" in header[1].lower():
+                self.keep_alive = False
+        if body_bytes is not None:
+            self._bytes_left = body_bytes
+            sent.append((b"content-length", b"%d" % body_bytes))
         if not self.keep_alive:
             sent.append((b"connection", b"close"))
         if self.scope["method"] == "HEAD":
             self._bytes_left = 0
-        elif self._bytes_left is None:
+        elif body_bytes is None:
             self._frame(status, sent)
         self._headers = response_headers(status, sent)
         self.response_started = True
@@ -275,10 +281,11 @@ class RequestCycle:
         """Send a part of the body. Does nothing after a disconnect."""
         if self.disconnected:
             return
-        if self._is_chunked:
-            self._write(b"%x\r\n%b\r\n" % (len(data), data) if data else b"")
-        else:
-            self._write(self._counted(data))
+        if not self._is_chunked:
+            data = self._counted(data)
+        elif data:
+            data = b"%x\r\n%b\r\n" % (len(data), data)
+        self._write(data)
 
     def end(self, data: bytes) -> None:
         """Send the last part. Raises RuntimeError if the body is not as long as its content-length."""
