@@ -10,9 +10,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 import pytest
 import uvloop
 from tests.http.client.certificates import Certificates
-from tests.http.client.scripted_server import (
-    Network,
-)
+from tests.http.client.scripted_server import Network
 
 
 def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
@@ -23,7 +21,7 @@ def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], asyncio.Abstrac
 @pytest.fixture
 async def network() -> AsyncIterator[Network]:
     network = Network()
-    asyncio.get_running_loop().set_exception_handler(lambda _, told: network.faults.append(told))
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: network.faults.append(context))
     yield network
     await network.close()
 

@@ -3,17 +3,9 @@
 from __future__ import annotations
 
 OK = b"HTTP/1.1 200 OK\r\n"
-
-
 SHORT = OK + b"Content-Length: 5\r\n\r\nhello"
-
-
 CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n"
-
-
 PARTS = b"5\r\nhello\r\n1\r\n \r\n5\r\nworld\r\n0\r\n"
-
-
 WHOLE: dict[str, tuple[bytes, int, bytes, bool]] = {
     "length": (SHORT, 200, b"hello", True),
     "no body": (OK + b"Content-Length: 0\r\n\r\n", 200, b"", True),
@@ -57,15 +49,11 @@ WHOLE: dict[str, tuple[bytes, int, bytes, bool]] = {
     "an error": (b"HTTP/1.1 529 Overloaded\r\nContent-Length: 2\r\n\r\nno", 529, b"no", True),
     "an end of line before it": (b"\r\n" + SHORT, 200, b"hello", True),
 }
-
-
 UNTIL_CLOSED: dict[str, tuple[bytes, bytes]] = {
     "no length": (OK + b"\r\nall of it", b"all of it"),
     "HTTP/1.0": (b"HTTP/1.0 200 OK\r\nContent-Type: text/plain\r\n\r\nall\r\n\r\nHTTP/1.1", b"all\r\n\r\nHTTP/1.1"),
     "nothing": (OK + b"Connection: close\r\n\r\n", b""),
 }
-
-
 INVALID = {
     "not HTTP": b"SSH-2.0-OpenSSH_9.2\r\n",
     "a TLS alert": b"\x15\x03\x01\x00\x02\x02\x28",
@@ -105,13 +93,11 @@ INVALID = {
     "endless hints": b"HTTP/1.1 103 Early Hints\r\nX-A: 1\r\n\r\n" * 10_000,
     "endless blank lines": b"\r\n" * 100_000,
 }
-
-
 INVALID_BODY = {
     "a chunk without a size": b"zz\r\nhi",
     "a chunk size with a sign": b"+2\r\nhi\r\n0\r\n\r\n",
     "a chunk size beyond 64 bits": b"fffffffffffffffff\r\nhi",
-    "a chunk longer than it said": b"2\r\nhi!\r\n0\r\n\r\n",
+    "a chunk longer than its size": b"2\r\nhi!\r\n0\r\n\r\n",
     "a chunk extension ending in LF": b"2;a\nhi\r\n0\r\n\r\n",
     "an endless chunk extension": b"2;" + b"a" * 300_000,
     "endless zeros of a size": b"0" * 300_000,
@@ -120,13 +106,11 @@ INVALID_BODY = {
     "chunk extensions that outweigh their chunks": (b"1;" + b"a" * 1000 + b"\r\na\r\n") * 300,
     "endlessly many trailers": b"2\r\nhi\r\n0\r\n" + b"X-A: 1\r\n" * 40_000,
 }
-
-
 TOO_SHORT = {
     "nothing": b"",
     "half a status line": b"HTTP/1.1 2",
     "half a head": OK + b"Content-Type: app",
-    "a hint and no answer": b"HTTP/1.1 100 Continue\r\n\r\n",
+    "a hint and no response": b"HTTP/1.1 100 Continue\r\n\r\n",
     "less than its length": OK + b"Content-Length: 6\r\n\r\nhello",
     "no body at all": OK + b"Content-Length: 6\r\n\r\n",
     "a length as long as can be": OK + b"Content-Length: 18446744073709551614\r\n\r\nhello",
@@ -136,6 +120,4 @@ TOO_SHORT = {
     "half a last chunk": CHUNKED + b"5\r\nhello\r\n0\r\n",
     "half a trailer": CHUNKED + b"5\r\nhello\r\n0\r\nX-A: 1\r\n",
 }
-
-
 HALF = OK + b"Content-Length: 10\r\n\r\nhello"

@@ -16,33 +16,16 @@ from typing import Any
 
 import psutil
 import pytest
-from tests.http.client.responses import (
-    CHUNKED,
-)
+from tests.http.client.responses import CHUNKED
 
-from mcpmeter.errors import (
-    MeterError,
-)
-from mcpmeter.http.client import (
-    Connection,
-    Http1Client,
-    Http1Response,
-    Target,
-)
+from mcpmeter.errors import MeterError
+from mcpmeter.http.client import Connection, Http1Client, Http1Response, Target
 from mcpmeter.http.client.interface import Timeouts
 
 HEADERS = {"content-type": "application/json", "authorization": "Bearer sk-1"}
-
-
 BODY = b'{"model":"m"}'
-
-
 LIMIT = 1 << 20
-
-
 PATIENT = Timeouts(connect_seconds=5, first_byte_seconds=5, idle_seconds=5, total_seconds=10)
-
-
 MEGABYTE = 1 << 20
 
 
@@ -55,7 +38,7 @@ class Peer:
         self.sent_bytes = 0
 
     async def request(self) -> bytes:
-        """The next request, head and body. Raises IncompleteReadError when the client has left."""
+        """Read the next request. Raises IncompleteReadError if the client has closed the connection."""
         head = await self._reader.readuntil(b"\r\n\r\n")
         length = next(int(line[15:]) for line in head.split(b"\r\n") if line.startswith(b"content-length:"))
         return head + await self._reader.readexactly(length)
@@ -65,7 +48,7 @@ class Peer:
         await self._writer.drain()
         self.sent_bytes += len(data)
 
-    async def until_left(self) -> None:
+    async def until_closed(self) -> None:
         """Wait until the client has closed the connection."""
         with contextlib.suppress(ConnectionError):
             while await self._reader.read(1 << 16):
@@ -101,7 +84,7 @@ class Provider:
         try:
             await self.script(peer)
         except (ConnectionError, asyncio.IncompleteReadError):
-            pass  # the client has left
+            pass  # the client has closed the connection
         finally:
             self.open_now -= 1
             writer.close()
@@ -109,27 +92,27 @@ class Provider:
                 await writer.wait_closed()
 
 
-def responding(*answers: bytes, ends: bool = False) -> Script:
-    """Answer each request of a connection with the next of these, the last one for ever, or until it is said."""
+def responding(*responses: bytes, ends: bool = False) -> Script:
+    """Answer each request of a connection with the next of these; the last one repeats unless `ends`."""
 
     async def script(peer: Peer) -> None:
-        for answer in answers if ends else itertools.chain(answers, itertools.repeat(answers[-1])):
+        for response in responses if ends else itertools.chain(responses, itertools.repeat(responses[-1])):
             await peer.request()
-            await peer.send(answer)
+            await peer.send(response)
 
     return script
 
 
 def silent() -> Script:
     async def script(peer: Peer) -> None:
-        await peer.until_left()
+        await peer.until_closed()
 
     return script
 
 
 @dataclass
 class Network:
-    """Servers and clients of one test; what they leave behind is looked at when it ends."""
+    """Servers and clients of one test, which checks at its end that they leave nothing."""
 
     servers: list[asyncio.Server] = field(default_factory=list)
     ports: list[int] = field(default_factory=list)
@@ -158,7 +141,7 @@ class Network:
         return client
 
     def sockets(self) -> list[int]:
-        """Descriptors in this process of connections that clients made."""
+        """File descriptors in this process of connections that clients opened."""
         return [fd for fd in map(int, os.listdir("/proc/self/fd")) if _peer_port(fd) in self.ports]
 
     async def close(self) -> None:
@@ -184,13 +167,13 @@ def _peer_port(fd: int) -> int:
 
 
 def sockets_that_connect(port: int) -> int:
-    """How many connections of this process to a port are there or on their way."""
+    """How many connections of this process to a port are open or being opened."""
     every = psutil.Process().net_connections("tcp")
     return sum(one.raddr.port == port and one.fd != -1 for one in every if one.raddr)
 
 
 async def until(is_so: Callable[[], object]) -> None:
-    """Wait for something that tells nobody when it happens."""
+    """Wait for a condition that has no event."""
     async with asyncio.timeout(10):
         while not is_so():
             await asyncio.sleep(0.002)
@@ -217,14 +200,14 @@ async def post(client: Http1Client, provider: Provider) -> Http1Response:
 
 
 async def call(client: Http1Client, provider: Provider, limit_bytes: int = LIMIT) -> tuple[int, bytes]:
-    """A whole call, as the pipeline makes it."""
-    answer = await post(client, provider)
+    """Make a whole call as the pipeline does."""
+    response = await post(client, provider)
     try:
-        body = await answer.read(limit_bytes)
-        answer.finish()
-        return answer.status, body
+        body = await response.read(limit_bytes)
+        response.finish()
+        return response.status, body
     finally:
-        answer.abort()
+        response.abort()
 
 
 async def fault_of(network: Network, provider: Provider, client: Http1Client | None = None) -> MeterError:
@@ -252,11 +235,11 @@ def ending_late(may_end: asyncio.Event, end: bytes) -> Script:
 
 
 async def finish_early(client: Http1Client, provider: Provider) -> None:
-    answer = await post(client, provider)
-    assert await anext(answer.chunks(LIMIT)) == b"data: [DONE]\n\n"
-    answer.finish()
-    answer.finish()
-    answer.abort()
+    response = await post(client, provider)
+    assert await anext(response.chunks(LIMIT)) == b"data: [DONE]\n\n"
+    response.finish()
+    response.finish()
+    response.abort()
     assert not client._pool._idle.get(Target.of(provider.url).origin)
 
 

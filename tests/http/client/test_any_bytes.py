@@ -9,15 +9,7 @@ from collections.abc import Iterable
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.http.client.responses import (
-    CHUNKED,
-    INVALID,
-    OK,
-    PARTS,
-    SHORT,
-    TOO_SHORT,
-    WHOLE,
-)
+from tests.http.client.responses import CHUNKED, INVALID, OK, PARTS, SHORT, TOO_SHORT, WHOLE
 from tests.http.client.scripted_server import (
     PATIENT,
     Provider,
@@ -27,19 +19,12 @@ from tests.http.client.scripted_server import (
     silent,
 )
 
-from mcpmeter.errors import (
-    InvalidUpstreamResponse,
-    MeterError,
-    UpstreamDisconnected,
-    UpstreamFault,
-)
-from mcpmeter.http.client import (
-    Http1Client,
-)
+from mcpmeter.errors import InvalidUpstreamResponse, MeterError, UpstreamDisconnected, UpstreamFault
+from mcpmeter.http.client import Http1Client
 
 
 async def outcome_of(parts: Iterable[bytes], *, ends: bool = True) -> tuple[int, bytes] | type[MeterError]:
-    """What a call makes of an answer that comes in these parts."""
+    """What a call makes of an response that comes in these parts."""
     client = Http1Client(PATIENT, max_connections=1)
     connection, wire = connection_in_memory(client)
     task = asyncio.create_task(call(client, Provider(silent(), url="http://wire.example/")))

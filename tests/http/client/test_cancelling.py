@@ -6,12 +6,7 @@ import asyncio
 import itertools
 
 import pytest
-from tests.http.client.responses import (
-    CHUNKED,
-    HALF,
-    OK,
-    SHORT,
-)
+from tests.http.client.responses import CHUNKED, HALF, OK, SHORT
 from tests.http.client.scripted_server import (
     BODY,
     HEADERS,
@@ -30,14 +25,8 @@ from tests.http.client.scripted_server import (
     until,
 )
 
-from mcpmeter.errors import (
-    ServiceFault,
-)
-from mcpmeter.http.client import (
-    Connection,
-    Pool,
-    Target,
-)
+from mcpmeter.errors import ServiceFault
+from mcpmeter.http.client import Connection, Pool, Target
 
 
 @pytest.mark.parametrize("is_tls", [False, True], ids=["plain", "TLS"])
@@ -89,7 +78,7 @@ async def test_a_provider_notices_a_cancelled_call(network, wire):
         await peer.request()
         await peer.send(wire)
         has_sent.set()
-        await peer.until_left()
+        await peer.until_closed()
         is_left.set()
 
     has_sent, is_left = asyncio.Event(), asyncio.Event()
@@ -108,7 +97,7 @@ async def test_closing_ends_calls_in_flight_as_our_fault(network, wire):
         await peer.request()
         await peer.send(wire)
         has_sent.set()
-        await peer.until_left()
+        await peer.until_closed()
 
     has_sent = asyncio.Event()
     client = network.client(slots=1)
@@ -149,11 +138,11 @@ async def test_closing_does_not_end_a_response_without_a_length(network):
     async def script(peer: Peer) -> None:
         await peer.request()
         await peer.send(OK + b"\r\nhalf")
-        await peer.until_left()
+        await peer.until_closed()
 
     client = network.client()
-    answer = await post(client, await network.provider(script))
-    chunks = answer.chunks(LIMIT)
+    response = await post(client, await network.provider(script))
+    chunks = response.chunks(LIMIT)
     assert await anext(chunks) == b"half"
     await client.close()
     with pytest.raises(ServiceFault, match="closed"):

@@ -6,11 +6,7 @@ import gzip
 import socket
 
 import pytest
-from tests.http.client.responses import (
-    CHUNKED,
-    OK,
-    SHORT,
-)
+from tests.http.client.responses import CHUNKED, OK, SHORT
 from tests.http.client.scripted_server import (
     BODY,
     HEADERS,
@@ -26,30 +22,23 @@ from tests.http.client.scripted_server import (
     until,
 )
 
-from mcpmeter.errors import (
-    InvalidUpstreamResponse,
-    UpstreamDisconnected,
-    UpstreamResponseTooLarge,
-    UpstreamUnreachable,
-)
-from mcpmeter.http.client import (
-    MAX_TARGETS,
-)
+from mcpmeter.errors import InvalidUpstreamResponse, UpstreamDisconnected, UpstreamResponseTooLarge, UpstreamUnreachable
+from mcpmeter.http.client import MAX_TARGETS
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
 async def test_a_request_adds_host_and_length_only(network, host):
-    asked: list[bytes] = []
+    requests: list[bytes] = []
 
     async def script(peer: Peer) -> None:
-        asked.append(await peer.request())
+        requests.append(await peer.request())
         await peer.send(SHORT)
 
     provider = await network.provider(script, host=host)
     provider.url += "?api-version=2026-01-01&x=%2F y|é"
     assert await call(network.client(), provider) == (200, b"hello")
     named = f"[{host}]" if ":" in host else host
-    assert asked == [
+    assert requests == [
         b"POST /v1/chat?api-version=2026-01-01&x=%2F%20y%7C%C3%A9 HTTP/1.1\r\n"
         b"host: " + f"{named}:{provider.port}".encode() + b"\r\n"
         b"content-type: application/json\r\nauthorization: Bearer sk-1\r\ncontent-length: 13\r\n\r\n" + BODY
@@ -75,9 +64,9 @@ async def test_a_large_body_is_sent_whole(network):
         await peer.send(SHORT)
 
     provider = await network.provider(script)
-    answer = await network.client().post("acme", provider.url, HEADERS, b"x" * 8 * MEGABYTE)
-    assert await answer.read(LIMIT) == b"hello"
-    answer.finish()
+    response = await network.client().post("acme", provider.url, HEADERS, b"x" * 8 * MEGABYTE)
+    assert await response.read(LIMIT) == b"hello"
+    response.finish()
     assert 8 * MEGABYTE < sizes[0] < 8 * MEGABYTE + 300
 
 
@@ -126,7 +115,7 @@ async def test_a_damaged_gzip_response_is_an_error(network, body, error):
 
 async def test_a_refused_connection_is_unreachable(network):
     with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))  # bound, and nobody listens
+        taken.bind(("127.0.0.1", 0))  # bound, but not listening
         provider = Provider(silent(), url=f"http://127.0.0.1:{taken.getsockname()[1]}/")
         fault = await fault_of(network, provider)
     assert type(fault) is UpstreamUnreachable

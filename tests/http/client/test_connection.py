@@ -6,17 +6,7 @@ import asyncio
 import contextlib
 
 import pytest
-from tests.http.client.responses import (
-    CHUNKED,
-    HALF,
-    INVALID,
-    INVALID_BODY,
-    OK,
-    SHORT,
-    TOO_SHORT,
-    UNTIL_CLOSED,
-    WHOLE,
-)
+from tests.http.client.responses import CHUNKED, HALF, INVALID, INVALID_BODY, OK, SHORT, TOO_SHORT, UNTIL_CLOSED, WHOLE
 from tests.http.client.scripted_server import (
     BODY,
     HEADERS,
@@ -40,18 +30,8 @@ from tests.http.client.scripted_server import (
     until,
 )
 
-from mcpmeter.errors import (
-    InvalidUpstreamResponse,
-    UpstreamDisconnected,
-    UpstreamFault,
-    UpstreamUnreachable,
-)
-from mcpmeter.http.client import (
-    MAX_BUFFERED_BYTES,
-    Connection,
-    Http1Client,
-    Target,
-)
+from mcpmeter.errors import InvalidUpstreamResponse, UpstreamDisconnected, UpstreamFault, UpstreamUnreachable
+from mcpmeter.http.client import MAX_BUFFERED_BYTES, Connection, Http1Client, Target
 from mcpmeter.http.client import connection as connections
 from mcpmeter.http.framing import MAX_HEADER_BYTES
 
@@ -64,9 +44,9 @@ async def test_a_request_left_unread_costs_its_connection(network):
 
     provider = await network.provider(script)
     client = network.client()
-    answer = await client.post("acme", provider.url, HEADERS, b"x" * 32 * MEGABYTE)
-    assert (answer.status, await answer.read(LIMIT)) == (413, b"")
-    answer.finish()
+    response = await client.post("acme", provider.url, HEADERS, b"x" * 32 * MEGABYTE)
+    assert (response.status, await response.read(LIMIT)) == (413, b"")
+    response.finish()
     assert idle_connections(client) == []
     assert (await post(client, provider)).status == 413
     assert len(provider.peers) == 2
@@ -101,13 +81,13 @@ async def test_a_reset_does_not_end_a_response_without_a_length(network):
 
     may_reset = asyncio.Event()
     provider = await network.provider(script)
-    answer = await post(network.client(), provider)
-    chunks = answer.chunks(LIMIT)
+    response = await post(network.client(), provider)
+    chunks = response.chunks(LIMIT)
     assert await anext(chunks) == b"half"
     may_reset.set()
     with pytest.raises(UpstreamDisconnected):
         await anext(chunks)
-    answer.abort()
+    response.abort()
 
 
 @pytest.mark.parametrize("wire", [SHORT, CHUNKED + b"5\r\nhello\r\n0\r\n\r\n", b"HTTP/1.1 204 No\r\n\r\n"])
@@ -126,20 +106,20 @@ async def test_headers_keep_their_bytes_and_are_joined(network):
     provider = await network.provider(
         OK + b"X-Raw: \xff\xfe Z\xc3\xbcrich\r\nX-Two: a\r\nx-two:b \r\nX-Empty:\r\nContent-Length: 0\r\n\r\n"
     )
-    answer = await post(network.client(), provider)
-    answer.finish()
-    assert answer.headers["x-raw"].encode("latin-1") == b"\xff\xfe Z\xc3\xbcrich"
-    assert (answer.headers["x-two"], answer.headers["x-empty"]) == ("a, b", "")
+    response = await post(network.client(), provider)
+    response.finish()
+    assert response.headers["x-raw"].encode("latin-1") == b"\xff\xfe Z\xc3\xbcrich"
+    assert (response.headers["x-two"], response.headers["x-empty"]) == ("a, b", "")
 
 
 async def test_interim_headers_and_trailers_are_dropped(network):
     provider = await network.provider(
         b"HTTP/1.1 103 Early Hints\r\nX-Hint: 1\r\n\r\n" + CHUNKED + b"2\r\nhi\r\n0\r\nX-Trailer: 1\r\n\r\n"
     )
-    answer = await post(network.client(), provider)
-    assert await answer.read(LIMIT) == b"hi"
-    answer.finish()
-    assert dict(answer.headers) == {"transfer-encoding": "chunked"}
+    response = await post(network.client(), provider)
+    assert await response.read(LIMIT) == b"hi"
+    response.finish()
+    assert dict(response.headers) == {"transfer-encoding": "chunked"}
 
 
 async def test_a_later_response_leaves_earlier_headers_alone(network):
@@ -156,34 +136,34 @@ async def test_a_response_leaves_nothing_to_the_next(first):
     client = Http1Client(PATIENT, max_connections=1)
     connection, wire = connection_in_memory(client)
     provider = Provider(silent(), url="http://wire.example/")
-    for name, (answer, status, body, is_reused) in WHOLE.items():
+    for name, (response, status, body, is_reused) in WHOLE.items():
         if not is_reused:
             continue
-        for said in (WHOLE[first][0], answer):
+        for sent in (WHOLE[first][0], response):
             assert idle_connections(client) == [connection], name
             task = asyncio.create_task(post(client, provider))
             await asyncio.sleep(0)
-            connection.data_received(said)
-            told = await task
-            read = await told.read(LIMIT)
-            told.finish()
-        assert (told.status, read, dict(told.headers)) == (status, body, await headers_alone(answer))
+            connection.data_received(sent)
+            received = await task
+            read = await received.read(LIMIT)
+            received.finish()
+        assert (received.status, read, dict(received.headers)) == (status, body, await headers_alone(response))
     assert not wire.is_closing()
     await client.close()
     assert_nothing_is_left(client, 1)
 
 
-async def headers_alone(said: bytes) -> dict[str, str]:
-    """An answer's headers on a connection of its own."""
+async def headers_alone(sent: bytes) -> dict[str, str]:
+    """An response's headers on a connection of its own."""
     client = Http1Client(PATIENT, max_connections=1)
     connection, _ = connection_in_memory(client)
     task = asyncio.create_task(post(client, Provider(silent(), url="http://wire.example/")))
     await asyncio.sleep(0)
-    connection.data_received(said)
-    told = await task
-    told.finish()
+    connection.data_received(sent)
+    received = await task
+    received.finish()
     await client.close()
-    return dict(told.headers)
+    return dict(received.headers)
 
 
 @pytest.mark.parametrize("name", INVALID)
@@ -191,7 +171,7 @@ async def test_an_invalid_response_is_refused(network, name):
     async def script(peer: Peer) -> None:
         await peer.request()
         await peer.send(INVALID[name])
-        await peer.until_left()
+        await peer.until_closed()
 
     assert type(await fault_of(network, await network.provider(script))) is InvalidUpstreamResponse
 
@@ -203,16 +183,16 @@ async def test_an_invalid_body_is_refused_after_its_good_part(network, name):
         await peer.send(CHUNKED + b"3\r\nhi,\r\n")
         await may_go_on.wait()
         await peer.send(INVALID_BODY[name])
-        await peer.until_left()
+        await peer.until_closed()
 
     may_go_on = asyncio.Event()
-    answer = await post(network.client(), await network.provider(script))
-    chunks = answer.chunks(LIMIT)
+    response = await post(network.client(), await network.provider(script))
+    chunks = response.chunks(LIMIT)
     assert await anext(chunks) == b"hi,"
     may_go_on.set()
     with pytest.raises(InvalidUpstreamResponse):
-        await answer.read(LIMIT)
-    answer.abort()
+        await response.read(LIMIT)
+    response.abort()
     await until(lambda: not network.sockets())
 
 
@@ -243,12 +223,12 @@ async def test_many_tiny_chunks_are_no_flood(network):
 async def test_a_server_that_sends_first_gets_no_second_call(network):
     async def script(peer: Peer) -> None:
         await peer.send(SHORT)
-        await peer.until_left()
+        await peer.until_closed()
 
     client = network.client()
     provider = await network.provider(script)
     with contextlib.suppress(UpstreamFault):
-        # What is there before the request cannot be told from an answer that is quick; nothing else may come of it.
+        # Bytes that precede the request look like a fast response; only the first call may read them.
         assert await call(client, provider) == (200, b"hello")
     await until(lambda: idle_connections(client) or slots_taken(client) == 0)
     assert len(provider.peers) == 1
@@ -265,7 +245,7 @@ async def test_a_slow_reader_pauses_the_provider(network, certificates, is_tls):
 
     provider = await network.provider(script, tls=certificates.server() if is_tls else None)
     client = network.client(tls=certificates.trust if is_tls else None)
-    answer = await post(client, provider)
+    response = await post(client, provider)
     (connection,) = client._pool._open
     await until(lambda: connection._is_paused)
     sent_bytes = -1
@@ -275,11 +255,11 @@ async def test_a_slow_reader_pauses_the_provider(network, certificates, is_tls):
     assert MAX_BUFFERED_BYTES < connection._buffered_bytes < 4 * MAX_BUFFERED_BYTES
     assert sent_bytes < 50 * MEGABYTE
     total = 0
-    async for part in answer.chunks(200 * MEGABYTE):
+    async for part in response.chunks(200 * MEGABYTE):
         total += len(part)
         assert len(part) < 4 * MAX_BUFFERED_BYTES
     assert total == 100 * MEGABYTE
-    answer.finish()
+    response.finish()
     assert len(idle_connections(client)) == 1
 
 
@@ -317,9 +297,9 @@ async def test_a_paused_stream_finished_early_is_reused(network):
     provider = await network.provider(wire)
     client = network.client()
     for _ in range(2):
-        answer = await post(client, provider)
+        response = await post(client, provider)
         await until(lambda: next(iter(client._pool._open))._is_paused)
-        answer.finish()
+        response.finish()
         await until(lambda: idle_connections(client))
     (connection,) = idle_connections(client)
     assert len(provider.peers) == 1
@@ -330,10 +310,10 @@ async def test_an_unread_response_does_not_block_the_next(network):
     wire = OK + b"Content-Length: %d\r\n\r\n" % (2 * MAX_BUFFERED_BYTES) + b"x" * 2 * MAX_BUFFERED_BYTES
     provider = await network.provider(responding(wire, SHORT))
     client = network.client()
-    answer = await post(client, provider)
+    response = await post(client, provider)
     (connection,) = client._pool._open
     await until(lambda: connection._is_paused or connection.is_complete)
-    answer.finish()
+    response.finish()
     await until(lambda: idle_connections(client))
     assert await call(client, provider) == (200, b"hello")
     assert len(provider.peers) == 1
@@ -350,16 +330,16 @@ async def test_every_way_to_leave_a_response_frees_its_slot(network, monkeypatch
         await peer.request()
         await peer.send(wire)
         if not is_lost:
-            await peer.until_left()
+            await peer.until_closed()
 
     client = network.client(slots=1)
-    answer = await post(client, await network.provider(script))
+    response = await post(client, await network.provider(script))
     if taken:
-        assert await anext(answer.chunks(LIMIT)) == b"hello"
+        assert await anext(response.chunks(LIMIT)) == b"hello"
     if is_lost:
         await until(lambda: not client._pool._open)
     for step in end.split(", "):
-        getattr(answer, step)()
+        getattr(response, step)()
     await until(lambda: slots_taken(client) == len(idle_connections(client)))
     assert idle_connections(client) == [] or (wire, is_lost, end[:6]) == (SHORT, False, "finish")
 
@@ -406,9 +386,9 @@ async def test_a_closing_connection_is_not_kept():
     task = asyncio.create_task(client.post("acme", "http://wire.example/", HEADERS, BODY))
     await asyncio.sleep(0)
     connection.data_received(SHORT)
-    answer = await task
+    response = await task
     wire.end()
-    answer.finish()
+    response.finish()
     assert idle_connections(client) == []
     await client.close()
     assert_nothing_is_left(client, 1)

@@ -5,12 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from tests.http.client.responses import (
-    CHUNKED,
-    HALF,
-    OK,
-    SHORT,
-)
+from tests.http.client.responses import CHUNKED, HALF, OK, SHORT
 from tests.http.client.scripted_server import (
     BODY,
     HEADERS,
@@ -26,15 +21,8 @@ from tests.http.client.scripted_server import (
     until,
 )
 
-from mcpmeter.errors import (
-    InvalidUpstreamResponse,
-    Overloaded,
-    UpstreamTimedOut,
-    UpstreamUnreachable,
-)
-from mcpmeter.http.client import (
-    Http1Client,
-)
+from mcpmeter.errors import InvalidUpstreamResponse, Overloaded, UpstreamTimedOut, UpstreamUnreachable
+from mcpmeter.http.client import Http1Client
 from mcpmeter.http.client.interface import Timeouts
 
 
@@ -70,16 +58,16 @@ SLOW: dict[str, tuple[bytes, dict[str, float], str]] = {
 
 @pytest.mark.parametrize("name", SLOW)
 async def test_a_silent_provider_times_out(network, name):
-    wire, times, told = SLOW[name]
+    wire, times, message = SLOW[name]
 
     async def script(peer: Peer) -> None:
         await peer.request()
         await peer.send(wire)
-        await peer.until_left()
+        await peer.until_closed()
 
     fault = await fault_of(network, await network.provider(script), network.client(**times))
     assert type(fault) is UpstreamTimedOut
-    assert told in fault.message
+    assert message in fault.message
 
 
 @pytest.mark.parametrize("part", [b"1\r\na\r\n", b"HTTP/1.1 103 Hi\r\n\r\n", b"1;a"], ids=["parts", "hints", "noise"])
@@ -108,15 +96,15 @@ async def test_a_slow_reader_is_not_timed(network):
 
     has_read = asyncio.Event()
     client = network.client(first_byte_seconds=0.2, idle_seconds=0.2, total_seconds=0.25)
-    answer = await post(client, await network.provider(script))
-    chunks = answer.chunks(LIMIT)
+    response = await post(client, await network.provider(script))
+    chunks = response.chunks(LIMIT)
     assert await anext(chunks) == b"one"
     await asyncio.sleep(0.3)
     has_read.set()
     assert await anext(chunks) == b"two"
     await asyncio.sleep(0.3)
     assert [part async for part in chunks] == []
-    answer.finish()
+    response.finish()
 
 
 async def test_a_response_finished_after_a_timeout_is_closed():
@@ -125,11 +113,11 @@ async def test_a_response_finished_after_a_timeout_is_closed():
     task = asyncio.create_task(client.post("acme", "http://wire.example/", HEADERS, BODY))
     await asyncio.sleep(0)
     connection.data_received(HALF)
-    answer = await task
+    response = await task
     with pytest.raises(UpstreamTimedOut):
-        await answer.read(LIMIT)
+        await response.read(LIMIT)
     assert not wire.is_closing()
-    answer.finish()
+    response.finish()
     assert wire.is_closing()
     await client.close()
     assert_nothing_is_left(client, 1)

@@ -1,4 +1,4 @@
-"""Inflating answers that came packed: all of it or a clear refusal, and never more than the limit at once."""
+"""Inflating responses that came packed: all of it or a clear refusal, and never more than the limit at once."""
 
 from __future__ import annotations
 

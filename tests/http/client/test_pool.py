@@ -5,11 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from tests.http.client.responses import (
-    HALF,
-    OK,
-    SHORT,
-)
+from tests.http.client.responses import HALF, OK, SHORT
 from tests.http.client.scripted_server import (
     Peer,
     Provider,
@@ -22,22 +18,16 @@ from tests.http.client.scripted_server import (
     until,
 )
 
-from mcpmeter.errors import (
-    UpstreamDisconnected,
-)
-from mcpmeter.http.client import (
-    Connection,
-    Pool,
-    Target,
-)
+from mcpmeter.errors import UpstreamDisconnected
+from mcpmeter.http.client import Connection, Pool, Target
 
 
 async def test_the_last_used_connection_is_reused_first(network, monkeypatch):
     provider = await network.provider(SHORT)
     client = network.client()
-    answers = [await post(client, provider) for _ in range(3)]
-    for answer in answers:
-        answer.finish()
+    responses = [await post(client, provider) for _ in range(3)]
+    for response in responses:
+        response.finish()
     first, second, third = idle_connections(client)
     assert await call(client, provider) == (200, b"hello")
     assert idle_connections(client) == [first, second, third]
@@ -66,7 +56,7 @@ async def test_bytes_on_an_idle_connection_close_it(network):
         await peer.send(SHORT)
         await may_speak.wait()
         await peer.send(b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\n\r\n")
-        await peer.until_left()
+        await peer.until_closed()
 
     may_speak = asyncio.Event()
     provider = await network.provider(script)
@@ -80,14 +70,14 @@ async def test_bytes_on_an_idle_connection_close_it(network):
 
 @pytest.mark.parametrize("is_reset", [False, True])
 async def test_a_sent_request_is_never_sent_twice(network, is_reset):
-    asked = 0
+    repeated = 0
 
     async def script(peer: Peer) -> None:
-        nonlocal asked
+        nonlocal repeated
         await peer.request()
         await peer.send(SHORT)
         await peer.request()
-        asked += 1
+        repeated += 1
         if is_reset:
             peer.reset()
 
@@ -96,7 +86,7 @@ async def test_a_sent_request_is_never_sent_twice(network, is_reset):
     assert await call(client, provider) == (200, b"hello")
     with pytest.raises(UpstreamDisconnected):
         await call(client, provider)
-    assert (asked, len(provider.peers)) == (1, 1)
+    assert (repeated, len(provider.peers)) == (1, 1)
 
 
 async def test_there_are_never_more_connections_than_slots(network):

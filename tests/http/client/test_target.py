@@ -3,22 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from tests.http.client.responses import (
-    SHORT,
-)
-from tests.http.client.scripted_server import (
-    BODY,
-    HEADERS,
-    Peer,
-)
+from tests.http.client.responses import SHORT
+from tests.http.client.scripted_server import BODY, HEADERS, Peer
 
-from mcpmeter.errors import (
-    ServiceFault,
-)
-from mcpmeter.http.client import (
-    MAX_CACHED_HEADERS_LENGTH,
-    Target,
-)
+from mcpmeter.errors import ServiceFault
+from mcpmeter.http.client import MAX_CACHED_HEADERS_LENGTH, Target
 
 
 @pytest.mark.parametrize(
@@ -53,11 +42,11 @@ async def test_a_key_cannot_add_to_the_request(network, evil):
 
 
 async def test_cached_headers_follow_the_headers_of_each_call(network):
-    asked: list[bytes] = []
+    requests: list[bytes] = []
 
     async def script(peer: Peer) -> None:
         while True:
-            asked.append(await peer.request())
+            requests.append(await peer.request())
             await peer.send(SHORT)
 
     provider = await network.provider(script)
@@ -65,12 +54,12 @@ async def test_cached_headers_follow_the_headers_of_each_call(network):
     headers = {"authorization": "Bearer sk-1"}
     for key in ("sk-1", "sk-1", "sk-2", "sk-1"):
         headers["authorization"] = f"Bearer {key}"
-        answer = await client.post("acme", provider.url, headers, BODY)
-        answer.finish()
-        assert f"\r\nauthorization: Bearer {key}\r\n".encode() in asked[-1]
+        response = await client.post("acme", provider.url, headers, BODY)
+        response.finish()
+        assert f"\r\nauthorization: Bearer {key}\r\n".encode() in requests[-1]
         assert "sk-" not in repr(client._targets)
     long = {"x-long": "x" * MAX_CACHED_HEADERS_LENGTH}
     (await client.post("acme", provider.url, long, BODY)).finish()
-    assert b"\r\nx-long: xxx" in asked[-1]
-    assert b"authorization" not in asked[-1]
+    assert b"\r\nx-long: xxx" in requests[-1]
+    assert b"authorization" not in requests[-1]
     assert all(len(target._written) <= MAX_CACHED_HEADERS_LENGTH for target in client._targets.values())

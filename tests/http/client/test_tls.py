@@ -3,27 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from tests.http.client.responses import (
-    CHUNKED,
-    HALF,
-    OK,
-    PARTS,
-    SHORT,
-)
-from tests.http.client.scripted_server import (
-    Peer,
-    call,
-    fault_of,
-    responding,
-    slots_taken,
-    until,
-)
+from tests.http.client.responses import CHUNKED, HALF, OK, PARTS, SHORT
+from tests.http.client.scripted_server import Peer, call, fault_of, responding, slots_taken, until
 
-from mcpmeter.errors import (
-    InvalidUpstreamResponse,
-    UpstreamDisconnected,
-    UpstreamUnreachable,
-)
+from mcpmeter.errors import InvalidUpstreamResponse, UpstreamDisconnected, UpstreamUnreachable
 
 
 async def test_a_tls_connection_is_reused(network, certificates):
@@ -49,7 +32,7 @@ async def test_tls_responses_end_and_break_as_plain_ones(network, certificates):
 
 
 @pytest.mark.parametrize(
-    ("host", "days", "is_trusted", "told"),
+    ("host", "days", "is_trusted", "message"),
     [
         ("other.example", 10, True, "TLS failed: Hostname mismatch"),
         ("localhost", -1, True, "TLS failed: certificate has expired"),
@@ -57,10 +40,10 @@ async def test_tls_responses_end_and_break_as_plain_ones(network, certificates):
     ],
     ids=["another host's", "expired", "of an authority unknown"],
 )
-async def test_an_invalid_certificate_gets_no_request(network, certificates, host, days, is_trusted, told):
+async def test_an_invalid_certificate_gets_no_request(network, certificates, host, days, is_trusted, message):
     provider = await network.provider(SHORT, tls=certificates.server(host, days=days))
     client = network.client(tls=certificates.trust if is_trusted else None)
-    with pytest.raises(UpstreamUnreachable, match=told):
+    with pytest.raises(UpstreamUnreachable, match=message):
         await call(client, provider)
     assert slots_taken(client) == 0
     await until(lambda: not network.sockets())
@@ -70,7 +53,7 @@ async def test_an_invalid_certificate_gets_no_request(network, certificates, hos
 async def test_a_server_without_tls_is_unreachable(network, certificates, wire):
     async def script(peer: Peer) -> None:
         await peer.send(wire)
-        await peer.until_left()
+        await peer.until_closed()
 
     provider = await network.provider(script)
     provider.url = provider.url.replace("http:", "https:")
@@ -84,7 +67,7 @@ async def test_a_server_without_tls_is_unreachable(network, certificates, wire):
 async def test_a_handshake_that_does_not_end_is_unreachable(network, certificates, is_closed):
     async def script(peer: Peer) -> None:
         if not is_closed:
-            await peer.until_left()
+            await peer.until_closed()
 
     provider = await network.provider(script)
     provider.url = provider.url.replace("http:", "https:")
