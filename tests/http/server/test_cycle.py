@@ -70,7 +70,7 @@ async def test_readers_get_the_error_that_ended_the_request() -> None:
             await read()
 
 
-async def test_100_continue_is_sent_once_and_only_if_the_body_is_wanted() -> None:
+async def test_100_continue_is_sent_once_when_the_body_is_read() -> None:
     transport = Transport()
     cycle = cycle_on(transport, expects=True)
     waiting = asyncio.ensure_future(cycle.next_body_part())
@@ -85,7 +85,7 @@ async def test_100_continue_is_sent_once_and_only_if_the_body_is_wanted() -> Non
     assert b"100 Continue" not in refusing.written
 
 
-async def test_a_disconnect_is_reported_at_once_and_nothing_is_written_after_it() -> None:
+async def test_a_disconnect_is_reported_and_nothing_is_written_after() -> None:
     transport = Transport()
     cycle = cycle_on(transport)
     reports: list[str] = []
@@ -206,9 +206,7 @@ async def fails(scope: Any, receive: Any, send: Any) -> None:
     ("app", "status", "keeps_alive"),
     [(responds, b"200", True), (starts, b"", False), (returns, b"500", False), (fails, b"500", False)],
 )
-async def test_however_an_application_ends_its_client_is_not_left_waiting(
-    app: Any, status: bytes, keeps_alive: bool
-) -> None:
+async def test_every_end_of_an_application_ends_its_response(app: Any, status: bytes, keeps_alive: bool) -> None:
     transport, tasks = Transport(), set[asyncio.Task[None]]()
     cycle = cycle_on(transport)
     cycle.run(app, asyncio.get_running_loop(), tasks)

@@ -64,7 +64,7 @@ async def test_pipelined_requests_are_answered_in_order() -> None:
     assert server.transport.calls[-1] == "resume_reading"
 
 
-async def test_a_body_that_nobody_reads_pauses_the_connection() -> None:
+async def test_an_unread_body_pauses_the_connection() -> None:
     server = Server()
     server.protocol.data_received(POST % 1_000_000 + b"x" * (MAX_BUFFERED_BYTES + 1))
     assert server.transport.calls == ["pause_reading"]
@@ -78,7 +78,7 @@ async def test_a_body_that_nobody_reads_pauses_the_connection() -> None:
         await waiting
 
 
-async def test_a_client_that_does_not_read_is_backpressure_until_it_reads() -> None:
+async def test_an_unread_response_is_backpressure_until_it_drains() -> None:
     server = Server()
     server.protocol.data_received(GET % b"/a")
     await server.until(lambda: server.scopes)
@@ -106,7 +106,7 @@ async def test_a_shutdown_closes_after_the_response_in_hand(is_busy: bool) -> No
         assert server.transport.closings == ["close"]
 
 
-async def test_a_lost_connection_cancels_its_request_and_forgets_the_pipeline() -> None:
+async def test_a_lost_connection_ends_its_request_and_pipeline() -> None:
     server = Server()
     server.protocol.data_received(GET % b"/a" + GET % b"/b")
     await server.until(lambda: server.scopes)

@@ -142,14 +142,14 @@ def test_a_proposed_upgrade_changes_nothing_byte_by_byte(name: str) -> None:
 
 
 @pytest.mark.parametrize("more", [b"", CONNECTIONS[0] + PROPOSALS[0]])
-def test_a_tunnel_is_refused_and_nothing_behind_it_is_read(more: bytes) -> None:
+def test_connect_is_refused_and_nothing_behind_it_is_read(more: bytes) -> None:
     served = serve(b"CONNECT a:1 HTTP/1.1\r\nHost: a\r\n" + more + b"\r\nGET /after HTTP/1.1\r\nHost: a\r\n\r\n")
     assert served.requests == []
     assert served.written.startswith(b"HTTP/1.1 400 ")
     assert served.closings == ["write_eof"]
 
 
-def test_a_head_is_written_again_without_its_upgrade() -> None:
+def test_headers_are_repeated_without_their_upgrade() -> None:
     headers = [(b"host", b"a"), (b"upgrade", b"h2c"), (b"x", b"\xff "), (b"y", b"")]
     head = without_upgrade(b"GET", b"/a", "1.0", headers)
     assert head == b"GET /a HTTP/1.0\r\nhost: a\r\nx: \xff \r\ny: \r\n\r\n"
