@@ -157,8 +157,8 @@ class _CountedRequest:
             # The stream lasts as long as its session: its duration is not a latency.
             self._recorder.add(mcp.REQUESTS, endpoint=self._endpoint, method=self._method, status="200")
             return
-        if self.request.refusal is not None and not self.status:
-            self.status = self.request.refusal.http_status
+        if self.state.refusal is not None and not self.status:
+            self.status = self.state.refusal.http_status
         reason = self._reason()
         if reason is not None:
             self._recorder.add(mcp.TRANSPORT_REJECTIONS, reason=reason)
