@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 from jsonschema import Draft202012Validator
+from tests.http.fakes import Transport, cycle_on
 
 from mcpmeter.access.callers import Caller
 from mcpmeter.budgets.budget import Budget
@@ -101,24 +102,18 @@ class Api:
         return usage_report(self.ledger, query)
 
     async def get(self, path: str, key: str | None = KEY) -> tuple[int, dict[str, str], Any]:
-        sent: list[Any] = []
+        transport = Transport()
         scope = {
-            "type": "http",
             "method": "GET",
             "path": path.partition("?")[0],
             "query_string": path.partition("?")[2].encode(),
             "headers": [(b"authorization", f"Bearer {key}".encode())] if key else [],
         }
-
-        async def receive() -> Any:
-            return {"type": "http.disconnect"}
-
-        async def send(message: Any) -> None:
-            sent.append(message)
-
-        await self._app(scope, receive, send)
-        headers = {name.decode(): value.decode() for name, value in sent[0]["headers"]}
-        return sent[0]["status"], headers, json.loads(b"".join(m["body"] for m in sent[1:]))
+        cycle = cycle_on(transport, scope)
+        await self._app(cycle.scope, cycle.receive, cycle.send)
+        response, _, body = transport.written.decode().partition("\r\n\r\n")
+        status, *lines = response.split("\r\n")
+        return int(status.split()[1]), dict(line.split(": ", 1) for line in lines), json.loads(body)
 
 
 @pytest.fixture

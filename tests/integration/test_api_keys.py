@@ -19,7 +19,7 @@ from mcpmeter.access.key_view import ShownKey
 from mcpmeter.access.keys import new_key
 from mcpmeter.config import KeySettings
 from mcpmeter.errors import InvalidRequest, LedgerUnavailable
-from mcpmeter.http.exchange import HttpExchange
+from mcpmeter.http.exchange import DIRECT_RESPONSE, HttpExchange
 from mcpmeter.ledger.location import Location
 from mcpmeter.ledger.queries.keys import list_keys
 from mcpmeter.service.api.keys import KeyPages, KeyRevocation, KeyRotation, NewKey, _decoded
@@ -304,8 +304,9 @@ def test_the_check_for_this_machine_is_by_the_connection_and_no_header() -> None
             "path": KEYS,
             "headers": [(name.encode(), value) for name, value in headers.items()],
             "client": (peer, 1) if peer else None,
+            "extensions": {DIRECT_RESPONSE: None},
         }
-        return HttpExchange(scope, None, None, endpoint=KEYS)  # type: ignore[arg-type]
+        return HttpExchange(scope, endpoint=KEYS)
 
     assert is_local(exchange("127.0.0.1"))
     assert not is_local(exchange("192.0.2.7", **{"x-forwarded-for": b"127.0.0.1"}))

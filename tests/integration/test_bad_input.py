@@ -1,4 +1,4 @@
-"""Whatever a client sends: a 4xx in OpenAI's shape with an id and a sentence, counted once, and no broken scrape."""
+"""Bad requests get a 4xx in OpenAI's shape with an id and a sentence, counted once, and break no scrape."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ GOOD = b'{"model":"gpt-4.1",%s}' % MESSAGES
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def relay(start_module_relay) -> Any:
-    """One service for the whole module: each refusal has to leave it as it was."""
+    """One service for the module: a refusal leaves it unchanged."""
     return await start_module_relay(server={"max_body_bytes": LIMIT_BYTES})
 
 
 @dataclass
 class Refusal:
-    """What one bad request changed."""
+    """The response to a bad request."""
 
     status: int
     message: str
@@ -39,7 +39,7 @@ class Refusal:
 
 
 async def refused(relay: Any, ask: Any, status: int, *, endpoint: str, error_type: str = "validation_error") -> Refusal:
-    """Run a bad request and check everything that holds for all of them."""
+    """Send a bad request and check what holds for all of them."""
     before, rows = relay.counts(), len(relay.rows())
     upstream_calls = relay.simulator.billing_log.totals.calls + relay.simulator.billing_log.refused
     reply = await ask
@@ -103,7 +103,7 @@ async def test_a_body_that_is_no_chat_is_refused(relay, name, path):
     await refused(relay, relay.ask(BODIES[name], path), 400, endpoint=path)
 
 
-async def test_a_missing_model_is_refused_on_v1_and_the_default_on_the_guides_endpoint(relay):
+async def test_a_missing_model_is_refused_on_v1_only(relay):
     body = b"{%s}" % MESSAGES
     await refused(relay, relay.ask(body, CHAT), 400, endpoint=CHAT)
     answer = await relay.ask(body, GUIDE)
@@ -122,12 +122,12 @@ async def chunks(count: int) -> AsyncIterator[bytes]:
 
 
 @pytest.mark.parametrize("path", [CHAT, GUIDE])
-async def test_a_chunked_body_over_the_limit_is_refused_and_its_sender_is_told(relay, path):
+async def test_a_chunked_body_over_the_limit_is_refused(relay, path):
     # Far more than any buffer on the way: a service that stopped reading would reset its caller.
     await refused(relay, relay.ask(chunks(8 * 1024), path), 413, endpoint=path)
 
 
-async def test_a_body_of_exactly_the_limit_is_taken(relay):
+async def test_a_body_of_exactly_the_limit_is_read(relay):
     body = GOOD + b" " * (LIMIT_BYTES - len(GOOD))
     assert (await relay.ask(body)).status == 200
 
@@ -198,7 +198,7 @@ async def test_an_http_1_0_client_that_names_its_host_is_served(relay):
     assert (reply.status, reply.json["object"]) == (200, "chat.completion")
 
 
-async def test_a_client_that_expects_100_continue_is_asked_to_go_on(relay):
+async def test_100_continue_is_sent_to_a_client_that_expects_it(relay):
     reader, writer = await asyncio.open_connection(*relay.address)
     head = POST + b"Connection: close\r\nExpect: 100-continue\r\n"
     writer.write(head + b"Content-Length: %d\r\n\r\n" % len(GOOD))
@@ -208,7 +208,7 @@ async def test_a_client_that_expects_100_continue_is_asked_to_go_on(relay):
     writer.close()
 
 
-async def test_java_clients_proposal_of_http_2_is_ignored_and_their_body_read(relay):
+async def test_an_upgrade_to_http_2_is_ignored_and_the_body_read(relay):
     """`java.net.http.HttpClient` sends this with each first POST; the body may come later, or wait for a 100."""
     proposal = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAAAAIAAAABAAMAAABk\r\n"
     reader, writer = await asyncio.open_connection(*relay.address)
@@ -224,7 +224,7 @@ async def test_java_clients_proposal_of_http_2_is_ignored_and_their_body_read(re
     writer.close()
 
 
-async def test_a_client_that_expects_100_continue_for_too_much_is_refused_before_it_sends(relay):
+async def test_100_continue_is_not_sent_for_a_body_over_the_limit(relay):
     head = POST + b"Connection: close\r\nExpect: 100-continue\r\n"
     request = relay.raw(head + b"Content-Length: %d\r\n\r\n" % (LIMIT_BYTES + 1))
     await refused(relay, request, 413, endpoint=CHAT)
@@ -243,14 +243,14 @@ async def test_a_client_that_expects_100_continue_for_too_much_is_refused_before
         b"GET /\xff HTTP/1.1\r\nHost: localhost\r\n\r\n",
     ],
 )
-async def test_what_is_not_http_is_refused_and_the_service_lives_on(relay, request_bytes):
+async def test_invalid_http_is_refused(relay, request_bytes):
     reply = await relay.raw(request_bytes)
     assert reply.status == 400
     assert (await relay.chat()).status == 200
     await relay.until_idle()
 
 
-async def test_headers_are_read_as_they_are_and_never_become_labels_or_faults(relay):
+async def test_odd_headers_are_no_faults(relay):
     lines = (
         b"Authorization: Bearer \xff\xfe\0".replace(b"\0", b""),
         b"Authorization: Digest \xe9",
@@ -291,7 +291,7 @@ async def test_any_accept_header_gets_metrics_that_parse(relay, accept):
     assert (await relay.scrape()).of("mcp_active_requests") == 0
 
 
-async def test_nothing_of_a_body_or_header_is_in_the_log_the_metrics_or_the_ledger(relay, everything_logged):
+async def test_no_body_or_header_is_logged_or_stored(relay, everything_logged):
     for body in (*BODIES.values(), GOOD):
         await relay.ask(body, headers={"authorization": f"Bearer {SECRET}", "x-request-id": SECRET})
     metrics = await relay.ask(path="/metrics", method="GET")
@@ -319,7 +319,7 @@ mutated = st.tuples(st.integers(0, len(GOOD)), st.binary(max_size=4)).map(
     max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
 @given(body=st.binary(max_size=300) | shaped | mutated, path=st.sampled_from([CHAT, GUIDE]))
-async def test_any_body_is_answered_or_refused_and_nothing_stays_open(relay, body, path):
+async def test_any_body_gets_a_response_and_leaves_nothing_open(relay, body, path):
     requests = relay.service.recorder.families["mcp_requests_total"].cells
     before = sum(cell.value for cell in requests.values())
     reply = await relay.ask(body, path)
@@ -330,7 +330,7 @@ async def test_any_body_is_answered_or_refused_and_nothing_stays_open(relay, bod
     await relay.until_idle()
 
 
-async def test_after_all_of_it_the_scrape_parses_and_no_client_has_made_a_series(relay):
+async def test_clients_cannot_create_series(relay):
     await relay.scrape_openmetrics()
     scrape = await relay.scrape()
     known = {"gpt-4.1", "claude-sonnet-4.5", "gemini-2.5-flash", "deepseek-v3.2", "other"}

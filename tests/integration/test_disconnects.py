@@ -1,4 +1,4 @@
-"""Clients that leave, or that do not read: the provider stops working, what was delivered is charged, nothing leaks."""
+"""Clients that disconnect or do not read: the provider stops, what was delivered is charged, nothing leaks."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def chat(simulate: str = "", **more: Any) -> bytes:
     return json.dumps({**body, "metadata": {"simulate": simulate}}).encode()
 
 
-async def after_leaving(relay: Any, before: Any) -> Any:
-    """The one new row, once everybody has noticed; what holds for all who leave is checked."""
+async def after_disconnect(relay: Any, before: Any) -> Any:
+    """Return the one new row; check what holds for every disconnect."""
     await relay.until_idle()
     await relay.simulator.billing_log.wait_until(lambda log: log.open_calls == 0)
     scrape = await relay.scrape()
@@ -42,26 +42,26 @@ async def after_leaving(relay: Any, before: Any) -> Any:
 
 @pytest.mark.parametrize("path", [b"/v1/chat/completions", b"/mcp/chat"])
 @pytest.mark.parametrize("stream", [False, True])
-async def test_a_client_that_leaves_while_it_waits_cancels_the_provider_and_pays_for_the_prompt(relay, stream, path):
+async def test_a_disconnect_while_waiting_cancels_and_costs_the_prompt(relay, stream, path):
     before, cancelled = relay.counts(), relay.simulator.billing_log.totals.cancelled
     _, writer = await connected(relay, chat("stall=headers", stream=stream), path)
     await relay.simulator.billing_log.wait_until(lambda log: log.open_calls == 1)
     writer.close()
     await relay.simulator.billing_log.wait_until(lambda log: log.totals.cancelled == cancelled + 1)
-    row = await after_leaving(relay, before)
+    row = await after_disconnect(relay, before)
     assert (row.status, row.outcome, row.error_id, row.token_source) == ("499", "partial", "caller_gone", "partial")
     assert (row.prompt_tokens > 0, row.completion_tokens) == (True, 0)
 
 
-async def test_a_client_that_leaves_in_the_middle_of_a_stream_pays_for_what_it_got(relay):
+async def test_a_disconnect_mid_stream_costs_what_was_delivered(relay):
     before, cancelled = relay.counts(), relay.simulator.billing_log.totals.cancelled
     reader, writer = await connected(relay, chat("stall=body,after_tokens=20", stream=True))
-    got = b""
-    while got.count(b'"content":"') < 21:  # the first event's is empty
-        got += await asyncio.wait_for(reader.read(65536), 5)
+    received = b""
+    while received.count(b'"content":"') < 21:  # the first event's is empty
+        received += await asyncio.wait_for(reader.read(65536), 5)
     writer.close()
     await relay.simulator.billing_log.wait_until(lambda log: log.totals.cancelled == cancelled + 1)
-    row = await after_leaving(relay, before)
+    row = await after_disconnect(relay, before)
     assert (row.status, row.outcome, row.error_id, row.token_source) == ("499", "partial", "caller_gone", "partial")
     call = list(relay.simulator.billing_log.calls())[-1]
     assert call.delivered_tokens == 20
@@ -69,16 +69,16 @@ async def test_a_client_that_leaves_in_the_middle_of_a_stream_pays_for_what_it_g
     assert row.cost_nanousd > 0
 
 
-async def test_usage_that_was_read_before_the_client_left_counts_as_reported(start_module_relay, raw_upstream):
+async def test_usage_read_before_a_disconnect_is_reported(start_module_relay, raw_upstream):
     usage = b'data: {"choices":[{"delta":{"content":"Hi"}}],"usage":{"prompt_tokens":7,"completion_tokens":5}}\n\n'
 
-    async def say_and_wait(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def respond_and_wait(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
         writer.write(b"%x\r\n%s\r\n" % (len(usage), usage))
         await reader.read()
 
     relay = await start_module_relay(upstream=raw_upstream.url)
-    raw_upstream.play(say_and_wait)
+    raw_upstream.play(respond_and_wait)
     reader, writer = await connected(relay, chat(stream=True))
     await asyncio.wait_for(reader.readuntil(usage), 5)
     writer.close()
@@ -87,7 +87,7 @@ async def test_usage_that_was_read_before_the_client_left_counts_as_reported(sta
     assert (row.outcome, row.token_source, row.prompt_tokens, row.completion_tokens) == ("partial", "reported", 7, 5)
 
 
-async def test_a_client_that_leaves_in_the_middle_of_its_upload_reaches_no_provider(relay):
+async def test_a_disconnect_during_upload_reaches_no_provider(relay):
     before, rows = relay.counts(), len(relay.rows())
     calls = relay.simulator.billing_log.totals.calls
     _, writer = await asyncio.open_connection(*relay.address)
@@ -95,19 +95,19 @@ async def test_a_client_that_leaves_in_the_middle_of_its_upload_reaches_no_provi
     active = relay.service.recorder.families["mcp_active_requests"].cells
     await relay.until(lambda: active[()].value == 1)
     writer.close()
-    await after_leaving(relay, before)
+    await after_disconnect(relay, before)
     assert (len(relay.rows()), relay.simulator.billing_log.totals.calls) == (rows, calls)
 
 
-async def test_a_client_that_resets_its_connection_is_noticed_as_well(relay):
+async def test_a_reset_is_a_disconnect_too(relay):
     before = relay.counts()
     _, writer = await connected(relay, chat("stall=body", stream=True))
     await relay.simulator.billing_log.wait_until(lambda log: log.open_calls == 1)
     writer.transport.abort()
-    assert (await after_leaving(relay, before)).error_id == "caller_gone"
+    assert (await after_disconnect(relay, before)).error_id == "caller_gone"
 
 
-async def test_a_client_that_left_does_not_spoil_the_connection_for_the_next(relay):
+async def test_disconnects_leave_later_calls_alone(relay):
     for _ in range(20):
         _, writer = await connected(relay, chat("latency_ms=1", stream=True))
         writer.close()
@@ -117,13 +117,13 @@ async def test_a_client_that_left_does_not_spoil_the_connection_for_the_next(rel
     assert all(answer.body.endswith((b"data: [DONE]\n\n", b"}")) for answer in answers)
 
 
-async def test_a_client_that_does_not_read_holds_the_provider_back_and_not_our_memory(relay):
+async def test_a_client_that_does_not_read_pauses_the_provider(relay):
     _, writer = await connected(relay, chat("huge_mb=64", stream=True))
     writer.transport.pause_reading()
     await relay.simulator.billing_log.wait_until(lambda log: log.open_calls == 1)
     (call,) = await active_calls(relay)
     seen = -1
-    while seen != call.stream.tee.total_bytes:  # until nothing moves any more
+    while seen != call.stream.tee.total_bytes:  # until every buffer is full
         seen = call.stream.tee.total_bytes
         await asyncio.sleep(0.2)
     assert 0 < seen < 16 * 1024 * 1024  # what the sockets' own buffers hold, of 64 MB and their frames
@@ -140,12 +140,12 @@ async def active_calls(relay: Any) -> Any:
     return pipeline.active_calls
 
 
-async def test_a_slow_reader_is_not_taken_for_a_silent_provider(start_module_relay):
+async def test_a_slow_reader_is_not_a_silent_provider(start_module_relay):
     relay = await start_module_relay(timeouts={"idle_seconds": 0.1, "first_byte_seconds": 5})
     reader, writer = await connected(relay, chat("huge_mb=16", stream=True))
     writer.transport.pause_reading()
     (call,) = await active_calls(relay)
-    await asyncio.sleep(0.5)  # five times what the provider is granted
+    await asyncio.sleep(0.5)  # five times the provider's idle timeout
     assert call in relay.service.pipeline.active_calls
     writer.transport.resume_reading()
     while not (await asyncio.wait_for(reader.read(2**20), 10)).endswith(b"0\r\n\r\n"):
@@ -156,8 +156,8 @@ async def test_a_slow_reader_is_not_taken_for_a_silent_provider(start_module_rel
     writer.close()
 
 
-async def test_a_reader_that_never_reads_counts_as_gone_in_the_end(start_module_relay, monkeypatch):
-    monkeypatch.setattr("mcpmeter.http.exchange.SECONDS_FOR_THE_READER", 0.2)
+async def test_a_client_that_never_reads_counts_as_disconnected(start_module_relay, monkeypatch):
+    monkeypatch.setattr("mcpmeter.http.exchange.DRAIN_TIMEOUT_SECONDS", 0.2)
     relay = await start_module_relay()
     _, writer = await connected(relay, chat("huge_mb=64", stream=True))
     writer.transport.pause_reading()
@@ -168,7 +168,7 @@ async def test_a_reader_that_never_reads_counts_as_gone_in_the_end(start_module_
     await relay.until_idle()
 
 
-async def test_a_client_that_leaves_with_another_request_in_the_pipe_cancels_the_provider(relay):
+async def test_a_disconnect_with_a_pipelined_request_cancels(relay):
     before, cancelled = relay.counts(), relay.simulator.billing_log.totals.cancelled
     body = chat("stall=body,after_tokens=20", stream=True)
     reader, writer = await connected(relay, body)
@@ -176,4 +176,4 @@ async def test_a_client_that_leaves_with_another_request_in_the_pipe_cancels_the
     await asyncio.wait_for(reader.readuntil(b'"content":"'), 5)
     writer.close()
     await relay.simulator.billing_log.wait_until(lambda log: log.totals.cancelled == cancelled + 1)
-    assert (await after_leaving(relay, before)).error_id == "caller_gone"
+    assert (await after_disconnect(relay, before)).error_id == "caller_gone"

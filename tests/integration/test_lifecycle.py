@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.http.fakes import Transport, cycle_on
 
 from mcpmeter.access.keys import new_key
 from mcpmeter.config import load
@@ -236,17 +237,11 @@ async def test_only_this_machine_may_reload(relay):
         "headers": [(b"host", b"localhost"), (b"x-forwarded-for", b"127.0.0.1")],
         "client": ("203.0.113.9", 5000),
     }
-    sent: list[Any] = []
-
-    async def receive() -> Any:
-        return {"type": "http.request", "body": b""}
-
-    async def send(message: Any) -> None:
-        sent.append(message)
-
-    await relay.service.app(scope, receive, send)
-    assert sent[0]["status"] == 403
-    assert json.loads(sent[1]["body"])["error"]["code"] == "not_allowed"
+    transport = Transport()
+    cycle = cycle_on(transport, scope)
+    await relay.service.app(cycle.scope, cycle.receive, cycle.send)
+    assert transport.written.startswith(b"HTTP/1.1 403 ")
+    assert b'"not_allowed"' in transport.written
     assert (await relay.ask(path="/-/reload", method="GET")).status == 405
     assert (await relay.ask(path="/-/reload", headers={"origin": "https://evil.example"})).status == 403
 

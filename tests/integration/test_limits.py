@@ -1,4 +1,4 @@
-"""Depth, keys and time: bounds that need a service of their own settings."""
+"""Limits that need a service with settings of their own: nesting, keys, time, headers."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ async def test_a_million_levels_of_nesting_are_refused(start_relay, start):
     assert (await relay.chat()).status == 200
 
 
-async def test_a_known_key_is_asked_for_and_a_wrong_one_is_refused_alike_on_every_route(start_relay):
+async def test_every_route_refuses_missing_and_wrong_keys_alike(start_relay):
     relay = await start_relay(keys={"search": KEY})
     for path, method in ((CHAT, "POST"), (GUIDE, "POST"), ("/v1/models", "GET"), ("/mcp/models", "GET")):
         for header in ({}, {"authorization": "Bearer wrong"}, {"authorization": "Basic mk_x"}, {"x-api-key": "\u00ff"}):
@@ -44,8 +44,8 @@ async def test_a_known_key_is_asked_for_and_a_wrong_one_is_refused_alike_on_ever
         ("/v1beta/models/gemini-2.5-flash:generateContent", ("error", "status"), "DEADLINE_EXCEEDED"),
     ],
 )
-async def test_a_slow_upload_is_given_up_and_its_connection_closed(start_relay, monkeypatch, path, where, type_):
-    monkeypatch.setattr("mcpmeter.http.exchange.SECONDS_FOR_THE_BODY", 0.05)
+async def test_a_slow_upload_times_out_and_closes(start_relay, monkeypatch, path, where, type_):
+    monkeypatch.setattr("mcpmeter.http.exchange.BODY_TIMEOUT_SECONDS", 0.05)
     relay = await start_relay()
     before = relay.counts()
     head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 500\r\n\r\n".encode()
@@ -77,7 +77,7 @@ async def test_a_slow_upload_is_given_up_and_its_connection_closed(start_relay, 
         (b"BREW /coffee HTTP/1.1\r\nhost: localhost\r\n\r\n", 400, "invalid_request"),
     ],
 )
-async def test_heads_without_an_end_and_what_is_no_http_are_refused_and_counted(start_relay, sent, status, code):
+async def test_endless_headers_and_bad_http_are_refused_and_counted(start_relay, sent, status, code):
     relay = await start_relay()
     before = relay.counts()
     reply = await relay.raw(sent)
@@ -87,7 +87,7 @@ async def test_heads_without_an_end_and_what_is_no_http_are_refused_and_counted(
     assert after.since(before, "mcp_errors_total") == {("validation_error", "client"): 1}
 
 
-async def test_long_but_bounded_heads_and_many_requests_on_one_connection_are_answered(start_relay):
+async def test_long_headers_on_a_pipelined_connection_are_served(start_relay):
     relay = await start_relay()
     one = b"GET /health HTTP/1.1\r\nhost: localhost\r\nx: " + b"a" * 30_000 + b"\r\n\r\n"
     last = one.replace(b"host:", b"connection: close\r\nhost:")
@@ -142,7 +142,7 @@ async def test_a_flood_of_trailers_or_chunk_extensions_is_refused(start_relay, n
     assert after.since(before, "mcp_errors_total") == {("validation_error", "client"): 1}
 
 
-async def test_trailers_without_end_after_the_answer_end_the_connection(start_relay):
+async def test_endless_trailers_after_the_response_close(start_relay):
     relay = await start_relay()
     reader, writer = await asyncio.open_connection(*relay.address)
     writer.write(b"GET /health HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n")
@@ -154,7 +154,7 @@ async def test_trailers_without_end_after_the_answer_end_the_connection(start_re
 
 
 @pytest.mark.parametrize("chunk", [b"zz\r\n", b"1;\n"])
-async def test_a_body_that_is_not_framed_is_refused_and_counted_once(start_relay, chunk):
+async def test_bad_chunk_framing_is_refused_and_counted_once(start_relay, chunk):
     relay = await start_relay()
     before = relay.counts()
     reply = await relay.raw(CHUNKED + b"\r\n", rest=chunk)
@@ -164,7 +164,7 @@ async def test_a_body_that_is_not_framed_is_refused_and_counted_once(start_relay
     assert after.since(before, "mcp_errors_total") == {("validation_error", "client"): 1}
 
 
-async def test_a_request_is_answered_though_no_http_follows_it(start_relay):
+async def test_junk_behind_a_request_does_not_cost_its_response(start_relay):
     relay = await start_relay()
     before = relay.counts()
     body = b'{"model":"gpt-4.1","messages":[{"role":"user","content":"Hi"}],"metadata":{"simulate":"latency_ms=100"}}'

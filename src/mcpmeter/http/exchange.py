@@ -1,69 +1,72 @@
-"""One request and its answer, as the pipeline sees them: over HTTP, or from inside for the MCP tools."""
+"""One request and its response, as the code that answers it sees them: over HTTP, or from inside for the MCP tools."""
 
 from __future__ import annotations
 
 import asyncio
-import re
-from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import Any, Final, Protocol
 
 from mcpmeter.errors import BodyTooLarge, BodyTooSlow, ClientDisconnected, MeterError
+from mcpmeter.http.asgi import Header, Scope
+from mcpmeter.http.trace_context import trace_id_of
 from mcpmeter.records import NO_PATH_PARAMS, PathParams
 
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-Header = tuple[bytes, bytes]
+BODY_TIMEOUT_SECONDS: Final = 60.0
+DRAIN_TIMEOUT_SECONDS: Final = 120.0
+"""How long a client may leave a response unread before it counts as disconnected."""
 
-SECONDS_FOR_THE_BODY: Final = 60.0
-SECONDS_FOR_THE_READER: Final = 120.0
-"""How long a client may leave what it was sent unread, before it counts as gone."""
-
-WIRE: Final = "mcpmeter.wire"
-"""The ASGI extension under which our own server offers its `DirectResponse`."""
+DIRECT_RESPONSE: Final = "mcpmeter.direct_response"
+"""The ASGI extension under which our server offers its `DirectResponse`."""
 
 _HEADERS: Final = "mcpmeter.headers"
-_TRACEPARENT: Final = re.compile(rb"^[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
 
 
 class DirectResponse(Protocol):
     """The connection under a request, in callbacks and plain calls: tasks and messages cost more than the bytes."""
 
-    response_started: bool
-    disconnected: bool
-    """Whether the client has gone."""
-    is_backpressured: bool
-    """Whether the client does not read what was sent."""
+    on_drain: Callable[[], None] | None
+    """Called when the client reads again."""
+
+    @property
+    def response_started(self) -> bool:
+        """Whether the status is decided, so that no other can be sent."""
+
+    @property
+    def disconnected(self) -> bool:
+        """Whether the client has closed the connection."""
+
+    @property
+    def is_backpressured(self) -> bool:
+        """Whether the client leaves the response unread, so that more of it would only fill our memory."""
 
     def whole_body(self) -> bytes | None:
-        """The request's body, if all of it is there."""
+        """Return the request's body if all of it has arrived."""
+
+    async def next_body_part(self) -> bytes:
+        """Wait for more of the request's body; empty at its end. Raises ClientDisconnected."""
 
     def watch(self, on_disconnect: Callable[[], None] | None) -> None:
-        """Tell when the client has gone."""
+        """Call `on_disconnect` once the client has disconnected, at once if it has; None ends the watch."""
 
     async def drain(self) -> None:
-        """Wait until it reads, or has gone."""
+        """Wait until the client reads or has disconnected."""
 
-    on_drain: Callable[[], None] | None
-    """Told when it reads again."""
-
-    def whole(self, status: int, headers: Iterable[Header], body: bytes) -> None:
-        """An answer that is there in full; neither length nor connection is among its headers."""
+    def respond(self, status: int, headers: Iterable[Header], body: bytes) -> None:
+        """Send a complete response in one write. Its content-length is added."""
 
     def start(self, status: int, headers: Iterable[Header]) -> None:
-        """The head of the answer; it goes with the first part of the body."""
+        """Set status and headers, which go out with the first part of the body."""
 
     def write(self, data: bytes) -> None:
-        """A part of the body. Nothing happens when the client has gone."""
+        """Send a part of the body. Does nothing after a disconnect."""
 
     def end(self, data: bytes) -> None:
-        """The last part of the body."""
+        """Send the last part of the body."""
 
 
 class Exchange(Protocol):
-    """What the pipeline asks of whoever makes a call."""
+    """What the pipeline needs of a request and its response."""
 
     endpoint: str
     method: str
@@ -71,22 +74,27 @@ class Exchange(Protocol):
     parent_id: str
     secret: str | None
     headers: Mapping[bytes, bytes]
-    named: PathParams
-    """What the path says of model and stream, in dialects that put it there."""
-    started: bool
-    """Whether the head of the answer is out, so that no other status can be sent."""
+    path_params: PathParams
+
+    @property
+    def started(self) -> bool:
+        """Whether the response has started, so that no other status can be sent."""
+
+    @property
+    def direct_response(self) -> DirectResponse | None:
+        """The connection itself, if there is one."""
 
     async def read_body(self, limit_bytes: int) -> bytes:
         """Raises BodyTooLarge, BodyTooSlow, ClientDisconnected."""
 
-    def listening(self) -> CancelOnDisconnect:
-        """While inside, the caller's leaving is raised as ClientDisconnected."""
+    def cancel_on_disconnect(self) -> CancelOnDisconnect:
+        """While inside, a disconnect of the caller is raised as ClientDisconnected."""
 
-    async def whole(self, status: int, headers: Iterable[Header], body: bytes) -> None:
-        """Send an answer that is there in full; its length is added to its headers."""
+    async def respond(self, status: int, headers: Iterable[Header], body: bytes) -> None:
+        """Send a complete response; its content-length is added."""
 
     async def start(self, status: int, headers: Iterable[Header]) -> None:
-        """Send the head of the answer."""
+        """Send status and headers."""
 
     async def send(self, data: bytes) -> None:
         """Send a part of the body."""
@@ -94,28 +102,24 @@ class Exchange(Protocol):
     async def end(self, data: bytes = b"") -> None:
         """Send the last part."""
 
-    @property
-    def wire(self) -> DirectResponse | None:
-        """The connection itself, where there is one."""
-
 
 class CancelOnDisconnect:
-    """Runs a block and cancels it when the caller leaves, or the service cuts it off: tokens stop burning at once."""
+    """Runs a block and cancels it if the caller disconnects or the service ends it: no more tokens are bought."""
 
     __slots__ = ("_cut", "_task", "_watch")
 
     def __init__(self, watch: Callable[[Callable[[], None] | None], None]) -> None:
-        """`watch` takes what is to be told that the caller has gone, and None at the end."""
+        """`watch` takes the callback for a disconnect, and None at the end of the block."""
         self._watch = watch
         self._cut: MeterError | None = None
         self._task: asyncio.Task[Any] | None = None
 
     def __enter__(self) -> CancelOnDisconnect:
         self._task = asyncio.current_task()
-        self._watch(self._gone)
+        self._watch(self._on_disconnect)
         return self
 
-    def _gone(self) -> None:
+    def _on_disconnect(self) -> None:
         self.cut(ClientDisconnected("The client closed the connection before the answer was complete."))
 
     def cut(self, error: MeterError) -> None:
@@ -134,31 +138,26 @@ class CancelOnDisconnect:
 
 
 class HttpExchange:
-    """An exchange over HTTP: by the wire of our own server, or by ASGI's messages where another one offers none."""
+    """An exchange on a connection of our server."""
 
-    # fmt: off
-    __slots__ = (
-        "_receive", "_scope", "_send", "_watcher", "endpoint", "headers", "method", "named", "secret", "started",
-        "trace_id", "wire",
-    )
-    # fmt: on
+    __slots__ = ("_scope", "direct_response", "endpoint", "headers", "method", "path_params", "secret", "trace_id")
     parent_id = ""
 
-    def __init__(
-        self, scope: Scope, receive: Receive, send: Send, *, endpoint: str, named: PathParams = NO_PATH_PARAMS
-    ) -> None:
+    def __init__(self, scope: Scope, *, endpoint: str, path_params: PathParams = NO_PATH_PARAMS) -> None:
         self.endpoint = endpoint
-        self.named = named
+        self.path_params = path_params
         self.method: str = scope["method"]
         self.headers = headers_of(scope)
-        self.trace_id = trace_id_of(self.headers)
+        traceparent = self.headers.get(b"traceparent")
+        self.trace_id = trace_id_of(traceparent.decode("latin-1")) if traceparent else ""
         self.secret = secret_of(self.headers)
-        self.started = False
-        self.wire: DirectResponse | None = scope.get("extensions", {}).get(WIRE)
+        self.direct_response = direct_response_of(scope)
         self._scope = scope
-        self._receive = receive
-        self._send = send
-        self._watcher: asyncio.Task[None] | None = None
+
+    @property
+    def started(self) -> bool:
+        """Whether the response has started."""
+        return self.direct_response.response_started
 
     @property
     def peer(self) -> str:
@@ -167,128 +166,93 @@ class HttpExchange:
 
     @property
     def query(self) -> bytes:
-        """What stands behind the path."""
+        """The part of the URL behind `?`."""
         found: bytes = self._scope.get("query_string", b"")
         return found
 
     async def read_body(self, limit_bytes: int) -> bytes:
-        """The whole body. Raises BodyTooLarge, BodyTooSlow, ClientDisconnected."""
+        """Return the whole body. Raises BodyTooLarge, BodyTooSlow, ClientDisconnected."""
         declared = self.headers.get(b"content-length", b"")
         if declared.isdigit() and int(declared) > limit_bytes:
             raise _too_large(limit_bytes)
-        body = self.wire.whole_body() if self.wire is not None else None
-        if body is not None:
-            return _within(body, limit_bytes)
-        try:
-            async with asyncio.timeout(SECONDS_FOR_THE_BODY):
-                return await self._read_parts(limit_bytes)
-        except TimeoutError:
-            raise BodyTooSlow(
-                f"The body did not arrive within {SECONDS_FOR_THE_BODY:g} s.", hint="Send it in one go."
-            ) from None
+        body = self.direct_response.whole_body()
+        if body is None:
+            return await self._read_parts(limit_bytes)
+        if len(body) > limit_bytes:
+            raise _too_large(limit_bytes)
+        return body
 
     async def _read_parts(self, limit_bytes: int) -> bytes:
         parts: list[bytes] = []
         size = 0
-        while True:
-            message = await self._receive()
-            if message["type"] == "http.disconnect":
-                raise ClientDisconnected("The client closed the connection while sending its request.")
-            part: bytes = message.get("body", b"")
-            size += len(part)
-            if size > limit_bytes:
-                raise _too_large(limit_bytes)
-            parts.append(part)
-            if not message.get("more_body"):
-                return part if len(parts) == 1 else b"".join(parts)
+        try:
+            async with asyncio.timeout(BODY_TIMEOUT_SECONDS):
+                while part := await self.direct_response.next_body_part():
+                    size += len(part)
+                    if size > limit_bytes:
+                        raise _too_large(limit_bytes)
+                    parts.append(part)
+        except TimeoutError:
+            raise BodyTooSlow(
+                f"The body did not arrive within {BODY_TIMEOUT_SECONDS:g} s.", hint="Send it in one go."
+            ) from None
+        return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    def listening(self) -> CancelOnDisconnect:
-        """While inside, the client's leaving is raised as ClientDisconnected."""
-        return CancelOnDisconnect(self._watch if self.wire is None else self.wire.watch)
+    def cancel_on_disconnect(self) -> CancelOnDisconnect:
+        """While inside, a disconnect of the client is raised as ClientDisconnected."""
+        return CancelOnDisconnect(self.direct_response.watch)
 
-    def _watch(self, on_disconnect: Callable[[], None] | None) -> None:
-        if self._watcher is not None:
-            self._watcher.cancel()
-        if on_disconnect is not None:
-            self._watcher = asyncio.get_running_loop().create_task(self._tell_when_gone(on_disconnect))
-
-    async def _tell_when_gone(self, on_disconnect: Callable[[], None]) -> None:
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
-        on_disconnect()
-
-    async def whole(self, status: int, headers: Iterable[Header], body: bytes) -> None:
-        """Send a complete response. Raises ClientDisconnected if the client does not read it."""
-        wire = self.wire
-        if wire is not None and not wire.is_backpressured:
-            self.started = True
-            wire.whole(status, headers, body)
-        else:
-            await self.start(status, (*headers, length(body)))
-            await self.end(b"" if self.method == "HEAD" else body)
+    async def respond(self, status: int, headers: Iterable[Header], body: bytes) -> None:
+        """Send a complete response. Raises ClientDisconnected if the client leaves the one before unread."""
+        if self.direct_response.is_backpressured:
+            await self._drain()
+        self.direct_response.respond(status, headers, body)
 
     async def start(self, status: int, headers: Iterable[Header]) -> None:
-        """Send the head; by wire it goes with the first part of the body."""
-        self.started = True
-        if self.wire is not None:
-            self.wire.start(status, headers)
-        else:
-            await self._send({"type": "http.response.start", "status": status, "headers": list(headers)})
+        """Set status and headers, which go out with the first part of the body."""
+        self.direct_response.start(status, headers)
 
     async def send(self, data: bytes) -> None:
-        """Send a part. Waits while the client does not read; raises ClientDisconnected when that takes too long."""
-        if self.wire is None:
-            await self._in_time(self._send({"type": "http.response.body", "body": data, "more_body": True}))
-            return
-        if self.wire.is_backpressured:
-            await self._in_time(self.wire.drain())
-        self.wire.write(data)
+        """Send a part. Waits while the client does not read; raises ClientDisconnected if that takes too long."""
+        if self.direct_response.is_backpressured:
+            await self._drain()
+        self.direct_response.write(data)
 
     async def end(self, data: bytes = b"") -> None:
-        """Send the last part. Raises ClientDisconnected when the client does not read it."""
-        if self.wire is None:
-            await self._in_time(self._send({"type": "http.response.body", "body": data}))
-            return
-        if self.wire.is_backpressured:
-            await self._in_time(self.wire.drain())
-        self.wire.end(data)
+        """Send the last part. Waits and raises as `send`."""
+        if self.direct_response.is_backpressured:
+            await self._drain()
+        self.direct_response.end(data)
 
-    @staticmethod
-    async def _in_time(sending: Awaitable[None]) -> None:
+    async def _drain(self) -> None:
         try:
-            async with asyncio.timeout(SECONDS_FOR_THE_READER):
-                await sending
+            async with asyncio.timeout(DRAIN_TIMEOUT_SECONDS):
+                await self.direct_response.drain()
         except TimeoutError:
-            raise reader_stuck() from None
+            raise client_stalled() from None
 
 
-def reader_stuck() -> ClientDisconnected:
-    """The client has left too long unread what it was sent."""
+def client_stalled() -> ClientDisconnected:
+    """The error for a client that leaves a response unread for too long."""
     return ClientDisconnected("The client stopped reading the answer.")
 
 
-def length(body: bytes) -> Header:
-    """The header that says how long a body is."""
-    return b"content-length", b"%d" % len(body)
+def direct_response_of(scope: Scope) -> DirectResponse:
+    """Return the connection under a request of our server."""
+    found: DirectResponse = scope["extensions"][DIRECT_RESPONSE]
+    return found
 
 
 def headers_of(scope: Scope) -> Mapping[bytes, bytes]:
-    """A request's headers by name. Made once a request, and kept in its scope."""
+    """Return a request's headers by name. They are kept in its scope."""
     headers: Mapping[bytes, bytes] | None = scope.get(_HEADERS)
     if headers is None:
         headers = scope[_HEADERS] = dict(scope["headers"])
     return headers
 
 
-def trace_id_of(headers: Mapping[bytes, bytes]) -> str:
-    """The trace id of a `traceparent` header (W3C Trace Context), or empty."""
-    header = headers.get(b"traceparent")
-    found = _TRACEPARENT.match(header) if header else None
-    return found[1].decode() if found else ""
-
-
 def secret_of(headers: Mapping[bytes, bytes]) -> str | None:
-    """The caller's key, from wherever the dialects' SDKs put it."""
+    """Return the caller's key: the bearer token, or the first of the headers that clients use for API keys."""
     authorization = headers.get(b"authorization")
     if authorization is not None:
         scheme, _, value = authorization.decode("latin-1").partition(" ")
@@ -297,12 +261,6 @@ def secret_of(headers: Mapping[bytes, bytes]) -> str | None:
         if name in headers:
             return headers[name].decode("latin-1").strip()
     return None
-
-
-def _within(body: bytes, limit_bytes: int) -> bytes:
-    if len(body) > limit_bytes:
-        raise _too_large(limit_bytes)
-    return body
 
 
 def _too_large(limit_bytes: int) -> BodyTooLarge:

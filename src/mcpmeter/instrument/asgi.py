@@ -7,22 +7,17 @@ middleware is counted there, as the message; every other request is counted here
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
-from typing import Any, Final
+from collections.abc import Mapping
+from typing import Final
 
 import msgspec
 
 from mcpmeter.catalog import mcp, service
 from mcpmeter.errors import Side
+from mcpmeter.http.asgi import App, Message, Receive, Scope, Send
 from mcpmeter.instrument.http_request import SCOPE_KEY, MeteredRequest
 from mcpmeter.meter import CallResult, Meter
 from mcpmeter.metrics.recorder import Recorder
-
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 log = logging.getLogger("mcpmeter")
 
@@ -162,6 +157,8 @@ class _CountedRequest:
             # The stream lasts as long as its session: its duration is not a latency.
             self._recorder.add(mcp.REQUESTS, endpoint=self._endpoint, method=self._method, status="200")
             return
+        if self.state.refusal is not None and not self.status:
+            self.status = self.state.refusal.http_status
         reason = self._reason()
         if reason is not None:
             self._recorder.add(mcp.TRANSPORT_REJECTIONS, reason=reason)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, MutableMapping
-from typing import Any, Final
+from collections.abc import Callable
+from typing import Final
 
 from mcpmeter.errors import MeterError
+from mcpmeter.http.asgi import Scope
 
 SCOPE_KEY: Final = "mcpmeter.request"
 """Its key in the ASGI scope, which passes through every router and into the SDK's request context."""
@@ -22,7 +23,7 @@ class MeteredRequest:
     def __init__(self) -> None:
         self.message_seen = False
         self.refusal: MeterError | None = None
-        """The error with which an application in front of the SDK refused it; without one the status decides."""
+        """The error with which an application in front of the SDK refused it, not through ASGI's `send`."""
         self.disconnected = False
         self._callbacks: list[Callable[[], None]] = []
 
@@ -41,13 +42,13 @@ class MeteredRequest:
             callback()
 
 
-def metered_request(scope: MutableMapping[str, Any]) -> MeteredRequest | None:
+def metered_request(scope: Scope) -> MeteredRequest | None:
     """The request's state; None without a `TransportMeter` in front of the application."""
     found = scope.get(SCOPE_KEY)
     return found if isinstance(found, MeteredRequest) else None
 
 
-def principal(scope: MutableMapping[str, Any]) -> tuple[str, str]:
+def principal(scope: Scope) -> tuple[str, str]:
     """The caller's (team, key id); empty without authentication."""
     state = scope.get("state")
     found = state.get(PRINCIPAL_KEY) if isinstance(state, dict) else None

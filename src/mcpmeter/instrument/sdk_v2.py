@@ -10,7 +10,6 @@ exception. Every step of the meter runs inside `_Contained`, which counts a faul
 from __future__ import annotations
 
 import logging
-import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ import msgspec
 from mcp.server.lowlevel import Server
 
 from mcpmeter.catalog import labels, mcp, service
+from mcpmeter.http.trace_context import trace_id_of
 from mcpmeter.instrument import ServerNotSupported, context_cost, outcomes
 from mcpmeter.instrument.asgi import TransportMeter, register_rejections
 from mcpmeter.instrument.http_request import metered_request, principal
@@ -39,7 +39,6 @@ log = logging.getLogger("mcpmeter")
 
 MCP_PATH: Final = "/mcp"
 LISTEN: Final = "subscriptions/listen"
-_TRACEPARENT: Final = re.compile(r"^[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
 """W3C Trace Context."""
 
 ERRORS_AT_START: Final = (
@@ -351,5 +350,4 @@ def _trace_id(ctx: Context) -> str:
     traceparent = meta.get("traceparent") if isinstance(meta, dict) else None
     if traceparent is None and ctx.request is not None:
         traceparent = ctx.request.headers.get("traceparent")
-    found = _TRACEPARENT.match(traceparent) if isinstance(traceparent, str) else None
-    return found[1] if found else ""
+    return trace_id_of(traceparent) if isinstance(traceparent, str) else ""

@@ -10,7 +10,8 @@ import anyio
 
 from mcpmeter.dialects import sse
 from mcpmeter.errors import BodyTooLarge, ClientDisconnected
-from mcpmeter.http.exchange import CancelOnDisconnect, Header
+from mcpmeter.http.asgi import Header
+from mcpmeter.http.exchange import CancelOnDisconnect
 from mcpmeter.records import NO_PATH_PARAMS
 
 ENDPOINT: Final = "/mcp"
@@ -34,7 +35,7 @@ class ToolExchange:
         self.parent_id = parent_id
         self.secret = secret
         self.headers: Mapping[bytes, bytes] = {}
-        self.named = NO_PATH_PARAMS
+        self.path_params = NO_PATH_PARAMS
         self.started = False
         self.response = ResponseText()
         self._body = body
@@ -54,7 +55,7 @@ class ToolExchange:
             on_disconnect()
 
     @property
-    def wire(self) -> None:
+    def direct_response(self) -> None:
         """None: there is no connection."""
 
     async def read_body(self, limit_bytes: int) -> bytes:
@@ -63,11 +64,11 @@ class ToolExchange:
             raise BodyTooLarge(f"The messages are larger than {limit_bytes} bytes.", hint="Send less.")
         return self._body
 
-    def listening(self) -> CancelOnDisconnect:
+    def cancel_on_disconnect(self) -> CancelOnDisconnect:
         """Inside the block, `disconnect` raises ClientDisconnected."""
         return CancelOnDisconnect(self._watch)
 
-    async def whole(self, status: int, headers: Iterable[Header], body: bytes) -> None:
+    async def respond(self, status: int, headers: Iterable[Header], body: bytes) -> None:
         """Collect a complete response."""
         await self.start(status, headers)
         await self.end(body)

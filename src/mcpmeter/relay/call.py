@@ -18,8 +18,9 @@ from mcpmeter.errors import (
     UpstreamFault,
     UpstreamResponseTooLarge,
 )
-from mcpmeter.http.client.interface import Answer
-from mcpmeter.http.exchange import CancelOnDisconnect, Exchange, Header
+from mcpmeter.http.asgi import Header
+from mcpmeter.http.client.interface import UpstreamResponse
+from mcpmeter.http.exchange import CancelOnDisconnect, Exchange
 from mcpmeter.meter import OpenCall
 from mcpmeter.providers import Provider
 from mcpmeter.quota.tracker import QuotaTracker
@@ -55,7 +56,7 @@ class RelayedCall:
     """
 
     target: Candidate | None = field(default=None, init=False)
-    response: Answer | None = field(default=None, init=False)
+    response: UpstreamResponse | None = field(default=None, init=False)
     stream: ForwardedStream | None = field(default=None, init=False)
     cancel: CancelOnDisconnect | None = field(default=None, init=False)
 
@@ -80,7 +81,7 @@ class RelayedCall:
     async def run(self) -> Settlement:
         """Send the request, forward the response, settle, send the last byte."""
         try:
-            with self.exchange.listening() as self.cancel:
+            with self.exchange.cancel_on_disconnect() as self.cancel:
                 target, response, body = await self._send()
                 received = body or await self._receive(target, response)
             if isinstance(received, ForwardedStream):
@@ -103,7 +104,7 @@ class RelayedCall:
 
     # Attempts ---------------------------------------------------------------------------------------------------------
 
-    async def _send(self) -> tuple[Candidate, Answer, bytes]:
+    async def _send(self) -> tuple[Candidate, UpstreamResponse, bytes]:
         """Send until a response is to be forwarded. Returns its target and the body, if that had to be read already."""
         attempts = self.attempts
         while True:
@@ -138,7 +139,7 @@ class RelayedCall:
         if row is None or row.provider != provider.name or row.model != target.model:
             self.opened.goes_to(target_of(provider, target.model, self.endpoint.dialect, self.request))
 
-    async def _post(self, target: Candidate) -> Answer:
+    async def _post(self, target: Candidate) -> UpstreamResponse:
         provider, dialect, request = target.upstream.provider, self.endpoint.dialect, self.request
         path_name = dialect.path_name(request)
         headers = self.runtime.request_headers.of(provider, target.credential, path_name, stream=request.stream)
@@ -154,14 +155,14 @@ class RelayedCall:
         url = provider.url(path_name, target.model)
         return await self.runtime.client.post(provider.name, url, headers, body, timeouts)
 
-    def _note_quota(self, target: Candidate, response: Answer) -> None:
+    def _note_quota(self, target: Candidate, response: UpstreamResponse) -> None:
         provider, key_id, now_ns = target.upstream.provider, target.credential.id, time.time_ns()
         # Providers keep a quota per model, so each model is a pool of its own.
         self.quota.note(provider.name, key_id, response.headers, provider.quota, now=now_ns, pool=target.model)
 
     # The response -----------------------------------------------------------------------------------------------------
 
-    async def _receive(self, target: Candidate, response: Answer) -> bytes | ForwardedStream:
+    async def _receive(self, target: Candidate, response: UpstreamResponse) -> bytes | ForwardedStream:
         """The whole body; or a stream, which has been forwarded but for its last event."""
         max_bytes, request, provider = self.runtime.options.max_answer_bytes, self.request, target.upstream.provider
         if response.status >= 300 or not _is_stream(response):
@@ -174,7 +175,7 @@ class RelayedCall:
             raise upstream_errors.incomplete_stream(provider.name, has_started=self.exchange.started)
         return stream
 
-    async def _end_stream(self, target: Candidate, response: Answer, stream: ForwardedStream) -> Settlement:
+    async def _end_stream(self, target: Candidate, response: UpstreamResponse, stream: ForwardedStream) -> Settlement:
         response.finish()
         info, dialect, provider = stream.tee.read, self.endpoint.dialect, target.upstream.provider
         size = 0 if info.usage else len(self.body)
@@ -183,7 +184,7 @@ class RelayedCall:
         await self.exchange.end(stream.tee.end)
         return settlement
 
-    async def _forward_response(self, target: Candidate, response: Answer, body: bytes) -> Settlement:
+    async def _forward_response(self, target: Candidate, response: UpstreamResponse, body: bytes) -> Settlement:
         provider, dialect = target.upstream.provider, self.endpoint.dialect
         try:
             info = await off_loop_if_large(len(body), dialect.read_response, body)
@@ -194,10 +195,10 @@ class RelayedCall:
         found = await off_loop_if_large(size, result.usage_of_response, dialect, self.body, body, info)
         settlement = await self.opened.settle(result.of_success(provider, response, info, found))
         headers = (*self._response_headers(target, response), *cost_headers(settlement))
-        await self.exchange.whole(response.status, headers, body)
+        await self.exchange.respond(response.status, headers, body)
         return settlement
 
-    async def _forward_error(self, target: Candidate, response: Answer, body: bytes) -> Settlement:
+    async def _forward_error(self, target: Candidate, response: UpstreamResponse, body: bytes) -> Settlement:
         """Forward a provider's error unchanged, unless it is about our account or the endpoint maps faults."""
         provider, secret, status = target.upstream.provider, target.credential.secret, response.status
         error = upstream_errors.error_of_response(provider, secret, status, response.headers, body)
@@ -205,10 +206,10 @@ class RelayedCall:
             raise error
         response.finish()
         settlement = await self.opened.settle(result.of_refusal(provider, response, error))
-        await self.exchange.whole(status, self._response_headers(target, response), body)
+        await self.exchange.respond(status, self._response_headers(target, response), body)
         return settlement
 
-    def _response_headers(self, target: Candidate, response: Answer) -> list[Header]:
+    def _response_headers(self, target: Candidate, response: UpstreamResponse) -> list[Header]:
         name, secret = target.upstream.provider.name, target.credential.secret
         return response_headers(self.opened.call.id, name, self.attempts.made, response.headers, secret)
 
@@ -268,7 +269,7 @@ async def off_loop_if_large(
     return read(*args, **kwargs)
 
 
-def _is_stream(response: Answer) -> bool:
+def _is_stream(response: UpstreamResponse) -> bool:
     content_type = response.headers.get("content-type", "")
     if content_type == "application/json":
         return False
@@ -279,7 +280,7 @@ def _fault_of_ours() -> ServiceFault:
     return ServiceFault("The service failed while relaying.", hint="It is our fault; the service's log says where.")
 
 
-async def _read_or_abort(response: Answer, limit_bytes: int) -> bytes:
+async def _read_or_abort(response: UpstreamResponse, limit_bytes: int) -> bytes:
     try:
         return await response.read(limit_bytes)
     except BaseException:

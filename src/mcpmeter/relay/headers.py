@@ -8,7 +8,8 @@ from typing import Final
 
 from mcpmeter.catalog.spec import NANO
 from mcpmeter.errors import MeterError
-from mcpmeter.http.exchange import Exchange, Header, length
+from mcpmeter.http.asgi import Header
+from mcpmeter.http.exchange import Exchange
 from mcpmeter.providers import Provider
 from mcpmeter.records import Settlement
 from mcpmeter.relay.passed_headers import NAMES_OUT, PASSED_PREFIXES
@@ -111,12 +112,11 @@ async def send_error(
     exchange: Exchange, error: MeterError, body: bytes, call_id: str, more: Iterable[Header] = ()
 ) -> None:
     """Send an error of ours as the whole response, with `more` headers."""
-    headers = [call_id_header(call_id), (b"content-type", b"application/json"), length(body), *more]
+    headers = [call_id_header(call_id), (b"content-type", b"application/json"), *more]
     if error.retry_after is not None:
         headers.append((b"retry-after", error.retry_after.encode("latin-1", "replace")))
     if error.http_status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
     if error.http_status == 408:  # RFC 9110, 15.5.9: the rest of a slow request body is not awaited
         headers.append((b"connection", b"close"))
-    await exchange.start(error.http_status, headers)
-    await exchange.end(body)
+    await exchange.respond(error.http_status, headers, body)

@@ -79,7 +79,7 @@ class Pipeline:
         caller, dialect = runtime.identify(exchange.secret), endpoint.dialect
 
         body = await exchange.read_body(runtime.options.max_body_bytes)
-        request = await off_loop_if_large(len(body), dialect.read_request, body, exchange.named)
+        request = await off_loop_if_large(len(body), dialect.read_request, body, exchange.path_params)
         self._refuse_if_draining()  # again: it may have begun during a slow upload
 
         model = request.model or endpoint.default_model

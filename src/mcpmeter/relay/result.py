@@ -21,7 +21,7 @@ from mcpmeter.errors import (
     UpstreamRefusedAccount,
     UpstreamUnreachable,
 )
-from mcpmeter.http.client.interface import Answer
+from mcpmeter.http.client.interface import UpstreamResponse
 from mcpmeter.meter import CallResult
 from mcpmeter.money import usd_to_nanousd
 from mcpmeter.providers import Provider
@@ -75,7 +75,7 @@ def unread_usage(request: RequestInfo, reason: str) -> CallUsage:
     return CallUsage(Usage(prompt_tokens=request.prompt_tokens_estimate, source="partial"), reason)
 
 
-def reason_missing(dialect: Dialect, response: Answer | None, error: MeterError) -> str:
+def reason_missing(dialect: Dialect, response: UpstreamResponse | None, error: MeterError) -> str:
     """Why a failed call has no reported usage; empty if the provider cannot have worked for it."""
     if dialect.operation == "count_tokens" or (response is not None and response.status >= 300):
         return ""  # counting tokens is free, and a provider that refused has not worked
@@ -87,7 +87,11 @@ def reason_missing(dialect: Dialect, response: Answer | None, error: MeterError)
 
 
 def of_success(
-    provider: Provider, response: Answer, info: ResponseInfo, found: CallUsage, stream: ForwardedStream | None = None
+    provider: Provider,
+    response: UpstreamResponse,
+    info: ResponseInfo,
+    found: CallUsage,
+    stream: ForwardedStream | None = None,
 ) -> CallResult:
     """The result of a response that was forwarded to its end. A success status may carry the provider's error."""
     error = UpstreamFault(f"{provider.name} answered an error with a success status.") if info.is_error else None
@@ -95,7 +99,7 @@ def of_success(
     return _result(provider, response, info, found, stream, status=response.status, outcome=outcome, error=error)
 
 
-def of_refusal(provider: Provider, response: Answer, error: MeterError) -> CallResult:
+def of_refusal(provider: Provider, response: UpstreamResponse, error: MeterError) -> CallResult:
     """The result of a provider's error response that was forwarded."""
     status = response.status
     return _result(provider, response, ResponseInfo(), NO_USAGE, None, status=status, outcome="error", error=error)
@@ -103,7 +107,7 @@ def of_refusal(provider: Provider, response: Answer, error: MeterError) -> CallR
 
 def of_failure(
     provider: Provider,
-    response: Answer | None,
+    response: UpstreamResponse | None,
     found: CallUsage,
     stream: ForwardedStream | None,
     error: MeterError,
@@ -120,7 +124,7 @@ def of_failure(
 
 def _result(
     provider: Provider,
-    response: Answer | None,
+    response: UpstreamResponse | None,
     info: ResponseInfo,
     found: CallUsage,
     stream: ForwardedStream | None,

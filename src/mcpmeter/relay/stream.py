@@ -19,8 +19,9 @@ from mcpmeter.dialects import sse
 from mcpmeter.dialects.base import EventReader, ResponseInfo
 from mcpmeter.errors import MeterError
 from mcpmeter.http import exchange as http_exchange
-from mcpmeter.http.client.interface import Answer
-from mcpmeter.http.exchange import DirectResponse, Exchange, Header
+from mcpmeter.http.asgi import Header
+from mcpmeter.http.client.interface import UpstreamResponse
+from mcpmeter.http.exchange import DirectResponse, Exchange
 from mcpmeter.records import Usage
 from mcpmeter.relay.event_template import EventTemplate, event_template
 
@@ -169,9 +170,9 @@ class Pipe:
     """
 
     def __init__(
-        self, wire: DirectResponse, response: Answer, tee: StreamTee, cut: Callable[[MeterError], None]
+        self, direct: DirectResponse, response: UpstreamResponse, tee: StreamTee, cut: Callable[[MeterError], None]
     ) -> None:
-        self._wire = wire
+        self._direct = direct
         self._response = response
         self._tee = tee
         self._cut = cut
@@ -179,41 +180,41 @@ class Pipe:
         self._held_timer: asyncio.TimerHandle | None = None
 
     async def run(self, limit_bytes: int, on_first_byte: Callable[[], None]) -> None:
-        """Return when the last event is held back or the provider has ended. Raises as `Answer.pipe`."""
+        """Return when the last event is held back or the provider has ended. Raises as `UpstreamResponse.pipe`."""
         self._on_first_byte = on_first_byte
-        self._wire.on_drain = self._resume
+        self._direct.on_drain = self._resume
         try:
             await self._response.pipe(self._take, limit_bytes)
         finally:
-            self._wire.on_drain = None
+            self._direct.on_drain = None
             self._stop_timer()
 
     def _take(self, data: bytes) -> bool:
-        wire, tee = self._wire, self._tee
-        if wire.disconnected:
+        direct, tee = self._direct, self._tee
+        if direct.disconnected:
             return True  # the task is about to be cancelled; these bytes were not delivered
         if self._on_first_byte is not None:
             self._on_first_byte()
             self._on_first_byte = None
-            wire.write(tee.feed(data))
+            direct.write(tee.feed(data))
         elif part := tee.feed(data):
-            wire.write(part)
+            direct.write(part)
         if tee.end:
-            wire.watch(None)
+            direct.watch(None)
             return False
-        if wire.is_backpressured and self._held_timer is None:
+        if direct.is_backpressured and self._held_timer is None:
             self._hold()
         return True
 
     def _hold(self) -> None:
-        self._response.hold()
+        self._response.pause()
         self._held_timer = asyncio.get_running_loop().call_later(
-            http_exchange.SECONDS_FOR_THE_READER, self._cut, http_exchange.reader_stuck()
+            http_exchange.DRAIN_TIMEOUT_SECONDS, self._cut, http_exchange.client_stalled()
         )
 
     def _resume(self) -> None:
         self._stop_timer()
-        self._response.go_on()
+        self._response.resume()
 
     def _stop_timer(self) -> None:
         if self._held_timer is not None:
@@ -227,7 +228,7 @@ class ForwardedStream:
     def __init__(
         self,
         exchange: Exchange,
-        response: Answer,
+        response: UpstreamResponse,
         tee: StreamTee,
         headers: Iterable[Header],
         elapsed_ns: Callable[[], int],
@@ -242,11 +243,11 @@ class ForwardedStream:
     async def run(self, limit_bytes: int, cut: Callable[[MeterError], None]) -> bool:
         """Forward all but the last event, which `tee.end` holds. False: the stream broke off before it was complete.
 
-        Raises as `Answer.read`. `cut` is called if the client does not read, and has to cancel this.
+        Raises as `UpstreamResponse.read`. `cut` is called if the client does not read, and has to cancel this.
         """
-        exchange, tee, wire = self._exchange, self.tee, self._exchange.wire
-        if wire is not None and self._response.is_plain:
-            await Pipe(wire, self._response, tee, cut).run(limit_bytes, lambda: self._start_wire(wire))
+        exchange, tee, direct = self._exchange, self.tee, self._exchange.direct_response
+        if direct is not None and self._response.is_plain:
+            await Pipe(direct, self._response, tee, cut).run(limit_bytes, lambda: self._start_direct(direct))
         else:
             await self._copy(limit_bytes)
         if tee.end:
@@ -258,10 +259,9 @@ class ForwardedStream:
             await exchange.send(rest)
         return True
 
-    def _start_wire(self, wire: DirectResponse) -> None:
+    def _start_direct(self, direct: DirectResponse) -> None:
         self.first_chunk_ns = self._elapsed_ns()
-        self._exchange.started = True
-        wire.start(self._response.status, self._headers)
+        direct.start(self._response.status, self._headers)
 
     async def _copy(self, limit_bytes: int) -> None:
         exchange, tee = self._exchange, self.tee

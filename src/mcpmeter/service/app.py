@@ -14,7 +14,8 @@ import msgspec
 from mcpmeter.catalog import OTHER
 from mcpmeter.dialects import openai
 from mcpmeter.errors import MeterError, MethodNotAllowed, NotAllowed, RouteNotFound, ServiceFault
-from mcpmeter.http.exchange import WIRE, DirectResponse, Header, HttpExchange, Receive, Scope, Send, headers_of
+from mcpmeter.http.asgi import Header, Receive, Scope, Send
+from mcpmeter.http.exchange import HttpExchange, direct_response_of, headers_of
 from mcpmeter.meter import CallResult, Meter
 from mcpmeter.records import NO_PATH_PARAMS, PathParams
 from mcpmeter.relay.pipeline import EndpointConfig, Pipeline, send_error
@@ -41,8 +42,8 @@ class Page:
 class Endpoint(Protocol):
     """What answers a route. It counts the request itself, once."""
 
-    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[object]:
-        """Answer."""
+    def __call__(self, scope: Scope, receive: Receive, send: Send, /) -> Awaitable[object]:
+        """Answer by the scope's `DirectResponse`, or by ASGI's messages."""
 
 
 class PageEndpoint:
@@ -53,8 +54,8 @@ class PageEndpoint:
         self._endpoint = endpoint
         self._make = make
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        exchange = HttpExchange(scope, receive, send, endpoint=self._endpoint)
+    async def __call__(self, scope: Scope, _receive: Receive, _send: Send) -> None:
+        exchange = HttpExchange(scope, endpoint=self._endpoint)
         opened = self._meter.open(self._endpoint, exchange.method, trace_id=exchange.trace_id)
         try:
             page = await self._make(exchange)
@@ -64,7 +65,7 @@ class PageEndpoint:
             return
         opened.count(CallResult(status=str(page.status)))
         content_type = (b"content-type", page.content_type.encode())
-        await exchange.whole(page.status, (content_type, *page.headers), page.body)
+        await exchange.respond(page.status, (content_type, *page.headers), page.body)
 
 
 class RelayEndpoint:
@@ -76,18 +77,18 @@ class RelayEndpoint:
         endpoint: str,
         service: EndpointConfig,
         *,
-        named: PathParams = NO_PATH_PARAMS,
+        path_params: PathParams = NO_PATH_PARAMS,
         secret: str = "",
     ) -> None:
         self._pipeline = pipeline
         self._endpoint = endpoint
         self._service = service
-        self._named = named
+        self._path_params = path_params
         self._secret = secret
         self.error_body = service.dialect.error_body
 
-    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[object]:
-        exchange = HttpExchange(scope, receive, send, endpoint=self._endpoint, named=self._named)
+    def __call__(self, scope: Scope, _receive: Receive, _send: Send) -> Awaitable[object]:
+        exchange = HttpExchange(scope, endpoint=self._endpoint, path_params=self._path_params)
         if exchange.secret is None and self._secret:
             exchange.secret = self._secret
         return self._pipeline.run(exchange, self._service)
@@ -179,9 +180,9 @@ class App:
         try:
             await self._find(scope)(scope, receive, send)
         except MeterError as error:
-            await self._refuse(scope, receive, send, error)
+            await self._refuse(scope, error)
         except Exception as fault:
-            await self._confess(scope, receive, send, fault)
+            await self._confess(scope, fault)
         finally:
             if recorder is not None:
                 recorder.end_request()
@@ -217,16 +218,15 @@ class App:
         found = self._template_of(scope)
         return found[0].label if found else OTHER
 
-    async def _confess(self, scope: Scope, receive: Receive, send: Send, fault: Exception) -> None:
+    async def _confess(self, scope: Scope, fault: Exception) -> None:
         log.error("fault while answering %s: %s", self._route_of(scope), _where(fault))
-        wire: DirectResponse | None = scope.get("extensions", {}).get(WIRE)
-        if wire is None or not wire.response_started:
+        if not direct_response_of(scope).response_started:
             ours = ServiceFault("The service failed.", hint="It is our fault; the service's log says where.")
-            await self._refuse(scope, receive, send, ours)
+            await self._refuse(scope, ours)
 
-    async def _refuse(self, scope: Scope, receive: Receive, send: Send, error: MeterError) -> None:
+    async def _refuse(self, scope: Scope, error: MeterError) -> None:
         path = self._route_of(scope)
-        exchange = HttpExchange(scope, receive, send, endpoint=path)
+        exchange = HttpExchange(scope, endpoint=path)
         opened = self._meter.open(path, exchange.method, trace_id=exchange.trace_id)
         opened.count(CallResult(status=str(error.http_status), outcome="error", error=error))
         verbs = self._verbs_of(scope)

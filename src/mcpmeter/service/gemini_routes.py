@@ -11,7 +11,7 @@ from mcpmeter.dialects.base import Dialect
 from mcpmeter.dialects.gemini_count_tokens import GeminiCountTokens
 from mcpmeter.dialects.gemini_embeddings import GeminiBatchEmbed, GeminiEmbed
 from mcpmeter.dialects.gemini_generate import GeminiGenerate, GeminiGenerateArray
-from mcpmeter.http.exchange import Scope
+from mcpmeter.http.asgi import Scope
 from mcpmeter.records import PathParams
 from mcpmeter.relay.pipeline import EndpointConfig, Pipeline
 from mcpmeter.service.app import PathTemplate, RelayEndpoint
@@ -54,7 +54,7 @@ def _whole(pipeline: Pipeline, label: str, dialect: Dialect) -> Endpoint:
 
     def endpoint(match: re.Match[str], scope: Scope) -> RelayEndpoint:
         return RelayEndpoint(
-            pipeline, label, service, named=PathParams(model=match["model"]), secret=_key(_query(scope))
+            pipeline, label, service, path_params=PathParams(model=match["model"]), secret=_key(_query(scope))
         )
 
     return endpoint
@@ -67,8 +67,10 @@ def _stream(pipeline: Pipeline, label: str) -> Endpoint:
     def endpoint(match: re.Match[str], scope: Scope) -> RelayEndpoint:
         query = _query(scope)
         as_events = query.get("alt") == ["sse"]
-        named = PathParams(model=match["model"], stream=as_events)
-        return RelayEndpoint(pipeline, label, events if as_events else array, named=named, secret=_key(query))
+        path_params = PathParams(model=match["model"], stream=as_events)
+        return RelayEndpoint(
+            pipeline, label, events if as_events else array, path_params=path_params, secret=_key(query)
+        )
 
     return endpoint
 

@@ -14,7 +14,8 @@ from mcp.server.transport_security import TransportSecuritySettings
 
 from mcpmeter.access.callers import Caller
 from mcpmeter.errors import Draining, MeterError, NotAuthenticated
-from mcpmeter.http.exchange import Receive, Scope, Send, headers_of, secret_of
+from mcpmeter.http.asgi import Receive, Scope, Send
+from mcpmeter.http.exchange import direct_response_of, headers_of, secret_of
 from mcpmeter.instrument.asgi import TransportMeter
 from mcpmeter.instrument.http_request import PRINCIPAL_KEY, metered_request
 from mcpmeter.instrument.sdk_v2 import instrument_with
@@ -86,7 +87,7 @@ class McpEndpoint:
         except MeterError as error:
             if (request := metered_request(scope)) is not None:
                 request.refusal = error
-            await _refuse(send, error)
+            _refuse(scope, error)
 
     async def _serve(self, caller: Caller, scope: Scope, receive: Receive, send: Send) -> None:
         scope.setdefault("state", {})[PRINCIPAL_KEY] = (caller.team, caller.key_id)
@@ -98,9 +99,8 @@ class McpEndpoint:
         await self._sessions.handle_request(scope, receive, send)
 
 
-async def _refuse(send: Send, error: MeterError) -> None:
+def _refuse(scope: Scope, error: MeterError) -> None:
     page = Page.of_jsonrpc_error(error)
     challenge = ((b"www-authenticate", b"Bearer"),) if isinstance(error, NotAuthenticated) else ()
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(page.body)).encode()), *challenge]
-    await send({"type": "http.response.start", "status": page.status, "headers": headers})
-    await send({"type": "http.response.body", "body": page.body})
+    headers = [(b"content-type", b"application/json"), *challenge]
+    direct_response_of(scope).respond(page.status, headers, page.body)

@@ -11,6 +11,8 @@ import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from functools import partial
+from typing import cast
 
 import uvicorn
 import uvloop
@@ -18,8 +20,10 @@ import uvloop
 from mcpmeter.catalog import OTHER
 from mcpmeter.dialects import openai
 from mcpmeter.errors import MeterError, PortTaken
-from mcpmeter.http.server.protocol import Refuse, bounded_protocol
+from mcpmeter.http.asgi import Header
+from mcpmeter.http.server.protocol import Refuse, ServerProtocol
 from mcpmeter.meter import CallResult, Meter
+from mcpmeter.relay.headers import call_id_header
 from mcpmeter.service.app import App
 from mcpmeter.service.service import Service
 
@@ -94,7 +98,8 @@ async def listening(app: App, meter: Meter, listener: socket.socket) -> AsyncIte
         uvicorn.Config(
             app,
             loop="none",
-            http=bounded_protocol(_refusals(meter)),
+            # uvicorn only calls it; its annotation wants a class.
+            http=cast("type[asyncio.Protocol]", partial(ServerProtocol, _refusals(meter))),
             ws="none",
             lifespan="off",
             access_log=False,
@@ -118,10 +123,11 @@ async def listening(app: App, meter: Meter, listener: socket.socket) -> AsyncIte
 def _refusals(meter: Meter) -> Refuse:
     """Counts each request that the protocol refuses, and words the refusal as OpenAI's error object."""
 
-    def refuse(error: MeterError) -> tuple[str, bytes]:
+    def refuse(error: MeterError) -> tuple[list[Header], bytes]:
         opened = meter.open(OTHER, OTHER)
         opened.count(CallResult(status=str(error.http_status), outcome="error", error=error))
-        return opened.call.id, openai.error_body(error, opened.call.id)
+        headers = [(b"content-type", b"application/json"), call_id_header(opened.call.id)]
+        return headers, openai.error_body(error, opened.call.id)
 
     return refuse
 

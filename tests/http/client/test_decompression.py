@@ -1,4 +1,4 @@
-"""Inflating answers that came packed: all of it or a clear refusal, and never more than the limit at once."""
+"""A compressed body is read whole or refused, and never exceeds the limit in memory."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ def cut(data: bytes, places: list[int]) -> list[bytes]:
 
 
 @pytest.mark.parametrize("encoding", ["", "identity", " Identity "])
-def test_what_is_not_packed_needs_no_inflating(encoding):
+def test_identity_needs_no_decompression(encoding):
     assert Inflate.for_encoding(encoding, "acme", 1) is None
 
 
 @pytest.mark.parametrize("encoding", ["br", "zstd", "compress", "gzip, gzip", "identity, gzip", "*"])
-def test_an_encoding_that_cannot_be_read_is_refused_by_name_of_the_provider(encoding):
+def test_an_unknown_encoding_is_refused(encoding):
     with pytest.raises(InvalidUpstreamResponse, match=r"^acme "):
         Inflate.for_encoding(encoding, "acme", 1)
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "x-gzip", "deflate", " GZIP "])
 @pytest.mark.parametrize("packed", [gzip.compress(PLAIN), zlib.compress(PLAIN)], ids=["gzip", "zlib"])
-def test_gzip_and_deflate_are_told_apart_by_their_own_first_bytes(encoding, packed):
+def test_the_first_bytes_decide_between_gzip_and_zlib(encoding, packed):
     inflate = Inflate.for_encoding(encoding, "acme", MEGABYTE)
     assert inflate is not None
     assert b"".join(inflate.feed(packed)) == PLAIN
@@ -55,12 +55,12 @@ def test_gzip_and_deflate_are_told_apart_by_their_own_first_bytes(encoding, pack
     plains=st.lists(st.binary(max_size=200).map(lambda some: some * 700), min_size=1, max_size=4),
     places=st.lists(st.integers(0, 1 << 20), max_size=12),
 )
-def test_members_cut_anywhere_give_all_their_bytes(plains, places):
+def test_members_cut_anywhere_give_all_bytes(plains, places):
     packed = b"".join(gzip.compress(plain) for plain in plains)
     assert inflated(cut(packed, places)) == b"".join(plains)
 
 
-def test_a_body_cut_after_any_byte_is_broken_unless_nothing_came_at_all():
+def test_a_body_cut_short_is_a_disconnect():
     packed = gzip.compress(b"one") + gzip.compress(b"two")
     whole = {0: b"", len(gzip.compress(b"one")): b"one", len(packed): b"onetwo"}
     for size in range(len(packed) + 1):
@@ -73,7 +73,7 @@ def test_a_body_cut_after_any_byte_is_broken_unless_nothing_came_at_all():
 
 @pytest.mark.parametrize("rest", [b"\0\0", b"\0" * 512, b"trailing", b"\x1f\x9d", PLAIN, zlib.compress(PLAIN)])
 @pytest.mark.parametrize("packed", [gzip.compress(PLAIN), zlib.compress(PLAIN)], ids=["gzip", "zlib"])
-def test_bytes_after_the_end_that_are_no_member_are_refused(packed, rest):
+def test_junk_behind_the_last_member_is_refused(packed, rest):
     for parts in ([packed + rest], [packed, rest]):
         with pytest.raises(InvalidUpstreamResponse, match="does not unpack"):
             inflated(parts)
@@ -87,7 +87,7 @@ def test_a_wrong_checksum_is_refused():
 
 
 @given(parts=st.lists(st.binary(max_size=64) | st.just(gzip.compress(b"hi")), max_size=8))
-def test_random_bytes_raise_nothing_but_errors_of_the_tree(parts):
+def test_random_bytes_decompress_or_raise_our_errors(parts):
     try:
         plain = inflated(parts)
     except MeterError:
@@ -95,7 +95,7 @@ def test_random_bytes_raise_nothing_but_errors_of_the_tree(parts):
     assert plain == gzip.decompress(b"".join(parts))
 
 
-def test_the_limit_counts_plain_bytes_over_all_parts_and_members():
+def test_the_limit_counts_plain_bytes_of_all_members():
     packed = gzip.compress(b"x" * 600) + gzip.compress(b"y" * 400)
     assert len(inflated([packed], 1000)) == 1000
     for parts in ([packed], [packed[:20], packed[20:]]):
@@ -103,7 +103,7 @@ def test_the_limit_counts_plain_bytes_over_all_parts_and_members():
             inflated(parts, 999)
 
 
-def test_a_bomb_is_never_larger_in_memory_than_a_piece():
+def test_a_bomb_stays_below_one_piece_in_memory():
     bomb = gzip.compress(b"\0" * 64 * MEGABYTE)
     inflate = Inflate.for_encoding("gzip", "acme", 32 * MEGABYTE)
     assert inflate is not None
@@ -120,5 +120,5 @@ def test_a_bomb_is_never_larger_in_memory_than_a_piece():
     assert peak_bytes < MEGABYTE
 
 
-def test_a_flood_of_empty_members_is_nothing():
+def test_many_empty_members_are_an_empty_body():
     assert inflated([gzip.compress(b"") * 20_000]) == b""

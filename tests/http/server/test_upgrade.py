@@ -13,11 +13,12 @@ import pytest
 import uvicorn
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.http.fakes import Transport
 from uvicorn.server import ServerState
 
 from mcpmeter.errors import MeterError
-from mcpmeter.http.server.protocol import bounded_protocol
-from mcpmeter.http.server.request_head import without_upgrade
+from mcpmeter.http.server.protocol import ServerProtocol
+from mcpmeter.http.server.request_headers import without_upgrade
 
 PROPOSALS = (b"upgrade: h2c\r\n", b"UPGRADE:websocket\r\n", b"Upgrade: h2c, x/1 \r\nUpgrade:\r\n")
 CONNECTIONS = (
@@ -41,40 +42,6 @@ FRAMED = {
     "a folded header": b"x: a\r\n upgrade: b\r\n\r\n",
     "half a body": b"content-length: 9\r\n\r\nhi",
 }
-
-
-class Transport:
-    """Keeps what is written until it is closed."""
-
-    def __init__(self) -> None:
-        self.written = b""
-        self.closings: list[str] = []
-
-    def write(self, data: bytes) -> None:
-        self.written += data
-
-    def get_extra_info(self, name: str) -> None:
-        return None
-
-    def is_closing(self) -> bool:
-        return "close" in self.closings or "abort" in self.closings
-
-    def can_write_eof(self) -> bool:
-        return True
-
-    def close(self) -> None:
-        self.closings.append("close")
-
-    def abort(self) -> None:
-        self.closings.append("abort")
-
-    def write_eof(self) -> None:
-        self.closings.append("eof")
-
-    def pause_reading(self) -> None:
-        pass
-
-    resume_reading = pause_reading
 
 
 @dataclass
@@ -110,7 +77,8 @@ class Served:
 async def _serve(pieces: Sequence[bytes], is_slow: bool) -> Served:
     served, transport, state = Served(), Transport(), ServerState()
     config = uvicorn.Config(served.app, interface="asgi3", proxy_headers=False, ws="none", log_config=None)
-    protocol = bounded_protocol(lambda error: ("call_0", b"{}"))(config, state, {}, asyncio.get_running_loop())
+    config.load()
+    protocol = ServerProtocol(lambda error: ([], b"{}"), config, state, {})
     protocol.connection_made(transport)  # type: ignore[arg-type]
     for piece in pieces:
         if transport.is_closing():
@@ -121,7 +89,7 @@ async def _serve(pieces: Sequence[bytes], is_slow: bool) -> Served:
     for _ in range(20):
         await asyncio.sleep(0)
     served.written = re.sub(rb"call_[0-9a-f]+", b"call", transport.written)
-    served.closings = list(transport.closings)
+    served.closings = transport.closings
     protocol.connection_lost(None)
     await asyncio.gather(*state.tasks, return_exceptions=True)
     return served
@@ -174,14 +142,14 @@ def test_a_proposed_upgrade_changes_nothing_byte_by_byte(name: str) -> None:
 
 
 @pytest.mark.parametrize("more", [b"", CONNECTIONS[0] + PROPOSALS[0]])
-def test_a_tunnel_is_refused_and_nothing_behind_it_is_read(more: bytes) -> None:
+def test_connect_is_refused_and_nothing_behind_it_is_read(more: bytes) -> None:
     served = serve(b"CONNECT a:1 HTTP/1.1\r\nHost: a\r\n" + more + b"\r\nGET /after HTTP/1.1\r\nHost: a\r\n\r\n")
     assert served.requests == []
     assert served.written.startswith(b"HTTP/1.1 400 ")
-    assert served.closings == ["eof"]
+    assert served.closings == ["write_eof"]
 
 
-def test_a_head_is_written_again_without_its_upgrade() -> None:
+def test_headers_are_repeated_without_their_upgrade() -> None:
     headers = [(b"host", b"a"), (b"upgrade", b"h2c"), (b"x", b"\xff "), (b"y", b"")]
     head = without_upgrade(b"GET", b"/a", "1.0", headers)
     assert head == b"GET /a HTTP/1.0\r\nhost: a\r\nx: \xff \r\ny: \r\n\r\n"

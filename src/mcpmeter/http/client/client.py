@@ -1,27 +1,95 @@
-"""The client: where a call goes out, and where connections are made."""
+"""Sends a request on a pooled connection and returns its response."""
 
 from __future__ import annotations
 
 import asyncio
 import socket
 import ssl
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import Final
 
 from mcpmeter.errors import Overloaded, UpstreamUnreachable
 from mcpmeter.http.client.connection import Connection
+from mcpmeter.http.client.decompression import Inflate, too_large
 from mcpmeter.http.client.interface import Timeouts
 from mcpmeter.http.client.pool import Pool
-from mcpmeter.http.client.response import Http1Answer
 from mcpmeter.http.client.target import Origin, Target
 
 MAX_TARGETS: Final = 1024
 MAX_CACHED_URL_LENGTH: Final = 512
-"""Some providers have the model in the path, and that comes from clients: it must not fill our memory."""
+"""Some providers have the model in the path, which clients choose: it must not fill our memory."""
+
+
+class Http1Response:
+    """`interface.UpstreamResponse` on a connection."""
+
+    __slots__ = ("_connection", "_idle_seconds", "_is_done", "_provider", "headers", "status")
+
+    def __init__(self, connection: Connection, provider: str, idle_seconds: float) -> None:
+        self.status = connection.status
+        self.headers: Mapping[str, str] = connection.headers
+        self._connection = connection
+        self._provider = provider
+        self._idle_seconds = idle_seconds
+        self._is_done = False
+
+    async def read(self, limit_bytes: int) -> bytes:
+        """Return the whole body. Raises UpstreamResponseTooLarge, UpstreamDisconnected, UpstreamTimedOut."""
+        body = self._connection.whole_body()
+        if body is not None and len(body) <= limit_bytes and "content-encoding" not in self.headers:
+            return body
+        parts = [part async for part in self.chunks(limit_bytes)]
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    async def chunks(self, limit_bytes: int) -> AsyncGenerator[bytes, None]:
+        """Yield the body as it arrives. Only the upstream is timed, never a client that reads slowly."""
+        encoding = self.headers.get("content-encoding")
+        inflate = Inflate.for_encoding(encoding, self._provider, limit_bytes) if encoding else None
+        total = 0
+        while data := await self._connection.next_part(self._idle_seconds):
+            total += len(data)
+            if total > limit_bytes:
+                raise too_large(self._provider, limit_bytes)
+            if inflate is None:
+                yield data
+                continue
+            for part in inflate.feed(data):
+                yield part
+        if inflate is not None:
+            inflate.finish()
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the body is not compressed. A compressed one can expand a thousandfold, so it is not piped."""
+        return self.headers.get("content-encoding", "identity") == "identity"
+
+    async def pipe(self, sink: Callable[[bytes], bool], limit_bytes: int) -> None:
+        """Call `sink` with each part the moment it arrives, until it returns False or the body ends."""
+        await self._connection.pipe(sink, limit_bytes, self._idle_seconds)
+
+    def pause(self) -> None:
+        """Read nothing more of a pipe for now."""
+        self._connection.pause()
+
+    def resume(self) -> None:
+        """Undo `pause`."""
+        self._connection.resume()
+
+    def finish(self) -> None:
+        """The response is no longer needed; its connection may be reused."""
+        if not self._is_done:
+            self._is_done = True
+            self._connection.finish()
+
+    def abort(self) -> None:
+        """Close the connection now, so that the upstream stops working. Does nothing after `finish`."""
+        if not self._is_done:
+            self._is_done = True
+            self._connection.close()
 
 
 class Http1Client:
-    """`upstream.UpstreamClient` for one event loop. Connections are kept and used again, the last used first."""
+    """`interface.UpstreamClient` for one event loop. Connections are kept and reused, the last used first."""
 
     def __init__(self, timeouts: Timeouts, *, max_connections: int = 512, tls: ssl.SSLContext | None = None) -> None:
         self._timeouts = timeouts
@@ -32,20 +100,23 @@ class Http1Client:
 
     async def post(
         self, provider: str, url: str, headers: Mapping[str, str], body: bytes, timeouts: Timeouts | None = None
-    ) -> Http1Answer:
-        """POST and wait for the answer's head. Raises UpstreamUnreachable, UpstreamTimedOut, UpstreamDisconnected, …"""
+    ) -> Http1Response:
+        """POST and wait for the response headers.
+
+        Raises UpstreamUnreachable, UpstreamTimedOut, UpstreamDisconnected, …
+        """
         times = timeouts or self._timeouts
         target = self._targets.get(url) or self._new_target(url)
-        head = target.request_head(headers, len(body))
+        request_headers = target.request_headers(headers, len(body))
         origin = target.origin
-        connection = self._pool.idle(origin) or await self._connect(provider, origin, times.connect_seconds)
+        connection = self._pool.take_idle(origin) or await self._connect(provider, origin, times.connect_seconds)
         try:
-            connection.send(provider, head, body, times.total_seconds)
+            connection.send(provider, request_headers, body, times.total_seconds)
             await connection.wait(times.first_byte_seconds, "sent nothing in time")
         except BaseException:
             connection.close()
             raise
-        return Http1Answer(connection, provider, times.idle_seconds)
+        return Http1Response(connection, provider, times.idle_seconds)
 
     def _new_target(self, url: str) -> Target:
         target = Target.of(url)
@@ -58,14 +129,14 @@ class Http1Client:
     async def _connect(self, provider: str, origin: Origin, seconds: float) -> Connection:
         try:
             async with asyncio.timeout(seconds):
-                freed = await self._pool.place(origin)
+                released = await self._pool.acquire(origin)
         except TimeoutError as fault:
             raise Overloaded(
                 f"{provider} was not called: all {self._max_connections} connections were in use for {seconds:g} s.",
                 hint="Retry, or raise relay.timeouts.max_connections.",
             ) from fault
-        if freed is not None:
-            return freed
+        if released is not None:
+            return released
         connection = Connection(self._pool, origin)
         try:
             async with asyncio.timeout(seconds):
@@ -97,7 +168,7 @@ class Http1Client:
         return self._tls
 
     async def close(self) -> None:
-        """Close all connections. Calls on their way end with ServiceFault."""
+        """Close all connections. Calls in flight end with ServiceFault."""
         await self._pool.close()
 
 

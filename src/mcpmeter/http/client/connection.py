@@ -1,128 +1,155 @@
-"""One connection to a provider, as the event loop and the parser tell of it."""
+"""One connection to an upstream server.
+
+It holds a slot of the pool from before it is made until it is closed, and goes through these states:
+
+- *connecting*, until `connection_made`;
+- *idle*, in the pool's keeping; anything the upstream sends now closes the connection;
+- *waiting for headers*, from `send` until `_has_headers`; interim responses (1xx) are skipped;
+- *reading the body*, until `is_complete`. Parts are buffered for `next_part`, up to `MAX_BUFFERED_BYTES`, or go to the
+  sink of `pipe` from inside the parser's callback. What a sink raises becomes the fault and is raised to the waiter;
+- *finishing*, if `finish` is called before the end has arrived: parts are dropped for at most `FINISH_SECONDS`, so that
+  a stream whose last event was read does not cost its connection;
+- *closed*, by either side or after a fault. The first fault is the one that is raised.
+
+From *complete* the connection goes back to *idle* if the upstream keeps it open, has taken the whole request and has
+sent nothing behind its response; otherwise it is closed.
+"""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Final, cast
+from typing import Final, Protocol, cast
 
 import httptools
 
 from mcpmeter.errors import InvalidUpstreamResponse, MeterError, UpstreamDisconnected, UpstreamUnreachable
-from mcpmeter.http.client.deadlines import Waiting
+from mcpmeter.http.client.deadlines import Deadlines
 from mcpmeter.http.client.decompression import too_large
-from mcpmeter.http.client.names import NAMES, new_name
-from mcpmeter.http.client.pool import Pool
 from mcpmeter.http.client.target import Origin
 from mcpmeter.http.framing import FREE_BYTES_PER_PART, MAX_HEADER_BYTES
 
-BUFFERED_BYTES: Final = 256 * 1024
-"""Above this a connection is not read until what it brought is taken: a slow client must not fill our memory."""
+MAX_BUFFERED_BYTES: Final = 256 * 1024
+"""Above this a connection is not read until its parts are taken: a slow client must not fill our memory."""
 
-SECONDS_TO_SEE_THE_END: Final = 1.0
-"""How long a finished stream's connection may take to show its end before it is closed instead of reused."""
+FINISH_SECONDS: Final = 1.0
 
-JOINED_BYTES: Final = 16 * 1024
+MAX_JOINED_BYTES: Final = 16 * 1024
 """Up to this a request goes out as one piece: one record of TLS and one buffer. Larger ones are not copied."""
 
+STREAM_TIMEOUT_TEXT: Final = "sent nothing between two parts of its answer"
 
-class Connection(Waiting, asyncio.Protocol):
-    """One connection: a request goes out, its answer comes in, and again. Callbacks named `on_…` are the parser's."""
+
+class ConnectionOwner(Protocol):
+    """The pool, as a connection sees it."""
+
+    def opened(self, connection: Connection) -> None:
+        """The connection was made."""
+
+    def release(self, connection: Connection) -> None:
+        """The connection can be used again."""
+
+    def closed(self, connection: Connection) -> None:
+        """The connection is closed, or was never made: its slot is free."""
+
+
+class Connection(Deadlines, asyncio.Protocol):
+    """One request and its response at a time. Callbacks named `on_…` are the parser's."""
 
     # fmt: off
     __slots__ = (
-        "_abandoned", "_buffered_bytes", "_has_head", "_has_place", "_header_bytes", "_is_paused", "_is_reusable",
-        "_limit_bytes", "_may_pipe_bytes", "_overhead_bytes", "_parser", "_parts", "_pool", "_sink", "_spare_parser",
-        "_transport", "headers", "idle_since", "origin", "status",
+        "_buffered_bytes", "_finish_timer", "_has_headers", "_has_slot", "_header_bytes", "_is_paused",
+        "_is_reusable", "_limit_bytes", "_overhead_bytes", "_owner", "_parser", "_parts", "_pipe_bytes_left", "_sink",
+        "_spare_parser", "_transport", "headers", "idle_since", "origin", "status",
     )
     # fmt: on
 
-    def __init__(self, pool: Pool, origin: Origin) -> None:
+    def __init__(self, owner: ConnectionOwner, origin: Origin) -> None:
         super().__init__()
         self.origin = origin
         self.idle_since = 0.0
         self.status = 0
         self.headers: dict[str, str] = {}
-        self._pool = pool
-        self._has_place = True
+        self._owner = owner
+        self._has_slot = True
         self._transport: asyncio.Transport | None = None
         self._parser: httptools.HttpResponseParser | None = None
         self._spare_parser: httptools.HttpResponseParser | None = None
-        self._limit_bytes = self._may_pipe_bytes = 0
+        self._limit_bytes = self._pipe_bytes_left = 0
         self._sink: Callable[[bytes], bool] | None = None
         self._parts: list[bytes] = []
         self._buffered_bytes = 0
         self._header_bytes = 0
         self._overhead_bytes = 0
+        """The balance that `http.framing` describes."""
         self._is_paused = False
-        self._has_head = False
+        self._has_headers = False
         self._is_reusable = False
-        self._abandoned: asyncio.TimerHandle | None = None
+        self._finish_timer: asyncio.TimerHandle | None = None
 
     def is_usable(self) -> bool:
         """Whether the connection was made, and neither side has begun to close it."""
         return self._transport is not None and not self._transport.is_closing()
 
-    # Asked by the client ----------------------------------------------------------------------------------------
+    # The client calls -------------------------------------------------------------------------------------------
 
-    def send(self, provider: str, head: bytes, body: bytes, total_seconds: float) -> None:
-        """Begin a request. Raises UpstreamUnreachable while nothing was sent."""
+    def send(self, provider: str, headers: bytes, body: bytes, total_seconds: float) -> None:
+        """Send a request. Raises UpstreamUnreachable if nothing was sent."""
         transport = self._transport
         if transport is None or transport.is_closing():
             raise UpstreamUnreachable(
                 f"{provider} cannot be reached (it closed the connection before the request).", hint="Retry."
             )
         self._provider = provider
-        self._seconds_left = total_seconds
+        self._total_seconds_left = total_seconds
         self._parser = self._spare_parser
-        self._has_head = self.is_complete = self._is_reusable = False
+        self._has_headers = self.is_complete = self._is_reusable = False
         self._header_bytes = self._overhead_bytes = 0
         self.headers = {}
-        if len(body) <= JOINED_BYTES:
-            transport.write(head + body)
+        if len(body) <= MAX_JOINED_BYTES:
+            transport.write(headers + body)
         else:
-            transport.writelines((head, body))
+            transport.writelines((headers, body))
 
-    async def next_part(self, seconds: float) -> bytes:
-        """What has come of the body, waiting for some; empty at its end. Raises as `wait`."""
+    async def next_part(self, idle_seconds: float) -> bytes:
+        """Wait for more of the body; empty at its end. Raises as `wait`."""
         while not self._parts:
             if self.is_complete:
                 return b""
-            await self.wait(seconds, "sent nothing between two parts of its answer")
+            await self.wait(idle_seconds, STREAM_TIMEOUT_TEXT)
         part = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
         self._drop_parts()
         return part
 
     def whole_body(self) -> bytes | None:
-        """The body, if all of it came with the head, as a small answer's does."""
+        """Return the body if all of it arrived with the headers, as small ones do."""
         return self._parts[0] if self.is_complete and len(self._parts) == 1 else None
 
     def finish(self) -> None:
-        """The answer is all that was wanted: use the connection again if its end is there or comes soon."""
+        """No more of the response is needed: reuse the connection if its end is there or arrives soon."""
         if not self.is_complete:
-            self._wait_for_the_end()
+            self._await_end()
             return
         self._parser = None
-        if self._abandoned is not None:
-            self._forget_end()
+        self._cancel_finish_timer()
         self._drop_parts()
         transport = self._transport
         # A provider that answers before it has taken the whole request may never read the rest of it.
         is_sent = transport is not None and not transport.is_closing() and not transport.get_write_buffer_size()
         if is_sent and self._is_reusable:
-            self._pool.free(self)
+            self._owner.release(self)
         else:
             self.close()
 
-    def _wait_for_the_end(self) -> None:
+    def _await_end(self) -> None:
         if self._fault is not None:
             self.close()
-        elif self._abandoned is None and self._transport is not None:
-            self._abandoned = self._loop.call_later(SECONDS_TO_SEE_THE_END, self.close)
+        elif self._finish_timer is None and self._transport is not None:
+            self._finish_timer = self._loop.call_later(FINISH_SECONDS, self.close)
             self._drop_parts()
 
     def close(self, fault: MeterError | None = None) -> None:
-        """Close at once; whoever waits hears the fault, or that the connection broke."""
+        """Close at once. The waiter gets the fault, or UpstreamDisconnected."""
         if fault is not None and not self.is_complete:
             self._fail(fault)
         if self._transport is not None:
@@ -131,21 +158,21 @@ class Connection(Waiting, asyncio.Protocol):
             self._leave()
 
     def discard(self) -> None:
-        """Close what was not made in time. uvloop tells nobody of a connection that it drops while it is being made."""
+        """Close a connection that was not made in time. uvloop makes no callback for one that is dropped before."""
         self.close()
         self._leave()
 
     def _leave(self) -> None:
-        """Give the place back: once, whether the connection was made or not."""
+        """Give the slot back: once, whether the connection was made or not."""
         self._stop_timer()
-        if self._has_place:
-            self._has_place = False
-            self._pool.lost(self)
+        if self._has_slot:
+            self._has_slot = False
+            self._owner.closed(self)
 
-    def _forget_end(self) -> None:
-        if self._abandoned is not None:
-            self._abandoned.cancel()
-            self._abandoned = None
+    def _cancel_finish_timer(self) -> None:
+        if self._finish_timer is not None:
+            self._finish_timer.cancel()
+            self._finish_timer = None
 
     def _drop_parts(self) -> None:
         self._parts.clear()
@@ -155,46 +182,46 @@ class Connection(Waiting, asyncio.Protocol):
             if self._transport is not None and not self._transport.is_closing():
                 self._transport.resume_reading()
 
-    async def pipe(self, sink: Callable[[bytes], bool], limit_bytes: int, seconds: float) -> None:
-        """Hand what comes to `sink`, from inside the parser's callback, until it says False or the body has ended."""
-        self._limit_bytes = self._may_pipe_bytes = limit_bytes
+    async def pipe(self, sink: Callable[[bytes], bool], limit_bytes: int, idle_seconds: float) -> None:
+        """Call `sink` with each part, from inside the parser's callback, until it returns False or the body ends."""
+        self._limit_bytes = self._pipe_bytes_left = limit_bytes
         parts, self._parts = self._parts, []
         self._drop_parts()
         self._sink = sink
         try:
             if all(self._pour(sink, part) for part in parts) and not self.is_complete:
-                await self.wait(seconds, "sent nothing between two parts of its answer")
+                await self.wait(idle_seconds, STREAM_TIMEOUT_TEXT)
             elif self._fault is not None:
                 raise self._fault
         finally:
             self._sink = None
-            self._is_held = False
+            self._is_suspended = False
 
-    def _pour(self, sink: Callable[[bytes], bool], body: bytes) -> bool:
-        self._heard_at = self.now()
-        self._may_pipe_bytes -= len(body)
+    def _pour(self, sink: Callable[[bytes], bool], part: bytes) -> bool:
+        self._last_byte_at = self.now()
+        self._pipe_bytes_left -= len(part)
         try:
-            if self._may_pipe_bytes < 0:
+            if self._pipe_bytes_left < 0:
                 raise too_large(self._provider, self._limit_bytes)
-            if sink(body):
+            if sink(part):
                 return True
-        except Exception as fault:  # goes to whoever waits; the parser would make another one of it
+        except Exception as fault:  # for the waiter; the parser would replace it by an error of its own
             self._fail(fault)
         self._sink = None
         self._wake()
         return False
 
-    def hold(self) -> None:
-        """Read nothing, and do not time the provider, who cannot send."""
+    def pause(self) -> None:
+        """Read nothing more of a pipe for now, and stop the clock."""
         if self._sink is not None and not self._is_paused and self.is_usable():
-            self._is_paused = self._is_held = True
+            self._is_paused = self._is_suspended = True
             self._stop_clock()
             cast("asyncio.Transport", self._transport).pause_reading()
 
-    def go_on(self) -> None:
-        """The end of `hold`."""
+    def resume(self) -> None:
+        """Undo `pause`."""
         if self._sink is not None and self._is_paused:
-            self._is_held = False
+            self._is_suspended = False
             self._start_clock()
             self._drop_parts()
 
@@ -202,16 +229,17 @@ class Connection(Waiting, asyncio.Protocol):
         self._fail(InvalidUpstreamResponse(f"{self._provider} answered {what}.", hint="Check its base_url."))
         self.close()
 
-    # Told by the event loop -------------------------------------------------------------------------------------
+    # The event loop calls ---------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
-        # One for all answers: it begins anew after one that was whole, and after no other the connection is used again.
+        # One parser for all responses: it is ready again after a response that ended, and the connection is used again
+        # after no other.
         self._spare_parser = httptools.HttpResponseParser(self)
-        if self._has_place:
-            self._pool.opened(self)
+        if self._has_slot:
+            self._owner.opened(self)
         else:
-            self._transport.abort()  # nobody waited until it was made
+            self._transport.abort()  # it was discarded before it was made
 
     def data_received(self, data: bytes) -> None:
         parser = self._parser
@@ -226,15 +254,15 @@ class Connection(Waiting, asyncio.Protocol):
             self._refuse("something that is not HTTP")
             return
         if self._overhead_bytes > MAX_HEADER_BYTES and not self.is_complete:
-            # The parser gathers a line until it ends, so on_header alone would not hear of one that never does.
+            # The parser collects a line until it ends: on_header does not see a line that never ends.
             self._refuse("with headers that have no end")
-        elif self._buffered_bytes > BUFFERED_BYTES and not self._is_paused and self.is_usable():
+        elif self._buffered_bytes > MAX_BUFFERED_BYTES and not self._is_paused and self.is_usable():
             self._is_paused = True
             cast("asyncio.Transport", self._transport).pause_reading()
 
     def connection_lost(self, exc: Exception | None) -> None:
         if not self.is_complete:
-            if self._has_head and exc is None and self._fault is None and self._ends_with_connection():
+            if self._has_headers and exc is None and self._fault is None and self._ends_with_connection():
                 self.is_complete = True
                 self._wake()
             else:
@@ -244,7 +272,7 @@ class Connection(Waiting, asyncio.Protocol):
                     )
                 )
         self._is_reusable = False
-        self._forget_end()
+        self._cancel_finish_timer()
         self._parser = self._spare_parser = None
         self._transport = None
         self._leave()
@@ -252,39 +280,39 @@ class Connection(Waiting, asyncio.Protocol):
     def _ends_with_connection(self) -> bool:
         return "content-length" not in self.headers and "transfer-encoding" not in self.headers
 
-    # Told by the parser -----------------------------------------------------------------------------------------
+    # The parser calls -------------------------------------------------------------------------------------------
 
     def on_message_begin(self) -> None:
         if self.is_complete:
-            # More than one answer to one request: what follows belongs to nobody.
+            # A second response to one request belongs to no request.
             self._is_reusable = False
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._header_bytes += len(name) + len(value)
         if self._header_bytes > MAX_HEADER_BYTES:
             self._refuse("with headers that have no end")
-        elif not self._has_head:  # else trailers, or a second answer's
+        elif not self._has_headers:  # else trailers, or a second response's
             # Blanks after a value are no part of it (RFC 9110, 5.5); the parser leaves them. A tab stays: with one the
-            # parser does not know `chunked` any more, and then it must be refused.
-            key, text = NAMES.get(name) or new_name(name), value.decode("latin-1").rstrip(" ")
+            # parser does not recognise `chunked`, so it must be refused.
+            key, text = name.decode("latin-1").lower(), value.decode("latin-1").rstrip(" ")
             headers = self.headers
             headers[key] = f"{headers[key]}, {text}" if key in headers else text
 
     def on_headers_complete(self) -> None:
-        if self._has_head or self._fault is not None or self._parser is None:
+        if self._has_headers or self._fault is not None or self._parser is None:
             return
         self.status = self._parser.get_status_code()
         if self.status < 200:
-            self._take_interim()
+            self._skip_interim_response()
         elif "transfer-encoding" in self.headers and self.headers["transfer-encoding"].lower() != "chunked":
-            # None was asked for; one that is not undone here would go on as if it were the body.
+            # No coding was requested; one that is not undone here would be passed on as the body.
             self._refuse("in a transfer coding that was not asked for")
         else:
-            self._has_head = True
+            self._has_headers = True
             self._wake()
 
-    def _take_interim(self) -> None:
-        """RFC 9110, 15.2: the answer itself follows, unless the protocol is changed, which nobody asked for."""
+    def _skip_interim_response(self) -> None:
+        """RFC 9110, 15.2: the final response follows, unless the protocol is switched, which was not requested."""
         if self.status < 100 or self.status == 101:
             self._refuse("something that is not HTTP")
         self.headers = {}
@@ -295,7 +323,7 @@ class Connection(Waiting, asyncio.Protocol):
         if sink is not None:
             self._pour(sink, body)
             return
-        if self.is_complete or self._abandoned is not None:
+        if self.is_complete or self._finish_timer is not None:
             return
         self._parts.append(body)
         self._buffered_bytes += len(body)
@@ -303,12 +331,12 @@ class Connection(Waiting, asyncio.Protocol):
             self._wake()
 
     def on_message_complete(self) -> None:
-        if self.is_complete or not self._has_head or self._parser is None:
+        if self.is_complete or not self._has_headers or self._parser is None:
             return
         self.is_complete = True
-        self._sink = None  # whatever follows belongs to nobody
+        self._sink = None
         self._is_reusable = self._parser.should_keep_alive()
-        if self._abandoned is not None:
+        if self._finish_timer is not None:
             # Not from inside the parser's own callback: it may still hold data.
             self._loop.call_soon(self.finish)
         if self._waiter is not None:

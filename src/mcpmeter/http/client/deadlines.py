@@ -1,4 +1,4 @@
-"""Waiting for a provider: who waits, what ends his waiting, and the time it may take."""
+"""Timeouts of one in-flight request: first byte, idle, total."""
 
 from __future__ import annotations
 
@@ -7,13 +7,18 @@ import asyncio
 from mcpmeter.errors import UpstreamTimedOut
 
 
-class Waiting:
-    """One waits, and is woken, told of a fault, or told that it took too long. The first fault stays."""
+class Deadlines:
+    """One task waits for the upstream at a time, until it is woken, gets a fault or a deadline passes. The first fault
+    stays.
+
+    The clock runs only while the task waits and the connection is read: a slow client costs its provider no time. Each
+    wait has an idle limit, which every byte restarts, and all waits together have the total limit.
+    """
 
     # fmt: off
     __slots__ = (
-        "_fault", "_heard_at", "_is_held", "_is_timed", "_loop", "_provider", "_seconds_left", "_timer", "_timer_at",
-        "_waiter", "_waits_for", "_waits_since", "_waits_up_to", "is_complete", "now",
+        "_fault", "_idle_seconds", "_is_suspended", "_is_timed", "_last_byte_at", "_loop", "_provider", "_timeout_text",
+        "_timer", "_timer_at", "_total_seconds_left", "_wait_started_at", "_waiter", "is_complete", "now",
     )
     # fmt: on
 
@@ -24,25 +29,26 @@ class Waiting:
         self._provider = ""
         self._fault: Exception | None = None
         self._waiter: asyncio.Future[None] | None = None
-        self._seconds_left = 0.0
-        self._is_held = False  # nothing is read, so the provider is not timed
+        self._total_seconds_left = 0.0
+        self._is_suspended = False
+        """Whether nothing is read on purpose, so that the upstream cannot send."""
         self._is_timed = False
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
-        self._waits_for = ""
-        self._waits_up_to = 0.0
-        self._waits_since = 0.0
-        self._heard_at = 0.0
+        self._timeout_text = ""
+        self._idle_seconds = 0.0
+        self._wait_started_at = 0.0
+        self._last_byte_at = 0.0
 
-    async def wait(self, seconds: float, what: str) -> None:
-        """Wait for the headers, then for the body.
+    async def wait(self, idle_seconds: float, timeout_text: str) -> None:
+        """Wait for the headers or for a part of the body.
 
         Raises UpstreamTimedOut, UpstreamDisconnected, InvalidUpstreamResponse.
         """
         if self._fault is not None:
             raise self._fault
-        self._waits_up_to, self._waits_for = seconds, what
-        if not self._is_held:
+        self._idle_seconds, self._timeout_text = idle_seconds, timeout_text
+        if not self._is_suspended:
             self._start_clock()
         self._waiter = self._loop.create_future()
         try:
@@ -50,44 +56,41 @@ class Waiting:
         finally:
             self._waiter = None
             if self.is_complete:
-                self._is_timed = False  # for good: nothing is left to wait for
+                self._is_timed = False
             else:
                 self._stop_clock()
 
     def _start_clock(self) -> None:
         self._is_timed = True
-        now = self._waits_since = self._heard_at = self.now()
-        left, up_to = self._seconds_left, self._waits_up_to
-        give_up_at = now + (up_to if up_to < left else left)
-        if self._timer is None or self._timer_at > give_up_at:
-            self._set_timer(give_up_at)
+        now = self._wait_started_at = self._last_byte_at = self.now()
+        left, idle = self._total_seconds_left, self._idle_seconds
+        deadline = now + (idle if idle < left else left)
+        if self._timer is None or self._timer_at > deadline:
+            self._set_timer(deadline)
 
     def _stop_clock(self) -> None:
         if self._is_timed:
             self._is_timed = False
-            self._seconds_left -= self.now() - self._waits_since
-
-    def _give_up_at(self) -> float:
-        return min(self._heard_at + self._waits_up_to, self._waits_since + self._seconds_left)
+            self._total_seconds_left -= self.now() - self._wait_started_at
 
     def _set_timer(self, at: float) -> None:
-        """One timer serves all waits of a stream, whose times only move on: making one a chunk would cost more than
-        reading it."""
+        """One timer serves all waits of a stream, as deadlines only move on: a timer per chunk costs more than reading
+        the chunk."""
         if self._timer is not None:
             self._timer.cancel()
         self._timer_at = at
-        self._timer = self._loop.call_at(at, self._look_at_the_clock)
+        self._timer = self._loop.call_at(at, self._check)
 
-    def _look_at_the_clock(self) -> None:
+    def _check(self) -> None:
         self._timer = None
         if not self._is_timed:
             return
-        give_up_at = self._give_up_at()
-        if self.now() < give_up_at:
-            self._set_timer(give_up_at)
+        idle_deadline = self._last_byte_at + self._idle_seconds
+        deadline = min(idle_deadline, self._wait_started_at + self._total_seconds_left)
+        if self.now() < deadline:
+            self._set_timer(deadline)
         else:
-            is_silent = self._heard_at + self._waits_up_to <= give_up_at
-            what = self._waits_for if is_silent else "did not end its answer in time"
+            what = self._timeout_text if idle_deadline <= deadline else "did not end its answer in time"
             self._fail(UpstreamTimedOut(f"{self._provider} {what}.", hint="Retry, or raise relay.timeouts."))
 
     def _stop_timer(self) -> None:
@@ -98,7 +101,7 @@ class Waiting:
     def _wake(self) -> None:
         waiter = self._waiter
         if waiter is not None:
-            self._waiter = None  # woken once; what else comes until he runs need not ask
+            self._waiter = None  # once; further parts that arrive before the task runs need not look
             if not waiter.done():
                 waiter.set_result(None)
 

@@ -1,4 +1,4 @@
-"""Bounded inflating of answers that come packed although `identity` was asked for."""
+"""Bounded decompression of responses that are compressed although the request accepts `identity` only."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import Final
 from mcpmeter.errors import InvalidUpstreamResponse, UpstreamDisconnected, UpstreamResponseTooLarge
 
 PIECE_BYTES: Final = 64 * 1024
-"""The most that is made at once."""
+"""The most that is decompressed at once."""
 
 SLICE_BYTES: Final = 4 * 1024
-"""The most that is taken at once: zlib copies what it has not used yet, after each piece and each tiny member."""
+"""The most that is fed at once: after each piece and each tiny member, zlib copies all that it has not used yet."""
 
 ZLIB_OR_GZIP: Final = zlib.MAX_WBITS | 32
 GZIP: Final = zlib.MAX_WBITS | 16
 
 
 class Inflate:
-    """64 KiB of gzip can hold 64 MiB; it comes in pieces, and no more than `limit_bytes` of it."""
+    """Decompresses a body in pieces, at most `limit_bytes` in total: 64 KiB of gzip can hold 64 MiB."""
 
     def __init__(self, provider: str, limit_bytes: int) -> None:
         self._provider = provider
@@ -30,7 +30,7 @@ class Inflate:
 
     @classmethod
     def for_encoding(cls, encoding: str, provider: str, limit_bytes: int) -> Inflate | None:
-        """What a `Content-Encoding` needs; None for identity. Raises InvalidUpstreamResponse for one we cannot read."""
+        """Return the decompression for a `Content-Encoding`, None for identity. Raises InvalidUpstreamResponse."""
         name = encoding.strip().lower()
         if name in ("identity", ""):
             return None
@@ -42,7 +42,7 @@ class Inflate:
         return cls(provider, limit_bytes)
 
     def feed(self, data: bytes) -> Iterator[bytes]:
-        """The plain bytes of a part, none of them empty. Raises InvalidUpstreamResponse, UpstreamResponseTooLarge."""
+        """Yield the plain bytes of a part, never empty. Raises InvalidUpstreamResponse, UpstreamResponseTooLarge."""
         view = memoryview(data)
         for start in range(0, len(data), SLICE_BYTES):
             for piece in self._pieces(view[start : start + SLICE_BYTES]):
@@ -55,7 +55,7 @@ class Inflate:
         self._has_begun = True
         while rest:
             if self._inflater.eof:
-                self._inflater = zlib.decompressobj(GZIP)  # RFC 1952, 2.2: members follow each other
+                self._inflater = zlib.decompressobj(GZIP)  # RFC 1952, 2.2: a file can hold several members
             piece = self._inflated(rest)
             rest = self._inflater.unused_data if self._inflater.eof else self._inflater.unconsumed_tail
             if piece:
@@ -70,7 +70,7 @@ class Inflate:
             ) from None
 
     def finish(self) -> None:
-        """The body has ended. Raises UpstreamDisconnected when there should be more."""
+        """Check the end of the body. Raises UpstreamDisconnected if more should follow."""
         if self._has_begun and not self._inflater.eof:
             raise UpstreamDisconnected(
                 f"{self._provider} closed the connection before its answer ended.", hint="Retry."
@@ -78,7 +78,7 @@ class Inflate:
 
 
 def too_large(provider: str, limit_bytes: int) -> UpstreamResponseTooLarge:
-    """What to raise for an answer over the limit, packed or plain."""
+    """The error for a body over the limit, compressed or plain."""
     return UpstreamResponseTooLarge(
         f"The answer of {provider} passes {limit_bytes} bytes.",
         hint="Raise relay.max_answer_bytes if such answers are wanted.",

@@ -1,4 +1,4 @@
-"""What the pipeline asks of a client to providers, so that another one can take its place."""
+"""What a call needs of a client to upstream servers, so that another client can take its place."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import msgspec
 
 
 class Timeouts(msgspec.Struct, frozen=True, gc=False, kw_only=True):
-    """Seconds, each with its own error: to connect, to the answer's head, between chunks, and for the whole call."""
+    """Seconds, each with its own error: to connect, to the response headers, between chunks, for the whole call."""
 
     connect_seconds: float = 5.0
     first_byte_seconds: float = 120.0
@@ -17,49 +17,49 @@ class Timeouts(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     total_seconds: float = 600.0
 
 
-class Answer(Protocol):
-    """A provider's answer whose head has arrived."""
+class UpstreamResponse(Protocol):
+    """A response whose headers have arrived."""
 
     status: int
     headers: Mapping[str, str]
-    """By lower-case name; a repeated header's values are joined. Each character is one byte as it came (Latin-1)."""
+    """By lower-case name; a repeated header's values are joined. Each character is one byte (Latin-1)."""
 
     async def read(self, limit_bytes: int) -> bytes:
-        """The whole body. Raises UpstreamResponseTooLarge, UpstreamDisconnected, UpstreamTimedOut."""
+        """Return the whole body. Raises UpstreamResponseTooLarge, UpstreamDisconnected, UpstreamTimedOut."""
 
     def chunks(self, limit_bytes: int) -> AsyncGenerator[bytes, None]:
-        """The body as it comes. Raises as `read`."""
+        """Yield the body as it arrives. Raises as `read`."""
 
     @property
     def is_plain(self) -> bool:
-        """Whether the body can be piped."""
+        """Whether the body is not compressed, so that it can be piped."""
 
-    async def pipe(self, take: Callable[[bytes], bool], limit_bytes: int) -> None:
-        """Hand each part to `take` the moment it comes, without waking a task, until it says False or all has come.
+    async def pipe(self, sink: Callable[[bytes], bool], limit_bytes: int) -> None:
+        """Call `sink` with each part the moment it arrives, without waking a task, until it returns False or the end.
 
-        For plain bodies. Raises as `read`, and whatever `take` raises.
+        For plain bodies. Raises as `read`, and what `sink` raises.
         """
 
-    def hold(self) -> None:
-        """Read nothing more of a pipe for now. The provider is not timed meanwhile."""
+    def pause(self) -> None:
+        """Read nothing more of a pipe for now. The upstream's deadlines stand still meanwhile."""
 
-    def go_on(self) -> None:
-        """Read on."""
+    def resume(self) -> None:
+        """Undo `pause`."""
 
     def finish(self) -> None:
-        """Nothing more is wanted of an answer that was complete: its connection may be reused."""
+        """The response is no longer needed; its connection may be reused."""
 
     def abort(self) -> None:
-        """Close the connection now, so that the provider stops working. Harmless after the end."""
+        """Close the connection now, so that the upstream stops working. Does nothing after `finish`."""
 
 
 class UpstreamClient(Protocol):
-    """Sends calls to providers."""
+    """Sends calls to upstream servers."""
 
     async def post(
         self, provider: str, url: str, headers: Mapping[str, str], body: bytes, timeouts: Timeouts | None = None
-    ) -> Answer:
-        """POST and wait for the answer's head; `timeouts` instead of the client's own.
+    ) -> UpstreamResponse:
+        """POST and wait for the response headers; `timeouts` replace the client's own.
 
         Raises UpstreamUnreachable, UpstreamTimedOut, UpstreamDisconnected, …
         """

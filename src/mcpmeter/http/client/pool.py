@@ -1,60 +1,60 @@
-"""Connections to providers: those that are open, those that are idle, and who waits for one."""
+"""Connections to upstream servers, and the requests that wait for one."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from mcpmeter.errors import ServiceFault
-
-if TYPE_CHECKING:
-    from mcpmeter.http.client.connection import Connection
-    from mcpmeter.http.client.target import Origin
+from mcpmeter.http.client.connection import Connection
+from mcpmeter.http.client.target import Origin
 
 IDLE_SECONDS: Final = 15.0
 """How long an unused connection is trusted; servers close theirs after a while, and a race with that loses a call."""
 
 
 class Pool:
-    """Connections that are open, those of them that are idle, and who waits for one. Each takes one of the places.
+    """A fixed number of slots, each free or held by a connection; each connection is in use or idle.
 
-    Who has waited longest is served first, with a connection as it is or with its place: many calls to one origin
-    cannot keep a call to another one waiting.
+    A request takes the idle connection of its origin that was used last. If there is none, it takes a free slot and
+    opens a connection. If all slots are held, the oldest idle connection of any origin closes and the request waits.
+    Waiting requests are served in order: a connection that is released goes to the first if it has the same origin, or
+    closes, and a slot that becomes free goes to the first. So many requests to one origin do not starve another.
     """
 
-    def __init__(self, places: int) -> None:
-        self._free_places = places
+    def __init__(self, slots: int) -> None:
+        self._free_slots = slots
         self._open: set[Connection] = set()
         self._idle: dict[Origin, list[Connection]] = {}
         self._waiting: deque[tuple[Origin, asyncio.Future[Connection | None]]] = deque()
         self._is_closed = False
-        self._all_lost = asyncio.Event()
+        self._all_closed = asyncio.Event()
 
-    def idle(self, origin: Origin) -> Connection | None:
-        """A connection to use again, if there is one that can be trusted."""
-        kept = self._idle.get(origin)
-        if not kept:
+    def take_idle(self, origin: Origin) -> Connection | None:
+        """Return an idle connection that can be trusted."""
+        idle = self._idle.get(origin)
+        if not idle:
             return None
-        while kept:
-            connection = kept.pop()
+        while idle:
+            connection = idle.pop()
             if connection.idle_since > connection.now() - IDLE_SECONDS and connection.is_usable():
                 return connection
             connection.close()
         return None
 
-    async def place(self, origin: Origin) -> Connection | None:
-        """Take a place to open a connection in (None), or a connection that has become idle meanwhile."""
+    async def acquire(self, origin: Origin) -> Connection | None:
+        """Wait for a slot to open a connection in (None), or for a connection that is released meanwhile."""
         while True:
             self.refuse_if_closed()
-            if self._free_places:
-                self._free_places -= 1
+            if self._free_slots:
+                self._free_slots -= 1
                 return None
             self._close_an_idle_one()
             connection = await self._wait(origin)
             if connection is None or connection.is_usable():
                 return connection
-            connection.close()  # lost between being given and being taken
+            connection.close()  # lost between its release and this task's turn
 
     async def _wait(self, origin: Origin) -> Connection | None:
         waiter: asyncio.Future[Connection | None] = asyncio.get_running_loop().create_future()
@@ -66,19 +66,19 @@ class Pool:
             raise
 
     def _take_back(self, waiter: asyncio.Future[Connection | None]) -> None:
-        """What was given to somebody who no longer waits."""
+        """Pass on what a cancelled request was given."""
         if not waiter.done() or waiter.cancelled() or waiter.exception() is not None:
             return
         connection = waiter.result()
         if connection is not None:
-            self.free(connection)
+            self.release(connection)
         else:
-            self._give_place()
+            self._free_slot()
 
     def _close_an_idle_one(self) -> None:
-        kept = next((kept for kept in self._idle.values() if kept), None)
-        if kept is not None:
-            kept.pop(0).close()
+        idle = next((idle for idle in self._idle.values() if idle), None)
+        if idle is not None:
+            idle.pop(0).close()
 
     def _next_waiting(self) -> tuple[Origin, asyncio.Future[Connection | None]] | None:
         while self._waiting and self._waiting[0][1].done():
@@ -86,28 +86,28 @@ class Pool:
         return self._waiting[0] if self._waiting else None
 
     def opened(self, connection: Connection) -> None:
-        """A connection is there."""
+        """The connection was made."""
         self._open.add(connection)
 
-    def lost(self, connection: Connection) -> None:
-        """A connection has gone or was never made: its place is free."""
+    def closed(self, connection: Connection) -> None:
+        """The connection is closed, or was never made: its slot is free."""
         self._open.discard(connection)
-        kept = self._idle.get(connection.origin, ())
-        if connection in kept:
+        idle = self._idle.get(connection.origin, ())
+        if connection in idle:
             self._idle[connection.origin].remove(connection)
         if not self._open:
-            self._all_lost.set()
-        self._give_place()
+            self._all_closed.set()
+        self._free_slot()
 
-    def _give_place(self) -> None:
+    def _free_slot(self) -> None:
         waiting = self._next_waiting()
         if waiting is None:
-            self._free_places += 1
+            self._free_slots += 1
         else:
             waiting[1].set_result(None)
 
-    def free(self, connection: Connection) -> None:
-        """A connection's answer is complete: who waits gets it, or its place if he wants to go elsewhere."""
+    def release(self, connection: Connection) -> None:
+        """The connection can be used again."""
         waiting = self._next_waiting() if self._waiting else None
         if waiting is None and not self._is_closed:
             self._keep(connection)
@@ -118,29 +118,29 @@ class Pool:
 
     def _keep(self, connection: Connection) -> None:
         now = connection.idle_since = connection.now()
-        kept = self._idle.get(connection.origin)
-        if kept is None:
-            kept = self._idle[connection.origin] = []
-        if kept and kept[0].idle_since < now - IDLE_SECONDS:
-            kept.pop(0).close()
-        kept.append(connection)
+        idle = self._idle.get(connection.origin)
+        if idle is None:
+            idle = self._idle[connection.origin] = []
+        if idle and idle[0].idle_since < now - IDLE_SECONDS:
+            idle.pop(0).close()
+        idle.append(connection)
 
     def refuse_if_closed(self) -> None:
         """Raises ServiceFault after `close`."""
         if self._is_closed:
-            raise _closed()
+            raise _pool_is_closed()
 
     async def close(self) -> None:
         """Close all connections, and wait until they are."""
         self._is_closed = True
         while waiting := self._next_waiting():
-            waiting[1].set_exception(_closed())
-        self._all_lost.clear()
+            waiting[1].set_exception(_pool_is_closed())
+        self._all_closed.clear()
         for connection in list(self._open):
-            connection.close(_closed())
+            connection.close(_pool_is_closed())
         if self._open:
-            await self._all_lost.wait()
+            await self._all_closed.wait()
 
 
-def _closed() -> ServiceFault:
+def _pool_is_closed() -> ServiceFault:
     return ServiceFault("The client to providers is closed.", hint="Retry.")

@@ -1,282 +1,349 @@
-"""A request and its answer on a connection: uvicorn's ASGI cycle, and a `relay.exchange.Wire` besides."""
+"""One request and its response on a connection.
+
+The request's side: parts of the body arrive by `add_body` until `end_body`. Two events can come first: `disconnect`, if
+the connection is lost, and `refuse`, if the rest of the body breaks a bound. Readers get the parts, then the error.
+
+The response's side: nothing → started → complete. `start` decides the status and keeps the headers; they go out with
+the first part of the body, because a write is the most expensive step of a small response. `end` completes the
+response, and `on_complete` tells the connection, which takes its next request or closes. If the application ends before
+that, the client gets status 500, or the connection closes in the middle of the response.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
-from functools import partial
-from typing import TYPE_CHECKING, cast
+from collections.abc import Callable, Iterable, Mapping
+from http import HTTPStatus
+from typing import Final
 
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
+from mcpmeter.errors import ClientDisconnected, MeterError
+from mcpmeter.http.asgi import App, Header, Message, Scope
 
-from mcpmeter.http.exchange import Header, length
+log = logging.getLogger("mcpmeter")
 
-if TYPE_CHECKING:
-    from uvicorn._types import (
-        ASGI3Application,
-        ASGIReceiveCallable,
-        ASGIReceiveEvent,
-        ASGISendCallable,
-        HTTPScope,
-        Scope,
-    )
-    from uvicorn.protocols.http.flow_control import FlowControl
+NO_BODY_STATUSES: Final = (204, 304)
 
-    from mcpmeter.errors import MeterError
+FRAMING_HEADERS: Final = frozenset((b"content-length", b"connection", b"transfer-encoding"))
+"""How a body is framed, and whether its connection closes, is decided here."""
 
-NO_STATUS_BODY = (204, 304)
+_STATUS_LINES: Final[Mapping[int, bytes]] = {
+    status.value: b"HTTP/1.1 %d %b" % (status.value, status.phrase.encode()) for status in HTTPStatus
+}
 
 
-class RequestCycle(RequestResponseCycle):
-    """Answers by ASGI's messages, or by a wire's methods; one request never mixes the two."""
+class Flow:
+    """Pauses either direction of a connection. Pausing what is paused does nothing."""
 
-    # How a request begins is said here, so that making one sets no more than what is its own.
-    logger = access_logger = logging.getLogger("uvicorn.error")
-    access_log = False
+    __slots__ = ("_is_writable", "_transport", "is_reading_paused", "is_writing_paused")
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self.is_reading_paused = False
+        self.is_writing_paused = False
+        """Whether the client leaves unread what was written."""
+        self._is_writable = asyncio.Event()
+
+    def pause_reading(self) -> None:
+        if not self.is_reading_paused:
+            self.is_reading_paused = True
+            self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        if self.is_reading_paused:
+            self.is_reading_paused = False
+            self._transport.resume_reading()
+
+    def pause_writing(self) -> None:
+        self.is_writing_paused = True
+        self._is_writable.clear()
+
+    def resume_writing(self) -> None:
+        self.is_writing_paused = False
+        self._is_writable.set()
+
+    async def drain(self) -> None:
+        """Wait until writing is not paused."""
+        if self.is_writing_paused:
+            await self._is_writable.wait()
+
+
+class RequestCycle:
+    """The `DirectResponse` of a request, and ASGI's `receive` and `send` on top of it for other applications."""
+
+    # The state in which a request begins: creating one sets only what differs.
     disconnected = response_started = response_complete = False
-    more_body = True
-    body: bytes | bytearray = b""  # type: ignore[assignment]
-    chunked_encoding: bool | None = None
-    expected_content_length = 0
-
     on_disconnect: Callable[[], None] | None = None
     on_drain: Callable[[], None] | None = None
-    is_backpressured = False
-    """Whether the client does not read: what is written now only fills our memory."""
-    _head = b""
-    """The head until something of the body goes with it: one write is the dearest step of a small answer."""
+
+    _body: bytes | bytearray = b""
+    _is_body_complete = False
+    _is_body_taken = False
     _refusal: MeterError | None = None
     _event: asyncio.Event | None = None
-    _has_news = False
-    """Whether something has come that `receive` has not told yet."""
+    """Set at each change of the request's side; created for the first reader that has to wait."""
 
-    def __init__(  # not uvicorn's, which sets everything
+    _headers = b""
+    """Response headers, buffered so that headers and first part of the body go out in one write."""
+    _is_chunked = False
+    _bytes_left: int | None = None
+    """How much of the declared content-length is still to be written; None if the body ends in another way."""
+
+    def __init__(
         self,
-        scope: HTTPScope,
+        scope: Scope,
         transport: asyncio.Transport,
-        flow: FlowControl,
+        flow: Flow,
         *,
         default_headers: list[Header],
-        expect_100_continue: bool,
+        expects_100_continue: bool,
         keep_alive: bool,
-        on_response: Callable[[], None],
+        on_complete: Callable[[], None],
     ) -> None:
         self.scope = scope
-        self.transport = transport
-        self.flow = flow
-        self.default_headers = default_headers
-        self.waiting_for_100_continue = expect_100_continue
         self.keep_alive = keep_alive
-        self.on_response = on_response
-        self._forget_task: Callable[[], None] = _nothing
+        self._transport = transport
+        self._flow = flow
+        self._default_headers = default_headers
+        self._expects_100_continue = expects_100_continue
+        self._on_complete = on_complete
 
-    def run(self, app: ASGI3Application, loop: asyncio.AbstractEventLoop, tasks: set[asyncio.Task[None]]) -> None:
+    def run(self, app: App, loop: asyncio.AbstractEventLoop, tasks: set[asyncio.Task[None]]) -> None:
         """Run the application in a task that is among `tasks` until it ends."""
-        task = loop.create_task(self.run_asgi(app))
-        tasks.add(task)
-        self._forget_task = partial(tasks.discard, task)
+        tasks.add(loop.create_task(self._run(app, tasks)))
 
-    async def run_asgi(self, app: ASGI3Application) -> None:
-        """Run the application. How it may end badly is uvicorn's, which is asked only then."""
+    async def _run(self, app: App, tasks: set[asyncio.Task[None]]) -> None:
         try:
             await app(self.scope, self.receive, self.send)
-        except BaseException as fault:
-            await super().run_asgi(_that_raises(fault))
-        else:
-            if not self.response_complete and not self.disconnected:
-                await super().run_asgi(_that_has_returned)
+        except Exception as fault:
+            log.error("fault while answering: %s", type(fault).__name__)
         finally:
-            # A circle of references would have to be looked for.
+            self._close_if_incomplete()
+            # These would be circles of references, which only the garbage collector finds.
             self.scope.pop("extensions", None)
-            self.on_response = _nothing
-            self._forget_task()
+            self._on_complete = _nothing
+            tasks.discard(asyncio.current_task())
 
-    # What was asked -----------------------------------------------------------------------------------------------
+    def _close_if_incomplete(self) -> None:
+        if self.response_complete or self.disconnected:
+            return
+        if self.response_started:
+            self._transport.close()
+        else:
+            self.keep_alive = False
+            self.respond(500, [(b"content-type", b"text/plain; charset=utf-8")], b"Internal Server Error")
+
+    # The connection reports ---------------------------------------------------------------------------------------
 
     @property
-    def message_event(self) -> asyncio.Event:  # type: ignore[override]
-        """What `receive` waits for; made for who waits, which the relay does for slow uploads only."""
-        if self._event is None:
-            self._event = asyncio.Event()
-            if self._has_news:
-                self._event.set()
-        return self._event
+    def body_bytes(self) -> int:
+        """How much of the body waits to be read."""
+        return len(self._body)
 
-    def has_come(self, part: bytes = b"") -> None:
-        """A part of the request's body, or its end."""
-        if not part:
-            pass
-        elif not self.body:
-            self.body = part  # as it came: most bodies are of one part
-        elif isinstance(self.body, bytearray):
-            self.body += part
+    def add_body(self, part: bytes) -> None:
+        """Take a part of the body."""
+        if not self._body:
+            self._body = part  # not copied: most bodies arrive in one part
+        elif isinstance(self._body, bytearray):
+            self._body += part
         else:
-            self.body = bytearray(self.body + part)
-        self._has_news = True
-        if self._event is not None:
-            self._event.set()
+            self._body = bytearray(self._body + part)
+        self._notify()
 
-    def whole_body(self) -> bytes | None:
-        """The request's body if all of it is there. Not asked again once it was given."""
-        if self.more_body or self.disconnected:
-            return None
-        body, self.body = bytes(self.body), b""
-        self._has_news = False
-        if self._event is not None:
-            self._event.clear()
-        return body
+    def end_body(self) -> None:
+        """The body is complete."""
+        self._is_body_complete = True
+        self._notify()
 
-    def watch(self, on_disconnect: Callable[[], None] | None) -> None:
-        """Tell when the client has gone, at once if it has; None: no more."""
-        self.on_disconnect = on_disconnect
-        if on_disconnect is None:
-            return
-        if self.flow.read_paused:
-            self.flow.resume_reading()  # a connection that is not read does not tell its end
-        if self.disconnected:
-            on_disconnect()
-
-    def refuse(self, error: MeterError, end: Callable[[], None]) -> None:
-        """The request ends here: `receive` raises `error`, and `end` closes the connection after the response."""
+    def refuse(self, error: MeterError) -> None:
+        """Raise `error` from all further reading. The connection closes after the response."""
         self._refusal, self.keep_alive = error, False
-        self.transport = cast("asyncio.Transport", _EndedBy(self.transport, end))
-        self.has_come()
+        self._notify()
 
-    async def receive(self) -> ASGIReceiveEvent:
-        """The next of ASGI's messages. Raises the error that `refuse` was given."""
-        if self._refusal is None:
-            message = await super().receive()
-        if self._refusal is not None:
-            raise self._refusal
-        return message
-
-    def tell_gone(self) -> None:
+    def disconnect(self) -> None:
         """The connection is lost."""
-        self.disconnected, self.is_backpressured = True, False
-        self.has_come()
+        self.disconnected = True
+        self._notify()
         if self.on_disconnect is not None:
             self.on_disconnect()
 
-    # The answer ---------------------------------------------------------------------------------------------------
-
-    async def drain(self) -> None:
-        """Wait until the client reads, or has gone."""
-        if self.is_backpressured:
-            await self.flow.drain()
-
-    def tell_room(self) -> None:
-        """The client reads again."""
-        self.is_backpressured = False
-        if self.on_drain is not None:
-            self.on_drain()
-
-    def whole(self, status: int, headers: Iterable[Header], body: bytes) -> None:
-        """An answer that is there in full, in one write. Its length is added here."""
-        self.response_started = True
-        self.waiting_for_100_continue = False
-        lines = [b": ".join(header) for header in (*self.default_headers, *headers, length(body))]
-        if not self.keep_alive:
-            lines.append(b"connection: close")
-        head = _head_of(status, lines)
-        if self.disconnected:
-            return
-        self.transport.write(head if self.scope["method"] == "HEAD" else head + body)
-        self._complete()
-
-    def start(self, status: int, headers: Iterable[Header]) -> None:
-        """The head of the answer; goes with the first part of the body."""
-        self.response_started = True
-        self.waiting_for_100_continue = False
-        lines = []
-        for name, value in (*self.default_headers, *headers):
-            if name == b"content-length":
-                self.expected_content_length = int(value)
-                self.chunked_encoding = False
-            elif name == b"connection" and value == b"close":
-                self.keep_alive = False
-                continue
-            lines.append(b"%b: %b" % (name, value))
-        if not self.keep_alive:
-            lines.append(b"connection: close")
-        if self.chunked_encoding is None and self.scope["method"] != "HEAD" and status not in NO_STATUS_BODY:
-            self.chunked_encoding = True
-            lines.append(b"transfer-encoding: chunked")
-        self._head = _head_of(status, lines)
-
-    def write(self, data: bytes) -> None:
-        """A part of the body."""
-        if not self._head and data and self.chunked_encoding:
-            if not self.disconnected:
-                self.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
-        elif self.chunked_encoding:
-            self._write(b"%b%x\r\n%b\r\n" % (self._head, len(data), data) if data else self._head)
-        else:
-            self._write(self._counted(data))
-
-    def end(self, data: bytes) -> None:
-        """The last part; the answer is complete."""
-        if self.chunked_encoding:
-            last = b"%x\r\n%b\r\n" % (len(data), data) if data else b""
-            self._write(b"%b%b0\r\n\r\n" % (self._head, last))
-        else:
-            self._write(self._counted(data))
-        if self.disconnected:
-            return
-        if self.expected_content_length:
-            raise RuntimeError("an answer is shorter than its content-length")
-        self._complete()
-
-    def _complete(self) -> None:
-        self.response_complete = True
+    def _notify(self) -> None:
         if self._event is not None:
             self._event.set()
+
+    # The request --------------------------------------------------------------------------------------------------
+
+    def whole_body(self) -> bytes | None:
+        """Return the body if all of it has arrived."""
+        return self._take_body() if self._is_body_complete and not self.disconnected else None
+
+    async def next_body_part(self) -> bytes:
+        """Wait for more of the body; empty at its end. Raises ClientDisconnected and the error given to `refuse`."""
+        while not (self._body or self._is_body_complete or self.disconnected or self._refusal):
+            await self._change()
+        if self._refusal is not None:
+            raise self._refusal
+        if self.disconnected:
+            raise ClientDisconnected("The client closed the connection while sending its request.")
+        return self._take_body()
+
+    def watch(self, on_disconnect: Callable[[], None] | None) -> None:
+        """Call `on_disconnect` once the client has disconnected, at once if it has; None ends the watch."""
+        self.on_disconnect = on_disconnect
+        if on_disconnect is None:
+            return
+        self._flow.resume_reading()  # the end of a connection that is not read goes unnoticed
+        if self.disconnected:
+            on_disconnect()
+
+    async def receive(self) -> Message:
+        """ASGI: the body in parts, then the end of the request. Raises the error given to `refuse`."""
+        while not self._has_message():
+            await self._change()
+        if self._refusal is not None:
+            raise self._refusal
+        if self.disconnected or self.response_complete:
+            return {"type": "http.disconnect"}
+        return {"type": "http.request", "body": self._take_body(), "more_body": not self._is_body_complete}
+
+    def _has_message(self) -> bool:
+        if self.disconnected or self.response_complete or self._refusal is not None:
+            return True
+        return bool(self._body) or (self._is_body_complete and not self._is_body_taken)
+
+    async def _change(self) -> None:
+        if self._expects_100_continue:
+            self._expects_100_continue = False
+            self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        self._flow.resume_reading()
+        if self._event is None:
+            self._event = asyncio.Event()
+        self._event.clear()
+        await self._event.wait()
+
+    def _take_body(self) -> bytes:
+        body, self._body = bytes(self._body), b""
+        self._is_body_taken = self._is_body_complete
+        return body
+
+    # The response -------------------------------------------------------------------------------------------------
+
+    @property
+    def is_backpressured(self) -> bool:
+        """Whether the client leaves the response unread."""
+        return self._flow.is_writing_paused
+
+    async def drain(self) -> None:
+        """Wait until the client reads or has disconnected."""
+        await self._flow.drain()
+
+    def respond(self, status: int, headers: Iterable[Header], body: bytes) -> None:
+        """Send a complete response in one write. Its content-length is added."""
+        self._start(status, headers, len(body))
+        self.end(body)
+
+    def start(self, status: int, headers: Iterable[Header]) -> None:
+        """Set status and headers, which go out with the first part of the body."""
+        self._start(status, headers, None)
+
+    def _start(self, status: int, headers: Iterable[Header], body_bytes: int | None) -> None:
+        if self.response_started:
+            raise RuntimeError("a response has started already")
+        sent = list(self._default_headers)
+        for header in headers:
+            if header[0] not in FRAMING_HEADERS:
+                sent.append(header)
+            elif header[0] == b"content-length":
+                body_bytes = int(header[1])
+            elif header[0] == b"connection" and b"close" in header[1].lower():
+                self.keep_alive = False
+        if body_bytes is not None:
+            self._bytes_left = body_bytes
+            sent.append((b"content-length", b"%d" % body_bytes))
         if not self.keep_alive:
-            self.transport.close()
-        self.on_response()
+            sent.append((b"connection", b"close"))
+        if self.scope["method"] == "HEAD":
+            self._bytes_left = 0
+        elif body_bytes is None:
+            self._frame(status, sent)
+        self._headers = response_headers(status, sent)
+        self.response_started = True
+        self._expects_100_continue = False
+
+    def _frame(self, status: int, headers: list[Header]) -> None:
+        if status in NO_BODY_STATUSES:
+            self._bytes_left = 0
+        elif self.scope["http_version"] != "1.0":  # RFC 9112, 6.1; there, the end of the connection ends the body
+            self._is_chunked = True
+            headers.append((b"transfer-encoding", b"chunked"))
+
+    def write(self, data: bytes) -> None:
+        """Send a part of the body. Does nothing after a disconnect."""
+        if self.disconnected:
+            return
+        if not self._is_chunked:
+            data = self._counted(data)
+        elif data:
+            data = b"%x\r\n%b\r\n" % (len(data), data)
+        self._write(data)
+
+    def end(self, data: bytes) -> None:
+        """Send the last part. Raises RuntimeError if the body is not as long as its content-length."""
+        if self.disconnected:
+            return
+        if self._is_chunked:
+            self._write(b"%x\r\n%b\r\n0\r\n\r\n" % (len(data), data) if data else b"0\r\n\r\n")
+        else:
+            self._write(self._counted(data))
+            if self._bytes_left:
+                raise RuntimeError("a response is shorter than its content-length")
+        self.response_complete = True
+        self._notify()
+        self._on_complete()
 
     def _counted(self, data: bytes) -> bytes:
-        if self.scope["method"] == "HEAD":
-            self.expected_content_length = 0
-            return self._head
-        self.expected_content_length -= len(data)
-        if self.expected_content_length < 0:
-            raise RuntimeError("an answer is longer than its content-length")
-        return self._head + data
+        if self._bytes_left is not None:
+            if self.scope["method"] == "HEAD":
+                return b""
+            self._bytes_left -= len(data)
+            if self._bytes_left < 0:
+                raise RuntimeError("a response is longer than its content-length")
+        return data
 
     def _write(self, data: bytes) -> None:
-        self._head = b""
-        if data and not self.disconnected:
-            self.transport.write(data)
+        if self._headers:
+            data, self._headers = self._headers + data, b""
+        if data:
+            self._transport.write(data)
+
+    async def send(self, message: Message) -> None:
+        """ASGI: the response's start, then the parts of its body."""
+        await self._flow.drain()
+        if self.disconnected:
+            return
+        kind = message["type"]
+        if kind == "http.response.start" and not self.response_started:
+            self.start(message["status"], [(name.lower(), value) for name, value in message.get("headers", ())])
+            self._write(b"")  # an event stream's first event may be minutes away
+        elif kind == "http.response.body" and self.response_started and not self.response_complete:
+            body = message.get("body", b"")
+            if message.get("more_body"):
+                self.write(body)
+            else:
+                self.end(body)
+        else:
+            raise RuntimeError(f"an unexpected ASGI message: {kind}")
 
 
-class _EndedBy:
-    """A transport with another way to close. uvicorn's `send` has no hook for it."""
-
-    def __init__(self, transport: asyncio.Transport, close: Callable[[], None]) -> None:
-        self.write = transport.write
-        self.is_closing = transport.is_closing
-        self.close = close
-
-
-def _head_of(status: int, lines: list[bytes]) -> bytes:
-    head = b"\r\n".join([STATUS_LINE[status][:-2], *lines, b"\r\n"])
-    breaks = len(lines) + 2
-    if head.count(b"\r") != breaks or head.count(b"\n") != breaks or b"\0" in head:
+def response_headers(status: int, headers: list[Header]) -> bytes:
+    """A response up to its body. Raises RuntimeError for a header that would be more than one."""
+    status_line = _STATUS_LINES.get(status) or b"HTTP/1.1 %d " % status
+    written = b"\r\n".join([status_line, *map(b": ".join, headers), b"\r\n"])
+    breaks = len(headers) + 2
+    if written.count(b"\r") != breaks or written.count(b"\n") != breaks or b"\0" in written:
         raise RuntimeError("a header holds a line break")
-    return head
-
-
-def _that_raises(fault: BaseException) -> ASGI3Application:
-    async def app(scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
-        raise fault
-
-    return app
-
-
-async def _that_has_returned(scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
-    """An application that says nothing more."""
+    return written
 
 
 def _nothing() -> None:
-    """In place of a callback that is no longer wanted."""
+    """Stands for a callback that is no longer wanted."""

@@ -1,277 +1,361 @@
-"""uvicorn's HTTP protocol with two holes closed, heads without an end and refusals that nobody counts, and with a wire:
-answers of the relay go out by it in one write, without ASGI's messages.
+"""The server's side of a connection: bytes in, bounded requests out; responses in the order of their requests.
 
-Neither uvicorn nor httptools bounds a request's headers, chunk extensions or trailers, so that one connection could
-fill the memory; and what is no HTTP at all is answered before any application sees it.
+Reading: a connection is between requests, in a request's headers, or in its body. httptools calls back `on_…` at each
+step. httptools bounds neither headers nor chunk extensions nor trailers, so the balance of `http.framing` does; a
+request over the bound, or that is not HTTP, is *refused*: nothing behind it is parsed. If its application has not
+answered yet, reading its body raises the error; if no application has seen it, the protocol answers itself and counts
+the refusal by the function it was given. Afterwards the connection is drained for `LINGER_SECONDS` and then aborted:
+closing it with bytes unread would reset it, and the client would not see its response.
+
+Answering: one request at a time. Requests that a client pipelines wait in `_pipeline`, with reading paused. A response
+that is complete starts the next request, or closes the connection if it does not keep alive, or makes it idle.
+
+Idle: one timer per connection looks whether it has been idle for long enough, instead of one timer per request.
+Deadlines of other phases belong there, caps on connections into `connection_made`.
+
+Ending: the client closes (`connection_lost` cancels what is being answered), uvicorn calls `shutdown` (idle connections
+close, others after their last response), or one of the above.
 """
 
 from __future__ import annotations
 
+import asyncio
 import re
+from collections import deque
 from collections.abc import Callable
-from typing import Any, Final, cast
+from typing import Any, Final, Protocol, cast
 from urllib.parse import unquote
 
 import httptools
-from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from mcpmeter.errors import HeadersTooLarge, InvalidRequest, MeterError
-from mcpmeter.http.client import FREE_BYTES_PER_PART, MAX_HEADER_BYTES
-from mcpmeter.http.exchange import WIRE, Header
-from mcpmeter.http.server.cycle import RequestCycle
-from mcpmeter.http.server.request_head import size_of, without_upgrade
+from mcpmeter.http.asgi import App, Header, Scope
+from mcpmeter.http.exchange import DIRECT_RESPONSE
+from mcpmeter.http.framing import FREE_BYTES_PER_PART, MAX_HEADER_BYTES
+from mcpmeter.http.server.cycle import Flow, RequestCycle, response_headers
+from mcpmeter.http.server.request_headers import size_of, without_upgrade
+
+MAX_BUFFERED_BYTES: Final = 64 * 1024
+"""Above this a connection is not read until the application has taken the body's parts."""
 
 MAX_DISCARDED_BYTES: Final = 4 * 1024 * 1024
-SECONDS_TO_READ_A_REFUSAL: Final = 2.0
-REASONS: Final = {400: b"Bad Request", 431: b"Request Header Fields Too Large"}
+LINGER_SECONDS: Final = 2.0
+
+Refuse = Callable[[MeterError], tuple[list[Header], bytes]]
+"""Counts a request that no application sees; returns headers and body of the response."""
 
 
-Refuse = Callable[[MeterError], tuple[str, bytes]]
-"""Counts a request that no application sees; returns its call id and the body of the response."""
+class ServerConfig(Protocol):
+    """What a connection needs of uvicorn's configuration."""
+
+    loaded_app: App
+    timeout_keep_alive: int
 
 
-def bounded_protocol(refuse: Refuse) -> type[HttpToolsProtocol]:
-    """The protocol class of a listener; `refuse` is called once for each request that is refused here."""
+class ServerState(Protocol):
+    """What uvicorn shares between its connections."""
 
-    class BoundedProtocol(_WiredProtocol):
-        _refused = False
-
-        def data_received(self, data: bytes) -> None:
-            if self._refused:
-                self._discard(data)
-                return
-            overhead = self._overhead_bytes
-            self._overhead_bytes = (overhead if overhead > 0 else 0) + len(data)
-            try:
-                self._parse(data)
-            except httptools.HttpParserError as fault:
-                self._refuse(fault.__context__ if isinstance(fault.__context__, MeterError) else _not_http())
-            else:
-                if self._overhead_bytes > MAX_HEADER_BYTES:
-                    # The parser collects a line until it ends: a callback never sees one that does not.
-                    self._refuse(_headers_too_large())
-
-        def _refuse(self, error: MeterError) -> None:
-            """Read no more of this connection. The request in hand is answered and counted as any other."""
-            self._refused, self._overhead_bytes = True, 0
-            cycle = self.cycle
-            if self._is_in_head:
-                self._refuse_next(cycle, error)
-            elif cycle is not None and not cycle.response_started:
-                cycle.refuse(error, self._end_politely)
-            else:
-                self.transport.abort()
-
-        def _refuse_next(self, last: RequestCycle | None, error: MeterError) -> None:
-            call_id, body = refuse(error)
-            if last is not None and not last.response_complete:
-                last.keep_alive = False  # responses go out in order, and after this one there is none
-            elif not self.transport.is_closing():
-                self.transport.write(_refusal(error, call_id, body))
-                self._end_politely()
-
-        def _end_politely(self) -> None:
-            """Closing with bytes unread would reset the connection, and the client would never see its answer."""
-            if self.transport.can_write_eof():
-                self.transport.write_eof()
-            self.loop.call_later(SECONDS_TO_READ_A_REFUSAL, self.transport.abort)
-
-        def _discard(self, data: bytes) -> None:
-            self._overhead_bytes += len(data)
-            if self._overhead_bytes > MAX_DISCARDED_BYTES:
-                self.transport.abort()
-
-    return BoundedProtocol
+    total_requests: int
+    connections: set[Any]
+    tasks: set[asyncio.Task[None]]
+    default_headers: list[Header]
 
 
-class _WiredProtocol(HttpToolsProtocol):
-    """Gives each request a `RequestCycle`, and looks for idle connections by one timer each.
+class ServerProtocol(asyncio.Protocol):
+    """A connection. `refuse` is called once for each request that is refused before an application sees it."""
 
-    uvicorn makes and cancels a timer for each request, parses each address anew and tells nobody of a lost connection.
-    """
-
-    cycle: RequestCycle | None  # type: ignore[assignment]
-    _answering: RequestCycle | None = None
+    # The state in which a connection begins.
+    _url = b""
+    _expects_100_continue = False
+    _is_in_headers = True
+    """Between requests, or in one's headers."""
+    _headers_to_repeat = b""
+    """The request's headers without `Upgrade`, between the two times that the parser reads them."""
     _overhead_bytes = 0
-    """The balance that `relay.http1.framing` describes."""
-    _is_in_head = True
-    _head_without_upgrade = b""
+    """The balance that `http.framing` describes."""
+    _is_refused = False
+    _received: RequestCycle | None = None
+    """The request whose headers were read last."""
+    _answered: RequestCycle | None = None
+    """The request that was given to the application last."""
     _idle_since = 0.0
+    _idle_timer: asyncio.TimerHandle | None = None
+
+    def __init__(
+        self,
+        refuse: Refuse,
+        config: ServerConfig,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        self._refuse_unseen = refuse
+        self._app = config.loaded_app
+        self._keep_alive_seconds = config.timeout_keep_alive
+        self._server_state = server_state
+        self._app_state = app_state
+        self._loop = _loop or asyncio.get_running_loop()
+        self._parser = self._new_parser()
+        self._headers: list[Header] = []
+        self._pipeline: deque[RequestCycle] = deque()
+
+    def _new_parser(self) -> httptools.HttpRequestParser:
+        parser = httptools.HttpRequestParser(self)
+        # Requests behind one with `Connection: close` are no error; they get no response.
+        parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        return parser
+
+    # The event loop calls -----------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+        self._flow = Flow(self._transport)
+        self._server = _address(transport.get_extra_info("sockname"))
+        self._client = _address(transport.get_extra_info("peername"))
+        self._scheme = "https" if transport.get_extra_info("sslcontext") else "http"
+        self._server_state.connections.add(self)
+
+    def data_received(self, data: bytes) -> None:
+        if self._is_refused:
+            self._discard(data)
+            return
+        overhead = self._overhead_bytes
+        self._overhead_bytes = (overhead if overhead > 0 else 0) + len(data)
+        try:
+            self._parse(data)
+        except httptools.HttpParserError as fault:
+            self._refuse(fault.__context__ if isinstance(fault.__context__, MeterError) else _not_http())
+        else:
+            if self._overhead_bytes > MAX_HEADER_BYTES:
+                # The parser collects a line until it ends: no callback sees a line that does not.
+                self._refuse(_headers_too_large())
+
+    def pause_writing(self) -> None:
+        self._flow.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._flow.resume_writing()
+        if self._answered is not None and self._answered.on_drain is not None:
+            self._answered.on_drain()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._server_state.connections.discard(self)
+        if self._idle_timer is not None:
+            self._idle_timer.cancel()
+        self._pipeline.clear()
+        self._flow.resume_writing()
+        if self._answered is not None and not self._answered.response_complete:
+            self._answered.disconnect()
+        del self._parser  # it refers to this object
+
+    # uvicorn calls ------------------------------------------------------------------------------------------------
+
+    def shutdown(self) -> None:
+        """Close now, or after the last response."""
+        if self._received is None or self._received.response_complete:
+            self._transport.close()
+        else:
+            self._received.keep_alive = False
+
+    # Requests -----------------------------------------------------------------------------------------------------
 
     def _parse(self, data: bytes) -> None:
         rest: bytes | memoryview = data
         while rest:
             try:
-                self.parser.feed_data(rest)
-            except httptools.HttpParserUpgrade as end_of_head:
-                rest = memoryview(rest)[end_of_head.args[0] :]
-                head, self._head_without_upgrade = self._head_without_upgrade, b""
-                # Another parser: after `Connection: close` this one takes no more.
-                self.parser = httptools.HttpRequestParser(self)
-                self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's
-                self.parser.feed_data(head)
+                self._parser.feed_data(rest)
+            except httptools.HttpParserUpgrade as end_of_headers:
+                rest = memoryview(rest)[end_of_headers.args[0] :]
+                headers, self._headers_to_repeat = self._headers_to_repeat, b""
+                self._parser = self._new_parser()  # after `Connection: close` the old one takes no more
+                self._parser.feed_data(headers)
             else:
                 return
 
     def on_message_begin(self) -> None:
-        self._is_in_head = True
-        self.url = b""
-        self.expect_100_continue = False
-        self.headers = []
+        self._is_in_headers = True
+        self._url = b""
+        self._expects_100_continue = False
+        self._headers = []
+
+    def on_url(self, url: bytes) -> None:
+        self._url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        name = name.lower()
+        if name == b"expect" and value.lower() == b"100-continue":
+            self._expects_100_continue = True
+        self._headers.append((name, value))
 
     def on_headers_complete(self) -> None:
-        self._check_size(self.headers, self.url)
-        if self.parser.should_upgrade():
+        self._check_size(self._headers, self._url)
+        if self._parser.should_upgrade():
             self._ignore_upgrade()
             return
-        before = self.cycle
-        self.cycle = cycle = self._new_cycle()
-        self._is_in_head = False
-        self.headers = []  # for the trailers: the request's own are in its scope
+        before = self._received
+        cycle = self._received = self._new_cycle()
+        self._is_in_headers = False
+        self._headers = []  # for the trailers: the request's headers are in its scope
         if before is None or before.response_complete:
             self._answer(cycle)
         else:
-            self.flow.pause_reading()  # what is pipelined waits for its turn
-            self.pipeline.appendleft((cycle, self.app))
+            self._flow.pause_reading()
+            self._pipeline.append(cycle)
 
     def _ignore_upgrade(self) -> None:
-        method = self.parser.get_method()
+        method = self._parser.get_method()
         if method == b"CONNECT":
-            raise _not_http()  # a tunnel has no body that could be read past
-        version = self.parser.get_http_version()
-        self._head_without_upgrade = without_upgrade(method, self.url, version, self.headers)
-
-    def _answer(self, cycle: RequestCycle) -> None:
-        self._answering = cycle
-        cycle.is_backpressured = self.flow.write_paused
-        cycle.run(self.app, self.loop, self.tasks)
+            raise _not_http()  # a tunnel has no body after which the next request could begin
+        version = self._parser.get_http_version()
+        self._headers_to_repeat = without_upgrade(method, self._url, version, self._headers)
 
     def _new_cycle(self) -> RequestCycle:
-        version = self.parser.get_http_version()
+        version = self._parser.get_http_version()
         scope = self._new_scope(version)
         cycle = RequestCycle(
             scope,
-            self.transport,
-            self.flow,
-            default_headers=self.server_state.default_headers,
-            expect_100_continue=self.expect_100_continue,
-            keep_alive=version != "1.0" and self.parser.should_keep_alive(),
-            on_response=self.on_response_complete,
+            self._transport,
+            self._flow,
+            default_headers=self._server_state.default_headers,
+            expects_100_continue=self._expects_100_continue,
+            keep_alive=version != "1.0" and self._parser.should_keep_alive(),
+            on_complete=self._on_response_complete,
         )
-        scope["extensions"] = {WIRE: cycle}
+        scope["extensions"] = {DIRECT_RESPONSE: cycle}
         return cycle
 
-    def _new_scope(self, version: str) -> Any:
-        url = self.url
+    def _new_scope(self, version: str) -> Scope:
+        url = self._url
         if url[:1] == b"/" and not _NEEDS_PARSING(url):
             path, raw_path, query = url.decode("ascii"), url, b""
         else:
             parsed = httptools.parse_url(url)
             path, raw_path, query = parsed.path.decode("ascii"), parsed.path, parsed.query or b""
             path = unquote(path) if "%" in path else path
-        self.scope = scope = {  # type: ignore[assignment]
+        return {
             "type": "http",
-            "asgi": {"version": self.asgi_version, "spec_version": "2.3"},
+            "asgi": {"version": "3.0", "spec_version": "2.3"},
             "http_version": version,
-            "server": self.server,
-            "client": self.client,
-            "scheme": self.scheme,
-            "root_path": self.root_path,
-            "headers": self.headers,
-            "state": self.app_state.copy(),
+            "server": self._server,
+            "client": self._client,
+            "scheme": self._scheme,
+            "root_path": "",
+            "headers": self._headers,
+            "state": self._app_state.copy(),
             "path": path,
             "raw_path": raw_path,
             "query_string": query,
-            "method": self.parser.get_method().decode("ascii"),
+            "method": self._parser.get_method().decode("ascii"),
         }
-        return scope
 
     def on_body(self, body: bytes) -> None:
         self._overhead_bytes -= 2 * len(body) + FREE_BYTES_PER_PART
-        cycle = self.cycle
+        cycle = self._received
         if cycle is None or cycle.response_complete:
             return
-        cycle.has_come(body)
-        if len(cycle.body) > HIGH_WATER_LIMIT:
-            self.flow.pause_reading()
+        cycle.add_body(body)
+        if cycle.body_bytes > MAX_BUFFERED_BYTES:
+            self._flow.pause_reading()
 
     def on_message_complete(self) -> None:
-        if self._head_without_upgrade:
-            return  # the head's first reading ends; its message does not
-        self._check_size(self.headers)
-        self._is_in_head, self._overhead_bytes = True, 0
-        cycle = self.cycle
-        if cycle is not None and not cycle.response_complete:
-            cycle.more_body = False
-            cycle.has_come()
+        if self._headers_to_repeat:
+            return  # the first reading of the headers ends; the request does not
+        self._check_size(self._headers)
+        self._is_in_headers, self._overhead_bytes = True, 0
+        if self._received is not None and not self._received.response_complete:
+            self._received.end_body()
 
     def _check_size(self, headers: list[Header], url: bytes = b"") -> None:
-        """Refuse headers or trailers that are too large, though one read brought them and their end."""
+        """Refuse headers or trailers that are too large, even if they and their end arrive in one read."""
         if self._overhead_bytes > MAX_HEADER_BYTES and size_of(headers, url) > MAX_HEADER_BYTES:
             raise _headers_too_large()
 
-    def pause_writing(self) -> None:
-        super().pause_writing()
-        if self._answering is not None:
-            self._answering.is_backpressured = True
+    # Responses ----------------------------------------------------------------------------------------------------
 
-    def resume_writing(self) -> None:
-        super().resume_writing()
-        if self._answering is not None:
-            self._answering.tell_room()
+    def _answer(self, cycle: RequestCycle) -> None:
+        self._answered = cycle
+        cycle.run(self._app, self._loop, self._server_state.tasks)
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        super().connection_lost(exc)
-        if self.timeout_keep_alive_task is not None:
-            self.timeout_keep_alive_task.cancel()
-        # uvicorn tells the request that came last, which need not be the one that is being answered.
-        if self._answering is not None and not self._answering.response_complete:
-            self._answering.tell_gone()
-        self.pipeline.clear()
+    def _on_response_complete(self) -> None:
+        self._server_state.total_requests += 1
+        if self._answered is not None and not self._answered.keep_alive:
+            self._close()
+        if self._transport.is_closing():
+            return
+        self._flow.resume_reading()
+        if self._pipeline:
+            self._answer(self._pipeline.popleft())
+        else:
+            self._idle_since = self._loop.time()
+            if self._idle_timer is None:
+                self._check_idle_in(self._keep_alive_seconds)
+
+    def _close(self) -> None:
+        if self._is_refused:
+            self._linger()
+        else:
+            self._transport.close()
+
+    # Refusals -----------------------------------------------------------------------------------------------------
+
+    def _refuse(self, error: MeterError) -> None:
+        """Parse no more of this connection. The request in hand is answered and counted as any other."""
+        self._is_refused, self._overhead_bytes = True, 0
+        cycle = self._received
+        if self._is_in_headers:
+            self._refuse_unseen_request(cycle, error)
+        elif cycle is not None and not cycle.response_started:
+            cycle.refuse(error)
+        else:
+            self._transport.abort()
+
+    def _refuse_unseen_request(self, before: RequestCycle | None, error: MeterError) -> None:
+        headers, body = self._refuse_unseen(error)
+        if before is not None and not before.response_complete:
+            before.keep_alive = False  # responses are in order, and after this one there is none
+        elif not self._transport.is_closing():
+            framing = [(b"content-length", b"%d" % len(body)), (b"connection", b"close")]
+            self._transport.write(response_headers(error.http_status, [*headers, *framing]) + body)
+            self._linger()
+
+    def _linger(self) -> None:
+        if self._transport.can_write_eof():
+            self._transport.write_eof()
+        self._loop.call_later(LINGER_SECONDS, self._transport.abort)
+
+    def _discard(self, data: bytes) -> None:
+        self._overhead_bytes += len(data)
+        if self._overhead_bytes > MAX_DISCARDED_BYTES:
+            self._transport.abort()
 
     # Idle connections ---------------------------------------------------------------------------------------------
 
-    def _unset_keepalive_if_required(self) -> None:
-        """Called whenever something comes or goes: the timer looks itself whether the connection is idle."""
+    def _check_idle_in(self, seconds: float) -> None:
+        self._idle_timer = self._loop.call_later(seconds, self._check_idle)
 
-    def on_response_complete(self) -> None:
-        self.server_state.total_requests += 1
-        if self.transport.is_closing():
-            return
-        self.flow.resume_reading()
-        if self.pipeline:
-            self._answer(cast("RequestCycle", self.pipeline.pop()[0]))
-        else:
-            self._idle_since = self.loop.time()
-            if self.timeout_keep_alive_task is None:
-                self._look_again_in(self.timeout_keep_alive)
-
-    def _look_again_in(self, seconds: float) -> None:
-        self.timeout_keep_alive_task = self.loop.call_later(seconds, self.timeout_keep_alive_handler)
-
-    def timeout_keep_alive_handler(self) -> None:
-        is_busy = self._overhead_bytes > 0 or not self._is_in_head or (self.cycle and not self.cycle.response_complete)
-        seconds_left = self._idle_since + self.timeout_keep_alive - self.loop.time()
+    def _check_idle(self) -> None:
+        is_busy = (
+            self._overhead_bytes > 0
+            or not self._is_in_headers
+            or (self._received is not None and not self._received.response_complete)
+        )
+        seconds_left = self._idle_since + self._keep_alive_seconds - self._loop.time()
         if is_busy or seconds_left > 0:
-            self._look_again_in(self.timeout_keep_alive if is_busy else seconds_left)
+            self._check_idle_in(self._keep_alive_seconds if is_busy else seconds_left)
         else:
-            super().timeout_keep_alive_handler()
+            self._transport.close()
 
 
 _NEEDS_PARSING: Final = re.compile(rb"[%?#]").search
 
 
+def _address(found: object) -> tuple[str, int] | None:
+    """Host and port of a socket; None for a Unix socket, or for a connection that is lost already."""
+    return (str(found[0]), int(found[1])) if isinstance(found, tuple) else None
+
+
 def _not_http() -> MeterError:
     return InvalidRequest("This is not a valid HTTP/1.1 request.", hint="Send one.")
-
-
-def _refusal(error: MeterError, call_id: str, body: bytes) -> bytes:
-    head = (
-        b"HTTP/1.1 %d %s\r\ncontent-type: application/json\r\nx-mcpmeter-call-id: %s\r\n"
-        b"content-length: %d\r\nconnection: close\r\n\r\n"
-    )
-    return head % (error.http_status, REASONS[error.http_status], call_id.encode(), len(body)) + body
 
 
 def _headers_too_large() -> MeterError:

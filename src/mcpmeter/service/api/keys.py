@@ -13,7 +13,8 @@ import msgspec
 from mcpmeter.access.key_view import ShownKey, shown_key
 from mcpmeter.access.keys import MAX_PER_MINUTE, KeyLimits, KeyRing, new_key, rotated
 from mcpmeter.errors import ConfigInvalid, InvalidRequest, KeyConfigured, KeyNotFound, NotAllowed
-from mcpmeter.http.exchange import Header, HttpExchange
+from mcpmeter.http.asgi import Header
+from mcpmeter.http.exchange import HttpExchange
 from mcpmeter.ledger.store import Store
 from mcpmeter.pricing.rates import unix_ns
 from mcpmeter.records import Key, Role

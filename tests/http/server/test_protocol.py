@@ -1,0 +1,140 @@
+"""A connection: requests in order, reading paused where memory would fill, and every way it ends."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from tests.http.fakes import Transport
+
+from mcpmeter.errors import ClientDisconnected
+from mcpmeter.http.exchange import DIRECT_RESPONSE
+from mcpmeter.http.server.protocol import MAX_BUFFERED_BYTES, ServerProtocol
+
+GET = b"GET %b HTTP/1.1\r\nhost: a\r\n\r\n"
+POST = b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: %d\r\n\r\n"
+
+
+class Server:
+    """One connection, whose requests are answered when a test says so."""
+
+    def __init__(self, keep_alive_seconds: float = 60) -> None:
+        self.scopes: list[Any] = []
+        self.answer: dict[str, asyncio.Event] = {}
+        self.transport = Transport()
+        self.state = SimpleNamespace(total_requests=0, connections=set(), tasks=set(), default_headers=[])
+        config: Any = SimpleNamespace(loaded_app=self.app, timeout_keep_alive=keep_alive_seconds)
+        state: Any = self.state
+        self.protocol = ServerProtocol(lambda error: ([], b"refused"), config, state, {})
+        self.protocol.connection_made(self.transport)  # type: ignore[arg-type]
+
+    async def app(self, scope: Any, receive: Any, send: Any) -> None:
+        self.scopes.append(scope)
+        await self.answer.setdefault(scope["path"], asyncio.Event()).wait()
+        scope["extensions"][DIRECT_RESPONSE].respond(200, [], scope["path"].encode())
+
+    def let(self, path: str) -> None:
+        """Answer requests for a path."""
+        self.answer.setdefault(path, asyncio.Event()).set()
+
+    async def until(self, is_so: Callable[[], Any]) -> None:
+        """Let the event loop run until something holds."""
+        async with asyncio.timeout(5):
+            while not is_so():
+                await asyncio.sleep(0)
+
+    @property
+    def responses(self) -> list[bytes]:
+        return [part[-2:] for part in self.transport.writes]
+
+
+async def test_pipelined_requests_are_answered_in_order() -> None:
+    server = Server()
+    server.let("/b")
+    server.protocol.data_received(GET % b"/a" + GET % b"/b" + GET % b"/c")
+    await server.until(lambda: server.scopes)
+    assert (server.responses, server.transport.calls) == ([], ["pause_reading"])
+    server.let("/a")
+    server.let("/c")
+    await server.until(lambda: server.state.total_requests == 3)
+    assert server.responses == [b"/a", b"/b", b"/c"]
+    assert server.transport.calls[-1] == "resume_reading"
+
+
+async def test_an_unread_body_pauses_the_connection() -> None:
+    server = Server()
+    server.protocol.data_received(POST % 1_000_000 + b"x" * (MAX_BUFFERED_BYTES + 1))
+    assert server.transport.calls == ["pause_reading"]
+    await server.until(lambda: server.scopes)
+    cycle = server.scopes[0]["extensions"][DIRECT_RESPONSE]
+    assert len(await cycle.next_body_part()) == MAX_BUFFERED_BYTES + 1
+    waiting = asyncio.ensure_future(cycle.next_body_part())
+    await server.until(lambda: server.transport.calls == ["pause_reading", "resume_reading"])
+    server.protocol.connection_lost(None)
+    with pytest.raises(ClientDisconnected):
+        await waiting
+
+
+async def test_an_unread_response_is_backpressure_until_it_drains() -> None:
+    server = Server()
+    server.protocol.data_received(GET % b"/a")
+    await server.until(lambda: server.scopes)
+    cycle = server.scopes[0]["extensions"][DIRECT_RESPONSE]
+    drained: list[bool] = []
+    cycle.on_drain = lambda: drained.append(cycle.is_backpressured)
+    server.protocol.pause_writing()
+    assert cycle.is_backpressured
+    waiting = asyncio.ensure_future(cycle.drain())
+    server.protocol.resume_writing()
+    await waiting
+    assert drained == [False]
+
+
+@pytest.mark.parametrize("is_busy", [False, True])
+async def test_a_shutdown_closes_after_the_response_in_hand(is_busy: bool) -> None:
+    server = Server()
+    server.protocol.data_received(GET % b"/a" if is_busy else b"")
+    server.protocol.shutdown()
+    assert server.transport.closings == ([] if is_busy else ["close"])
+    server.let("/a")
+    if is_busy:
+        await server.until(lambda: server.transport.writes)
+        assert b"connection: close" in server.transport.written
+        assert server.transport.closings == ["close"]
+
+
+async def test_a_lost_connection_ends_its_request_and_pipeline() -> None:
+    server = Server()
+    server.protocol.data_received(GET % b"/a" + GET % b"/b")
+    await server.until(lambda: server.scopes)
+    reports: list[str] = []
+    server.scopes[0]["extensions"][DIRECT_RESPONSE].watch(lambda: reports.append("disconnected"))
+    server.protocol.connection_lost(ConnectionResetError())
+    assert (reports, server.state.connections) == (["disconnected"], set())
+    server.let("/a")
+    await server.until(lambda: not server.state.tasks)
+    assert (len(server.scopes), server.transport.writes) == (1, [])
+
+
+async def test_an_idle_connection_is_closed() -> None:
+    server = Server(keep_alive_seconds=0.01)
+    server.let("/a")
+    server.protocol.data_received(GET % b"/a")
+    await server.until(lambda: server.transport.closings == ["close"])
+    assert server.responses == [b"/a"]
+
+
+async def test_a_connection_has_one_timer_however_many_requests() -> None:
+    server = Server()
+    server.let("/a")
+    timers = set()
+    for count in (1, 2, 3):
+        server.protocol.data_received(GET % b"/a")
+        await server.until(lambda count=count: server.state.total_requests == count)
+        timers.add(server.protocol._idle_timer)
+    assert len(timers) == 1
+    server.protocol.connection_lost(None)
+    assert timers.pop().cancelled()
