@@ -15,7 +15,7 @@ from mcpmeter.errors import ConfigInvalid, LedgerNotUsable, MissingDependency
 
 if TYPE_CHECKING:
     from mcpmeter.config import Settings
-    from mcpmeter.config.settings import RouteSettings
+    from mcpmeter.config.relay import RouteSettings
     from mcpmeter.ledger.location import Location
     from mcpmeter.live_check import CheckResult
     from mcpmeter.routing.routes import Upstream
