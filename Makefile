@@ -42,13 +42,15 @@ test-fast: $(DEV_STAMP) ## the tests without e2e and trials, up to the first fai
 	@echo "mcpmeter: running the quick tests"
 	@$(BIN)/python -m pytest -q -x -m "not trial" --ignore=tests/e2e $(ARGS)
 
-check: $(DEV_STAMP) ## style, format, strict types, import layers
+check: $(DEV_STAMP) ## style, format, strict types, plain words, import layers
 	@echo "mcpmeter: ruff check"
 	@$(BIN)/ruff check --quiet .
 	@echo "mcpmeter: ruff format --check"
 	@$(BIN)/ruff format --quiet --check . || { echo "Not formatted. Run: $(BIN)/ruff format ." >&2; exit 1; }
 	@echo "mcpmeter: mypy, strict"
 	@$(BIN)/mypy --no-error-summary
+	@echo "mcpmeter: plain words"
+	@$(BIN)/python scripts/prose.py
 	@echo "mcpmeter: import layers"
 	@$(BIN)/lint-imports --no-logo >$(VENV)/lint-imports.log || { cat $(VENV)/lint-imports.log; exit 1; }
 	@echo "mcpmeter: all checks passed"

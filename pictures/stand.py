@@ -26,7 +26,7 @@ from pydantic import SecretStr
 import mcpmeter
 from mcpmeter.config import KeySettings, LedgerSettings, ProviderSettings, ServerSettings, Settings
 from mcpmeter.config.budgets import BudgetSettings
-from mcpmeter.config.settings import RelaySettings, RouteSettings
+from mcpmeter.config.relay import RelaySettings, RouteSettings
 from mcpmeter.demo.stack import prometheus
 from mcpmeter.demo.traffic import steady
 from mcpmeter.monitoring import MonitoringOptions, files

@@ -1,7 +1,7 @@
-"""Every error that mcpmeter can tell a person about, drawn as one tree.
+"""Every error that mcpmeter reports, drawn as one tree.
 
 MeterError
-├── CallerError                        the caller can mend it
+├── CallerError                        the caller can fix it
 │   ├── InvalidRequest           400   validation_error
 │   │   ├── BodyTooLarge         413
 │   │   ├── BodyTooSlow          408
@@ -14,12 +14,12 @@ MeterError
 │   ├── NotAllowed               403   auth_error
 │   ├── RateLimited              429   rate_limited
 │   ├── BudgetExhausted          402   budget_exceeded
-│   └── ClientDisconnected               499   client_disconnected
+│   └── ClientDisconnected       499   client_disconnected
 ├── UpstreamFault                502   upstream_error
 │   ├── UpstreamRefusedAccount   502
 │   ├── InvalidUpstreamResponse  502
-│   ├── UpstreamResponseTooLarge   502
-│   ├── UpstreamDisconnected            502
+│   ├── UpstreamResponseTooLarge 502
+│   ├── UpstreamDisconnected     502
 │   ├── UpstreamUnreachable      502   upstream_unreachable
 │   ├── UpstreamTimedOut         504   upstream_timeout
 │   └── UpstreamRateLimited      429   upstream_rate_limited
@@ -39,8 +39,8 @@ MeterError
     ├── ServerNotSupported             (instrument/__init__.py)
     └── RegistryTaken                  (instrument/__init__.py)
 
-`id` is stable: programs may match on it, runbooks are named after it. `message` says what happened, `hint` what to do.
-No message ever carries a body, a prompt or a key.
+`id` is stable: programs match on it and runbooks are named after it, so it stays when a class is renamed. `message`
+says what happened, `hint` what to do. No message ever contains a body, a prompt or a key.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ ERROR_TYPES: Final = (
 
 
 class MeterError(Exception):
-    """The root: what happened (`message`), what to do (`hint`), and how it is counted and answered."""
+    """The root: what happened (`message`), what to do (`hint`), and how it is counted and sent to the client."""
 
     id: ClassVar[str] = "internal_error"
     error_type: ClassVar[str] = "internal_error"
@@ -85,7 +85,7 @@ class MeterError(Exception):
 
 
 class CallerError(MeterError):
-    """Something only the caller can mend; it never pages anyone."""
+    """An error that only the caller can fix; it never pages."""
 
     id = "validation_error"
     error_type = "validation_error"
@@ -95,28 +95,28 @@ class CallerError(MeterError):
 
 
 class InvalidRequest(CallerError):
-    """The request cannot be understood or misses something."""
+    """The request cannot be parsed or lacks a required part."""
 
     id = "invalid_request"
     jsonrpc_code = -32602
 
 
 class BodyTooLarge(InvalidRequest):
-    """The body passes the configured limit."""
+    """The request body exceeds the configured limit."""
 
     id = "body_too_large"
     http_status = 413
 
 
 class BodyTooSlow(InvalidRequest):
-    """The body did not arrive in time."""
+    """The request body did not arrive in time."""
 
     id = "body_too_slow"
     http_status = 408
 
 
 class HeadersTooLarge(InvalidRequest):
-    """The request's headers, chunk extensions or trailers pass the limit."""
+    """The request's headers, chunk extensions or trailers exceed the limit."""
 
     id = "headers_too_large"
     http_status = 431
@@ -131,7 +131,7 @@ class RouteNotFound(InvalidRequest):
 
 
 class MethodNotAllowed(InvalidRequest):
-    """The route exists, for other verbs."""
+    """The path exists, for other HTTP methods."""
 
     id = "method_not_allowed"
     http_status = 405
@@ -146,14 +146,14 @@ class KeyNotFound(InvalidRequest):
 
 
 class KeyConfigured(InvalidRequest):
-    """The key is in the configuration's file, which no request changes."""
+    """The key is defined in the configuration file, which no request can change."""
 
     id = "key_configured"
     http_status = 409
 
 
 class NotAuthenticated(CallerError):
-    """No key, or one that is unknown, revoked or expired."""
+    """The request has no key, or one that is unknown, revoked or expired."""
 
     id = "not_authenticated"
     error_type = "auth_error"
@@ -161,7 +161,7 @@ class NotAuthenticated(CallerError):
 
 
 class NotAllowed(CallerError):
-    """Known, but not for this: a foreign Host or Origin, a model outside the key's list."""
+    """The caller may not do this: a foreign Host or Origin, a model outside the key's list."""
 
     id = "not_allowed"
     error_type = "auth_error"
@@ -169,7 +169,7 @@ class NotAllowed(CallerError):
 
 
 class RateLimited(CallerError):
-    """Our own limit for this key or team."""
+    """The key's own limit on requests or tokens per minute is reached."""
 
     id = "rate_limited"
     error_type = "rate_limited"
@@ -177,7 +177,7 @@ class RateLimited(CallerError):
 
 
 class BudgetExhausted(CallerError):
-    """A budget has no room for the most that the call can cost; the message names it and says when it resets."""
+    """A budget cannot cover the call's maximum cost; the message names the budget and says when it resets."""
 
     id = "budget_exhausted"
     error_type = "budget_exceeded"
@@ -185,7 +185,7 @@ class BudgetExhausted(CallerError):
 
 
 class ClientDisconnected(CallerError):
-    """The client closed the connection before the answer was out (499 is nginx's number for it; nobody reads it)."""
+    """The client closed the connection before the response was complete (499 as in nginx; it is never sent)."""
 
     id = "caller_gone"
     error_type = "client_disconnected"
@@ -193,7 +193,7 @@ class ClientDisconnected(CallerError):
 
 
 class UpstreamFault(MeterError):
-    """The provider answered an error, or something that is no answer."""
+    """The provider returned an error or an invalid response."""
 
     id = "upstream_fault"
     error_type = "upstream_error"
@@ -202,38 +202,38 @@ class UpstreamFault(MeterError):
 
 
 class UpstreamRefusedAccount(UpstreamFault):
-    """401, 402 or 403 to the relay's own credential: the operator's to mend, never the client's."""
+    """The provider refused the relay's own credential (401, 402 or 403): for the operator to fix, never the client."""
 
     id = "upstream_refused_account"
 
 
 class InvalidUpstreamResponse(UpstreamFault):
-    """A success status with a body that is not what the dialect promises."""
+    """The provider sent a success status with a body that does not fit the dialect."""
 
     id = "upstream_answered_garbage"
 
 
 class UpstreamResponseTooLarge(UpstreamFault):
-    """The answer passes the configured limit."""
+    """The provider's response exceeds the configured limit."""
 
     id = "upstream_answer_too_large"
 
 
 class UpstreamDisconnected(UpstreamFault):
-    """The connection ended before the answer did."""
+    """The provider closed the connection before its response was complete."""
 
     id = "upstream_broke"
 
 
 class UpstreamUnreachable(UpstreamFault):
-    """No connection: name not resolved, refused, TLS failed."""
+    """No connection to the provider: its name does not resolve, it refuses, or TLS fails."""
 
     id = "upstream_unreachable"
     error_type = "upstream_unreachable"
 
 
 class UpstreamTimedOut(UpstreamFault):
-    """Connected, then nothing for too long."""
+    """The provider accepted the connection and then sent nothing for too long."""
 
     id = "upstream_timed_out"
     error_type = "upstream_timeout"
@@ -241,7 +241,7 @@ class UpstreamTimedOut(UpstreamFault):
 
 
 class UpstreamRateLimited(UpstreamFault):
-    """The provider's 429; its Retry-After is handed on."""
+    """The provider returned 429; its Retry-After is passed on."""
 
     id = "upstream_rate_limited"
     error_type = "upstream_rate_limited"
@@ -249,55 +249,55 @@ class UpstreamRateLimited(UpstreamFault):
 
 
 class ServiceFault(MeterError):
-    """Our own fault."""
+    """A fault of mcpmeter itself."""
 
 
 class Draining(ServiceFault):
-    """The service takes no new work because it is stopping."""
+    """The service is stopping and accepts no new requests."""
 
     id = "draining"
     http_status = 503
 
 
 class Overloaded(ServiceFault):
-    """A limit of our own is reached, for example on connections to providers."""
+    """A limit of the service is reached, for example on connections to providers."""
 
     id = "overloaded"
     http_status = 503
 
 
 class LedgerUnavailable(ServiceFault):
-    """The call could not be written down, so it is not made: nothing passes unmetered."""
+    """The ledger is not writable, so the call is refused: nothing passes unmetered."""
 
     id = "ledger_unavailable"
     http_status = 503
 
 
 class SetupError(MeterError):
-    """Found at start or by a command; printed as one line, exit code 1."""
+    """An error found at startup or by a command; printed as one line, exit code 1."""
 
     id = "setup_error"
 
 
 class ConfigInvalid(SetupError):
-    """A configuration that cannot be run; names the file and line."""
+    """The configuration cannot be run; the message names the file and line."""
 
     id = "config_invalid"
 
 
 class PortTaken(SetupError):
-    """Somebody listens there already, or we may not."""
+    """The port is in use, or this user may not listen on it."""
 
     id = "port_taken"
 
 
 class LedgerNotUsable(SetupError):
-    """The ledger's folder or file cannot be written, is in use, or is damaged."""
+    """The ledger's folder or file is not writable, is in use, or is damaged."""
 
     id = "ledger_not_usable"
 
 
 class MissingDependency(SetupError):
-    """An optional part is not installed; the hint is the command that installs it."""
+    """An optional package is not installed; the hint is the command that installs it."""
 
     id = "part_missing"

@@ -50,6 +50,11 @@ def plain_usd(amount: Decimal) -> str:
     return f"{whole}.{decimals.rstrip('0'):0<2}"
 
 
+def usd_text(nanousd: int) -> str:
+    """Nano-dollars as dollars, exact, with at least two decimals: `0.00225`, `-12.00`."""
+    return plain_usd(nanousd_to_usd(nanousd))
+
+
 def format_usd(nanousd: int) -> str:
     """An amount for display: `$1,234.50` from one dollar up, rounded half to even; below, all decimals: `$0.0027`."""
     sign, amount = ("-", -nanousd) if nanousd < 0 else ("", nanousd)

@@ -1,4 +1,4 @@
-"""`mcpmeter budgets`: by the ledger itself, whether a service runs on it or not."""
+"""`mcpmeter budgets`: from the ledger, with or without a running service."""
 
 from __future__ import annotations
 
@@ -47,12 +47,12 @@ async def _spend(ledger: Path, amounts_usd: tuple[int, ...], team: str, settles:
     budgets = budgets_of(load(Path("mcpmeter.yaml"), {"OPENAI_API_KEY": "sk-openai-0001"}))
     store = SqliteStore(ledger)
     await store.start()
-    for place, usd in enumerate(amounts_usd):
+    for number, usd in enumerate(amounts_usd):
         now_ns = time.time_ns()
-        claims = budgets.reservations(team=team, max_cost_nanousd=usd * 10**9, at_ns=now_ns)
+        reservations = budgets.reservations(team=team, max_cost_nanousd=usd * 10**9, at_ns=now_ns)
         target = LlmTarget(provider="openai", model="gpt-4.1")
-        call = Call(id=f"call_{team}_{place}_{now_ns}", started_at_ns=now_ns, endpoint="/v1/chat/completions",
-                    method="POST", team=team, llm=target, reservations=claims,
+        call = Call(id=f"call_{team}_{number}_{now_ns}", started_at_ns=now_ns, endpoint="/v1/chat/completions",
+                    method="POST", team=team, llm=target, reservations=reservations,
                     reserved_nanousd=usd * 10**9)  # fmt: skip
         await store.open(call)
         if settles:
@@ -64,16 +64,16 @@ async def _spend(ledger: Path, amounts_usd: tuple[int, ...], team: str, settles:
     await store.close()
 
 
-def told(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0) -> Any:
+def budgets_json(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0) -> Any:
     capsys.readouterr()
     assert run(["budgets", *arguments, "--json"]) == code
     return json.loads(capsys.readouterr().out)
 
 
-def test_list_tells_what_is_spent_set_aside_and_left_and_until_when(capsys, spend) -> None:
+def test_list_has_amounts_and_the_time_of_exhaustion(capsys, spend) -> None:
     spend(20, 5)
     spend(30, settles=False)
-    search, support = told(capsys, "list")["budgets"]
+    search, support = budgets_json(capsys, "list")["budgets"]
     assert {name: search[name] for name in ("spent_usd", "reserved_usd", "left_usd", "limit_usd")} == {
         "spent_usd": "25.00",
         "reserved_usd": "30.00",
@@ -85,7 +85,7 @@ def test_list_tells_what_is_spent_set_aside_and_left_and_until_when(capsys, spen
     assert (support["resets_at"], support["exhausted_at"], support["left_usd"]) == (None, None, "10.00")
 
 
-def test_list_is_a_table_for_people(capsys, spend) -> None:
+def test_list_prints_a_table(capsys, spend) -> None:
     spend(100)
     assert run(["budgets", "list"]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -93,15 +93,15 @@ def test_list_is_a_table_for_people(capsys, spend) -> None:
     assert "search-monthly  team=search" in lines[1]
     assert lines[1].rstrip().endswith("now")
     assert "never" in lines[2]
-    assert lines[2].rstrip().endswith("nothing burns")
+    assert lines[2].rstrip().endswith("no spending")
 
 
-def test_a_top_up_is_a_record_with_its_note_and_the_credit_in_all(capsys, spend) -> None:
+def test_a_top_up_is_recorded_with_its_note(capsys, spend) -> None:
     spend(4, team="support")
-    first = told(capsys, "top-up", "support-credit", "--usd", "50", "--note", "invoice 7")
-    second = told(capsys, "top-up", "support-credit", "--usd", "-20.5")
+    first = budgets_json(capsys, "top-up", "support-credit", "--usd", "50", "--note", "invoice 7")
+    second = budgets_json(capsys, "top-up", "support-credit", "--usd", "-20.5")
     assert (first["amount_usd"], first["credit_usd"], second["credit_usd"]) == ("50.00", "50.00", "29.50")
-    shown = told(capsys, "show", "support-credit")
+    shown = budgets_json(capsys, "show", "support-credit")
     assert [(entry["id"], entry["amount_usd"], entry["note"]) for entry in shown["top_ups"]] == [
         (first["id"], "50.00", "invoice 7"),
         (second["id"], "-20.50", ""),
@@ -110,13 +110,13 @@ def test_a_top_up_is_a_record_with_its_note_and_the_credit_in_all(capsys, spend)
     assert [period["spent_usd"] for period in shown["periods"]] == ["4.00"]
 
 
-def test_a_top_up_beside_a_running_service_is_said_plainly(capsys, spend) -> None:
+def test_a_top_up_prints_amount_and_total(capsys, spend) -> None:
     spend(1)
     assert run(["budgets", "top-up", "support-credit", "--usd", "50"]) == 0
-    assert "$50.00 to 'support-credit'; topped up by $50.00 in all." in capsys.readouterr().out
+    assert "$50.00 to 'support-credit'; total of its top-ups: $50.00." in capsys.readouterr().out
 
 
-def test_show_is_readable(capsys, spend) -> None:
+def test_show_prints_a_table(capsys, spend) -> None:
     spend(25)
     assert run(["budgets", "show", "search-monthly"]) == 0
     out = capsys.readouterr().out
@@ -126,22 +126,22 @@ def test_show_is_readable(capsys, spend) -> None:
 
 
 @pytest.mark.parametrize("amount", ["0", "ten", "1e-10", "NaN", "1e30", "$5", ""])
-def test_what_is_no_amount_is_wrong_usage(capsys, spend, amount: str) -> None:
+def test_an_invalid_amount_is_wrong_usage(capsys, spend, amount: str) -> None:
     spend(1)
     assert run(["budgets", "top-up", "support-credit", "--usd", amount]) == 2
     assert "is no amount" in capsys.readouterr().err
 
 
-def test_a_budget_that_resets_is_not_topped_up(capsys, spend) -> None:
+def test_a_budget_that_resets_cannot_be_topped_up(capsys, spend) -> None:
     spend(1)
     assert run(["budgets", "top-up", "search-monthly", "--usd", "5"]) == 1
     err = capsys.readouterr().err
-    assert "only a prepaid one is topped up" in err
+    assert "only a prepaid one can be topped up" in err
     assert "'limit_usd'" in err
 
 
 @pytest.mark.parametrize("arguments", [["show", "serch-monthly"], ["top-up", "serch-monthly", "--usd", "5"]])
-def test_an_unknown_budget_is_told_with_the_nearest(capsys, spend, arguments: list[str]) -> None:
+def test_an_unknown_budget_names_the_nearest(capsys, spend, arguments: list[str]) -> None:
     spend(1)
     assert run(["budgets", *arguments]) == 1
     assert "did you mean 'search-monthly'" in capsys.readouterr().err
@@ -152,14 +152,14 @@ def test_a_note_of_several_lines_is_wrong_usage(capsys, spend) -> None:
     assert run(["budgets", "top-up", "support-credit", "--usd", "5", "--note", "a\nb"]) == 2
 
 
-def test_without_budgets_the_list_says_where_to_read_on(capsys, tmp_path: Path) -> None:
+def test_without_budgets_the_list_names_the_documentation(capsys, tmp_path: Path) -> None:
     (tmp_path / "mcpmeter.yaml").write_text("server: {}\n")
     assert run(["budgets", "list"]) == 0
     assert "docs/budgets.md" in capsys.readouterr().err
-    assert told(capsys, "list")["budgets"] == []
+    assert budgets_json(capsys, "list")["budgets"] == []
 
 
-def test_without_a_ledger_nothing_is_made(capsys, ledger: Path) -> None:
+def test_without_a_ledger_nothing_is_created(capsys, ledger: Path) -> None:
     assert run(["budgets", "list"]) == 1
     assert run(["budgets", "top-up", "support-credit", "--usd", "5"]) == 1
     assert "There is no ledger" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The group of commands: every wrong turn ends in few words, an exit code and the way out."""
+"""The command group: every error is one line with an exit code and what to do next."""
 
 from __future__ import annotations
 
@@ -45,17 +45,17 @@ def raising(error: BaseException) -> Callable[[], object]:
 
 class TestUsage:
     @pytest.mark.parametrize(("typed", "meant"), [("srve", "serve"), ("modles", "models"), ("chekc", "check")])
-    def test_an_unknown_command_is_told_with_the_nearest_and_code_2(
+    def test_an_unknown_command_names_the_nearest_one(
         self, capsys: pytest.CaptureFixture[str], typed: str, meant: str
     ) -> None:
         assert run([typed]) == 2
-        said = capsys.readouterr()
-        assert said.out == ""
-        assert said.err.endswith(f"Error: No such command '{typed}'. Did you mean '{meant}'?\n")
+        printed = capsys.readouterr()
+        assert printed.out == ""
+        assert printed.err.endswith(f"Error: No such command '{typed}'. Did you mean '{meant}'?\n")
 
-    def test_one_like_no_other_is_told_with_all_that_there_are(self, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_a_command_without_a_nearest_one_names_all(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert run(["xyzzy"]) == 2
-        assert capsys.readouterr().err.endswith(f"There is: {', '.join(COMMANDS)}.\n")
+        assert capsys.readouterr().err.endswith(f"Commands: {', '.join(COMMANDS)}.\n")
 
     @pytest.mark.parametrize("arguments", [["--nope"], ["check", "--jsno"], ["check", "extra"], ["cost", "compar"], []])
     def test_wrong_usage_is_code_2(self, capsys: pytest.CaptureFixture[str], arguments: Sequence[str]) -> None:
@@ -63,11 +63,11 @@ class TestUsage:
         assert "Usage: mcpmeter" in capsys.readouterr().err
 
     @pytest.mark.parametrize("option", ["-h", "--help", "--version"])
-    def test_questions_are_answered_with_code_0(self, capsys: pytest.CaptureFixture[str], option: str) -> None:
+    def test_help_and_version_exit_with_0(self, capsys: pytest.CaptureFixture[str], option: str) -> None:
         assert run([option]) == 0
-        said = capsys.readouterr()
-        assert said.out.startswith(("Usage: mcpmeter", "mcpmeter, version "))
-        assert said.err == ""
+        printed = capsys.readouterr()
+        assert printed.out.startswith(("Usage: mcpmeter", "mcpmeter, version "))
+        assert printed.err == ""
 
 
 class TestErrors:
@@ -75,43 +75,43 @@ class TestErrors:
     def test_an_error_of_the_tree_is_one_line_and_code_1(
         self, capsys: pytest.CaptureFixture[str], give: Give, kind: type[MeterError]
     ) -> None:
-        give(raising(kind("It broke.", hint="Mend it.")))
+        give(raising(kind("It broke.", hint="Fix it.")))
         assert run(["check"]) == 1
-        assert capsys.readouterr() == ("", "mcpmeter: It broke. Mend it.\n")
+        assert capsys.readouterr() == ("", "mcpmeter: It broke. Fix it.\n")
 
-    def test_a_missing_package_is_named_with_what_installs_it(
+    def test_a_missing_package_is_named_with_the_install_command(
         self, capsys: pytest.CaptureFixture[str], give: Give
     ) -> None:
         give(lambda: importlib.import_module("no_such_package"))
         assert run(["check"]) == 1
-        said = capsys.readouterr().err
-        assert said.count("\n") == 1
-        assert "'no_such_package'" in said
-        assert "pip install 'mcpmeter[server]'" in said
+        printed = capsys.readouterr().err
+        assert printed.count("\n") == 1
+        assert "'no_such_package'" in printed
+        assert "pip install 'mcpmeter[server]'" in printed
 
-    def test_a_module_of_ours_that_is_missing_is_no_missing_package(self, give: Give) -> None:
+    def test_a_missing_module_of_mcpmeter_is_a_bug(self, give: Give) -> None:
         give(lambda: importlib.import_module("mcpmeter.no_such_module"))
         with pytest.raises(ModuleNotFoundError):
             run(["check"])
 
-    def test_a_refusal_of_the_system_is_one_line(self, capsys: pytest.CaptureFixture[str], give: Give) -> None:
+    def test_an_error_of_the_operating_system_is_one_line(self, capsys: pytest.CaptureFixture[str], give: Give) -> None:
         give(raising(PermissionError(13, "Permission denied", "/etc/x")))
         assert run(["check"]) == 1
-        said = capsys.readouterr().err
-        assert said.startswith("mcpmeter: The system refused (Permission denied: /etc/x). Check ")
-        assert said.count("\n") == 1
+        printed = capsys.readouterr().err
+        assert printed.startswith("mcpmeter: The operating system refused (Permission denied: /etc/x). Check ")
+        assert printed.count("\n") == 1
 
-    def test_ctrl_c_is_code_130_without_a_word(self, capsys: pytest.CaptureFixture[str], give: Give) -> None:
+    def test_ctrl_c_is_code_130_without_output(self, capsys: pytest.CaptureFixture[str], give: Give) -> None:
         give(raising(KeyboardInterrupt()))
         assert run(["check"]) == 130
         assert capsys.readouterr().err.strip() == ""
 
     @pytest.mark.parametrize(("result", "code"), [(0, 0), (1, 1), (None, 0), ("text", 0)])
-    def test_what_a_command_returns_is_the_code(self, give: Give, result: object, code: int) -> None:
+    def test_a_commands_result_is_the_exit_code(self, give: Give, result: object, code: int) -> None:
         give(lambda: result)
         assert run(["check"]) == code
 
-    def test_a_fault_of_ours_is_not_hidden(self, give: Give) -> None:
+    def test_a_bug_is_not_hidden(self, give: Give) -> None:
         give(raising(ZeroDivisionError()))
         with pytest.raises(ZeroDivisionError):
             run(["check"])
@@ -126,8 +126,8 @@ def write_to(descriptor: int, arguments: Sequence[str]) -> subprocess.CompletedP
 
 
 @pytest.mark.parametrize("arguments", [["models"], ["models", "--json"], ["--help"]], ids=" ".join)
-class TestOutputThatCannotBeWritten:
-    def test_a_reader_that_left_is_no_traceback(self, arguments: Sequence[str]) -> None:
+class TestUnwritableOutput:
+    def test_a_closed_pipe_is_silent(self, arguments: Sequence[str]) -> None:
         reads, writes = os.pipe()
         os.close(reads)
         try:
@@ -140,7 +140,7 @@ class TestOutputThatCannotBeWritten:
         with Path("/dev/full").open("w") as full:
             done = write_to(full.fileno(), arguments)
         assert done.returncode == 1
-        assert done.stderr.startswith("mcpmeter: The system refused (No space left on device).")
+        assert done.stderr.startswith("mcpmeter: The operating system refused (No space left on device).")
         assert done.stderr.count("\n") == 1
 
 
@@ -157,32 +157,32 @@ EVERY = dict(commands(group, ROOT))
 
 
 class TestHelp:
-    def test_a_file_beside_the_group_is_a_command_and_a_private_one_is_none(self) -> None:
+    def test_every_public_module_of_the_folder_is_a_command(self) -> None:
         files = {path.stem for path in Path(cli.__path__[0]).glob("*.py")}
         assert set(COMMANDS) == {name for name in files if not name.startswith("_")}
         assert group.get_command(ROOT, "_group") is None
 
     @pytest.mark.parametrize("path", EVERY)
-    def test_every_command_says_what_it_does_and_shows_an_example(self, path: str) -> None:
-        said = EVERY[path].help or ""
-        assert said.split("\n", 1)[0].rstrip().endswith(".")
-        _, _, example = said.partition("Example:\n")
+    def test_every_command_has_a_summary_and_an_example(self, path: str) -> None:
+        printed = EVERY[path].help or ""
+        assert printed.split("\n", 1)[0].rstrip().endswith(".")
+        _, _, example = printed.partition("Example:\n")
         assert path in example
 
     @pytest.mark.parametrize("path", EVERY)
-    def test_every_option_is_explained(self, path: str) -> None:
+    def test_every_option_has_a_help_text(self, path: str) -> None:
         unexplained = [p.name for p in EVERY[path].params if isinstance(p, click.Option) and not p.help]
         assert unexplained == []
 
-    def test_the_page_is_the_commands_own_help(self) -> None:
+    def test_the_page_is_generated_from_the_commands(self) -> None:
         assert (DOCS / "cli.md").read_text() == cli_reference(), "run: make docs"
 
-    def test_the_page_has_every_command_and_no_path_of_this_machine(self) -> None:
+    def test_the_page_has_every_command_and_no_local_path(self) -> None:
         page = cli_reference()
         assert re.findall(r"^## `(.+)`$", page, re.MULTILINE) == list(EVERY)
         assert str(Path.home()) not in page
 
-    def test_help_imports_no_part_that_takes_long(self) -> None:
+    def test_help_imports_no_slow_package(self) -> None:
         slow = {"mcp", "httpx2", "starlette", "uvicorn", "pydantic", "apsw", "genai_prices", "rich"}
         script = f"import sys\nfrom mcpmeter.cli._group import run\nrun(['-h'])\nprint({slow} & set(sys.modules) or '')"
         done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

@@ -49,15 +49,14 @@ def calls(ledger: Path) -> None:
 
 @pytest.mark.usefixtures("calls")
 class TestCommands:
-    def test_verify_ends_with_0_for_a_whole_ledger(self, capsys):
+    def test_verify_exits_with_0_for_a_consistent_ledger(self, capsys):
         assert run(["ledger", "verify"]) == 0
-        assert (
-            "6 settled calls (of them 0 kept as sums), 0 open, 0 balances, $6.00. All of it" in capsys.readouterr().err
-        )
+        printed = capsys.readouterr().err
+        assert "6 settled calls (0 of them kept as sums), 0 open, 0 balances, $6.00. The ledger is" in printed
         assert run(["ledger", "verify", "--json"]) == 0
         assert json.loads(capsys.readouterr().out)["wrong"] == []
 
-    def test_verify_ends_with_1_and_what_is_wrong(self, ledger, capsys):
+    def test_verify_exits_with_1_and_prints_the_faults(self, ledger, capsys):
         with ledger.open("r+b") as file:
             file.seek(3 * 4096)
             file.write(b"\xa5" * 4096)
@@ -73,7 +72,7 @@ class TestCommands:
         assert run(["ledger", "recover", str(tmp_path / "copy.db"), str(tmp_path / "new.db")]) == 1
         assert "exists already" in capsys.readouterr().err
 
-    def test_recover_ends_with_1_where_rows_are_lost(self, ledger, tmp_path, capsys):
+    def test_recover_exits_with_1_if_rows_are_lost(self, ledger, tmp_path, capsys):
         content = bytearray(ledger.read_bytes())
         leaf = content.index(b"call_0settled") // 4096
         content[leaf * 4096 : (leaf + 1) * 4096] = bytes(4096)
@@ -92,7 +91,7 @@ class TestCommands:
         assert capsys.readouterr().out.count("\n") == 7
         assert run(["ledger", "export"]) == 2
 
-    def test_prune_says_what_it_would_do_and_does_it_when_told(self, capsys):
+    def test_prune_prints_the_effect_and_needs_yes(self, capsys):
         assert run(["ledger", "prune", "--before", "2026-01-04"]) == 0
         assert "3 calls (2026-01-01 to 2026-01-03) would become sums" in capsys.readouterr().err
         assert run(["ledger", "prune", "--before", "2026-01-04", "--yes"]) == 0
@@ -105,15 +104,9 @@ class TestCommands:
 
 
 @pytest.mark.parametrize("arguments", [["verify"], ["backup", "x.db"], ["export", "--csv", "-"]])
-def test_without_a_ledger_each_says_so_in_one_line(arguments, capsys):
+def test_a_missing_ledger_is_one_line(arguments, capsys):
     assert run(["ledger", *arguments]) == 1
     err = capsys.readouterr().err
     assert err.count("\n") == 1
     assert "There is no ledger at" in err
     assert not Path("x.db").exists()
-
-
-def test_help_shows_an_example(capsys):
-    for name in ("verify", "backup", "recover", "export", "prune"):
-        assert run(["ledger", name, "--help"]) == 0
-        assert f"mcpmeter ledger {name}" in capsys.readouterr().out

@@ -42,7 +42,7 @@ def status_of(address: str, key: str) -> int:
         return refused.code
 
 
-def test_a_created_key_opens_the_service_of_the_same_configuration(start, run, tmp_path):
+def test_a_created_key_is_valid_for_the_service_of_the_config(start, run, tmp_path):
     (tmp_path / "home" / "mcpmeter.yaml").write_text(CONFIG)
     elsewhere = {"MCPMETER_LEDGER": str(tmp_path / "elsewhere.db")}
     created = run(*CREATE, env=elsewhere)
@@ -53,7 +53,7 @@ def test_a_created_key_opens_the_service_of_the_same_configuration(start, run, t
 
 
 @pytest.mark.parametrize("given", ["option", "variable", "folder"])
-def test_the_configuration_is_found_as_serve_finds_it(given, folder, monkeypatch):
+def test_the_configuration_is_found_like_serve_does(given, folder, monkeypatch):
     config = folder / "mcpmeter.yaml"
     if given != "folder":
         config = config.rename(folder / "other.yaml")
@@ -92,7 +92,7 @@ def test_without_a_configured_ledger_the_variable_counts(folder):
     assert len(list_keys(folder / "variable.db")) == 1
 
 
-def test_the_option_goes_before_even_a_broken_configuration(folder):
+def test_the_option_overrides_even_a_faulty_configuration(folder):
     (folder / "mcpmeter.yaml").write_text("ledger: [\n")
     assert run_here([*CREATE, "--ledger", "mine.db"]) == 0
     assert len(list_keys(folder / "mine.db")) == 1
@@ -113,7 +113,7 @@ def test_the_option_goes_before_even_a_broken_configuration(folder):
     ids=["no YAML", "no mapping", "section misspelt", "two ledgers", "variable of the path not set"],
 )
 @pytest.mark.parametrize("command", [[*CREATE], ["report"], ["reconcile", "--inline"], ["budgets", "list"]])
-def test_a_broken_configuration_is_wrong_usage_and_no_default(command, text, says, folder, monkeypatch, capsys):
+def test_a_faulty_configuration_is_wrong_usage(command, text, says, folder, monkeypatch, capsys):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-not-a-real-key-0123456789")
     (folder / "mcpmeter.yaml").write_text(text)
     assert run_here(command) == 2
@@ -122,12 +122,12 @@ def test_a_broken_configuration_is_wrong_usage_and_no_default(command, text, say
     assert [path.name for path in folder.iterdir()] == ["mcpmeter.yaml"]
 
 
-def test_a_configuration_that_is_not_there_is_wrong_usage(folder, capsys):
+def test_a_missing_configuration_is_wrong_usage(folder, capsys):
     assert run_here([*CREATE, "--config", "none.yaml"]) == 2
     assert "none.yaml: cannot be read" in capsys.readouterr().err
 
 
-def test_a_configured_database_is_the_ledger_of_keys_and_budgets(folder, postgres_url, monkeypatch, capsys):
+def test_a_configured_database_is_used_for_keys_and_budgets(folder, postgres_url, monkeypatch, capsys):
     (folder / "mcpmeter.yaml").write_text(CONFIG.replace("path: state/calls.db", 'url: "${LEDGER_URL}"'))
     monkeypatch.setenv("LEDGER_URL", postgres_url)
     assert run_here([*CREATE]) == 0
@@ -138,7 +138,7 @@ def test_a_configured_database_is_the_ledger_of_keys_and_budgets(folder, postgre
     assert [budget["name"] for budget in json.loads(capsys.readouterr().out)["budgets"]] == ["all"]
 
 
-def test_the_reports_currency_needs_no_providers_key(folder, capsys):
+def test_the_reports_currency_needs_no_provider_key(folder, capsys):
     (folder / "mcpmeter.yaml").write_text(f"{CONFIG}pricing: {{currency: {{code: CNY, rate: 7.2}}}}\n")
     assert run_here([*CREATE]) == 0
     capsys.readouterr()

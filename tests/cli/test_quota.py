@@ -52,18 +52,18 @@ REPORT = QuotaReport(
 
 
 class Server:
-    """Answers every GET with `status`, `body` and `headers`; keeps what it was asked."""
+    """Answers every GET with `status`, `body` and `headers`; keeps what it was requests."""
 
     def __init__(self) -> None:
         self.status = 200
         self.body = msgspec.json.encode(REPORT)
         self.headers: dict[str, str] = {}
-        self.asked: list[tuple[str, str | None]] = []
+        self.requests: list[tuple[str, str | None]] = []
         server = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
-                server.asked.append((self.path, self.headers["Authorization"]))
+                server.requests.append((self.path, self.headers["Authorization"]))
                 self.send_response(server.status)
                 for name, value in {"Content-Length": str(len(server.body)), **server.headers}.items():
                     self.send_header(name, value)
@@ -92,24 +92,24 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     running.close()
 
 
-Ask = Callable[..., tuple[int, str, str]]
+Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def ask(server: Server, capsys: pytest.CaptureFixture[str]) -> Ask:
+def run_quota(server: Server, capsys: pytest.CaptureFixture[str]) -> Run:
     """Run the command; (exit code, stdout, stderr)."""
 
-    def asked(*arguments: str, url: str = "") -> tuple[int, str, str]:
+    def requests(*arguments: str, url: str = "") -> tuple[int, str, str]:
         code = run(["quota", "--url", url or server.url, *arguments])
-        said = capsys.readouterr()
-        return code, said.out, said.err
+        printed = capsys.readouterr()
+        return code, printed.out, printed.err
 
-    return asked
+    return requests
 
 
 class TestTable:
-    def test_each_quota_is_a_line_with_its_figures(self, ask: Ask) -> None:
-        code, out, err = ask()
+    def test_each_quota_is_a_line_with_its_figures(self, run_quota: Run) -> None:
+        code, out, err = run_quota()
         assert (code, err) == (0, "")
         lines = [[cell for cell in line.split("  ") if cell.strip()] for line in out.splitlines()]
         rows = [[cell.strip() for cell in line] for line in lines]
@@ -121,9 +121,9 @@ class TestTable:
             ["2026-11-22 11:00:00 UTC"],
         ]
 
-    def test_no_quotas_is_a_sentence_not_an_empty_table(self, ask: Ask, server: Server) -> None:
+    def test_no_quotas_is_a_sentence_not_an_empty_table(self, run_quota: Run, server: Server) -> None:
         server.body = msgspec.json.encode(QuotaReport(at=AT, quotas=[]))
-        code, out, err = ask()
+        code, out, err = run_quota()
         assert (code, out) == (0, "")
         assert "make a call" in err
 
@@ -139,72 +139,72 @@ class TestTable:
 
 
 class TestJson:
-    def test_it_is_the_services_answer(self, ask: Ask) -> None:
-        code, out, _ = ask("--json")
+    def test_it_is_the_services_response(self, run_quota: Run) -> None:
+        code, out, _ = run_quota("--json")
         assert code == 0
         assert msgspec.json.decode(out, type=QuotaReport) == REPORT
 
-    def test_it_is_an_object_even_without_quotas(self, ask: Ask, server: Server) -> None:
+    def test_it_is_an_object_even_without_quotas(self, run_quota: Run, server: Server) -> None:
         server.body = msgspec.json.encode(QuotaReport(at=AT, quotas=[]))
-        assert json.loads(ask("--json")[1])["quotas"] == []
+        assert json.loads(run_quota("--json")[1])["quotas"] == []
 
 
-class TestAsking:
+class TestRequests:
     def test_the_key_comes_from_the_option_or_the_environment(
-        self, ask: Ask, server: Server, monkeypatch: pytest.MonkeyPatch
+        self, run_quota: Run, server: Server, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        ask()
-        ask("--key", KEY)
+        run_quota()
+        run_quota("--key", KEY)
         monkeypatch.setenv("MCPMETER_KEY", "mk_environment")
-        ask()
-        assert server.asked == [
+        run_quota()
+        assert server.requests == [
             ("/api/quota", None),
             ("/api/quota", f"Bearer {KEY}"),
             ("/api/quota", "Bearer mk_environment"),
         ]
 
-    def test_a_path_before_the_service_is_kept(self, ask: Ask, server: Server) -> None:
-        assert ask(url=f"{server.url}/meter/")[0] == 0
-        assert server.asked == [("/meter/api/quota", None)]
+    def test_a_path_prefix_is_kept(self, run_quota: Run, server: Server) -> None:
+        assert run_quota(url=f"{server.url}/meter/")[0] == 0
+        assert server.requests == [("/meter/api/quota", None)]
 
-    def test_no_proxy_of_the_environment_sees_the_key(self, ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_no_proxy_of_the_environment_sees_the_key(self, run_quota: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
             monkeypatch.setenv(name, "http://127.0.0.1:9")
-        assert ask("--key", KEY)[0] == 0
+        assert run_quota("--key", KEY)[0] == 0
 
 
 class TestFaults:
-    def one_line(self, said: tuple[int, str, str]) -> str:
-        code, out, err = said
+    def one_line(self, printed: tuple[int, str, str]) -> str:
+        code, out, err = printed
         assert (code, out) == (1, "")
         assert err.startswith("mcpmeter: ")
         assert err.count("\n") == 1
         assert KEY not in err
         return err
 
-    def test_nobody_listens(self, ask: Ask) -> None:
-        with closing(socket.socket()) as taken:  # bound, so that nobody else takes it, and not listening
+    def test_a_closed_port_is_reported(self, run_quota: Run) -> None:
+        with closing(socket.socket()) as taken:  # bound, so that no other process takes it, but not listening
             taken.bind(("127.0.0.1", 0))
             url = f"http://127.0.0.1:{taken.getsockname()[1]}"
-            err = self.one_line(ask(url=url))
-        assert f"No service answers at {url} (Connection refused)" in err
+            err = self.one_line(run_quota(url=url))
+        assert f"No service responds at {url} (Connection refused)" in err
         assert "mcpmeter serve" in err
 
-    def test_a_name_that_does_not_exist(self, ask: Ask) -> None:
-        assert "No service answers" in self.one_line(ask(url=f"http://{'a' * 64}.invalid"))
+    def test_an_unknown_host_is_reported(self, run_quota: Run) -> None:
+        assert "No service responds" in self.one_line(run_quota(url=f"http://{'a' * 64}.invalid"))
 
     @pytest.mark.parametrize(
         ("status", "words"),
         [(401, "MCPMETER_KEY"), (403, "allowed_hosts"), (404, "status 404"), (500, "status 500"), (204, "status 204")],
     )
-    def test_a_refusal_says_what_to_do(self, ask: Ask, server: Server, status: int, words: str) -> None:
+    def test_a_refusal_says_what_to_do(self, run_quota: Run, server: Server, status: int, words: str) -> None:
         server.status = status
-        assert words in self.one_line(ask("--key", KEY))
+        assert words in self.one_line(run_quota("--key", KEY))
 
-    def test_a_redirect_is_not_followed_so_the_key_goes_nowhere_else(self, ask: Ask, server: Server) -> None:
+    def test_a_redirect_is_not_followed_with_the_key(self, run_quota: Run, server: Server) -> None:
         server.status, server.headers = 302, {"Location": f"{server.url}/elsewhere"}
-        assert "status 302" in self.one_line(ask("--key", KEY))
-        assert [path for path, _ in server.asked] == ["/api/quota"]
+        assert "status 302" in self.one_line(run_quota("--key", KEY))
+        assert [path for path, _ in server.requests] == ["/api/quota"]
 
     @pytest.mark.parametrize(
         "body",
@@ -215,30 +215,30 @@ class TestFaults:
         ],
         ids=range(10),
     )  # fmt: skip
-    def test_what_is_no_report_is_not_shown(self, ask: Ask, server: Server, body: bytes) -> None:
+    def test_an_invalid_report_is_not_shown(self, run_quota: Run, server: Server, body: bytes) -> None:
         server.body = body
-        assert "has no quotas to tell" in self.one_line(ask())
+        assert "reports no quotas" in self.one_line(run_quota())
 
-    def test_what_does_not_speak_http_is_told(self, ask: Ask) -> None:
+    def test_a_peer_without_http_is_reported(self, run_quota: Run) -> None:
         with closing(socket.create_server(("127.0.0.1", 0))) as listener:
-            told = threading.Thread(target=_say, args=(listener, b"220 smtp ready\r\n"))
-            told.start()
-            said = ask(url=f"http://127.0.0.1:{listener.getsockname()[1]}")
-            told.join()
-        assert "has no quotas to tell" in self.one_line(said)
+            peer = threading.Thread(target=_send, args=(listener, b"220 smtp ready\r\n"))
+            peer.start()
+            printed = run_quota(url=f"http://127.0.0.1:{listener.getsockname()[1]}")
+            peer.join()
+        assert "reports no quotas" in self.one_line(printed)
 
     @pytest.mark.parametrize("url", ["", "127.0.0.1:8000", "ftp://127.0.0.1", f"http://u:{KEY}@h", "http://h?key=1"])
-    def test_an_address_that_cannot_be_used(self, capsys: pytest.CaptureFixture[str], url: str) -> None:
+    def test_an_invalid_address_is_refused(self, capsys: pytest.CaptureFixture[str], url: str) -> None:
         code = run(["quota", "--url", url])
         assert "--url" in self.one_line((code, *capsys.readouterr()))
 
     @pytest.mark.parametrize("key", ["mk_é", "mk_\r\nX-Other: 1"])
-    def test_a_key_that_no_header_can_carry(self, ask: Ask, server: Server, key: str) -> None:
-        assert "cannot carry" in self.one_line(ask("--key", key))
-        assert server.asked == []
+    def test_a_key_unfit_for_a_header_is_refused(self, run_quota: Run, server: Server, key: str) -> None:
+        assert "no header can" in self.one_line(run_quota("--key", key))
+        assert server.requests == []
 
 
-def _say(listener: socket.socket, words: bytes) -> None:
+def _send(listener: socket.socket, words: bytes) -> None:
     connection, _ = listener.accept()
     with connection:
         connection.recv(65_536)
@@ -246,7 +246,7 @@ def _say(listener: socket.socket, words: bytes) -> None:
 
 
 class TestWatch:
-    def test_json_is_one_line_a_question_until_ctrl_c(self, server: Server, start) -> None:
+    def test_json_is_one_line_per_request_until_ctrl_c(self, server: Server, start) -> None:
         watching = start("quota", "--url", server.url, "--watch", "--json", "--every", "0.1")
         watching.says(r"(?s)\n.*\n.*\n")
         done = watching.end(signal.SIGINT)
@@ -255,7 +255,7 @@ class TestWatch:
         assert len(lines) >= 3
         assert {line["at"] for line in map(json.loads, lines)} == {"2026-11-22T11:00:00Z"}
 
-    def test_a_service_that_ends_ends_it_with_one_line(self, server: Server, start) -> None:
+    def test_a_failing_service_ends_it_with_one_line(self, server: Server, start) -> None:
         watching = start("quota", "--url", server.url, "--watch", "--every", "0.1")
         watching.says("retry_after")
         server.status = 503
@@ -269,7 +269,7 @@ class TestWatch:
         watching = subprocess.Popen(arguments, stdin=its, stdout=its, stderr=its, env={**os.environ, "TERM": "xterm"})
         os.close(its)
         shown = b""
-        while len(server.asked) < 3 and (chunk := _read(ours)):
+        while len(server.requests) < 3 and (chunk := _read(ours)):
             shown += chunk
         watching.send_signal(signal.SIGINT)
         while chunk := _read(ours):
@@ -283,5 +283,5 @@ class TestWatch:
 def _read(terminal: int) -> bytes:
     try:
         return os.read(terminal, 65_536)
-    except OSError:  # Linux tells the end of a terminal so
+    except OSError:  # Linux's way to report the end of a terminal
         return b""

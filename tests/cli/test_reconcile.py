@@ -146,7 +146,7 @@ class TestAgreement:
         )  # fmt: skip
         assert by_costs["found"]["matched"]["ledger_calls"] == 10
 
-    def test_a_table_says_so_to_a_person(self, write, reconcile) -> None:
+    def test_the_result_is_a_table(self, write, reconcile) -> None:
         write(*OPENROUTER)
         finished = reconcile(GOLDEN / "openrouter.csv")
         assert (finished.code, finished.stderr) == (0, "")
@@ -166,7 +166,7 @@ class TestAgreement:
         ]
         assert "tolerance 1 % of the bill, or $0.01" in finished.stdout
 
-    def test_another_name_of_the_provider_is_taken_from_the_option_or_the_bill(self, write, report) -> None:
+    def test_the_providers_name_may_be_an_option_or_a_prefix(self, write, report) -> None:
         write(*({**call, "provider": "router-eu"} for call in OPENROUTER))
         bill = GOLDEN / "openrouter.csv"
         assert report(f"router-eu={bill}", *EXACT)[0] == 0
@@ -176,7 +176,7 @@ class TestAgreement:
 
 
 class TestDifferences:
-    def test_each_is_named_with_its_place_and_what_is_known(self, write, reconcile, report, tmp_path) -> None:
+    def test_each_difference_has_its_line_and_note(self, write, reconcile, report, tmp_path) -> None:
         write({**OPENROUTER[0], "tokens": (10_389, 130), "source": "partial", "nanousd": 12_000_000}, OPENROUTER[1])
         written = tmp_path / "differences.csv"
         code, told = report(GOLDEN / "openrouter.csv", "--csv", written, *EXACT)
@@ -202,7 +202,7 @@ class TestDifferences:
         assert report(bill, "--floor-usd", "0", "--tolerance", "0.82%")[0] == 0
         assert report(bill, "--floor-usd", "0", "--tolerance", "0.81%")[0] == 1
 
-    def test_the_limit_is_one_on_what_is_shown_and_not_on_the_file(self, write, report, tmp_path) -> None:
+    def test_the_limit_applies_to_output_and_not_to_the_file(self, write, report, tmp_path) -> None:
         write(*({**OPENROUTER[0], "request_id": f"gen-{place}"} for place in range(5)))
         code, told = report(GOLDEN / "openrouter.csv", "--limit", "2", "--csv", tmp_path / "all.csv")
         assert (code, len(told["differences"]), told["differences_total"]) == (1, 2, 7)
@@ -216,14 +216,14 @@ class TestDifferences:
         assert report(GOLDEN / "openrouter.csv", *EXACT)[0] == 1
         assert report(GOLDEN / "openrouter.csv", "--by", "day", *EXACT)[0] == 0
 
-    def test_a_name_that_a_spreadsheet_would_run_is_defused(self, write, report, tmp_path) -> None:
+    def test_formulas_are_defused_for_spreadsheets(self, write, report, tmp_path) -> None:
         write({**OPENROUTER[0], "model": "=1+1", "request_id": "gen-0"})
         report(GOLDEN / "openrouter.csv", "--csv", tmp_path / "all.csv")
         assert ",'=1+1," in (tmp_path / "all.csv").read_text()
 
 
 class TestPeriod:
-    def test_buckets_without_a_line_are_part_of_it(self, write, report, page) -> None:
+    def test_the_period_includes_empty_buckets(self, write, report, page) -> None:
         write(*(openai(day) for day in (0, 2, 5)))
         code, told = report(page(costs=0, buckets=range(-1, 4)), *EXACT)
         (bill,) = told["bills"]
@@ -234,13 +234,13 @@ class TestPeriod:
         assert (bill["calls_not_covered"], bill["calls_not_covered_usd"]) == (1, "0.001")
         assert bill["notes"] == ["1 calls ($0.001) of the ledger are outside the period and not covered."]
 
-    def test_calls_outside_are_noted_and_not_judged(self, write, reconcile, page) -> None:
+    def test_calls_outside_the_period_are_only_noted(self, write, reconcile, page) -> None:
         write(*(openai(day) for day in (0, 5, 9)), {**openai(7), "tokens": (0, 0), "nanousd": 0})
         finished = reconcile(page(costs=0, buckets=range(4)), *EXACT)
         assert finished.code == 0
         assert "2 calls ($0.002) of the ledger are outside the period and not covered." in finished.stderr
 
-    def test_a_call_that_its_id_finds_outside_is_covered(self, write, report) -> None:
+    def test_a_call_outside_the_period_with_a_billed_id_is_covered(self, write, report) -> None:
         write(*OPENROUTER)
         code, told = report(GOLDEN / "openrouter.csv", "--since", "2025-11-01T09:30:00", *EXACT)
         assert (code, told["bills"][0]["calls_not_covered"]) == (0, 0)
@@ -254,7 +254,7 @@ class TestPeriod:
         )
         assert told["bills"][0]["calls_not_covered"] == 2
 
-    def test_single_requests_stand_for_their_months(self, write, report) -> None:
+    def test_single_requests_cover_their_months(self, write, report) -> None:
         later = ({**OPENROUTER[0], "day": day, "request_id": f"gen-{day}"} for day in (26, 40))
         write(*OPENROUTER, *later)
         code, told = report(GOLDEN / "openrouter.csv", *EXACT)
@@ -266,7 +266,7 @@ class TestPeriod:
         assert bill["calls_not_covered"] == 1
         assert bill["notes"][1].startswith("1 calls are on days before the first line or after the last.")
 
-    def test_options_name_another_one(self, write, report) -> None:
+    def test_options_override_the_period(self, write, report) -> None:
         write(*OPENROUTER, {**OPENROUTER[0], "day": 1, "request_id": "gen-later"})
         assert report(GOLDEN / "openrouter.csv", "--until", "2025-11-02", *EXACT)[0] == 0
         assert report(GOLDEN / "openrouter.csv", "--until", "2025-11-04", *EXACT)[0] == 1
@@ -282,12 +282,12 @@ class TestPeriod:
 
 
 class TestIncomplete:
-    def test_a_page_that_another_follows_is_a_fault(self, write, reconcile, report, page) -> None:
+    def test_a_missing_next_page_is_a_fault(self, write, reconcile, report, page) -> None:
         write(openai(0))
         first = page(costs=0, buckets=range(4), has_more=True)
         finished = reconcile(first, *EXACT)
         assert (finished.code, "INCOMPLETE" in finished.stdout) == (1, True)
-        assert f"{first} says that another page follows it: fetch it and give all pages." in finished.stderr
+        assert f"Another page follows {first}: fetch it and give all pages." in finished.stderr
         code, told = report(first, page(buckets=range(4, 8)), *EXACT)
         assert (code, told["ok"], told["bills"][0]["faults"]) == (0, True, [])
 
@@ -298,13 +298,13 @@ class TestIncomplete:
         code, told = report(bill, "--until", "2025-11-04", *EXACT)
         assert (code, told["ok"], told["differences_total"]) == (1, False, 0)
 
-    def test_a_gap_between_buckets_is_named(self, write, report, page) -> None:
+    def test_a_gap_between_buckets_is_a_fault(self, write, report, page) -> None:
         write(openai(0))
         code, told = report(page(costs=0, buckets=range(2), has_more=True), page(buckets=range(4, 6)), *EXACT)
         (bill,) = told["bills"]
         assert (code, told["ok"], bill["ok"]) == (1, False, False)
         assert bill["faults"] == [
-            "No bucket of the bill names 2025-11-03T00:00:00Z to 2025-11-05T00:00:00Z: a page is missing. "
+            "No bucket of the bill covers 2025-11-03T00:00:00Z to 2025-11-05T00:00:00Z: a page is missing. "
             "Fetch it and give all pages."
         ]
 
@@ -323,7 +323,7 @@ class TestIncomplete:
 
 
 class TestBillOfNothing:
-    def test_calls_in_its_buckets_are_beyond(self, write, report, page) -> None:
+    def test_calls_in_empty_buckets_are_beyond(self, write, report, page) -> None:
         write({**openai(2), "nanousd": 0})
         code, told = report(page(buckets=range(4)))
         assert (code, told["ok"], told["differences"][0]["verdict"]) == (1, False, "missing_in_bill")
@@ -334,7 +334,7 @@ class TestBillOfNothing:
         code, told = report(page(buckets=range(4)))
         assert (code, told["bills"][0]["calls_not_covered"]) == (0, 1)
 
-    def test_a_file_that_names_no_day_is_an_error(self, write, reconcile, report, tmp_path) -> None:
+    def test_a_bill_without_days_is_an_error(self, write, reconcile, report, tmp_path) -> None:
         write(openai(0))
         bill = tmp_path / "costs.csv"
         bill.write_text(lines("openai_costs.csv")[0])
@@ -343,7 +343,7 @@ class TestBillOfNothing:
         assert f"The bill {bill} names no day and bills nothing." in finished.stderr
         assert report(bill, "--since", "2025-11-01", "--until", "2025-11-02")[1]["differences_total"] == 1
 
-    def test_an_empty_page_belongs_to_the_bill_beside_it(self, write, report, reconcile, page) -> None:
+    def test_an_empty_page_belongs_to_the_providers_other_bill(self, write, report, reconcile, page) -> None:
         write(*OPENAI)
         empty = page(buckets=range(-3, 0))
         _, told = report(GOLDEN / "openai_usage.csv", empty)
@@ -351,11 +351,11 @@ class TestBillOfNothing:
         assert (bill["format"], bill["since"], bill["faults"]) == ("openai-usage", "2025-10-29T00:00:00Z", [])
         finished = reconcile(GOLDEN / "openai_usage.csv", GOLDEN / "openai_costs.csv", empty)
         assert finished.code == 1
-        assert "it can be a page of openai-usage or of openai-costs" in finished.stderr
+        assert "it may be a page of openai-usage or of openai-costs" in finished.stderr
 
 
 class TestInline:
-    def test_what_answers_said_is_held_against_the_price_list(self, write, report) -> None:
+    def test_costs_reported_in_responses_are_compared(self, write, report) -> None:
         listed = 4_000_000 * 2 + 1_000_000 * 8  # gpt-4.1 at $2 and $8 for a million
         call = {"provider": "openai", "model": "gpt-4.1", "tokens": (4000, 1000), "nanousd": 0}
         write(*({**call, "reported": reported} for reported in (listed, listed + 500_000)), call)
@@ -365,40 +365,40 @@ class TestInline:
         assert told["bills"][0]["found"]["matched"]["findings"] == 1
         assert report("--inline", "--tolerance", "4%")[0] == 0
 
-    def test_a_model_without_price_is_told_and_not_judged(self, write, report) -> None:
+    def test_a_model_without_a_price_is_only_noted(self, write, report) -> None:
         write({"provider": "openai", "model": "no-such-model", "tokens": (1, 1), "nanousd": 5, "reported": 5})
         code, told = report("--inline", *EXACT)
         assert code == 0
         assert told["bills"][0]["notes"] == [
-            "1 calls told their cost ($0.000000005) and no price list knows their model."
+            "1 calls reported their cost ($0.000000005), but no price list has their model."
         ]
 
-    def test_nothing_told_is_a_sentence(self, write, reconcile) -> None:
+    def test_no_reported_cost_is_a_sentence(self, write, reconcile) -> None:
         write(OPENAI[0])
         finished = reconcile("--inline")
         assert (finished.code, finished.stdout) == (0, "")
-        assert finished.stderr == "No answer in this period told its cost.\n"
+        assert finished.stderr == "No response in this period reported its cost.\n"
 
 
 class TestFaults:
     @pytest.mark.parametrize(
         ("words", "said"),
         [
-            ((), "Give a bill, or --inline"),
-            (("--inline", "bill.csv"), "one of the two"),
-            (("bill.csv", "--format", "paper"), "No format 'paper'. There is: auto, anthropic-costs"),
+            ((), "Give either a bill, or --inline"),
+            (("--inline", "bill.csv"), "Give either a bill"),
+            (("bill.csv", "--format", "paper"), "No format 'paper'. Formats: auto, anthropic-costs"),
             (("bill.csv", "--format", "openrouter", "--mapping", "m.toml"), "Choose one of"),
             (("bill.csv", "--tolerance", "1"), "'1' is no share"),
             (("bill.csv", "--floor-usd", "-1"), "'-1' is no amount"),
             (("bill.csv", "--since", "2025-11-02", "--until", "2025-11-02"), "--since must be before"),
         ],
     )
-    def test_wrong_usage_is_told_with_exit_code_2(self, reconcile, words: tuple[str, ...], said: str) -> None:
+    def test_wrong_usage_has_exit_code_2(self, reconcile, words: tuple[str, ...], said: str) -> None:
         finished = reconcile(*words)
         assert (finished.code, finished.stdout) == (2, "")
         assert said in " ".join(finished.stderr.split())
 
-    def test_a_bill_given_twice_is_not_counted_twice(self, reconcile) -> None:
+    def test_a_bill_given_twice_is_refused(self, reconcile) -> None:
         finished = reconcile(GOLDEN / "openrouter.csv", GOLDEN / ".." / "bills" / "openrouter.csv")
         assert finished.code == 2
         assert "is given twice" in finished.stderr
@@ -406,32 +406,32 @@ class TestFaults:
     @pytest.mark.parametrize(
         ("text", "said"),
         [
-            ("a,b\n1,2\n", "has the columns of none that is known"),
+            ("a,b\n1,2\n", "has the columns of no known format"),
             ("generation_id,created_at,cost_total,tokens_prompt,tokens_completion\n", "'model_permaslug'"),
             ("", "is empty"),
         ],
     )
-    def test_what_is_no_bill_is_one_line_and_nothing_is_written(self, write, reconcile, tmp_path, text, said) -> None:
+    def test_an_unknown_bill_is_one_line_and_nothing_is_written(self, write, reconcile, tmp_path, text, said) -> None:
         write(*OPENROUTER)
         (tmp_path / "bill.csv").write_text(text)
         finished = reconcile(tmp_path / "bill.csv")
         assert (finished.code, finished.stdout, finished.stderr.count("\n")) == (1, "", 1)
         assert said in finished.stderr
 
-    def test_a_broken_line_is_named(self, write, reconcile, tmp_path) -> None:
+    def test_a_malformed_line_is_named(self, write, reconcile, tmp_path) -> None:
         write(*OPENROUTER)
         (tmp_path / "bill.csv").write_text((GOLDEN / "openrouter.csv").read_text().replace("10389", "many"))
         finished = reconcile(tmp_path / "bill.csv")
         assert (finished.code, finished.stdout) == (1, "")
         assert f"{tmp_path / 'bill.csv'}, line 2: 'many' is no whole number." in finished.stderr
 
-    def test_no_ledger_is_told(self, reconcile) -> None:
+    def test_a_missing_ledger_is_one_line(self, reconcile) -> None:
         finished = reconcile(GOLDEN / "openrouter.csv")
         assert (finished.code, finished.stdout) == (1, "")
         assert "There is no ledger at" in finished.stderr
 
 
-def test_the_installed_command_says_the_same(write, run, ledger: Path) -> None:
+def test_the_installed_command_gives_the_same_result(write, run, ledger: Path) -> None:
     write({**OPENROUTER[0], "nanousd": 12_200_000}, OPENROUTER[1])
     words = ("reconcile", GOLDEN / "openrouter.csv", "--ledger", ledger)
     within, beyond = run(*words), run(*words, *EXACT)
@@ -441,7 +441,7 @@ def test_the_installed_command_says_the_same(write, run, ledger: Path) -> None:
     assert "BEYOND" in beyond.stdout
 
 
-def test_a_terminal_sees_a_bar_that_leaves_nothing_behind(write, ledger: Path, tmp_path: Path) -> None:
+def test_the_progress_bar_is_erased_from_the_terminal(write, ledger: Path, tmp_path: Path) -> None:
     write(*OPENROUTER)
     head, first, _ = lines("openrouter.csv")
     bill = tmp_path / "bill.csv"

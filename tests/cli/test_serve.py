@@ -61,7 +61,7 @@ def as_nobody_special() -> list[str]:
 
 
 class TestListening:
-    def test_a_taken_port_is_named_with_who_to_look_for_and_another_one(self, serve):
+    def test_a_taken_port_is_named_with_alternatives(self, serve):
         with socket.create_server(("127.0.0.1", 0)) as taken:
             port = taken.getsockname()[1]
             refused(serve("--port", port), says=(f"Port {port}", "taken", "ss -ltnp", f"--port {port + 1}"))
@@ -73,7 +73,7 @@ class TestListening:
             finished = serve("--config", path, "--ledger", tmp_path / "ledger.db")
         refused(finished, says=(f"Port {port}", "taken", "metrics.port"))
 
-    def test_a_privileged_port_says_which_ones_are_allowed(self, serve):
+    def test_a_privileged_port_names_the_allowed_ones(self, serve):
         if int(Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").read_text()) <= 80:
             pytest.skip("every port is allowed to everyone here")
         refused(serve("--port", 80, through=as_nobody_special()), says=("Port 80", "--port 8000"))
@@ -86,38 +86,38 @@ class TestListening:
             ("not a host", "not a host"),
         ],
     )
-    def test_a_host_that_is_not_ours_is_named(self, serve, config, host, says):
+    def test_a_foreign_host_address_is_named(self, serve, config, host, says):
         key = f"keys: [{{name: k, team: t, secret: {secrets.token_hex(32)}}}]\n"
         finished = serve("--config", config(PROVIDER + key), "--host", host, "--port", 0)
         refused(finished, says=(says, "--host"))
 
-    def test_beyond_loopback_a_key_is_needed(self, serve):
+    def test_a_public_listener_needs_a_key(self, serve):
         finished = serve("--host", "0.0.0.0", "--port", 0)
         refused(finished, says=("0.0.0.0", "key", "127.0.0.1"))
 
 
 class TestLedger:
-    def test_a_folder_that_cannot_be_made(self, serve, tmp_path):
+    def test_a_ledger_folder_that_cannot_be_created(self, serve, tmp_path):
         (tmp_path / "file").touch()
         path = tmp_path / "file" / "below" / "ledger.db"
         refused(serve("--port", 0, "--ledger", path), says=(str(path.parent), "MCPMETER_LEDGER", "ledger.path"))
 
-    def test_a_folder_that_may_not_be_written(self, serve, tmp_path):
+    def test_an_unwritable_ledger_folder(self, serve, tmp_path):
         folder = tmp_path / "read-only"
         folder.mkdir(mode=0o555)
         finished = serve("--port", 0, "--ledger", folder / "ledger.db", through=as_nobody_special())
         refused(finished, says=(str(folder), "Permission denied", "chown"))
 
-    def test_a_folder_in_the_ledgers_place(self, serve, tmp_path):
+    def test_a_folder_at_the_ledgers_path(self, serve, tmp_path):
         refused(serve("--port", 0, "--ledger", tmp_path), says=(str(tmp_path), "is a folder", "ledger.db"))
 
-    def test_a_file_that_is_no_ledger_is_left_alone(self, serve, tmp_path):
+    def test_a_file_that_is_no_ledger_is_not_changed(self, serve, tmp_path):
         path = tmp_path / "ledger.db"
         path.write_text("Dear diary,\n" * 1000)
         refused(serve("--port", 0, "--ledger", path), says=(str(path), "not a ledger", "mv "))
         assert path.read_text().startswith("Dear diary")
 
-    def test_a_ledger_that_another_service_uses_names_its_process(self, start, serve, tmp_path):
+    def test_a_ledger_in_use_names_the_process(self, start, serve, tmp_path):
         first = start("serve", "--port", 0, "--ledger", tmp_path / "ledger.db", env=KEY)
         first.says("Ledger")
         finished = serve("--port", 0, "--ledger", tmp_path / "ledger.db")
@@ -141,25 +141,25 @@ class TestConfiguration:
     def test_a_fault_names_its_line_and_its_remedy(self, serve, config, text, says):
         refused(serve("--config", config(text), "--port", 0, env={}), says=says)
 
-    def test_a_file_that_is_not_there(self, serve, tmp_path):
+    def test_a_missing_configuration_file(self, serve, tmp_path):
         refused(serve("--config", tmp_path / "none.yaml"), says=("none.yaml", "--config"))
 
-    def test_nothing_at_all_says_which_variables_would_do(self, serve):
+    def test_without_configuration_the_error_names_the_variables(self, serve):
         refused(serve("--port", 0, env={}), says=("OPENAI_API_KEY", "mcpmeter demo"))
 
 
 class TestUsage:
-    def test_an_unknown_option_says_the_nearest(self, serve):
+    def test_an_unknown_option_names_the_nearest(self, serve):
         refused(serve("--prot", 8000), code=2, says=("--prot", "--port"))
 
-    def test_a_port_that_is_none(self, serve):
+    def test_an_invalid_port(self, serve):
         refused(serve("--port", 70000), code=2, says=("--port", "65535"))
 
 
 class TestZeroConfiguration:
     PROVIDERS = ("holysheep", "openai", "anthropic", "gemini", "deepseek")
 
-    def test_every_provider_whose_key_is_in_the_environment_is_switched_on(self, start, tmp_path):
+    def test_every_provider_with_a_key_in_the_environment_is_enabled(self, start, tmp_path):
         environments = [{f"{name.upper()}_API_KEY": f"sk-{name}-0123456789abcdef"} for name in self.PROVIDERS]
         everything = {name: key for environment in environments for name, key in environment.items()}
         services = [

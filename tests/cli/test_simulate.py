@@ -33,7 +33,7 @@ def failing(*options):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_it_prints_an_address_that_answers_and_ends_cleanly_with_its_totals(number):
+def test_it_prints_its_address_and_on_exit_its_totals(number):
     with running("--price", "gpt-4.1=2.50/10.00", "--completion-tokens", "9") as (process, url):
         example = process.stdout.readline() + process.stdout.readline()
         assert f"curl {url}/v1/chat/completions" in example
@@ -44,7 +44,7 @@ def test_it_prints_an_address_that_answers_and_ends_cleanly_with_its_totals(numb
         process.send_signal(number)
         rest, errors = process.communicate(timeout=10)
         assert (process.returncode, errors) == (0, "")
-        assert "Answered 1 calls (0 faults, 0 cancelled by the client): 6 prompt and 9 completion tokens." in rest
+        assert "Served 1 calls (0 faults, 0 cancelled by the client): 6 prompt and 9 completion tokens." in rest
 
 
 def test_a_fault_given_on_the_command_line_happens():

@@ -1,4 +1,4 @@
-"""Configurations of earlier versions load without a fault and mean what they meant."""
+"""Configurations of earlier versions load without a fault and keep their meaning."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Plain = Callable[[str], Any]
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A copy, because a file's relative paths are taken from its folder."""
+    """A copy, because a file's relative paths start at its folder."""
     return Path(shutil.copytree(CONFIGURATIONS, tmp_path / "configurations"))
 
 
@@ -33,7 +33,7 @@ def plain(folder: Path) -> Plain:
 
 
 @pytest.mark.parametrize("name", EXPECTED)
-def test_check_finds_no_problem_and_says_what_it_said(name, folder, plain, run, request):
+def test_check_prints_the_recorded_plan(name, folder, plain, run, request):
     environ = ENVIRON | ({"LEDGER_URL": request.getfixturevalue("postgres_url")} if name == "database.yaml" else {})
     finished = run("check", "--json", "--config", folder / name, env=environ)
     assert finished.code == 0, finished.stdout
@@ -42,14 +42,14 @@ def test_check_finds_no_problem_and_says_what_it_said(name, folder, plain, run, 
 
 
 @pytest.mark.parametrize("name", EXPECTED)
-def test_settings_have_the_values_that_they_had(name, folder, plain):
+def test_settings_have_their_recorded_values(name, folder, plain):
     then = EXPECTED[name]["settings"]
     now = plain(json.dumps(load(folder / name, ENVIRON).model_dump(mode="json")))
     assert as_recorded(now, then) == then
 
 
 @pytest.mark.parametrize("name", ["maximal.yaml", "example-monitoring.yaml"])
-def test_monitoring_is_written_from_it(name, folder, run, tmp_path):
+def test_monitoring_files_are_written(name, folder, run, tmp_path):
     finished = run("monitoring", "write", tmp_path / "deploy", "--config", folder / name)
     assert finished.code == 0, finished.stderr
     assert (tmp_path / "deploy" / "prometheus" / "prometheus.yml").is_file()

@@ -1,4 +1,4 @@
-"""From configured budgets to those that calls are under: names to ids, dollars to nano-dollars, zones to periods."""
+"""Configured budgets become budgets of calls: names to ids, dollars to nano-dollars, time zones to periods."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def only(folder: Path, text: str) -> Budget:
     return budget
 
 
-def test_three_lines_are_a_hard_monthly_budget_that_warns_at_eighty_percent(tmp_path: Path) -> None:
+def test_a_budget_is_monthly_hard_and_warns_at_80_percent_by_default(tmp_path: Path) -> None:
     budget = only(tmp_path, "budgets:\n  - name: search\n    team: search\n    limit_usd: 500\n")
     assert budget == Budget("search", Scope(team="search"), 500 * 10**9, Period("month", "UTC", 1), (Decimal("0.8"),))
     assert budget.refuses
@@ -41,12 +41,12 @@ EXAMPLES = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
 
 
 @pytest.mark.parametrize("text", EXAMPLES, ids=["three lines", "everything"])
-def test_the_examples_of_the_page_on_budgets_are_taken(tmp_path: Path, text: str) -> None:
+def test_the_examples_of_the_budgets_page_load(tmp_path: Path, text: str) -> None:
     names = [budget.name for budget in budgets_of(loaded(tmp_path, text))]
     assert names == re.findall(r"name: (\S+-(?:monthly|daily|weekly|credit))", text)
 
 
-def test_without_budgets_nothing_is_limited(tmp_path: Path) -> None:
+def test_without_budgets_there_is_no_limit(tmp_path: Path) -> None:
     assert list(budgets_of(loaded(tmp_path, "server: {}"))) == list(Budgets()) == []
 
 
@@ -57,7 +57,7 @@ def test_limits_are_exact_to_the_nano_dollar(tmp_path: Path, limit: str, nanousd
     assert only(tmp_path, f"budgets: [{{name: b, limit_usd: {limit}}}]").limit_nanousd == nanousd
 
 
-def test_a_budgets_zone_is_its_own_else_its_teams_else_utc(tmp_path: Path) -> None:
+def test_a_budgets_time_zone_is_its_own_else_the_teams_else_utc(tmp_path: Path) -> None:
     text = """\
 teams: [{name: search, time_zone: Asia/Tokyo}, support]
 budgets:
@@ -70,7 +70,7 @@ budgets:
     assert zones == ["Europe/Berlin", "Asia/Tokyo", "UTC", "UTC"]
 
 
-def test_a_key_is_meant_by_its_name_in_the_configuration_or_by_its_id(tmp_path: Path) -> None:
+def test_a_budget_names_a_key_by_name_or_id(tmp_path: Path) -> None:
     text = f"""\
 keys: [{{name: ci, team: search, secret: {SECRET}}}]
 budgets:
@@ -82,7 +82,7 @@ budgets:
     assert by_id.scope == Scope(key_id="key_0123456789ab")
 
 
-def test_every_part_of_a_scope_can_be_given_at_once(tmp_path: Path) -> None:
+def test_a_scope_may_have_every_part(tmp_path: Path) -> None:
     text = f"""\
 teams: [{{name: search, projects: [web]}}]
 keys: [{{name: ci, team: search, secret: {SECRET}}}]
@@ -102,38 +102,36 @@ budgets: [{{name: b, team: search, project: web, key: ci, model: gpt-4.1, limit_
         ("2027-01-01T00:00:00+09:00", 1_798_729_200),
     ],
 )
-def test_a_prepaid_credit_starts_by_the_clocks_of_its_zone_unless_it_names_an_offset(
-    tmp_path: Path, start: str, unix_s: int
-) -> None:
+def test_a_prepaid_start_is_in_its_time_zone_unless_it_has_an_offset(tmp_path: Path, start: str, unix_s: int) -> None:
     text = f"budgets: [{{name: b, limit_usd: 0, period: once, start: '{start}', time_zone: Europe/Berlin}}]"
     assert only(tmp_path, text).period == Period("once", "Europe/Berlin", 1, unix_s * 10**9)
 
 
-def test_a_project_may_come_from_the_header_alone(tmp_path: Path) -> None:
+def test_a_project_may_be_known_from_the_header_alone(tmp_path: Path) -> None:
     settings = loaded(tmp_path, "attribution: {values: [web]}\nbudgets: [{name: b, project: web, limit_usd: 1}]")
     assert settings.attribution.header == "x-mcpmeter-project"
     assert [budget.scope for budget in budgets_of(settings)] == [Scope(project="web")]
 
 
-def test_the_header_is_read_only_where_it_may_name_something(tmp_path: Path) -> None:
+def test_the_header_is_ignored_without_configured_projects(tmp_path: Path) -> None:
     assert attribution_of(loaded(tmp_path, "attribution: {header: X-Project}")) is None
-    told = attribution_of(loaded(tmp_path, "attribution: {header: X-Project, values: [web]}"))
-    assert told == Attribution(header="x-project", values=("web",))
+    attribution = attribution_of(loaded(tmp_path, "attribution: {header: X-Project, values: [web]}"))
+    assert attribution == Attribution(header="x-project", values=("web",))
 
 
-def test_a_project_may_come_from_a_key_alone(tmp_path: Path) -> None:
+def test_a_project_may_be_known_from_a_key_alone(tmp_path: Path) -> None:
     key = f"keys: [{{name: ci, team: search, project: web, secret: {SECRET}}}]"
     budget = only(tmp_path, f"{key}\nbudgets: [{{name: b, team: search, project: web, limit_usd: 1}}]")
     assert budget.scope == Scope(team="search", project="web")
 
 
-def test_a_budget_that_only_warns_and_several_thresholds(tmp_path: Path) -> None:
+def test_a_soft_budget_with_several_thresholds(tmp_path: Path) -> None:
     budget = only(tmp_path, "budgets: [{name: b, limit_usd: 10, soft: [0.9, 0.5], hard: false}]")
     assert not budget.refuses
     assert budget.soft_limits() == [5 * 10**9, 9 * 10**9]
 
 
-def test_a_fault_in_another_section_brings_no_false_word_about_budgets(tmp_path: Path) -> None:
+def test_a_faulty_team_causes_no_fault_about_budgets(tmp_path: Path) -> None:
     text = "teams: [{name: search, projects: [web], zone: x}]\nbudgets: [{name: b, project: web, limit_usd: 1}]"
     with pytest.raises(Exception, match="unknown key 'zone'") as caught:
         loaded(tmp_path, text)
@@ -143,10 +141,8 @@ def test_a_fault_in_another_section_brings_no_false_word_about_budgets(tmp_path:
 @pytest.mark.parametrize(
     ("fallback", "nanousd"), [("{}", 3_000 + 15_000), ("{fallback: {completion_usd_per_mtok: 1}}", 3_000 + 1_000)]
 )
-def test_a_model_without_a_price_counts_by_the_fallback_and_is_no_cost(
-    tmp_path: Path, fallback: str, nanousd: int
-) -> None:
+def test_an_unpriced_model_counts_at_the_fallback_price(tmp_path: Path, fallback: str, nanousd: int) -> None:
     book = price_book(loaded(tmp_path, f"pricing: {fallback}"))
     usage = Usage(prompt_tokens=1, completion_tokens=1, source="reported")
-    charge = book.charge("openai", "nobody-prices-this", usage, 0)
+    charge = book.charge("openai", "unpriced-model", usage, 0)
     assert (charge.source, charge.nanousd, charge.fallback_nanousd) == ("unpriced", 0, nanousd)

@@ -178,7 +178,7 @@ FORMS: dict[str, Write] = {
 }  # fmt: skip
 
 
-async def test_the_providers_books_agree_in_every_form_and_one_false_line_is_named(
+async def test_bills_agree_in_every_format_and_a_false_line_is_named(
     billed: list[Billed], run, stand, tmp_path: Path
 ) -> None:
     (tmp_path / "mapping.toml").write_text(MAPPING)
@@ -213,9 +213,7 @@ async def test_the_providers_books_agree_in_every_form_and_one_false_line_is_nam
             assert difference["where"] == f"{tmp_path / name}, line 5"
 
 
-async def test_a_call_that_is_not_billed_and_one_billed_twice_are_named(
-    billed: list[Billed], run, stand, tmp_path: Path
-) -> None:
+async def test_unbilled_and_twice_billed_calls_are_named(billed: list[Billed], run, stand, tmp_path: Path) -> None:
     bill = tmp_path / "bill.csv"
     bill.write_text(openrouter_csv([*billed[1:], billed[5], billed[6]._replace(request_id="req_of_somebody_else")]))
     words = ("reconcile", f"holysheep={bill}", "--ledger", stand.ledger, *EXACT)

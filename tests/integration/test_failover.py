@@ -26,7 +26,7 @@ from mcpmeter.config import (
     TimeoutSettings,
     load,
 )
-from mcpmeter.config.settings import CircuitSettings, RetrySettings, RouteSettings
+from mcpmeter.config.relay import CircuitSettings, RetrySettings, RouteSettings
 from mcpmeter.routing.retries import FLOOR
 from mcpmeter.service import Service, bind, running
 from mcpmeter.simulator import Fault, Plan, Simulator

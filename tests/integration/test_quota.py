@@ -14,7 +14,7 @@ import pytest
 from pydantic import SecretStr
 
 from mcpmeter.config import LedgerSettings, ProviderSettings, Settings
-from mcpmeter.config.settings import RouteSettings
+from mcpmeter.config.relay import RouteSettings
 from mcpmeter.service import Service, bind, running
 from mcpmeter.simulator import Fault, Plan, Quota, Simulator
 

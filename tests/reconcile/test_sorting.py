@@ -21,13 +21,13 @@ bills = st.lists(
 
 
 @given(bills)
-def test_lines_come_back_whole_and_in_order(lines: list[BillLine]) -> None:
+def test_lines_are_returned_complete_and_in_order(lines: list[BillLine]) -> None:
     with SortedLines() as store:
         store.add(0, 0, lines)
         assert list(store.lines(0, 0, 10)) == sorted(lines, key=order_of)
 
 
-def test_bills_files_and_periods_are_kept_apart() -> None:
+def test_bills_files_and_periods_are_separate() -> None:
     first, second, third = (BillLine(place, place) for place in (1, 2, 3))
     with SortedLines() as store:
         store.add(0, 0, [first, third])

@@ -31,7 +31,7 @@ def lines(*days: str, request_id: str = "") -> Window:
 
 
 class TestNamedPeriod:
-    def test_buckets_name_it_to_the_nanosecond(self) -> None:
+    def test_buckets_give_the_period_to_the_nanosecond(self) -> None:
         window = page((100, 200), (200, 250))
         window.add(BillLine(1, 200, model="m"))
         assert named_period([window], UTC) == Period(100, 250)
@@ -39,7 +39,7 @@ class TestNamedPeriod:
     def test_files_are_joined_in_any_order(self) -> None:
         assert named_period([page((30, 40)), page((10, 20)), page()], UTC) == Period(10, 40)
 
-    def test_days_of_lines_are_whole_days_of_the_zone(self) -> None:
+    def test_days_of_lines_are_whole_days_of_the_time_zone(self) -> None:
         zone = ZoneInfo("Asia/Shanghai")
         found = named_period([lines("2026-11-10T20:00:00", "2026-11-12T01:00:00")], zone)
         assert found == Period(at("2026-11-10T16:00:00"), at("2026-11-12T16:00:00"))
@@ -52,10 +52,10 @@ class TestNamedPeriod:
             (("2026-01-31", "2026-02-28"), "2026-01-01", "2026-03-01"),
         ],
     )
-    def test_single_requests_name_calendar_months(self, days: tuple[str, ...], since: str, until: str) -> None:
+    def test_single_requests_give_calendar_months(self, days: tuple[str, ...], since: str, until: str) -> None:
         assert named_period([lines(*days, request_id="r")], UTC) == Period(at(since), at(until))
 
-    def test_a_file_of_nothing_names_nothing(self) -> None:
+    def test_an_empty_file_gives_no_period(self) -> None:
         assert named_period([page(), lines()], UTC) is None
 
 
@@ -63,16 +63,16 @@ class TestGaps:
     def test_times_between_buckets_are_found_across_files(self) -> None:
         assert gaps([page((30, 40), (50, 60)), page((10, 20), (15, 32))]) == [Period(40, 50)]
 
-    def test_buckets_in_any_order_and_twice_have_none(self) -> None:
+    def test_buckets_in_any_order_and_repeated_have_no_gap(self) -> None:
         assert gaps([page((20, 30), (10, 20), (20, 30), (30, 40))]) == []
 
-    def test_days_without_use_are_none(self) -> None:
+    def test_days_without_use_are_no_gap(self) -> None:
         window = Window(Path("anthropic.csv"))
         for day in ("2026-11-10", "2026-11-20"):
             window.add(Period(at(day)))
         assert gaps([window]) == []
 
-    def test_their_number_is_bounded(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_the_number_of_gaps_is_bounded(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "MAX_SPANS", 10)
         descending = page(*((since, since + 1) for since in range(100, 0, -1)))
         assert descending.span == Period(1, 101)
@@ -80,7 +80,7 @@ class TestGaps:
             page(*((since, since + 1) for since in range(0, 100, 2)))
 
     @given(st.lists(st.tuples(st.integers(0, 40), st.integers(1, 5)), min_size=1, max_size=20))
-    def test_they_are_what_no_bucket_holds(self, drawn: list[tuple[int, int]]) -> None:
+    def test_gaps_are_the_times_that_no_bucket_covers(self, drawn: list[tuple[int, int]]) -> None:
         buckets = [(since, since + length) for since, length in drawn]
         named = {tick for since, until in buckets for tick in range(since, until)}
         missing = {tick for gap in gaps([page(*buckets)]) for tick in range(gap.since_ns, gap.until_ns)}
@@ -88,12 +88,12 @@ class TestGaps:
 
 
 class TestUnfollowed:
-    def test_each_page_is_followed_where_it_ends(self) -> None:
+    def test_a_page_is_followed_by_one_that_starts_at_its_end(self) -> None:
         first, second = page((10, 20), has_more=True), page((20, 30), has_more=True)
         assert unfollowed([second, first]) == [second]
         assert unfollowed([second, page((30, 40)), first]) == []
 
-    def test_two_chains_need_two_next_pages(self) -> None:
+    def test_two_chains_of_pages_need_two_next_pages(self) -> None:
         chains = [page((10, 20), has_more=True), page((10, 20), has_more=True), page((20, 30))]
         assert len(unfollowed(chains)) == 1
         assert unfollowed([*chains, page((20, 30))]) == []

@@ -31,7 +31,7 @@ def texts(span: Span) -> tuple[str | None, str | None]:
         ("2026-03", "America/New_York", "2026-03-01T05:00:00Z", "2026-04-01T04:00:00Z"),
     ],
 )
-def test_a_month_is_that_of_the_zones_calendar(month, zone, since, until):
+def test_a_month_follows_the_calendar_of_the_time_zone(month, zone, since, until):
     assert texts(month_of(month, time_zone(zone))) == (since, until)
 
 
@@ -40,14 +40,14 @@ def test_the_last_days_end_now():
     assert span_of(last="1w", now_ns=NOW) == span_of(last="168h", now_ns=NOW)
 
 
-def test_a_day_begins_at_midnight_of_the_zone_and_an_instant_with_an_offset_keeps_it():
+def test_a_day_begins_at_midnight_unless_it_has_an_offset():
     span = span_of(since="2026-11-02", until="2026-11-03T00:00:00Z", zone=ZoneInfo("Asia/Kathmandu"), now_ns=NOW)
     assert texts(span) == ("2026-11-01T18:15:00Z", "2026-11-03T00:00:00Z")
     assert span_of(now_ns=NOW) == (None, None)
 
 
 @given(st.text(max_size=12), st.sampled_from(["since", "until", "month", "last"]))
-def test_whatever_is_written_is_a_period_or_is_refused(text, way):
+def test_any_text_is_a_period_or_is_refused(text, way):
     try:
         span = span_of(**{way: text}, now_ns=NOW)
     except InvalidRequest:
@@ -56,6 +56,6 @@ def test_whatever_is_written_is_a_period_or_is_refused(text, way):
 
 
 @given(st.text(max_size=20))
-def test_whatever_is_named_is_a_zone_or_is_refused(name):
+def test_any_name_is_a_time_zone_or_is_refused(name):
     with contextlib.suppress(InvalidRequest):
         assert datetime.now(time_zone(name)).tzinfo is not None

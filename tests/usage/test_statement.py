@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from mcpmeter.ledger.queries.reader import open_writer
 from mcpmeter.ledger.queries.totals import totals
 from mcpmeter.usage import Currency, Span
-from mcpmeter.usage.statement import shares, statement
+from mcpmeter.usage.statement import shares, statement_of
 from mcpmeter.usage.statement_files import statement_csv, statement_html
 
 TAGS = {"html", "head", "meta", "title", "style", "body", "h1", "h2", "p", "table", "thead", "tbody", "tr", "th", "td"}
@@ -79,9 +79,9 @@ class Cells(HTMLParser):
 
 @settings(deadline=None, max_examples=40)
 @given(calls=CALLS, rate=st.decimals("0.0001", "10000", places=4))
-def test_lines_subtotals_and_total_add_up_and_are_the_ledgers(ledger, calls, rate):
+def test_lines_and_subtotals_add_up_to_the_ledgers_total(ledger, calls, rate):
     write(ledger, calls)
-    made = statement(ledger, title="AI usage", span=ALL, zone="UTC", currency=Currency("EUR", rate))
+    made = statement_of(ledger, title="AI usage", span=ALL, zone="UTC", currency=Currency("EUR", rate))
     (books,) = totals(ledger, by=[])
     assert sum(line.figures.cost_nanousd for line in made.lines) == made.total.cost_nanousd == books.cost_nanousd
     assert sum(line.amount for line in made.lines) == made.total_amount
@@ -109,22 +109,22 @@ def test_lines_subtotals_and_total_add_up_and_are_the_ledgers(ledger, calls, rat
 
 
 @given(st.lists(st.decimals("0", "100000", places=9), max_size=40))
-def test_shares_are_whole_hundredths_near_their_amounts_and_sum_to_the_rounded_total(amounts):
+def test_shares_are_hundredths_that_add_up_to_the_rounded_total(amounts):
     found = shares(amounts)
     assert sum(found) == sum(amounts, Decimal(0)).quantize(Decimal("0.01"))
     assert all(abs(share - amount) < Decimal("0.01") for share, amount in zip(found, amounts, strict=True))
 
 
-def test_calls_in_doubt_are_counted_in_a_note_and_one_team_can_be_had_alone(ledger):
+def test_doubtful_calls_are_noted_and_one_team_can_be_selected(ledger):
     call = {"team": "a", "project": "", "model": "m", "token_source": "estimated", "cost_nanousd": 5}
     write(
         ledger, [call | {"cost_source": "listed"}, call | {"team": "b", "cost_nanousd": 0, "cost_source": "unpriced"}]
     )
-    everything = statement_html(statement(ledger, title="AI usage", span=ALL, zone="UTC"))
+    everything = statement_html(statement_of(ledger, title="AI usage", span=ALL, zone="UTC"))
     assert "2 calls whose tokens the relay estimated" in everything
     assert "1 calls of models without a price" in everything
     assert re.search(r"<td>0.000000005</td>", everything)
-    alone = statement(ledger, title="AI usage", span=ALL, zone="UTC", team="b")
+    alone = statement_of(ledger, title="AI usage", span=ALL, zone="UTC", team="b")
     assert {line.team for line in alone.lines} == {"b"}
     assert alone.total.unpriced_calls == 1
     assert "EUR" not in statement_html(alone)
@@ -145,7 +145,7 @@ def test_names_are_escaped_and_nothing_is_loaded_or_run(ledger):
             }
         ],
     )
-    page = statement_html(statement(ledger, title=evil, span=ALL, zone="UTC", team=evil))
+    page = statement_html(statement_of(ledger, title=evil, span=ALL, zone="UTC", team=evil))
     assert "<script" not in page
     assert "default-src 'none'" in page
     assert "http" not in re.sub(r"http-equiv", "", page)

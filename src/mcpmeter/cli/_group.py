@@ -1,4 +1,4 @@
-"""Finds the commands and turns every error into one line that says what to do."""
+"""Finds the commands and prints every error as one line that says what to do."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mcpmeter.errors import MeterError, MissingDependency, SetupError
 
 
 class CommandsInThisFolder(click.Group):
-    """A group whose commands are the modules of `mcpmeter.cli`, imported only when they are asked for."""
+    """A group whose commands are the modules of `mcpmeter.cli`, imported on demand."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted(m.name for m in pkgutil.iter_modules(cli.__path__) if not m.name.startswith("_"))
@@ -36,8 +36,8 @@ class CommandsInThisFolder(click.Group):
         if name in known or name.startswith("-"):
             return super().resolve_command(ctx, args)
         near = get_close_matches(name, known, n=1)
-        way_out = f"Did you mean '{near[0]}'?" if near else f"There is: {', '.join(known)}."
-        raise click.UsageError(f"No such command '{name}'. {way_out}", ctx)
+        hint = f"Did you mean '{near[0]}'?" if near else f"Commands: {', '.join(known)}."
+        raise click.UsageError(f"No such command '{name}'. {hint}", ctx)
 
 
 @click.group(cls=CommandsInThisFolder, context_settings={"help_option_names": ["-h", "--help"]})
@@ -47,30 +47,30 @@ def group() -> None:
 
     \b
     Example:
-      mcpmeter demo            watch it work: no key, no network needed
-      mcpmeter serve           meter real traffic, providers taken from the environment
+      mcpmeter demo            try it: needs no key and no network
+      mcpmeter serve           meter real traffic, with the providers of the environment
     """
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run one command line and return its exit code. No traceback reaches the screen for an error of the tree.
+    """Runs one command line and returns its exit code. Errors of the tree are printed without a traceback.
 
-    A reader that closes its end of a pipe (`| head`) ends the command silently: click sees to that, with exit code 1.
+    A closed pipe (`| head`) ends the command silently: click does that, with exit code 1.
     """
     try:
         result = group.main(list(arguments), prog_name="mcpmeter", standalone_mode=False)
     except click.Abort:
         return 130
-    except click.ClickException as wrong:
-        wrong.show()
-        return wrong.exit_code
+    except click.ClickException as usage:
+        usage.show()
+        return usage.exit_code
     except MeterError as error:
         return _fail(error)
     except ModuleNotFoundError as missing:
-        return _fail(_part_missing(missing))
+        return _fail(_missing_dependency(missing))
     except OSError as fault:
-        _give_up_stdout()
-        return _fail(_system_refused(fault))
+        _discard_stdout()
+        return _fail(_system_error(fault))
     return result if isinstance(result, int) else 0
 
 
@@ -79,28 +79,28 @@ def _fail(error: MeterError) -> int:
     return 1
 
 
-def _part_missing(missing: ModuleNotFoundError) -> MissingDependency:
+def _missing_dependency(missing: ModuleNotFoundError) -> MissingDependency:
     if (missing.name or "mcpmeter").partition(".")[0] == "mcpmeter":
-        raise missing  # a fault of ours, which no installation mends
+        raise missing  # a bug, which no installation fixes
     return MissingDependency(
         f"This command needs the package '{missing.name}', which is not installed.",
         hint="Run: pip install 'mcpmeter[server]'",
     )
 
 
-def _system_refused(fault: OSError) -> SetupError:
+def _system_error(fault: OSError) -> SetupError:
     where = f": {fault.filename}" if fault.filename else ""
     return SetupError(
-        f"The system refused ({fault.strerror or type(fault).__name__}{where}).",
-        hint="Check the space on the disk and the rights of this user, then run it again.",
+        f"The operating system refused ({fault.strerror or type(fault).__name__}{where}).",
+        hint="Check the disk space and this user's permissions, then run it again.",
     )
 
 
-def _give_up_stdout() -> None:
-    """What is still buffered for a full disk would fail once more, with a traceback, when the interpreter ends."""
+def _discard_stdout() -> None:
+    """Drops what a full disk did not accept: the interpreter would try again at exit and print a traceback."""
     try:
         sys.stdout.flush()
     except OSError:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
-        os.close(nowhere)
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)

@@ -1,4 +1,4 @@
-"""Progress of long work on stderr: a bar on a terminal, a line now and then elsewhere."""
+"""Progress of long work on stderr: a bar on a terminal, otherwise a line every few seconds."""
 
 from __future__ import annotations
 
@@ -13,17 +13,15 @@ import click
 LINE_SECONDS: Final = 5.0
 
 Progress = Callable[[str, int, int], None]
-"""Told what is done, how far it is and how far it goes; 0 where nobody knows."""
+"""Takes the task, the amount done and the total amount; a total of 0 is unknown."""
 
 
 @contextlib.contextmanager
-def progress(*, quiet: bool = False) -> Iterator[Progress]:
-    """What long work tells of itself; work of less than a few seconds is not told off a terminal."""
-    if quiet:
-        yield lambda what, done, total: None
-    elif sys.stderr.isatty():
-        with _bar() as told:
-            yield told
+def progress() -> Iterator[Progress]:
+    """Shows the progress of long work. Without a terminal, work of less than `LINE_SECONDS` prints nothing."""
+    if sys.stderr.isatty():
+        with _bar() as update:
+            yield update
     else:
         yield _lines()
 
@@ -38,19 +36,20 @@ def _bar() -> Iterator[Progress]:
     with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
         task = bars.add_task("", total=None)
 
-        def told(what: str, done: int, total: int) -> None:
-            bars.update(task, description=what, completed=done, total=total or None)
+        def update(description: str, done: int, total: int) -> None:
+            bars.update(task, description=description, completed=done, total=total or None)
 
-        yield told
+        yield update
 
 
 def _lines() -> Progress:
-    told_at = time.monotonic()
+    printed_at = time.monotonic()
 
-    def told(what: str, done: int, total: int) -> None:
-        nonlocal told_at
-        if (now := time.monotonic()) - told_at >= LINE_SECONDS:
-            told_at = now
-            click.echo(f"{what} ({100 * done // total} %)" if total else f"{what} ({done:,})", err=True)
+    def update(description: str, done: int, total: int) -> None:
+        nonlocal printed_at
+        if (now := time.monotonic()) - printed_at >= LINE_SECONDS:
+            printed_at = now
+            amount = f"{100 * done // total} %" if total else f"{done:,}"
+            click.echo(f"{description} ({amount})", err=True)
 
-    return told
+    return update

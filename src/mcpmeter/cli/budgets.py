@@ -1,4 +1,4 @@
-"""`mcpmeter budgets`: how they stand, and topping up prepaid ones, while a service runs on the same ledger or not."""
+"""`mcpmeter budgets`: the status of budgets, and top-ups of prepaid ones. A service may run on the same ledger."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 import os
 import re
 import secrets
-import sys
 import time
 from decimal import Decimal
 from pathlib import Path
@@ -14,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from mcpmeter.cli._ledger import config_faults_as_usage_errors, config_option, ledger_option
+from mcpmeter.cli._options import config_faults_as_usage_errors, config_option, json_option, ledger_option
+from mcpmeter.cli._tables import print_rows
 from mcpmeter.errors import SetupError
 
 if TYPE_CHECKING:
@@ -25,17 +25,16 @@ if TYPE_CHECKING:
     from mcpmeter.ledger.queries.budget_history import BudgetHistory
 
 _AMOUNT: Final = re.compile(r"-?[0-9]{1,9}(\.[0-9]{1,9})?", re.ASCII)
-
-json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object; amounts are strings.")
+_json_option = json_option("Print one JSON object; amounts are strings.")
 
 
 class Dollars(click.ParamType[int]):
-    """An amount in US dollars, exact to the nano-dollar; negative to take back. As nano-dollars."""
+    """An amount in US dollars, exact to the nano-dollar, may be negative. Converted to nano-dollars."""
 
     name = "amount"
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Called by click with what was typed."""
+        """Called by click with the option's text."""
         if not _AMOUNT.fullmatch(str(value)) or not (nanousd := int(Decimal(str(value)).scaleb(9))):
             self.fail(f"{value!a} is no amount. Write for example 50 or 12.50, at most nine decimals.", param, ctx)
         return nanousd
@@ -43,9 +42,9 @@ class Dollars(click.ParamType[int]):
 
 @click.group(name="budgets")
 def command() -> None:
-    """Show how the configured budgets stand, and top up prepaid ones.
+    """Show the status of the configured budgets, and top up prepaid ones.
 
-    Needs the configuration and the environment that the service has, and its ledger.
+    Needs the service's configuration, environment and ledger.
 
     \b
     Example:
@@ -58,9 +57,9 @@ def command() -> None:
 @command.command("list")
 @config_option
 @ledger_option
-@json_option
+@_json_option
 def list_(config_path: Path | None, ledger: Location | None, as_json: bool) -> None:
-    """List all budgets: spent, set aside, left, when they reset and when they will be exhausted.
+    """List all budgets: spent, reserved, left, when they reset and when they will be exhausted.
 
     \b
     Example:
@@ -74,12 +73,12 @@ def list_(config_path: Path | None, ledger: Location | None, as_json: bool) -> N
 
     settings = _settings(config_path)
     now_ns = time.time_ns()
-    found = [budget for budget, _ in _look(settings, ledger, now_ns)]
+    budgets = [budget for budget, _ in _statuses(settings, ledger, now_ns)]
     if as_json:
-        report = BudgetReport(at=Period("day").local_time(now_ns), budgets=found)
+        report = BudgetReport(at=Period("day").local_time(now_ns), budgets=budgets)
         click.echo(json.dumps(msgspec.to_builtins(report), indent=2))
-    elif found:
-        _print_list(found)
+    elif budgets:
+        _print_list(budgets)
     else:
         click.echo(f"No budget is configured in {settings.source}. See docs/budgets.md.", err=True)
 
@@ -88,9 +87,9 @@ def list_(config_path: Path | None, ledger: Location | None, as_json: bool) -> N
 @click.argument("name")
 @config_option
 @ledger_option
-@json_option
+@_json_option
 def show(name: str, config_path: Path | None, ledger: Location | None, as_json: bool) -> None:
-    """Show one budget with its earlier periods and its top-ups.
+    """Show one budget with its previous periods and its top-ups.
 
     \b
     Example:
@@ -100,43 +99,43 @@ def show(name: str, config_path: Path | None, ledger: Location | None, as_json: 
 
     settings = _settings(config_path)
     _find(settings, name)
-    found, standing = next(pair for pair in _look(settings, ledger, time.time_ns()) if pair[0].name == name)
-    told = {
-        "budget": msgspec.to_builtins(found),
-        "periods": [_period(found, balance) for balance in standing.periods],
-        "top_ups": [_top_up(found, top_up) for top_up in standing.top_ups],
+    budget, history = next(pair for pair in _statuses(settings, ledger, time.time_ns()) if pair[0].name == name)
+    details = {
+        "budget": msgspec.to_builtins(budget),
+        "periods": [_period(budget, balance) for balance in history.periods],
+        "top_ups": [_top_up(budget, top_up) for top_up in history.top_ups],
     }
     if as_json:
-        click.echo(json.dumps(told, indent=2))
+        click.echo(json.dumps(details, indent=2))
     else:
-        _print_one(told)
+        _print_one(details)
 
 
 @command.command("top-up")
 @click.argument("name")
-@click.option("--usd", "nanousd", type=Dollars(), required=True, help="How much; negative takes back.")
-@click.option("--note", default="", help="What it is for, such as an invoice's number.")
+@click.option("--usd", "nanousd", type=Dollars(), required=True, help="The amount; a negative one reduces the credit.")
+@click.option("--note", default="", help="What it is for, such as an invoice number.")
 @config_option
 @ledger_option
-@json_option
+@_json_option
 def top_up(
     *, name: str, nanousd: int, note: str, config_path: Path | None, ledger: Location | None, as_json: bool
 ) -> None:
-    """Add to the credit of a prepaid budget (`period: once`). Each top-up is a record of the ledger.
+    """Add to the credit of a prepaid budget (`period: once`). The ledger records each top-up.
 
     \b
     Example:
       mcpmeter budgets top-up support-credit --usd 50 --note 'invoice 7'
     """
     from mcpmeter.ledger.queries.budget_history import add_top_up
-    from mcpmeter.money import format_usd, nanousd_to_usd, plain_usd
+    from mcpmeter.money import format_usd, usd_text
     from mcpmeter.records import TopUp
 
     settings = _settings(config_path)
     budget = _find(settings, name)
     if budget.period.kind != "once":
         raise SetupError(
-            f"The budget '{name}' starts anew each {budget.period.kind}; only a prepaid one is topped up.",
+            f"The budget '{name}' resets each {budget.period.kind}; only a prepaid one can be topped up.",
             hint=f"Raise 'limit_usd' of '{name}' under 'budgets' instead, and reload the service.",
         )
     if len(note) > 500 or not note.isprintable():
@@ -150,10 +149,10 @@ def top_up(
     )
     credit = add_top_up(ledger or settings.ledger.location, record)
     if as_json:
-        amounts = {"amount_usd": plain_usd(nanousd_to_usd(nanousd)), "credit_usd": plain_usd(nanousd_to_usd(credit))}
+        amounts = {"amount_usd": usd_text(nanousd), "credit_usd": usd_text(credit)}
         click.echo(json.dumps({"id": record.id, "budget": name, **amounts, "note": note}))
     else:
-        click.echo(f"{record.id}: {format_usd(nanousd)} to '{name}'; topped up by {format_usd(credit)} in all.")
+        click.echo(f"{record.id}: {format_usd(nanousd)} to '{name}'; total of its top-ups: {format_usd(credit)}.")
 
 
 def _settings(config_path: Path | None) -> Settings:
@@ -174,8 +173,8 @@ def _find(settings: Settings, name: str) -> Budget:
     return budgets[name]
 
 
-def _look(settings: Settings, option: Location | None, now_ns: int) -> list[tuple[ShownBudget, BudgetHistory]]:
-    """How every budget stands, by the ledger itself."""
+def _statuses(settings: Settings, option: Location | None, now_ns: int) -> list[tuple[ShownBudget, BudgetHistory]]:
+    """The status and the history of every budget, from the ledger."""
     from mcpmeter.budgets.forecast import burn_since_ns, status_of
     from mcpmeter.budgets.view import shown_budget
     from mcpmeter.config import budgets_of
@@ -184,35 +183,34 @@ def _look(settings: Settings, option: Location | None, now_ns: int) -> list[tupl
     current = budgets_of(settings).current(now_ns)
     if not current:
         return []
-    asked = [(claim, burn_since_ns(claim.period_start_ns, now_ns)) for _, claim in current]
-    standings = read_histories(option or settings.ledger.location, asked, now_ns)
-    statuses = [
-        status_of(budget, standing.balance, standing.burned_nanousd, now_ns)
-        for (budget, _), standing in zip(current, standings, strict=True)
+    queries = [(reservation, burn_since_ns(reservation.period_start_ns, now_ns)) for _, reservation in current]
+    histories = read_histories(option or settings.ledger.location, queries, now_ns)
+    return [
+        (shown_budget(status_of(budget, history.balance, history.burned_nanousd, now_ns)), history)
+        for (budget, _), history in zip(current, histories, strict=True)
     ]
-    return [(shown_budget(status), standing) for status, standing in zip(statuses, standings, strict=True)]
 
 
 def _period(budget: ShownBudget, balance: Any) -> dict[str, str | None]:
     from mcpmeter.budgets.period import Period
-    from mcpmeter.money import nanousd_to_usd, plain_usd
+    from mcpmeter.money import usd_text
 
     zone, end_ns = Period("day", budget.time_zone), balance.period_end_ns
     return {
         "start": zone.local_time(balance.period_start_ns).isoformat(),
         "end": zone.local_time(end_ns).isoformat() if end_ns else None,
-        "spent_usd": plain_usd(nanousd_to_usd(balance.spent)),
+        "spent_usd": usd_text(balance.spent),
     }
 
 
 def _top_up(budget: ShownBudget, top_up: Any) -> dict[str, str]:
     from mcpmeter.budgets.period import Period
-    from mcpmeter.money import nanousd_to_usd, plain_usd
+    from mcpmeter.money import usd_text
 
     return {
         "id": top_up.id,
         "at": Period("day", budget.time_zone).local_time(top_up.at_ns).isoformat(),
-        "amount_usd": plain_usd(nanousd_to_usd(top_up.amount_nanousd)),
+        "amount_usd": usd_text(top_up.amount_nanousd),
         "note": top_up.note,
     }
 
@@ -223,16 +221,16 @@ def _print_list(budgets: list[ShownBudget]) -> None:
             "budget": budget.name,
             "for": _scope(budget),
             "spent": budget.spent_usd,
-            "set aside": budget.reserved_usd,
+            "reserved": budget.reserved_usd,
             "left": budget.left_usd,
-            "of": _whole(budget),
-            "beyond": "refused" if budget.hard else "told",
+            "of": _total(budget),
+            "beyond": "refused" if budget.hard else "warned",
             "resets": str(budget.resets_at or "never"),
             "exhausted": _exhausted(budget),
         }
         for budget in budgets
     ]
-    _print_table(rows, {"spent", "set aside", "left", "of"})
+    print_rows(rows, {"spent", "reserved", "left", "of"})
 
 
 def _scope(budget: ShownBudget) -> str:
@@ -240,40 +238,26 @@ def _scope(budget: ShownBudget) -> str:
     return " ".join(f"{part}={value}" for part, value in parts.items() if value) or "all calls"
 
 
-def _whole(budget: ShownBudget) -> str:
+def _total(budget: ShownBudget) -> str:
     return f"{budget.limit_usd} + {budget.credit_usd}" if Decimal(budget.credit_usd) else budget.limit_usd
 
 
 def _exhausted(budget: ShownBudget) -> str:
-    """By when, if that is before it resets: nobody has to worry about what comes after."""
+    """The forecast, if it is before the budget resets; a later one is irrelevant."""
     at, resets_at = budget.exhausted_at, budget.resets_at
     if at is None:
-        return "nothing burns"
+        return "no spending"
     if resets_at is not None and at >= resets_at:
         return "not before it resets"
     return "now" if Decimal(budget.left_usd) <= 0 else f"{at:%Y-%m-%d %H:%M}"
 
 
-def _print_one(told: dict[str, Any]) -> None:
-    budget = told["budget"]
+def _print_one(details: dict[str, Any]) -> None:
+    budget = details["budget"]
     width = max(map(len, budget))
     for name, value in budget.items():
         click.echo(f"{name:<{width}}  {'-' if value in ('', None) else value}")
-    for title, rows in (("Periods", told["periods"]), ("Top-ups", told["top_ups"])):
+    for title, rows in (("Periods", details["periods"]), ("Top-ups", details["top_ups"])):
         if rows:
             click.echo(f"\n{title}")
-            _print_table(rows, {"spent_usd", "amount_usd"})
-
-
-def _print_table(rows: list[dict[str, Any]], amounts: set[str]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, pad_edge=False)
-    for column in rows[0]:
-        table.add_column(column, overflow="fold", justify="right" if column in amounts else "left")
-    for row in rows:
-        table.add_row(*(Text(str(value or "-")) for value in row.values()))
-    # A pipe has no width: a wide one keeps each budget on one line.
-    Console(width=None if sys.stdout.isatty() else 240).print(table)
+            print_rows(rows, {"spent_usd", "amount_usd"})

@@ -11,11 +11,12 @@ from urllib.parse import urlsplit
 
 import click
 
+from mcpmeter.cli._options import config_option, json_option
 from mcpmeter.errors import ConfigInvalid, LedgerNotUsable, MissingDependency
 
 if TYPE_CHECKING:
     from mcpmeter.config import Settings
-    from mcpmeter.config.settings import RouteSettings
+    from mcpmeter.config.relay import RouteSettings
     from mcpmeter.ledger.location import Location
     from mcpmeter.live_check import CheckResult
     from mcpmeter.routing.routes import Upstream
@@ -24,18 +25,13 @@ COLUMN: Final = 14
 
 
 @click.command()
-@click.option(
-    "--config",
-    "config_path",
-    type=click.Path(path_type=Path),
-    help="The file; else $MCPMETER_CONFIG or ./mcpmeter.yaml.",
-)
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object; with --live, one line each check.")
-@click.option("--live", is_flag=True, help="Check what is running too: the deployment checklist.")
-@click.option("--service", metavar="URL", help="With --live: where it runs; as the configuration says, unless given.")
+@config_option
+@json_option("Print one JSON object; with --live, one per check and line.")
+@click.option("--live", is_flag=True, help="Also check the running deployment.")
+@click.option("--service", metavar="URL", help="With --live: the running service. Default: as configured.")
 @click.option("--prometheus", metavar="URL", default="", help="With --live: the Prometheus that scrapes it.")
-@click.option("--alertmanager", metavar="URL", default="", help="With --live: the Alertmanager; it gets a test alert.")
-@click.option("--grafana", metavar="URL", default="", help="With --live: Grafana; its token is $GRAFANA_TOKEN.")
+@click.option("--alertmanager", metavar="URL", default="", help="With --live: the Alertmanager; receives a test alert.")
+@click.option("--grafana", metavar="URL", default="", help="With --live: Grafana; its token is in $GRAFANA_TOKEN.")
 def command(
     *,
     config_path: Path | None,
@@ -46,13 +42,13 @@ def command(
     alertmanager: str,
     grafana: str,
 ) -> int:
-    """Validate the configuration and print what would run; no key is ever printed.
+    """Validate the configuration and print what would run. Keys are never printed.
 
-    With --live go through the deployment checklist: ledger, service, metrics, clock, providers and their keys,
-    Prometheus and its rules, a test alert through Alertmanager, dashboards. A line each, and what to do.
+    With --live also check the deployment: ledger, service, metrics, clock, providers and their keys, Prometheus and its
+    rules, a test alert through Alertmanager, dashboards. Each check prints one line and, if it fails, what to do.
 
     \b
-    Exit code 0: it would run, or runs as it should; 1: it would not, or a check failed.
+    Exit code 0: the configuration is valid and every check passed; 1: it is not, or a check failed.
     Example:
       mcpmeter check --config mcpmeter.yaml
       mcpmeter check --json | jq .problems
@@ -61,7 +57,7 @@ def command(
     from mcpmeter.config import find_file, load
 
     if not live and (service or prometheus or alertmanager or grafana):
-        raise click.UsageError("--service, --prometheus, --alertmanager and --grafana go with --live.")
+        raise click.UsageError("--service, --prometheus, --alertmanager and --grafana need --live.")
     if live:
         parts = {"prometheus": prometheus, "alertmanager": alertmanager, "grafana": grafana}
         return _check_live(load(find_file(config_path, os.environ), os.environ), service, parts, as_json=as_json)
@@ -82,37 +78,37 @@ def _check_live(settings: Settings, service: str | None, parts: dict[str, str], 
 
     from mcpmeter.live_check import Addresses, check_live
 
-    base = (service or _reachable(settings.server.host, settings.server.port)).rstrip("/")
-    own = settings.metrics
-    metrics = base if own.port is None else _reachable(own.host or "127.0.0.1", own.port)
-    given = {name: url.rstrip("/") for name, url in parts.items()}
+    base = (service or _local_url(settings.server.host, settings.server.port)).rstrip("/")
+    listener = settings.metrics
+    metrics = base if listener.port is None else _local_url(listener.host or "127.0.0.1", listener.port)
+    others = {name: url.rstrip("/") for name, url in parts.items()}
     token = os.environ.get("GRAFANA_TOKEN", "")
-    addresses = Addresses(service=base, metrics=metrics, grafana_token=token, **given)
+    addresses = Addresses(service=base, metrics=metrics, grafana_token=token, **others)
 
     async def run() -> bool:
         failed = False
         click.echo(f"{'ok':<12} configuration: {settings.source} is valid" if not as_json else "", nl=not as_json)
-        async for finding in check_live(settings, addresses):
-            failed = failed or finding.state == "failed"
-            _print_finding(finding, as_json)
+        async for result in check_live(settings, addresses):
+            failed = failed or result.state == "failed"
+            _print_result(result, as_json)
         return failed
 
     return 1 if asyncio.run(run()) else 0
 
 
-def _print_finding(finding: CheckResult, as_json: bool) -> None:
+def _print_result(result: CheckResult, as_json: bool) -> None:
     import msgspec
 
     if as_json:
-        click.echo(msgspec.json.encode(finding).decode())
+        click.echo(msgspec.json.encode(result).decode())
         return
-    click.echo(f"{finding.state:<12} {finding.check}: {finding.says}")
-    if finding.todo:
-        click.echo(f"{'':<12} -> {finding.todo}")
+    click.echo(f"{result.state:<12} {result.check}: {result.says}")
+    if result.todo:
+        click.echo(f"{'':<12} -> {result.todo}")
 
 
-def _reachable(host: str, port: int) -> str:
-    """Where a listener on every address is reached from this machine."""
+def _local_url(host: str, port: int) -> str:
+    """The listener's URL from this machine, also if it listens on every address."""
     every = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "[::]": "[::1]"}  # noqa: S104 (compared, not bound)
     return _address(every.get(host, host), port)
 
@@ -147,13 +143,13 @@ def _provider(upstream: Upstream) -> dict[str, Any]:
     return {
         "name": upstream.name,
         "base_url": upstream.provider.base_url,
-        "key": _how_many_keys(upstream),
+        "key": _key_count(upstream),
         "models": [*upstream.models, *upstream.provider.models],
         "prices": _priced_by(upstream),
     }
 
 
-def _how_many_keys(upstream: Upstream) -> str:
+def _key_count(upstream: Upstream) -> str:
     if not upstream.api_key:
         return "none"
     count = len(upstream.credentials)
@@ -185,41 +181,41 @@ def _address(host: str, port: int) -> str:
 
 
 def _metrics_address(settings: Settings) -> str:
-    own = settings.metrics
-    if own.port is None:
+    listener = settings.metrics
+    if listener.port is None:
         return f"{_address(settings.server.host, settings.server.port)}/metrics"
-    return f"{_address(own.host or '127.0.0.1', own.port)}/metrics"
+    return f"{_address(listener.host or '127.0.0.1', listener.port)}/metrics"
 
 
 def _ledger(settings: Settings) -> tuple[dict[str, Any], list[dict[str, str]], list[str]]:
-    """The ledger; the keys of the configuration and of it, by name; and what is wrong with it."""
+    """The ledger, the keys of configuration and ledger, and the problems with the ledger."""
     from mcpmeter.ledger.queries.reader import has_tables
 
-    place = settings.ledger.location
+    location = settings.ledger.location
     keys = [{"name": key.name, "team": key.team, "from": "configuration"} for key in settings.keys]
-    problems = list(_not_writable(place)) if isinstance(place, Path) else []
-    exists = False
+    problems = list(_write_problems(location)) if isinstance(location, Path) else []
+    is_ledger = False
     try:
-        exists = has_tables(place)
-        keys += _kept_keys(place) if exists else []
+        is_ledger = has_tables(location)
+        keys += _ledger_keys(location) if is_ledger else []
     except (LedgerNotUsable, MissingDependency) as fault:
         problems.insert(0, str(fault))
-    found = exists or (isinstance(place, Path) and place.exists())
-    return {"path": str(place), "exists": found, "writable": not problems}, keys, problems
+    exists = is_ledger or (isinstance(location, Path) and location.exists())
+    return {"path": str(location), "exists": exists, "writable": not problems}, keys, problems
 
 
-def _kept_keys(place: Location) -> list[dict[str, str]]:
+def _ledger_keys(location: Location) -> list[dict[str, str]]:
     from mcpmeter.ledger.queries.keys import list_keys
 
-    kept = [key for key in list_keys(place) if key.revoked_at_ns is None]
-    return [{"name": key.name, "team": key.team, "from": "ledger"} for key in kept]
+    keys = [key for key in list_keys(location) if key.revoked_at_ns is None]
+    return [{"name": key.name, "team": key.team, "from": "ledger"} for key in keys]
 
 
-def _not_writable(ledger: Path) -> Iterator[str]:
-    """Looks without touching: `check` must leave no file behind."""
-    hint = "Give this user the right to write there, or name another file: 'ledger.path'."
+def _write_problems(ledger: Path) -> Iterator[str]:
+    """Inspects permissions only: `check` must leave no file behind."""
+    hint = "Grant this user write permission, or set 'ledger.path' to another file."
     if ledger.is_dir():
-        yield f"The ledger {ledger} is a folder. Name a file in it: 'ledger.path'."
+        yield f"The ledger {ledger} is a folder. Set 'ledger.path' to a file in it."
     elif ledger.exists() and not os.access(ledger, os.R_OK | os.W_OK):
         yield f"The ledger {ledger} cannot be written. {hint}"
     else:
@@ -242,18 +238,20 @@ def _warnings(settings: Settings, upstreams: tuple[Upstream, ...]) -> Iterator[s
 
     model = settings.relay.default_model
     plan = settings.routing(upstreams).plan(model)
-    taken = plan.first
-    if len(plan.routes) == 1 and taken.model == model and not taken.upstream.serves(model):
-        asked = taken.upstream.name
-        yield f"No provider names the default model '{model}'; '{asked}' would be asked. Set relay.default_model."
+    first = plan.first
+    if len(plan.routes) == 1 and first.model == model and not first.upstream.serves(model):
+        yield (
+            f"No provider lists the default model '{model}'; its calls would be sent to '{first.upstream.name}'. "
+            "Set relay.default_model."
+        )
     if settings.ledger.synchronous == "normal":
-        yield "'ledger.synchronous' is 'normal': a power loss takes the rows of its last moments. See docs/ledger.md."
+        yield "'ledger.synchronous' is 'normal': a power loss loses the last moments' rows. See docs/ledger.md."
     for upstream in upstreams:
         address = urlsplit(upstream.provider.base_url)
         if address.scheme == "http" and upstream.api_key and not is_loopback(address.hostname or ""):
             yield f"The key of '{upstream.name}' would cross the network in clear text. Use an https:// base_url."
         if not _priced_by(upstream):
-            yield f"'{upstream.name}' has no prices, so its calls count as unpriced. Give it a price_list."
+            yield f"'{upstream.name}' has no prices, so its calls count as unpriced. Set its price_list."
 
 
 def _print_plan(plan: dict[str, Any]) -> None:
@@ -264,7 +262,7 @@ def _print_plan(plan: dict[str, Any]) -> None:
     for problem in plan["problems"]:
         click.echo(f"mcpmeter: {problem}", err=True)
     if plan["ok"]:
-        click.echo("It would run. Start it: mcpmeter serve")
+        click.echo("The configuration is valid. Start it: mcpmeter serve")
 
 
 def _print_parts(plan: dict[str, Any]) -> None:
@@ -276,17 +274,17 @@ def _print_parts(plan: dict[str, Any]) -> None:
             "" if index else "Providers",
             f"{index + 1}. {provider['name']}  {provider['base_url']}  key: {provider['key']}",
         )
-        _line("", f"   models: {', '.join(provider['models']) or 'those that no other serves'}")
+        _line("", f"   models: {', '.join(provider['models']) or 'those that no other provider lists'}")
         _line("", f"   prices: {', '.join(provider['prices']) or 'none'}")
     for index, route in enumerate(plan["routes"]):
-        places = f"{' then ' if route['mode'] == 'ordered' else ' or '}".join(route["upstreams"])
-        _line("" if index else "Routes", f"{', '.join(route['models'])}: {places}")
+        upstreams = f"{' then ' if route['mode'] == 'ordered' else ' or '}".join(route["upstreams"])
+        _line("" if index else "Routes", f"{', '.join(route['models'])}: {upstreams}")
     for index, (alias, target) in enumerate(plan["aliases"].items()):
         _line("" if index else "Aliases", f"{alias}: {target}")
     _line("Default", f"model {plan['default_model']}, provider {plan['default_provider']}")
     _line("Teams", ", ".join(plan["teams"]) or "any")
     keys = ", ".join(f"{key['name']} ({key['team']}, {key['from']})" for key in plan["keys"])
-    _line("Keys", keys or "none: whoever reaches it may call")
+    _line("Keys", keys or "none: every client that can connect may call")
     _line("Ledger", f"{plan['ledger']['path']} ({'writable' if plan['ledger']['writable'] else 'NOT writable'})")
     _line("Price lists", ", ".join(plan["price_lists"]))
 

@@ -1,4 +1,4 @@
-"""`mcpmeter cost`: what tokens cost, before they are spent."""
+"""`mcpmeter cost`: compares and estimates costs from the price lists."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
+from mcpmeter.cli._options import check_currency, currency_options, json_option
 from mcpmeter.cli.models import DEFAULT_PROVIDER, price_book
 from mcpmeter.errors import SetupError
 
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 MAX_TOKENS: Final = 10**15
 _COUNT: Final = re.compile(r"(?P<number>[0-9]+(?:_[0-9]+)*(?:\.[0-9]+)?)(?P<unit>[kmb]?)", re.IGNORECASE | re.ASCII)
 _UNITS: Final = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
-_RATE: Final = re.compile(r"[0-9]{1,9}(?:\.[0-9]{1,9})?", re.ASCII)
 _CENT: Final = Decimal("0.01")
 
 
@@ -32,18 +32,9 @@ def token_count(_ctx: click.Context, _param: click.Parameter, value: str) -> int
     return int(tokens)
 
 
-def exchange_rate(_ctx: click.Context, _param: click.Parameter, value: str | None) -> Decimal | None:
-    """A positive decimal number: `7.1`. Raises click.BadParameter."""
-    if value is None:
-        return None
-    if not _RATE.fullmatch(value) or not Decimal(value):
-        raise click.BadParameter(f"{value[:40]!r} is no exchange rate. Write for example 7.1.")
-    return Decimal(value)
-
-
 @click.group("cost")
 def command() -> None:
-    """Compare and estimate costs from the price lists; nothing is called, nothing is spent.
+    """Compare and estimate costs from the price lists. No call is made.
 
     \b
     Example:
@@ -58,33 +49,24 @@ def command() -> None:
     callback=token_count,
     metavar="COUNT",
     required=True,
-    help="How many, for example 10M, 250k or 1_000_000.",
+    help="Number of tokens, for example 10M, 250k or 1_000_000.",
 )
-@click.option("--provider", default=DEFAULT_PROVIDER, show_default=True, help="Whose prices.")
-@click.option("--currency", metavar="CODE", help="Show amounts in this currency too, for example CNY. Needs --rate.")
-@click.option(
-    "--rate",
-    callback=exchange_rate,
-    metavar="NUMBER",
-    help="How many units of --currency one US dollar is, for example 7.1.",
-)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON; amounts are strings.")
+@click.option("--provider", default=DEFAULT_PROVIDER, show_default=True, help="The provider with these prices.")
+@currency_options
+@json_option("Print one JSON object; amounts are strings.")
 def compare(tokens: int, provider: str, currency: str | None, rate: Decimal | None, as_json: bool) -> None:
-    """Compare what the same number of tokens costs with each model, by its blended price.
+    """Compare the cost of the same number of tokens for each model, at its blended price.
 
     \b
     Example:
       mcpmeter cost compare --tokens 10M
       mcpmeter cost compare --tokens 10M --currency CNY --rate 7.1
     """
-    if (currency is None) != (rate is None):
-        raise click.UsageError("--currency and --rate go together, for example: --currency CNY --rate 7.1")
-    if currency is not None and not re.fullmatch(r"[A-Z]{3}", currency):
-        raise click.UsageError("--currency takes a code of three capital letters, for example CNY.")
+    check_currency(currency, rate)
     rows = _comparison(price_book(provider).models(provider), tokens, rate)
     if not rows:
         raise SetupError(
-            f"The prices of '{provider}' have no blended figure to compare by.",
+            f"The prices of '{provider}' have no blended price to compare by.",
             hint="Use prompt and completion prices: mcpmeter cost estimate --help.",
         )
     if as_json:
@@ -94,19 +76,19 @@ def compare(tokens: int, provider: str, currency: str | None, rate: Decimal | No
 
 
 @command.command("estimate")
-@click.option("--model", required=True, help="As the provider names it, for example gpt-4.1.")
+@click.option("--model", required=True, help="The provider's name of the model, for example gpt-4.1.")
 @click.option("--prompt-tokens", callback=token_count, metavar="COUNT", required=True, help="For example 1200 or 250k.")
 @click.option("--completion-tokens", callback=token_count, metavar="COUNT", required=True, help="For example 400.")
-@click.option("--provider", default=DEFAULT_PROVIDER, show_default=True, help="Whose prices.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON; amounts are strings.")
+@click.option("--provider", default=DEFAULT_PROVIDER, show_default=True, help="The provider with these prices.")
+@json_option("Print one JSON object; amounts are strings.")
 def estimate(model: str, prompt_tokens: int, completion_tokens: int, provider: str, as_json: bool) -> None:
-    """Estimate one call from the prompt and completion prices of today.
+    """Estimate one call at today's prompt and completion prices.
 
     \b
     Example:
       mcpmeter cost estimate --model gpt-4.1 --prompt-tokens 1200 --completion-tokens 400
     """
-    from mcpmeter.pricing import format_usd, nanousd_to_usd, plain_usd
+    from mcpmeter.money import format_usd, usd_text
     from mcpmeter.records import Usage
 
     book = price_book(provider)
@@ -116,18 +98,18 @@ def estimate(model: str, prompt_tokens: int, completion_tokens: int, provider: s
         nearest = ", ".join(book.nearest(provider, model)) or "none"
         raise SetupError(
             f"no price for {model[:80]!r} at '{provider}'; nearest: {nearest}.",
-            hint=f"All there are: mcpmeter models --provider {provider}",
+            hint=f"List all: mcpmeter models --provider {provider}",
         )
     if as_json:
-        found = {
+        details = {
             "provider": provider,
             "model": model,
             "prompt_tokens": prompt_tokens,
             "completion_tokens": completion_tokens,
-            "cost_usd": plain_usd(nanousd_to_usd(charge.nanousd)),
+            "cost_usd": usd_text(charge.nanousd),
             "price_list": charge.price_list,
         }
-        click.echo(json.dumps(found, indent=2))
+        click.echo(json.dumps(details, indent=2))
     else:
         click.echo(
             f"{format_usd(charge.nanousd)} for {prompt_tokens:,} prompt and {completion_tokens:,} completion tokens"
@@ -136,19 +118,19 @@ def estimate(model: str, prompt_tokens: int, completion_tokens: int, provider: s
 
 
 def _comparison(prices: list[ModelPrice], tokens: int, rate: Decimal | None) -> list[dict[str, str | None]]:
-    """A row a model, cheapest first; the saving is against the dearest, in whole per cent."""
-    from mcpmeter.pricing import plain_usd
+    """One row per model, cheapest first, with the saving against the most expensive one in whole per cent."""
+    from mcpmeter.money import plain_usd
 
     priced = [(usd * tokens / 10**6, price) for price in prices if (usd := price.blended_usd_per_mtok) is not None]
     priced.sort(key=lambda pair: (pair[0], pair[1].id))
-    dearest = priced[-1][0] if priced else Decimal(0)
+    highest = priced[-1][0] if priced else Decimal(0)
     return [
         {
             "id": price.id,
             "blended_usd_per_1m_tokens": f"{price.blended_usd_per_mtok:f}",
             "cost_usd": plain_usd(cost),
             "cost_in_currency": None if rate is None else plain_usd(cost * rate),
-            "saving_percent": f"{_whole(100 - 100 * cost / dearest) if dearest else 0}",
+            "saving_percent": f"{_whole(100 - 100 * cost / highest) if highest else 0}",
             "recommended_for": price.recommended_for,
         }
         for cost, price in priced
@@ -172,7 +154,7 @@ def _print_comparison(rows: list[dict[str, str | None]], tokens: int, currency: 
 
 
 def _cell(amount: str) -> str:
-    """Cents, but all decimals of less than one: a small amount is not nothing."""
+    """Cents from one dollar up, every decimal below, so that small amounts do not show as zero."""
     return f"{Decimal(amount).quantize(_CENT, rounding=ROUND_HALF_EVEN):,}" if Decimal(amount) >= 1 else amount
 
 

@@ -1,4 +1,4 @@
-"""`mcpmeter demo`: see it work, with no key, no network and nothing else installed."""
+"""`mcpmeter demo`: the service with a simulated provider; needs no key, network or other program."""
 
 from __future__ import annotations
 
@@ -17,27 +17,29 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="0 takes a free one.")
+@click.option(
+    "--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="Port; 0 picks a free one."
+)
 @click.option(
     "--stack",
     is_flag=True,
-    help="Start a real Prometheus, and Alertmanager if it is installed, with our rules, thirty times as fast.",
+    help="Also start Prometheus, and Alertmanager if it is installed, with our rules sped up thirty times.",
 )
 @click.option(
     "--calls-per-second",
     default=4.0,
     show_default=True,
     type=click.FloatRange(0.1, 50),
-    help="How much traffic the demo makes.",
+    help="Rate of the generated traffic.",
 )
 @click.option("--seed", default=1, show_default=True, help="The same seed gives the same traffic.")
 @click.option(
     "--folder",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Keep the ledger here instead of throwing it away.",
+    help="Keep the ledger in this folder. Default: a temporary one.",
 )
 def command(*, host: str, port: int, stack: bool, calls_per_second: float, seed: int, folder: Path | None) -> None:
-    """Run the service on a built-in provider that costs nothing, with a little traffic of three teams.
+    """Run the service with a simulated provider that costs nothing and generated traffic of three teams.
 
     \b
     Example:
@@ -53,11 +55,11 @@ def command(*, host: str, port: int, stack: bool, calls_per_second: float, seed:
     with tempfile.TemporaryDirectory(prefix="mcpmeter-demo-") as temporary:
         options = DemoOptions(host, port, folder or Path(temporary), stack, calls_per_second, seed)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            counts = runner.run(run_demo(options, _say, _page))
-    click.echo(f"\nStopped. {counts.sent} calls were made, {counts.ok} of them answered in full.")
+            counts = runner.run(run_demo(options, _print_addresses, _print_notice))
+    click.echo(f"\nStopped. {counts.sent} calls were made, {counts.ok} of them completed.")
 
 
-def _say(demo: DemoStarted) -> None:
+def _print_addresses(demo: DemoStarted) -> None:
     key = f" -H 'Authorization: Bearer {demo.key}'" if demo.key_needed else ""
     click.echo("mcpmeter demo: a metered relay on a simulated provider, with traffic of three teams.\n")
     click.echo(f"  Metrics      {demo.address}/metrics")
@@ -76,13 +78,13 @@ def _say(demo: DemoStarted) -> None:
         """    -d '{"model": "gpt-4.1", "messages": [{"role": "user", "content": "Hello"}]}'\n"""
         f"""  curl -s {demo.address}/metrics | grep '^mcp_cost_usd_total'\n"""
     )
-    click.echo("Ctrl-C ends it.")
+    click.echo("Stop it with Ctrl-C.")
 
 
-def _page(receiver: str, notice: Notice) -> None:
-    """What Alertmanager would have told somebody. Watchdog only proves that the way is open."""
+def _print_notice(receiver: str, notice: Notice) -> None:
+    """Prints what Alertmanager sends. Watchdog only proves that notifications arrive."""
     if notice.labels.get("alertname") == "Watchdog":
         return
-    what = "over" if notice.status == "resolved" else "ALERT"
+    state = "over" if notice.status == "resolved" else "ALERT"
     name, summary = notice.labels.get("alertname", ""), notice.annotations.get("summary", "")
-    click.echo(f"{what:<6} {name} ({receiver}): {notice.annotations.get('description') or summary}")
+    click.echo(f"{state:<6} {name} ({receiver}): {notice.annotations.get('description') or summary}")

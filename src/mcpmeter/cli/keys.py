@@ -1,10 +1,9 @@
-"""`mcpmeter keys`: create, list, rotate and revoke callers' keys, while a service runs on the same ledger or not."""
+"""`mcpmeter keys`: create, list, rotate and revoke callers' keys. A service may run on the same ledger."""
 
 from __future__ import annotations
 
 import json
 import re
-import sys
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,7 +12,8 @@ from typing import TYPE_CHECKING
 import click
 
 from mcpmeter.access.key_view import instant, shown
-from mcpmeter.cli._ledger import config_option, ledger_at, ledger_option
+from mcpmeter.cli._options import config_option, json_option, ledger_at, ledger_option
+from mcpmeter.cli._tables import print_rows
 from mcpmeter.errors import SetupError
 from mcpmeter.pricing.rates import unix_ns
 from mcpmeter.records import Key, Role
@@ -22,16 +22,16 @@ if TYPE_CHECKING:
     from mcpmeter.ledger.location import Location
 
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
-_TAKEN_UP = "A service that runs on this ledger takes it up within seconds."
+_APPLIED = "A service on this ledger applies it within seconds."
 
 
 class Lifetime(click.ParamType[int]):
-    """A length from now on (`90d`), a date or an instant: Unix nanoseconds, UTC."""
+    """A duration from now (`90d`), a date or an instant. Converted to Unix nanoseconds."""
 
     name = "when"
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Called by click with what was typed."""
+        """Called by click with the option's text."""
         if isinstance(value, int):
             return value
         if found := re.fullmatch(r"([0-9]{1,6})([smhdw])", str(value)):
@@ -39,13 +39,13 @@ class Lifetime(click.ParamType[int]):
         try:
             when = datetime.fromisoformat(str(value))
         except ValueError:
-            self.fail(f"{value!a} is neither a length (90d, 12h), a date, nor an instant (RFC 3339).", param, ctx)
+            self.fail(f"{value!a} is neither a duration (90d, 12h), a date, nor an instant (RFC 3339).", param, ctx)
         return unix_ns(when if when.tzinfo else when.replace(tzinfo=UTC))
 
 
 @click.group(name="keys")
 def command() -> None:
-    """Create, list, rotate and revoke the keys by which callers are known.
+    """Create, list, rotate and revoke the keys that identify callers.
 
     \b
     Example:
@@ -57,23 +57,23 @@ def command() -> None:
 
 
 @command.command()
-@click.option("--name", required=True, help="What the key is for.")
-@click.option("--team", required=True, help="Who pays: the team on every row and counter.")
+@click.option("--name", required=True, help="The key's name in lists and logs.")
+@click.option("--team", required=True, help="The team that its calls are charged to.")
 @click.option("--project", default="", help="The team's project that its calls are for.")
 @click.option(
     "--role",
     type=click.Choice(["caller", "admin"]),
     default="caller",
     show_default=True,
-    help="An admin also sees and does all of the management API.",
+    help="An admin may also use the whole management API.",
 )
-@click.option("--model", "models", multiple=True, help="A model it may call, name or glob; several times for more.")
-@click.option("--requests-per-minute", type=click.IntRange(min=1), help="Most calls in a minute of the clock.")
-@click.option("--tokens-per-minute", type=click.IntRange(min=1), help="Most tokens in a minute, prompts and answers.")
-@click.option("--expires", type=Lifetime(), help="When it ends: 90d, 12h, a date, or an instant (RFC 3339).")
+@click.option("--model", "models", multiple=True, help="A model it may call, name or glob; repeatable. Default: all.")
+@click.option("--requests-per-minute", type=click.IntRange(min=1), help="Maximum calls per clock minute.")
+@click.option("--tokens-per-minute", type=click.IntRange(min=1), help="Maximum tokens per clock minute, of both kinds.")
+@click.option("--expires", type=Lifetime(), help="When it expires: 90d, 12h, a date, or an instant (RFC 3339).")
 @config_option
 @ledger_option
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@json_option()
 def create(
     *,
     name: str,
@@ -88,9 +88,9 @@ def create(
     ledger: Location | None,
     as_json: bool,
 ) -> None:
-    """Create a key and show it once; the ledger keeps only its SHA-256.
+    """Create a key and print it once; the ledger stores only its SHA-256.
 
-    The key alone goes to standard output, all else to standard error.
+    Standard output contains only the key; everything else is printed to standard error.
 
     \b
     Example:
@@ -118,15 +118,15 @@ def _show_secret(secret: str, key: Key, as_json: bool, done: str) -> None:
         click.echo(json.dumps({"key": secret, **shown(key)}))
         return
     click.echo(secret)
-    click.echo(f"{done} The key is shown only now. {_TAKEN_UP}", err=True)
+    click.echo(f"{done} The key is shown only once. {_APPLIED}", err=True)
 
 
 @command.command("list")
 @config_option
 @ledger_option
-@click.option("--json", "as_json", is_flag=True, help="Print a JSON array.")
+@json_option("Print a JSON array.")
 def list_(config_path: Path | None, ledger: Location | None, as_json: bool) -> None:
-    """List all keys, revoked ones too. A key itself is never shown again.
+    """List all keys, including revoked ones. The secrets are not shown again.
 
     \b
     Example:
@@ -138,16 +138,17 @@ def list_(config_path: Path | None, ledger: Location | None, as_json: bool) -> N
     if as_json:
         click.echo(json.dumps(keys, indent=2))
     elif keys:
-        _print_table(keys)
+        filled = [name for name in keys[0] if any(key[name] for key in keys)]
+        print_rows([{name: key[name] for name in filled} for key in keys])
     else:
-        click.echo("There are no keys. Make one: mcpmeter keys create --name N --team T", err=True)
+        click.echo("There are no keys. Create one: mcpmeter keys create --name N --team T", err=True)
 
 
 @command.command()
 @click.argument("key_id", metavar="ID")
 @config_option
 @ledger_option
-@click.option("--json", "as_json", is_flag=True, help="Print the key's record as a JSON object.")
+@json_option("Print the key's record as a JSON object.")
 def revoke(key_id: str, config_path: Path | None, ledger: Location | None, as_json: bool) -> None:
     """Revoke the key with this ID. Its calls stay in the ledger.
 
@@ -157,14 +158,14 @@ def revoke(key_id: str, config_path: Path | None, ledger: Location | None, as_js
     """
     from mcpmeter.ledger.queries.keys import revoke_key
 
-    place = ledger_at(ledger, config_path)
-    key = revoke_key(place, key_id, time.time_ns())
+    location = ledger_at(ledger, config_path)
+    key = revoke_key(location, key_id, time.time_ns())
     if key is None:
-        raise _no_such_key(place, key_id)
+        raise _no_such_key(location, key_id)
     if as_json:
         click.echo(json.dumps(shown(key)))
     else:
-        click.echo(f"Revoked {key.id} ({key.name}, team {key.team}). {_TAKEN_UP}")
+        click.echo(f"Revoked {key.id} ({key.name}, team {key.team}). {_APPLIED}")
 
 
 @command.command()
@@ -174,13 +175,13 @@ def revoke(key_id: str, config_path: Path | None, ledger: Location | None, as_js
     type=Lifetime(),
     default="0s",
     show_default=True,
-    help="How long the secret before stays good beside the new one: 24h, 7d.",
+    help="How long the previous secret stays valid: 24h, 7d.",
 )
 @config_option
 @ledger_option
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@json_option()
 def rotate(key_id: str, grace: int, config_path: Path | None, ledger: Location | None, as_json: bool) -> None:
-    """Give the key with this ID a new secret, shown once. Its name, team, limits and calls stay.
+    """Give the key with this ID a new secret, printed once. Its name, team, limits and calls stay.
 
     \b
     Example:
@@ -192,40 +193,20 @@ def rotate(key_id: str, grace: int, config_path: Path | None, ledger: Location |
     now_ns = time.time_ns()
     secrets: list[str] = []
 
-    def turn(key: Key) -> Key:
-        secret, turned = rotated(key, now_ns, max(grace - now_ns, 0))
+    def with_new_secret(key: Key) -> Key:
+        secret, new = rotated(key, now_ns, max(grace - now_ns, 0))
         secrets.append(secret)
-        return turned
+        return new
 
-    place = ledger_at(ledger, config_path)
-    key = rotate_key(place, key_id, turn)
+    location = ledger_at(ledger, config_path)
+    key = rotate_key(location, key_id, with_new_secret)
     if key is None:
-        raise _no_such_key(place, key_id)
-    until = f" The one before is good until {instant(key.previous_until_ns)}." if key.previous_until_ns else ""
+        raise _no_such_key(location, key_id)
+    until = f" The previous one is valid until {instant(key.previous_until_ns)}." if key.previous_until_ns else ""
     _show_secret(secrets[-1], key, as_json, f"Rotated {key.id} ({key.name}, team {key.team}).{until}")
 
 
-def _no_such_key(place: Location, key_id: str) -> SetupError:
+def _no_such_key(ledger: Location, key_id: str) -> SetupError:
     return SetupError(
-        f"The ledger {place} has no key with the ID {key_id!a}.", hint="Run: mcpmeter keys list (IDs begin with key_)"
+        f"The ledger {ledger} has no key with the ID {key_id!a}.", hint="Run: mcpmeter keys list (IDs begin with key_)"
     )
-
-
-def _print_table(keys: list[dict[str, object]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    # A column that no key fills would only take the place of the others.
-    columns = [name for name in keys[0] if any(key[name] for key in keys)]
-    table = Table(box=None, pad_edge=False)
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    for key in keys:
-        table.add_row(*(Text(_cell(key[name])) for name in columns))
-    # A pipe has no width: a wide one keeps each key on one line.
-    Console(width=None if sys.stdout.isatty() else 240).print(table)
-
-
-def _cell(value: object) -> str:
-    return ", ".join(value) if isinstance(value, list | tuple) else str(value or "-")

@@ -1,4 +1,4 @@
-"""`mcpmeter ledger`: look after the ledger: verify, export, prune, back up, recover."""
+"""`mcpmeter ledger`: maintenance of the ledger: verify, export, prune, back up, recover."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mcpmeter.cli._ledger import config_option, ledger_at, ledger_option, unix_ns
+from mcpmeter.cli._options import config_option, json_option, ledger_at, ledger_option, unix_ns
 from mcpmeter.errors import LedgerNotUsable
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ _NEW_FILE = click.Path(path_type=Path, dir_okay=False)
 
 @click.group(name="ledger")
 def command() -> None:
-    """Look after the ledger. All but recover work while a service writes to it.
+    """Maintain the ledger. Every command but recover may run while a service writes to it.
 
     \b
     Example:
@@ -36,9 +36,9 @@ def command() -> None:
 @command.command()
 @config_option
 @ledger_option
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@json_option()
 def verify(config_path: Path | None, ledger: Location | None, as_json: bool) -> int:
-    """Check the file, every row, the sums by every grouping and the balances; exit 1 with what is wrong.
+    """Check the file, every row, the sums by every grouping and the balances. Exit code 1: a fault was found.
 
     \b
     Example:
@@ -46,20 +46,20 @@ def verify(config_path: Path | None, ledger: Location | None, as_json: bool) -> 
     """
     import msgspec
 
-    from mcpmeter.cli.report import usd
-    from mcpmeter.ledger.maintenance import verify as verifying
+    from mcpmeter.ledger.maintenance import verify
+    from mcpmeter.money import usd_text
 
-    path = ledger_at(ledger, config_path)
-    verdict = verifying.verify(path)
+    location = ledger_at(ledger, config_path)
+    verdict = verify.verify(location)
     if as_json:
         click.echo(json.dumps(msgspec.to_builtins(verdict), indent=2))
     else:
         for fault in verdict.wrong:
             click.echo(fault)
         click.echo(
-            f"{path}: {verdict.calls} settled calls (of them {verdict.pruned_calls} kept as sums), "
-            f"{verdict.open_calls} open, {verdict.balances} balances, ${usd(verdict.cost_nanousd)}. "
-            + (f"{len(verdict.wrong)} things are wrong." if verdict.wrong else "All of it is consistent."),
+            f"{location}: {verdict.calls} settled calls ({verdict.pruned_calls} of them kept as sums), "
+            f"{verdict.open_calls} open, {verdict.balances} balances, ${usd_text(verdict.cost_nanousd)}. "
+            + (f"{len(verdict.wrong)} faults." if verdict.wrong else "The ledger is consistent."),
             err=True,
         )
     return 1 if verdict.wrong else 0
@@ -70,29 +70,29 @@ def verify(config_path: Path | None, ledger: Location | None, as_json: bool) -> 
 @config_option
 @ledger_option
 def backup(file: Path, config_path: Path | None, ledger: Location | None) -> None:
-    """Copy the ledger into a new FILE, while a service writes to it or not, and check the copy.
+    """Copy the ledger into a new FILE and check the copy. A service may keep writing to the ledger.
 
-    To restore it, stop the service and put the copy in the ledger's place, without the -wal and -shm beside that. What
-    backs up a ledger on PostgreSQL is pg_dump.
+    To restore it, stop the service, replace the ledger's file with the copy and delete its -wal and -shm files. For a
+    ledger on PostgreSQL use pg_dump.
 
     \b
     Example:
       mcpmeter ledger backup /backups/ledger-$(date +%F).db
     """
-    from mcpmeter.ledger.maintenance import backup as backing_up
+    from mcpmeter.ledger.maintenance import backup
 
-    size = backing_up.backup(_file_of(ledger, config_path), file)
-    click.echo(f"{file}: {size:,} bytes, whole, readable by its owner only.", err=True)
+    size = backup.backup(_file_of(ledger, config_path), file)
+    click.echo(f"{file}: {size:,} bytes, complete, readable by its owner only.", err=True)
 
 
 @command.command()
 @click.argument("damaged", type=click.Path(path_type=Path, dir_okay=False))
 @click.argument("file", type=_NEW_FILE)
-@click.option("--json", "as_json", is_flag=True, help="Print a JSON array, an object for each table.")
+@json_option("Print a JSON array with one object per table.")
 def recover(damaged: Path, file: Path, as_json: bool) -> int:
-    """Write what can be read of a DAMAGED ledger into a new FILE. The damaged one is never changed.
+    """Copy the readable rows of a DAMAGED ledger into a new FILE. The damaged ledger is never changed.
 
-    Stop the service first. Exit 1 if rows were lost, or nobody can say whether.
+    Stop the service first. Exit code 1: rows were lost, or it is unknown whether rows were lost.
 
     \b
     Example:
@@ -100,9 +100,9 @@ def recover(damaged: Path, file: Path, as_json: bool) -> int:
     """
     import msgspec
 
-    from mcpmeter.ledger.maintenance import recover as recovery
+    from mcpmeter.ledger.maintenance import recover
 
-    tables = recovery.recover(damaged, file)
+    tables = recover.recover(damaged, file)
     if as_json:
         click.echo(json.dumps([msgspec.to_builtins(table) for table in tables], indent=2))
     else:
@@ -110,15 +110,17 @@ def recover(damaged: Path, file: Path, as_json: bool) -> int:
             lost = "an unknown number" if table.lost is None else f"{table.lost:,}"
             refused = f", {table.refused:,} were no rows of a ledger" if table.refused else ""
             click.echo(f"{table.table}: {table.kept:,} rows kept, {lost} lost{refused}")
-        click.echo(f"{file} is the new ledger; {damaged} is as it was. Put it in place: mv {file} {damaged}", err=True)
+        click.echo(f"{file} is the new ledger; {damaged} is unchanged. To use it: mv {file} {damaged}", err=True)
     return 0 if all(table.lost == 0 for table in tables) else 1
 
 
 @command.command()
-@click.option("--csv", "csv_file", type=click.Path(path_type=Path, allow_dash=True), help="Into this file; - to print.")
-@click.option("--parquet", "parquet_file", type=_NEW_FILE, help="Into this file. Needs: pip install mcpmeter[parquet]")
-@click.option("--since", type=_DAY, help="Calls started from this instant on (UTC).")
-@click.option("--until", type=_DAY, help="Calls started before this instant (UTC); itself not included.")
+@click.option(
+    "--csv", "csv_file", type=click.Path(path_type=Path, allow_dash=True), help="Write CSV to this file; - prints."
+)
+@click.option("--parquet", "parquet_file", type=_NEW_FILE, help="Parquet file; needs mcpmeter[parquet].")
+@click.option("--since", type=_DAY, help="Calls started at or after this instant (UTC).")
+@click.option("--until", type=_DAY, help="Calls started before this instant (UTC).")
 @config_option
 @ledger_option
 def export(
@@ -130,7 +132,7 @@ def export(
     config_path: Path | None,
     ledger: Location | None,
 ) -> None:
-    """Write every call as a row of CSV or Parquet. Money is in whole nano-dollars, instants are UTC.
+    """Export every call as a row of CSV or Parquet. Amounts are in whole nano-dollars, instants are UTC.
 
     \b
     Example:
@@ -156,45 +158,41 @@ def export(
 
 @command.command()
 @click.option("--before", required=True, type=_DAY, help="Calls started before this instant (UTC).")
-@click.option("--yes", is_flag=True, help="Do it; without this it is only said what would be done.")
+@click.option("--yes", is_flag=True, help="Do it. Without this option only the effect is printed.")
 @config_option
 @ledger_option
 def prune(before: datetime, yes: bool, config_path: Path | None, ledger: Location | None) -> None:
-    """Turn old settled calls into exact sums, so that the ledger stays small and every report stays true.
+    """Replace old settled calls by exact sums, which keeps the ledger small and every report exact.
 
-    Kept are the sums of each quarter of an hour, team, project, key, provider, model, outcome and source; gone are the
-    single calls: their ids, durations and errors. Calls of the last two days, and open ones, are not touched.
+    The sums are per quarter of an hour, team, project, key, provider, model, outcome and source. The single calls are
+    deleted with their ids, durations and errors. Calls of the last two days and open calls are not touched.
 
     \b
     Example:
       mcpmeter ledger export --parquet 2025.parquet --until 2026-01-01
       mcpmeter ledger prune --before 2026-01-01 --yes
     """
-    from mcpmeter.ledger.maintenance import prune as pruning
+    from mcpmeter.ledger.maintenance import prune
 
-    path, before_ns = ledger_at(ledger, config_path), unix_ns(before) or 0
-    found = pruning.prunable(path, before_ns)
-    if not found.calls:
-        click.echo("The ledger has no settled calls from before that.", err=True)
+    location, before_ns = ledger_at(ledger, config_path), unix_ns(before) or 0
+    old = prune.prunable(location, before_ns)
+    if not old.calls:
+        click.echo("The ledger has no settled calls before this instant.", err=True)
     elif not yes:
-        days = " to ".join(
-            f"{datetime.fromtimestamp(ns // 10**9, UTC):%Y-%m-%d}" for ns in (found.first_ns, found.last_ns)
-        )
+        days = " to ".join(f"{datetime.fromtimestamp(ns // 10**9, UTC):%Y-%m-%d}" for ns in (old.first_ns, old.last_ns))
         click.echo(
-            f"{found.calls:,} calls ({days}) would become sums. Nothing was changed; add --yes to do it.", err=True
+            f"{old.calls:,} calls ({days}) would become sums. Nothing was changed; add --yes to do it.", err=True
         )
     else:
-        pruned = pruning.prune(path, before_ns, time.time_ns())
-        click.echo(
-            f"{pruned:,} calls are kept as sums now. The file's free pages are used by the next calls.", err=True
-        )
+        pruned = prune.prune(location, before_ns, time.time_ns())
+        click.echo(f"{pruned:,} calls are kept as sums now. New calls reuse the file's free pages.", err=True)
 
 
 def _file_of(ledger: Location | None, config_path: Path | None) -> Path:
-    place = ledger_at(ledger, config_path)
-    if isinstance(place, Path):
-        return place
+    location = ledger_at(ledger, config_path)
+    if isinstance(location, Path):
+        return location
     raise LedgerNotUsable(
-        "The ledger is on PostgreSQL, which has its own tool for this.",
+        "The ledger is on PostgreSQL, which has its own tool for backups.",
         hint="Run: pg_dump --format=custom --schema=mcpmeter --file=FILE and the ledger's address.",
     )

@@ -1,4 +1,4 @@
-"""`mcpmeter models`: what can be called, at which price."""
+"""`mcpmeter models`: the models that have a price."""
 
 from __future__ import annotations
 
@@ -8,32 +8,40 @@ from typing import TYPE_CHECKING
 
 import click
 
+from mcpmeter.cli._options import json_option
 from mcpmeter.errors import SetupError
 
 if TYPE_CHECKING:
-    from mcpmeter.pricing import ModelPrice, PriceBook
+    from mcpmeter.pricing import ModelPrice, PriceBook, PriceSource
 
 DEFAULT_PROVIDER = "holysheep"
 
 
-def price_book(provider: str) -> PriceBook:
-    """The prices of one built-in provider. Raises SetupError naming those there are."""
-    from mcpmeter.pricing import PriceBook, PriceSource, bundled_price_lists
+def built_in_sources() -> dict[str, PriceSource]:
+    """The sources of the built-in providers' prices, by provider."""
+    from mcpmeter.pricing import PriceSource
     from mcpmeter.providers import load_providers
 
-    priced = {
-        found.name: PriceSource(found.price_list or None, found.genai_prices_id or None)
-        for found in load_providers().values()
-        if found.price_list or found.genai_prices_id
+    return {
+        provider.name: PriceSource(provider.price_list or None, provider.genai_prices_id or None)
+        for provider in load_providers().values()
+        if provider.price_list or provider.genai_prices_id
     }
-    if provider not in priced:
-        raise SetupError(f"No prices for a provider '{provider}'.", hint=f"There is: {', '.join(priced)}.")
-    return PriceBook(bundled_price_lists(), sources={provider: priced[provider]})
+
+
+def price_book(provider: str) -> PriceBook:
+    """The prices of one built-in provider. Raises SetupError for any other."""
+    from mcpmeter.pricing import PriceBook, bundled_price_lists
+
+    sources = built_in_sources()
+    if provider not in sources:
+        raise SetupError(f"No prices for a provider '{provider}'.", hint=f"Known providers: {', '.join(sources)}.")
+    return PriceBook(bundled_price_lists(), sources={provider: sources[provider]})
 
 
 @click.command("models")
-@click.option("--provider", default=DEFAULT_PROVIDER, show_default=True, help="Whose models and prices.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON; prices are strings, so that nothing rounds them.")
+@click.option("--provider", default=DEFAULT_PROVIDER, show_default=True, help="The provider of these models.")
+@json_option("Print one JSON object; prices are strings, which keeps them exact.")
 def command(provider: str, as_json: bool) -> None:
     """List the models that have a price, in US dollars per million tokens.
 

@@ -1,4 +1,4 @@
-"""`mcpmeter monitoring`: write rules, routes and dashboards, and explain what is wrong with anybody's."""
+"""`mcpmeter monitoring`: writes rules, routes and dashboards, and lints existing ones."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from mcpmeter.cli._options import config_option_for, json_option
 from mcpmeter.errors import MissingDependency, SetupError
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 @click.group(name="monitoring")
 def command() -> None:
-    """Write Prometheus rules, alerts, routes and dashboards, or explain what is wrong with others.
+    """Write Prometheus rules, alerts, routes and dashboards, or lint existing ones.
 
     \b
     Example:
@@ -28,32 +29,27 @@ def command() -> None:
 
 @command.command()
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path, file_okay=False))
-@click.option(
-    "--config",
-    "config_path",
-    type=click.Path(path_type=Path),
-    help="The file with `monitoring:`; else $MCPMETER_CONFIG or ./mcpmeter.yaml. Nothing else in it is read.",
-)
-@click.option("--check", is_flag=True, help="Write nothing; exit code 1 where DIR is not what would be written.")
+@config_option_for("The file with `monitoring:`, the only section read. Default: $MCPMETER_CONFIG or ./mcpmeter.yaml.")
+@click.option("--check", is_flag=True, help="Write nothing; exit with 1 if a file in DIR is out of date.")
 def write(folder: Path, config_path: Path | None, check: bool) -> int:
-    """Write everything that monitors mcpmeter into DIR.
+    """Write all monitoring files for mcpmeter into DIR.
 
-    Files of the same name are replaced, others are left alone.
+    Files of the same name are replaced, others are kept.
 
     \b
     Example:
       mcpmeter monitoring write deploy --config mcpmeter.yaml
-      mcpmeter monitoring write deploy --check     # in CI: is what is committed up to date?
+      mcpmeter monitoring write deploy --check     # in CI: are the committed files up to date?
     """
     from mcpmeter.config import find_file, load_monitoring
     from mcpmeter.monitoring import files
 
-    made = files(load_monitoring(find_file(config_path, os.environ), os.environ))
-    changed = [path for path, content in made.items() if _content(folder / path) != content]
+    contents = files(load_monitoring(find_file(config_path, os.environ), os.environ))
+    changed = [path for path, content in contents.items() if _content(folder / path) != content]
     if check:
-        return _compared(folder, changed)
-    _write(folder, {path: made[path] for path in changed})
-    click.echo(f"{folder}: {len(made)} files, {len(changed)} of them new or changed.")
+        return _report_changed(folder, changed)
+    _write(folder, {path: contents[path] for path in changed})
+    click.echo(f"{folder}: {len(contents)} files, {len(changed)} of them new or changed.")
     return 0
 
 
@@ -64,7 +60,7 @@ def _content(path: Path) -> str | None:
         return None
 
 
-def _compared(folder: Path, changed: list[str]) -> int:
+def _report_changed(folder: Path, changed: list[str]) -> int:
     for path in changed:
         click.echo(f"{folder / path}: {'differs' if (folder / path).exists() else 'is missing'}", err=True)
     if changed:
@@ -74,25 +70,25 @@ def _compared(folder: Path, changed: list[str]) -> int:
     return 1 if changed else 0
 
 
-def _write(folder: Path, made: Mapping[str, str]) -> None:
-    for path, content in made.items():
-        place = folder / path
-        if place.is_dir():
-            raise SetupError(f"{place} is a folder and would be a file.", hint="Move it away, or choose another DIR.")
-        place.parent.mkdir(parents=True, exist_ok=True)
-        place.write_bytes(content.encode())
+def _write(folder: Path, contents: Mapping[str, str]) -> None:
+    for path, content in contents.items():
+        file = folder / path
+        if file.is_dir():
+            raise SetupError(f"{file} is a folder and has to be a file.", hint="Move it, or choose another DIR.")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(content.encode())
 
 
 @command.command()
 @click.argument("files", metavar="FILE...", nargs=-1, required=True, type=click.Path(path_type=Path, dir_okay=False))
-@click.option("--scrape", help="Hold them against this /metrics (a URL or a file), not against the catalog.")
-@click.option("--prometheus", "prometheus_url", help="Also ask this Prometheus whether each selector matches now.")
-@click.option("--strict", is_flag=True, help="Exit code 1 for warnings as well.")
-@click.option("--json", "as_json", is_flag=True, help="Print a JSON array of findings.")
+@click.option("--scrape", help="Compare with this /metrics (a URL or a file) instead of the catalog.")
+@click.option("--prometheus", "prometheus_url", help="Also query this Prometheus: does each selector match now?")
+@click.option("--strict", is_flag=True, help="Exit with 1 for warnings as well.")
+@json_option("Print a JSON array of issues.")
 def lint(files: Sequence[Path], scrape: str | None, prometheus_url: str | None, strict: bool, as_json: bool) -> int:
-    """Explain what in anybody's rules and dashboards can never match, and what to write instead.
+    """Find queries in rules and dashboards that can never match, and suggest what to write instead.
 
-    Takes Prometheus rule files, PrometheusRules, Grafana dashboards and ConfigMaps of them.
+    Reads Prometheus rule files, PrometheusRules, Grafana dashboards and ConfigMaps of them.
     Exit code 1: an error was found.
 
     \b
@@ -104,21 +100,21 @@ def lint(files: Sequence[Path], scrape: str | None, prometheus_url: str | None, 
         from mcpmeter.monitoring.lint import lint as find
         from mcpmeter.monitoring.lint.live import known_of, unmatched
     except ModuleNotFoundError as missing:
-        raise _grammar_missing(missing) from None
+        raise _missing_parser(missing) from None
     texts = {str(path): _read(path) for path in files}
-    findings = find(texts, known_of(scrape))
+    issues = find(texts, known_of(scrape))
     if prometheus_url:
-        findings = [*findings, *unmatched(texts, prometheus_url)]
+        issues = [*issues, *unmatched(texts, prometheus_url)]
     if as_json:
         import msgspec
 
-        click.echo(msgspec.json.format(msgspec.json.encode(findings), indent=2))
+        click.echo(msgspec.json.format(msgspec.json.encode(issues), indent=2))
     else:
-        _print(findings, len(texts))
-    return 1 if any(strict or found.level == "error" for found in findings) else 0
+        _print(issues, len(texts))
+    return 1 if any(strict or issue.level == "error" for issue in issues) else 0
 
 
-def _grammar_missing(missing: ModuleNotFoundError) -> Exception:
+def _missing_parser(missing: ModuleNotFoundError) -> Exception:
     if missing.name != "promql_parser":
         return missing
     return MissingDependency(
@@ -135,10 +131,10 @@ def _read(path: Path) -> str:
         raise SetupError(f"{path} cannot be read: {why}.", hint="Name a rule file or a dashboard.") from None
 
 
-def _print(findings: Sequence[LintIssue], files: int) -> None:
-    for found in findings:
-        click.echo(f"{found.file}: {found.place}: {found.level}: {found.message} [{found.kind}]")
-        if found.hint:
-            click.echo(f"    {found.hint}")
-    errors = sum(found.level == "error" for found in findings)
-    click.echo(f"{files} files: {errors} errors, {len(findings) - errors} warnings.", err=True)
+def _print(issues: Sequence[LintIssue], files: int) -> None:
+    for issue in issues:
+        click.echo(f"{issue.file}: {issue.place}: {issue.level}: {issue.message} [{issue.kind}]")
+        if issue.hint:
+            click.echo(f"    {issue.hint}")
+    errors = sum(issue.level == "error" for issue in issues)
+    click.echo(f"{files} files: {errors} errors, {len(issues) - errors} warnings.", err=True)

@@ -1,4 +1,4 @@
-"""`mcpmeter quota`: what providers still allow, asked of a running service."""
+"""`mcpmeter quota`: the providers' remaining quotas, from a running service."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
+from mcpmeter.cli._options import json_option
+from mcpmeter.cli._tables import console
 from mcpmeter.errors import SetupError
 
 if TYPE_CHECKING:
@@ -20,59 +22,59 @@ if TYPE_CHECKING:
     from mcpmeter.quota.tracker import QuotaReport, QuotaStatus
 
 PATH: Final = "/api/quota"
-SECONDS_TO_ANSWER: Final = 5.0
+TIMEOUT_SECONDS: Final = 5.0
 MAX_BYTES: Final = 4 * 1024 * 1024
 SOON_SECONDS: Final = 60.0
 
 
 @click.command("quota")
 @click.option("--url", default="http://127.0.0.1:8000", show_default=True, help="The running service.")
-@click.option("--key", envvar="MCPMETER_KEY", help="A key of the service. Better given in the environment.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object, with --watch one a line.")
-@click.option("--watch", is_flag=True, help="Ask again and again until Ctrl-C.")
+@click.option("--key", envvar="MCPMETER_KEY", help="A key of the service. Prefer $MCPMETER_KEY.")
+@json_option("Print one JSON object, with --watch one per line.")
+@click.option("--watch", is_flag=True, help="Refresh until Ctrl-C.")
 @click.option(
     "--every",
     default=2.0,
     show_default=True,
     type=click.FloatRange(0.1, 3600),
-    help="Seconds between two questions of --watch.",
+    help="Refresh interval of --watch, in seconds.",
 )
 def command(*, url: str, key: str | None, as_json: bool, watch: bool, every: float) -> None:
-    """Show what providers say is left of each quota, and when it runs out at the current rate.
+    """Show what providers report as left of each quota, and when it runs out at the current rate.
 
     \b
     Example:
       mcpmeter quota --watch
       mcpmeter quota --json | jq '.quotas[] | select(.exhausted_in_seconds != null)'
     """
-    ask = _question(url, key)
+    fetch = _fetcher(url, key)
     if not watch:
-        _print(ask(), as_json=as_json)
+        _print(fetch(), as_json=as_json)
         return
-    # The group lets Ctrl-C kill at once, which would leave a terminal without its cursor.
+    # main() lets Ctrl-C kill at once, which would leave the terminal without a cursor.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        _watch(ask, as_json=as_json, every=every)
+        _watch(fetch, as_json=as_json, every=every)
     except KeyboardInterrupt:
         return
 
 
-def _watch(ask: Callable[[], QuotaReport], *, as_json: bool, every: float) -> None:
+def _watch(fetch: Callable[[], QuotaReport], *, as_json: bool, every: float) -> None:
     if as_json or not sys.stdout.isatty():
         while True:
-            _print(ask(), as_json=as_json, one_line=True)
+            _print(fetch(), as_json=as_json, one_line=True)
             time.sleep(every)
     from rich.live import Live
 
-    with Live(_table(ask()), auto_refresh=False) as live:
+    with Live(_table(fetch()), auto_refresh=False) as live:
         while True:
             live.refresh()
             time.sleep(every)
-            live.update(_table(ask()))
+            live.update(_table(fetch()))
 
 
-def _question(url: str, key: str | None) -> Callable[[], QuotaReport]:
-    """What asks the service. Raises SetupError for an address or a key that cannot be used; so does asking."""
+def _fetcher(url: str, key: str | None) -> Callable[[], QuotaReport]:
+    """A function that fetches the report. Both raise SetupError, this one for an invalid address or key."""
     from urllib.parse import urlsplit
 
     from mcpmeter.providers import base_url_fault
@@ -80,63 +82,63 @@ def _question(url: str, key: str | None) -> Callable[[], QuotaReport]:
     if fault := base_url_fault(url):
         raise SetupError(f"--url {fault}.", hint="Write it as http://127.0.0.1:8000, and the key as --key.")
     if key and not (key.isascii() and key.isprintable()):
-        raise SetupError("The key holds characters that a header cannot carry.", hint="Set MCPMETER_KEY to a mk_… key.")
+        raise SetupError("The key contains characters that no header can.", hint="Set MCPMETER_KEY to a mk_… key.")
     parts = urlsplit(url)
     path = parts.path.rstrip("/") + PATH
     headers = {"Accept": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})}
-    where = f"{parts.scheme}://{parts.netloc}"
-    return lambda: _ask(where, _connection(parts.scheme, parts.hostname or "", parts.port), path, headers)
+    base = f"{parts.scheme}://{parts.netloc}"
+    return lambda: _fetch(base, _connection(parts.scheme, parts.hostname or "", parts.port), path, headers)
 
 
 def _connection(scheme: str, host: str, port: int | None) -> HTTPConnection:
-    # No redirects and no proxy of the environment: the key goes to the named host or nowhere.
+    # Without redirects and proxies of the environment, so that the key is sent to the named host only.
     from http.client import HTTPConnection, HTTPSConnection
 
     kind = HTTPSConnection if scheme == "https" else HTTPConnection
-    return kind(host, port, timeout=SECONDS_TO_ANSWER)
+    return kind(host, port, timeout=TIMEOUT_SECONDS)
 
 
-def _ask(where: str, connection: HTTPConnection, path: str, headers: dict[str, str]) -> QuotaReport:
+def _fetch(base: str, connection: HTTPConnection, path: str, headers: dict[str, str]) -> QuotaReport:
     from http.client import HTTPException
 
     try:
         connection.request("GET", path, headers=headers)
-        answer = connection.getresponse()
-        status, body = answer.status, answer.read(MAX_BYTES)
+        response = connection.getresponse()
+        status, body = response.status, response.read(MAX_BYTES)
     except HTTPException:
-        raise _no_service_of_ours(where) from None
-    except (OSError, UnicodeError) as fault:  # a host name that DNS cannot write is the latter
-        why = getattr(fault, "strerror", None) or type(fault).__name__
+        raise _not_mcpmeter(base) from None
+    except (OSError, UnicodeError) as fault:  # UnicodeError: a host name that DNS cannot encode
+        reason = getattr(fault, "strerror", None) or type(fault).__name__
         raise SetupError(
-            f"No service answers at {where} ({why}).", hint="Start it: mcpmeter serve. Or name its address: --url."
+            f"No service responds at {base} ({reason}).", hint="Start it: mcpmeter serve. Or set its address: --url."
         ) from None
     finally:
         connection.close()
-    return _read(where, status, body)
+    return _decode(base, status, body)
 
 
-def _read(where: str, status: int, body: bytes) -> QuotaReport:
+def _decode(base: str, status: int, body: bytes) -> QuotaReport:
     import msgspec
 
     from mcpmeter.quota.tracker import QuotaReport
 
     if status == 401:
-        raise SetupError(f"{where} asks for a key, or for another one.", hint="Set MCPMETER_KEY, or give --key.")
+        raise SetupError(f"{base} requires a key, or another one.", hint="Set MCPMETER_KEY, or give --key.")
     if status == 403:
-        raise SetupError(f"{where} refused this host name.", hint="Add it to server.allowed_hosts of the service.")
+        raise SetupError(f"{base} refused this host name.", hint="Add it to server.allowed_hosts of the service.")
     if status != 200:
-        raise _no_service_of_ours(where, status)
+        raise _not_mcpmeter(base, status)
     try:
         return msgspec.json.decode(body, type=QuotaReport)
     except (msgspec.DecodeError, UnicodeDecodeError):
-        raise _no_service_of_ours(where) from None
+        raise _not_mcpmeter(base) from None
 
 
-def _no_service_of_ours(where: str, status: int = 0) -> SetupError:
-    told = f" (status {status})" if status else ""
+def _not_mcpmeter(base: str, status: int = 0) -> SetupError:
+    reported = f" (status {status})" if status else ""
     return SetupError(
-        f"What answers at {where} has no quotas to tell{told}.",
-        hint="Is it mcpmeter serve, and as new as this command? Name its address: --url.",
+        f"The service at {base} reports no quotas{reported}.",
+        hint="Is it mcpmeter serve, in this version or a later one? Set its address: --url.",
     )
 
 
@@ -147,12 +149,9 @@ def _print(report: QuotaReport, *, as_json: bool, one_line: bool = False) -> Non
         text = msgspec.json.encode(report)
         click.echo(text if one_line else msgspec.json.format(text, indent=2))
     elif report.quotas:
-        from rich.console import Console
-
-        # A pipe has no width: a wide one keeps each quota on one line.
-        Console(width=None if sys.stdout.isatty() else 240).print(_table(report))
+        console().print(_table(report))
     else:
-        click.echo("No provider has told of a quota yet. They do with their answers: make a call.", err=True)
+        click.echo("No provider has reported a quota yet. Responses report them: make a call.", err=True)
 
 
 def _table(report: QuotaReport) -> Table:
@@ -163,18 +162,17 @@ def _table(report: QuotaReport) -> Table:
         table.add_column(name, overflow="fold")
     for name in ("limit", "remaining", "resets in", "exhausted in"):
         table.add_column(name, justify="right", no_wrap=True)
-    for standing in report.quotas:
-        figures = [_number(standing.limit), _number(standing.remaining)]
-        times = [duration(standing.resets_in_seconds), duration(standing.exhausted_in_seconds)]
-        names = (standing.provider, standing.credential, standing.resource)
-        table.add_row(*names, *figures, *times, style=_style(standing))
+    for quota in report.quotas:
+        figures = [_number(quota.limit), _number(quota.remaining)]
+        times = [duration(quota.resets_in_seconds), duration(quota.exhausted_in_seconds)]
+        table.add_row(quota.provider, quota.credential, quota.resource, *figures, *times, style=_style(quota))
     return table
 
 
-def _style(standing: QuotaStatus) -> str:
-    if standing.exhausted_in_seconds is None:
+def _style(quota: QuotaStatus) -> str:
+    if quota.exhausted_in_seconds is None:
         return ""
-    return "bold red" if standing.exhausted_in_seconds < SOON_SECONDS else "yellow"
+    return "bold red" if quota.exhausted_in_seconds < SOON_SECONDS else "yellow"
 
 
 def _number(value: int | None) -> str:
@@ -189,5 +187,5 @@ def duration(seconds: float | None) -> str:
     if whole < 1:
         return "now" if seconds == 0 else "<1s"
     sizes = ((whole // 86_400, "d"), (whole // 3600 % 24, "h"), (whole // 60 % 60, "m"), (whole % 60, "s"))
-    first = next(place for place, (value, _) in enumerate(sizes) if value)
+    first = next(index for index, (value, _) in enumerate(sizes) if value)
     return " ".join(f"{value}{unit}" for value, unit in sizes[first : first + 2] if value)

@@ -1,4 +1,4 @@
-"""`mcpmeter reconcile`: does the provider's bill say what the ledger says?"""
+"""`mcpmeter reconcile`: compares the ledger with providers' bills."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import csv
 import json
 import os
 import re
-import sys
 from collections.abc import Iterator
 from datetime import datetime
 from decimal import Decimal
@@ -16,8 +15,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mcpmeter.cli._ledger import config_faults_as_usage_errors, ledger_at, ledger_option, unix_ns
-from mcpmeter.cli.report import printable, usd
+from mcpmeter.cli._options import (
+    config_faults_as_usage_errors,
+    config_option_for,
+    json_option,
+    ledger_at,
+    ledger_option,
+    unix_ns,
+)
+from mcpmeter.cli._tables import console, printable
+from mcpmeter.cli.models import built_in_sources
+from mcpmeter.money import usd_text
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -26,7 +34,7 @@ if TYPE_CHECKING:
     from mcpmeter.pricing import PriceBook
     from mcpmeter.reconcile.lines import Amount, ReconcileItem
     from mcpmeter.reconcile.reading import BillFile
-    from mcpmeter.reconcile.run import OnFinding, Options, Result
+    from mcpmeter.reconcile.run import OnItem, Options, Result
     from mcpmeter.reconcile.verdict import Tolerance
 
 _TIME = click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"])
@@ -37,7 +45,7 @@ _COLUMNS = (
     "billed_prompt_tokens", "ledger_prompt_tokens", "billed_completion_tokens", "ledger_completion_tokens",
     "billed_usd", "ledger_usd", "difference_usd", "where", "note",
 )  # fmt: skip
-_SAID = {
+_HEADINGS = {
     "matched": "matched",
     "price": "cost differs",
     "tokens": "tokens differ",
@@ -48,7 +56,7 @@ _SAID = {
 
 
 def share(_ctx: click.Context, _param: click.Parameter, value: str) -> Decimal:
-    """A share written in per cent: `1%`, `0.5%`, `0`. Raises click.BadParameter."""
+    """A share in per cent: `1%`, `0.5%`, `0`. Raises click.BadParameter."""
     found = _SHARE.fullmatch(value.strip())
     if found is None:
         raise click.BadParameter(f"{value[:40]!r} is no share. Write for example 1%, 0.25% or 0.")
@@ -64,32 +72,26 @@ def dollars(_ctx: click.Context, _param: click.Parameter, value: str) -> int:
 
 @click.command(name="reconcile")
 @click.argument("bills", nargs=-1, metavar="[[PROVIDER=]BILL]...")
-@click.option("--inline", is_flag=True, help="Compare what answers said they cost with the price lists; no bill.")
-@click.option("--provider", help="The provider's name in the ledger, where the bill's own is another one.")
-@click.option(
-    "--format", "format_name", default="auto", show_default=True, help="What the bills are, e.g. openai-costs."
-)
-@click.option("--mapping", type=click.Path(path_type=Path), help="A TOML file that says what the columns of a CSV are.")
+@click.option("--inline", is_flag=True, help="Instead of a bill compare the costs that responses reported.")
+@click.option("--provider", help="The provider's name in the ledger, if it differs from the bill's.")
+@click.option("--format", "format_name", default="auto", show_default=True, help="Format of the bills: openai-costs.")
+@click.option("--mapping", type=click.Path(path_type=Path), help="A TOML file that names the columns of a CSV file.")
 @click.option(
     "--by", type=click.Choice(["id", "day"]), default="id", show_default=True,
-    help="id: by request id where the bill has one. day: by model and day only.",
+    help="id: by request id if the bill has one. day: by model and day only.",
 )  # fmt: skip
-@click.option("--since", type=_TIME, help="From this instant on (UTC). Default: the start of what the bill names.")
-@click.option("--until", type=_TIME, help="Before this instant (UTC). Default: the end of what the bill names.")
-@click.option(
-    "--tolerance", default="1%", show_default=True, callback=share, help="A share of the bill that may differ."
-)
-@click.option(
-    "--floor-usd", default="0.01", show_default=True, callback=dollars, help="An amount that may differ anyhow."
-)
+@click.option("--since", type=_TIME, help="From this instant on (UTC). Default: the start of the bill's period.")
+@click.option("--until", type=_TIME, help="Before this instant (UTC). Default: the end of the bill's period.")
+@click.option("--tolerance", default="1%", show_default=True, callback=share, help="Share of the bill that may differ.")
+@click.option("--floor-usd", default="0.01", show_default=True, callback=dollars, help="Amount that may always differ.")
 @ledger_option
-@click.option(
-    "--config", "config_path", type=click.Path(path_type=Path),
-    help="The service's configuration, for its ledger, providers and prices; else $MCPMETER_CONFIG or ./mcpmeter.yaml.",
-)  # fmt: skip
+@config_option_for(
+    "The service's configuration, for its ledger, providers and prices; default: $MCPMETER_CONFIG, else "
+    "./mcpmeter.yaml."
+)
 @click.option("--limit", type=click.IntRange(0, 10_000), default=20, show_default=True, help="Differences to show.")
 @click.option("--csv", "csv_path", type=click.Path(path_type=Path), help="Write every difference to this file.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@json_option()
 def command(
     *,
     bills: tuple[str, ...],
@@ -108,10 +110,10 @@ def command(
     csv_path: Path | None,
     as_json: bool,
 ) -> int:
-    """Compare the ledger with bills that providers let you download. Nothing is sent anywhere.
+    """Compare the ledger with bills downloaded from providers. Nothing is sent anywhere.
 
     BILL is a file of OpenAI (usage, costs), Anthropic (usage, costs) or OpenRouter (activity), from the API (JSON) or
-    the dashboard (CSV), or any CSV file with a mapping. Several files of one provider and kind are one bill.
+    the dashboard (CSV), or any CSV file with a mapping. Several files of one provider and format are one bill.
 
     \b
     Exit code 0: within the tolerance; 1: beyond it, or a bill is incomplete or cannot be read.
@@ -127,13 +129,13 @@ def command(
     _refuse_misuse(bills, inline=inline, mapping=mapping, format_name=format_name, since=since, until=until)
     allowed = Tolerance(tolerance, floor_usd)
     options = Options(unix_ns(since), unix_ns(until), by == "day", allowed, limit)
-    place, book = ledger_at(ledger, config_path), _price_book(config_path)
+    location, book = ledger_at(ledger, config_path), _price_book(config_path)
     files = _bills(bills, provider, format_name, mapping)
-    with _differences(csv_path) as keep, progress() as told:
+    with _csv_writer(csv_path) as write, progress() as update:
         if inline:
-            results = reconcile_inline(place, book, options, provider=provider, progress=told, on_finding=keep)
+            results = reconcile_inline(location, book, options, provider=provider, progress=update, on_item=write)
         else:
-            results = reconcile(files, place, book, options, progress=told, on_finding=keep)
+            results = reconcile(files, location, book, options, progress=update, on_item=write)
     if as_json:
         click.echo(json.dumps(_report(results, options), indent=2))
     else:
@@ -153,9 +155,9 @@ def _refuse_misuse(
     from mcpmeter.reconcile.bills import formats
 
     if bool(bills) == inline:
-        raise click.UsageError("Give a bill, or --inline for what the answers themselves said; one of the two.")
+        raise click.UsageError("Give either a bill, or --inline for the costs that responses reported.")
     if format_name not in {"auto", *formats()}:
-        raise click.UsageError(f"No format '{format_name}'. There is: auto, {', '.join(formats())}.")
+        raise click.UsageError(f"No format '{format_name}'. Formats: auto, {', '.join(formats())}.")
     if mapping is not None and format_name != "auto":
         raise click.UsageError("Choose one of --mapping and --format.")
     if since and until and since >= until:
@@ -174,18 +176,18 @@ def _bills(
         known = {"mapped": mapped_format(load_mapping(mapping), mapping)}
     elif format_name != "auto":
         known = {format_name: known[format_name]}
-    found: list[tuple[str, BillFile]] = []
+    files: list[tuple[str, BillFile]] = []
     for text in bills:
-        named, path = _named(text)
-        if any(file.path.samefile(path) for _, file in found if path.exists()):
+        named, path = _split(text)
+        if any(file.path.samefile(path) for _, file in files if path.exists()):
             raise click.UsageError(f"The bill {path} is given twice.")
         bill = recognise(path, known)
-        found.append((named or provider or bill.format.provider, bill))
-    return found
+        files.append((named or provider or bill.format.provider, bill))
+    return files
 
 
-def _named(text: str) -> tuple[str, Path]:
-    """`PROVIDER=FILE`, or a file, even one with an equals sign in its name."""
+def _split(text: str) -> tuple[str, Path]:
+    """The parts of `PROVIDER=FILE`, or a file, whose name may contain an equals sign."""
     provider, equals, path = text.partition("=")
     if equals and not Path(text).exists():
         return provider, Path(path)
@@ -194,48 +196,42 @@ def _named(text: str) -> tuple[str, Path]:
 
 def _price_book(config_path: Path | None) -> PriceBook:
     from mcpmeter.config import find_file, load, price_book
-    from mcpmeter.pricing import PriceBook, PriceSource, bundled_price_lists
-    from mcpmeter.providers import load_providers
+    from mcpmeter.pricing import PriceBook, bundled_price_lists
 
     if (path := find_file(config_path, os.environ)) is not None:
         with config_faults_as_usage_errors():
             return price_book(load(path, os.environ))
-    sources = {
-        found.name: PriceSource(found.price_list or None, found.genai_prices_id or None)
-        for found in load_providers().values()
-    }
-    return PriceBook(bundled_price_lists(), sources=sources)
+    return PriceBook(bundled_price_lists(), sources=built_in_sources())
 
 
 @contextlib.contextmanager
-def _differences(path: Path | None) -> Iterator[OnFinding]:
+def _csv_writer(path: Path | None) -> Iterator[OnItem]:
     """Writes each difference to a CSV file as it is found."""
     from mcpmeter.ledger.maintenance.export import formula_safe
     from mcpmeter.reconcile.lines import DIFFERENCES
 
     if path is None:
-        yield lambda result, finding: None
+        yield lambda result, item: None
         return
     with path.open("w", newline="", encoding="utf-8") as file:
         lines = csv.writer(file, lineterminator="\n")
         lines.writerow(_COLUMNS)
 
-        def keep(result: Result, finding: ReconcileItem) -> None:
-            if finding.verdict in DIFFERENCES:
-                lines.writerow(
-                    [formula_safe("" if value is None else value) for value in _record(result, finding).values()]
-                )
+        def write(result: Result, item: ReconcileItem) -> None:
+            if item.verdict in DIFFERENCES:
+                values = _record(result, item).values()
+                lines.writerow([formula_safe("" if value is None else value) for value in values])
 
-        yield keep
+        yield write
 
 
-def _record(result: Result, finding: ReconcileItem) -> dict[str, Any]:
-    billed, kept = finding.billed, finding.ledger
+def _record(result: Result, item: ReconcileItem) -> dict[str, Any]:
+    billed, recorded = item.billed, item.ledger
     values = (
-        result.provider, result.format, finding.verdict, finding.day, finding.model, finding.request_id,
-        finding.call_id, _field(billed, "calls"), _field(kept, "calls"), _field(billed, "prompt_tokens"),
-        _field(kept, "prompt_tokens"), _field(billed, "completion_tokens"), _field(kept, "completion_tokens"),
-        _usd_of(billed), _usd_of(kept), signed_usd(finding.nanousd), result.place(finding), finding.note,
+        result.provider, result.format, item.verdict, item.day, item.model, item.request_id, item.call_id,
+        _field(billed, "calls"), _field(recorded, "calls"), _field(billed, "prompt_tokens"),
+        _field(recorded, "prompt_tokens"), _field(billed, "completion_tokens"), _field(recorded, "completion_tokens"),
+        _usd_of(billed), _usd_of(recorded), usd_text(item.nanousd), result.location(item), item.note,
     )  # fmt: skip
     return dict(zip(_COLUMNS, values, strict=True))
 
@@ -245,29 +241,24 @@ def _field(side: Amount | None, name: str) -> Any:
 
 
 def _usd_of(side: Amount | None) -> str | None:
-    return None if side is None or side.nanousd is None else signed_usd(side.nanousd)
-
-
-def signed_usd(nanousd: int) -> str:
-    """As `usd`, for amounts that may be negative: `-0.00225`."""
-    return f"-{usd(-nanousd)}" if nanousd < 0 else usd(nanousd)
+    return None if side is None or side.nanousd is None else usd_text(side.nanousd)
 
 
 def _report(results: list[Result], options: Options) -> dict[str, Any]:
     return {
         "ok": all(result.is_ok(options.tolerance) for result in results),
         "tolerance": f"{_plain(options.tolerance.share * 100)}%",
-        "floor_usd": usd(options.tolerance.floor_nanousd),
+        "floor_usd": usd_text(options.tolerance.floor_nanousd),
         "bills": [_bill_report(result, options.tolerance) for result in results],
-        "differences": [_record(result, finding) for result in results for finding in result.tally.largest],
-        "differences_total": sum(result.tally.differences for result in results),
+        "differences": [_record(result, item) for result in results for item in result.totals.largest],
+        "differences_total": sum(result.totals.differences for result in results),
     }
 
 
 def _bill_report(result: Result, tolerance: Tolerance) -> dict[str, Any]:
     from mcpmeter.reconcile.run import instant
 
-    tally, compared = result.tally, result.tally.compared
+    totals, compared = result.totals, result.totals.compared
     return {
         "provider": result.provider,
         "format": result.format,
@@ -279,15 +270,15 @@ def _bill_report(result: Result, tolerance: Tolerance) -> dict[str, Any]:
         "lines": result.lines,
         "lines_outside": result.outside,
         "calls_not_covered": result.uncovered_calls,
-        "calls_not_covered_usd": usd(result.uncovered_nanousd),
-        "billed_usd": signed_usd(compared.billed_nanousd) if tally.tells_cost else None,
-        "ledger_usd": usd(compared.ledger_nanousd),
-        "billed_tokens": compared.billed_tokens if tally.tells_tokens else None,
+        "calls_not_covered_usd": usd_text(result.uncovered_nanousd),
+        "billed_usd": usd_text(compared.billed_nanousd) if totals.has_cost else None,
+        "ledger_usd": usd_text(compared.ledger_nanousd),
+        "billed_tokens": compared.billed_tokens if totals.has_tokens else None,
         "ledger_tokens": compared.ledger_tokens,
-        "drift_usd": signed_usd(tally.drift_nanousd) if tally.tells_cost else None,
-        "off_usd": usd(tally.off_nanousd) if tally.tells_cost else None,
-        "off_tokens": tally.off_tokens if tally.tells_tokens else None,
-        "found": {verdict: vars(total) for verdict, total in tally.totals.items() if total.findings},
+        "drift_usd": usd_text(totals.drift_nanousd) if totals.has_cost else None,
+        "off_usd": usd_text(totals.off_nanousd) if totals.has_cost else None,
+        "off_tokens": totals.off_tokens if totals.has_tokens else None,
+        "found": {verdict: vars(total) for verdict, total in totals.by_verdict.items() if total.findings},
         "notes": list(_notes(result)),
     }
 
@@ -297,42 +288,39 @@ def _plain(number: Decimal) -> str:
 
 
 def _notes(result: Result) -> Iterator[str]:
-    """What a reader has to know before he believes the figures."""
-    totals = result.tally.totals
+    """Limits of the comparison that the figures do not show."""
+    free, unlisted = result.totals.by_verdict["free"], result.totals.by_verdict["unlisted"]
     if result.outside:
         yield f"{result.outside:,} lines are before --since or after --until and were not compared."
     if not result.lines:
         yield "Nothing is billed in it."
     if result.uncovered_calls:
-        cost = usd(result.uncovered_nanousd)
+        cost = usd_text(result.uncovered_nanousd)
         yield f"{result.uncovered_calls:,} calls (${cost}) of the ledger are outside the period and not covered."
     if result.calls_beyond_lines:
         yield (
             f"{result.calls_beyond_lines:,} calls are on days before the first line or after the last. The bill "
-            "names no period, so calendar months are compared; --since and --until name another one."
+            "names no period, so calendar months are compared; set another period with --since and --until."
         )
     if result.lines_with_id > result.outside and not result.paired_by_id:
         yield "No request id of the bill is in the ledger. Compare by model and day: --by day."
-    if totals["free"].findings:
-        yield f"{totals['free'].findings:,} calls of no tokens and no cost are in the ledger; no bill has to name them."
-    if totals["unlisted"].findings:
-        cost = usd(totals["unlisted"].billed_nanousd)
-        yield f"{totals['unlisted'].findings:,} calls told their cost (${cost}) and no price list knows their model."
+    if free.findings:
+        yield f"{free.findings:,} calls without tokens and cost are in the ledger; bills need not contain them."
+    if unlisted.findings:
+        cost = usd_text(unlisted.billed_nanousd)
+        yield f"{unlisted.findings:,} calls reported their cost (${cost}), but no price list has their model."
 
 
 def _print(results: list[Result], options: Options) -> None:
-    from rich.console import Console
-
-    # A pipe has no width: a wide one keeps each line on one line.
-    console = Console(width=None if sys.stdout.isatty() else 240, highlight=False)
     if not results:
-        click.echo("No answer in this period told its cost.", err=True)
+        click.echo("No response in this period reported its cost.", err=True)
         return
-    console.print(_summary(results, options))
+    screen = console()
+    screen.print(_summary(results, options))
     for result in results:
-        if result.tally.differences:
-            console.print()
-            console.print(_largest(result))
+        if result.totals.differences:
+            screen.print()
+            screen.print(_largest(result))
     for result in results:
         for note in (*result.faults, *_notes(result)):
             click.echo(f"{result.provider} {result.format}: {note}", err=True)
@@ -341,13 +329,12 @@ def _print(results: list[Result], options: Options) -> None:
 def _summary(results: list[Result], options: Options) -> Table:
     from rich.table import Table
 
-    allowed = (
-        f"tolerance {_plain(options.tolerance.share * 100)} % of the bill, or ${usd(options.tolerance.floor_nanousd)}"
-    )
-    table = Table(box=None, pad_edge=False, caption=allowed, caption_justify="left")
+    share, floor = _plain(options.tolerance.share * 100), usd_text(options.tolerance.floor_nanousd)
+    caption = f"tolerance {share} % of the bill, or ${floor}"
+    table = Table(box=None, pad_edge=False, caption=caption, caption_justify="left")
     for name in ("provider", "bill"):
         table.add_column(name, overflow="fold")
-    for name in (*_SAID.values(), "billed USD", "ledger USD", "drift USD", "drift", "tokens off"):
+    for name in (*_HEADINGS.values(), "billed USD", "ledger USD", "drift USD", "drift", "tokens off"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("verdict", no_wrap=True)
     for result in results:
@@ -356,13 +343,13 @@ def _summary(results: list[Result], options: Options) -> Table:
 
 
 def _summary_row(result: Result, tolerance: Tolerance) -> list[str]:
-    tally, compared = result.tally, result.tally.compared
-    counts = [f"{total.findings:,}" for verdict, total in tally.totals.items() if verdict in _SAID]
-    money = ["-", usd(compared.ledger_nanousd), "-", "-"]
-    if tally.tells_cost:
-        drift = _percent(tally.drift_nanousd, tally.base_nanousd)
-        money[0], money[2], money[3] = signed_usd(compared.billed_nanousd), signed_usd(tally.drift_nanousd), drift
-    tokens = f"{tally.off_tokens:,}" if tally.tells_tokens else "-"
+    totals, compared = result.totals, result.totals.compared
+    counts = [f"{total.findings:,}" for verdict, total in totals.by_verdict.items() if verdict in _HEADINGS]
+    money = ["-", usd_text(compared.ledger_nanousd), "-", "-"]
+    if totals.has_cost:
+        drift = _percent(totals.drift_nanousd, totals.base_nanousd)
+        money[0], money[2], money[3] = usd_text(compared.billed_nanousd), usd_text(totals.drift_nanousd), drift
+    tokens = f"{totals.off_tokens:,}" if totals.has_tokens else "-"
     verdict = "within" if result.is_ok(tolerance) else "INCOMPLETE" if result.faults else "BEYOND"
     return [printable(result.provider), result.format, *counts, *money, tokens, verdict]
 
@@ -375,21 +362,21 @@ def _largest(result: Result) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    shown = result.tally.largest
-    title = f"{printable(result.provider)} {result.format}: {len(shown):,} of {result.tally.differences:,} differences"
+    shown = result.totals.largest
+    title = f"{printable(result.provider)} {result.format}: {len(shown):,} of {result.totals.differences:,} differences"
     table = Table(box=None, pad_edge=False, title=title, title_justify="left")
     for name in ("", "day", "model", "request or call"):
         table.add_column(name, overflow="fold")
     for name in ("billed tokens", "ledger tokens", "billed USD", "ledger USD", "difference"):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("where, and what is known", overflow="fold")
-    for finding in shown:
-        names = (finding.model, finding.request_id or finding.call_id)
-        about = "; ".join(filter(None, (result.place(finding), finding.note)))
+    table.add_column("line and note", overflow="fold")
+    for item in shown:
+        names = (item.model, item.request_id or item.call_id)
+        notes = "; ".join(filter(None, (result.location(item), item.note)))
         table.add_row(
-            _SAID[finding.verdict], finding.day, *(Text(printable(name)) for name in names),
-            _tokens(finding.billed), _tokens(finding.ledger), _usd_of(finding.billed) or "-",
-            _usd_of(finding.ledger) or "-", signed_usd(finding.nanousd), Text(printable(about)),
+            _HEADINGS[item.verdict], item.day, *(Text(printable(name)) for name in names),
+            _tokens(item.billed), _tokens(item.ledger), _usd_of(item.billed) or "-",
+            _usd_of(item.ledger) or "-", usd_text(item.nanousd), Text(printable(notes)),
         )  # fmt: skip
     return table
 

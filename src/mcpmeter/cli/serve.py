@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mcpmeter.cli._ledger import ledger_option
+from mcpmeter.cli._options import config_option_for, ledger_option
 
 if TYPE_CHECKING:
     from mcpmeter.config import Settings
@@ -19,19 +19,14 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option(
-    "--config",
-    "config_path",
-    type=click.Path(path_type=Path),
-    help="The file; else $MCPMETER_CONFIG or ./mcpmeter.yaml, else the environment alone.",
-)
+@config_option_for("The configuration; default: $MCPMETER_CONFIG, else ./mcpmeter.yaml, else the environment alone.")
 @click.option("--host", help="Address to listen on, instead of server.host.")
-@click.option("--port", type=click.IntRange(0, 65535), help="Port, instead of server.port; 0 takes a free one.")
+@click.option("--port", type=click.IntRange(0, 65535), help="Port, instead of server.port; 0 picks a free one.")
 @ledger_option
 def command(config_path: Path | None, host: str | None, port: int | None, ledger: Location | None) -> None:
-    """Run the metered relay: OpenAI's API at /v1, an MCP server at /mcp, numbers at /metrics.
+    """Run the metered relay: OpenAI's API at /v1, an MCP server at /mcp, metrics at /metrics.
 
-    Without a configuration every provider whose key is in the environment is switched on.
+    Without a configuration every provider whose key is in the environment is enabled.
 
     \b
     Example:
@@ -46,16 +41,16 @@ def command(config_path: Path | None, host: str | None, port: int | None, ledger
     def settings() -> Settings:
         return with_options(load(path, os.environ), host=host, port=port, ledger=ledger)
 
-    settings()  # a fault in it is told before the rest of the program is loaded, which takes longer
+    settings()  # reports faults before the slower import of the service
     from mcpmeter.service import Service, bind, run, serve
 
     service = Service(settings)
     listener = bind(service.settings.server.host, service.settings.server.port)
-    run(serve(service, listener, _say_where))
+    run(serve(service, listener, _print_addresses))
 
 
 def with_options(settings: Settings, *, host: str | None, port: int | None, ledger: Location | None) -> Settings:
-    """Settings with what the command line overrides."""
+    """The settings, overridden by the command line."""
     server = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
     update: dict[str, object] = {"server": settings.server.model_copy(update=server)}
     if ledger is not None:
@@ -64,15 +59,15 @@ def with_options(settings: Settings, *, host: str | None, port: int | None, ledg
 
 
 def log_to_stderr() -> None:
-    """One line a message, no times: whoever runs a service adds them."""
+    """Logs one line per message, without times: systemd and container runtimes add them."""
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(name)s: %(message)s")
     logging.getLogger("mcpmeter").setLevel(logging.INFO)
-    # They warn of every malformed request, which would let a stranger fill the disk.
-    for chatty in ("uvicorn", "mcp"):
-        logging.getLogger(chatty).setLevel(logging.ERROR)
+    # Both warn about every malformed request, so any client could fill the disk.
+    for name in ("uvicorn", "mcp"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
-def _say_where(service: Service, address: str) -> None:
+def _print_addresses(service: Service, address: str) -> None:
     providers = ", ".join(upstream.name for upstream in service.settings.upstreams())
     click.echo(f"mcpmeter {service.version} relays to {providers}; settings from {service.settings.source}.")
     click.echo(f"  OpenAI SDKs  {address}/v1")

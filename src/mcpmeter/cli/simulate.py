@@ -1,9 +1,8 @@
-"""`mcpmeter simulate`: an upstream that costs nothing."""
+"""`mcpmeter simulate`: a simulated upstream."""
 
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import signal
 from collections.abc import Sequence
 from decimal import Decimal, InvalidOperation
@@ -22,33 +21,35 @@ CURL = """  curl {url}/v1/chat/completions -H 'Content-Type: application/json'{k
 
 @click.command()
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--port", default=8001, show_default=True, type=click.IntRange(0, 65535), help="0 takes any free one.")
-@click.option("--seed", default=0, show_default=True, type=int, help="The same seed gives the same answers.")
+@click.option(
+    "--port", default=8001, show_default=True, type=click.IntRange(0, 65535), help="Port; 0 picks a free one."
+)
+@click.option("--seed", default=0, show_default=True, type=int, help="The same seed gives the same responses.")
 @click.option(
     "--latency-ms",
     default="0",
     show_default=True,
     help="Time to the first byte: 20, uniform:10-50 or lognormal:200,0.5.",
 )
-@click.option("--chunks-per-second", default="", help="Rate of a stream's chunks, written alike. Default: at once.")
-@click.option("--completion-tokens", default="lognormal:60,0.6", show_default=True, help="Length of answers.")
+@click.option("--chunks-per-second", default="", help="Rate of a stream's chunks, written alike. Default: no delay.")
+@click.option("--completion-tokens", default="lognormal:60,0.6", show_default=True, help="Length of completions.")
 @click.option(
     "--fault",
     "faults",
     multiple=True,
     metavar="FAULT[:PROBABILITY]",
-    help="As status=503,retry_after=2:0.02. Repeatable.",
+    help="For example status=503,retry_after=2:0.02. Repeatable.",
 )
-@click.option("--key", envvar="MCPMETER_SIMULATOR_KEY", help="Demand this bearer key. Better given in the environment.")
+@click.option("--key", envvar="MCPMETER_SIMULATOR_KEY", help="Require this bearer key. Prefer $MCPMETER_SIMULATOR_KEY.")
 @click.option(
     "--price",
     "prices",
     multiple=True,
     metavar="MODEL=PROMPT/COMPLETION",
-    help="USD per 1M tokens, told in X-Cost-USD. Repeatable.",
+    help="USD per 1M tokens, reported in X-Cost-USD. Repeatable.",
 )
-@click.option("--dated-models", is_flag=True, help="Name dated snapshots in answers.")
-@click.option("--tool-calls", is_flag=True, help="Call the first of the given tools.")
+@click.option("--dated-models", is_flag=True, help="Report dated snapshots as the model.")
+@click.option("--tool-calls", is_flag=True, help="Call the first tool of each request.")
 def command(
     *,
     host: str,
@@ -63,7 +64,7 @@ def command(
     dated_models: bool,
     tool_calls: bool,
 ) -> None:
-    """Run an upstream for every dialect with exact usage and faults on demand.
+    """Run a simulated upstream for every dialect, with exact usage and faults on demand.
 
     \b
     Example:
@@ -71,7 +72,7 @@ def command(
     """
     from mcpmeter.simulator import Fault, Latency, Simulator, Spread
 
-    _refuse_open_doors(host, key)
+    _refuse_open_bind(host, key)
     simulator = Simulator(
         seed=seed,
         host=host,
@@ -86,22 +87,22 @@ def command(
         prices=dict(_price(price) for price in prices),
     )
     with asyncio.Runner(loop_factory=_fastest_loop) as runner:
-        runner.run(_serve(simulator, asks_for_key=key is not None))
+        runner.run(_serve(simulator, needs_key=key is not None))
 
 
-async def _serve(simulator: Simulator, *, asks_for_key: bool) -> None:
+async def _serve(simulator: Simulator, *, needs_key: bool) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
     async with simulator:
-        header = ' -H "Authorization: Bearer $MCPMETER_SIMULATOR_KEY"' if asks_for_key else ""
-        click.echo(f"Simulator at {simulator.url} (base URL for an SDK: {simulator.base_url}). Ctrl-C ends it. Try:")
+        header = ' -H "Authorization: Bearer $MCPMETER_SIMULATOR_KEY"' if needs_key else ""
+        click.echo(f"Simulator at {simulator.url} (base URL for an SDK: {simulator.base_url}). Ctrl-C stops it. Try:")
         click.echo(CURL.format(url=simulator.url, key=header))
         await stop.wait()
     totals = simulator.billing_log.totals
     click.echo(
-        f"Answered {totals.calls} calls ({totals.fault} faults, {totals.cancelled} cancelled by the client): "
+        f"Served {totals.calls} calls ({totals.fault} faults, {totals.cancelled} cancelled by the client): "
         f"{totals.prompt_tokens} prompt and {totals.completion_tokens} completion tokens."
     )
 
@@ -114,14 +115,12 @@ def _fastest_loop() -> asyncio.AbstractEventLoop:
     return uvloop.new_event_loop()
 
 
-def _refuse_open_doors(host: str, key: str | None) -> None:
-    try:
-        local = ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        local = host == "localhost"
-    if not local and not key:
+def _refuse_open_bind(host: str, key: str | None) -> None:
+    from mcpmeter.config import is_loopback
+
+    if not key and not is_loopback(host):
         raise ConfigInvalid(
-            f"{host} may be reached from other machines.", hint="Set MCPMETER_SIMULATOR_KEY, or listen on 127.0.0.1."
+            f"{host} can be reached from other machines.", hint="Set MCPMETER_SIMULATOR_KEY, or listen on 127.0.0.1."
         )
 
 

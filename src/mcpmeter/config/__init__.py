@@ -1,21 +1,27 @@
-"""The one strict settings tree: read from a YAML file or from the environment, every fault named with its line."""
+"""The settings tree: read from one YAML file or from the environment, strictly.
+
+Owns what the file may contain (`settings.py` and a module per group of sections), how YAML is read (`document.py`),
+the rules between sections (`rules.py`) and the conversion to what the other packages take. Runs nothing and opens
+no ledger.
+
+Invariants: an unknown key is an error; all faults of a file are reported at once, each with its line; no message
+repeats a value from the file; settings never change after loading.
+"""
 
 from mcpmeter.config.budgets import AttributionSettings, BudgetSettings, FallbackSettings, TeamSettings
+from mcpmeter.config.keys import KeySettings
 from mcpmeter.config.limits import attribution_of, budgets_of
 from mcpmeter.config.loading import find_file, load, load_monitoring, load_sections
 from mcpmeter.config.prices import price_book
+from mcpmeter.config.relay import ProviderSettings, RelaySettings, TimeoutSettings
 from mcpmeter.config.rules import is_loopback, refuse_open_bind
 from mcpmeter.config.settings import (
     CurrencySettings,
-    KeySettings,
     LedgerSettings,
     MetricsSettings,
     PricingSettings,
-    ProviderSettings,
-    RelaySettings,
     ServerSettings,
     Settings,
-    TimeoutSettings,
 )
 
 __all__ = [

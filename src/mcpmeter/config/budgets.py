@@ -1,4 +1,4 @@
-"""The sections about who pays and how much: teams, budgets, attribution to projects, the price of what has none."""
+"""The sections about teams and their spending: budgets, attribution to projects, prices of models that have none."""
 
 from __future__ import annotations
 
@@ -11,7 +11,20 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from mcpmeter.budgets.period import is_time_zone
 from mcpmeter.config.faults import nearest
-from mcpmeter.config.fields import ModelName, Name, Section, Switch, TeamName, Whole, decimal, matching, must, setting
+from mcpmeter.config.fields import (
+    INSTANT_SENTENCE,
+    ModelName,
+    Name,
+    Section,
+    Switch,
+    TeamName,
+    Whole,
+    decimal,
+    matching,
+    must,
+    name_alone,
+    setting,
+)
 from mcpmeter.money import MAX_NANOUSD, nanousd_to_usd
 
 FIRST_YEAR, LAST_YEAR = 1970, 2200
@@ -29,7 +42,7 @@ def _instant(text: str) -> str:
     try:
         instant = datetime.fromisoformat(text)
     except ValueError:
-        raise must("must be a date, or an instant such as 2027-01-31T12:00:00Z") from None
+        raise must(INSTANT_SENTENCE) from None
     if not FIRST_YEAR < instant.year < LAST_YEAR:
         raise must(f"must lie after {FIRST_YEAR} and before {LAST_YEAR}")
     return text
@@ -45,7 +58,7 @@ def _exact(amount: Decimal) -> Decimal:
 
 def _header(name: str) -> str:
     if name.lower() in NOT_FOR_PROJECTS or name.lower().startswith("content-"):
-        raise must("must not be a header that means something else; take one such as X-Mcpmeter-Project")
+        raise must("must not be a header with another meaning; use one such as X-Mcpmeter-Project")
     return name.lower()
 
 
@@ -63,64 +76,64 @@ HeaderName = Annotated[
 
 
 class TeamSettings(Section):
-    """A team that calls are charged to. Its name alone, as text, will do."""
+    """A team that calls are charged to: a mapping, or its name as text."""
 
     name: TeamName = setting(help="The team's name, a label in metrics and the ledger.", example="search")
     projects: tuple[TeamName, ...] = setting(
-        (), help="What the team works on; keys and budgets may name them.", example=["web", "mobile"]
+        (), help="The team's projects; keys and budgets may name them.", example=["web", "mobile"]
     )
     time_zone: TimeZone = setting(
-        "UTC", help="Where days, weeks and months of its budgets begin, by the IANA database.", example="Europe/Berlin"
+        "UTC",
+        help="Time zone of the days, weeks and months of its budgets, from the IANA database.",
+        example="Europe/Berlin",
     )
 
     @model_validator(mode="before")
     @classmethod
     def _name_alone(cls, value: object) -> object:
-        if isinstance(value, str):
-            return {"name": value}
-        if not isinstance(value, dict | TeamSettings):
-            raise must("must be the team's name, in quotes")
-        return value
+        return name_alone(value, cls, "must be the team's name, in quotes")
 
 
 class BudgetSettings(Section):
-    """What calls may cost in a period. Of team, project, key and model those that are given must all fit a call."""
+    """A limit on the cost of calls in a period. A call counts if it matches every one of team, project, key and model
+    that is given.
+    """
 
     name: Name = setting(help="The budget's name in metrics, refusals and commands.", example="search-monthly")
     limit_usd: Dollars = setting(
-        help="The most that its calls may cost in one period, in US dollars; what is topped up comes on top.",
+        help="Maximum cost of its calls in one period, in US dollars; top-ups are added to it.",
         example=Decimal(500),
     )
     period: Literal["day", "week", "month", "once"] = setting(
-        "month", help="When it starts anew. `once` is a prepaid credit, which never does.", example="week"
+        "month", help="How often the budget resets. `once` is a prepaid credit, which never resets.", example="week"
     )
-    team: TeamName | None = setting(None, help="Calls of this team; of all teams unless given.", example="search")
-    project: TeamName | None = setting(None, help="Calls for this project.", example="web")
+    team: TeamName | None = setting(None, help="Only calls of this team; default: all teams.", example="search")
+    project: TeamName | None = setting(None, help="Only calls for this project.", example="web")
     key: TeamName | None = setting(
-        None, help="Calls with this key: its name in `keys`, or the id that `mcpmeter keys list` shows.", example="ci"
+        None,
+        help="Only calls with this key: its name in `keys`, or the id that `mcpmeter keys list` shows.",
+        example="ci",
     )
     model: ModelName | None = setting(
-        None, help="Calls of this model, by its name at the provider.", example="claude-sonnet-4.5"
+        None, help="Only calls to this model, by its name at the provider.", example="claude-sonnet-4.5"
     )
     start_day: StartDay | None = setting(
         None,
-        help="First day of a month (1 to 31; in shorter months the last) or of a week (1 is Monday); 1 unless given.",
+        help="First day of the month (1 to 31, or the last of a shorter month) or week (1 is Monday); default: 1.",
         example=6,
     )
     start: Start | None = setting(
-        None, help="With `once`: calls from this date or instant on count. Needed there.", example="2027-01-01"
+        None, help="Required with `once`: calls from this date or instant on count.", example="2027-01-01"
     )
     time_zone: TimeZone | None = setting(
-        None, help="Where its periods begin; the team's unless given, else UTC.", example="America/New_York"
+        None, help="Time zone of its periods; default: the team's, else UTC.", example="America/New_York"
     )
     soft: tuple[SoftShare, ...] = setting(
         (Decimal("0.8"),),
-        help="Shares of the limit at which the log and the metrics say that it runs low.",
+        help="Shares of the limit at which the log and the metrics warn.",
         example=[Decimal("0.5"), Decimal("0.8")],
     )
-    hard: Switch = setting(
-        True, help="Refuse calls beyond the limit with 402; `false` only tells of them.", example=False
-    )
+    hard: Switch = setting(True, help="Refuse calls beyond the limit with 402; `false` only warns.", example=False)
 
     @model_validator(mode="after")
     def _fits_its_period(self) -> BudgetSettings:
@@ -129,35 +142,37 @@ class BudgetSettings(Section):
         if self.period != "once" and self.start is not None:
             raise must("has 'start', which is for 'period: once'; a month or week has 'start_day'")
         if self.period not in ("week", "month") and self.start_day is not None:
-            raise must("has 'start_day', which is for months and weeks; take it out")
+            raise must("has 'start_day', which is for months and weeks; remove it")
         if self.period == "week" and (self.start_day or 1) > 7:
             raise must("has a week that starts after day 7; 1 is Monday, 7 is Sunday")
         return self
 
     def start_ns(self, time_zone: str) -> int:
-        """The instant that `start` names, in Unix nanoseconds; by the zone's clocks where it names no offset."""
+        """`start` in Unix nanoseconds; without an offset it is in this time zone."""
         if self.start is None:
             return 0
         instant = datetime.fromisoformat(self.start)
-        placed = instant if instant.tzinfo is not None else instant.replace(tzinfo=ZoneInfo(time_zone))
-        return int(placed.timestamp()) * 10**9
+        aware = instant if instant.tzinfo is not None else instant.replace(tzinfo=ZoneInfo(time_zone))
+        return int(aware.timestamp()) * 10**9
 
 
 class AttributionSettings(Section):
-    """A request header that names the project a call is for, in place of its key's."""
+    """A request header that names the project of a call, instead of its key's project."""
 
     header: HeaderName = setting("x-mcpmeter-project", help="The header's name.", example="OpenAI-Project")
     values: tuple[TeamName, ...] = setting(
-        (), help="Projects that it may name; any other is refused. None: the header is not read.", example=["web"]
+        (),
+        help="Projects that the header may name; others are refused. If empty, the header is ignored.",
+        example=["web"],
     )
 
 
 class FallbackSettings(Section):
-    """What a model without a price counts against budgets. It is no cost: no report adds it to one."""
+    """Prices at which models without a price count against budgets. No report adds them to the cost."""
 
     prompt_usd_per_mtok: Price = setting(
-        Decimal(3), help="US dollars for a million prompt tokens.", example=Decimal("2.5")
+        Decimal(3), help="US dollars per million prompt tokens.", example=Decimal("2.5")
     )
     completion_usd_per_mtok: Price = setting(
-        Decimal(15), help="US dollars for a million completion tokens.", example=Decimal(10)
+        Decimal(15), help="US dollars per million completion tokens.", example=Decimal(10)
     )

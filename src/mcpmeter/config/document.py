@@ -1,6 +1,7 @@
-"""YAML text to plain values and the line of each. Built on PyYAML's nodes, so that every fault can name its line.
+"""Reads YAML into plain values and the line of each. Built on PyYAML's nodes, so that every fault can name its line.
 
-Of YAML 1.1 only what is unmistakable is taken: no tags, no merge keys, numbers in plain decimal; bounded in every way.
+Accepts only the unambiguous part of YAML 1.1: no tags, no merge keys, numbers in plain decimal. Size, depth and number
+of values are bounded.
 """
 
 from __future__ import annotations
@@ -13,15 +14,15 @@ from typing import Final
 
 import yaml
 
-from mcpmeter.config.faults import Fault, Where, dotted, shown
+from mcpmeter.config.faults import Fault, Where, dotted, inside, shown
 
 MAX_BYTES: Final = 262_144
 MAX_DEPTH: Final = 16
 MAX_VALUES: Final = 20_000
-"""Values after aliases are expanded: what stops a billion laughs."""
+"""Limit on the values after aliases are expanded, against a billion laughs."""
 
-ANOTHER_KEY: Final = "?"
-"""Stands for a key that is no text, so that its fault does not hide those of the keys beside it."""
+INVALID_KEY: Final = "?"
+"""Replaces a key that is not text, so that its fault does not hide those of its neighbours."""
 TAG: Final = "tag:yaml.org,2002:"
 WHOLE_NUMBER: Final = re.compile(r"[-+]?(0|[1-9][0-9]{0,30})")
 DECIMAL_NUMBER: Final = re.compile(r"[-+]?(0|[1-9][0-9]{0,30})?\.[0-9]{1,30}")
@@ -33,7 +34,7 @@ Value = None | bool | int | Decimal | str | list["Value"] | dict[str, "Value"]
 
 @dataclass(slots=True)
 class Document:
-    """What a text says: values with every `${VARIABLE}` filled in, the line of each, and the faults met on the way."""
+    """The content of a text: values with every `${VARIABLE}` replaced, the line of each, and the faults found."""
 
     data: Value = None
     lines: dict[Where, int] = field(default_factory=dict)
@@ -41,7 +42,7 @@ class Document:
 
 
 def read_document(content: bytes, environ: Mapping[str, str]) -> Document:
-    """Read one YAML document. Never raises for what a file may hold: faults are in the result."""
+    """Reads one YAML document. Never raises for any content: faults are in the result."""
     try:
         node = _compose(content)
     except _Unreadable as unreadable:
@@ -67,7 +68,7 @@ def _fault(line: int, sentence: str) -> Fault:
 
 
 class _BoundedLoader(yaml.SafeLoader):
-    """Composes no deeper than `MAX_DEPTH`, since PyYAML recurses."""
+    """Limits the depth of nodes to `MAX_DEPTH`, because PyYAML recurses."""
 
     depth = 0
 
@@ -88,10 +89,10 @@ def _compose(content: bytes) -> yaml.Node | None:
         raise _Unreadable(_syntax_fault(error)) from None
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
-        raise _Unreadable(_fault(line, "a control character is not allowed here; take it out")) from None
+        raise _Unreadable(_fault(line, "a control character is not allowed here; remove it")) from None
     except (ValueError, OverflowError):
-        # An escape such as "\UFFFFFFFF" names no character: PyYAML lets chr() raise.
-        raise _Unreadable(_fault(1, "an escape or directive in this file has no meaning; write it plainly")) from None
+        # An escape such as "\UFFFFFFFF" names no character, and PyYAML lets chr() raise.
+        raise _Unreadable(_fault(1, "an escape or directive in this file has no meaning; write plain text")) from None
 
 
 def _decode(content: bytes) -> str:
@@ -110,7 +111,7 @@ def _syntax_fault(error: yaml.MarkedYAMLError) -> Fault:
     if "'\\t'" in problem:
         problem = "a tab cannot indent; use spaces"
     elif re.search("alias|anchor|tag", problem):
-        # The words after these are the file's own, and a password may well begin with '*', '&' or '!'.
+        # PyYAML's own message repeats the text after the mark, and a password may begin with '*', '&' or '!'.
         problem = "'*', '&' and '!' begin an alias, an anchor or a tag; put the text in quotes if none is meant"
     elif "expected a single document" in problem:
         problem = "a second document begins ('---'); keep one in a file"
@@ -120,7 +121,7 @@ def _syntax_fault(error: yaml.MarkedYAMLError) -> Fault:
 
 
 class _Reader:
-    """Turns nodes into values, filling in the environment."""
+    """Converts nodes to values and replaces references to environment variables."""
 
     def __init__(self, environ: Mapping[str, str]) -> None:
         self.document = Document()
@@ -134,9 +135,9 @@ class _Reader:
         self.document.lines.setdefault(where, line)
         self._values += 1
         if self._values > MAX_VALUES:
-            raise _Unreadable(_fault(line, f"more than {MAX_VALUES} values once aliases are expanded; write less"))
+            raise _Unreadable(_fault(line, f"more than {MAX_VALUES} values after aliases are expanded; write less"))
         if id(node) in self._open_nodes:
-            raise _Unreadable(_fault(line, "an alias refers to the value that it is in; write the value out"))
+            raise _Unreadable(_fault(line, "an alias refers to a value that contains it; write the value out"))
         if len(where) > MAX_DEPTH:
             raise _Unreadable(_fault(line, f"nested more than {MAX_DEPTH} deep; flatten it"))
         self._open_nodes.add(id(node))
@@ -149,7 +150,7 @@ class _Reader:
             return {key: self.value(child, (*where, key)) for key, child in self._items(node, where)}
         if isinstance(node, yaml.SequenceNode) and node.tag == TAG + "seq":
             return [self.value(child, (*where, index)) for index, child in enumerate(node.value)]
-        if isinstance(node, yaml.ScalarNode) and node.tag == self._tag_by_itself(node):
+        if isinstance(node, yaml.ScalarNode) and node.tag == self._implicit_tag(node):
             return self._scalar(node, where)
         self._note(where, f"{_named(where)} has a tag ('!…'); put the text in quotes if none is meant", node)
         return None
@@ -160,17 +161,17 @@ class _Reader:
             line = key_node.start_mark.line + 1
             if not isinstance(key_node, yaml.ScalarNode) or key_node.tag != TAG + "str":
                 advice = "write the keys out" if key_node.tag == TAG + "merge" else "put it in quotes"
-                self._note((*where, ANOTHER_KEY), f"a key {_inside(where)} is not plain text; {advice}", key_node)
+                self._note((*where, INVALID_KEY), f"a key {inside(where)} is not plain text; {advice}", key_node)
                 continue
             key: str = key_node.value
             if key in seen:
-                twice = f"key '{shown(key)}' is given twice {_inside(where)}, first in line {seen[key]}; keep one"
+                twice = f"key '{shown(key)}' is given twice {inside(where)}, first in line {seen[key]}; keep one"
                 self._note((*where, key), twice, key_node)
                 continue
             seen[key] = self.document.lines[(*where, key)] = line
             yield key, child
 
-    def _tag_by_itself(self, node: yaml.ScalarNode) -> str:
+    def _implicit_tag(self, node: yaml.ScalarNode) -> str:
         plain = node.style is None
         tag: str = self._resolver.resolve(yaml.ScalarNode, node.value, (plain, not plain))  # type: ignore[no-untyped-call]
         return tag
@@ -184,7 +185,7 @@ class _Reader:
             return bool(yaml.SafeLoader.bool_values[text.lower()])
         if kind in ("int", "float"):
             return self._number(text, node, where)
-        return self._filled_in(text, node, where)
+        return self._expanded(text, node, where)
 
     def _number(self, text: str, node: yaml.ScalarNode, where: Where) -> Value:
         if WHOLE_NUMBER.fullmatch(text):
@@ -194,12 +195,12 @@ class _Reader:
         self._note(where, f"{_named(where)}: write the number in plain decimal, or quote it if it is text", node)
         return None
 
-    def _filled_in(self, text: str, node: yaml.ScalarNode, where: Where) -> Value:
+    def _expanded(self, text: str, node: yaml.ScalarNode, where: Where) -> Value:
         faults: list[str] = []
-        filled = REFERENCE.sub(lambda found: self._reference(found, faults), text)
+        expanded = REFERENCE.sub(lambda found: self._reference(found, faults), text)
         for fault in faults:
             self._note(where, f"{_named(where)} {fault}", node)
-        return None if faults else filled
+        return None if faults else expanded
 
     def _reference(self, found: re.Match[str], faults: list[str]) -> str:
         if found[0] == "$${":
@@ -218,13 +219,9 @@ class _Reader:
         return self._environ.get(name, "")
 
     def _note(self, where: Where, sentence: str, node: yaml.Node) -> None:
-        """Writes the fault down; the value then stands as None, and nothing more is said of it."""
+        """Records the fault. The value becomes None, and `loading` drops further faults about it."""
         self.document.faults.append(Fault(where, sentence, node.start_mark.line + 1))
 
 
 def _named(where: Where) -> str:
     return f"'{dotted(where)}'" if where else "the file"
-
-
-def _inside(where: Where) -> str:
-    return f"in '{dotted(where)}'" if where else "at the top level"

@@ -1,4 +1,4 @@
-"""A fault of a configuration: where it is, what is wrong, and what to do, in one line that repeats no value."""
+"""Faults of a configuration: each is one line with the place, what is wrong and what to do, and repeats no value."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pydantic_core import ErrorDetails
 from mcpmeter.errors import ConfigInvalid
 
 Where = tuple[str | int, ...]
-"""The way from the root to a value: ("providers", 0, "base_url")."""
+"""The path from the root to a value: ("providers", 0, "base_url")."""
 
 SENTENCES: Final[Mapping[str, str]] = {
     "string_type": "must be text; put it in quotes",
@@ -36,7 +36,7 @@ SHOWN_CHARACTERS: Final = 60
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One fault. `line` is found from `where` unless the reader of the text knew better."""
+    """One fault. `line` is found from `where` unless it is given."""
 
     where: Where
     sentence: str
@@ -48,14 +48,19 @@ def dotted(where: Where) -> str:
     return "".join(f"[{step}]" if isinstance(step, int) else f".{shown(step)}" for step in where).lstrip(".")
 
 
+def inside(where: Where) -> str:
+    """`in 'providers[0]'`, or `at the top level`."""
+    return f"in '{dotted(where)}'" if where else "at the top level"
+
+
 def shown(text: str) -> str:
-    """A key's name as it may be printed: one line, printable, not long."""
+    """A key's name for a message: one line, printable, short."""
     cut = text if len(text) <= SHOWN_CHARACTERS else text[:SHOWN_CHARACTERS] + "…"
     return cut if cut.isprintable() else cut.encode("unicode_escape").decode("ascii")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """`; did you mean 'port'?`, or what there is to choose from."""
+    """`; did you mean 'port'?`, or the list of known names."""
     choices = list(known)
     longer = [choice for choice in choices if name and choice.startswith(name)]
     near = longer or get_close_matches(name[:SHOWN_CHARACTERS], choices, n=1)
@@ -63,17 +68,17 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def from_validation(error: ValidationError, root: type[BaseModel]) -> list[Fault]:
-    """The faults that pydantic found, in our words."""
+    """The faults that pydantic found, with our sentences."""
     details = error.errors(include_url=False, include_context=True, include_input=True)
-    return [Fault(_place(detail), _sentence(detail, root)) for detail in details]
+    return [Fault(detail["loc"], _sentence(detail, root)) for detail in details]
 
 
 def raise_for(faults: Sequence[Fault], source: str, lines: Mapping[Where, int]) -> None:
-    """Raises ConfigInvalid with one line a fault, in the order of the file; returns if there are none."""
+    """Raises ConfigInvalid with one line per fault, in the order of the file; returns if there are none."""
     if not faults:
         return
-    placed = sorted({(fault.line or _line(fault.where, lines), fault.sentence) for fault in faults})
-    raise ConfigInvalid("\n".join(f"{source}:{line}: {sentence}" for line, sentence in placed))
+    located = sorted({(fault.line or _line(fault.where, lines), fault.sentence) for fault in faults})
+    raise ConfigInvalid("\n".join(f"{source}:{line}: {sentence}" for line, sentence in located))
 
 
 def _line(where: Where, lines: Mapping[Where, int]) -> int:
@@ -82,32 +87,27 @@ def _line(where: Where, lines: Mapping[Where, int]) -> int:
     return lines.get(where, 1)
 
 
-def _place(detail: ErrorDetails) -> Where:
-    return tuple(detail["loc"])
-
-
 def _sentence(detail: ErrorDetails, root: type[BaseModel]) -> str:
-    where, kind = _place(detail), detail["type"]
+    where, kind = detail["loc"], detail["type"]
     if kind == "extra_forbidden":
         return _unknown_key(where, root)
     if kind == "missing":
         return f"'{where[-1]}' is missing in '{dotted(where[:-1])}'; add it"
     name = f"'{dotted(where)}'" if where else "the file"
     if detail["input"] is None:
-        return f"{name} has no value; give it one or take the line out"
+        return f"{name} has no value; give it one or remove the line"
     known = SENTENCES.get(kind)
-    words = known.format(**detail.get("ctx", {})) if known else detail["msg"].replace("Input should", "must")
-    return f"{name} {words}"
+    sentence = known.format(**detail.get("ctx", {})) if known else detail["msg"].replace("Input should", "must")
+    return f"{name} {sentence}"
 
 
 def _unknown_key(where: Where, root: type[BaseModel]) -> str:
     key, parent = str(where[-1]), where[:-1]
     model = _model_at(root, parent)
     known = list(model.model_fields) if model else []
-    place = f"in '{dotted(parent)}'" if parent else "at the top level"
     elsewhere = [f"{name}.{key}" for name, section in _sections(root) if key in section.model_fields]
     advice = f"; did you mean '{elsewhere[0]}'?" if not parent and elsewhere else nearest(key, known)
-    return f"unknown key '{shown(key)}' {place}{advice}"
+    return f"unknown key '{shown(key)}' {inside(parent)}{advice}"
 
 
 def _sections(root: type[BaseModel]) -> list[tuple[str, type[BaseModel]]]:

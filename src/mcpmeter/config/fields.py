@@ -1,4 +1,4 @@
-"""What the sections of the settings tree are made of: kinds of values with a sentence for each fault, and `Section`."""
+"""Types of the settings tree's values, each with a sentence for its fault, and the base class `Section`."""
 
 from __future__ import annotations
 
@@ -15,9 +15,12 @@ from pydantic_core import PydanticCustomError
 from mcpmeter.access.keys import MAX_PER_MINUTE, weakness_of
 from mcpmeter.providers import base_url_fault
 
+INSTANT_SENTENCE: Final = "must be a date, or an instant such as 2027-01-31T12:00:00Z"
+
 
 def must(sentence: str) -> PydanticCustomError:
-    # The sentence goes in by context: pydantic would read braces in it as places to fill.
+    """A validator's error with this sentence."""
+    # Passed as context because pydantic would treat braces in a message as placeholders.
     return PydanticCustomError("must", "{sentence}", {"sentence": sentence})
 
 
@@ -44,13 +47,12 @@ def decimal(value: object) -> Decimal:
 
 
 def _instant(value: object) -> datetime:
-    sentence = "must be a date, or an instant such as 2027-01-31T12:00:00Z"
     try:
         instant = datetime.fromisoformat(value) if isinstance(value, str) else value
     except ValueError:
-        raise must(sentence) from None
+        raise must(INSTANT_SENTENCE) from None
     if not isinstance(instant, datetime):
-        raise must(sentence)
+        raise must(INSTANT_SENTENCE)
     return instant if instant.tzinfo is not None else instant.replace(tzinfo=UTC)
 
 
@@ -77,7 +79,7 @@ def some(items: tuple[Any, ...]) -> tuple[Any, ...]:
 
 def _label(text: str) -> str:
     if text == "other":
-        raise must("must not be 'other': that is the label of what has no name")
+        raise must("must not be 'other', which is the label of unnamed values")
     return text
 
 
@@ -88,7 +90,7 @@ def _base_url(text: str) -> str:
 
 
 def sendable(key: str) -> bool:
-    """Whether a key can stand in a header: printable ASCII, no blanks."""
+    """Whether a key can be sent in a header: printable ASCII without blanks."""
     return key.isascii() and key.isprintable() and bool(key) and " " not in key
 
 
@@ -107,7 +109,7 @@ def _ledger_url(secret: SecretStr) -> SecretStr:
 
 def _strong_secret(secret: SecretStr) -> SecretStr:
     if weakness := weakness_of(secret.get_secret_value()):
-        raise must(f"{weakness}; `openssl rand -hex 32` makes a good one")
+        raise must(f"{weakness}; `openssl rand -hex 32` prints a good one")
     return secret
 
 
@@ -116,9 +118,9 @@ def _path(path: Path, info: ValidationInfo) -> Path:
     try:
         path = path.expanduser()
     except RuntimeError:
-        raise must("names the home of a user who is not known here") from None
+        raise must("names the home of a user unknown on this machine") from None
     if not str(path).isprintable():
-        raise must("holds a character that no path should have")
+        raise must("contains an unprintable character")
     return folder / path if folder else path
 
 
@@ -170,11 +172,20 @@ FilePath = Annotated[Path, AfterValidator(_path)]
 
 
 def setting(default: Any = ..., *, help: str, example: Any) -> Any:
-    """A field of the tree: what it is for and an example, without which the reference would have a hole."""
+    """A field of the tree with the description and the example that docs/configuration.md prints."""
     return Field(default=default, description=help, examples=[example])
 
 
 class Section(BaseModel):
-    """What all parts of the tree share: unknown keys are errors, nothing changes, no input is repeated in an error."""
+    """The base of every section: unknown keys are errors, values are immutable, errors repeat no input."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+
+def name_alone(value: object, section: type[Section], sentence: str) -> object:
+    """`{"name": value}` for a text; a mapping or a section as it is; the sentence is the fault of anything else."""
+    if isinstance(value, str):
+        return {"name": value}
+    if not isinstance(value, dict | section):
+        raise must(sentence)
+    return value

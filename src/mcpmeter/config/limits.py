@@ -1,4 +1,4 @@
-"""From the settings to the budgets that calls are under, and what must hold between budgets and the rest."""
+"""Converts settings to budgets, and the rules between budgets, keys and teams."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from mcpmeter.budgets.budget import Budget, Budgets
 from mcpmeter.budgets.period import Period
 from mcpmeter.config.budgets import BudgetSettings
 from mcpmeter.config.faults import Fault, nearest
-from mcpmeter.config.settings import KeySettings, Settings
+from mcpmeter.config.keys import KeySettings
+from mcpmeter.config.settings import Settings
 from mcpmeter.records import Scope
 
 KEY_ID: Final = re.compile(r"key_[0-9a-f]{12}")
-"""Keys that `mcpmeter keys create` made are in the ledger, which configuration does not read."""
+"""IDs of keys in the ledger, which the configuration does not read."""
 
 
 def budgets_of(settings: Settings) -> Budgets:
@@ -25,9 +26,9 @@ def budgets_of(settings: Settings) -> Budgets:
 
 
 def attribution_of(settings: Settings) -> Attribution | None:
-    """The header that names a call's project; None where no value is configured."""
-    told = settings.attribution
-    return Attribution(header=told.header, values=told.values) if told.values else None
+    """The header that names a call's project; None if no project is configured."""
+    attribution = settings.attribution
+    return Attribution(header=attribution.header, values=attribution.values) if attribution.values else None
 
 
 def _budget(entry: BudgetSettings, settings: Settings) -> Budget:
@@ -53,15 +54,15 @@ def _key_id(name: str | None, keys: Sequence[KeySettings]) -> str:
 
 
 def budget_faults(settings: Settings) -> Iterator[Fault]:
-    """Budgets that cover no call or each other's: names that nothing else knows, parts that exclude one another."""
+    """Budgets that match no call or the same calls: unknown names, contradictory scopes, duplicates."""
     for index, entry in enumerate(settings.budgets):
         for part, sentence in _unknown_parts(entry, settings):
             yield Fault(("budgets", index, part), f"'budgets[{index}].{part}' {sentence}")
-    yield from _twice_over_the_same(settings)
+    yield from _duplicate_faults(settings)
 
 
 def project_faults(settings: Settings) -> Iterator[Fault]:
-    """Keys for projects that their team does not list, if it lists any."""
+    """Keys for projects that their team does not list, if the team lists any."""
     projects = {team.name: team.projects for team in settings.teams}
     for index, key in enumerate(settings.keys):
         known = projects.get(key.team, ())
@@ -77,44 +78,44 @@ def _unknown_parts(entry: BudgetSettings, settings: Settings) -> Iterator[tuple[
         yield "team", f"is '{entry.team}', which is not in 'teams'{nearest(entry.team, teams)}"
         return
     if entry.project is not None:
-        yield from _project_faults(entry.project, entry.team, settings)
+        yield from _unknown_project(entry.project, entry.team, settings)
     if entry.key is not None:
-        yield from _key_faults(entry.key, entry.team, settings)
+        yield from _unknown_key(entry.key, entry.team, settings)
     if entry.model is not None:
-        yield from _model_faults(entry.model, settings)
+        yield from _unknown_model(entry.model, settings)
 
 
-def _project_faults(project: str, team: str | None, settings: Settings) -> Iterator[tuple[str, str]]:
+def _unknown_project(project: str, team: str | None, settings: Settings) -> Iterator[tuple[str, str]]:
     of_teams = [name for entry in settings.teams if team in (None, entry.name) for name in entry.projects]
     of_keys = [key.project for key in settings.keys if key.project and team in (None, key.team)]
     known = list(dict.fromkeys([*of_teams, *of_keys, *settings.attribution.values]))
     if project in known:
         return
-    place = f"'projects' of team '{team}'" if team else "'projects' of a team"
+    section = f"'projects' of team '{team}'" if team else "'projects' of a team"
     advice = nearest(project, known) if known else "; add it there"
-    yield "project", f"is '{project}', which is in no {place} and not in 'attribution.values'{advice}"
+    yield "project", f"is '{project}', which is in no {section} and not in 'attribution.values'{advice}"
 
 
-def _key_faults(name: str, team: str | None, settings: Settings) -> Iterator[tuple[str, str]]:
+def _unknown_key(name: str, team: str | None, settings: Settings) -> Iterator[tuple[str, str]]:
     keys = {key.name: key for key in settings.keys}
     if name in keys:
         if team not in (None, keys[name].team):
-            yield "key", f"is a key of team '{keys[name].team}', not of '{team}'; take one of the two out"
+            yield "key", f"is a key of team '{keys[name].team}', not of '{team}'; remove one of the two"
     elif not KEY_ID.fullmatch(name):
         advice = nearest(name, keys) if keys else ""
         yield "key", f"is no key's name in 'keys' and no id such as key_0123456789ab{advice}"
 
 
-def _model_faults(name: str, settings: Settings) -> Iterator[tuple[str, str]]:
+def _unknown_model(name: str, settings: Settings) -> Iterator[tuple[str, str]]:
     provider, _, model = name.partition("/")
     if name in settings.aliases:
         model = settings.aliases[name].partition("/")[2]
         yield "model", f"is an alias; name the model that it stands for: '{model}'"
     elif model and provider in [entry.name for entry in settings.providers]:
-        yield "model", f"names the provider too; write '{model}', whoever serves it"
+        yield "model", f"names the provider too; write only '{model}'"
 
 
-def _twice_over_the_same(settings: Settings) -> Iterator[Fault]:
+def _duplicate_faults(settings: Settings) -> Iterator[Fault]:
     seen: dict[str, int] = {}
     for index, entry in enumerate(settings.budgets):
         first = seen.setdefault(_budget(entry, settings).balance, index)

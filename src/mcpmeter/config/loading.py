@@ -1,4 +1,4 @@
-"""From a file, or from the environment alone, to settings that can be run."""
+"""Loads settings from a file, or from the environment alone."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from pydantic import SecretStr, ValidationError
 from mcpmeter.config.document import MAX_BYTES, Document, Value, read_document
 from mcpmeter.config.faults import Fault, Where, from_validation, raise_for
 from mcpmeter.config.fields import sendable
-from mcpmeter.config.rules import broken_rules, routing_faults
-from mcpmeter.config.settings import ProviderSettings, Settings
+from mcpmeter.config.relay import ProviderSettings
+from mcpmeter.config.rules import routing_faults, rule_faults
+from mcpmeter.config.settings import Settings
 from mcpmeter.errors import ConfigInvalid
 from mcpmeter.monitoring import MonitoringOptions
 from mcpmeter.providers import Provider, load_providers
@@ -22,7 +23,7 @@ FILE_VARIABLE: Final = "MCPMETER_CONFIG"
 
 
 def find_file(option: Path | None, environ: Mapping[str, str]) -> Path | None:
-    """The file to read: `--config`, else $MCPMETER_CONFIG, else ./mcpmeter.yaml where there is one, else none."""
+    """The file to read: `--config`, else $MCPMETER_CONFIG, else ./mcpmeter.yaml if it exists, else none."""
     if option is not None:
         return option
     if environ.get(FILE_VARIABLE):
@@ -31,9 +32,9 @@ def find_file(option: Path | None, environ: Mapping[str, str]) -> Path | None:
 
 
 def load(path: Path | None, environ: Mapping[str, str], builtin: Mapping[str, Provider] | None = None) -> Settings:
-    """Settings from a YAML file, or without one from the environment alone.
+    """Settings from a YAML file, or from the environment alone if there is none.
 
-    Raises ConfigInvalid with one line for each fault, naming the file and line.
+    Raises ConfigInvalid with one line per fault, naming the file and line.
     """
     known = load_providers() if builtin is None else builtin
     settings = Settings(providers=_providers_in(environ, known)) if path is None else _from_file(path, environ, known)
@@ -42,20 +43,20 @@ def load(path: Path | None, environ: Mapping[str, str], builtin: Mapping[str, Pr
 
 
 def load_monitoring(path: Path | None, environ: Mapping[str, str]) -> MonitoringOptions:
-    """The `monitoring:` section alone. Raises ConfigInvalid with one line for each of its faults."""
+    """The `monitoring:` section alone. Raises ConfigInvalid with one line per fault in it."""
     return load_sections(path, environ, "monitoring").monitoring.options()
 
 
 def load_sections(path: Path | None, environ: Mapping[str, str], *names: str) -> Settings:
-    """The named sections, and defaults for the others, whose faults and unset variables do not matter.
+    """The named sections, and defaults for the others, whose faults and unset variables are ignored.
 
-    Reading them needs no provider's key. Raises ConfigInvalid with one line for each fault of the named sections, of
-    the file as a whole, and for each key that names no section.
+    No provider's key is needed. Raises ConfigInvalid with one line per fault of the named sections and of the file as
+    a whole, and per unknown section.
     """
     if path is None:
         return Settings()
     document = read_document(_content(path), environ)
-    # A misspelt section counts: without it `legder:` would silently mean the default ledger.
+    # A misspelt section is a fault: otherwise `legder:` would silently mean the default ledger.
     others = Settings.model_fields.keys() - set(names)
     faults = [fault for fault in document.faults if not fault.where or fault.where[0] not in others]
     data = document.data
@@ -72,7 +73,7 @@ def _from_file(path: Path, environ: Mapping[str, str], known: Mapping[str, Provi
     settings = settings.model_copy(
         update={"providers": tuple(_with_usual_key(entry, environ, known) for entry in settings.providers)}
     )
-    raise_for([*faults, *broken_rules(settings, known)], str(path), document.lines)
+    raise_for([*faults, *rule_faults(settings, known)], str(path), document.lines)
     if not settings.providers:
         settings = settings.model_copy(update={"providers": _providers_in(environ, known)})
         raise_for([*routing_faults(settings)], str(path), document.lines)
@@ -91,7 +92,7 @@ def _content(path: Path) -> bytes:
 
 
 def _validated(document: Document, folder: Path) -> tuple[Settings, list[Fault]]:
-    """The settings that a document holds, without the sections that have faults, and the faults."""
+    """The settings in a document, without the sections that have faults, and the faults."""
     if document.data is None and document.faults:
         return Settings(), document.faults
     context = {"folder": folder}
@@ -100,29 +101,29 @@ def _validated(document: Document, folder: Path) -> tuple[Settings, list[Fault]]
     except ValidationError as error:
         found = from_validation(error, Settings)
         settings = Settings.model_validate(_without_sections(document.data, found), context=context)
-    # Where the text already had a fault the value is missing, and a second complaint would only confuse.
-    spoiled = [fault.where for fault in document.faults]
-    return settings, [*document.faults, *(fault for fault in found if not _within(fault.where, spoiled))]
+    # A value with a fault in its text is missing here; a second fault about it would only confuse.
+    reported = [fault.where for fault in document.faults]
+    return settings, [*document.faults, *(fault for fault in found if not _within(fault.where, reported))]
 
 
 def _without_sections(data: Value, faults: list[Fault]) -> dict[str, Value]:
-    """What is left without the sections at fault, so that the rules between the others are checked at once too."""
+    """The data without the sections that have faults, so that the rules between the others are checked as well."""
     bad = {fault.where[0] for fault in faults if fault.where}
     if "server" in bad:
-        bad.add("metrics")  # the ports of the two are compared
+        bad.add("metrics")  # a rule compares their ports
     if bad & {"teams", "keys", "attribution"}:
-        bad.add("budgets")  # they name what stands there
+        bad.add("budgets")  # budgets refer to them
     return {name: value for name, value in data.items() if name not in bad} if isinstance(data, dict) else {}
 
 
-def _within(where: Where, spoiled: list[Where]) -> bool:
-    return any(place and where[: len(place)] == place for place in spoiled)
+def _within(where: Where, reported: list[Where]) -> bool:
+    return any(outer and where[: len(outer)] == outer for outer in reported)
 
 
 def _with_usual_key(
     entry: ProviderSettings, environ: Mapping[str, str], known: Mapping[str, Provider]
 ) -> ProviderSettings:
-    """The key of the usual variable, for the built-in address only: no other host is sent a key nobody meant for it."""
+    """Adds the key of the usual variable, at the built-in address only: no other host may receive it by accident."""
     base = known.get(entry.type or entry.name)
     if entry.secrets or base is None or entry.base_url not in (None, base.base_url):
         return entry
@@ -131,10 +132,10 @@ def _with_usual_key(
 
 
 def _providers_in(environ: Mapping[str, str], known: Mapping[str, Provider]) -> tuple[ProviderSettings, ...]:
-    with_address = [provider for provider in known.values() if provider.base_url and provider.key_env]
-    keys = {provider.name: _key_in(environ, provider) for provider in with_address}
+    usable = [provider for provider in known.values() if provider.base_url and provider.key_env]
+    keys = {provider.name: _key_in(environ, provider) for provider in usable}
     if not any(keys.values()):
-        variables = ", ".join(provider.key_env for provider in with_address)
+        variables = ", ".join(provider.key_env for provider in usable)
         raise ConfigInvalid(
             f"No provider is configured, and none of {variables} is set.",
             hint="Set one, for example: export OPENAI_API_KEY=...; or run: mcpmeter demo, which needs no key.",
@@ -146,7 +147,7 @@ def _key_in(environ: Mapping[str, str], provider: Provider) -> str:
     key = environ.get(provider.key_env, "").strip() if provider.key_env else ""
     if key and not sendable(key):
         raise ConfigInvalid(
-            f"{provider.key_env} holds characters that no key has (blanks, control characters or beyond ASCII).",
+            f"{provider.key_env} contains characters that no key has (blanks, control characters or non-ASCII).",
             hint="Set it again.",
         )
     return key

@@ -1,4 +1,4 @@
-"""The `monitoring:` section: what `mcpmeter monitoring write` makes rules, routes and dashboards from."""
+"""The `monitoring:` section: the input of `mcpmeter monitoring write`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mcpmeter.monitoring.options import Email, PagerDuty, Receivers, RemoteWrite
 
 Plain = Annotated[str, AfterValidator(matching(r"[!-~]([ -~]{0,198}[!-~])?", "must be 1 to 200 printable characters"))]
 File = Annotated[
-    str, AfterValidator(matching(r"[!-~]{1,200}", "must be a path as Prometheus reads it: no blanks, on its machine"))
+    str, AfterValidator(matching(r"[!-~]{1,200}", "must be a path on Prometheus's machine, without blanks"))
 ]
 Address = Annotated[
     str,
@@ -48,7 +48,7 @@ def _settable(thresholds: Mapping[str, Mapping[str, Decimal]]) -> Mapping[str, M
             if name not in known:
                 raise must(f"of {alert} has no '{name}'{nearest(name, known)}")
             if value > Decimal(known[name].most):
-                raise must(f"of {alert}: '{name}' is at most {known[name].most}, or it could never be reached")
+                raise must(f"of {alert}: '{name}' is at most {known[name].most}; a higher one is never reached")
     return thresholds
 
 
@@ -57,18 +57,18 @@ Thresholds = Annotated[Mapping[str, Mapping[str, Number]], AfterValidator(_setta
 
 
 class PagerDutySettings(Section):
-    """Wakes somebody for what is critical."""
+    """Pages for critical alerts."""
 
     routing_key_file: File = setting(
         help="File with the integration's routing key.", example="/etc/alertmanager/secrets/pagerduty"
     )
     url: BaseUrl | None = setting(
-        None, help="Another events API than PagerDuty's own.", example="https://events.eu.pagerduty.com/v2/enqueue"
+        None, help="Events API; default: PagerDuty's own.", example="https://events.eu.pagerduty.com/v2/enqueue"
     )
 
 
 class SlackSettings(Section):
-    """A channel that is told of what is critical and of what can wait."""
+    """A channel for critical alerts and warnings."""
 
     api_url_file: File = setting(
         help="File with the incoming webhook's address.", example="/etc/alertmanager/secrets/slack"
@@ -77,39 +77,39 @@ class SlackSettings(Section):
 
 
 class WebhookSettings(Section):
-    """A program that takes Alertmanager's JSON."""
+    """A program that accepts Alertmanager's JSON."""
 
     url: BaseUrl = setting(help="Its address, without a secret in it.", example="https://hooks.example.com/alerts")
     credentials_file: File = setting(
-        "", help="File with the bearer token it asks for; none is sent unless given.", example="/etc/alertmanager/token"
+        "", help="File with the bearer token it requires; default: none is sent.", example="/etc/alertmanager/token"
     )
 
     def options(self) -> Webhook:
-        """What the renderers take."""
+        """As the renderers take it."""
         return Webhook(**self.model_dump())
 
 
 class EmailSettings(Section):
-    """A mailbox for what can wait until the morning."""
+    """A mailbox for alerts that can wait until the next working day."""
 
-    to: Plain = setting(help="To whom.", example="oncall@example.com")
-    sender: Plain = setting(help="From whom.", example="alertmanager@example.com")
+    to: Plain = setting(help="Recipient.", example="oncall@example.com")
+    sender: Plain = setting(help="Sender.", example="alertmanager@example.com")
     smarthost: Address = setting(help="The mail server.", example="smtp.example.com:587")
-    username: Plain = setting("", help="Its user, if it asks for one.", example="alertmanager")
+    username: Plain = setting("", help="User, if the server requires one.", example="alertmanager")
     password_file: File = setting("", help="File with the password.", example="/etc/alertmanager/secrets/smtp")
 
 
 class ReceiverSettings(Section):
-    """Where alerts go. Secrets are files on Alertmanager's machine; none is read here."""
+    """Where alerts are sent. Secrets are files on Alertmanager's machine; none is read here."""
 
     pagerduty: PagerDutySettings | None = setting(
-        None, help="Wakes somebody.", example={"routing_key_file": "/etc/alertmanager/secrets/pagerduty"}
+        None, help="Pages for critical alerts.", example={"routing_key_file": "/etc/alertmanager/secrets/pagerduty"}
     )
     slack: SlackSettings | None = setting(
-        None, help="A channel.", example={"api_url_file": "/etc/alertmanager/secrets/slack"}
+        None, help="A Slack channel.", example={"api_url_file": "/etc/alertmanager/secrets/slack"}
     )
     webhook: WebhookSettings | None = setting(
-        None, help="Any program, told of everything.", example={"url": "https://hooks.example.com/alerts"}
+        None, help="Any program; it receives every alert.", example={"url": "https://hooks.example.com/alerts"}
     )
     email: EmailSettings | None = setting(
         None,
@@ -118,12 +118,12 @@ class ReceiverSettings(Section):
     )
     dead_mans_switch: WebhookSettings | None = setting(
         None,
-        help="What pages when it no longer hears from Watchdog.",
+        help="A service that pages when Watchdog stops arriving.",
         example={"url": "https://deadmansswitch.example.com/mcpmeter"},
     )
 
     def options(self) -> Receivers:
-        """What the renderers take."""
+        """As the renderers take them."""
         return Receivers(
             pagerduty=PagerDuty(**self.pagerduty.model_dump(exclude_none=True)) if self.pagerduty else None,
             slack=Slack(**self.slack.model_dump()) if self.slack else None,
@@ -134,16 +134,16 @@ class ReceiverSettings(Section):
 
 
 class RemoteWriteSettings(Section):
-    """A store beyond this Prometheus."""
+    """A remote store for this Prometheus's series."""
 
     url: BaseUrl = setting(help="Its address.", example="https://metrics.example.com/api/v1/write")
-    username: Plain = setting("", help="Its user, where it asks for one.", example="123456")
+    username: Plain = setting("", help="User, if the store requires one.", example="123456")
     password_file: File = setting("", help="File with the password.", example="/etc/prometheus/secrets/remote")
     credentials_file: File = setting("", help="Or a file with a bearer token.", example="/etc/prometheus/secrets/token")
 
 
 class MonitoringSettings(Section):
-    """What `mcpmeter monitoring write` makes rules, routes and dashboards from. The service does not read it."""
+    """Input of `mcpmeter monitoring write`: rules, routes and dashboards. The service does not read it."""
 
     jobs: Annotated[tuple[Job, ...], Field(min_length=1)] = setting(
         ("mcpmeter",),
@@ -151,40 +151,46 @@ class MonitoringSettings(Section):
         example=["mcpmeter", "mcp-servers"],
     )
     matchers: Mapping[LabelName, LabelValue] = setting(
-        {}, help="Labels that every query demands, in a Prometheus that others share.", example={"namespace": "ai"}
+        {}, help="Labels that every query selects by, in a shared Prometheus.", example={"namespace": "ai"}
     )
     targets: tuple[Address, ...] = setting(
         ("127.0.0.1:8000",), help="The replicas to scrape.", example=["meter-1:8000", "meter-2:8000"]
     )
-    scheme: Literal["http", "https"] = setting("http", help="How they are scraped.", example="https")
+    scheme: Literal["http", "https"] = setting("http", help="Scheme of the scrapes.", example="https")
     bearer_token_file: File = setting(
         "", help="File with the token of `metrics.bearer_token`.", example="/etc/prometheus/secrets/mcpmeter"
     )
-    scrape_interval_seconds: Interval = setting(15, help="Between two scrapes in general.", example=30)
-    service_scrape_interval_seconds: Interval = setting(5, help="Between two scrapes of the service.", example=15)
-    evaluation_interval_seconds: Interval = setting(15, help="Between two looks at the rules.", example=30)
+    scrape_interval_seconds: Interval = setting(15, help="Scrape interval, in seconds.", example=30)
+    service_scrape_interval_seconds: Interval = setting(
+        5, help="Scrape interval of the service, in seconds.", example=15
+    )
+    evaluation_interval_seconds: Interval = setting(
+        15, help="Evaluation interval of the rules, in seconds.", example=30
+    )
     region: LabelValue = setting("", help="External label of this Prometheus.", example="eu-west-1")
     cluster: LabelValue = setting("", help="External label of this Prometheus.", example="prod")
     alertmanagers: tuple[Address, ...] = setting(
-        ("127.0.0.1:9093",), help="Where alerts are sent.", example=["alertmanager:9093"]
+        ("127.0.0.1:9093",), help="The Alertmanagers.", example=["alertmanager:9093"]
     )
     remote_write: tuple[RemoteWriteSettings, ...] = setting(
-        (), help="Stores for long history.", example=[{"url": "https://metrics.example.com/api/v1/write"}]
+        (), help="Remote stores for long history.", example=[{"url": "https://metrics.example.com/api/v1/write"}]
     )
     federate: tuple[Address, ...] = setting(
         (),
-        help="Regional Prometheus servers; with them `global.yml` is made, which gathers what they recorded.",
+        help="Regional Prometheus servers. If given, `global.yml` is written, which federates their recorded series.",
         example=["prometheus.eu:9090", "prometheus.us:9090"],
     )
     slo_percent: Objective = setting(
-        Decimal("99.9"), help="Requests that must not fail on our side or upstream, over 30 days.", example=99.5
+        Decimal("99.9"),
+        help="Objective over 30 days: percent of requests that do not fail in the service or upstream.",
+        example=99.5,
     )
     budget_soft_share: Share = setting(
         Decimal("0.8"), help="Share of a budget at which its team is warned.", example=Decimal("0.7")
     )
     thresholds: Thresholds = setting(
         {},
-        help="Numbers of alerts, by alert and name; each alert's page in docs/runbooks/ lists its own.",
+        help="Thresholds, by alert and name; each alert's page in docs/runbooks/ lists its own.",
         example={"MCPHighErrorRate": {"ratio": 0.1}},
     )
     without: tuple[AlertName, ...] = setting((), help="Alerts to leave out.", example=["MCPHighErrorRate"])
@@ -192,7 +198,9 @@ class MonitoringSettings(Section):
         "docs/runbooks", help="Where you publish docs/runbooks/.", example="https://wiki.example.com/runbooks"
     )
     receivers: ReceiverSettings = setting(
-        ReceiverSettings(), help="Where alerts go.", example={"webhook": {"url": "https://hooks.example.com/alerts"}}
+        ReceiverSettings(),
+        help="Where alerts are sent.",
+        example={"webhook": {"url": "https://hooks.example.com/alerts"}},
     )
     release: LabelValue = setting(
         "", help="`release` label by which a Prometheus operator finds its objects.", example="kube-prometheus-stack"
@@ -201,7 +209,7 @@ class MonitoringSettings(Section):
     image: Plain = setting("mcpmeter:latest", help="Image of the service.", example="registry.example.com/mcpmeter:1")
 
     def options(self) -> MonitoringOptions:
-        """What the renderers take."""
+        """As the renderers take them."""
         own = {name: getattr(self, name) for name in type(self).model_fields}
         own["remote_write"] = tuple(RemoteWrite(**store.model_dump()) for store in self.remote_write)
         own["without"] = frozenset(self.without)

@@ -1,4 +1,4 @@
-"""From the settings to the prices that calls are charged by."""
+"""Converts settings to the price book that calls are charged by."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mcpmeter.providers import Provider
 
 
 def price_book(settings: Settings) -> PriceBook:
-    """The bundled lists and the configured ones, with the source of each provider's prices. Raises ConfigInvalid."""
+    """The bundled and the configured lists, with the source of each provider's prices. Raises ConfigInvalid."""
     lists = [*bundled_price_lists(), *(load_price_list(path) for path in settings.pricing.files)]
     sources = _sources(upstream.provider for upstream in settings.upstreams())
     return PriceBook(lists, sources=sources, fallback=_fallback(settings.pricing.fallback))

@@ -1,4 +1,4 @@
-"""What must hold between settings: pure rules over a whole tree."""
+"""Rules between settings: pure functions over the whole tree."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ from typing import Final
 
 from mcpmeter.config.faults import Fault, Where, dotted, nearest
 from mcpmeter.config.limits import budget_faults, project_faults
-from mcpmeter.config.settings import ProviderSettings, RouteSettings, Settings, TimeoutSettings
+from mcpmeter.config.relay import ProviderSettings, RouteSettings, TimeoutSettings
+from mcpmeter.config.settings import Settings
 from mcpmeter.errors import ConfigInvalid
 from mcpmeter.providers import GENERIC, Provider
 
 ALIAS: Final = re.compile(r"[!-)+->@-Z\\-~]{1,200}")
-"""A model's name that is no glob."""
+"""A model's name without glob characters."""
 
 EVERY_ADDRESS: Final = frozenset({"0.0.0.0", "::", "[::]"})  # noqa: S104 (compared, not bound)
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach a listener on `host`. A name other than `localhost` never counts."""
+    """Whether only this machine can reach a listener on `host`. Of names only `localhost` counts."""
     bare = host.strip("[]").lower()
     try:
         return bare == "localhost" or ip_address(bare).is_loopback
@@ -29,9 +30,9 @@ def is_loopback(host: str) -> bool:
 
 
 def refuse_open_bind(settings: Settings, have_keys: bool) -> None:
-    """Raises ConfigInvalid where the network could reach a listener that asks for no key.
+    """Raises ConfigInvalid if the network can reach a listener that requires no key.
 
-    `have_keys`: whether a key exists in configuration or in the ledger.
+    `have_keys`: whether a key exists in the configuration or in the ledger.
     """
     metrics_host = settings.metrics.host or "127.0.0.1"
     if not (have_keys or is_loopback(settings.server.host)):
@@ -42,12 +43,12 @@ def refuse_open_bind(settings: Settings, have_keys: bool) -> None:
     if not (have_keys or settings.metrics.bearer_token or is_loopback(metrics_host)):
         raise ConfigInvalid(
             f"'metrics.host' {metrics_host} can be reached from the network and there is no key.",
-            hint="Give 'metrics.bearer_token', or listen on 127.0.0.1.",
+            hint="Set 'metrics.bearer_token', or listen on 127.0.0.1.",
         )
 
 
-def broken_rules(settings: Settings, builtin: Mapping[str, Provider]) -> Iterator[Fault]:
-    """Every fault that lies between values rather than in one."""
+def rule_faults(settings: Settings, builtin: Mapping[str, Provider]) -> Iterator[Fault]:
+    """Every fault between values, as opposed to within one."""
     yield from _repeated("providers", (entry.name for entry in settings.providers))
     yield from _repeated("teams", (entry.name for entry in settings.teams))
     yield from _repeated("keys", (entry.name for entry in settings.keys))
@@ -55,8 +56,8 @@ def broken_rules(settings: Settings, builtin: Mapping[str, Provider]) -> Iterato
     yield from _same_secret(settings)
     for index, entry in enumerate(settings.providers):
         yield from _provider_faults(("providers", index), entry, builtin)
-        yield from _several_keys_faults(("providers", index), entry)
-        yield from _own_timeout_faults(("providers", index), entry, settings.relay.timeouts)
+        yield from _provider_key_faults(("providers", index), entry)
+        yield from _provider_timeout_faults(("providers", index), entry, settings.relay.timeouts)
     yield from _team_faults(settings)
     yield from project_faults(settings)
     yield from budget_faults(settings)
@@ -69,7 +70,7 @@ def broken_rules(settings: Settings, builtin: Mapping[str, Provider]) -> Iterato
         yield from routing_faults(settings)
     for index, path in enumerate(settings.pricing.files):
         if not path.is_file():
-            yield Fault(("pricing", "files", index), f"'pricing.files[{index}]' is no file; create it or mend the path")
+            yield Fault(("pricing", "files", index), f"'pricing.files[{index}]' is no file; create it or fix the path")
 
 
 def _repeated(section: str, names: Iterable[str]) -> Iterator[Fault]:
@@ -93,25 +94,25 @@ def _same_secret(settings: Settings) -> Iterator[Fault]:
 def _provider_faults(where: Where, entry: ProviderSettings, builtin: Mapping[str, Provider]) -> Iterator[Fault]:
     kind = entry.type or entry.name
     base = builtin.get(kind)
-    place = f"'providers[{where[1]}]'"
+    name = f"'providers[{where[1]}]'"
     if base is None:
         advice = f"{nearest(kind, builtin)} Any other OpenAI-compatible one: 'type: {GENERIC}'"
-        yield Fault((*where, "type" if entry.type else "name"), f"{place}: no provider is built in as '{kind}'{advice}")
+        yield Fault((*where, "type" if entry.type else "name"), f"{name}: no provider is built in as '{kind}'{advice}")
     elif not (entry.base_url or base.base_url):
-        yield Fault(where, f"{place} is of type '{kind}', which has no address; add 'base_url'")
+        yield Fault(where, f"{name} is of type '{kind}', which has no address; add 'base_url'")
     elif not entry.secrets and base.key_env and entry.base_url in (None, base.base_url):
-        yield Fault(where, f"{place} has no key; set {base.key_env} in the environment, or add 'api_key'")
+        yield Fault(where, f"{name} has no key; set {base.key_env} in the environment, or add 'api_key'")
 
 
-def _several_keys_faults(where: Where, entry: ProviderSettings) -> Iterator[Fault]:
-    place = f"'providers[{where[1]}]'"
+def _provider_key_faults(where: Where, entry: ProviderSettings) -> Iterator[Fault]:
+    name = f"'providers[{where[1]}]'"
     if entry.api_key is not None and entry.api_keys:
-        yield Fault((*where, "api_keys"), f"{place} has 'api_key' and 'api_keys'; put all keys into 'api_keys'")
+        yield Fault((*where, "api_keys"), f"{name} has 'api_key' and 'api_keys'; put all keys into 'api_keys'")
     elif len(set(entry.secrets)) < len(entry.secrets):
-        yield Fault((*where, "api_keys"), f"{place} has the same key twice in 'api_keys'; take one out")
+        yield Fault((*where, "api_keys"), f"{name} has the same key twice in 'api_keys'; remove one")
 
 
-def _own_timeout_faults(where: Where, entry: ProviderSettings, common: TimeoutSettings) -> Iterator[Fault]:
+def _provider_timeout_faults(where: Where, entry: ProviderSettings, common: TimeoutSettings) -> Iterator[Fault]:
     if not entry.timeouts.model_fields_set:
         return
     times = entry.timeouts.over(common)
@@ -129,7 +130,7 @@ def _retry_faults(settings: Settings) -> Iterator[Fault]:
 
 
 def routing_faults(settings: Settings) -> Iterator[Fault]:
-    """Every fault of routes and aliases against the providers, however these were found."""
+    """Every fault of routes and aliases against the providers, from the file or from the environment."""
     providers = [entry.name for entry in settings.providers]
     seen: dict[str, int] = {}
     for index, route in enumerate(settings.routes):
@@ -137,7 +138,7 @@ def routing_faults(settings: Settings) -> Iterator[Fault]:
         for model in dict.fromkeys(route.models):
             if model in seen:
                 sentence = (
-                    f"'routes[{index}]' is never asked for '{model}': 'routes[{seen[model]}]' has it; take one out"
+                    f"'routes[{index}]' never applies to '{model}': 'routes[{seen[model]}]' has it; remove one of them"
                 )
                 yield Fault(("routes", index, "models"), sentence)
             seen.setdefault(model, index)
@@ -147,15 +148,15 @@ def routing_faults(settings: Settings) -> Iterator[Fault]:
 
 def _route_faults(index: int, route: RouteSettings, providers: Sequence[str]) -> Iterator[Fault]:
     seen: set[tuple[str, str | None]] = set()
-    for place, entry in enumerate(route.upstreams):
-        where: Where = ("routes", index, "upstreams", place)
-        name = f"'routes[{index}].upstreams[{place}]'"
+    for position, entry in enumerate(route.upstreams):
+        where: Where = ("routes", index, "upstreams", position)
+        name = f"'routes[{index}].upstreams[{position}]'"
         if entry.name not in providers:
             yield Fault(where, f"{name} is '{entry.name}', which is not in 'providers'{nearest(entry.name, providers)}")
         elif (entry.name, entry.model) in seen:
-            yield Fault(where, f"{name} is '{entry.name}' again; give its share by 'weight', or take it out")
+            yield Fault(where, f"{name} is '{entry.name}' again; set its share by 'weight', or remove it")
         if entry.weight is not None and route.mode == "ordered":
-            yield Fault(where, f"{name} has a weight, which counts with 'mode: weighted' only; add that")
+            yield Fault(where, f"{name} has a weight, which only 'mode: weighted' uses; add that")
         seen.add((entry.name, entry.model))
 
 
@@ -182,8 +183,7 @@ def _team_faults(settings: Settings) -> Iterator[Fault]:
 def _ledger_faults(settings: Settings) -> Iterator[Fault]:
     ledger = settings.ledger
     if ledger.url is not None and "synchronous" in ledger.model_fields_set:
-        sentence = "'ledger.synchronous' goes with 'path', not with 'url'; take it out"
-        yield Fault(("ledger", "synchronous"), sentence)
+        yield Fault(("ledger", "synchronous"), "'ledger.synchronous' is for 'path', not for 'url'; remove it")
 
 
 def _default_provider_faults(settings: Settings) -> Iterator[Fault]:
@@ -196,10 +196,10 @@ def _default_provider_faults(settings: Settings) -> Iterator[Fault]:
 def _metrics_faults(settings: Settings) -> Iterator[Fault]:
     metrics, server = settings.metrics, settings.server
     if metrics.host is not None and metrics.port is None:
-        yield Fault(("metrics", "host"), "'metrics.host' needs 'metrics.port'; add the port, or take the host out")
+        yield Fault(("metrics", "host"), "'metrics.host' needs 'metrics.port'; add the port, or remove the host")
     hosts = {metrics.host or "127.0.0.1", server.host}
     if metrics.port and metrics.port == server.port and (len(hosts) == 1 or hosts & EVERY_ADDRESS):
-        yield Fault(("metrics", "port"), "'metrics.port' is 'server.port'; take it out, or choose another")
+        yield Fault(("metrics", "port"), "'metrics.port' is 'server.port'; remove it, or choose another")
 
 
 def _timeout_faults(settings: Settings) -> Iterator[Fault]:

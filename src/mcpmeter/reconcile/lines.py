@@ -1,4 +1,4 @@
-"""What flows through a reconciliation: a line of a bill, an amount of either side, and what was found about them."""
+"""The records of a reconciliation: a bill's line and period, an amount of either side, and the compared item."""
 
 from __future__ import annotations
 
@@ -7,38 +7,38 @@ from typing import Final, Literal
 import msgspec
 
 Verdict = Literal["matched", "price", "tokens", "missing_in_ledger", "missing_in_bill", "duplicate", "unlisted", "free"]
-"""`price`: the tokens agree (or the bill tells none) and the cost does not. `tokens`: the tokens differ.
-`duplicate`: billed once more. `unlisted`: the answer told its cost and no price list knows the model.
-`free`: a call of no tokens and no cost that no bill has to name."""
+"""`price`: the tokens agree (or the bill has none) and the costs differ. `tokens`: the tokens differ.
+`duplicate`: billed again. `unlisted`: the response reported its cost and no price list has the model.
+`free`: a call without tokens and cost, which no bill has to contain."""
 
 DIFFERENCES: Final[tuple[Verdict, ...]] = ("price", "tokens", "missing_in_ledger", "missing_in_bill", "duplicate")
-"""What is wrong, as against what only is so."""
+"""The verdicts that count as a difference."""
 
 
 class BillLine(msgspec.Struct, frozen=True, gc=False):
-    """One line of a provider's bill. None stands for what this bill does not tell."""
+    """One line of a provider's bill. None stands for a figure that the bill does not have."""
 
     line: int
-    """Its place in the file: the line of a CSV file, the number of the result in a JSON page."""
+    """The line of a CSV file, or the number of the result in a JSON page."""
     at_ns: int
     """The instant of the request, or the start of the day or hour that the line sums up; Unix ns."""
     request_id: str = ""
     """Empty for a line that sums up several requests."""
     model: str = ""
     part: str = ""
-    """What tells a summed line from the others of its time and model: project, tier, kind of token."""
+    """Distinguishes summed lines of one time and model: project, tier, kind of token."""
     requests: int | None = None
     prompt_tokens: int | None = None
-    """All of them, cached ones too, as the ledger counts."""
+    """Including cached tokens, as in the ledger."""
     completion_tokens: int | None = None
     nanousd: int | None = None
     """Negative for a credit."""
     file: int = 0
-    """Which of the files it is from."""
+    """Index of its file."""
 
 
 class Period(msgspec.Struct, frozen=True, gc=False):
-    """A bucket or a day that the bill names, even if nothing is billed in it."""
+    """A bucket or day that the bill names, even if nothing is billed in it."""
 
     since_ns: int
     until_ns: int = 0
@@ -46,40 +46,40 @@ class Period(msgspec.Struct, frozen=True, gc=False):
 
 
 class Amount(msgspec.Struct, frozen=True, gc=False):
-    """What one side says about a call, or about a model on a day."""
+    """The figures of one side, for a call or for a model on a day."""
 
     calls: int
-    """Requests; for a bill that does not count them, its lines."""
+    """Requests; the number of lines for a bill that does not count requests."""
     prompt_tokens: int | None
     completion_tokens: int | None
     nanousd: int | None
     roundings: int = 1
-    """How many amounts were rounded to whole nano-dollars to get this one; each may be off by half of one."""
+    """Number of amounts rounded to whole nano-dollars in this one; each may be off by half a nano-dollar."""
 
 
 class ReconcileItem(msgspec.Struct, frozen=True, gc=False):
-    """What became of a line, of a call, or of a model's day; every one of them is in exactly one finding."""
+    """The verdict on a line, a call or a model's day; each of them is in exactly one item."""
 
     verdict: Verdict
     day: str
     """YYYY-MM-DD in the bill's time zone."""
     model: str
     request_id: str = ""
-    """Empty where a model's day was compared."""
+    """Empty if a model's day is compared."""
     call_id: str = ""
     billed: Amount | None = None
     ledger: Amount | None = None
     file: int = 0
     line: int = 0
-    """Where the bill says so; 0 for a sum of lines and for what is not in the bill."""
+    """The bill's line; 0 for a sum of lines and for what is not in the bill."""
     note: str = ""
-    """What the ledger itself said about the weakness of its figures."""
+    """Why the ledger's own figures may be wrong."""
     is_outside: bool = False
-    """The call started outside the period; its request id is in a line within it."""
+    """The call started outside the period, but a line within it has its request id."""
 
     @property
     def nanousd(self) -> int:
-        """Billed less kept; 0 where the bill tells no cost."""
+        """Billed minus recorded; 0 if the bill has no cost."""
         if self.billed is not None and self.billed.nanousd is None:
             return 0
         return _of(self.billed, "nanousd") - _of(self.ledger, "nanousd")

@@ -1,4 +1,4 @@
-"""From a file to the lines of a bill: which format it is, then one line after the other. Nothing is skipped unseen."""
+"""Recognizes the format of a bill file and reads its lines one by one. A malformed line is an error, never skipped."""
 
 from __future__ import annotations
 
@@ -14,39 +14,39 @@ from mcpmeter.reconcile.bills.base import BillFormat, BillInvalid, Columns, Unre
 from mcpmeter.reconcile.lines import BillLine, Period
 
 MAX_JSON_BYTES: Final = 256 * 2**20
-"""A page is read as a whole; the APIs' largest have a few megabytes."""
+"""A page is read as a whole; the largest of the APIs have a few megabytes."""
 
 MAX_LINE_BYTES: Final = 1 << 20
 SNIFFED_BYTES: Final = 1 << 20
 PROGRESS_LINES: Final = 10_000
 
 Progress = Callable[[str, int, int], None]
-"""Told now and then: what is read, how far it is, how far it goes (0: nobody knows)."""
+"""Takes the task, the amount done and the total amount (0: unknown)."""
 
 
 @dataclass(frozen=True)
 class BillFile:
-    """A bill as it was given, and what it is."""
+    """A bill's file and its format."""
 
     path: Path
     format: BillFormat
     is_json: bool
     is_empty: bool = False
-    """It has empty buckets alone, so that it is a page of each of the provider's formats."""
+    """It has only empty buckets and may be a page of any of the provider's formats."""
 
-    def place(self, line: int) -> str:
-        """How a person finds a line."""
+    def location(self, line: int) -> str:
+        """The file and line for a message."""
         return f"{self.path}, {'result' if self.is_json else 'line'} {line}"
 
 
 def recognise(path: Path, formats: Mapping[str, BillFormat]) -> BillFile:
-    """What a file is, by its first bytes. Raises BillInvalid that says what it lacks."""
+    """Recognizes a file's format by its first bytes. Raises BillInvalid that names what is missing."""
     try:
         with path.open("rb") as file:
             head = file.read(SNIFFED_BYTES)
     except OSError as fault:
         raise BillInvalid(
-            f"The bill {path} cannot be read: {fault.strerror}.", hint="Give the file you downloaded."
+            f"The bill {path} cannot be read: {fault.strerror}.", hint="Name the downloaded file."
         ) from None
     if not head.strip():
         raise BillInvalid(f"The bill {path} is empty.", hint="Download it again, for a period that has calls.")
@@ -56,7 +56,7 @@ def recognise(path: Path, formats: Mapping[str, BillFormat]) -> BillFile:
 
 
 def read(bill: BillFile, progress: Progress) -> Iterator[BillLine | Period]:
-    """The lines of a bill one by one, each period that it names before its lines.
+    """The lines of a bill one by one, each period before its lines.
 
     Raises BillInvalid naming the file and the line.
     """
@@ -64,7 +64,7 @@ def read(bill: BillFile, progress: Progress) -> Iterator[BillLine | Period]:
 
 
 def has_more(bill: BillFile) -> bool:
-    """Whether the API said that another page follows this one."""
+    """Whether another page follows this one, according to the API."""
     page = _decoded(bill) if bill.is_json else None
     return bool(getattr(page, "has_more", False) or getattr(page, "next_page", None))
 
@@ -80,15 +80,15 @@ def _json_file(path: Path, head: bytes, formats: Mapping[str, BillFormat]) -> Bi
         if found.empty_marks and all(mark in head for mark in found.empty_marks):
             return BillFile(path, found, is_json=True, is_empty=True)
     raise BillInvalid(
-        f"The bill {path} is JSON, and none that is known ({_names(known)}), or nothing is billed in it.",
-        hint="Name it: --format. Or give the CSV file with a mapping: --mapping.",
+        f"The bill {path} is JSON in no known format ({_names(known)}), or nothing is billed in it.",
+        hint="Name the format: --format. Or give a CSV file with a mapping: --mapping.",
     )
 
 
 def _csv_format(path: Path, head: bytes, formats: Mapping[str, BillFormat]) -> BillFormat:
     known = [found for found in formats.values() if found.columns]
     if not known:
-        raise BillInvalid(f"The bill {path} is no JSON, which this format is.", hint="Name another one: --format.")
+        raise BillInvalid(f"The bill {path} is no JSON, but this format is.", hint="Name another one: --format.")
     nearest, missing = min(
         ((found, _missing(path, head, found)) for found in known),
         key=lambda pair: (len(pair[1]), len(pair[1]) - len(pair[0].columns)),
@@ -97,13 +97,13 @@ def _csv_format(path: Path, head: bytes, formats: Mapping[str, BillFormat]) -> B
         return nearest
     if len(known) > 1 and len(missing) == len(nearest.columns):
         raise BillInvalid(
-            f"The bill {path} has the columns of none that is known ({_names(known)}); it has: {_seen(path, head)}.",
-            hint="Say what its columns are: --mapping FILE.toml (docs/reconcile.md).",
+            f"The bill {path} has the columns of no known format ({_names(known)}); it has: {_columns(path, head)}.",
+            hint="Name its columns: --mapping FILE.toml (docs/reconcile.md).",
         )
     lacks = ", ".join(f"'{column}'" for column in missing)
     raise BillInvalid(
-        f"The bill {path} lacks columns of {nearest.name}: {lacks}; it has: {_seen(path, head, nearest.delimiter)}.",
-        hint="Export it again with all columns, or say what is what: --mapping FILE.toml (docs/reconcile.md).",
+        f"The bill {path} lacks columns of {nearest.name}: {lacks}; it has: {_columns(path, head, nearest.delimiter)}.",
+        hint="Export it again with all columns, or name its columns: --mapping FILE.toml (docs/reconcile.md).",
     )
 
 
@@ -116,7 +116,7 @@ def _names(formats: list[BillFormat]) -> str:
     return ", ".join(found.name for found in formats)
 
 
-def _seen(path: Path, head: bytes, delimiter: str = ",") -> str:
+def _columns(path: Path, head: bytes, delimiter: str = ",") -> str:
     return ", ".join(shown(name) for name in _header(path, head, delimiter)[:30])
 
 
@@ -148,7 +148,7 @@ def _rows(bill: BillFile, rows: Iterator[list[str]], texts: _Texts) -> Iterator[
         raise _broken(bill, texts.line, f"the columns {missing} are missing")
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
-        raise _broken(bill, texts.line, f"the column {shown(twice)} is there twice")
+        raise _broken(bill, texts.line, f"the column {shown(twice)} exists twice")
     columns, width = Columns(names), len(names)
     read_row = bill.format.row_reader(columns)
     read_period = bill.format.period_reader(columns) if bill.format.period_reader else None
@@ -170,7 +170,7 @@ def _rows(bill: BillFile, rows: Iterator[list[str]], texts: _Texts) -> Iterator[
 
 
 class _Texts:
-    """The lines of a file as text, counted; the bytes tell how far it is."""
+    """The lines of a file as text, counted; reports progress in bytes."""
 
     def __init__(self, file: BinaryIO, path: Path, size: int, progress: Progress) -> None:
         self._file = file
@@ -207,9 +207,7 @@ def _json_lines(bill: BillFile, page: object) -> Iterator[BillLine | Period]:
     if bill.format.lines_of is None:
         raise BillInvalid(f"{bill.path}: {bill.format.name} has no JSON form.", hint="Give the CSV file.")
     if bill.is_empty and any(bucket.results for bucket in getattr(page, "data", ())):
-        raise BillInvalid(
-            f"The bill {bill.path} has results of no format that is known.", hint="Name its format: --format."
-        )
+        raise BillInvalid(f"The bill {bill.path} has results of no known format.", hint="Name its format: --format.")
     number = 0
     try:
         for item in bill.format.lines_of(page):
@@ -217,7 +215,7 @@ def _json_lines(bill: BillFile, page: object) -> Iterator[BillLine | Period]:
                 number = item.line
             yield item
     except Unreadable as fault:
-        raise BillInvalid(f"{bill.place(number)} or the next: {fault}.", hint="Fetch the page again.") from None
+        raise BillInvalid(f"{bill.location(number)} or the next: {fault}.", hint="Fetch the page again.") from None
 
 
 def _decoded(bill: BillFile) -> object:
@@ -237,5 +235,5 @@ def _decoded(bill: BillFile) -> object:
 
 def _broken(bill: BillFile, line: int, what: str) -> BillInvalid:
     return BillInvalid(
-        f"{bill.place(line)}: {what}.", hint="Nothing was compared. Correct the line or download it again."
+        f"{bill.location(line)}: {what}.", hint="Nothing was compared. Correct the line or download the bill again."
     )

@@ -1,4 +1,4 @@
-"""Sorts the lines of bills outside of memory, in a database that is nobody's but this process's and gone with it."""
+"""Sorts the lines of bills on disk, in a temporary database private to this process."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _FIELDS: Final = (
 )  # fmt: skip
 _TABLE: Final = f"CREATE TABLE lines (bill, {', '.join(_FIELDS)})"
 _INSERT: Final = f"INSERT INTO lines VALUES (?, {', '.join('?' * len(_FIELDS))})"  # noqa: S608 (constants only)
-# As match.order_of says: SQLite too puts what is NULL first, and texts in the order of their code points.
+# The order of match.order_of: SQLite also sorts NULL first and texts by code points.
 _SORTED: Final = (
     f"SELECT {', '.join(BillLine.__struct_fields__)} FROM lines "  # noqa: S608 (constants only)
     f"WHERE bill = ? AND at_ns >= ? AND at_ns < ? ORDER BY {', '.join(_FIELDS)}"
@@ -27,10 +27,10 @@ _SORTED: Final = (
 
 
 class SortedLines:
-    """A context: lines are added bill by bill and come back in the order that `match` wants."""
+    """A context manager: takes lines bill by bill and returns them in the order that `match` requires."""
 
     def __init__(self) -> None:
-        # An empty name is SQLite's for a temporary file that is unlinked from the start, under $TMPDIR.
+        # For an empty name SQLite uses a temporary file under $TMPDIR that it unlinks at once.
         self._db = apsw.Connection("")
         for name, value in (("journal_mode", "off"), ("synchronous", "off"), ("cache_size", -CACHE_KIB)):
             self._db.pragma(name, value)
@@ -43,8 +43,8 @@ class SortedLines:
         self._db.close()
 
     def add(self, bill: int, file: int, lines: Iterable[BillLine]) -> None:
-        """Take all lines of one file of a bill. Raises SetupError when the disk is full."""
-        with _explained():
+        """Adds the lines of one file of a bill. Raises SetupError if the disk is full."""
+        with _disk_faults():
             self._db.execute("BEGIN")
             self._db.executemany(
                 _INSERT,
@@ -60,17 +60,17 @@ class SortedLines:
 
     def lines(self, bill: int, since_ns: int, until_ns: int) -> Iterator[BillLine]:
         """The lines of a bill in [since, until), sorted."""
-        with _explained():
+        with _disk_faults():
             for row in self._db.execute(_SORTED, (bill, since_ns, until_ns)):
                 yield BillLine(*row)
 
 
 @contextlib.contextmanager
-def _explained() -> Iterator[None]:
+def _disk_faults() -> Iterator[None]:
     try:
         yield
     except (apsw.FullError, apsw.CantOpenError, apsw.IOError) as fault:
         raise SetupError(
             f"The lines of the bill cannot be sorted: {fault}.",
-            hint="Set TMPDIR to a folder with room for the bill twice.",
+            hint="Set TMPDIR to a folder with free space for twice the bill.",
         ) from fault

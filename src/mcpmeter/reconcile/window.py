@@ -1,4 +1,4 @@
-"""The time that a bill names: its buckets, empty ones too, or the days of its lines if it has no buckets. Pure."""
+"""The period of a bill: its buckets, including empty ones, or the days of its lines if it has no buckets. Pure."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 @dataclass
 class Window:
-    """What one file of a bill names."""
+    """The times that one file of a bill names."""
 
     path: Path
     has_more: bool = False
     """Another page follows it."""
     has_requests: bool = False
-    """A line is a request: its instant does not name a day, and the file does not say where it ends."""
+    """Lines are single requests, so that their instants do not tell where the file's period ends."""
     first_ns: int | None = None
-    """Of the days and instants that are in no bucket."""
+    """The first day or instant outside of buckets."""
     last_ns: int | None = None
     spans: list[Period] = field(default_factory=list)
-    """Its buckets, joined as far as they follow each other in the file."""
+    """Its buckets; adjacent ones are joined if they follow each other in the file."""
 
     def add(self, item: BillLine | Period) -> None:
-        """Count in a bucket, a day or a line. Raises `BillInvalid` for buckets with too many gaps."""
+        """Adds a bucket, a day or a line. Raises `BillInvalid` for buckets with too many gaps."""
         if isinstance(item, BillLine):
             self.has_requests |= bool(item.request_id)
             if not self.spans:
@@ -65,15 +65,15 @@ class Window:
             if len(self.spans) > MAX_SPANS:
                 raise BillInvalid(
                     f"The bill {self.path} has more than {MAX_SPANS:,} gaps between its buckets.",
-                    hint="Download it again, whole.",
+                    hint="Download the complete bill again.",
                 )
 
 
 def named_period(windows: Sequence[Window], zone: tzinfo) -> Period | None:
     """From the first bucket, day or line to the last; None for a bill that names no time.
 
-    Days are those of the zone. Single requests name no days: their calendar months count, so that calls after the last
-    line are not taken for calls after the bill.
+    Days are in the time zone. For single requests whole calendar months count, so that calls after the last line are
+    compared as well.
     """
     found = [span for window in windows if (span := window.span) is not None]
     if (instants := instants_of(windows)) is not None:
@@ -88,7 +88,7 @@ def named_period(windows: Sequence[Window], zone: tzinfo) -> Period | None:
 
 
 def instants_of(windows: Iterable[Window]) -> tuple[int, int] | None:
-    """The first and the last of the days and instants that are in no bucket."""
+    """The first and the last of the days and instants outside of buckets."""
     found = [
         (window.first_ns, window.last_ns)
         for window in windows
@@ -98,13 +98,13 @@ def instants_of(windows: Iterable[Window]) -> tuple[int, int] | None:
 
 
 def gaps(windows: Iterable[Window]) -> list[Period]:
-    """The times between the first bucket and the last that no bucket names."""
+    """The times between the first bucket and the last that no bucket covers."""
     spans = _joined(span for window in windows for span in window.spans)
     return [Period(span.until_ns, after.since_ns) for span, after in pairwise(spans)]
 
 
 def unfollowed(windows: Iterable[Window]) -> list[Window]:
-    """The pages that another one follows which is not there: none starts where they end."""
+    """The pages whose following page is missing: no page starts where they end."""
     pages = list(windows)
     starts = Counter(span.since_ns for page in pages if (span := page.span) is not None)
     found: list[Window] = []

@@ -1,4 +1,10 @@
-"""What was used and what it cost, asked once: the command line, the API and the MCP tool answer from here."""
+"""Usage and cost reports: one query for the command line, the API and the MCP tool; the charge-back statement.
+
+Owns periods, groupings, pages of a report and the statement's rounding. Reads the ledger through
+`ledger.queries.totals` and writes nothing.
+
+Invariants: US dollars are exact; the rows of a report and the lines of a statement add up to its total.
+"""
 
 from __future__ import annotations
 

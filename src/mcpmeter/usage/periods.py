@@ -1,4 +1,4 @@
-"""Periods as people write them: a month, the last days, or from an instant to another, in a time zone."""
+"""Periods of a report: a month, the last days, or between two instants, in a time zone."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Span(NamedTuple):
-    """From an instant on and before another, Unix nanoseconds; None: no end that was asked for."""
+    """[since, until) in Unix nanoseconds; None is unbounded."""
 
     since_ns: int | None
     until_ns: int | None
@@ -29,19 +29,19 @@ def time_zone(name: str) -> tzinfo:
         return UTC
     try:
         return ZoneInfo(name)
-    except (KeyError, ValueError, OSError):  # a name that is none, or that leads out of the database's folder
+    except (KeyError, ValueError, OSError):  # an unknown name, or a path out of the database's folder
         raise InvalidRequest(
-            "There is no time zone of this name.", hint="Give one such as Europe/Berlin, or UTC."
+            "There is no time zone of this name.", hint="Use one such as Europe/Berlin, or UTC."
         ) from None
 
 
 def span_of(
     *, since: str = "", until: str = "", month: str = "", last: str = "", zone: tzinfo = UTC, now_ns: int
 ) -> Span:
-    """The period that was asked for, in one of three ways. Raises InvalidRequest."""
+    """The requested period: since and until, a month, or the last days. Raises InvalidRequest."""
     if sum(map(bool, (since or until, month, last))) > 1:
         raise InvalidRequest(
-            "A period was given in several ways.", hint="Give since and until, or a month, or the last days."
+            "The period is given in several ways.", hint="Give since and until, or a month, or the last days."
         )
     if month:
         return month_of(month, zone)
@@ -49,7 +49,7 @@ def span_of(
         return _last(last, now_ns)
     span = Span(_instant(since, zone), _instant(until, zone))
     if span.since_ns is not None and span.until_ns is not None and span.since_ns >= span.until_ns:
-        raise InvalidRequest("'since' is not before 'until'.", hint="Give a period that has begun, oldest first.")
+        raise InvalidRequest("'since' is not before 'until'.", hint="Give the earlier instant as 'since'.")
     return span
 
 
@@ -57,26 +57,26 @@ def month_of(text: str, zone: tzinfo) -> Span:
     """A month such as 2026-11, by the calendar of the zone. Raises InvalidRequest."""
     match = _MONTH.fullmatch(text)
     if match is None or not 1 <= int(match[2]) <= 12 or not 1970 <= int(match[1]) <= 2200:
-        raise InvalidRequest("This is no month.", hint="Write it as 2026-11.")
+        raise InvalidRequest("The month is invalid.", hint="Write it as 2026-11.")
     year, month = int(match[1]), int(match[2])
     following = (year + 1, 1) if month == 12 else (year, month + 1)
     return Span(unix_ns(datetime(year, month, 1, tzinfo=zone)), unix_ns(datetime(*following, 1, tzinfo=zone)))
 
 
 def unix_ns(instant: datetime) -> int:
-    """An aware instant in Unix nanoseconds, within what a ledger can hold."""
+    """An aware instant in Unix nanoseconds, clamped to the ledger's range."""
     return max(0, min((instant - _EPOCH) // timedelta(microseconds=1) * 1000, LATEST_NS))
 
 
 def utc_text(ns: int | None) -> str | None:
-    """`2026-11-02T00:00:00Z`; None stays None."""
+    """`2026-11-02T00:00:00Z`, or None for None."""
     return None if ns is None else f"{datetime.fromtimestamp(ns // 10**9, UTC):%Y-%m-%dT%H:%M:%S}Z"
 
 
 def _last(text: str, now_ns: int) -> Span:
     match = _LAST.fullmatch(text)
     if match is None:
-        raise InvalidRequest("This is no length of time.", hint="Write it as 24h, 7d or 4w.")
+        raise InvalidRequest("The duration is invalid.", hint="Write it as 24h, 7d or 4w.")
     return Span(max(0, now_ns - int(match[1]) * _HOURS[match[2]] * 3600 * 10**9), now_ns)
 
 
@@ -88,5 +88,5 @@ def _instant(text: str, zone: tzinfo) -> int | None:
         return unix_ns(instant if instant.tzinfo else instant.replace(tzinfo=zone))
     except (ValueError, OverflowError):
         raise InvalidRequest(
-            "This is no instant.", hint="Write a day or an instant of ISO 8601: 2026-11-01, 2026-11-01T12:00:00Z."
+            "The instant is invalid.", hint="Write an ISO 8601 day or instant: 2026-11-01, 2026-11-01T12:00:00Z."
         ) from None

@@ -1,4 +1,4 @@
-"""One question to the ledger, one answer: rows by group in a stable order, their total, and the next page."""
+"""A usage report from the ledger: rows by group in a stable order, their total, and the cursor of the next page."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import msgspec
 from mcpmeter.errors import InvalidRequest
 from mcpmeter.ledger.location import Location
 from mcpmeter.ledger.queries.totals import GROUPINGS, Grouping, Selection, Total, select
-from mcpmeter.pricing import nanousd_to_usd, plain_usd
+from mcpmeter.money import nanousd_to_usd, plain_usd, usd_text
 from mcpmeter.usage.periods import Span, time_zone, utc_text
 
 FIGURES: Final = tuple(name for name in Total.__struct_fields__ if name != "group")
@@ -26,15 +26,15 @@ Text = str | msgspec.UnsetType
 
 
 class Currency(msgspec.Struct, frozen=True):
-    """A second currency to show amounts in; the books stay in USD."""
+    """A second currency for display; the ledger stays in USD."""
 
     code: str
     rate: Decimal
-    """Units for one USD."""
+    """Units per US dollar."""
 
 
 class UsageQuery(msgspec.Struct, frozen=True, kw_only=True):
-    """What is asked for."""
+    """Groupings, period and page of a report."""
 
     by: tuple[Grouping, ...] = ()
     span: Span = Span(None, None)
@@ -46,9 +46,9 @@ class UsageQuery(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class UsageRow(msgspec.Struct, frozen=True, kw_only=True):
-    """Sums of one group of calls; of the groupings those are there that were asked for.
+    """Sums of one group of calls, with the requested groupings.
 
-    Tokens and cost are those of settled calls. `cost_usd` is exact; it holds no call without a price.
+    Tokens and cost are those of settled calls. `cost_usd` is exact and excludes calls without a price.
     """
 
     team: Text = msgspec.UNSET
@@ -81,38 +81,38 @@ class UsageRow(msgspec.Struct, frozen=True, kw_only=True):
     reported_cost_usd: Money
     fallback_cost_usd: Money
     cost_in_currency: Money | msgspec.UnsetType = msgspec.UNSET
-    """At the rate of the report, rounded half to even at nine decimals."""
+    """At the report's rate, rounded half to even at nine decimals."""
 
 
 class UsageReport(msgspec.Struct, frozen=True, kw_only=True):
-    """What was used in a period. A call is of the period that it started in."""
+    """Usage in a period. A call belongs to the period in which it started."""
 
     since: str | None
-    """Instants are UTC; null: no bound."""
+    """Instants are UTC; null is unbounded."""
     until: str | None
     time_zone: str
     by: list[Grouping]
     team: str | None
-    """The one team that it is about; null: all."""
+    """The only team included; null for all teams."""
     currency: str | None = None
     rate: str | None = None
     rows: list[UsageRow]
     total: UsageRow
-    """Over all groups, those on other pages too."""
+    """Sums of all groups, including those on other pages."""
     left_out: Count = 0
-    """Groups after the last row."""
+    """Number of groups after the last row."""
     next_cursor: str | None = None
-    """To ask for the next page with; null: this is the last one."""
+    """Cursor of the next page; null on the last page."""
 
 
 def usage_report(ledger: Location, query: UsageQuery) -> UsageReport:
-    """Ask the ledger; blocks. Raises InvalidRequest for a query that makes no sense, and `LedgerNotUsable`."""
+    """Reads the ledger; blocks. Raises InvalidRequest for an invalid query, and `LedgerNotUsable`."""
     by = tuple(dict.fromkeys(query.by))
     zone = time_zone(query.zone)
     after = _group_of(query.cursor, len(by))
     since_ns, until_ns = query.span
-    found = select(ledger, Selection(by, since_ns or 0, until_ns, query.team, zone))
-    rest = [total for total in found if after is None or total.group > after]
+    totals = select(ledger, Selection(by, since_ns or 0, until_ns, query.team, zone))
+    rest = [total for total in totals if after is None or total.group > after]
     page = rest if query.limit is None else rest[: query.limit]
     return UsageReport(
         since=utc_text(since_ns),
@@ -123,22 +123,22 @@ def usage_report(ledger: Location, query: UsageQuery) -> UsageReport:
         currency=query.currency.code if query.currency else None,
         rate=f"{query.currency.rate:f}" if query.currency else None,
         rows=[usage_row(by, total, query.currency) for total in page],
-        total=usage_row((), summed(found), query.currency),
+        total=usage_row((), summed(totals), query.currency),
         left_out=len(rest) - len(page),
         next_cursor=_cursor_of(page[-1].group) if page and len(page) < len(rest) else None,
     )
 
 
 def grouping(name: str) -> Grouping:
-    """A grouping by its name. Raises InvalidRequest."""
+    """The grouping of this name. Raises InvalidRequest."""
     for known in GROUPINGS:
         if known == name:
             return known
-    raise InvalidRequest(f"There is no grouping {name[:40]!a}.", hint=f"There are {', '.join(GROUPINGS)}.")
+    raise InvalidRequest(f"There is no grouping {name[:40]!a}.", hint=f"Groupings: {', '.join(GROUPINGS)}.")
 
 
 def summed(totals: Iterable[Total]) -> Total:
-    """All of them together, without a group."""
+    """The sum of all totals, without a group."""
     sums = dict.fromkeys(FIGURES, 0)
     for total in totals:
         for name in FIGURES:
@@ -147,7 +147,7 @@ def summed(totals: Iterable[Total]) -> Total:
 
 
 def usage_row(by: Sequence[Grouping], total: Total, currency: Currency | None = None) -> UsageRow:
-    """A ledger's total as it is shown."""
+    """A row of the report from a total of the ledger."""
     groups: dict[str, Any] = dict(zip(by, total.group, strict=True))
     return UsageRow(
         **groups,
@@ -157,11 +157,6 @@ def usage_row(by: Sequence[Grouping], total: Total, currency: Currency | None = 
         fallback_cost_usd=usd_text(total.fallback_cost_nanousd),
         cost_in_currency=in_currency(total.cost_nanousd, currency) if currency else msgspec.UNSET,
     )
-
-
-def usd_text(nanousd: int) -> str:
-    """Nano-dollars as dollars, exact, with at least two decimals: `0.00225`, `12.00`."""
-    return plain_usd(nanousd_to_usd(nanousd))
 
 
 def in_currency(nanousd: int, currency: Currency) -> str:
@@ -174,15 +169,15 @@ def _cursor_of(group: tuple[str, ...]) -> str:
     return base64.urlsafe_b64encode(msgspec.json.encode(group)).decode().rstrip("=")
 
 
-def _group_of(cursor: str, places: int) -> tuple[str, ...] | None:
+def _group_of(cursor: str, groupings: int) -> tuple[str, ...] | None:
     if not cursor:
         return None
     try:
         group = msgspec.json.decode(base64.urlsafe_b64decode(f"{cursor}{'=' * (-len(cursor) % 4)}"), type=list[str])
     except (binascii.Error, ValueError, msgspec.DecodeError):
         group = []
-    if len(group) != places or not group:
+    if len(group) != groupings or not group:
         raise InvalidRequest(
-            "This cursor is of no page of this report.", hint="Take next_cursor of an answer to the same question."
+            "The cursor does not belong to this report.", hint="Use next_cursor of a response to the same query."
         )
     return tuple(group)

@@ -1,7 +1,7 @@
 """A month-end charge-back statement: lines by team, project and model that add up exactly to the ledger's total.
 
-US dollars are shown in full, to the nano-dollar, so nothing is rounded. Amounts in a second currency are rounded to its
-hundredth by largest remainder: the total is rounded once, and what is missing to it goes to the lines that lost most.
+US dollars are exact to the nano-dollar. Amounts in a second currency are rounded to its hundredth by largest remainder:
+the total is rounded once, the lines are rounded down, and the difference is added to the lines that lost most.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import msgspec
 
 from mcpmeter.ledger.location import Location
 from mcpmeter.ledger.queries.totals import Selection, Total, select
-from mcpmeter.pricing import nanousd_to_usd
+from mcpmeter.money import nanousd_to_usd
 from mcpmeter.usage.periods import Span, time_zone
 from mcpmeter.usage.report import Currency, summed
 
@@ -24,18 +24,18 @@ _CONTEXT: Final = Context(prec=200, rounding=ROUND_HALF_EVEN)
 
 
 class Line(msgspec.Struct, frozen=True, kw_only=True):
-    """What one team's project spent with one model."""
+    """The usage of one model by one team's project."""
 
     team: str
     project: str
     model: str
     figures: Total
     amount: Decimal | None
-    """In the second currency, if there is one."""
+    """In the second currency; None without one."""
 
 
 class Statement(msgspec.Struct, frozen=True, kw_only=True):
-    """All of a period."""
+    """The statement of a period."""
 
     title: str
     span: Span
@@ -51,10 +51,10 @@ class Statement(msgspec.Struct, frozen=True, kw_only=True):
         return [(team, list(lines)) for team, lines in groupby(self.lines, key=lambda line: line.team)]
 
 
-def statement(
+def statement_of(
     ledger: Location, *, title: str, span: Span, zone: str, team: str | None = None, currency: Currency | None = None
 ) -> Statement:
-    """Ask the ledger; blocks. Raises InvalidRequest, `LedgerNotUsable`."""
+    """Reads the ledger; blocks. Raises InvalidRequest, `LedgerNotUsable`."""
     time_zone(zone)
     totals = select(ledger, Selection(("team", "project", "model"), span.since_ns or 0, span.until_ns, team))
     total = summed(totals)
@@ -79,17 +79,17 @@ def _line(figures: Total, amount: Decimal | None) -> Line:
 
 
 def shares(amounts: Sequence[Decimal]) -> list[Decimal]:
-    """Amounts rounded to hundredths so that they add up to their own sum, rounded half to even (largest remainder)."""
-    whole = _CONTEXT.quantize(_added(amounts), CENT)
+    """Amounts rounded to hundredths by largest remainder: they add up to their sum, rounded half to even."""
+    total = _CONTEXT.quantize(_sum(amounts), CENT)
     floors = [amount.quantize(CENT, rounding=ROUND_FLOOR, context=_CONTEXT) for amount in amounts]
-    missing = int((whole - _added(floors)) / CENT)
-    by_remainder = sorted(range(len(amounts)), key=lambda place: (floors[place] - amounts[place], place))
-    for place in by_remainder[:missing]:
-        floors[place] += CENT
+    missing = int((total - _sum(floors)) / CENT)
+    by_remainder = sorted(range(len(amounts)), key=lambda index: (floors[index] - amounts[index], index))
+    for index in by_remainder[:missing]:
+        floors[index] += CENT
     return floors
 
 
-def _added(amounts: Iterable[Decimal]) -> Decimal:
+def _sum(amounts: Iterable[Decimal]) -> Decimal:
     total = Decimal(0)
     for amount in amounts:
         total = _CONTEXT.add(total, amount)

@@ -1,26 +1,27 @@
-"""A statement as a page to print and as CSV. The page is one file without scripts; every name in it is escaped."""
+"""A statement as a printable page and as CSV. The page is one file without scripts; every name in it is escaped."""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from decimal import Decimal
 from html import escape
 from typing import Final
 
 from mcpmeter.ledger.maintenance.export import formula_safe
 from mcpmeter.ledger.queries.totals import Total
+from mcpmeter.money import usd_text
 from mcpmeter.usage.periods import utc_text
-from mcpmeter.usage.report import summed, usd_text
+from mcpmeter.usage.report import summed
 from mcpmeter.usage.statement import Line, Statement
 
 DOUBTS: Final = {
     "estimated_calls": "calls whose tokens the relay estimated, because the provider did not report them",
-    "partial_calls": "calls that broke off: what was delivered is charged, by estimate",
-    "missing_calls": "calls whose tokens nobody knows; they cost nothing here",
+    "partial_calls": "interrupted calls; what was delivered is charged, by estimate",
+    "missing_calls": "calls whose tokens are unknown; they cost nothing here",
     "unpriced_calls": "calls of models without a price; they are in no amount",
-    "fallback_calls": "of the unpriced ones are counted by budgets at the fallback price",
+    "fallback_calls": "of the unpriced calls are counted by budgets at the fallback price",
     "open_calls": "calls that are not settled; they are in no amount",
 }
 CSV_COLUMNS: Final = ("kind", "team", "project", "model", "calls", "prompt_tokens", "completion_tokens", "cost_nanousd")
@@ -38,7 +39,7 @@ tr { break-inside: avoid; } thead { display: table-header-group; } .small { colo
 
 
 def statement_csv(statement: Statement) -> str:
-    """A heading, a row for each line, and the row `total`, which is their sum."""
+    """A header, one row per line, and the row `total`, which is their sum."""
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
     currency = [f"amount_{statement.currency.code.lower()}"] if statement.currency else []
@@ -51,18 +52,13 @@ def statement_csv(statement: Statement) -> str:
 
 
 def _csv_figures(total: Total, amount: Decimal | None) -> list[object]:
-    shown = [
-        total.calls,
-        total.prompt_tokens,
-        total.completion_tokens,
-        total.cost_nanousd,
-        usd_text(total.cost_nanousd),
-    ]
-    return [*shown, *([f"{amount:f}"] if amount is not None else []), *(getattr(total, name) for name in DOUBTS)]
+    figures = [total.calls, total.prompt_tokens, total.completion_tokens, total.cost_nanousd]
+    amounts = [usd_text(total.cost_nanousd), *([f"{amount:f}"] if amount is not None else [])]
+    return [*figures, *amounts, *(getattr(total, name) for name in DOUBTS)]
 
 
 def statement_html(statement: Statement) -> str:
-    """One file, to be read in a browser and printed."""
+    """One HTML file for the browser and the printer."""
     return "\n".join(
         [
             '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
@@ -78,9 +74,9 @@ def statement_html(statement: Statement) -> str:
 
 
 def _about(statement: Statement) -> str:
-    period = f"Calls started from {utc_text(statement.span.since_ns)} on and before {utc_text(statement.span.until_ns)}"
-    whose = f"of the team {statement.team}" if statement.team is not None else "of all teams"
-    return f"{period} ({statement.zone}), {whose}."
+    since, until = map(utc_text, statement.span)
+    teams = f"of team {statement.team}" if statement.team is not None else "of all teams"
+    return f"Calls started at or after {since} and before {until} ({statement.zone}), {teams}."
 
 
 def _team_table(statement: Statement, team: str, lines: Sequence[Line]) -> Iterator[str]:
@@ -88,11 +84,11 @@ def _team_table(statement: Statement, team: str, lines: Sequence[Line]) -> Itera
     yield _head(statement, ("project", "model"))
     yield "<tbody>"
     for project in dict.fromkeys(line.project for line in lines):
-        mine = [line for line in lines if line.project == project]
-        for line in mine:
+        of_project = [line for line in lines if line.project == project]
+        for line in of_project:
             yield _row(statement, (line.project or "-", line.model or "-"), line.figures, line.amount)
-        if len(mine) < len(lines):
-            yield _sum_row(statement, (f"project {project or '-'}", ""), mine, "sum")
+        if len(of_project) < len(lines):
+            yield _sum_row(statement, (f"project {project or '-'}", ""), of_project, "sum")
     yield _sum_row(statement, (f"team {team or '(none)'}", ""), lines, "sum")
     yield "</tbody>\n</table>"
 
@@ -120,39 +116,36 @@ def _sum_row(statement: Statement, names: Sequence[str], lines: Sequence[Line], 
 
 
 def _row(statement: Statement, names: Sequence[str], total: Total, amount: Decimal | None, kind: str = "") -> str:
-    shown = [f"{total.calls:,}", f"{total.prompt_tokens:,}", f"{total.completion_tokens:,}", f"{in_doubt(total):,}"]
-    shown += [usd_text(total.cost_nanousd)] + ([f"{amount:,.2f}"] if statement.currency and amount is not None else [])
-    cells = [f'<td class="name">{escape(name)}</td>' for name in names] + [f"<td>{cell}</td>" for cell in shown]
+    figures = [f"{total.calls:,}", f"{total.prompt_tokens:,}", f"{total.completion_tokens:,}", f"{in_doubt(total):,}"]
+    figures += [usd_text(total.cost_nanousd)]
+    figures += [f"{amount:,.2f}"] if statement.currency and amount is not None else []
+    cells = [f'<td class="name">{escape(name)}</td>' for name in names] + [f"<td>{cell}</td>" for cell in figures]
     return f'<tr class="{kind}">{"".join(cells)}</tr>'
 
 
 def in_doubt(total: Total) -> int:
-    """Settled calls whose tokens or price nobody reported; one that is both counts once for each."""
+    """Settled calls with unreported tokens or an unknown price; a call with both counts twice."""
     return total.estimated_calls + total.partial_calls + total.missing_calls + total.unpriced_calls
 
 
 def _notes(statement: Statement) -> Iterator[str]:
     total = statement.total
-    found = [f"{getattr(total, name):,} {what}." for name, what in DOUBTS.items() if getattr(total, name)]
-    yield '<h2>Where the numbers come from</h2>\n<ul class="small">'
-    yield from _items([*found, *_rules(statement)])
+    doubts = [f"{getattr(total, name):,} {text}." for name, text in DOUBTS.items() if getattr(total, name)]
+    yield '<h2>Sources of the numbers</h2>\n<ul class="small">'
+    yield from (f"<li>{escape(text)}</li>" for text in [*doubts, *_rules(statement)])
     yield "</ul>"
 
 
 def _rules(statement: Statement) -> Iterator[str]:
     total = statement.total
-    said = total.cost_nanousd - total.listed_cost_nanousd
+    reported = total.cost_nanousd - total.listed_cost_nanousd
     yield (
-        f"Of the total, {usd_text(total.listed_cost_nanousd)} USD are by dated price lists, "
-        f"{usd_text(said)} USD are what providers said themselves."
+        f"Of the total, {usd_text(total.listed_cost_nanousd)} USD are computed from dated price lists, "
+        f"{usd_text(reported)} USD are reported by providers."
     )
     yield "US dollars are exact to the nano-dollar; nothing is rounded, and the lines add up to the total."
     if statement.currency is not None:
         yield (
-            f"{statement.currency.code} at {statement.currency.rate:f} for one USD. The total is rounded to 0.01, half "
+            f"{statement.currency.code} at {statement.currency.rate:f} per USD. The total is rounded to 0.01, half "
             "to even; the lines are rounded by largest remainder, so that they add up to it."
         )
-
-
-def _items(texts: Iterable[str]) -> Iterator[str]:
-    yield from (f"<li>{escape(text)}</li>" for text in texts)

@@ -9,7 +9,7 @@ from mcpmeter.reconcile.bills.anthropic_costs import id_of
 from mcpmeter.reconcile.bills.base import BillInvalid
 
 
-def test_amounts_of_a_page_are_cents_and_what_has_no_model_has_its_description(golden) -> None:
+def test_page_amounts_are_cents_and_descriptions_replace_models(golden) -> None:
     bill, lines = golden("anthropic_costs.json")
     assert (bill.format.name, bill.format.provider) == ("anthropic-costs", "anthropic")
     assert [(line.at_ns, line.model, line.nanousd) for line in lines] == [
@@ -18,7 +18,7 @@ def test_amounts_of_a_page_are_cents_and_what_has_no_model_has_its_description(g
     ]
 
 
-def test_the_export_is_in_dollars_and_its_printed_names_become_ids(golden) -> None:
+def test_the_export_is_in_dollars_with_printed_model_names(golden) -> None:
     bill, lines = golden("anthropic_costs.csv")
     assert bill.format.name == "anthropic-costs"
     assert [(line.at_ns, line.model, line.nanousd) for line in lines] == [
@@ -38,7 +38,7 @@ def test_the_export_is_in_dollars_and_its_printed_names_become_ids(golden) -> No
         ("Code Execution", "Code Execution"),
     ],
 )
-def test_a_printed_name_becomes_the_id(printed: str, model: str) -> None:
+def test_a_printed_model_name_becomes_an_id(printed: str, model: str) -> None:
     assert id_of(printed) == model
 
 

@@ -19,7 +19,7 @@ def test_cached_and_uncached_tokens_of_a_page_are_the_prompt(golden) -> None:
     assert [figures(line) for line in lines] == [SONNET]
 
 
-def test_the_export_is_summed_the_same_way(golden) -> None:
+def test_the_export_is_summed_like_the_page(golden) -> None:
     bill, lines = golden("anthropic_usage.csv")
     assert bill.format.name == "anthropic-usage"
     told = {"prompt_tokens": 46_981 + 15_969 + 100 + 7, "completion_tokens": 16_932}
@@ -40,7 +40,7 @@ def test_a_broken_page_is_refused(read_text, old: bytes, new: bytes, said: str) 
         read_text(page.replace(old, new, 1))
 
 
-def test_a_column_too_few_is_named(read_text) -> None:
+def test_a_missing_column_is_named(read_text) -> None:
     export = (GOLDEN / "anthropic_usage.csv").read_bytes()
     with pytest.raises(BillInvalid, match="lacks columns of anthropic-usage: 'usage_output_tokens'"):
         read_text(export.replace(b"usage_output_tokens", b"tokens_out", 1))

@@ -20,7 +20,7 @@ def read_mapped(bill: Path, mapping: Path):
     return list(read(found, lambda what, done, total: None))
 
 
-def test_columns_units_zone_and_filters_are_as_the_mapping_says() -> None:
+def test_columns_units_zone_and_filters_follow_the_mapping() -> None:
     lines = read_mapped(GOLDEN / "mapped.csv", GOLDEN / "mapped.toml")
     eight_hours = 8 * 3600 * 10**9
     assert [figures(line) for line in lines] == [
@@ -60,10 +60,10 @@ def test_instants_and_amounts(tmp_path: Path, more: str, cells: str, found: tupl
         ("provider", "m.toml: Expected '='"),
         (MINIMAL + 'colour = "red"\n', "unknown field `colour`"),
         (MINIMAL.replace('time = "Day"\n', ""), "required field `time`"),
-        (MINIMAL.replace('cost = "Cost"', ""), "neither a column of cost nor"),
-        (MINIMAL + 'prompt_tokens = "In"\n', "tokens of one kind only"),
-        ('timezone = "Mars/Base"\n' + MINIMAL, "'Mars/Base', which there is not"),
-        ('timezone = "../etc/passwd"\n' + MINIMAL, "which there is not"),
+        (MINIMAL.replace('cost = "Cost"', ""), "neither a cost column nor"),
+        (MINIMAL + 'prompt_tokens = "In"\n', "token columns of one kind only"),
+        ('timezone = "Mars/Base"\n' + MINIMAL, "unknown time zone 'Mars/Base'"),
+        ('timezone = "../etc/passwd"\n' + MINIMAL, "unknown time zone"),
         ("cost_multiplier = 0.01\n" + MINIMAL, "Expected `str`, got `float`"),
         ('delimiter = ";;"\n' + MINIMAL, "length <= 1"),
     ],
@@ -77,14 +77,14 @@ def test_a_wrong_mapping_is_refused_by_name(tmp_path: Path, text: str, said: str
     assert "m.toml" in str(refused.value)
 
 
-def test_a_column_that_the_file_does_not_have_is_named(tmp_path: Path) -> None:
+def test_a_column_missing_in_the_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "m.toml").write_text(MINIMAL)
     (tmp_path / "b.csv").write_text("Day,Amount\n2025-11-01,1\n")
     with pytest.raises(BillInvalid, match="lacks columns of mapped: 'Cost'; it has: 'Day', 'Amount'"):
         read_mapped(tmp_path / "b.csv", tmp_path / "m.toml")
 
 
-def test_the_mapping_of_the_documentation_is_taken(tmp_path: Path) -> None:
+def test_the_mapping_of_the_documentation_is_valid(tmp_path: Path) -> None:
     page = (Path(__file__).parents[3] / "docs" / "reconcile.md").read_text()
     (text,) = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
     (tmp_path / "m.toml").write_text(text)

@@ -17,7 +17,7 @@ def test_the_golden_page_is_one_by_the_official_sdk() -> None:
     assert page.data[0].results[0].object == "organization.costs.result"
 
 
-def test_a_page_is_read_to_the_nano_dollar_and_its_zeros_bill_nothing(golden) -> None:
+def test_a_page_is_exact_and_zero_amounts_are_no_lines(golden) -> None:
     bill, lines = golden("openai_costs.json")
     assert (bill.format.name, bill.format.provider) == ("openai-costs", "openai")
     assert [(line.at_ns, line.model, line.nanousd) for line in lines] == [
@@ -30,7 +30,7 @@ def test_a_page_is_read_to_the_nano_dollar_and_its_zeros_bill_nothing(golden) ->
     assert len({line.part for line in lines}) == 4
 
 
-def test_the_export_says_the_same_and_has_credits(golden) -> None:
+def test_the_export_has_the_same_lines_and_credits(golden) -> None:
     bill, lines = golden("openai_costs.csv")
     assert bill.format.name == "openai-costs"
     assert [(line.at_ns, line.model, line.nanousd) for line in lines] == [
@@ -41,7 +41,7 @@ def test_the_export_says_the_same_and_has_credits(golden) -> None:
     ]
 
 
-def test_an_export_grouped_by_nothing_names_no_model(golden) -> None:
+def test_an_export_without_grouping_names_no_model(golden) -> None:
     _, lines = golden("openai_costs_by_day.csv")
     assert [(line.at_ns, line.model, line.nanousd) for line in lines] == [(FIRST, "", 895_874_000)]
 
@@ -58,10 +58,10 @@ def test_a_number_is_never_a_binary_fraction(read_text, number: bytes) -> None:
         (b'"usd"', b'"eur"', "'eur'"),
         (b'"currency": "usd"', b'"currency": null', "only US dollars"),
         (b"0.10688", b'"NaN"', "NaN is no amount"),
-        (b"0.10688", b"1e30", "too much"),
+        (b"0.10688", b"1e30", "too large"),
     ],
 )
-def test_what_cannot_be_dollars_is_refused(read_text, old: bytes, new: bytes, said: str) -> None:
+def test_an_invalid_amount_is_refused(read_text, old: bytes, new: bytes, said: str) -> None:
     page = (GOLDEN / "openai_costs.json").read_bytes()
     with pytest.raises(BillInvalid, match=said):
         read_text(page.replace(old, new, 1))

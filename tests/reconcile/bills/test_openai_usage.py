@@ -30,21 +30,21 @@ def test_the_golden_page_is_one_by_the_official_sdk() -> None:
     assert page.data[0].results[0].object == "organization.usage.completions.result"
 
 
-def test_a_page_of_the_api_becomes_a_line_a_result(golden) -> None:
+def test_a_page_gives_one_line_per_result(golden) -> None:
     bill, lines = golden("openai_usage.json")
     assert (bill.format.name, bill.format.provider) == ("openai-usage", "openai")
     assert [figures(line) for line in lines] == [SEARCH, MINI, EMBEDDED]
-    assert bill.place(lines[2].line).endswith("openai_usage.json, result 3")
+    assert bill.location(lines[2].line).endswith("openai_usage.json, result 3")
 
 
-def test_the_export_says_the_same_and_its_empty_days_bill_nothing(golden) -> None:
+def test_the_export_has_the_same_lines_and_skips_empty_days(golden) -> None:
     bill, lines = golden("openai_usage.csv")
     assert bill.format.name == "openai-usage"
     assert [figures(line) for line in lines] == [SEARCH, MINI]
-    assert bill.place(lines[1].line).endswith("openai_usage.csv, line 3")
+    assert bill.location(lines[1].line).endswith("openai_usage.csv, line 3")
 
 
-def test_lines_of_one_model_and_day_are_told_apart_by_project_and_tier(golden) -> None:
+def test_lines_of_one_model_and_day_differ_by_project_and_tier(golden) -> None:
     _, lines = golden("openai_usage.csv")
     assert "proj_4BhNtYH0z7dWbBtzhibxa65W" in lines[0].part
     assert "default" in lines[0].part
@@ -57,11 +57,11 @@ def test_lines_of_one_model_and_day_are_told_apart_by_project_and_tier(golden) -
         (b'"input_tokens": 59200', b'"input_tokens": 1.5', "input_tokens"),
         (b'"start_time": 1761955200', b'"start_time": "yesterday"', "start_time"),
         (b'"start_time": 1761955200', b'"start_time": 99999999999', "start_time"),
-        (b'"gpt-4.1-2025-04-14"', rb'"gpt\u001b[2J"', "no name of a model"),
+        (b'"gpt-4.1-2025-04-14"', rb'"gpt\u001b[2J"', "no model name"),
         (b'"has_more": true', b'"has_more": tru', "JSON is malformed"),
     ],
 )
-def test_a_broken_page_is_refused_with_its_place(read_text, old: bytes, new: bytes, said: str) -> None:
+def test_a_malformed_page_is_refused_with_file_and_line(read_text, old: bytes, new: bytes, said: str) -> None:
     page = (GOLDEN / "openai_usage.json").read_bytes()
     with pytest.raises(BillInvalid, match=said):
         read_text(page.replace(old, new, 1))

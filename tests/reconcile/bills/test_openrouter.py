@@ -8,7 +8,7 @@ from tests.reconcile.conftest import GOLDEN, at, figures
 from mcpmeter.reconcile.bills.base import BillInvalid
 
 
-def test_the_api_sums_up_days_and_tells_tokens_and_dollars(golden) -> None:
+def test_the_api_has_tokens_and_dollars_by_day(golden) -> None:
     bill, lines = golden("openrouter.json")
     assert (bill.format.name, bill.format.provider) == ("openrouter", "openrouter")
     assert [figures(line) for line in lines] == [
@@ -23,7 +23,7 @@ def test_the_api_sums_up_days_and_tells_tokens_and_dollars(golden) -> None:
     ]  # fmt: skip
 
 
-def test_the_export_names_every_request(golden) -> None:
+def test_the_export_has_one_line_per_request(golden) -> None:
     bill, lines = golden("openrouter.csv")
     assert bill.format.name == "openrouter"
     assert [(line.request_id, line.prompt_tokens, line.completion_tokens, line.nanousd) for line in lines] == [
@@ -46,7 +46,7 @@ def test_the_export_names_every_request(golden) -> None:
         (b"gen-1762000420", b'"gen-1762000420', "line 3: unexpected end of data"),
     ],
 )
-def test_a_broken_line_is_named_and_nothing_is_guessed(read_text, old: bytes, new: bytes, said: str) -> None:
+def test_a_malformed_line_is_refused(read_text, old: bytes, new: bytes, said: str) -> None:
     export = (GOLDEN / "openrouter.csv").read_bytes()
     with pytest.raises(BillInvalid, match=said):
         read_text(export.replace(old, new, 1))

@@ -1,4 +1,4 @@
-"""Providers' bills, one file an export: a module of this folder that holds `FORMAT` is a format."""
+"""Bill formats: each module of this folder with a `FORMAT` reads one provider's export."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mcpmeter.reconcile.bills.base import BillFormat
 
 @cache
 def formats() -> dict[str, BillFormat]:
-    """Every format by its name."""
+    """Every format, by name."""
     names = sorted(module.name for module in pkgutil.iter_modules(__path__))
     modules = [importlib.import_module(f"{__name__}.{name}") for name in names]
     found: list[BillFormat] = [module.FORMAT for module in modules if hasattr(module, "FORMAT")]

@@ -1,15 +1,14 @@
 """Anthropic's costs: dollars by day, model and kind of token, without tokens.
 
-JSON is what `GET /v1/organizations/cost_report` answers, described at
-https://platform.claude.com/docs/en/api/admin/cost_report/retrieve: `amount` is a text in cents, and the model is told
-only with `group_by[]=description`. CSV is the export of the Console's Cost page (https://platform.claude.com/cost):
+JSON is the response of `GET /v1/organizations/cost_report`, described at
+https://platform.claude.com/docs/en/api/admin/cost_report/retrieve: `amount` is a text in cents, and the model is
+named only with `group_by[]=description`. CSV is the export of the Console's Cost page (https://platform.claude.com/cost):
 `cost_usd` is in dollars, rounded to cents, and models have their printed names (`Claude Haiku 4.5`). Days are UTC.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from decimal import Decimal
 from typing import Final
 
@@ -19,14 +18,16 @@ from mcpmeter.reconcile.bills.base import (
     BillFormat,
     Cells,
     Columns,
+    IsoBucket,
+    Page,
     ReadPeriod,
     ReadRow,
     Unreadable,
+    bucket_lines,
     instant,
     joined,
     model,
     nanousd,
-    period,
     shown,
     to_nanousd,
 )
@@ -61,45 +62,24 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     speed: str | None = None
 
 
-class Bucket(msgspec.Struct, frozen=True):
-    """A day."""
-
-    starting_at: str
-    results: list[Result]
-    ending_at: str | None = None
-
-
-class Page(msgspec.Struct, frozen=True):
-    """What the API answers."""
-
-    data: list[Bucket]
-    has_more: bool = False
-    next_page: str | None = None
-
-
-def _lines(page: Page) -> Iterator[BillLine | Period]:
-    number = 0
-    for bucket in page.data:
-        yield period(instant(bucket.starting_at), instant(bucket.ending_at) if bucket.ending_at else 0)
-        for result in bucket.results:
-            number += 1
-            if not result.amount:
-                continue
-            if result.currency != "USD":
-                raise Unreadable(f"the amount is in {shown(result.currency)}, and only US dollars can be compared")
-            yield BillLine(
-                number,
-                instant(bucket.starting_at),
-                model=model(result.model or result.description or ""),
-                part="|".join(["costs", *(str(getattr(result, name)) for name in _DIMENSIONS)]),
-                nanousd=to_nanousd(result.amount, CENT),
-            )
+def _line(number: int, since_ns: int, result: Result) -> BillLine | None:
+    if not result.amount:
+        return None
+    if result.currency != "USD":
+        raise Unreadable(f"the amount is in {shown(result.currency)}, and only US dollars can be compared")
+    return BillLine(
+        number,
+        since_ns,
+        model=model(result.model or result.description or ""),
+        part="|".join(["costs", *(str(getattr(result, name)) for name in _DIMENSIONS)]),
+        nanousd=to_nanousd(result.amount, CENT),
+    )
 
 
 def _row_reader(columns: Columns) -> ReadRow:
-    day, name, cost = (columns.place(column) for column in ("usage_date_utc", "model", "cost_usd"))
-    kind = columns.place("token_type")
-    dimensions = columns.places(*_CSV_DIMENSIONS)
+    day, name, cost = (columns.index(column) for column in ("usage_date_utc", "model", "cost_usd"))
+    kind = columns.index("token_type")
+    dimensions = columns.indexes(*_CSV_DIMENSIONS)
 
     def read_row(number: int, cells: Cells) -> BillLine | None:
         amount = nanousd(cells[cost])
@@ -117,7 +97,7 @@ def _row_reader(columns: Columns) -> ReadRow:
 
 
 def _period_reader(columns: Columns) -> ReadPeriod:
-    day = columns.place("usage_date_utc")
+    day = columns.index("usage_date_utc")
     return lambda cells: Period(instant(cells[day]))
 
 
@@ -137,8 +117,8 @@ FORMAT = BillFormat(
     columns=("usage_date_utc", "model", "token_type", "cost_usd"),
     row_reader=_row_reader,
     period_reader=_period_reader,
-    document=Page,
-    lines_of=_lines,
+    document=Page[IsoBucket[Result]],
+    lines_of=bucket_lines(_line),
     marks=(b'"amount"', b'"currency"', b'"starting_at"'),
     empty_marks=(b'"starting_at"', b'"results"'),
 )

@@ -1,14 +1,12 @@
 """Anthropic's usage: tokens by day or hour and model, without cost and without a count of requests.
 
-JSON is what `GET /v1/organizations/usage_report/messages` answers, described at
+JSON is the response of `GET /v1/organizations/usage_report/messages`, described at
 https://platform.claude.com/docs/en/api/admin/usage_report/retrieve_messages. CSV is the export of the Console's Usage
 page (https://platform.claude.com/usage), whose columns are `usage_date_utc`, `model_version`, `usage_…`. Days are UTC.
-Uncached, cache-read and cache-write tokens are told apart; together they are the ledger's prompt tokens.
+Uncached, cache-read and cache-write tokens are separate; their sum is the ledger's prompt tokens.
 """
 
 from __future__ import annotations
-
-from collections.abc import Iterator
 
 import msgspec
 
@@ -17,13 +15,15 @@ from mcpmeter.reconcile.bills.base import (
     Cells,
     Columns,
     Count,
+    IsoBucket,
+    Page,
     ReadPeriod,
     ReadRow,
+    bucket_lines,
     count,
     instant,
     joined,
     model,
-    period,
 )
 from mcpmeter.reconcile.lines import BillLine, Period
 
@@ -38,7 +38,7 @@ _PROMPT_COLUMNS = (
 
 
 class CacheCreation(msgspec.Struct, frozen=True):
-    """Tokens written to the cache, by how long they stay."""
+    """Tokens written to the cache, by lifetime."""
 
     ephemeral_1h_input_tokens: Count = 0
     ephemeral_5m_input_tokens: Count = 0
@@ -60,49 +60,28 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     speed: str | None = None
 
 
-class Bucket(msgspec.Struct, frozen=True):
-    """A minute, an hour or a day."""
-
-    starting_at: str
-    results: list[Result]
-    ending_at: str | None = None
-
-
-class Page(msgspec.Struct, frozen=True):
-    """What the API answers."""
-
-    data: list[Bucket]
-    has_more: bool = False
-    next_page: str | None = None
-
-
-def _lines(page: Page) -> Iterator[BillLine | Period]:
-    number = 0
-    for bucket in page.data:
-        yield period(instant(bucket.starting_at), instant(bucket.ending_at) if bucket.ending_at else 0)
-        for result in bucket.results:
-            number += 1
-            written = result.cache_creation.ephemeral_1h_input_tokens + result.cache_creation.ephemeral_5m_input_tokens
-            prompt = result.uncached_input_tokens + result.cache_read_input_tokens + written
-            if not (prompt or result.output_tokens):
-                continue
-            yield BillLine(
-                number,
-                instant(bucket.starting_at),
-                model=model(result.model or ""),
-                part="|".join(["usage", *(str(getattr(result, name)) for name in _DIMENSIONS)]),
-                prompt_tokens=prompt,
-                completion_tokens=result.output_tokens,
-            )
+def _line(number: int, since_ns: int, result: Result) -> BillLine | None:
+    written = result.cache_creation.ephemeral_1h_input_tokens + result.cache_creation.ephemeral_5m_input_tokens
+    prompt = result.uncached_input_tokens + result.cache_read_input_tokens + written
+    if not (prompt or result.output_tokens):
+        return None
+    return BillLine(
+        number,
+        since_ns,
+        model=model(result.model or ""),
+        part="|".join(["usage", *(str(getattr(result, name)) for name in _DIMENSIONS)]),
+        prompt_tokens=prompt,
+        completion_tokens=result.output_tokens,
+    )
 
 
 def _row_reader(columns: Columns) -> ReadRow:
-    day, name, written = (columns.place(c) for c in ("usage_date_utc", "model_version", "usage_output_tokens"))
-    prompts = [columns.place(column) for column in _PROMPT_COLUMNS]
-    dimensions = columns.places(*_CSV_DIMENSIONS)
+    day, name, written = (columns.index(c) for c in ("usage_date_utc", "model_version", "usage_output_tokens"))
+    prompts = [columns.index(column) for column in _PROMPT_COLUMNS]
+    dimensions = columns.indexes(*_CSV_DIMENSIONS)
 
     def read_row(number: int, cells: Cells) -> BillLine | None:
-        prompt, completion = sum(count(cells[place]) for place in prompts), count(cells[written])
+        prompt, completion = sum(count(cells[index]) for index in prompts), count(cells[written])
         if not (prompt or completion):
             return None
         return BillLine(
@@ -118,7 +97,7 @@ def _row_reader(columns: Columns) -> ReadRow:
 
 
 def _period_reader(columns: Columns) -> ReadPeriod:
-    day = columns.place("usage_date_utc")
+    day = columns.index("usage_date_utc")
     return lambda cells: Period(instant(cells[day]))
 
 
@@ -128,8 +107,8 @@ FORMAT = BillFormat(
     columns=("usage_date_utc", "model_version", *_PROMPT_COLUMNS, "usage_output_tokens"),
     row_reader=_row_reader,
     period_reader=_period_reader,
-    document=Page,
-    lines_of=_lines,
+    document=Page[IsoBucket[Result]],
+    lines_of=bucket_lines(_line),
     marks=(b'"uncached_input_tokens"', b'"starting_at"'),
     empty_marks=(b'"starting_at"', b'"results"'),
 )

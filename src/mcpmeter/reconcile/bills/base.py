@@ -1,26 +1,29 @@
-"""What every bill is read by: its format, strict figures, and errors that name the file and the place in it."""
+"""What all bill formats share: the format record, strict readers of cells, and errors with file and line."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, tzinfo
 from decimal import ROUND_HALF_EVEN, Context, Decimal
 from functools import lru_cache
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Generic, TypeVar
 
 import msgspec
 
 from mcpmeter.errors import SetupError
 from mcpmeter.reconcile.lines import BillLine, Period
 
+_Result = TypeVar("_Result")
+_Bucket = TypeVar("_Bucket")
+
 Cells = Sequence[str]
 ReadRow = Callable[[int, Cells], BillLine | None]
-"""The line's number and its cells to a line of the bill; None for one that bills nothing. Raises `Unreadable`."""
+"""Converts a line's number and cells to a bill line; None if it bills nothing. Raises `Unreadable`."""
 
 ReadPeriod = Callable[[Cells], Period]
-"""The cells of a line to the bucket or day it names. Raises `Unreadable`."""
+"""Converts a line's cells to the bucket or day it names. Raises `Unreadable`."""
 
 MAX_NANOUSD: Final = 2**63 - 1
 MAX_DAYS: Final = 98_000
@@ -39,13 +42,13 @@ _SHOWN: Final = 60
 
 
 class BillInvalid(SetupError):
-    """A provider's bill that cannot be read: not one that is known, or broken; names the file and the line."""
+    """A provider's bill is malformed or in an unknown format; the message names the file and the line."""
 
     id = "bill_invalid"
 
 
 class Unreadable(ValueError):
-    """What is wrong with a cell; the reader adds the file and the line."""
+    """A malformed cell; the reader adds the file and the line."""
 
 
 @dataclass(frozen=True)
@@ -54,49 +57,46 @@ class BillFormat:
 
     name: str
     provider: str
-    """As the provider is called in the configuration unless somebody renamed it."""
+    """The provider's default name in the configuration."""
     columns: tuple[str, ...] = ()
-    """The columns that its CSV form cannot do without; none: it has no such form."""
+    """Required columns of the CSV form; empty if there is no such form."""
     row_reader: Callable[[Columns], ReadRow] | None = None
     period_reader: Callable[[Columns], ReadPeriod] | None = None
-    """None if its CSV form has no line for a time in which nothing was used."""
+    """None if the CSV form has no lines for times without use."""
     document: type[Any] | None = None
-    """What its JSON form is decoded to; `lines_of` then takes it apart."""
+    """Type of the JSON form; `lines_of` reads its lines."""
     lines_of: Callable[[Any], Iterable[BillLine | Period]] | None = None
     marks: tuple[bytes, ...] = ()
-    """What only its JSON form holds, all of them."""
+    """Texts that occur together only in its JSON form."""
     empty_marks: tuple[bytes, ...] = ()
-    """What a page of empty buckets holds; the provider's other formats share it."""
+    """Texts in a page of empty buckets; the provider's other formats share them."""
     zone: tzinfo = UTC
-    """In which its days begin."""
+    """Time zone of its days."""
     delimiter: str = ","
 
 
 class Columns:
-    """Where the columns of a CSV file are."""
+    """Positions of a CSV file's columns."""
 
     def __init__(self, names: Sequence[str]) -> None:
-        self._places = {name: place for place, name in enumerate(names)}
+        self._indexes = {name: index for index, name in enumerate(names)}
 
-    def __contains__(self, name: str) -> bool:
-        return name in self._places
+    def index(self, name: str) -> int:
+        """Position of a required column."""
+        return self._indexes[name]
 
-    def place(self, name: str) -> int:
-        """Of a column that the format needs."""
-        return self._places[name]
-
-    def places(self, *names: str) -> list[int]:
-        """Of those of the columns that are there."""
-        return [self._places[name] for name in names if name in self._places]
+    def indexes(self, *names: str) -> list[int]:
+        """Positions of those columns that exist."""
+        return [self._indexes[name] for name in names if name in self._indexes]
 
 
-def joined(cells: Cells, places: Iterable[int]) -> str:
-    """Cells that tell one line from another of its day and model."""
-    return "|".join([cells[place] for place in places])
+def joined(cells: Cells, indexes: Iterable[int]) -> str:
+    """The cells that distinguish lines of one day and model."""
+    return "|".join([cells[index] for index in indexes])
 
 
 def count(text: str) -> int:
-    """A number of tokens or requests; an empty cell is none. Raises `Unreadable`."""
+    """A number of tokens or requests; 0 for an empty cell. Raises `Unreadable`."""
     if text.isdecimal() and text.isascii() and len(text) <= 16:
         return int(text)
     if not text.strip():
@@ -111,32 +111,32 @@ def nanousd(text: str, multiplier: Decimal = _WHOLE) -> int:
     """Dollars as text in nano-dollars; more decimals than nine are rounded half to even. Raises `Unreadable`."""
     plain = text.strip()
     if _AMOUNT.fullmatch(plain) is None:
-        raise Unreadable(f"{shown(text)} is no amount, which is written as 0.0042 or 1.4e-05")
+        raise Unreadable(f"{shown(text)} is no amount such as 0.0042 or 1.4e-05")
     return to_nanousd(Decimal(plain), multiplier)
 
 
 def to_nanousd(amount: Decimal, multiplier: Decimal = _WHOLE) -> int:
-    """The same for a number of JSON, which never was a binary fraction. Raises `Unreadable`."""
+    """The same for a JSON number, decoded as a decimal. Raises `Unreadable`."""
     if not amount.is_finite():
         raise Unreadable(f"{amount} is no amount")
-    if not amount or amount.adjusted() < -40:  # a provider writes its zeros as 0E-6176
+    if not amount or amount.adjusted() < -40:  # some zeros are written as 0E-6176
         return 0
     if amount.adjusted() > 20 or len(amount.as_tuple().digits) > 90:
-        raise Unreadable(f"{shown(str(amount))} is too much to be an amount of dollars")
+        raise Unreadable(f"{shown(str(amount))} is too large for an amount in dollars")
     exact = _CONTEXT.multiply(amount, multiplier).scaleb(9, _CONTEXT)
     rounded = int(exact.quantize(_WHOLE, context=_CONTEXT))
     if abs(rounded) > MAX_NANOUSD:
-        raise Unreadable(f"{shown(str(amount))} is too much to be an amount of dollars")
+        raise Unreadable(f"{shown(str(amount))} is too large for an amount in dollars")
     return rounded
 
 
 @lru_cache(maxsize=4096)
 def instant(text: str, zone: tzinfo = UTC) -> int:
-    """A day or an instant in ISO 8601 as Unix ns; without an offset it is in `zone`. Raises `Unreadable`."""
+    """An ISO 8601 day or instant as Unix ns, in `zone` if it has no offset. Raises `Unreadable`."""
     try:
         found = datetime.fromisoformat(text.strip())
     except ValueError:
-        raise Unreadable(f"{shown(text)} is no date, which is written as 2026-11-30") from None
+        raise Unreadable(f"{shown(text)} is no date such as 2026-11-30") from None
     return unix_ns(found if found.tzinfo else found.replace(tzinfo=zone))
 
 
@@ -144,7 +144,7 @@ def unix_ns(at: datetime) -> int:
     """An aware instant as Unix ns. Raises `Unreadable` for one before 1970 or after 2240."""
     since = at - _EPOCH
     if not 0 <= since.days < MAX_DAYS:
-        raise Unreadable(f"{at:%Y-%m-%d} is no date of a bill")
+        raise Unreadable(f"{at:%Y-%m-%d} is too far away for a bill")
     return (since.days * 86_400 + since.seconds) * 10**9 + since.microseconds * 1000
 
 
@@ -156,34 +156,87 @@ def unix_seconds(text: str) -> int:
     return seconds * 10**9
 
 
+class Page(msgspec.Struct, Generic[_Bucket], frozen=True):
+    """A page of a provider's API: buckets of results."""
+
+    data: list[_Bucket]
+    has_more: bool = False
+    next_page: str | None = None
+
+
+class UnixBucket(msgspec.Struct, Generic[_Result], frozen=True):
+    """A bucket of OpenAI's API."""
+
+    start_time: Seconds
+    results: list[_Result]
+    end_time: Seconds | None = None
+
+    @property
+    def period(self) -> Period:
+        """Raises `Unreadable`."""
+        return period(self.start_time * 10**9, (self.end_time or 0) * 10**9)
+
+
+class IsoBucket(msgspec.Struct, Generic[_Result], frozen=True):
+    """A bucket of Anthropic's API."""
+
+    starting_at: str
+    results: list[_Result]
+    ending_at: str | None = None
+
+    @property
+    def period(self) -> Period:
+        """Raises `Unreadable`."""
+        return period(instant(self.starting_at), instant(self.ending_at) if self.ending_at else 0)
+
+
+def bucket_lines(
+    line_of: Callable[[int, int, _Result], BillLine | None],
+) -> Callable[[Page[UnixBucket[_Result] | IsoBucket[_Result]]], Iterator[BillLine | Period]]:
+    """Reads a page: each bucket's period, then its lines. `line_of` takes a result's number, start and content."""
+
+    def lines_of(page: Page[UnixBucket[_Result] | IsoBucket[_Result]]) -> Iterator[BillLine | Period]:
+        number = 0
+        for bucket in page.data:
+            named = bucket.period
+            yield named
+            for result in bucket.results:
+                number += 1
+                line = line_of(number, named.since_ns, result)
+                if line is not None:
+                    yield line
+
+    return lines_of
+
+
 def period(since_ns: int, until_ns: int) -> Period:
-    """A bucket; an `until_ns` of 0 is unknown. Raises `Unreadable`."""
+    """A bucket; 0 for an unknown `until_ns`. Raises `Unreadable`."""
     if until_ns and until_ns <= since_ns:
         raise Unreadable("a bucket ends before it starts")
     return Period(since_ns, until_ns)
 
 
 def unix_periods(columns: Columns) -> ReadPeriod:
-    """The buckets of the columns `start_time` and, if the file has it, `end_time`."""
-    start, ends = columns.place("start_time"), columns.places("end_time")
+    """Reads buckets from the columns `start_time` and, if it exists, `end_time`."""
+    start, end = columns.index("start_time"), columns.indexes("end_time")
 
     def read_period(cells: Cells) -> Period:
-        return period(unix_seconds(cells[start]), unix_seconds(cells[ends[0]]) if ends else 0)
+        return period(unix_seconds(cells[start]), unix_seconds(cells[end[0]]) if end else 0)
 
     return read_period
 
 
 def request_id(text: str) -> str:
-    """An id as the provider gave it. Raises `Unreadable` for what no header could have carried."""
+    """A provider's request id. Raises `Unreadable` for a text that no header can contain."""
     if len(text) > 200 or not text.isprintable():
         raise Unreadable(f"{shown(text)} is no request id")
-    return text.strip()[:128]  # the ledger keeps as many
+    return text.strip()[:128]  # the ledger's limit
 
 
 def model(text: str) -> str:
     """A model's name. Raises `Unreadable`."""
     if len(text) > 200 or not text.isprintable():
-        raise Unreadable(f"{shown(text)} is no name of a model")
+        raise Unreadable(f"{shown(text)} is no model name")
     return text.strip()
 
 

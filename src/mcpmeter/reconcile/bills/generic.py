@@ -1,4 +1,4 @@
-"""Any CSV file, read by a mapping: a TOML file that says which column is what. docs/reconcile.md shows a whole one."""
+"""Any CSV file, read with a mapping: a TOML file that names the columns. docs/reconcile.md has a complete example."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ from mcpmeter.reconcile.bills.base import (
 )
 from mcpmeter.reconcile.lines import BillLine
 
-HINT: Final = "docs/reconcile.md shows a whole mapping."
+HINT: Final = "docs/reconcile.md has a complete example."
 
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
 Multiplier = Annotated[str, msgspec.Meta(pattern=r"^[0-9]{1,9}(\.[0-9]{1,18})?$")]
 
 
 class MappedColumns(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The file's own names of the columns."""
+    """The file's column names."""
 
     time: Name
     model: Name = ""
@@ -50,7 +50,7 @@ class MappedColumns(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
 
 
 class Only(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, rename={"is_": "is"}):
-    """Which lines count, by the text of one column."""
+    """A condition on lines, by the text of one column."""
 
     column: Name
     is_: tuple[str, ...] = ()
@@ -70,7 +70,7 @@ class Mapping(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 
 
 def load_mapping(path: Path) -> Mapping:
-    """A mapping from its file. Raises BillInvalid naming the file and the key."""
+    """Reads a mapping file. Raises BillInvalid naming the file and the key."""
     try:
         raw = tomllib.loads(path.read_bytes().decode())
         mapping = msgspec.convert(raw, Mapping)
@@ -81,16 +81,16 @@ def load_mapping(path: Path) -> Mapping:
     columns = mapping.columns
     if not (columns.cost or (columns.prompt_tokens and columns.completion_tokens)):
         raise BillInvalid(
-            f"The mapping {path} names neither a column of cost nor columns of prompt and completion tokens.", hint=HINT
+            f"The mapping {path} names neither a cost column nor columns of prompt and completion tokens.", hint=HINT
         )
     if bool(columns.prompt_tokens) != bool(columns.completion_tokens):
-        raise BillInvalid(f"The mapping {path} names columns of tokens of one kind only.", hint=HINT)
+        raise BillInvalid(f"The mapping {path} names token columns of one kind only.", hint=HINT)
     _zone(mapping, path)
     return mapping
 
 
 def mapped_format(mapping: Mapping, path: Path) -> BillFormat:
-    """The format that a mapping describes. Raises BillInvalid for a time zone that there is not."""
+    """The format that a mapping describes. Raises BillInvalid for an unknown time zone."""
     columns = mapping.columns
     single = [columns.time, columns.model, columns.request_id, columns.requests, columns.cost]
     needed = [*single, *_several(columns.prompt_tokens), *_several(columns.completion_tokens)]
@@ -109,7 +109,7 @@ def mapped_format(mapping: Mapping, path: Path) -> BillFormat:
 def _row_reader(mapping: Mapping, where: Columns, zone: tzinfo) -> ReadRow:
     named = mapping.columns
     counts = _is_counted(mapping, where)
-    at, time = _time_reader(mapping.time_format, zone), where.place(named.time)
+    at, time = _time_reader(mapping.time_format, zone), where.index(named.time)
     text, number, amount = _texts(where), _counts(where), _amounts(where, Decimal(mapping.cost_multiplier))
     model_of, id_of = text(named.model, model), text(named.request_id, request_id)
     requests, prompt, completion = map(number, (named.requests, named.prompt_tokens, named.completion_tokens))
@@ -127,12 +127,12 @@ def _row_reader(mapping: Mapping, where: Columns, zone: tzinfo) -> ReadRow:
 
 
 def _is_counted(mapping: Mapping, where: Columns) -> Callable[[Cells], bool]:
-    rules = [(where.place(only.column), frozenset(only.is_), frozenset(only.is_not)) for only in mapping.only]
+    rules = [(where.index(only.column), frozenset(only.is_), frozenset(only.is_not)) for only in mapping.only]
 
     def is_counted(cells: Cells) -> bool:
         return all(
-            (not wanted or cells[place].strip() in wanted) and cells[place].strip() not in unwanted
-            for place, wanted, unwanted in rules
+            (not wanted or cells[index].strip() in wanted) and cells[index].strip() not in unwanted
+            for index, wanted, unwanted in rules
         )
 
     return is_counted
@@ -149,7 +149,7 @@ def _time_reader(time_format: str, zone: tzinfo) -> Callable[[str], int]:
         try:
             found = datetime.strptime(text.strip(), time_format)
         except ValueError:
-            raise Unreadable(f"{shown(text)} is no date as {time_format} says") from None
+            raise Unreadable(f"{shown(text)} is no date in the format {time_format}") from None
         return unix_ns(found if found.tzinfo else found.replace(tzinfo=zone))
 
     return read
@@ -159,21 +159,21 @@ def _texts(where: Columns) -> Callable[[str, Callable[[str], str]], Callable[[Ce
     def reader(name: str, read: Callable[[str], str]) -> Callable[[Cells], str]:
         if not name:
             return lambda _cells: ""
-        place = where.place(name)
-        return lambda cells: read(cells[place])
+        index = where.index(name)
+        return lambda cells: read(cells[index])
 
     return reader
 
 
 def _counts(where: Columns) -> Callable[[str | tuple[str, ...]], Callable[[Cells], int | None]]:
     def reader(names: str | tuple[str, ...]) -> Callable[[Cells], int | None]:
-        places = [where.place(name) for name in _several(names)]
-        if not places:
+        indexes = [where.index(name) for name in _several(names)]
+        if not indexes:
             return lambda _cells: None
-        if len(places) == 1:
-            (only,) = places
+        if len(indexes) == 1:
+            (only,) = indexes
             return lambda cells: count(cells[only])
-        return lambda cells: sum(count(cells[place]) for place in places)
+        return lambda cells: sum(count(cells[index]) for index in indexes)
 
     return reader
 
@@ -182,8 +182,8 @@ def _amounts(where: Columns, multiplier: Decimal) -> Callable[[str], Callable[[C
     def reader(name: str) -> Callable[[Cells], int | None]:
         if not name:
             return lambda _cells: None
-        place = where.place(name)
-        return lambda cells: nanousd(cells[place], multiplier)
+        index = where.index(name)
+        return lambda cells: nanousd(cells[index], multiplier)
 
     return reader
 
@@ -199,6 +199,6 @@ def _zone(mapping: Mapping, path: Path) -> tzinfo:
         return ZoneInfo(mapping.timezone)
     except (ValueError, OSError, KeyError):  # ZoneInfoNotFoundError is a KeyError
         raise BillInvalid(
-            f"The mapping {path} names the time zone {shown(mapping.timezone)}, which there is not.",
+            f"The mapping {path} names the unknown time zone {shown(mapping.timezone)}.",
             hint="Write it as Europe/Berlin, or UTC.",
         ) from None

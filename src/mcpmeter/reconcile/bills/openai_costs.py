@@ -1,14 +1,13 @@
-"""OpenAI's costs: dollars by day and line item, without tokens; what the invoice is made from.
+"""OpenAI's costs: dollars by day and line item, without tokens; the basis of the invoice.
 
-JSON is what `GET /v1/organization/costs` answers, described in the official SDK, openai-python
+JSON is the response of `GET /v1/organization/costs`, described in the official SDK, openai-python
 `types/admin/organization/usage_costs_response.py`, and at https://platform.openai.com/docs/api-reference/usage/costs.
 CSV is the export of the Cost tab of https://platform.openai.com/usage. A line item of tokens is the model and the kind
-of token, `gpt-4o-mini-2024-07-18, cached input`; grouped by anything else, a line names no model.
+of token, `gpt-4o-mini-2024-07-18, cached input`; with another grouping, a line names no model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from decimal import Decimal
 
 import msgspec
@@ -17,25 +16,26 @@ from mcpmeter.reconcile.bills.base import (
     BillFormat,
     Cells,
     Columns,
+    Page,
     ReadRow,
-    Seconds,
+    UnixBucket,
     Unreadable,
+    bucket_lines,
     joined,
     model,
     nanousd,
-    period,
     shown,
     to_nanousd,
     unix_periods,
     unix_seconds,
 )
-from mcpmeter.reconcile.lines import BillLine, Period
+from mcpmeter.reconcile.lines import BillLine
 
 _DIMENSIONS = ("line_item", "project_id", "user_id", "api_key_id", "api_source")
 
 
 class Money(msgspec.Struct, frozen=True):
-    """An amount; the API writes it as a number or as a text."""
+    """An amount; in the API a number or a text."""
 
     value: Decimal | None = None
     currency: str | None = None
@@ -53,44 +53,23 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     api_source: str | None = None
 
 
-class Bucket(msgspec.Struct, frozen=True):
-    """A day."""
-
-    start_time: Seconds
-    results: list[Result]
-    end_time: Seconds | None = None
-
-
-class Page(msgspec.Struct, frozen=True):
-    """What the API answers."""
-
-    data: list[Bucket]
-    has_more: bool = False
-    next_page: str | None = None
-
-
-def _lines(page: Page) -> Iterator[BillLine | Period]:
-    number = 0
-    for bucket in page.data:
-        yield period(bucket.start_time * 10**9, (bucket.end_time or 0) * 10**9)
-        for result in bucket.results:
-            number += 1
-            if result.amount is None or not result.amount.value:
-                continue
-            _require_dollars(result.amount.currency or "")
-            yield BillLine(
-                number,
-                bucket.start_time * 10**9,
-                model=_model_of(result.line_item or ""),
-                part="|".join(["costs", *(str(getattr(result, name)) for name in _DIMENSIONS)]),
-                nanousd=to_nanousd(result.amount.value),
-            )
+def _line(number: int, since_ns: int, result: Result) -> BillLine | None:
+    if result.amount is None or not result.amount.value:
+        return None
+    _require_dollars(result.amount.currency or "")
+    return BillLine(
+        number,
+        since_ns,
+        model=_model_of(result.line_item or ""),
+        part="|".join(["costs", *(str(getattr(result, name)) for name in _DIMENSIONS)]),
+        nanousd=to_nanousd(result.amount.value),
+    )
 
 
 def _row_reader(columns: Columns) -> ReadRow:
-    start, value, currency = (columns.place(name) for name in ("start_time", "amount_value", "amount_currency"))
-    item = columns.place("line_item")
-    dimensions = columns.places(*_DIMENSIONS)
+    start, value, currency = (columns.index(name) for name in ("start_time", "amount_value", "amount_currency"))
+    item = columns.index("line_item")
+    dimensions = columns.indexes(*_DIMENSIONS)
 
     def read_row(number: int, cells: Cells) -> BillLine | None:
         if not cells[value].strip():  # a day without cost
@@ -125,8 +104,8 @@ FORMAT = BillFormat(
     columns=("start_time", "amount_value", "amount_currency", "line_item"),
     row_reader=_row_reader,
     period_reader=unix_periods,
-    document=Page,
-    lines_of=_lines,
+    document=Page[UnixBucket[Result]],
+    lines_of=bucket_lines(_line),
     marks=(b"organization.costs.result",),
     empty_marks=(b'"bucket"', b'"start_time"', b'"results"'),
 )

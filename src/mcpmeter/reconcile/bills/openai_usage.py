@@ -1,14 +1,12 @@
 """OpenAI's usage: tokens by day or hour and model, without cost.
 
-JSON is what `GET /v1/organization/usage/completions` (and `…/embeddings`) answers: buckets of results, described in the
-official SDK, openai-python `types/admin/organization/usage_completions_response.py`, and at
+JSON is the response of `GET /v1/organization/usage/completions` (and `…/embeddings`): buckets of results, described in
+the official SDK, openai-python `types/admin/organization/usage_completions_response.py`, and at
 https://platform.openai.com/docs/api-reference/usage. `input_tokens` counts cached and cache-write tokens too.
-CSV is the export of https://platform.openai.com/usage, a column a field, one line a result.
+CSV is the export of https://platform.openai.com/usage: one column per field, one line per result.
 """
 
 from __future__ import annotations
-
-from collections.abc import Iterator
 
 import msgspec
 
@@ -17,22 +15,23 @@ from mcpmeter.reconcile.bills.base import (
     Cells,
     Columns,
     Count,
+    Page,
     ReadRow,
-    Seconds,
+    UnixBucket,
+    bucket_lines,
     count,
     joined,
     model,
-    period,
     unix_periods,
     unix_seconds,
 )
-from mcpmeter.reconcile.lines import BillLine, Period
+from mcpmeter.reconcile.lines import BillLine
 
 _DIMENSIONS = ("project_id", "user_id", "api_key_id", "batch", "service_tier", "api_source")
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):
-    """One group of a bucket. Results that count no tokens (images, seconds) are kept for their requests."""
+    """One group of a bucket. Results without tokens (images, seconds) count for their requests."""
 
     object: str
     num_model_requests: Count = 0
@@ -47,51 +46,30 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     api_source: str | None = None
 
 
-class Bucket(msgspec.Struct, frozen=True):
-    """A minute, an hour or a day."""
-
-    start_time: Seconds
-    results: list[Result]
-    end_time: Seconds | None = None
-
-
-class Page(msgspec.Struct, frozen=True):
-    """What the API answers."""
-
-    data: list[Bucket]
-    has_more: bool = False
-    next_page: str | None = None
-
-
-def _lines(page: Page) -> Iterator[BillLine | Period]:
-    number = 0
-    for bucket in page.data:
-        yield period(bucket.start_time * 10**9, (bucket.end_time or 0) * 10**9)
-        for result in bucket.results:
-            number += 1
-            if not (result.num_model_requests or result.input_tokens or result.output_tokens):
-                continue
-            yield BillLine(
-                number,
-                bucket.start_time * 10**9,
-                model=model(result.model or ""),
-                part="|".join([result.object, *(str(getattr(result, name)) for name in _DIMENSIONS)]),
-                requests=result.num_model_requests,
-                prompt_tokens=result.input_tokens,
-                completion_tokens=result.output_tokens,
-            )
+def _line(number: int, since_ns: int, result: Result) -> BillLine | None:
+    if not (result.num_model_requests or result.input_tokens or result.output_tokens):
+        return None
+    return BillLine(
+        number,
+        since_ns,
+        model=model(result.model or ""),
+        part="|".join([result.object, *(str(getattr(result, name)) for name in _DIMENSIONS)]),
+        requests=result.num_model_requests,
+        prompt_tokens=result.input_tokens,
+        completion_tokens=result.output_tokens,
+    )
 
 
 def _row_reader(columns: Columns) -> ReadRow:
-    start, name = columns.place("start_time"), columns.place("model")
+    start, name = columns.index("start_time"), columns.index("model")
     requests, read, written = (
-        columns.place(column) for column in ("num_model_requests", "input_tokens", "output_tokens")
+        columns.index(column) for column in ("num_model_requests", "input_tokens", "output_tokens")
     )
-    dimensions = columns.places(*_DIMENSIONS)
+    dimensions = columns.indexes(*_DIMENSIONS)
 
     def read_row(number: int, cells: Cells) -> BillLine | None:
         calls, prompt, completion = count(cells[requests]), count(cells[read]), count(cells[written])
-        if not (calls or prompt or completion):  # a day on which nothing was used has a line all the same
+        if not (calls or prompt or completion):  # days without use have a line as well
             return None
         return BillLine(
             number,
@@ -112,8 +90,8 @@ FORMAT = BillFormat(
     columns=("start_time", "model", "num_model_requests", "input_tokens", "output_tokens"),
     row_reader=_row_reader,
     period_reader=unix_periods,
-    document=Page,
-    lines_of=_lines,
+    document=Page[UnixBucket[Result]],
+    lines_of=bucket_lines(_line),
     marks=(b"organization.usage.",),
     empty_marks=(b'"bucket"', b'"start_time"', b'"results"'),
 )

@@ -1,9 +1,10 @@
 """OpenRouter's activity: tokens and dollars, by request in the CSV file and by day and model in the API.
 
-JSON is what `GET /api/v1/activity` answers (completed UTC days), described at
-https://openrouter.ai/docs/api/api-reference/analytics/get-user-activity; `usage` is what was paid in dollars. CSV is
-the export of https://openrouter.ai/activity, a line a request; `generation_id` is the answer's `X-Generation-Id`. Calls
-by a key of one's own ("BYOK") are billed by its provider, and only the fee is in `usage`.
+JSON is the response of `GET /api/v1/activity` (completed UTC days), described at
+https://openrouter.ai/docs/api/api-reference/analytics/get-user-activity; `usage` is the
+price paid in dollars. CSV is the export of https://openrouter.ai/activity, one line per request; `generation_id` is the
+response's `X-Generation-Id`. Calls with the user's own provider key ("BYOK") are billed by the provider; `usage` has
+only the fee.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from mcpmeter.reconcile.lines import BillLine
 
 
 class Item(msgspec.Struct, frozen=True, kw_only=True):
-    """A model's day at one endpoint."""
+    """A model's usage at one endpoint on one day."""
 
     date: str
     model: str
@@ -44,7 +45,7 @@ class Item(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Page(msgspec.Struct, frozen=True):
-    """What the API answers."""
+    """A page of the API."""
 
     data: list[Item]
 
@@ -64,9 +65,9 @@ def _lines(page: Page) -> Iterator[BillLine]:
 
 
 def _row_reader(columns: Columns) -> ReadRow:
-    generation, created, cost = (columns.place(name) for name in ("generation_id", "created_at", "cost_total"))
-    read, written = columns.place("tokens_prompt"), columns.place("tokens_completion")
-    name = columns.place("model_permaslug")
+    generation, created, cost = (columns.index(name) for name in ("generation_id", "created_at", "cost_total"))
+    read, written = columns.index("tokens_prompt"), columns.index("tokens_completion")
+    name = columns.index("model_permaslug")
 
     def read_row(number: int, cells: Cells) -> BillLine | None:
         return BillLine(
