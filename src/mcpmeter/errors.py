@@ -36,8 +36,8 @@ MeterError
     ├── LedgerNotUsable
     ├── MissingDependency
     ├── BillInvalid                    (reconcile/bills/base.py)
-    ├── ServerNotSupported             (instrument/__init__.py)
-    └── RegistryTaken                  (instrument/__init__.py)
+    ├── ServerNotSupported             (instrument/errors.py)
+    └── RegistryTaken                  (instrument/errors.py)
 
 `id` is stable: programs match on it and runbooks are named after it, so it stays when a class is renamed. `message`
 says what happened, `hint` what to do. No message ever contains a body, a prompt or a key.

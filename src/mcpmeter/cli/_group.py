@@ -11,7 +11,6 @@ from difflib import get_close_matches
 
 import click
 
-from mcpmeter import cli
 from mcpmeter.errors import MeterError, MissingDependency, SetupError
 
 
@@ -19,7 +18,7 @@ class CommandsInThisFolder(click.Group):
     """A group whose commands are the modules of `mcpmeter.cli`, imported on demand."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted(m.name for m in pkgutil.iter_modules(cli.__path__) if not m.name.startswith("_"))
+        return sorted(m.name for m in pkgutil.iter_modules([os.path.dirname(__file__)]) if not m.name.startswith("_"))
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in self.list_commands(ctx):

@@ -20,7 +20,8 @@ from wsgiref.simple_server import WSGIServer
 from prometheus_client import REGISTRY, CollectorRegistry, start_http_server
 
 from mcpmeter.catalog import mcp, service
-from mcpmeter.errors import MissingDependency, PortTaken, SetupError
+from mcpmeter.errors import MissingDependency, PortTaken
+from mcpmeter.instrument.errors import RegistryTaken, ServerNotSupported
 from mcpmeter.instrument.operation import Operation, current_operation
 from mcpmeter.meter import Meter
 from mcpmeter.metrics.collector import MeterCollector
@@ -37,18 +38,6 @@ ROWS: Final = (
 """The metrics that an MCP server has without the relay and the proxy."""
 
 LOOPBACK: Final = "127.0.0.1"
-
-
-class ServerNotSupported(SetupError):
-    """The object is not an MCP server that can be metered."""
-
-    id = "server_not_supported"
-
-
-class RegistryTaken(SetupError):
-    """Another meter already uses this registry, or this server is already metered."""
-
-    id = "registry_taken"
 
 
 class Hook(Protocol):

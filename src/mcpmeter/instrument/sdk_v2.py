@@ -21,8 +21,9 @@ from mcp.server.lowlevel import Server
 
 from mcpmeter.catalog import labels, mcp, service
 from mcpmeter.http.trace_context import trace_id_of
-from mcpmeter.instrument import ServerNotSupported, context_cost, outcomes
+from mcpmeter.instrument import context_cost, outcomes
 from mcpmeter.instrument.asgi import TransportMeter, register_rejections
+from mcpmeter.instrument.errors import ServerNotSupported
 from mcpmeter.instrument.http_request import metered_request, principal
 from mcpmeter.instrument.operation import CURRENT, Operation
 from mcpmeter.instrument.tool_names import ToolNames
