@@ -130,21 +130,22 @@ def page(figures: Sequence[Figure], count: int) -> str:
     verdict = "held" if ledger >= AIM_PER_SECOND else "MISSED"
     return "\n".join(
         [
-            "# What the ledger carries",
+            "# Performance of the ledger",
             "",
-            f"Written by `python -m benchmarks.ledger --write` on {datetime.now(UTC):%Y-%m-%d}: {os.cpu_count()} cores "
-            f"({platform.machine()}), Python {platform.python_version()}, SQLite {apsw.sqlite_lib_version()}.",
+            f"`python -m benchmarks.ledger --write` wrote this page on {datetime.now(UTC):%Y-%m-%d}: "
+            f"{os.cpu_count()} cores ({platform.machine()}), Python {platform.python_version()}, "
+            f"SQLite {apsw.sqlite_lib_version()}.",
             "",
-            f"{count:,} calls, {WRITERS:,} at a time, each opened and then settled, both on disk (`synchronous=FULL`) "
-            f"before they are answered. Raw SQLite writes the same rows by the same statements, {WRITERS:,} to a "
-            "transaction, without a thread, a queue or an event loop. Rounds alternate; each has a new file.",
+            f"{count:,} calls, {WRITERS:,} at a time. Each is opened and then settled; both writes are durable "
+            "(`synchronous=FULL`) before they return. Raw SQLite writes the same rows with the same statements, "
+            f"{WRITERS:,} per transaction, without thread, queue or event loop. Rounds alternate; each has a new file.",
             "",
-            "| way | calls/s, median | lowest–highest |",
+            "| variant | calls/s, median | lowest–highest |",
             "| --- | ---: | ---: |",
             *rows,
             "",
-            f"The ledger settles {ledger:,.0f} calls a second (aim: at least {AIM_PER_SECOND:,}; {verdict}), "
-            f"{ledger / raw:.2f} of raw SQLite's in the same run.",
+            f"The ledger settles {ledger:,.0f} calls per second (aim: at least {AIM_PER_SECOND:,}; {verdict}), "
+            f"{ledger / raw:.2f} times raw SQLite's rate in the same run.",
         ]
     )
 

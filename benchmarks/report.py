@@ -65,7 +65,7 @@ def summary(results: Sequence[Results]) -> list[str]:
 
 def _json_table(results: Sequence[Results]) -> list[str]:
     """JSON responses: medians over the rounds, with the lowest and highest calls per second."""
-    header = ["server", "calls/s, 32 conn.", "calls/s, 128 conn.", "CPU µs/call, 32 · 128", "calls/s a core"]
+    header = ["server", "calls/s, 32 conn.", "calls/s, 128 conn.", "CPU µs/call, 32 · 128", "calls/s per core"]
     header += [f"added p50 · p99 ms at {rate}/s" for rate in (200, 500)] + ["RSS MB"]
     direct = next((result for result in results if result.peer.name == "direct"), None)
     return _markdown([header, *(_json_row(result, direct) for result in results)])
@@ -87,7 +87,7 @@ def _json_row(result: Results, direct: Results | None) -> list[str]:
 
 def _stream_table(results: Sequence[Results]) -> list[str]:
     """200 concurrent streams of 100 chunks: unpaced, and one chunk per 20 ms."""
-    header = ["streams", "chunks/s", "CPU µs/chunk, paced", "CPU µs/chunk, not paced", "paced chunks/s a core"]
+    header = ["streams", "chunks/s", "CPU µs/chunk, paced", "CPU µs/chunk, not paced", "paced chunks/s per core"]
     header += ["first chunk p50 · p99 ms, paced", "a paced stream, p50 s"]
     return _markdown([header, *(_stream_row(result) for result in results if result.peer.route.stream_path)])
 
@@ -142,9 +142,9 @@ def _added(result: Results, direct: Results | None, burst: str) -> str:
     if not loads or not all(load.carried for load in loads):
         return "cannot carry it"
     if result is direct:
-        return " · ".join(f"{value:.2f} in all" for value in _latency_ms(result, burst))
+        return " · ".join(f"{value:.2f} total" for value in _latency_ms(result, burst))
     if direct is None or burst not in direct.loads:
-        return " · ".join(f"{value:.2f} in all" for value in _latency_ms(result, burst))
+        return " · ".join(f"{value:.2f} total" for value in _latency_ms(result, burst))
     pairs = zip(_latency_ms(result, burst), _latency_ms(direct, burst), strict=True)
     return " · ".join(f"{mine - base:.2f}" for mine, base in pairs)
 
@@ -198,15 +198,15 @@ def _carries(relay: Results, other: Results, burst: str, aim: float) -> str:
     ratio = _median_rate(relay, burst) / _median_rate(other, burst)
     cpu = _median_cpu(relay, burst) / _median_cpu(other, burst)
     return (
-        f"- {burst.removeprefix('json-')} connections: the relay carries {_times(ratio)} {other.peer.name}'s calls a"
-        f" second (aim: at least {_times(aim)}; {_verdict(ratio >= aim)}), for {_times(cpu)} its CPU a call"
+        f"- {burst.removeprefix('json-')} connections: the relay carries {_times(ratio)} {other.peer.name}'s calls per"
+        f" second (aim: at least {_times(aim)}; {_verdict(ratio >= aim)}), with {_times(cpu)} its CPU per call"
     )
 
 
 def _chunk_cpu(relay: Results, nginx: Results) -> str:
     ratio = _median_cpu(relay, "paced") / _median_cpu(nginx, "paced")
     return (
-        f"- paced streams: the relay takes {_times(ratio)} nginx's CPU a chunk"
+        f"- paced streams: the relay takes {_times(ratio)} nginx's CPU per chunk"
         f" (aim: at most {_times(CHUNK_CPU_AIM)}; {_verdict(ratio <= CHUNK_CPU_AIM)})"
     )
 
@@ -227,16 +227,16 @@ def _of_them_flushes(relay: Results) -> str:
 
 def _floor(two_flushes_ms: Sequence[float]) -> str:
     return (
-        f"- two flushes one after the other took {median(two_flushes_ms):.2f} ms at the median on the ledger's disk and"
-        " the server's core, measured between the bursts: whoever makes a call durable twice adds at least that"
+        f"- two consecutive flushes took {median(two_flushes_ms):.2f} ms at the median on the ledger's disk and"
+        " the server's core, measured between the bursts: two durable writes per call add at least that"
     )
 
 
 def _coldness(factors: Sequence[float]) -> str:
     return (
-        f"- the same work took {median(factors):.1f} times as long 5 ms after it last ran as without a pause, on a core"
-        " that was kept busy meanwhile: what lies above 1 is what others leave of the caches, and at a low rate"
-        " every server pays it with every call"
+        f"- the same work took {median(factors):.1f} times as long 5 ms after its last run as without a pause, on a"
+        " core that was busy in between: the part above 1 is the cost of cold caches, and at a low rate every server"
+        " pays it per call"
     )
 
 
@@ -249,7 +249,7 @@ def _upstream_suffices(by_name: Mapping[str, Results]) -> list[str]:
             enough = _verdict(min(answers, chunks) >= UPSTREAM_AIM_PER_SECOND)
             loop = by_name[name].loads["json-32"][0].loop
             lines.append(
-                f"- {name}: {answers:,.0f} JSON answers/s, {chunks:,.0f} chunks/s, by {loop}"
+                f"- {name}: {answers:,.0f} JSON responses/s, {chunks:,.0f} chunks/s, with {loop}"
                 f" (aim: at least {UPSTREAM_AIM_PER_SECOND:,} each; {enough})"
             )
     return lines
@@ -295,11 +295,11 @@ def write(path: Path, results: Sequence[Results], machine_line: str, *, rounds: 
             [
                 "# Performance",
                 "",
-                "Written by `make bench`; only the section between the two marks is kept by hand.",
+                "`make bench` writes this page, except the section between the two marks.",
                 "",
                 f"{machine_line}.",
                 f"Medians of {rounds} interleaved rounds of {seconds:g} s bursts, lowest and highest in brackets.",
-                "Ratios last, absolute figures belong to the machine.",
+                "Compare ratios: absolute figures depend on the machine.",
                 "",
                 *summary(results),
                 "",

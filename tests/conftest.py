@@ -319,11 +319,11 @@ class Trials:
 
     def report(self) -> str:
         lines = [
-            "# What the trials found",
+            "# Results of the trials",
             "",
-            f"Written by `make trials` on {datetime.now(UTC):%Y-%m-%d} (UTC): mcpmeter {version('mcpmeter')}, "
-            f"Python {sys.version.split()[0]}, {os.cpu_count()} cores. Everything runs as the installed command in "
-            "processes of its own. `make test` runs a share of each trial.",
+            f"`make trials` wrote this page on {datetime.now(UTC):%Y-%m-%d} (UTC): mcpmeter {version('mcpmeter')}, "
+            f"Python {sys.version.split()[0]}, {os.cpu_count()} cores. The services and commands are the "
+            "installed ones, each in its own process. `make test` runs a part of each trial.",
         ]
         for title, what, figures in self.found:
             lines += ["", f"## {title}", "", what, "", "| figure | value |", "| --- | ---: |"]

@@ -297,10 +297,10 @@ class TestBenchmarkReport:
         from benchmarks import report
 
         lines = report.ratios(results)
-        assert "1/26.7 of nginx's calls a second (aim: at least 1/20 of; MISSED)" in lines[0]
-        assert "50 times guide's calls a second (aim: at least 100 times; MISSED)" in lines[2]
+        assert "1/26.7 of nginx's calls per second (aim: at least 1/20 of; MISSED)" in lines[0]
+        assert "50 times guide's calls per second (aim: at least 100 times; MISSED)" in lines[2]
         results[2].loads["json-32"] = [SimpleNamespace(calls_per_second=4_000.0, cpu_us_per_call=250.0)]
-        assert "1/10 of nginx's calls a second (aim: at least 1/20 of; held)" in report.ratios(results)[0]
+        assert "1/10 of nginx's calls per second (aim: at least 1/20 of; held)" in report.ratios(results)[0]
 
     def test_what_is_kept_by_hand_survives_the_next_run(self, results: list[object], tmp_path: Path) -> None:
         from benchmarks import report

@@ -27,6 +27,6 @@ async def test_each_call_reserves_from_the_budget(tmp_path):
 
 def test_the_page_says_whether_the_aim_is_held():
     held = page([Figure("the ledger", [16_000.0, 15_500.0]), Figure("raw SQLite", [40_000.0])], 10)
-    assert "15,750 calls a second (aim: at least 15,000; held), 0.39 of raw SQLite's" in held
+    assert "15,750 calls per second (aim: at least 15,000; held), 0.39 times raw SQLite's rate" in held
     missed = page([Figure("the ledger", [14_000.0]), Figure("raw SQLite", [40_000.0])], 10)
     assert "MISSED" in missed

@@ -44,7 +44,7 @@ def test_cold_caches_are_reported() -> None:
 
     relay = results("relay", 900, 0.55)
     relay.cold_factors += [2.6, 2.5, 1.1]
-    assert "the same work took 2.5 times as long 5 ms after it last ran" in ratios([results("direct", 100), relay])[-1]
+    assert "the same work took 2.5 times as long 5 ms after its last run" in ratios([results("direct", 100), relay])[-1]
 
 
 @pytest.mark.parametrize(("name", "synchronous"), [("relay", "full"), ("relay-normal", "normal")])
@@ -62,7 +62,7 @@ def test_the_kernel_interface_is_reported() -> None:
     from benchmarks.report import ratios
 
     assert ratios([results("direct", 100)])[0].startswith(
-        "- direct: 100 JSON answers/s, 10,000 chunks/s, by io_uring (aim"
+        "- direct: 100 JSON responses/s, 10,000 chunks/s, with io_uring (aim"
     )
 
 

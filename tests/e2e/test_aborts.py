@@ -171,24 +171,24 @@ async def test_every_call_of_clients_that_leave_is_settled_once_and_cancelled_up
         c for c in books["calls"] if c["outcome"] == "cancelled" and not left(by_mark[c["model"], c["stream"]])
     ]
     trials.record(
-        "Clients that leave at random moments",
-        "Calls over bare connections, half of them streams: left while sending, before the headers, in the middle of "
-        "the stream, or not at all; at the provider some stall for ever, so that only a cancel ends them. A call whose "
-        "body had not arrived when its client left has no row and went nowhere.",
+        "Clients that disconnect at random moments",
+        "Calls over plain sockets, half of them streams. The client disconnects while it sends, before the response "
+        "headers, in the middle of the stream, or not at all. Some calls stall forever at the provider, so that only a "
+        "cancel ends them. A call whose body is incomplete when its client disconnects has no row and is not sent.",
         {
             "calls": len(jobs),
             "of them tool calls at /mcp": sum(job.route == MCP for job in jobs),
-            "client left before the answer was complete": sum(map(left, jobs)),
+            "client disconnected before the end of the response": sum(map(left, jobs)),
             "reached the relay's ledger": len(rows),
             "reached the provider": len(books["calls"]),
-            "provider saw the cancel": books["totals"]["cancelled"],
+            "cancelled at the provider": books["totals"]["cancelled"],
             "calls at the provider without exactly one row": len(without_row),
             "rows not settled": sum(row["state"] != "settled" for row in rows),
             "mcp_active_requests at the end": int(active),
             "mcp_ledger_open_rows at the end": int(open_rows),
             "calls still open at the provider": open_upstream,
-            "seconds from leaving to the provider's seeing it, median": waits[len(waits) // 2],
-            "seconds from leaving to the provider's seeing it, most": waits[-1],
+            "seconds from disconnect to cancel at the provider, median": waits[len(waits) // 2],
+            "seconds from disconnect to cancel at the provider, maximum": waits[-1],
         },
     )
 

@@ -129,16 +129,16 @@ class Kind:
 
 KINDS = (
     Kind("whole", 72),
-    Kind("uncounted", 2, "usage=missing"),
-    Kind("badly-counted", 1, "usage=negative"),
+    Kind("without-usage", 2, "usage=missing"),
+    Kind("wrong-usage", 1, "usage=negative"),
     Kind("unavailable", 3, "status=503", "error", 503, 502),
-    Kind("overrun", 3, "status=429", "error", 429),
+    Kind("rate-limited", 3, "status=429", "error", 429),
     Kind("unauthorised", 1, "status=401", "error", 502),
     Kind("refused", 3, "status=400", "error", 400),
     Kind("reset", 2, "reset=headers", "error", 502),
-    Kind("cut", 3, "reset=body,after_tokens=2,completion_tokens=9", "error", 502, streamed_outcome="partial"),
-    Kind("page", 2, "body=html", "error", 502),
-    Kind("left", 8, "stall=body,after_tokens=2,completion_tokens=9", "partial", leaves=True),
+    Kind("cut-off", 3, "reset=body,after_tokens=2,completion_tokens=9", "error", 502, streamed_outcome="partial"),
+    Kind("html-page", 2, "body=html", "error", 502),
+    Kind("disconnected", 8, "stall=body,after_tokens=2,completion_tokens=9", "partial", leaves=True),
 )
 
 
@@ -341,18 +341,19 @@ async def test_the_ledger_is_the_providers_own_count_over_every_dialect_fault_an
     wrong = differences(groups, books["by_model"])
     trials.record(
         "A hundred thousand calls",
-        "Chat, the guide's endpoint, responses, embeddings, messages and Gemini's three forms, whole and streamed, 64 "
-        "at a time. Over a quarter goes wrong: refused, overrun, reset, cut off, answered by a page, without usage, or "
-        "left by its client in the middle of a stream. The simulator keeps its own books of what it billed.",
+        "Chat, the guide's endpoint, responses, embeddings, messages and Gemini's three forms, JSON and streams, 64 at "
+        "a time. Over a quarter of the calls fail: refused, rate-limited, reset, cut off, an HTML page as the "
+        "response, no usage, or a client that disconnects in the middle of a stream. The simulator's billing log has "
+        "what it billed.",
         {
             "calls": count,
             **{f"of them {kind.name}": seen.by_kind[kind.name] for kind in KINDS},
-            "calls a second": count / seen.seconds,
+            "calls per second": count / seen.seconds,
             "rows in the ledger": rows,
-            "rows too many or too few, over all groups": misfits,
-            "calls in the provider's books": books["totals"]["calls"],
-            "whole calls: tokens in the provider's books": sum(map(sum, told_tokens(books["by_model"]).values())),
-            "whole calls: tokens off, by dialect and model": sum(wrong.values()),
+            "surplus or missing rows, summed over all groups": misfits,
+            "calls in the provider's billing log": books["totals"]["calls"],
+            "whole calls: tokens in the provider's billing log": sum(map(sum, told_tokens(books["by_model"]).values())),
+            "whole calls: wrong tokens, summed over dialects and models": sum(wrong.values()),
             "mcp_active_requests at the end": int(gauges_after[0]),
             "mcp_ledger_open_rows at the end": int(gauges_after[1]),
             "calls still open at the provider": gauges_after[2],
@@ -420,10 +421,10 @@ def check_outcomes(groups: dict[Any, Group]) -> None:
 
 SOURCES = {
     "whole": "reported",
-    "uncounted": "estimated",
-    "badly-counted": "estimated",
-    **dict.fromkeys(("unavailable", "overrun", "unauthorised", "refused"), ""),
-    **dict.fromkeys(("reset", "cut", "page", "left"), "partial"),
+    "without-usage": "estimated",
+    "wrong-usage": "estimated",
+    **dict.fromkeys(("unavailable", "rate-limited", "unauthorised", "refused"), ""),
+    **dict.fromkeys(("reset", "cut-off", "html-page", "disconnected"), "partial"),
 }
 
 

@@ -130,8 +130,8 @@ def test_a_million_lines_are_compared_in_bounded_memory(trials, tmp_path: Path) 
     wanted = {(wrong, request_id(place)) for place in range(count) if (wrong := planted(place))}
     trials.record(
         "A bill of a million lines",
-        "A ledger and a bill of a request a line, sorted by neither side; one call in a hundred is false in one of "
-        "five ways. The bill is compared by request id, and then by model and day.",
+        "A ledger and a bill with one line per request, both unsorted; one call in a hundred has one of five planted "
+        "differences. The bill is compared by request id, and then by model and day.",
         {
             "lines": by_id.report["bills"][0]["lines"],
             "seconds by request id": by_id.seconds,
@@ -139,8 +139,8 @@ def test_a_million_lines_are_compared_in_bounded_memory(trials, tmp_path: Path) 
             "memory by request id, MB": by_id.megabytes,
             "memory by model and day, MB": by_day.megabytes,
             "differences planted": len(wanted),
-            "of them not named": len(wanted - named),
-            "named and not planted": len(named - wanted),
+            "of them not found": len(wanted - named),
+            "found and not planted": len(named - wanted),
         },
     )  # fmt: skip
 

@@ -128,12 +128,13 @@ def tried(trials) -> Iterator[Counter[str]]:
     counts: Counter[str] = Counter()
     yield counts
     what = (
-        "Answers of six dialects, whole and streamed, through the service: usage that is negative, not a number, text, "
-        "a list, too large, or contradicts itself. Each leaves one settled row whose tokens are `estimated`, and is "
+        "Responses of six dialects, JSON and streams, through the service. Their usage is negative, not a number, "
+        "text, a list, too large or contradictory. Each leaves one settled row whose tokens are `estimated`, and is "
         "counted in `mcp_usage_missing_total`."
     )
-    silent = counts["answers with usage that cannot be"] - counts.pop("held", 0)
-    trials.record("Usage that cannot be", what, {**counts, "of them without a row that says so": silent})
+    responses = counts["answers with usage that cannot be"]
+    figures = {"responses with invalid usage": responses, "of them without such a row": responses - counts["held"]}
+    trials.record("Invalid usage", what, figures)
 
 
 @pytest.mark.trial

@@ -17,12 +17,12 @@ WHAT = {
     "normal": "The control: the same power loss on synchronous=NORMAL",
 }
 HOW = (
-    "A process makes a ledger, runs its migrations, opens and settles eight calls, the last four under a budget, and "
-    "closes. It ends before the numbered write, sync, truncation or deletion; the ledger is opened again and verified."
+    "A process creates a ledger, runs its migrations, opens and settles eight calls, the last four under a budget, and "
+    "closes it. It ends before the numbered write, sync, truncation or deletion; the ledger is reopened and verified."
 )
 LOSS = (
-    " What was written to a file since its last sync is lost; at every second point a random part of it is kept, some "
-    "of it torn at a sector."
+    " Writes since a file's last sync are lost; at every second point a random part of them is kept, some torn at a "
+    "sector."
 )
 
 
