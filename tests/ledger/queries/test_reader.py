@@ -120,11 +120,11 @@ def test_the_environment_names_the_default_ledger(monkeypatch):
     monkeypatch.delenv("MCPMETER_LEDGER", raising=False)
     monkeypatch.delenv("XDG_STATE_HOME", raising=False)
     monkeypatch.setenv("HOME", "/home/ann")
-    assert default_location() == Path("/home/ann/.local/state/mcpmeter/ledger.db")
+    assert default_location() == Path("/home/user/.local/state/mcpmeter/ledger.db")
     monkeypatch.setenv("XDG_STATE_HOME", "/var/state")
     assert default_location() == Path("/var/state/mcpmeter/ledger.db")
     monkeypatch.setenv("MCPMETER_LEDGER", "~/own.db")
-    assert default_location() == Path("/home/ann/own.db")
+    assert default_location() == Path("/home/user/own.db")
     monkeypatch.setenv("MCPMETER_LEDGER", "postgresql://db/meter")
     assert default_location() == PostgresUrl("postgresql://db/meter")
 
