@@ -19,7 +19,6 @@ MONEY_PATH = [
     *(
         SOURCES / "ledger" / f"{name}.py"
         for name in (
-            "reservations",
             "sqlite/balances",
             "postgres/balances",
             "rows",

@@ -82,16 +82,15 @@ async def test_a_call_that_reaches_no_model_has_no_source_of_tokens_or_cost(stor
 
 
 async def test_rows_queued_during_a_commit_share_the_next_one(make_store, path, make_call, held):
-    commits: list[tuple[int, float, threading.Thread]] = []
-    store = make_store(path, on_commit=lambda rows, s: commits.append((rows, s, threading.current_thread())))
+    commits: list[tuple[int, threading.Thread]] = []
+    store = make_store(path, on_commit=lambda ns: commits.append((ns, threading.current_thread())))
     await store.start()
     with held(path):
         futures = [store.open(make_call()) for _ in range(300)]
     await asyncio.gather(*futures)
     await store.close()
-    assert sum(rows for rows, _, _ in commits) == 300
-    assert len(commits) <= 2
-    assert all(seconds > 0 and thread is threading.current_thread() for _, seconds, thread in commits)
+    assert 1 <= len(commits) <= 2
+    assert all(ns > 0 and thread is threading.current_thread() for ns, thread in commits)
 
 
 async def test_opening_and_settling_in_one_batch_works(store, path, make_call, make_settlement, held):

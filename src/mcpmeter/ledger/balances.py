@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import msgspec
 
-from mcpmeter.ledger.reservations import decode_reservations, taken_by_row
+from mcpmeter.ledger.rows import decode_reservations, taken_by_row
 from mcpmeter.ledger.sums import MAX_INT64, halves, whole_of
 from mcpmeter.records import Balance, Reservation, TopUp, Unit
 

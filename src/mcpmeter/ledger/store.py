@@ -8,8 +8,8 @@ from typing import Protocol
 from mcpmeter.errors import ServiceFault
 from mcpmeter.records import Balance, Call, Key, LedgerRow, Reservation, Settlement, TopUp
 
-OnCommit = Callable[[int, float], None]
-"""Called on the event loop's thread after each commit, with rows written and seconds taken."""
+OnCommit = Callable[[int], None]
+"""Called on the event loop's thread after each commit, with the nanoseconds it took."""
 
 
 class SettlementConflict(ServiceFault):

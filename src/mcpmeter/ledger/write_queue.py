@@ -54,7 +54,7 @@ class BatchResult(NamedTuple):
 
     written: Sequence[RowEntry]
     refused: Refused
-    commit_s: float
+    commit_ns: int
 
 
 def resolve(future: asyncio.Future[Any], result: object) -> None:
@@ -142,4 +142,4 @@ class QueuedStore(Generic[_Writer]):
         for entry, error in result.refused:
             fail(entry.future, error)
         if self._on_commit is not None and result.written:
-            self._on_commit(len(result.written), result.commit_s)
+            self._on_commit(result.commit_ns)

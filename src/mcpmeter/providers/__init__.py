@@ -76,7 +76,11 @@ class Provider:
     def url(self, path_name: str, model: str = "") -> str:
         """The address of a dialect's endpoint. KeyError: the provider does not support the dialect."""
         path = self.paths[path_name]
-        return self.base_url + (path.replace("{model}", quote(model, safe="")) if "{model}" in path else path)
+        return self.base_url + (path.replace("{model}", quote(model, safe="")) if self.names_model(path_name) else path)
+
+    def names_model(self, path_name: str) -> bool:
+        """Whether the address of a dialect's endpoint names the model."""
+        return "{model}" in self.paths[path_name]
 
     def auth_headers(self, api_key: str, path_name: str = "") -> dict[str, str]:
         """The header that authenticates with this key on a path; empty without a key."""

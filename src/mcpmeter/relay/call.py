@@ -142,7 +142,9 @@ class RelayedCall:
     async def _post(self, target: Candidate) -> UpstreamResponse:
         provider, dialect, request = target.upstream.provider, self.endpoint.dialect, self.request
         path_name = dialect.path_name(request)
-        headers = self.runtime.request_headers.of(provider, target.credential, path_name, stream=request.stream)
+        url, headers = self.runtime.request_headers.of(
+            provider, target.credential, path_name, target.model, stream=request.stream
+        )
         if passed := passed_request_headers(dialect.passed_headers, self.exchange.headers):
             headers = {**passed, **headers}  # in this order: the client cannot replace our headers, above all the key
         if not provider.asks_stream_usage:
@@ -152,7 +154,6 @@ class RelayedCall:
         # The first attempt is sent at once, with all of the call's time.
         if attempts.made > 1 and attempts.seconds_left < timeouts.total_seconds:
             timeouts = replace(timeouts, total_seconds=attempts.seconds_left)
-        url = provider.url(path_name, target.model)
         return await self.runtime.client.post(provider.name, url, headers, body, timeouts)
 
     def _note_quota(self, target: Candidate, response: UpstreamResponse) -> None:

@@ -22,27 +22,38 @@ _CONTROL: Final = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 
 
 class RequestHeaders:
-    """Request headers for providers, made once per credential, path and kind of response.
+    """Addresses and headers of requests to providers, made once per credential, path and kind of response.
 
-    They depend on configuration alone, so there are few, and a reload starts with an empty instance.
+    They depend on configuration alone, so there are few, and a reload starts with an empty instance. An address that
+    names the model is made per request, because callers choose the models.
     """
 
     def __init__(self) -> None:
-        self._made: dict[tuple[str, str, str, bool], Mapping[str, str]] = {}
+        self._made: dict[tuple[str, str, str, bool], tuple[str, Mapping[str, str]]] = {}
 
-    def of(self, provider: Provider, credential: Credential, path_name: str, *, stream: bool) -> Mapping[str, str]:
-        """All headers of a request, except those that pass from the client's."""
+    def of(
+        self, provider: Provider, credential: Credential, path_name: str, model: str, *, stream: bool
+    ) -> tuple[str, Mapping[str, str]]:
+        """The URL of a request and its headers, except those that pass from the client's."""
         key = credential.id, credential.secret, path_name, stream
-        headers = self._made.get(key)
-        if headers is None:
-            headers = self._made[key] = {
-                "content-type": "application/json",
-                "accept": "text/event-stream" if stream else "application/json",
-                "accept-encoding": "identity",
-                "user-agent": "mcpmeter",
-                **provider.auth_headers(credential.secret, path_name),
-            }
-        return headers
+        made = self._made.get(key)
+        if made is None:
+            made = self._made[key] = self._make(provider, credential, path_name, stream=stream)
+        url, headers = made
+        return url or provider.url(path_name, model), headers
+
+    @staticmethod
+    def _make(
+        provider: Provider, credential: Credential, path_name: str, *, stream: bool
+    ) -> tuple[str, Mapping[str, str]]:
+        url = "" if provider.names_model(path_name) else provider.url(path_name)
+        return url, {
+            "content-type": "application/json",
+            "accept": "text/event-stream" if stream else "application/json",
+            "accept-encoding": "identity",
+            "user-agent": "mcpmeter",
+            **provider.auth_headers(credential.secret, path_name),
+        }
 
 
 def passed_request_headers(wanted: frozenset[bytes], received: Mapping[bytes, bytes]) -> dict[str, str]:

@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import version as installed_version
 from typing import Final
 
@@ -18,7 +19,6 @@ from mcpmeter.access.keys import KeyRing, key_from_config
 from mcpmeter.budgets.reservations import Limits
 from mcpmeter.budgets.status_board import BudgetStatusBoard
 from mcpmeter.catalog import service as service_rows
-from mcpmeter.catalog.spec import NANO
 from mcpmeter.config import Settings, attribution_of, budgets_of, price_book, refuse_open_bind
 from mcpmeter.errors import Draining, MeterError
 from mcpmeter.http.client import Http1Client
@@ -64,7 +64,10 @@ class Service:
         self.recorder = Recorder()
         ledger = self.settings.ledger
         self._store = open_store(
-            self.ledger_path, self._on_commit, lease_s=ledger.lease_seconds, synchronous=ledger.synchronous
+            self.ledger_path,
+            partial(self.recorder.observe, service_rows.LEDGER_COMMIT),
+            lease_s=ledger.lease_seconds,
+            synchronous=ledger.synchronous,
         )
         self._book = price_book(self.settings)
         self._upstreams = self.settings.upstreams()
@@ -327,9 +330,6 @@ class Service:
         )
 
     # Own numbers -----------------------------------------------------------------------------------------------------
-
-    def _on_commit(self, rows: int, seconds: float) -> None:
-        self.recorder.observe(service_rows.LEDGER_COMMIT, round(seconds * NANO))
 
     def _set_config_loaded(self, *, successful: bool) -> None:
         self.recorder.set(service_rows.CONFIG_RELOAD_SUCCESSFUL, int(successful))

@@ -119,7 +119,7 @@ def test_a_location_is_a_path_or_a_url_without_its_password():
 def test_the_environment_names_the_default_ledger(monkeypatch):
     monkeypatch.delenv("MCPMETER_LEDGER", raising=False)
     monkeypatch.delenv("XDG_STATE_HOME", raising=False)
-    monkeypatch.setenv("HOME", "/home/ann")
+    monkeypatch.setenv("HOME", "/home/user")
     assert default_location() == Path("/home/user/.local/state/mcpmeter/ledger.db")
     monkeypatch.setenv("XDG_STATE_HOME", "/var/state")
     assert default_location() == Path("/var/state/mcpmeter/ledger.db")

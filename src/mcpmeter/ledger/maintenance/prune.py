@@ -16,7 +16,7 @@ import msgspec
 from mcpmeter.errors import SetupError
 from mcpmeter.ledger.location import Location
 from mcpmeter.ledger.queries.reader import Writer, open_reader, open_writer, require_ledger
-from mcpmeter.ledger.reservations import decode_reservations, taken_by_row
+from mcpmeter.ledger.rows import decode_reservations, taken_by_row
 from mcpmeter.ledger.sqlite.connection import explain, open_for_writing
 from mcpmeter.ledger.sqlite.migrations import transaction
 from mcpmeter.ledger.sqlite.reader import SqliteWriter

@@ -18,7 +18,7 @@ from mcpmeter.errors import LedgerNotUsable
 from mcpmeter.ledger.balances import amounts_by_balance
 from mcpmeter.ledger.maintenance.backup import sync
 from mcpmeter.ledger.maintenance.sqlite_pages import Value, free_pages, rows_of_page
-from mcpmeter.ledger.reservations import decode_reservations
+from mcpmeter.ledger.rows import decode_reservations
 from mcpmeter.ledger.sqlite.balances import read_balances
 from mcpmeter.ledger.sqlite.connection import explain, open_for_writing
 from mcpmeter.ledger.sqlite.migrations import transaction

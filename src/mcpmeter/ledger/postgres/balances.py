@@ -27,7 +27,7 @@ from mcpmeter.ledger.balances import (
     spent_sql,
 )
 from mcpmeter.ledger.postgres.sql import Db, execute, execute_portable
-from mcpmeter.ledger.reservations import KeptReservation, amount_taken, decode_reservations, encode_reservations
+from mcpmeter.ledger.rows import KeptReservation, amount_taken, decode_reservations, encode_reservations
 from mcpmeter.ledger.store import InsufficientBudget, row_refused
 from mcpmeter.ledger.sums import MAX_INT64
 from mcpmeter.ledger.write_queue import Refusal

@@ -6,8 +6,14 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from mcpmeter.ledger.postgres.sql import Db, execute
-from mcpmeter.ledger.reservations import KeptReservation, decode_reservations
-from mcpmeter.ledger.rows import OPEN_COLUMNS, SETTLED_COLUMNS, open_values, settled_values
+from mcpmeter.ledger.rows import (
+    OPEN_COLUMNS,
+    SETTLED_COLUMNS,
+    KeptReservation,
+    decode_reservations,
+    open_values,
+    settled_values,
+)
 from mcpmeter.ledger.store import SettlementConflict, row_refused, settlement_conflict
 from mcpmeter.ledger.sums import MAX_INT64
 from mcpmeter.records import Call, LedgerRow, Settlement

@@ -34,7 +34,7 @@ from mcpmeter.ledger.postgres.reconnecting import (
 )
 from mcpmeter.ledger.postgres.rows import checked_open, checked_settled, insert_open, settle_rows
 from mcpmeter.ledger.postgres.sql import Db, execute
-from mcpmeter.ledger.reservations import KeptReservation, decode_reservations
+from mcpmeter.ledger.rows import KeptReservation, decode_reservations
 from mcpmeter.ledger.write_queue import (
     BatchResult,
     OpenEntry,
@@ -124,7 +124,7 @@ class PostgresWriter:
         self.unsettled |= {entry.call_id for entry, _ in refused if isinstance(entry, SettleEntry)}
         self.unsettled &= self.open_ids
         self.queued -= {entry.call_id for entry in batch} - {entry.call_id for entry in self._queue}
-        self._on_result(BatchResult(written, refused, (time.perf_counter_ns() - began_ns) / 1e9))
+        self._on_result(BatchResult(written, refused, time.perf_counter_ns() - began_ns))
 
     async def _write_all(self, entries: Sequence[RowEntry]) -> Refused:
         if not entries:

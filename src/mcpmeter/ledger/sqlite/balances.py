@@ -25,7 +25,7 @@ from mcpmeter.ledger.balances import (
     spent_of,
     spent_sql,
 )
-from mcpmeter.ledger.reservations import amount_taken, decode_reservations, encode_reservations
+from mcpmeter.ledger.rows import amount_taken, decode_reservations, encode_reservations
 from mcpmeter.ledger.store import InsufficientBudget
 from mcpmeter.records import Balance, Call, Reservation, Settlement, TopUp
 

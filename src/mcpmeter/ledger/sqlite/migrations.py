@@ -170,7 +170,10 @@ def require_current(db: apsw.Connection, path: Path) -> None:
 
 @contextlib.contextmanager
 def transaction(db: apsw.Connection) -> Iterator[None]:
-    """A transaction that takes the write lock at once; a deferred one may fail when it first writes."""
+    """A transaction that takes the write lock at once; a deferred one may fail when it first writes.
+
+    apsw's own `with db:` holds the interpreter's lock while it waits for the file and while it flushes.
+    """
     db.execute("BEGIN IMMEDIATE")
     try:
         yield

@@ -195,11 +195,11 @@ class Writer:
                 refused = _write_one_by_one(db, entries)
         except Exception as error:  # the thread survives every error, and each waiter gets its own
             self.healthy = False
-            return BatchResult((), [(entry, _unavailable(error)) for entry in entries], 0.0)
+            return BatchResult((), [(entry, _unavailable(error)) for entry in entries], 0)
         self.healthy = True
         written = written_rows(entries, refused)
         track_open(self.open_ids, written)
-        return BatchResult(written, refused, (time.perf_counter_ns() - began_ns) / 1e9)
+        return BatchResult(written, refused, time.perf_counter_ns() - began_ns)
 
     def _run_task(self, db: apsw.Connection, work: Callable[[apsw.Connection], Any], task: WriterTask) -> None:
         try:
