@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 import tempfile
 from pathlib import Path
@@ -46,16 +45,14 @@ def command(*, host: str, port: int, stack: bool, calls_per_second: float, seed:
       mcpmeter demo
       mcpmeter demo --stack --port 9000
     """
-    import uvloop
-
+    from mcpmeter.cli._event_loop import run
     from mcpmeter.cli.serve import log_to_stderr
     from mcpmeter.demo.demo import DemoOptions, run_demo
 
     log_to_stderr()
     with tempfile.TemporaryDirectory(prefix="mcpmeter-demo-") as temporary:
         options = DemoOptions(host, port, folder or Path(temporary), stack, calls_per_second, seed)
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            counts = runner.run(run_demo(options, _print_addresses, _print_notice))
+        counts = run(run_demo(options, _print_addresses, _print_notice))
     click.echo(f"\nStopped. {counts.sent} calls were made, {counts.ok} of them completed.")
 
 

@@ -42,7 +42,8 @@ def command(config_path: Path | None, host: str | None, port: int | None, ledger
         return with_options(load(path, os.environ), host=host, port=port, ledger=ledger)
 
     settings()  # reports faults before the slower import of the service
-    from mcpmeter.service import Service, bind, run, serve
+    from mcpmeter.cli._event_loop import run
+    from mcpmeter.service import Service, bind, serve
 
     service = Service(settings)
     listener = bind(service.settings.server.host, service.settings.server.port)

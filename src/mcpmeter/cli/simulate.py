@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from mcpmeter.cli._event_loop import run
 from mcpmeter.errors import ConfigInvalid
 
 if TYPE_CHECKING:
@@ -86,8 +87,7 @@ def command(
         key=key,
         prices=dict(_price(price) for price in prices),
     )
-    with asyncio.Runner(loop_factory=_fastest_loop) as runner:
-        runner.run(_serve(simulator, needs_key=key is not None))
+    run(_serve(simulator, needs_key=key is not None))
 
 
 async def _serve(simulator: Simulator, *, needs_key: bool) -> None:
@@ -105,14 +105,6 @@ async def _serve(simulator: Simulator, *, needs_key: bool) -> None:
         f"Served {totals.calls} calls ({totals.fault} faults, {totals.cancelled} cancelled by the client): "
         f"{totals.prompt_tokens} prompt and {totals.completion_tokens} completion tokens."
     )
-
-
-def _fastest_loop() -> asyncio.AbstractEventLoop:
-    try:
-        import uvloop
-    except ModuleNotFoundError:
-        return asyncio.new_event_loop()
-    return uvloop.new_event_loop()
 
 
 def _refuse_open_bind(host: str, key: str | None) -> None:

@@ -194,7 +194,7 @@ class HttpExchange:
                     parts.append(part)
         except TimeoutError:
             raise BodyTooSlow(
-                f"The body did not arrive within {BODY_TIMEOUT_SECONDS:g} s.", hint="Send it in one go."
+                f"The body did not arrive within {BODY_TIMEOUT_SECONDS:g} s.", hint="Send it without pauses."
             ) from None
         return parts[0] if len(parts) == 1 else b"".join(parts)
 

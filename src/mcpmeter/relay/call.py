@@ -49,10 +49,10 @@ MAX_ON_LOOP_BYTES: Final = 256 * 1024
 class RelayedCall:
     """A call on its way through attempts, response and settlement.
 
-    It may end at any await: the client disconnects, the service cuts it off, the provider fails. What it is settled by
-    then is kept as soon as it is known: `target` of the latest attempt; `response`, the one that is forwarded, from its
-    headers on; `stream`, what was delivered of it. `cancel` is the block that `cut` ends. Nothing else of a call
-    changes. Steps hand each other values; only the way out of a failed call reads this state.
+    It may end at any await: the client disconnects, the service cuts it off, the provider fails. What the settlement
+    then needs is kept as soon as it is known: `target` of the latest attempt; `response`, the one that is forwarded,
+    from its headers on; `stream`, what was delivered of it. `cancel` is the block that `cut` ends. Nothing else of a
+    call changes. Steps hand each other values; only the way out of a failed call reads this state.
     """
 
     target: Candidate | None = field(default=None, init=False)

@@ -62,7 +62,7 @@ def usage_of_stream(dialect: Dialect, request_body: bytes, tee: StreamTee) -> Ca
 
 
 def usage_of_failure(dialect: Dialect, request_body: bytes, tee: StreamTee | None, reason: str) -> CallUsage:
-    """The usage of a call that failed, for `reason` of `reason_missing`: what was delivered by then."""
+    """The usage of a call that failed, for `reason` of `reason_missing`: what was delivered before the failure."""
     if tee is not None and tee.read.usage is not None:
         return CallUsage(tee.read.usage)
     return CallUsage(_delivered(dialect, request_body, tee), reason) if reason else NO_USAGE

@@ -95,10 +95,10 @@ class StreamTee:
     def is_whole(self) -> bool:
         """Whether the stream reported its end: its last event, a finish reason, usage or an error."""
         info = self._info
-        return bool(self.end or info.finish_reason or info.is_error) or self._usage_came_last
+        return bool(self.end or info.finish_reason or info.is_error) or self._ends_with_usage
 
     @property
-    def _usage_came_last(self) -> bool:
+    def _ends_with_usage(self) -> bool:
         # Usage beside content is no end: some servers send a running count in every chunk.
         return any(map(self._dialect.only_usage, sse.split_events(self._usage_block)))
 

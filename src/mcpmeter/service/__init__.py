@@ -6,7 +6,7 @@ Invariants: every request is counted exactly once; a faulty reload changes nothi
 but the command line.
 """
 
-from mcpmeter.service.run import bind, run, running, serve
+from mcpmeter.service.run import bind, running, serve
 from mcpmeter.service.service import Service
 
-__all__ = ["Service", "bind", "run", "running", "serve"]
+__all__ = ["Service", "bind", "running", "serve"]

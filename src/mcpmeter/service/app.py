@@ -1,4 +1,4 @@
-"""The ASGI application: who may come in, which route it is, and one count for each request."""
+"""The application: guards hosts, finds the route, counts each request once, answers errors in the right shape."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ log = logging.getLogger("mcpmeter")
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """A whole answer that is not relayed."""
+    """A complete response that is not relayed."""
 
     body: bytes
     content_type: str = "application/json"
@@ -34,20 +34,20 @@ class Page:
 
     @classmethod
     def of_jsonrpc_error(cls, error: MeterError) -> Page:
-        """An error as JSON-RPC 2.0 says it, for a request whose id is not known."""
-        told = {"jsonrpc": "2.0", "id": None, "error": {"code": error.jsonrpc_code, "message": str(error)}}
-        return cls(msgspec.json.encode(told), status=error.http_status)
+        """An error object of JSON-RPC 2.0, for a request whose id is unknown."""
+        error_object = {"jsonrpc": "2.0", "id": None, "error": {"code": error.jsonrpc_code, "message": str(error)}}
+        return cls(msgspec.json.encode(error_object), status=error.http_status)
 
 
 class Endpoint(Protocol):
-    """What answers a route. It counts the request itself, once."""
+    """The handler of a route. It counts the request itself, once."""
 
     def __call__(self, scope: Scope, receive: Receive, send: Send, /) -> Awaitable[object]:
         """Answer by the scope's `DirectResponse`, or by ASGI's messages."""
 
 
 class PageEndpoint:
-    """An endpoint that makes a page from the request's head."""
+    """An endpoint that makes a page from the request line and headers."""
 
     def __init__(self, meter: Meter, endpoint: str, make: Callable[[HttpExchange], Awaitable[Page]]) -> None:
         self._meter = meter
@@ -69,7 +69,7 @@ class PageEndpoint:
 
 
 class RelayEndpoint:
-    """An endpoint whose answer comes from a provider."""
+    """An endpoint whose response comes from a provider."""
 
     def __init__(
         self,
@@ -100,7 +100,7 @@ Routes = Mapping[str, Mapping[str, Endpoint]]
 
 @dataclass(frozen=True, slots=True)
 class PathTemplate:
-    """Routes that differ in a part of their path. `endpoint` makes the one that a request means."""
+    """Routes that differ in a part of their path. `endpoint` makes the endpoint of a request."""
 
     pattern: re.Pattern[str]
     label: str
@@ -109,16 +109,16 @@ class PathTemplate:
 
 
 ErrorBody = Callable[[MeterError, str], bytes]
-"""An error of ours and the call's id, in some dialect's shape."""
+"""Encodes an error and the call's id in a dialect's shape."""
 
 Shapes = Sequence[tuple[re.Pattern[str], ErrorBody]]
-"""The shape of errors at paths that are no routes: whose SDK asks there cannot read another dialect's."""
+"""The shape of errors at unknown paths by their pattern: an SDK reads its own dialect's errors only."""
 
 
 class HostGuard:
-    """Refuses requests whose Host or Origin is foreign: what a page in a browser sends after DNS rebinding.
+    """Refuses requests with a foreign Host or Origin, which browsers send after DNS rebinding.
 
-    `allowed` None accepts every host: a listener beyond loopback, which asks for keys.
+    `allowed` None accepts every host: for a listener beyond loopback, which requires keys.
     """
 
     def __init__(self, allowed: Iterable[str] | None) -> None:
@@ -154,7 +154,7 @@ def _host_of(url: bytes) -> str:
 
 
 class App:
-    """Dispatches by the raw path. Nothing leaves it uncounted, and no fault of ours leaves it as a traceback."""
+    """Dispatches by path. Every request is counted, and no fault leaves as a traceback."""
 
     def __init__(
         self,
@@ -171,7 +171,7 @@ class App:
         self._shapes = shapes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One ASGI connection."""
+        """Serve one request."""
         if scope["type"] != "http":
             return
         recorder = None if _only_listens(scope) else self._meter.recorder
@@ -182,7 +182,7 @@ class App:
         except MeterError as error:
             await self._refuse(scope, error)
         except Exception as fault:
-            await self._confess(scope, fault)
+            await self._answer_fault(scope, fault)
         finally:
             if recorder is not None:
                 recorder.end_request()
@@ -191,7 +191,7 @@ class App:
         self._guard.check(headers_of(scope))
         verbs = self._routes.get(scope["path"]) or self._verbs_of(scope)
         if not verbs:
-            raise RouteNotFound("There is nothing at this path.", hint="GET / lists what there is.")
+            raise RouteNotFound("There is no route at this path.", hint="GET / lists the routes.")
         endpoint = verbs.get(scope["method"]) or verbs.get("*")
         if endpoint is None:
             raise MethodNotAllowed(f"{self._route_of(scope)} takes {_allowed(verbs)} only.", hint="Use that verb.")
@@ -211,17 +211,17 @@ class App:
         return None
 
     def _route_of(self, scope: Scope) -> str:
-        """The path where it is a route: any other is a caller's text, which no log or label should repeat."""
+        """The route's path or template, else `other`: an unknown path is a caller's text, unfit for logs and labels."""
         path: str = scope["path"]
         if path in self._routes:
             return path
         found = self._template_of(scope)
         return found[0].label if found else OTHER
 
-    async def _confess(self, scope: Scope, fault: Exception) -> None:
-        log.error("fault while answering %s: %s", self._route_of(scope), _where(fault))
+    async def _answer_fault(self, scope: Scope, fault: Exception) -> None:
+        log.error("fault while serving %s: %s", self._route_of(scope), _where(fault))
         if not direct_response_of(scope).response_started:
-            ours = ServiceFault("The service failed.", hint="It is our fault; the service's log says where.")
+            ours = ServiceFault("The service failed.", hint="See the service's log.")
             await self._refuse(scope, ours)
 
     async def _refuse(self, scope: Scope, error: MeterError) -> None:
@@ -235,7 +235,7 @@ class App:
         await send_error(exchange, error, body_of(error, opened.call.id), opened.call.id, allow)
 
     def _error_body(self, path: str, verbs: Mapping[str, Endpoint]) -> ErrorBody:
-        """In the dialect's own shape, if the path is one's or looks like one's."""
+        """The error shape of the route's dialect, or of the dialect that the path resembles."""
         for endpoint in verbs.values():
             if isinstance(endpoint, RelayEndpoint):
                 return endpoint.error_body
@@ -247,14 +247,14 @@ def _allowed(verbs: Iterable[str]) -> str:
 
 
 def _only_listens(scope: Scope) -> bool:
-    """Whether this is one of MCP's streams that stay open for hours: nobody waits for an answer there."""
+    """Whether this is a stream of MCP's that stays open for hours: it does not count as an active request."""
     if scope["path"] != "/mcp":
         return False
     return scope["method"] == "GET" or headers_of(scope).get(b"mcp-method") == b"subscriptions/listen"
 
 
 def _where(fault: Exception) -> str:
-    """The kind of a fault and its place in the code; never its text, which may hold what a caller sent."""
+    """The type of a fault and its place in the code; never its text, which may hold caller input."""
     trace = fault.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next

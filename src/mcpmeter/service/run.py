@@ -1,4 +1,4 @@
-"""Listens, and stops as asked: SIGTERM drains, SIGHUP reloads, a second Ctrl-C does not wait."""
+"""Listeners and signals: SIGTERM and SIGINT drain, SIGHUP reloads, a second SIGINT skips the drain."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from functools import partial
 from typing import cast
 
 import uvicorn
-import uvloop
 
 from mcpmeter.catalog import OTHER
 from mcpmeter.dialects import openai
@@ -33,20 +32,20 @@ KEEP_ALIVE_SECONDS = 75
 """How long an idle connection is kept."""
 
 Started = Callable[[Service, str], None]
-"""Told once, with the address, when the service answers."""
+"""Called once with the address, when the service accepts requests."""
 
 
 class Listener(uvicorn.Server):
-    """uvicorn without its own signal handling."""
+    """A uvicorn server that leaves signals to this module."""
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Signals are this module's."""
+        """Install no handlers."""
         yield
 
 
 def bind(host: str, port: int, *, host_option: str = "--host", port_option: str = "--port") -> socket.socket:
-    """A listening socket. Raises PortTaken with the reason in words and the option that mends it."""
+    """Return a listening socket. Raises PortTaken with the reason and the option to change."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -54,7 +53,7 @@ def bind(host: str, port: int, *, host_option: str = "--host", port_option: str 
         listener = socket.socket(family, kind, protocol)
     except (OSError, UnicodeError) as fault:
         raise PortTaken(
-            f"{host} is no address of this machine ({fault}).", hint=f"Choose another: {host_option} 127.0.0.1."
+            f"{host} is not an address of this machine ({fault}).", hint=f"Choose another: {host_option} 127.0.0.1."
         ) from None
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -76,24 +75,24 @@ def _port_fault(host: str, port: int, fault: OSError, host_option: str, port_opt
         )
     if fault.errno == errno.EACCES:
         return PortTaken(
-            f"Port {port} is not allowed to this user.", hint=f"Choose one above 1023: {port_option} 8000."
+            f"This user may not listen on port {port}.", hint=f"Choose one above 1023: {port_option} 8000."
         )
     if fault.errno == errno.EADDRNOTAVAIL:
-        return PortTaken(f"{host} is no address of this machine.", hint=f"Choose another: {host_option} 127.0.0.1.")
+        return PortTaken(f"{host} is not an address of this machine.", hint=f"Choose another: {host_option} 127.0.0.1.")
     return PortTaken(
         f"Cannot listen on {host}:{port} ({fault.strerror}).", hint=f"Choose another: {host_option}, {port_option}."
     )
 
 
 def address_of(listener: socket.socket) -> str:
-    """The URL under which a socket is reached."""
+    """Return the URL of a listening socket."""
     host, port = listener.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 @asynccontextmanager
 async def listening(app: App, meter: Meter, listener: socket.socket) -> AsyncIterator[Listener]:
-    """Answer on a socket until the block ends."""
+    """Serve an application on a socket until the block ends."""
     server = Listener(
         uvicorn.Config(
             app,
@@ -121,7 +120,7 @@ async def listening(app: App, meter: Meter, listener: socket.socket) -> AsyncIte
 
 
 def _refusals(meter: Meter) -> Refuse:
-    """Counts each request that the protocol refuses, and words the refusal as OpenAI's error object."""
+    """Return what counts a request that the protocol refuses and makes the response, OpenAI's error object."""
 
     def refuse(error: MeterError) -> tuple[list[Header], bytes]:
         opened = meter.open(OTHER, OTHER)
@@ -134,10 +133,10 @@ def _refusals(meter: Meter) -> Refuse:
 
 @asynccontextmanager
 async def running(service: Service, listener: socket.socket) -> AsyncIterator[str]:
-    """The service, answering on a socket; yields its address. For programs that embed it, the demo and tests."""
+    """Run the service on a socket; yields its address. For programs that embed it, the demo and tests."""
     async with AsyncExitStack() as stack:
         stack.callback(listener.close)
-        # Bound first, so that a taken port is told before anything is opened.
+        # Bound first, so that a taken port is reported before anything is opened.
         metrics_listener = _bind_metrics(service)
         if metrics_listener is not None:
             stack.callback(metrics_listener.close)
@@ -170,7 +169,7 @@ async def serve(service: Service, listener: socket.socket, started: Started) -> 
         task.add_done_callback(reloads.discard)
 
     async with running(service, listener) as address:
-        _spare_the_collector()
+        _exempt_from_collection()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
         loop.add_signal_handler(signal.SIGHUP, on_reload)
@@ -181,15 +180,15 @@ async def serve(service: Service, listener: socket.socket, started: Started) -> 
         await _first_of(service.drain(), hurry.wait())
 
 
-def _spare_the_collector() -> None:
-    """What was built at start (price tables above all) lives for good: looking through it again and again is waste."""
+def _exempt_from_collection() -> None:
+    """Exclude objects built at start, above all price tables, from garbage collection: they live until the end."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 50)
 
 
 async def _reloaded(service: Service) -> None:
-    with contextlib.suppress(MeterError):  # said in the log and in the metric
+    with contextlib.suppress(MeterError):  # reload() has logged and counted it
         await service.reload()
 
 
@@ -198,9 +197,3 @@ async def _first_of(*awaitables: Coroutine[None, None, object]) -> None:
     await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     for task in tasks:
         task.cancel()
-
-
-def run(main: Coroutine[None, None, None]) -> None:
-    """Run a coroutine on uvloop."""
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(main)

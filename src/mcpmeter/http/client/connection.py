@@ -306,7 +306,7 @@ class Connection(Deadlines, asyncio.Protocol):
             self._skip_interim_response()
         elif "transfer-encoding" in self.headers and self.headers["transfer-encoding"].lower() != "chunked":
             # No coding was requested; one that is not undone here would be passed on as the body.
-            self._refuse("in a transfer coding that was not asked for")
+            self._refuse("in a transfer coding that was not requested")
         else:
             self._has_headers = True
             self._wake()

@@ -36,7 +36,7 @@ class Inflate:
             return None
         if name not in ("gzip", "x-gzip", "deflate"):
             raise InvalidUpstreamResponse(
-                f"{provider} sent its answer in an encoding that was not asked for and cannot be read.",
+                f"{provider} sent its response in an encoding that was not requested and cannot be read.",
                 hint="It has to honour 'Accept-Encoding: identity'.",
             )
         return cls(provider, limit_bytes)

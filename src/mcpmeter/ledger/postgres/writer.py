@@ -9,7 +9,7 @@ A batch is one transaction: settle rows, lock their balances, reserve, insert op
   the writer looks for the rows over a new connection, and writes them only if they are absent.
 - That fails too, or there is no connection: every caller gets `LedgerUnavailable`, and the writer is unhealthy until a
   later batch succeeds. Openings stay in doubt: before the next batch their rows are deleted and their reservations
-  voided, because a refused call must leave no row. Settlements that failed become `unsettled`: no one retries them, so
+  voided, because a refused call must leave no row. Settlements that failed become `unsettled`: nothing retries them, so
   `left_open` returns their rows, to be recovered.
 """
 

@@ -1,8 +1,8 @@
 """The writer of a SQLite ledger: one thread that owns the connection and the lock file.
 
 Life: `start` takes the lock, opens and migrates the file, or fails with `LedgerNotUsable` and the thread ends. Then the
-thread takes whatever is queued as one batch and writes it, until a task without work tells it to close; by then all
-that was queued before is committed. A batch ends in one of three ways:
+thread takes whatever is queued as one batch and writes it, until a task without work closes it, after everything
+queued before is committed. A batch ends in one of three ways:
 
 - One transaction writes all rows: two statements, plus the updates of balances. A single row without balances needs no
   BEGIN and COMMIT. A call that its budget refuses is left out, and the others are written.

@@ -16,7 +16,7 @@ SPENT: Final = f"mcp_budget_spent_usd{{{_LABELS}}}"
 LIMIT: Final = f"mcp_budget_limit_usd{{{_LABELS}}}"
 SOFT: Final = f"mcp_budget_soft_limit_usd{{{_LABELS}}}"
 END: Final = f"mcp_budget_period_end_timestamp_seconds{{{_LABELS}}}"
-GONE: Final = f"mcp_budget_exhaustion_timestamp_seconds{{{_LABELS}}}"
+EXHAUSTED_AT: Final = f"mcp_budget_exhaustion_timestamp_seconds{{{_LABELS}}}"
 REFUSED: Final = f"mcp_budget_refusals_total{{{_LABELS}}}"
 SEARCH: Final = {"team": "search", "budget": "month"}
 

@@ -7,7 +7,7 @@ from typing import Final
 
 from mcpmeter.catalog import budget
 from mcpmeter.monitoring.alert import Alert, Check, Firing, Rule, Runbook, fires, on, quiet
-from mcpmeter.monitoring.alerts._budgets import END, GONE, LIMIT, OF, SEARCH, SPENT, WHOSE, checks, limit, spent
+from mcpmeter.monitoring.alerts._budgets import END, EXHAUSTED_AT, LIMIT, OF, SEARCH, SPENT, WHOSE, checks, limit, spent
 from mcpmeter.monitoring.queries import Parameter, Queries
 
 NAME: Final = "MCPBudgetForecastExceeded"
@@ -56,7 +56,7 @@ def alert(q: Queries) -> Alert:
             fires(
                 "the service forecasts exhaustion of a prepaid budget in two hours",
                 "10h",
-                {SPENT: "50x200", LIMIT: "100x200", END: "0x200", GONE: f"{12 * 3600}x200"},
+                {SPENT: "50x200", LIMIT: "100x200", END: "0x200", EXHAUSTED_AT: f"{12 * 3600}x200"},
                 Firing(SOON),
             ),
             quiet(
@@ -86,9 +86,13 @@ def alert(q: Queries) -> Alert:
             quiet(
                 "the forecast exhaustion is after the period's end",
                 "10h",
-                {SPENT: "50x200", LIMIT: "100x200", END: f"{11 * 3600}x200", GONE: f"{12 * 3600}x200"},
+                {SPENT: "50x200", LIMIT: "100x200", END: f"{11 * 3600}x200", EXHAUSTED_AT: f"{12 * 3600}x200"},
             ),
-            quiet("nothing is spent", "10h", {SPENT: "50x200", LIMIT: "100x200", END: f"{86400}x200", GONE: "0x200"}),
+            quiet(
+                "nothing is spent",
+                "10h",
+                {SPENT: "50x200", LIMIT: "100x200", END: f"{86400}x200", EXHAUSTED_AT: "0x200"},
+            ),
             quiet("no budget is configured", "10h", {}),
             quiet(
                 "one replica has just started",
@@ -114,9 +118,9 @@ def _rules(q: Queries) -> Iterator[Rule]:
     turned = f"max {q.by(*OF)} (resets({q.of(budget.SPENT)}[{q.span('6h')}])) > 0"
     trend = f"{projected['6h']} and {both} and {enough} unless {turned}"
     yield Rule(expr=trend, hold="30m", labels={"horizon": BY_TREND["horizon"]})
-    gone = f"({q.highest(budget.EXHAUSTION, *OF)} > 0)"
-    ends_first = f"{gone} >= {end}"
-    soon = f"{gone} - time() < {q[HOURS]} * 3600 and {spent(q)} < {limit(q)} unless {ends_first}"
+    exhausted_at = f"({q.highest(budget.EXHAUSTION, *OF)} > 0)"
+    ends_first = f"{exhausted_at} >= {end}"
+    soon = f"{exhausted_at} - time() < {q[HOURS]} * 3600 and {spent(q)} < {limit(q)} unless {ends_first}"
     yield Rule(expr=soon, hold="15m", labels={"horizon": SOON["horizon"]})
 
 
