@@ -52,9 +52,7 @@ class TestCommands:
     def test_verify_exits_with_0_for_a_consistent_ledger(self, capsys):
         assert run(["ledger", "verify"]) == 0
         printed = capsys.readouterr().err
-        assert (
-            "6 settled calls (0 of them kept as sums), 0 open, 0 balances, $6.00. The ledger is" in printed
-        )
+        assert "6 settled calls (0 of them kept as sums), 0 open, 0 balances, $6.00. The ledger is" in printed
         assert run(["ledger", "verify", "--json"]) == 0
         assert json.loads(capsys.readouterr().out)["wrong"] == []
 
