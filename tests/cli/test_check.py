@@ -161,10 +161,10 @@ routes: [{models: [gpt-4.1], upstreams: [openai, holysheep]}]
 aliases: {cheap: holysheep/deepseek-v3.2}
 """
     assert run(["check", "--config", write(tmp_path, text)]) == 0
-    told = capsys.readouterr().out
+    printed = capsys.readouterr().out
     for line in ("key: 2 present, in turn", "gpt-4.1: openai then holysheep", "cheap: holysheep/deepseek-v3.2"):
-        assert line in told
-    assert "sk-aaaaaaaa" not in told
+        assert line in printed
+    assert "sk-aaaaaaaa" not in printed
 
 
 def test_live_checks_print_faults_and_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""`mcpmeter demo` and every command's help, as somebody sees them who has just installed it."""
+"""`mcpmeter demo` as a new user runs it."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def demo(start):
 
 
 def get_json(url: str, body: bytes | None = None):
-    asked = urllib.request.Request(url, body, {"Content-Type": "application/json"})
-    with urllib.request.urlopen(asked, timeout=20) as answer:
+    request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=20) as answer:
         return json.load(answer)
 
 
@@ -91,10 +91,10 @@ class TestDemo:
 
     def test_its_ledger_can_be_reported_on_while_it_runs(self, demo, run, tmp_path):
         running, address = demo("--folder", tmp_path / "kept")
-        told = running.says(r"mcpmeter (report --ledger \S+ --by team --by model)")[1]
+        command = running.says(r"mcpmeter (report --ledger \S+ --by team --by model)")[1]
         eventually(lambda: by_team(address, "mcp_tokens_total"), holds=lambda seen: len(seen) >= 3)
         eventually(lambda: requests_at(address, "/v1/embeddings"), holds=lambda seen: seen >= 1)
-        reported = run(*told.split())
+        reported = run(*command.split())
         assert (reported.code, reported.stderr) == (0, "")
         assert {"search", "support", "research"} <= set(reported.stdout.split())
 

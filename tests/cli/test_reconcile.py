@@ -53,19 +53,19 @@ def write(ledger: Path) -> Callable[..., None]:
     async def write_all(calls: tuple[dict[str, Any], ...]) -> None:
         store = SqliteStore(ledger)
         await store.start()
-        for place, told in enumerate(calls):
+        for number, values in enumerate(calls):
             call = Call(
-                id=f"call_{place}", started_at_ns=NOVEMBER_NS + told.get("day", 0) * DAY_NS, endpoint="/v1",
-                method="POST", llm=LlmTarget(provider=told["provider"], model=told["model"]),
+                id=f"call_{number}", started_at_ns=NOVEMBER_NS + values.get("day", 0) * DAY_NS, endpoint="/v1",
+                method="POST", llm=LlmTarget(provider=values["provider"], model=values["model"]),
             )  # fmt: skip
             await store.open(call)
-            prompt, completion = told["tokens"]
-            usage = Usage(prompt_tokens=prompt, completion_tokens=completion, source=told.get("source", "reported"))
-            charge = Charge(nanousd=told["nanousd"], source="listed", reported_nanousd=told.get("reported"))
+            prompt, completion = values["tokens"]
+            usage = Usage(prompt_tokens=prompt, completion_tokens=completion, source=values.get("source", "reported"))
+            charge = Charge(nanousd=values["nanousd"], source="listed", reported_nanousd=values.get("reported"))
             await store.settle(
                 Settlement(
                     call=call, ended_at_ns=1, duration_ns=1, status="200", usage=usage, charge=charge,
-                    upstream_request_id=told.get("request_id", ""),
+                    upstream_request_id=values.get("request_id", ""),
                 )
             )  # fmt: skip
         await store.close()
@@ -81,20 +81,20 @@ def reconcile(ledger: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pyt
 
     def in_process(*words: object) -> Finished:
         code = run(["reconcile", "--ledger", str(ledger), *map(str, words)])
-        said = capsys.readouterr()
-        return Finished(code, said.out, said.err)
+        printed = capsys.readouterr()
+        return Finished(code, printed.out, printed.err)
 
     return in_process
 
 
 @pytest.fixture
 def report(reconcile) -> Callable[..., tuple[int, dict[str, Any]]]:
-    def asked(*words: object) -> tuple[int, dict[str, Any]]:
+    def run_json(*words: object) -> tuple[int, dict[str, Any]]:
         finished = reconcile(*words, "--json")
         assert finished.stderr == ""
         return finished.code, json.loads(finished.stdout)
 
-    return asked
+    return run_json
 
 
 @pytest.fixture
@@ -135,9 +135,9 @@ class TestAgreement:
         usage, costs = tmp_path / "usage.csv", tmp_path / "costs.csv"
         usage.write_text("".join(line for line in lines("openai_usage.csv") if "mini" not in line))
         costs.write_text("".join(line for line in lines("openai_costs.csv") if "credit" not in line))
-        code, told = report(usage, costs, *EXACT)
-        assert (code, told["ok"], told["differences_total"]) == (0, True, 0)
-        by_usage, by_costs = told["bills"]
+        code, output = report(usage, costs, *EXACT)
+        assert (code, output["ok"], output["differences_total"]) == (0, True, 0)
+        by_usage, by_costs = output["bills"]
         assert (by_usage["format"], by_usage["billed_tokens"], by_usage["ledger_tokens"]) == (
             "openai-usage", 69_846, 69_846,
         )  # fmt: skip
@@ -171,17 +171,17 @@ class TestAgreement:
         bill = GOLDEN / "openrouter.csv"
         assert report(f"router-eu={bill}", *EXACT)[0] == 0
         assert report(bill, "--provider", "router-eu", *EXACT)[0] == 0
-        code, told = report(bill, *EXACT)
-        assert (code, told["bills"][0]["found"]["missing_in_ledger"]["findings"]) == (1, 2)
+        code, output = report(bill, *EXACT)
+        assert (code, output["bills"][0]["found"]["missing_in_ledger"]["findings"]) == (1, 2)
 
 
 class TestDifferences:
     def test_each_difference_has_its_line_and_note(self, write, reconcile, report, tmp_path) -> None:
         write({**OPENROUTER[0], "tokens": (10_389, 130), "source": "partial", "nanousd": 12_000_000}, OPENROUTER[1])
         written = tmp_path / "differences.csv"
-        code, told = report(GOLDEN / "openrouter.csv", "--csv", written, *EXACT)
+        code, output = report(GOLDEN / "openrouter.csv", "--csv", written, *EXACT)
         assert code == 1
-        (difference,) = told["differences"]
+        (difference,) = output["differences"]
         assert difference["verdict"] == "tokens"
         assert difference["request_id"] == "gen-1762000417-NEpXKqXYIDjS7TmNrT9j"
         assert difference["where"] == f"{GOLDEN / 'openrouter.csv'}, line 2"
@@ -204,10 +204,10 @@ class TestDifferences:
 
     def test_the_limit_applies_to_output_and_not_to_the_file(self, write, report, tmp_path) -> None:
         write(*({**OPENROUTER[0], "request_id": f"gen-{place}"} for place in range(5)))
-        code, told = report(GOLDEN / "openrouter.csv", "--limit", "2", "--csv", tmp_path / "all.csv")
-        assert (code, len(told["differences"]), told["differences_total"]) == (1, 2, 7)
+        code, output = report(GOLDEN / "openrouter.csv", "--limit", "2", "--csv", tmp_path / "all.csv")
+        assert (code, len(output["differences"]), output["differences_total"]) == (1, 2, 7)
         assert len((tmp_path / "all.csv").read_text().splitlines()) == 8
-        assert told["bills"][0]["notes"] == [
+        assert output["bills"][0]["notes"] == [
             "No request id of the bill is in the ledger. Compare by model and day: --by day."
         ]
 
@@ -225,10 +225,10 @@ class TestDifferences:
 class TestPeriod:
     def test_the_period_includes_empty_buckets(self, write, report, page) -> None:
         write(*(openai(day) for day in (0, 2, 5)))
-        code, told = report(page(costs=0, buckets=range(-1, 4)), *EXACT)
-        (bill,) = told["bills"]
+        code, output = report(page(costs=0, buckets=range(-1, 4)), *EXACT)
+        (bill,) = output["bills"]
         assert (code, bill["since"], bill["until"]) == (1, "2025-10-31T00:00:00Z", "2025-11-05T00:00:00Z")
-        assert [(found["verdict"], found["day"]) for found in told["differences"]] == [
+        assert [(found["verdict"], found["day"]) for found in output["differences"]] == [
             ("missing_in_bill", "2025-11-03")
         ]
         assert (bill["calls_not_covered"], bill["calls_not_covered_usd"]) == (1, "0.001")
@@ -242,25 +242,25 @@ class TestPeriod:
 
     def test_a_call_outside_the_period_with_a_billed_id_is_covered(self, write, report) -> None:
         write(*OPENROUTER)
-        code, told = report(GOLDEN / "openrouter.csv", "--since", "2025-11-01T09:30:00", *EXACT)
-        assert (code, told["bills"][0]["calls_not_covered"]) == (0, 0)
+        code, output = report(GOLDEN / "openrouter.csv", "--since", "2025-11-01T09:30:00", *EXACT)
+        assert (code, output["bills"][0]["calls_not_covered"]) == (0, 0)
 
     def test_days_of_a_bill_without_buckets_are_whole(self, write, report) -> None:
         write(*({**OPENROUTER[0], "provider": "anthropic", "day": day} for day in (1, 2)))
-        _, told = report(GOLDEN / "anthropic_usage.csv")
-        assert (told["bills"][0]["since"], told["bills"][0]["until"]) == (
+        _, output = report(GOLDEN / "anthropic_usage.csv")
+        assert (output["bills"][0]["since"], output["bills"][0]["until"]) == (
             "2025-11-01T00:00:00Z",
             "2025-11-02T00:00:00Z",
         )
-        assert told["bills"][0]["calls_not_covered"] == 2
+        assert output["bills"][0]["calls_not_covered"] == 2
 
     def test_single_requests_cover_their_months(self, write, report) -> None:
         later = ({**OPENROUTER[0], "day": day, "request_id": f"gen-{day}"} for day in (26, 40))
         write(*OPENROUTER, *later)
-        code, told = report(GOLDEN / "openrouter.csv", *EXACT)
-        (bill,) = told["bills"]
+        code, output = report(GOLDEN / "openrouter.csv", *EXACT)
+        (bill,) = output["bills"]
         assert (code, bill["since"], bill["until"]) == (1, "2025-11-01T00:00:00Z", "2025-12-01T00:00:00Z")
-        assert [(found["verdict"], found["request_id"]) for found in told["differences"]] == [
+        assert [(found["verdict"], found["request_id"]) for found in output["differences"]] == [
             ("missing_in_bill", "gen-26")
         ]
         assert bill["calls_not_covered"] == 1
@@ -273,9 +273,9 @@ class TestPeriod:
 
     def test_lines_outside_are_counted_and_not_compared(self, write, report) -> None:
         write(*OPENROUTER)
-        _, told = report(GOLDEN / "openrouter.csv", "--since", "2025-12-01")
-        assert (told["ok"], told["bills"][0]["lines_outside"], told["differences_total"]) == (True, 2, 0)
-        assert told["bills"][0]["notes"] == [
+        _, output = report(GOLDEN / "openrouter.csv", "--since", "2025-12-01")
+        assert (output["ok"], output["bills"][0]["lines_outside"], output["differences_total"]) == (True, 2, 0)
+        assert output["bills"][0]["notes"] == [
             "2 lines are before --since or after --until and were not compared.",
             "1 calls ($0.0123) of the ledger are outside the period and not covered.",
         ]
@@ -288,21 +288,21 @@ class TestIncomplete:
         finished = reconcile(first, *EXACT)
         assert (finished.code, "INCOMPLETE" in finished.stdout) == (1, True)
         assert f"Another page follows {first}: fetch it and give all pages." in finished.stderr
-        code, told = report(first, page(buckets=range(4, 8)), *EXACT)
-        assert (code, told["ok"], told["bills"][0]["faults"]) == (0, True, [])
+        code, output = report(first, page(buckets=range(4, 8)), *EXACT)
+        assert (code, output["ok"], output["bills"][0]["faults"]) == (0, True, [])
 
     def test_pages_after_the_period_may_be_missing(self, write, report, page) -> None:
         write(openai(0))
         bill = page(costs=0, buckets=(0, 1, 5), has_more=True)
         assert report(bill, "--until", "2025-11-03", *EXACT)[0] == 0
-        code, told = report(bill, "--until", "2025-11-04", *EXACT)
-        assert (code, told["ok"], told["differences_total"]) == (1, False, 0)
+        code, output = report(bill, "--until", "2025-11-04", *EXACT)
+        assert (code, output["ok"], output["differences_total"]) == (1, False, 0)
 
     def test_a_gap_between_buckets_is_a_fault(self, write, report, page) -> None:
         write(openai(0))
-        code, told = report(page(costs=0, buckets=range(2), has_more=True), page(buckets=range(4, 6)), *EXACT)
-        (bill,) = told["bills"]
-        assert (code, told["ok"], bill["ok"]) == (1, False, False)
+        code, output = report(page(costs=0, buckets=range(2), has_more=True), page(buckets=range(4, 6)), *EXACT)
+        (bill,) = output["bills"]
+        assert (code, output["ok"], bill["ok"]) == (1, False, False)
         assert bill["faults"] == [
             "No bucket of the bill covers 2025-11-03T00:00:00Z to 2025-11-05T00:00:00Z: a page is missing. "
             "Fetch it and give all pages."
@@ -310,29 +310,29 @@ class TestIncomplete:
 
     def test_many_gaps_are_counted(self, write, report, page) -> None:
         write(openai(0))
-        _, told = report(page(costs=0, buckets=range(0, 20, 2)))
-        faults = told["bills"][0]["faults"]
+        _, output = report(page(costs=0, buckets=range(0, 20, 2)))
+        faults = output["bills"][0]["faults"]
         assert (len(faults), faults[-1]) == (6, "4 more times between its buckets are missing.")
 
     def test_an_export_without_one_of_its_days_has_a_gap(self, write, report, tmp_path) -> None:
         write(OPENAI[0])
         head, before, *_, after = lines("openai_costs.csv")
         (tmp_path / "costs.csv").write_text(head + before + after)
-        code, told = report(tmp_path / "costs.csv", "--tolerance", "200%")
-        assert (code, len(told["bills"][0]["faults"])) == (1, 1)
+        code, output = report(tmp_path / "costs.csv", "--tolerance", "200%")
+        assert (code, len(output["bills"][0]["faults"])) == (1, 1)
 
 
 class TestBillOfNothing:
     def test_calls_in_empty_buckets_are_beyond(self, write, report, page) -> None:
         write({**openai(2), "nanousd": 0})
-        code, told = report(page(buckets=range(4)))
-        assert (code, told["ok"], told["differences"][0]["verdict"]) == (1, False, "missing_in_bill")
-        assert told["bills"][0]["notes"] == ["Nothing is billed in it."]
+        code, output = report(page(buckets=range(4)))
+        assert (code, output["ok"], output["differences"][0]["verdict"]) == (1, False, "missing_in_bill")
+        assert output["bills"][0]["notes"] == ["Nothing is billed in it."]
 
     def test_nothing_against_nothing_agrees(self, write, report, page) -> None:
         write(openai(9))
-        code, told = report(page(buckets=range(4)))
-        assert (code, told["bills"][0]["calls_not_covered"]) == (0, 1)
+        code, output = report(page(buckets=range(4)))
+        assert (code, output["bills"][0]["calls_not_covered"]) == (0, 1)
 
     def test_a_bill_without_days_is_an_error(self, write, reconcile, report, tmp_path) -> None:
         write(openai(0))
@@ -346,8 +346,8 @@ class TestBillOfNothing:
     def test_an_empty_page_belongs_to_the_providers_other_bill(self, write, report, reconcile, page) -> None:
         write(*OPENAI)
         empty = page(buckets=range(-3, 0))
-        _, told = report(GOLDEN / "openai_usage.csv", empty)
-        (bill,) = told["bills"]
+        _, output = report(GOLDEN / "openai_usage.csv", empty)
+        (bill,) = output["bills"]
         assert (bill["format"], bill["since"], bill["faults"]) == ("openai-usage", "2025-10-29T00:00:00Z", [])
         finished = reconcile(GOLDEN / "openai_usage.csv", GOLDEN / "openai_costs.csv", empty)
         assert finished.code == 1
@@ -359,17 +359,17 @@ class TestInline:
         listed = 4_000_000 * 2 + 1_000_000 * 8  # gpt-4.1 at $2 and $8 for a million
         call = {"provider": "openai", "model": "gpt-4.1", "tokens": (4000, 1000), "nanousd": 0}
         write(*({**call, "reported": reported} for reported in (listed, listed + 500_000)), call)
-        code, told = report("--inline", *EXACT)
-        (difference,) = told["differences"]
+        code, output = report("--inline", *EXACT)
+        (difference,) = output["differences"]
         assert (code, difference["verdict"], difference["difference_usd"]) == (1, "price", "0.0005")
-        assert told["bills"][0]["found"]["matched"]["findings"] == 1
+        assert output["bills"][0]["found"]["matched"]["findings"] == 1
         assert report("--inline", "--tolerance", "4%")[0] == 0
 
     def test_a_model_without_a_price_is_only_noted(self, write, report) -> None:
         write({"provider": "openai", "model": "no-such-model", "tokens": (1, 1), "nanousd": 5, "reported": 5})
-        code, told = report("--inline", *EXACT)
+        code, output = report("--inline", *EXACT)
         assert code == 0
-        assert told["bills"][0]["notes"] == [
+        assert output["bills"][0]["notes"] == [
             "1 calls reported their cost ($0.000000005), but no price list has their model."
         ]
 
@@ -382,7 +382,7 @@ class TestInline:
 
 class TestFaults:
     @pytest.mark.parametrize(
-        ("words", "said"),
+        ("words", "message"),
         [
             ((), "Give either a bill, or --inline"),
             (("--inline", "bill.csv"), "Give either a bill"),
@@ -393,10 +393,10 @@ class TestFaults:
             (("bill.csv", "--since", "2025-11-02", "--until", "2025-11-02"), "--since must be before"),
         ],
     )
-    def test_wrong_usage_has_exit_code_2(self, reconcile, words: tuple[str, ...], said: str) -> None:
+    def test_wrong_usage_has_exit_code_2(self, reconcile, words: tuple[str, ...], message: str) -> None:
         finished = reconcile(*words)
         assert (finished.code, finished.stdout) == (2, "")
-        assert said in " ".join(finished.stderr.split())
+        assert message in " ".join(finished.stderr.split())
 
     def test_a_bill_given_twice_is_refused(self, reconcile) -> None:
         finished = reconcile(GOLDEN / "openrouter.csv", GOLDEN / ".." / "bills" / "openrouter.csv")
@@ -404,19 +404,19 @@ class TestFaults:
         assert "is given twice" in finished.stderr
 
     @pytest.mark.parametrize(
-        ("text", "said"),
+        ("text", "message"),
         [
             ("a,b\n1,2\n", "has the columns of no known format"),
             ("generation_id,created_at,cost_total,tokens_prompt,tokens_completion\n", "'model_permaslug'"),
             ("", "is empty"),
         ],
     )
-    def test_an_unknown_bill_is_one_line_and_nothing_is_written(self, write, reconcile, tmp_path, text, said) -> None:
+    def test_an_unknown_bill_is_one_line_and_writes_nothing(self, write, reconcile, tmp_path, text, message) -> None:
         write(*OPENROUTER)
         (tmp_path / "bill.csv").write_text(text)
         finished = reconcile(tmp_path / "bill.csv")
         assert (finished.code, finished.stdout, finished.stderr.count("\n")) == (1, "", 1)
-        assert said in finished.stderr
+        assert message in finished.stderr
 
     def test_a_malformed_line_is_named(self, write, reconcile, tmp_path) -> None:
         write(*OPENROUTER)

@@ -131,8 +131,8 @@ def test_a_missing_ledger_is_one_line_with_what_to_do(capsys):
 
 def test_months_and_last_days_follow_the_time_zone(write, capsys):
     write(("a", "m", 0, 1), ("a", "m", 29, 1))
-    asked = ["report", "--by", "day", "--month", "2026-12", "--json"]
-    assert run(asked) == 0
+    arguments = ["report", "--by", "day", "--month", "2026-12", "--json"]
+    assert run(arguments) == 0
     assert [row["day"] for row in json.loads(capsys.readouterr().out)["rows"]] == ["2026-12-01"]
     assert run(["report", "--by", "day", "--time-zone", "Pacific/Kiritimati", "--json"]) == 0
     assert [row["day"] for row in json.loads(capsys.readouterr().out)["rows"]] == ["2026-11-03", "2026-12-02"]
@@ -165,8 +165,8 @@ def test_the_fallback_price_has_its_own_column(write, ledger, capsys):
 def test_a_statement_is_written_as_html_and_csv(write, capsys, tmp_path):
     write(("a", "m", 0, 10**9), ("b", "n", 0, 1))
     page, lines = tmp_path / "november.html", tmp_path / "november.csv"
-    asked = ["report", "statement", "--month", "2026-11", "--html", str(page), "--csv", str(lines)]
-    assert run([*asked, "--currency", "EUR", "--rate", "0.9"]) == 0
+    arguments = ["report", "statement", "--month", "2026-11", "--html", str(page), "--csv", str(lines)]
+    assert run([*arguments, "--currency", "EUR", "--rate", "0.9"]) == 0
     assert capsys.readouterr().err == "2 lines, 2 calls, $1.000000001.\n"
     assert "1.000000001" in page.read_text()
     rows = list(csv.DictReader(io.StringIO(lines.read_text())))

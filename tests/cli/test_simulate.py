@@ -80,7 +80,7 @@ def test_a_taken_port_is_one_line_and_exit_code_1():
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (["--fault", "status=1"], "is not a fault"),
         (["--fault", "status=503:0.7", "--fault", "status=500:0.7"], "add up to 1.4"),
@@ -91,8 +91,8 @@ def test_a_taken_port_is_one_line_and_exit_code_1():
         (["--host", "0.0.0.0"], "MCPMETER_SIMULATOR_KEY"),
     ],
 )
-def test_wrong_options_are_one_line_and_exit_code_1(options, said):
+def test_wrong_options_are_one_line_and_exit_code_1(options, message):
     done = failing(*options)
     assert done.returncode == 1
-    assert said in done.stderr
+    assert message in done.stderr
     assert len(done.stderr.splitlines()) == 1

@@ -37,8 +37,9 @@ def test_check_prints_the_recorded_plan(name, folder, plain, run, request):
     environ = ENVIRON | ({"LEDGER_URL": request.getfixturevalue("postgres_url")} if name == "database.yaml" else {})
     finished = run("check", "--json", "--config", folder / name, env=environ)
     assert finished.code == 0, finished.stdout
-    then = EXPECTED[name]["check"]
-    assert as_recorded(plain(finished.stdout), then) == then
+    then, now = dict(EXPECTED[name]["check"]), plain(finished.stdout)
+    assert len(now.pop("warnings")) == len(then.pop("warnings"))  # their wording may change
+    assert as_recorded(now, then) == then
 
 
 @pytest.mark.parametrize("name", EXPECTED)

@@ -89,13 +89,13 @@ class Measured(NamedTuple):
 
     code: int
     report: dict[str, Any]
-    told: str
+    progress: str
     seconds: float
     megabytes: float
 
 
 def _max_resident(pid: int) -> float:
-    """Megabytes of the program itself: what `wait4` says takes in the memory of whoever forked it."""
+    """Megabytes of the program itself: `wait4` would include the memory of the forking process."""
     with contextlib.suppress(OSError, StopIteration):
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
         return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 1024
@@ -149,4 +149,4 @@ def test_a_million_lines_are_compared_in_bounded_memory(trials, tmp_path: Path) 
     assert sum(total["findings"] for total in found.values()) == count + count // PLANTED_EVERY // len(PLANTED)
     assert by_id.report["bills"][0]["drift_usd"] == by_day.report["bills"][0]["drift_usd"]
     assert max(by_id.megabytes, by_day.megabytes) < MAX_MEGABYTES
-    assert not trials.full or "bill.csv" in by_id.told, "long work has to say how far it is"
+    assert not trials.full or "bill.csv" in by_id.progress, "long work has to report progress"

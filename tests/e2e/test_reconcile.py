@@ -61,9 +61,9 @@ async def billed(stand) -> list[Billed]:
     books = await asyncio.to_thread(stand.billing_log, 10 * CALLS)
     await asyncio.to_thread(stand.relay.end)
     day_of = {row["upstream_request_id"]: _day(row["started_at_ns"]) for row in stand.rows()}
-    told = ("model", "prompt_tokens", "completion_tokens")
+    columns = ("model", "prompt_tokens", "completion_tokens")
     calls = [
-        Billed(call["request_id"], day_of[call["request_id"]], *(call[name] for name in told))
+        Billed(call["request_id"], day_of[call["request_id"]], *(call[name] for name in columns))
         for call in books["calls"]
     ]
     assert len(calls) == CALLS
@@ -194,17 +194,17 @@ async def test_bills_agree_in_every_format_and_a_false_line_is_named(
     false = billed[3]._replace(prompt=billed[3].prompt + 1000)
     changed = [*billed[:3], false, *billed[4:]]
     for name in FORMS:
-        code, told = await asyncio.to_thread(reconcile, name, billed)
-        assert (name, code, told["differences"]) == (name, 0, [])
-        (bill,) = told["bills"]
+        code, output = await asyncio.to_thread(reconcile, name, billed)
+        assert (name, code, output["differences"]) == (name, 0, [])
+        (bill,) = output["bills"]
         assert bill["found"].keys() == {"matched"}
         assert bill["found"]["matched"]["ledger_calls"] == CALLS
         if bill["billed_usd"] is not None:
             assert bill["billed_usd"] == bill["ledger_usd"]
             assert Decimal(bill["billed_usd"]) == sum(call.usd for call in billed)
 
-        code, told = await asyncio.to_thread(reconcile, name, changed)
-        (difference,) = told["differences"]
+        code, output = await asyncio.to_thread(reconcile, name, changed)
+        (difference,) = output["differences"]
         assert (name, code, difference["day"]) == (name, 1, false.day)
         assert difference["verdict"] == ("price" if "costs" in name else "tokens")
         assert difference["model"] == ("" if name == "openai_costs.csv" else false.model)
@@ -218,9 +218,9 @@ async def test_unbilled_and_twice_billed_calls_are_named(billed: list[Billed], r
     bill.write_text(openrouter_csv([*billed[1:], billed[5], billed[6]._replace(request_id="req_of_somebody_else")]))
     words = ("reconcile", f"holysheep={bill}", "--ledger", stand.ledger, *EXACT)
     finished = await asyncio.to_thread(run, *words)
-    told = {d["verdict"]: d["request_id"] for d in json.loads(finished.stdout)["differences"]}
+    found = {d["verdict"]: d["request_id"] for d in json.loads(finished.stdout)["differences"]}
     assert finished.code == 1
-    assert told == {
+    assert found == {
         "missing_in_bill": billed[0].request_id,
         "duplicate": billed[5].request_id,
         "missing_in_ledger": "req_of_somebody_else",

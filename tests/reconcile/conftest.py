@@ -41,7 +41,7 @@ Recognised = Callable[[str], tuple[BillFile, list[BillLine]]]
 
 @pytest.fixture
 def golden() -> Recognised:
-    """A golden bill by its file's name, recognised without being told what it is, and its lines."""
+    """A golden bill by its file's name, recognized by its content, and its lines."""
 
     def read_golden(name: str) -> tuple[BillFile, list[BillLine]]:
         bill = recognise(GOLDEN / name, formats())

@@ -30,7 +30,7 @@ def test_every_format_has_a_golden_bill_of_each_form() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("", "is empty"),
         ("\n \n", "is empty"),
@@ -46,19 +46,19 @@ def test_every_format_has_a_golden_bill_of_each_form() -> None:
     ],
     ids=range(11),
 )
-def test_a_malformed_bill_is_refused_with_file_and_line(read_text, text: str | bytes, said: str) -> None:
-    with pytest.raises(BillInvalid, match=said):
+def test_a_malformed_bill_is_refused_with_file_and_line(read_text, text: str | bytes, message: str) -> None:
+    with pytest.raises(BillInvalid, match=message):
         read_text(text)
 
 
 def test_byte_order_mark_line_ends_and_blank_lines_are_accepted(read_text, golden) -> None:
-    told = ("﻿" + OPENROUTER.replace("\n", "\r\n") + "\r\n").encode()
-    assert read_text(told) == golden("openrouter.csv")[1]
+    content = ("﻿" + OPENROUTER.replace("\n", "\r\n") + "\r\n").encode()
+    assert read_text(content) == golden("openrouter.csv")[1]
 
 
 def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
-    for path, said in ((tmp_path / "none.csv", "No such file"), (tmp_path, "Is a directory")):
-        with pytest.raises(BillInvalid, match=said):
+    for path, message in ((tmp_path / "none.csv", "No such file"), (tmp_path, "Is a directory")):
+        with pytest.raises(BillInvalid, match=message):
             recognise(path, formats())
 
 
@@ -139,11 +139,11 @@ def test_a_json_page_has_a_size_limit(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_progress_reports_bytes_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reading, "PROGRESS_LINES", 2)
-    told: list[tuple[str, int, int]] = []
+    reports: list[tuple[str, int, int]] = []
     size = (GOLDEN / "openrouter.csv").stat().st_size
-    list(read(recognise(GOLDEN / "openrouter.csv", formats()), lambda *news: told.append(news)))
-    assert [(what, total) for what, _, total in told] == [("openrouter.csv: 2 lines", size)]
-    assert 0 < told[0][1] < size
+    list(read(recognise(GOLDEN / "openrouter.csv", formats()), lambda *news: reports.append(news)))
+    assert [(what, total) for what, _, total in reports] == [("openrouter.csv: 2 lines", size)]
+    assert 0 < reports[0][1] < size
 
 
 @given(st.sampled_from(BILLS), st.data())

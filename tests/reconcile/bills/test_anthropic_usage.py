@@ -22,21 +22,21 @@ def test_cached_and_uncached_tokens_of_a_page_are_the_prompt(golden) -> None:
 def test_the_export_is_summed_like_the_page(golden) -> None:
     bill, lines = golden("anthropic_usage.csv")
     assert bill.format.name == "anthropic-usage"
-    told = {"prompt_tokens": 46_981 + 15_969 + 100 + 7, "completion_tokens": 16_932}
-    assert [figures(line) for line in lines] == [{**SONNET, **told}]
+    totals = {"prompt_tokens": 46_981 + 15_969 + 100 + 7, "completion_tokens": 16_932}
+    assert [figures(line) for line in lines] == [{**SONNET, **totals}]
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "said"),
+    ("old", "new", "message"),
     [
         (b'"2025-11-01T00:00:00Z"', b'"soon"', "'soon' is no date"),
         (b'"uncached_input_tokens": 1500', b'"uncached_input_tokens": "1500"', "uncached_input_tokens"),
         (b'"output_tokens": 500,', b"", "output_tokens"),
     ],
 )
-def test_a_broken_page_is_refused(read_text, old: bytes, new: bytes, said: str) -> None:
+def test_a_broken_page_is_refused(read_text, old: bytes, new: bytes, message: str) -> None:
     page = (GOLDEN / "anthropic_usage.json").read_bytes()
-    with pytest.raises(BillInvalid, match=said):
+    with pytest.raises(BillInvalid, match=message):
         read_text(page.replace(old, new, 1))
 
 

@@ -55,7 +55,7 @@ def test_instants_and_amounts(tmp_path: Path, more: str, cells: str, found: tupl
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("provider", "m.toml: Expected '='"),
         (MINIMAL + 'colour = "red"\n', "unknown field `colour`"),
@@ -68,12 +68,12 @@ def test_instants_and_amounts(tmp_path: Path, more: str, cells: str, found: tupl
         ('delimiter = ";;"\n' + MINIMAL, "length <= 1"),
     ],
 )
-def test_a_wrong_mapping_is_refused_by_name(tmp_path: Path, text: str, said: str) -> None:
+def test_a_wrong_mapping_is_refused_by_name(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "m.toml"
     path.write_text(text)
     with pytest.raises(BillInvalid) as refused:
         load_mapping(path)
-    assert said in str(refused.value)
+    assert message in str(refused.value)
     assert "m.toml" in str(refused.value)
 
 

@@ -53,7 +53,7 @@ def test_a_number_is_never_a_binary_fraction(read_text, number: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "said"),
+    ("old", "new", "message"),
     [
         (b'"usd"', b'"eur"', "'eur'"),
         (b'"currency": "usd"', b'"currency": null', "only US dollars"),
@@ -61,9 +61,9 @@ def test_a_number_is_never_a_binary_fraction(read_text, number: bytes) -> None:
         (b"0.10688", b"1e30", "too large"),
     ],
 )
-def test_an_invalid_amount_is_refused(read_text, old: bytes, new: bytes, said: str) -> None:
+def test_an_invalid_amount_is_refused(read_text, old: bytes, new: bytes, message: str) -> None:
     page = (GOLDEN / "openai_costs.json").read_bytes()
-    with pytest.raises(BillInvalid, match=said):
+    with pytest.raises(BillInvalid, match=message):
         read_text(page.replace(old, new, 1))
 
 

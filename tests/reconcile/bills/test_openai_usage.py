@@ -51,7 +51,7 @@ def test_lines_of_one_model_and_day_differ_by_project_and_tier(golden) -> None:
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "said"),
+    ("old", "new", "message"),
     [
         (b'"input_tokens": 59200', b'"input_tokens": -1', "input_tokens"),
         (b'"input_tokens": 59200', b'"input_tokens": 1.5', "input_tokens"),
@@ -61,7 +61,7 @@ def test_lines_of_one_model_and_day_differ_by_project_and_tier(golden) -> None:
         (b'"has_more": true', b'"has_more": tru', "JSON is malformed"),
     ],
 )
-def test_a_malformed_page_is_refused_with_file_and_line(read_text, old: bytes, new: bytes, said: str) -> None:
+def test_a_malformed_page_is_refused_with_file_and_line(read_text, old: bytes, new: bytes, message: str) -> None:
     page = (GOLDEN / "openai_usage.json").read_bytes()
-    with pytest.raises(BillInvalid, match=said):
+    with pytest.raises(BillInvalid, match=message):
         read_text(page.replace(old, new, 1))

@@ -34,7 +34,7 @@ def test_the_export_has_one_line_per_request(golden) -> None:
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "said"),
+    ("old", "new", "message"),
     [
         (b"0.0123", b"$0.0123", r"line 2: '\$0.0123' is no amount"),
         (b"0.0123", b"0,0123", "line 2: 25 cells under 24 columns"),
@@ -46,7 +46,7 @@ def test_the_export_has_one_line_per_request(golden) -> None:
         (b"gen-1762000420", b'"gen-1762000420', "line 3: unexpected end of data"),
     ],
 )
-def test_a_malformed_line_is_refused(read_text, old: bytes, new: bytes, said: str) -> None:
+def test_a_malformed_line_is_refused(read_text, old: bytes, new: bytes, message: str) -> None:
     export = (GOLDEN / "openrouter.csv").read_bytes()
-    with pytest.raises(BillInvalid, match=said):
+    with pytest.raises(BillInvalid, match=message):
         read_text(export.replace(old, new, 1))
