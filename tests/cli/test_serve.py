@@ -76,12 +76,12 @@ class TestListening:
     def test_a_privileged_port_names_the_allowed_ones(self, serve):
         if int(Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").read_text()) <= 80:
             pytest.skip("every port is allowed to everyone here")
-        refused(serve("--port", 80, through=as_nobody_special()), says=("Port 80", "--port 8000"))
+        refused(serve("--port", 80, through=as_nobody_special()), says=("port 80", "--port 8000"))
 
     @pytest.mark.parametrize(
         ("host", "says"),
         [
-            ("203.0.113.7", "no address of this machine"),
+            ("203.0.113.7", "not an address of this machine"),
             ("no-such-host.invalid", "no-such-host.invalid"),
             ("not a host", "not a host"),
         ],
