@@ -34,6 +34,12 @@ def test_a_request_enters_the_http_protocol_first(traces: Mapping[str, Any]) -> 
     assert "protocol" in firsts.pop()
 
 
+def test_a_warm_request_runs_through_few_files(traces: Mapping[str, Any]) -> None:
+    assert traces["call"].file_count <= 36
+    assert traces["call"].folders["relay/"] <= 8
+    assert traces["stream"].file_count <= 40
+
+
 def test_a_call_is_traced_into_the_thread_of_the_ledger(traces: Mapping[str, Any]) -> None:
     assert traces["call"].folders["ledger/"] > traces["scrape"].folders["ledger/"]
     assert any("writ" in file for file in traces["call"].functions if file.startswith("ledger/"))
