@@ -29,22 +29,31 @@ async def test_closing_commits_the_queue_and_releases_the_file(path, make_call):
     await successor.close()
 
 
+def ledger_threads() -> set[threading.Thread]:
+    """Writers of this process; other tests may keep a service running."""
+    return {thread for thread in threading.enumerate() if thread.name == "mcpmeter-ledger"}
+
+
+async def ended(threads: set[threading.Thread]) -> None:
+    for thread in threads:
+        await asyncio.to_thread(thread.join)
+
+
 async def test_a_cancelled_start_releases_the_ledger(path):
+    others = ledger_threads()
     starting = asyncio.ensure_future(SqliteStore(path).start())
     await asyncio.sleep(0)
     starting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await starting
-    for thread in threading.enumerate():
-        if thread.name == "mcpmeter-ledger":
-            await asyncio.to_thread(thread.join)
+    await ended(ledger_threads() - others)
     successor = SqliteStore(path)
     await successor.start()
     await successor.close()
 
 
 async def test_queued_rows_outlive_a_loop_that_ends_without_closing(path, make_call):
-    calls = [make_call() for _ in range(200)]
+    calls, others = [make_call() for _ in range(200)], ledger_threads()
 
     def careless_service() -> None:
         async def run() -> None:
@@ -59,9 +68,7 @@ async def test_queued_rows_outlive_a_loop_that_ends_without_closing(path, make_c
         asyncio.run(run())
 
     await asyncio.to_thread(careless_service)
-    for thread in threading.enumerate():
-        if thread.name == "mcpmeter-ledger":
-            await asyncio.to_thread(thread.join)
+    await ended(ledger_threads() - others)
     assert all(find_call(path, call.id) for call in calls)
 
 
