@@ -27,7 +27,7 @@ from mcpmeter.records import Call, Charge, LlmTarget, Scope, Settlement, Usage
 from mcpmeter.relay.headers import RequestHeaders
 from mcpmeter.relay.runtime import RelayOptions, Runtime
 from mcpmeter.relay.stream import StreamTee
-from mcpmeter.routing.candidates import route_targets
+from mcpmeter.routing.candidates import Candidate, route_targets
 from mcpmeter.routing.failover import Failover, FailoverMetrics
 from mcpmeter.routing.routes import Routing, Upstream
 from mcpmeter.service.app import HostGuard
@@ -55,7 +55,7 @@ class Cache(NamedTuple):
 def caches() -> list[Cache]:
     """Every cache on the path of a call or a chunk."""
     upstream = Upstream(provider=load_providers()["openai"], api_key="sk-1")
-    provider, credential = upstream.provider, upstream.credentials[0]
+    candidate = Candidate(upstream, MODEL, upstream.credentials[0])
     runtime = Runtime(
         options=RelayOptions(), routing=Routing([upstream]), client=Http1Client(Timeouts()), keys=KeyRing([])
     )
@@ -63,7 +63,7 @@ def caches() -> list[Cache]:
     failover = Failover(FailoverMetrics(Recorder()))
     failover.begin(plan, 60.0)
     headers = RequestHeaders()
-    url, sent_headers = headers.of(provider, credential, "chat", MODEL, stream=False)
+    url, sent_headers = headers.of(candidate, "chat", stream=False)
     target = Target.of(url)
     target.request_headers(sent_headers, 570)
     book = PriceBook(bundled_price_lists(), sources={"openai": PriceSource(genai_id="openai")})
@@ -72,8 +72,8 @@ def caches() -> list[Cache]:
     return [
         Cache(
             "request headers per credential (relay/headers.py)",
-            lambda: headers.of(provider, credential, "chat", MODEL, stream=False),
-            lambda: headers._make(provider, credential, "chat", stream=False),
+            lambda: headers.of(candidate, "chat", stream=False),
+            lambda: headers._make(candidate, "chat", stream=False),
         ),
         Cache(
             "plan per model (relay/runtime.py)",

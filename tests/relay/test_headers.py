@@ -1,39 +1,50 @@
-"""Request headers for providers: each credential has its own."""
+"""Addresses and headers of requests to providers: each credential has its own."""
 
 from __future__ import annotations
 
-from mcpmeter.providers import load_providers
+from mcpmeter.providers import Provider, load_providers
 from mcpmeter.relay.headers import RequestHeaders
-from mcpmeter.routing.routes import Credential
+from mcpmeter.routing.candidates import Candidate
+from mcpmeter.routing.routes import Credential, Upstream
 
 PROVIDERS = load_providers()
+FIRST, SECOND = Credential(id="openai-1", secret="k-1"), Credential(id="openai-2", secret="k-2")
+
+
+def target(provider: Provider, credential: Credential, model: str = "gpt-4.1") -> Candidate:
+    return Candidate(Upstream(provider=provider), model, credential)
 
 
 def test_headers_are_made_once_per_credential() -> None:
-    headers, openai = RequestHeaders(), PROVIDERS["openai"]
-    first, second = Credential(id="openai-1", secret="k-1"), Credential(id="openai-2", secret="k-2")
-    first_headers = headers.of(openai, first, "chat", "gpt-4.1", stream=False)[1]
-    assert headers.of(openai, first, "chat", "gpt-4.1", stream=False)[1] is first_headers
-    assert first_headers["authorization"] == "Bearer k-1"
-    assert headers.of(openai, second, "chat", "gpt-4.1", stream=False)[1]["authorization"] == "Bearer k-2"
+    made, openai = RequestHeaders(), PROVIDERS["openai"]
+    _, first = made.of(target(openai, FIRST), "chat", stream=False)
+    _, again = made.of(target(openai, FIRST, "other"), "chat", stream=False)
+    _, second = made.of(target(openai, SECOND), "chat", stream=False)
+    assert again is first
+    assert (first["authorization"], second["authorization"]) == ("Bearer k-1", "Bearer k-2")
+
+
+def test_an_address_that_names_the_model_is_the_models_own() -> None:
+    made, gemini = RequestHeaders(), PROVIDERS["gemini"]
+    urls = [made.of(target(gemini, FIRST, model), "generate", stream=False)[0] for model in ("a", "b")]
+    assert urls == [gemini.url("generate", model) for model in ("a", "b")]
 
 
 def test_a_stream_is_requested_by_the_accept_header() -> None:
-    headers, openai, credential = RequestHeaders(), PROVIDERS["openai"], Credential(id="openai-1", secret="k")
-    kinds = [headers.of(openai, credential, "chat", "gpt-4.1", stream=stream)[1]["accept"] for stream in (True, False)]
+    made, openai = RequestHeaders(), PROVIDERS["openai"]
+    kinds = [made.of(target(openai, FIRST), "chat", stream=stream)[1]["accept"] for stream in (True, False)]
     assert kinds == ["text/event-stream", "application/json"]
 
 
 def test_a_path_may_have_another_header_for_the_key() -> None:
-    headers, credential = RequestHeaders(), Credential(id="x-1", secret="k")
-    provider = next(provider for provider in PROVIDERS.values() if provider.path_auth)
+    made, provider = RequestHeaders(), next(provider for provider in PROVIDERS.values() if provider.path_auth)
     path_name, auth = next(iter(provider.path_auth.items()))
-    assert auth.header in headers.of(provider, credential, path_name, "gpt-4.1", stream=False)[1]
     usual = next(path for path in provider.paths if path not in provider.path_auth)
-    assert provider.auth.header in headers.of(provider, credential, usual, "gpt-4.1", stream=False)[1]
+    assert auth.header in made.of(target(provider, FIRST), path_name, stream=False)[1]
+    assert provider.auth.header in made.of(target(provider, FIRST), usual, stream=False)[1]
 
 
 def test_without_a_key_no_auth_header_is_sent() -> None:
-    provider, without_key = PROVIDERS["ollama"], Credential(id="ollama-1")
-    _, headers = RequestHeaders().of(provider, without_key, "chat", "gpt-4.1", stream=False)
+    provider = PROVIDERS["ollama"]
+    _, headers = RequestHeaders().of(target(provider, Credential(id="ollama-1")), "chat", stream=False)
     assert provider.auth.header not in headers

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final, ParamSpec, TypeVar
 
 from msgspec.structs import replace
@@ -51,8 +52,8 @@ class RelayedCall:
 
     It may end at any await: the client disconnects, the service cuts it off, the provider fails. What the settlement
     then needs is kept as soon as it is known: `target` of the latest attempt; `response`, the one that is forwarded,
-    from its headers on; `stream`, what was delivered of it. `cancel` is the block that `cut` ends. Nothing else of a
-    call changes. Steps hand each other values; only the way out of a failed call reads this state.
+    from its headers on; `stream`, what was delivered of it. `cancel` is the block that `cut` ends. Steps hand each
+    other values; only the way out of a failed call reads this state.
     """
 
     target: Candidate | None = field(default=None, init=False)
@@ -134,17 +135,14 @@ class RelayedCall:
                 raise step.error
 
     def _update_row(self, target: Candidate) -> None:
-        provider, row = target.upstream.provider, self.opened.call.llm
-        # Even the first attempt may go elsewhere than the row says: by weight, or past an open circuit.
+        provider, row = target.upstream.provider, self.opened.call.llm  # another one by weight, or by an open circuit
         if row is None or row.provider != provider.name or row.model != target.model:
             self.opened.goes_to(target_of(provider, target.model, self.endpoint.dialect, self.request))
 
     async def _post(self, target: Candidate) -> UpstreamResponse:
         provider, dialect, request = target.upstream.provider, self.endpoint.dialect, self.request
         path_name = dialect.path_name(request)
-        url, headers = self.runtime.request_headers.of(
-            provider, target.credential, path_name, target.model, stream=request.stream
-        )
+        url, headers = self.runtime.request_headers.of(target, path_name, stream=request.stream)
         if passed := passed_request_headers(dialect.passed_headers, self.exchange.headers):
             headers = {**passed, **headers}  # in this order: the client cannot replace our headers, above all the key
         if not provider.asks_stream_usage:
@@ -188,12 +186,14 @@ class RelayedCall:
     async def _forward_response(self, target: Candidate, response: UpstreamResponse, body: bytes) -> Settlement:
         provider, dialect = target.upstream.provider, self.endpoint.dialect
         try:
-            info = await off_loop_if_large(len(body), dialect.read_response, body)
+            large = len(body) > MAX_ON_LOOP_BYTES
+            info = await asyncio.to_thread(dialect.read_response, body) if large else dialect.read_response(body)
         except UnreadableResponse:
             raise upstream_errors.unreadable_response(provider.name, response.status, body) from None
         response.finish()
-        size = 0 if info.usage else len(self.body) + len(body)
-        found = await off_loop_if_large(size, result.usage_of_response, dialect, self.body, body, info)
+        large = info.usage is None and len(self.body) + len(body) > MAX_ON_LOOP_BYTES
+        usage_of = partial(result.usage_of_response, dialect, self.body, body, info)
+        found = await asyncio.to_thread(usage_of) if large else usage_of()
         settlement = await self.opened.settle(result.of_success(provider, response, info, found))
         headers = (*self._response_headers(target, response), *cost_headers(settlement))
         await self.exchange.respond(response.status, headers, body)

@@ -10,10 +10,9 @@ from mcpmeter.catalog.spec import NANO
 from mcpmeter.errors import MeterError
 from mcpmeter.http.asgi import Header
 from mcpmeter.http.exchange import Exchange
-from mcpmeter.providers import Provider
 from mcpmeter.records import Settlement
 from mcpmeter.relay.passed_headers import NAMES_OUT, PASSED_PREFIXES
-from mcpmeter.routing.routes import Credential
+from mcpmeter.routing.candidates import Candidate
 
 REQUEST_ID_HEADERS: Final = ("x-generation-id", "x-request-id", "request-id")
 """OpenRouter's (its bill names calls by it), OpenAI's and most others', Anthropic's."""
@@ -31,28 +30,26 @@ class RequestHeaders:
     def __init__(self) -> None:
         self._made: dict[tuple[str, str, str, bool], tuple[str, Mapping[str, str]]] = {}
 
-    def of(
-        self, provider: Provider, credential: Credential, path_name: str, model: str, *, stream: bool
-    ) -> tuple[str, Mapping[str, str]]:
+    def of(self, target: Candidate, path_name: str, *, stream: bool) -> tuple[str, Mapping[str, str]]:
         """The URL of a request and its headers, except those that pass from the client's."""
+        credential = target.credential
         key = credential.id, credential.secret, path_name, stream
         made = self._made.get(key)
         if made is None:
-            made = self._made[key] = self._make(provider, credential, path_name, stream=stream)
+            made = self._made[key] = self._make(target, path_name, stream=stream)
         url, headers = made
-        return url or provider.url(path_name, model), headers
+        return url or target.upstream.provider.url(path_name, target.model), headers
 
     @staticmethod
-    def _make(
-        provider: Provider, credential: Credential, path_name: str, *, stream: bool
-    ) -> tuple[str, Mapping[str, str]]:
+    def _make(target: Candidate, path_name: str, *, stream: bool) -> tuple[str, Mapping[str, str]]:
+        provider = target.upstream.provider
         url = "" if provider.names_model(path_name) else provider.url(path_name)
         return url, {
             "content-type": "application/json",
             "accept": "text/event-stream" if stream else "application/json",
             "accept-encoding": "identity",
             "user-agent": "mcpmeter",
-            **provider.auth_headers(credential.secret, path_name),
+            **provider.auth_headers(target.credential.secret, path_name),
         }
 
 

@@ -18,7 +18,7 @@ from mcpmeter.ledger.store import InsufficientBudget
 from mcpmeter.meter import CallResult, Meter, OpenCall
 from mcpmeter.quota.tracker import QuotaTracker
 from mcpmeter.records import Outcome, Reservation, Settlement
-from mcpmeter.relay.call import RelayedCall, off_loop_if_large, target_of
+from mcpmeter.relay.call import MAX_ON_LOOP_BYTES, RelayedCall, off_loop_if_large, target_of
 from mcpmeter.relay.headers import send_error
 from mcpmeter.relay.runtime import EndpointConfig, RelayOptions, Runtime
 from mcpmeter.routing.failover import Failover
@@ -75,12 +75,17 @@ class Pipeline:
         self, opened: OpenCall, exchange: Exchange, endpoint: EndpointConfig, runtime: Runtime
     ) -> RelayedCall:
         """All steps before the request is sent. Raises the error that refuses the call."""
-        self._refuse_if_draining()
+        if self.draining:
+            raise _draining()
         caller, dialect = runtime.identify(exchange.secret), endpoint.dialect
 
         body = await exchange.read_body(runtime.options.max_body_bytes)
-        request = await off_loop_if_large(len(body), dialect.read_request, body, exchange.path_params)
-        self._refuse_if_draining()  # again: it may have begun during a slow upload
+        if len(body) <= MAX_ON_LOOP_BYTES:
+            request = dialect.read_request(body, exchange.path_params)
+        else:
+            request = await asyncio.to_thread(dialect.read_request, body, exchange.path_params)
+        if self.draining:  # since a slow upload began
+            raise _draining()
 
         model = request.model or endpoint.default_model
         if not model:
@@ -123,10 +128,6 @@ class Pipeline:
             body=body,
         )
 
-    def _refuse_if_draining(self) -> None:
-        if self.draining:
-            raise Draining("The service is stopping and takes no new calls.", hint="Retry; another replica may answer.")
-
     # Waiting for calls to end -----------------------------------------------------------------------------------------
 
     def _release(self, client: UpstreamClient) -> None:
@@ -153,6 +154,10 @@ class Pipeline:
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiters.append(waiter)
         await waiter
+
+
+def _draining() -> Draining:
+    return Draining("The service is stopping and takes no new calls.", hint="Retry; another replica may answer.")
 
 
 async def _worst_case(

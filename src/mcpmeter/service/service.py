@@ -8,7 +8,6 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import replace
-from functools import partial
 from importlib.metadata import version as installed_version
 from typing import Final
 
@@ -65,7 +64,7 @@ class Service:
         ledger = self.settings.ledger
         self._store = open_store(
             self.ledger_path,
-            partial(self.recorder.observe, service_rows.LEDGER_COMMIT),
+            self.recorder.families[service_rows.LEDGER_COMMIT.name].histogram().observe,
             lease_s=ledger.lease_seconds,
             synchronous=ledger.synchronous,
         )
