@@ -240,7 +240,12 @@ class RequestCycle:
     def respond(self, status: int, headers: Iterable[Header], body: bytes) -> None:
         """Send a complete response in one write. Its content-length is added."""
         self._start(status, headers, len(body))
-        self.end(body)
+        if self._bytes_left != len(body) or self.disconnected:  # an answer to HEAD, for one
+            self.end(body)
+            return
+        written, self._headers, self._bytes_left = self._headers, b"", 0
+        self._transport.write(written + body)
+        self._complete()
 
     def start(self, status: int, headers: Iterable[Header]) -> None:
         """Set status and headers, which go out with the first part of the body."""
@@ -297,8 +302,12 @@ class RequestCycle:
             self._write(self._counted(data))
             if self._bytes_left:
                 raise RuntimeError("a response is shorter than its content-length")
+        self._complete()
+
+    def _complete(self) -> None:
         self.response_complete = True
-        self._notify()
+        if self._event is not None:
+            self._event.set()
         self._on_complete()
 
     def _counted(self, data: bytes) -> bytes:
