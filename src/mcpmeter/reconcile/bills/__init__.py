@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from functools import cache
 
 from mcpmeter.reconcile.bills.base import BillFormat
 
 
-@cache
 def formats() -> dict[str, BillFormat]:
     """Every format, by name."""
     names = sorted(module.name for module in pkgutil.iter_modules(__path__))
