@@ -527,7 +527,7 @@ def nothing_is_left(relay: Any) -> bool:
 TIMES = {
     "first_byte_seconds": ("stall=headers", False, "sent nothing in time"),
     "idle_seconds": ("stall=body", True, "sent nothing between"),
-    "total_seconds": ("drip_bytes_per_second=200", False, "did not end its answer in time"),
+    "total_seconds": ("drip_bytes_per_second=200", False, "did not end its response in time"),
 }
 
 

@@ -120,7 +120,7 @@ class CancelOnDisconnect:
         return self
 
     def _on_disconnect(self) -> None:
-        self.cut(ClientDisconnected("The client closed the connection before the answer was complete."))
+        self.cut(ClientDisconnected("The client closed the connection before the response was complete."))
 
     def cut(self, error: MeterError) -> None:
         """End the block with `error`."""
@@ -234,7 +234,7 @@ class HttpExchange:
 
 def client_stalled() -> ClientDisconnected:
     """The error for a client that leaves a response unread for too long."""
-    return ClientDisconnected("The client stopped reading the answer.")
+    return ClientDisconnected("The client stopped reading the response.")
 
 
 def direct_response_of(scope: Scope) -> DirectResponse:

@@ -86,7 +86,7 @@ class ToolExchange:
             try:
                 await self._on_text(text)
             except (anyio.BrokenResourceError, anyio.ClosedResourceError):
-                raise ClientDisconnected("The client closed the connection before the answer was complete.") from None
+                raise ClientDisconnected("The client closed the connection before the response was complete.") from None
 
     async def end(self, data: bytes = b"") -> None:
         """Collect the last part; its text appears only in the result."""

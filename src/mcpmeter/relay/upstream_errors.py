@@ -59,7 +59,7 @@ def refuses_account(body: bytes, marks: Iterable[str]) -> bool:
 
 def unreadable_response(name: str, status: int, body: bytes) -> InvalidUpstreamResponse:
     """The error of a success status whose body is not what the dialect promises."""
-    kind = "an empty body" if not body.strip() else "a body that is not a JSON answer"
+    kind = "an empty body" if not body.strip() else "a body that is not a JSON response"
     return InvalidUpstreamResponse(f"{name} answered {status} with {kind}.", hint="Check its base_url, or retry.")
 
 
@@ -67,4 +67,4 @@ def incomplete_stream(name: str, *, has_started: bool) -> UpstreamFault:
     """The error of a stream that ended without its last event, finish reason or usage."""
     if not has_started:
         return InvalidUpstreamResponse(f"{name} answered with an empty stream.", hint="Retry.")
-    return UpstreamDisconnected(f"{name} ended its stream before the answer was complete.", hint="Retry.")
+    return UpstreamDisconnected(f"{name} ended its stream before the response was complete.", hint="Retry.")

@@ -98,11 +98,11 @@ def route_table(
         return pipeline.runtime.identify(secret)  # the runtime of now: a reload replaces it
 
     api = ApiPages(quota, budgets, identify, version, query_usage=usage)
-    for path, answer in api.routes():
-        routes[path] = {"GET": PageEndpoint(meter, path, answer)}
+    for path, handler in api.routes():
+        routes[path] = {"GET": PageEndpoint(meter, path, handler)}
     key_pages = KeyPages(store, lambda: pipeline.runtime.keys, reload_keys, is_local)
-    for verb, path, answer in key_pages.routes():
-        routes.setdefault(path, {})[verb] = PageEndpoint(meter, path, answer)
+    for verb, path, handler in key_pages.routes():
+        routes.setdefault(path, {})[verb] = PageEndpoint(meter, path, handler)
     routes["/-/reload"] = {"POST": PageEndpoint(meter, "/-/reload", pages.ReloadPage(reload, is_local))}
     return routes
 

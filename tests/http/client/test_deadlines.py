@@ -51,8 +51,8 @@ SLOW: dict[str, tuple[bytes, dict[str, float], str]] = {
     "hints alone": (b"HTTP/1.1 100 Continue\r\n\r\n", {"first_byte_seconds": 0.1}, "sent nothing in time"),
     "half a body": (HALF, {"idle_seconds": 0.1}, "between two parts"),
     "no end": (CHUNKED + b"2\r\nhi\r\n", {"idle_seconds": 0.1}, "between two parts"),
-    "no head in all the time": (b"", {"total_seconds": 0.1}, "did not end its answer"),
-    "no body in all the time": (HALF, {"total_seconds": 0.1}, "did not end its answer"),
+    "no head in all the time": (b"", {"total_seconds": 0.1}, "did not end its response"),
+    "no body in all the time": (HALF, {"total_seconds": 0.1}, "did not end its response"),
 }
 
 

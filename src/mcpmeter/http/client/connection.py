@@ -37,7 +37,7 @@ FINISH_SECONDS: Final = 1.0
 MAX_JOINED_BYTES: Final = 16 * 1024
 """Up to this a request goes out as one piece: one record of TLS and one buffer. Larger ones are not copied."""
 
-STREAM_TIMEOUT_TEXT: Final = "sent nothing between two parts of its answer"
+STREAM_TIMEOUT_TEXT: Final = "sent nothing between two parts of its response"
 
 
 class ConnectionOwner(Protocol):
@@ -268,7 +268,7 @@ class Connection(Deadlines, asyncio.Protocol):
             else:
                 self._fail(
                     UpstreamDisconnected(
-                        f"{self._provider} closed the connection before its answer ended.", hint="Retry."
+                        f"{self._provider} closed the connection before its response ended.", hint="Retry."
                     )
                 )
         self._is_reusable = False

@@ -90,7 +90,7 @@ class Deadlines:
         if self.now() < deadline:
             self._set_timer(deadline)
         else:
-            what = self._timeout_text if idle_deadline <= deadline else "did not end its answer in time"
+            what = self._timeout_text if idle_deadline <= deadline else "did not end its response in time"
             self._fail(UpstreamTimedOut(f"{self._provider} {what}.", hint="Retry, or raise relay.timeouts."))
 
     def _stop_timer(self) -> None:

@@ -66,20 +66,21 @@ class Inflate:
             return self._inflater.decompress(data, PIECE_BYTES)
         except zlib.error:
             raise InvalidUpstreamResponse(
-                f"{self._provider} sent an answer that does not unpack.", hint="Try again; it is the provider's fault."
+                f"{self._provider} sent a response that cannot be decompressed.",
+                hint="Try again; it is the provider's fault.",
             ) from None
 
     def finish(self) -> None:
         """Check the end of the body. Raises UpstreamDisconnected if more should follow."""
         if self._has_begun and not self._inflater.eof:
             raise UpstreamDisconnected(
-                f"{self._provider} closed the connection before its answer ended.", hint="Retry."
+                f"{self._provider} closed the connection before its response ended.", hint="Retry."
             )
 
 
 def too_large(provider: str, limit_bytes: int) -> UpstreamResponseTooLarge:
     """The error for a body over the limit, compressed or plain."""
     return UpstreamResponseTooLarge(
-        f"The answer of {provider} passes {limit_bytes} bytes.",
-        hint="Raise relay.max_answer_bytes if such answers are wanted.",
+        f"The response of {provider} is larger than {limit_bytes} bytes.",
+        hint="Raise relay.max_answer_bytes to allow it.",
     )

@@ -240,7 +240,7 @@ class RequestCycle:
     def respond(self, status: int, headers: Iterable[Header], body: bytes) -> None:
         """Send a complete response in one write. Its content-length is added."""
         self._start(status, headers, len(body))
-        if self._bytes_left != len(body) or self.disconnected:  # an answer to HEAD, for one
+        if self._bytes_left != len(body) or self.disconnected:  # a response to HEAD, for one
             self.end(body)
             return
         written, self._headers, self._bytes_left = self._headers, b"", 0
