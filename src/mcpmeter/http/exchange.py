@@ -133,8 +133,12 @@ class CancelOnDisconnect:
     ) -> None:
         task, self._task = self._task, None
         self._watch(None)
-        if self._cut is not None and task is not None and task.uncancel() == 0 and kind is not None:
-            raise self._cut from None
+        cut, self._cut = self._cut, None
+        if cut is not None and task is not None and task.uncancel() == 0 and kind is not None:
+            try:
+                raise cut from None
+            finally:
+                del cut  # with its traceback it would be a circle of references
 
 
 class HttpExchange:

@@ -19,6 +19,7 @@ from typing import Final
 
 from mcpmeter.errors import ClientDisconnected, MeterError
 from mcpmeter.http.asgi import App, Header, Message, Scope
+from mcpmeter.http.exchange import DIRECT_RESPONSE
 
 log = logging.getLogger("mcpmeter")
 
@@ -110,6 +111,7 @@ class RequestCycle:
 
     def run(self, app: App, loop: asyncio.AbstractEventLoop, tasks: set[asyncio.Task[None]]) -> None:
         """Run the application in a task that is among `tasks` until it ends."""
+        self.scope["extensions"] = {DIRECT_RESPONSE: self}
         tasks.add(loop.create_task(self._run(app, tasks)))
 
     async def _run(self, app: App, tasks: set[asyncio.Task[None]]) -> None:
@@ -118,11 +120,13 @@ class RequestCycle:
         except Exception as fault:
             log.error("fault while answering: %s", type(fault).__name__)
         finally:
-            self._close_if_incomplete()
-            # These would be circles of references, which only the garbage collector finds.
-            self.scope.pop("extensions", None)
-            self._on_complete = _nothing
-            tasks.discard(asyncio.current_task())
+            try:
+                self._close_if_incomplete()
+            finally:
+                # These would be circles of references, which only the garbage collector finds.
+                self.scope.pop("extensions", None)
+                self._on_complete, self._refusal = _nothing, None
+                tasks.discard(asyncio.current_task())
 
     def _close_if_incomplete(self) -> None:
         if self.response_complete or self.disconnected:
@@ -254,6 +258,7 @@ class RequestCycle:
     def _start(self, status: int, headers: Iterable[Header], body_bytes: int | None) -> None:
         if self.response_started:
             raise RuntimeError("a response has started already")
+        self._is_chunked, self._bytes_left = False, None  # of a start that failed
         sent = list(self._default_headers)
         for header in headers:
             if header[0] not in FRAMING_HEADERS:

@@ -30,7 +30,6 @@ import httptools
 
 from mcpmeter.errors import HeadersTooLarge, InvalidRequest, MeterError
 from mcpmeter.http.asgi import App, Header, Scope
-from mcpmeter.http.exchange import DIRECT_RESPONSE
 from mcpmeter.http.framing import FREE_BYTES_PER_PART, MAX_HEADER_BYTES
 from mcpmeter.http.server.cycle import Flow, RequestCycle, response_headers
 from mcpmeter.http.server.request_headers import size_of, without_upgrade
@@ -146,7 +145,9 @@ class ServerProtocol(asyncio.Protocol):
         self._flow.resume_writing()
         if self._answered is not None and not self._answered.response_complete:
             self._answered.disconnect()
-        del self._parser  # it refers to this object
+        # These refer to this object: a circle, which only the garbage collector finds.
+        self._received = None
+        del self._parser
 
     # uvicorn calls ------------------------------------------------------------------------------------------------
 
@@ -212,7 +213,7 @@ class ServerProtocol(asyncio.Protocol):
     def _new_cycle(self) -> RequestCycle:
         version = self._parser.get_http_version()
         scope = self._new_scope(version)
-        cycle = RequestCycle(
+        return RequestCycle(
             scope,
             self._transport,
             self._flow,
@@ -221,8 +222,6 @@ class ServerProtocol(asyncio.Protocol):
             keep_alive=version != "1.0" and self._parser.should_keep_alive(),
             on_complete=self._on_response_complete,
         )
-        scope["extensions"] = {DIRECT_RESPONSE: cycle}
-        return cycle
 
     def _new_scope(self, version: str) -> Scope:
         url = self._url
@@ -279,6 +278,7 @@ class ServerProtocol(asyncio.Protocol):
     def _on_response_complete(self) -> None:
         self._server_state.total_requests += 1
         if self._answered is not None and not self._answered.keep_alive:
+            self._pipeline.clear()  # no response follows one that closes
             self._close()
         if self._transport.is_closing():
             return
@@ -291,7 +291,8 @@ class ServerProtocol(asyncio.Protocol):
                 self._check_idle_in(self._keep_alive_seconds)
 
     def _close(self) -> None:
-        if self._is_refused:
+        # Lingering ends by an abort, which would drop what a slow client has not read; closing sends it first.
+        if self._is_refused and not self._transport.get_write_buffer_size():
             self._linger()
         else:
             self._transport.close()
