@@ -19,7 +19,6 @@ from mcpmeter.errors import (
     UpstreamFault,
     UpstreamResponseTooLarge,
 )
-from mcpmeter.http.asgi import Header
 from mcpmeter.http.client.interface import UpstreamResponse
 from mcpmeter.http.exchange import CancelOnDisconnect, Exchange
 from mcpmeter.meter import OpenCall
@@ -94,8 +93,10 @@ class RelayedCall:
             await self._report(await self._settle_failure(error))
             return self.opened.settled
         except BaseException:  # a fault of ours, or the event loop is closing
-            reported = await self._settle_failure(_fault_of_ours())
-            if not self.exchange.started:
+            was_settled = self.opened.is_settled
+            # Shielded: a cancelled wait would not see that the ledger failed, and recovery would count the call again.
+            reported = await asyncio.shield(self._settle_failure(_fault_of_ours()))
+            if not was_settled and not self.exchange.started:
                 await self._report(reported)
             raise
         finally:
@@ -168,7 +169,7 @@ class RelayedCall:
             return await response.read(max_bytes)
         only_we_ask_usage = request.stream and not request.usage_requested and provider.asks_stream_usage
         tee = StreamTee(self.endpoint.events, withhold_usage=only_we_ask_usage)
-        headers = self._response_headers(target, response)
+        headers = response_headers(self.opened.call.id, target, self.attempts.made, response)
         stream = self.stream = ForwardedStream(self.exchange, response, tee, headers, self.opened.elapsed_ns)
         if not await stream.run(max_bytes, self.cut):
             raise upstream_errors.incomplete_stream(provider.name, has_started=self.exchange.started)
@@ -184,9 +185,8 @@ class RelayedCall:
         return settlement
 
     async def _forward_response(self, target: Candidate, response: UpstreamResponse, body: bytes) -> Settlement:
-        provider, dialect = target.upstream.provider, self.endpoint.dialect
+        provider, dialect, large = target.upstream.provider, self.endpoint.dialect, len(body) > MAX_ON_LOOP_BYTES
         try:
-            large = len(body) > MAX_ON_LOOP_BYTES
             info = await asyncio.to_thread(dialect.read_response, body) if large else dialect.read_response(body)
         except UnreadableResponse:
             raise upstream_errors.unreadable_response(provider.name, response.status, body) from None
@@ -195,8 +195,8 @@ class RelayedCall:
         usage_of = partial(result.usage_of_response, dialect, self.body, body, info)
         found = await asyncio.to_thread(usage_of) if large else usage_of()
         settlement = await self.opened.settle(result.of_success(provider, response, info, found))
-        headers = (*self._response_headers(target, response), *cost_headers(settlement))
-        await self.exchange.respond(response.status, headers, body)
+        headers = response_headers(self.opened.call.id, target, self.attempts.made, response)
+        await self.exchange.respond(response.status, [*headers, *cost_headers(settlement)], body)
         return settlement
 
     async def _forward_error(self, target: Candidate, response: UpstreamResponse, body: bytes) -> Settlement:
@@ -207,12 +207,9 @@ class RelayedCall:
             raise error
         response.finish()
         settlement = await self.opened.settle(result.of_refusal(provider, response, error))
-        await self.exchange.respond(status, self._response_headers(target, response), body)
+        headers = response_headers(self.opened.call.id, target, self.attempts.made, response)
+        await self.exchange.respond(status, headers, body)
         return settlement
-
-    def _response_headers(self, target: Candidate, response: UpstreamResponse) -> list[Header]:
-        name, secret = target.upstream.provider.name, target.credential.secret
-        return response_headers(self.opened.call.id, name, self.attempts.made, response.headers, secret)
 
     # Failure ----------------------------------------------------------------------------------------------------------
 
@@ -227,10 +224,12 @@ class RelayedCall:
         found = result.unread_usage(self.request, reason)
         try:
             tee = stream.tee if stream else None
-            found = await off_loop_if_large(len(self.body), result.usage_of_failure, dialect, self.body, tee, reason)
+            # Not in a thread if no body has to be read: a cancellation there would lose the provider's own count.
+            size = len(self.body) if reason and not (tee and tee.counted) else 0
+            found = await off_loop_if_large(size, result.usage_of_failure, dialect, self.body, tee, reason)
         finally:  # even if the estimate was cancelled or failed
-            started = self.exchange.started
-            ended = result.of_failure(self._provider, response, found, stream, error, has_started=started)
+            has_started = self.exchange.started
+            ended = result.of_failure(self._provider, response, found, stream, error, has_started=has_started)
             try:
                 await self.opened.settle(ended)
             except MeterError as fault:

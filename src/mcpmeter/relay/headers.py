@@ -9,6 +9,7 @@ from typing import Final
 from mcpmeter.catalog.spec import NANO
 from mcpmeter.errors import MeterError
 from mcpmeter.http.asgi import Header
+from mcpmeter.http.client.interface import UpstreamResponse
 from mcpmeter.http.exchange import Exchange
 from mcpmeter.records import Settlement
 from mcpmeter.relay.passed_headers import NAMES_OUT, PASSED_PREFIXES
@@ -60,11 +61,10 @@ def passed_request_headers(wanted: frozenset[bytes], received: Mapping[bytes, by
     return {name.decode("latin-1"): value.decode("latin-1") for name, value in received.items() if name in wanted}
 
 
-def response_headers(
-    call_id: str, provider: str, attempts: int, received: Mapping[str, str], secret: str
-) -> list[Header]:
-    """The headers of a provider's response as they go to the client; `secret` is the key it was requested with."""
-    return [call_id_header(call_id), *attempt_headers(provider, attempts), *passed_response_headers(received, secret)]
+def response_headers(call_id: str, target: Candidate, attempts: int, response: UpstreamResponse) -> list[Header]:
+    """The headers of the response of `target` as they go to the client."""
+    passed = passed_response_headers(response.headers, target.credential.secret)
+    return [call_id_header(call_id), *attempt_headers(target.upstream.provider.name, attempts), *passed]
 
 
 def call_id_header(call_id: str) -> Header:
