@@ -14,6 +14,7 @@ class Transport:
     def __init__(self) -> None:
         self.writes: list[bytes] = []
         self.calls: list[str] = []
+        self.unsent_bytes = 0
 
     @property
     def written(self) -> bytes:
@@ -28,6 +29,9 @@ class Transport:
 
     def get_extra_info(self, name: str) -> Any:
         return ("127.0.0.1", 5000) if name == "peername" else None
+
+    def get_write_buffer_size(self) -> int:
+        return self.unsent_bytes
 
     def is_closing(self) -> bool:
         return "close" in self.calls or "abort" in self.calls

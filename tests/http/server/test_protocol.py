@@ -138,3 +138,26 @@ async def test_a_connection_has_one_timer_however_many_requests() -> None:
     assert len(timers) == 1
     server.protocol.connection_lost(None)
     assert timers.pop().cancelled()
+
+
+JUNK = b"POST /b HTTP/1.1\r\nhost: a\r\ncontent-length: 2\r\n\r\nhi\x00junk\r\n\r\n"
+
+
+async def test_no_request_runs_behind_a_response_that_closes() -> None:
+    server = Server()
+    server.let("/b")
+    server.protocol.data_received(b"GET /a HTTP/1.0\r\nconnection: keep-alive\r\n\r\n" + JUNK)
+    server.let("/a")
+    await server.until(lambda: server.transport.closings)
+    await server.until(lambda: not server.state.tasks)
+    assert [scope["path"] for scope in server.scopes] == ["/a"]
+
+
+@pytest.mark.parametrize(("unsent_bytes", "ending"), [(0, "write_eof"), (9, "close")])
+async def test_junk_behind_a_request_cuts_no_unsent_response(unsent_bytes: int, ending: str) -> None:
+    server = Server()
+    server.protocol.data_received(GET % b"/a" + b"\x00junk\r\n\r\n")
+    server.transport.unsent_bytes = unsent_bytes
+    server.let("/a")
+    await server.until(lambda: server.transport.closings)
+    assert server.transport.closings == [ending]
