@@ -28,7 +28,7 @@ HOW = (
     "A process settles calls, eight at a time and half of them under a budget, in a ledger on its own ext4. After "
     "a random number of promises the file system is shut down as by a power cut: nothing more reaches its image, and "
     "what was only in memory is lost. Promises made before that count. The process is killed, the image mounted again, "
-    "which replays its journal, and the ledger opened and verified. Not tried: a disk that loses what it was told "
+    "which replays its journal, and the ledger opened and verified. Not tried: a disk that loses what it was ordered "
     "to flush."
 )
 
