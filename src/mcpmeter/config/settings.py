@@ -49,7 +49,7 @@ class ServerSettings(Section):
 
     host: Host = setting(
         "127.0.0.1",
-        help="Address to listen on. Any other than loopback requires a key, `allowed_hosts` and a token for `/metrics`.",
+        help="Address to listen on. Any other than loopback needs a key, `allowed_hosts` and a token for `/metrics`.",
         example="0.0.0.0",  # noqa: S104
     )
     port: Port = setting(8000, help="TCP port; 0 picks a free one.", example=8080)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from ipaddress import ip_address
+from ipaddress import IPv6Address
 from typing import Final, NamedTuple
 
 _AUTHORITY: Final = re.compile(r"(\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9_.-]{1,254})(?::([0-9]{1,5}))?")
@@ -36,7 +36,7 @@ def authority_of(text: str) -> Authority | None:
     if not host.startswith("["):
         return Authority(host.removesuffix("."), port)
     try:
-        return Authority(f"[{ip_address(host[1:-1])}]", port)
+        return Authority(f"[{IPv6Address(host[1:-1])}]", port)
     except ValueError:
         return None
 

@@ -106,12 +106,11 @@ class ReloadPage:
         self._admin = admin
 
     async def __call__(self, exchange: HttpExchange) -> Page:
-        self._admin(exchange)
         try:
             await exchange.read_body(0)
         except BodyTooLarge:
             raise InvalidRequest("This request takes no body.", hint="Send it empty: curl -X POST.") from None
-        self._admin(exchange)  # keys may change while a body arrives
+        self._admin(exchange)
         try:
             await self._reload()
         except ConfigInvalid as fault:

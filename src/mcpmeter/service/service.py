@@ -317,27 +317,30 @@ class Service:
             reload=self.reload,
         )
         metrics: dict[str, Endpoint] = {"GET": PageEndpoint(self.meter, "/metrics", self._metrics_page())}
-        templates = gemini_templates(self.pipeline)
-        self._label_sets.register_routes(
-            {**routes, "/": {}, "/metrics": metrics}, [template.label for template in templates]
-        )
-        tables: dict[str, RouteTable] = {"server": routes, "server.admin": {}, "metrics": {}}
-        if self.settings.server.admin is not None:
-            moved = [path for path in routes if path.startswith(ADMIN_PREFIXES)]
-            tables["server.admin"] = {
-                **{path: routes[path] for path in HEALTH_PATHS},
-                **{path: routes.pop(path) for path in moved},
-            }
         own, *others = listeners(self.settings)
-        for listener in (own, *others):
-            if listener.has_metrics:
-                tables[listener.section]["/metrics"] = metrics
+        tables = self._split_routes(routes, metrics)
         add_index(self.meter, routes, self.version)
+        templates = gemini_templates(self.pipeline)
+        paths = {path: verbs for table in tables.values() for path, verbs in table.items()}
+        self._label_sets.register_routes(paths, [template.label for template in templates])
         self.app = App(self.meter, routes, host_guard(self.settings, own.host), templates, SHAPES)
         self.other_apps = {
             listener: App(self.meter, tables[listener.section], host_guard(self.settings, listener.host))
             for listener in others
         }
+
+    def _split_routes(self, routes: RouteTable, metrics: dict[str, Endpoint]) -> Mapping[str, RouteTable]:
+        """Move the routes of the further listeners to tables of their own, by the listener's section."""
+        tables: dict[str, RouteTable] = {"server": routes, "server.admin": {}, "metrics": {}}
+        if self.settings.server.admin is not None:
+            moved = [path for path in routes if path.startswith(ADMIN_PREFIXES)]
+            tables["server.admin"] = {path: routes[path] for path in (*moved, *HEALTH_PATHS)}
+            for path in moved:
+                del routes[path]
+        for listener in listeners(self.settings):
+            if listener.has_metrics:
+                tables[listener.section]["/metrics"] = metrics
+        return tables
 
     def _metrics_page(self) -> pages.MetricsPage:
         registry = CollectorRegistry()
