@@ -68,7 +68,8 @@ def caches() -> list[Cache]:
     target.request_headers(sent_headers, 570)
     book = PriceBook(bundled_price_lists(), sources={"openai": PriceSource(genai_id="openai")})
     budgets = Budgets([Budget("all", Scope(), 10**12, Period("month"))])
-    guard, host = HostGuard(["localhost", "127.0.0.1"]), {b"host": b"127.0.0.1:8000"}
+    guard = HostGuard(["localhost", "127.0.0.1"])
+    request: dict[str, Any] = {"path": "/v1/chat/completions", "headers": [(b"host", b"127.0.0.1:8000")]}
     return [
         Cache(
             "request headers per credential (relay/headers.py)",
@@ -103,8 +104,8 @@ def caches() -> list[Cache]:
         ),
         Cache(
             "checked Host headers (service/app.py)",
-            lambda: guard.check(host),
-            _clearing(guard._seen, lambda: guard.check(host)),
+            lambda: guard.check(request),
+            _clearing(guard._seen, lambda: guard.check(request)),
         ),
         *_recorder_caches(),
         Cache("template of a chunk (relay/event_template.py)", _stream(templates=True), _stream(templates=False)),

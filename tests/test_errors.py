@@ -29,6 +29,7 @@ EVERY = all_errors()
 # Ids are public: programs match on them. An id may be added, none may be removed or changed.
 IDS = {
     "validation_error", "invalid_request", "body_too_large", "body_too_slow", "headers_too_large",
+    "unsupported_media_type",
     "route_not_found", "method_not_allowed", "key_not_found", "key_configured",
     "not_authenticated", "not_allowed", "rate_limited", "budget_exhausted", "caller_gone",
     "upstream_fault", "upstream_refused_account", "upstream_answered_garbage", "upstream_answer_too_large",
@@ -47,6 +48,7 @@ MAPPING = {
     "body_too_large": (413, -32602, "validation_error", "client"),
     "body_too_slow": (408, -32602, "validation_error", "client"),
     "headers_too_large": (431, -32602, "validation_error", "client"),
+    "unsupported_media_type": (415, -32602, "validation_error", "client"),
     "route_not_found": (404, -32601, "validation_error", "client"),
     "method_not_allowed": (405, -32601, "validation_error", "client"),
     "key_not_found": (404, -32602, "validation_error", "client"),

@@ -5,6 +5,7 @@ MeterError
 │   ├── InvalidRequest           400   validation_error
 │   │   ├── BodyTooLarge         413
 │   │   ├── BodyTooSlow          408
+│   │   ├── UnsupportedMediaType 415
 │   │   ├── HeadersTooLarge      431
 │   │   ├── RouteNotFound        404
 │   │   ├── MethodNotAllowed     405
@@ -113,6 +114,13 @@ class BodyTooSlow(InvalidRequest):
 
     id = "body_too_slow"
     http_status = 408
+
+
+class UnsupportedMediaType(InvalidRequest):
+    """The request body has a media type that this route does not take."""
+
+    id = "unsupported_media_type"
+    http_status = 415
 
 
 class HeadersTooLarge(InvalidRequest):

@@ -95,7 +95,17 @@ def test_without_a_key_anywhere_one_line_says_what_to_do(capsys: pytest.CaptureF
 def test_an_open_listener_without_a_key_is_a_problem(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = "server: {host: 0.0.0.0}\nproviders: [{name: openai, api_key: k}]"
     assert run(["check", "--config", write(tmp_path, text)]) == 1
-    assert "mcpmeter keys create" in capsys.readouterr().err
+    faults = capsys.readouterr().err
+    assert "mcpmeter keys create" in faults
+    assert "allowed_hosts: [meter.example.com]" in faults
+    assert "metrics: {public: true}" in faults
+
+
+def test_metrics_are_at_the_listener_that_serves_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for section, port in (("server: {admin: {port: 9465}}", 9465), ("metrics: {port: 9464}", 9464), ("", 8000)):
+        text = f"{section}\nproviders: [{{name: openai, api_key: k}}]"
+        assert run(["check", "--json", "--config", write(tmp_path, text)]) == 0
+        assert json.loads(capsys.readouterr().out)["metrics"] == f"http://127.0.0.1:{port}/metrics"
 
 
 async def test_a_key_in_the_ledger_is_enough_for_an_open_listener(
@@ -107,7 +117,8 @@ async def test_a_key_in_the_ledger_is_enough_for_an_open_listener(
         Key(id="key_000000000001", name="laptop", team="search", prefix="mm_", sha256="0" * 64, created_at_ns=1)
     )
     await store.close()
-    text = "server: {host: 0.0.0.0}\nledger: {path: ledger.db}\nproviders: [{name: openai, api_key: k}]"
+    server = "server: {host: 0.0.0.0, allowed_hosts: [meter]}\nmetrics: {public: true}\n"
+    text = f"{server}ledger: {{path: ledger.db}}\nproviders: [{{name: openai, api_key: k}}]"
     assert run(["check", "--config", write(tmp_path, text)]) == 0
     assert "laptop (search, ledger)" in capsys.readouterr().out
 

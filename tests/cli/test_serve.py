@@ -91,9 +91,15 @@ class TestListening:
         finished = serve("--config", config(PROVIDER + key), "--host", host, "--port", 0)
         refused(finished, says=(says, "--host"))
 
-    def test_a_public_listener_needs_a_key(self, serve):
+    def test_a_public_listener_needs_a_key_hosts_and_a_token(self, serve):
         finished = serve("--host", "0.0.0.0", "--port", 0)
-        refused(finished, says=("0.0.0.0", "key", "127.0.0.1"))
+        refused(finished, says=("0.0.0.0", "key", "127.0.0.1", "allowed_hosts: [", "metrics: {public: true}"))
+
+    def test_free_ports_of_further_listeners_are_printed(self, start, config, tmp_path):
+        text = f"server: {{port: 0, admin: {{port: 0}}}}\nmetrics: {{port: 0}}\n{PROVIDER}"
+        service = start("serve", "--config", config(text), "--ledger", tmp_path / "ledger.db", env=KEY)
+        found = service.says(r"Prometheus +http://127\.0\.0\.1:(\d+)/metrics\n +Admin +http://127\.0\.0\.1:(\d+)/")
+        assert 0 < int(found[1]) != int(found[2]) > 0
 
 
 class TestLedger:

@@ -18,6 +18,7 @@ from pydantic import BaseModel, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 
 from mcpmeter.config import (
+    AdminSettings,
     BudgetSettings,
     KeySettings,
     LedgerSettings,
@@ -349,21 +350,50 @@ def test_loopback_is_recognized(host: str, loopback: bool) -> None:
     assert is_loopback(host) is loopback
 
 
-def test_a_public_listener_without_a_key_is_refused() -> None:
-    settings = Settings(server=ServerSettings(host="0.0.0.0"))
-    with pytest.raises(ConfigInvalid, match="mcpmeter keys create"):
-        refuse_open_bind(settings, have_keys=False)
-    refuse_open_bind(settings, have_keys=True)
-    refuse_open_bind(Settings(), have_keys=False)
+GUARDED = ServerSettings(host="0.0.0.0", allowed_hosts=("meter.example.com",))
+TOKEN = MetricsSettings(bearer_token=SecretStr(SECRET))
 
 
-def test_a_public_metrics_listener_needs_a_token_or_a_key() -> None:
-    open_metrics = MetricsSettings(host="0.0.0.0", port=9464)
-    with pytest.raises(ConfigInvalid, match=r"metrics\.bearer_token"):
-        refuse_open_bind(Settings(metrics=open_metrics), have_keys=False)
-    refuse_open_bind(Settings(metrics=open_metrics), have_keys=True)
-    with_token = MetricsSettings(host="0.0.0.0", port=9464, bearer_token=SecretStr(SECRET))
-    refuse_open_bind(Settings(metrics=with_token), have_keys=False)
+def open_bind_faults(have_keys: bool = True, **sections: Any) -> list[str]:
+    try:
+        refuse_open_bind(Settings(**sections), have_keys)
+    except ConfigInvalid as fault:
+        return str(fault).splitlines()
+    return []
+
+
+def test_a_wide_bind_is_refused_with_the_line_for_each_missing_guard() -> None:
+    key, token, hosts = open_bind_faults(have_keys=False, server=ServerSettings(host="0.0.0.0"))
+    assert "mcpmeter keys create" in key
+    assert token.endswith('add metrics: {bearer_token: "${METRICS_TOKEN}"}, or metrics: {public: true}')
+    assert hosts.endswith("to 'server': allowed_hosts: [meter.example.com]")
+    assert open_bind_faults(server=ServerSettings(host="0.0.0.0")) == [token, hosts]
+    assert open_bind_faults(server=GUARDED) == [token]
+    assert open_bind_faults(server=GUARDED, metrics=TOKEN) == []
+    assert open_bind_faults(server=GUARDED, metrics=MetricsSettings(public=True)) == []
+    assert open_bind_faults(have_keys=False) == []
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.5", "meter.example.com"])
+def test_every_further_listener_beyond_loopback_is_guarded_too(host: str) -> None:
+    scrape = {"host": host, "port": 9464}
+    (token, hosts) = open_bind_faults(have_keys=False, metrics=MetricsSettings(**scrape))
+    assert token.startswith(f"'metrics.host' {host} can be reached from the network and /metrics there has no token")
+    assert "'server.allowed_hosts' is empty" in hosts
+    named = ServerSettings(allowed_hosts=("meter",))
+    assert open_bind_faults(False, server=named, metrics=MetricsSettings(**scrape, public=True)) == []
+
+    admin = ServerSettings(allowed_hosts=("meter",), admin=AdminSettings(host=host, port=9465))
+    key, token = open_bind_faults(False, server=admin)
+    assert key.startswith(f"'server.admin.host' {host} can be reached from the network and there is no key")
+    assert token.startswith(f"'server.admin.host' {host} can be reached from the network and /metrics there")
+    assert open_bind_faults(server=admin, metrics=MetricsSettings(port=9464)) == []
+
+
+def test_metrics_on_a_loopback_listener_of_its_own_need_no_token() -> None:
+    assert open_bind_faults(server=GUARDED, metrics=MetricsSettings(port=9464)) == []
+    with_admin = GUARDED.model_copy(update={"admin": AdminSettings(port=9465)})
+    assert open_bind_faults(server=with_admin) == []
 
 
 # Secrets

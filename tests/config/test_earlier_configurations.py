@@ -17,6 +17,13 @@ CONFIGURATIONS = Path(__file__).parents[1] / "fixtures" / "ffcca79" / "configura
 EXPECTED = json.loads((CONFIGURATIONS / "expected.json").read_text())
 ENVIRON = json.loads((CONFIGURATIONS / "environment.json").read_text())
 
+OPEN = "database.yaml"
+"""It listens beyond loopback, which has needed two more lines since."""
+GUARDS = (
+    (("{host: 0.0.0.0}", "{host: 0.0.0.0, allowed_hosts: [meter.example.com]}"), "allowed_hosts: [meter.example.com]"),
+    (("ledger:\n", "metrics: {public: true}\nledger:\n"), "metrics: {public: true}"),
+)
+
 Plain = Callable[[str], Any]
 
 
@@ -35,7 +42,12 @@ def plain(folder: Path) -> Plain:
 @pytest.mark.parametrize("name", EXPECTED)
 def test_check_prints_the_recorded_plan(name, folder, plain, run, request):
     environ = ENVIRON | ({"LEDGER_URL": request.getfixturevalue("postgres_url")} if name == "database.yaml" else {})
-    finished = run("check", "--json", "--config", folder / name, env=environ)
+    path = folder / name
+    if name == OPEN:
+        refused = run("check", "--json", "--config", path, env=environ)
+        assert [word in str(json.loads(refused.stdout)["problems"]) for _, word in GUARDS] == [True, True]
+        path.write_text(path.read_text().replace(*GUARDS[0][0]).replace(*GUARDS[1][0]))
+    finished = run("check", "--json", "--config", path, env=environ)
     assert finished.code == 0, finished.stdout
     then, now = dict(EXPECTED[name]["check"]), plain(finished.stdout)
     assert len(now.pop("warnings")) == len(then.pop("warnings"))  # their wording may change

@@ -95,7 +95,7 @@ class Api:
         meter = Meter(recorder)
         routes = {path: {"GET": PageEndpoint(meter, path, make)} for path, make in pages.routes()}
         self.paths = list(routes)
-        self._app = App(meter, routes, HostGuard(None))
+        self._app = App(meter, routes, HostGuard(["localhost"]))
 
     async def ask_usage(self, query: UsageQuery) -> UsageReport:
         self.asked.append(query)
@@ -107,7 +107,7 @@ class Api:
             "method": "GET",
             "path": path.partition("?")[0],
             "query_string": path.partition("?")[2].encode(),
-            "headers": [(b"authorization", f"Bearer {key}".encode())] if key else [],
+            "headers": [(b"host", b"localhost"), *([(b"authorization", f"Bearer {key}".encode())] if key else [])],
         }
         cycle = cycle_on(transport, scope)
         await self._app(cycle.scope, cycle.receive, cycle.send)

@@ -22,9 +22,8 @@ from mcpmeter.errors import InvalidRequest, LedgerUnavailable
 from mcpmeter.http.exchange import DIRECT_RESPONSE, HttpExchange
 from mcpmeter.ledger.location import Location
 from mcpmeter.ledger.queries.keys import list_keys
-from mcpmeter.service.api.keys import KeyPages, KeyRevocation, KeyRotation, NewKey, _decoded
-from mcpmeter.service.app import PageEndpoint
-from mcpmeter.service.routes import is_local
+from mcpmeter.service.admin import is_local
+from mcpmeter.service.api.keys import KeyRevocation, KeyRotation, NewKey, _decoded
 
 KEYS, ROTATE, REVOKE = "/api/keys", "/api/keys/rotate", "/api/keys/revoke"
 ADMIN = new_key("admin", "platform", 1)[0]
@@ -55,7 +54,8 @@ WRONG: tuple[dict[str, Any], ...] = (
 
 
 async def ask(relay: Relay, path: str, body: Any, secret: str | None = ADMIN) -> Reply:
-    return await relay.ask(body, path, headers={"authorization": f"Bearer {secret}"} if secret else None)
+    credentials = {"authorization": f"Bearer {secret}"} if secret else {}
+    return await relay.ask(body, path, headers={"content-type": "application/json", **credentials})
 
 
 async def listed(relay: Relay, secret: str | None = ADMIN) -> dict[str, Any]:
@@ -143,16 +143,6 @@ class TestTheFirst:
         assert (await relay.chat()).status == 401, "the door is closed"
         assert (await ask(relay, KEYS, second, first.json["key"])).status == 200
 
-    async def test_only_this_machine_makes_it(self, relay: Relay) -> None:
-        pages = KeyPages(relay.service._store, lambda: relay.service.pipeline.runtime.keys, _never, lambda _: False)
-        app = relay.service.app
-        app._routes = {**app._routes, **_endpoints(relay, pages)}
-        for method, path in (("GET", KEYS), ("POST", KEYS)):
-            body = {"name": "first", "team": "platform", "role": "admin"} if method == "POST" else b""
-            reply = await relay.ask(body, path, method=method)
-            assert (reply.status, reply.error["code"]) == (403, "not_allowed")
-        assert list_keys(relay.ledger) == []
-
     async def test_a_revoked_admin_opens_no_door(self, relay: Relay) -> None:
         first = (await ask(relay, KEYS, {"name": "first", "team": "platform", "role": "admin"}, None)).json
         assert (await ask(relay, REVOKE, {"id": first["id"]}, first["key"])).status == 200
@@ -165,17 +155,6 @@ class TestTheFirst:
         keyed.service.pipeline.runtime = replace(runtime, options=replace(runtime.options, keys_optional=True))
         assert (await keyed.chat()).status == 200
         assert (await ask(keyed, KEYS, {"name": "mine", "team": "platform", "role": "admin"}, None)).status == 401
-
-
-async def _never() -> None:
-    raise AssertionError("nothing was to be taken up")
-
-
-def _endpoints(relay: Relay, pages: KeyPages) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for verb, path, answer in pages.routes():
-        found.setdefault(path, {})[verb] = PageEndpoint(relay.service.meter, path, answer)
-    return found
 
 
 class TestChanging:
@@ -296,18 +275,31 @@ async def test_what_the_answers_and_bodies_are_is_described(keyed: Relay) -> Non
     assert described["paths"][REVOKE].keys() == described["paths"][ROTATE].keys() == {"post"}
 
 
-def test_the_check_for_this_machine_is_by_the_connection_and_no_header() -> None:
+def test_only_a_program_on_this_machine_is_local() -> None:
     def exchange(peer: str | None, **headers: bytes) -> HttpExchange:
+        sent = {"host": b"localhost:8000", **headers}
         scope = {
             "type": "http",
             "method": "POST",
             "path": KEYS,
-            "headers": [(name.encode(), value) for name, value in headers.items()],
+            "headers": [(name.encode(), value) for name, value in sent.items()],
             "client": (peer, 1) if peer else None,
             "extensions": {DIRECT_RESPONSE: None},
         }
         return HttpExchange(scope, endpoint=KEYS)
 
     assert is_local(exchange("127.0.0.1"))
-    assert not is_local(exchange("192.0.2.7", **{"x-forwarded-for": b"127.0.0.1"}))
+    assert is_local(exchange("::1", host=b"[::1]:8000"))
+    assert not is_local(exchange("192.0.2.7"))
     assert not is_local(exchange(None))
+    for name, value in (
+        ("x-forwarded-for", b"127.0.0.1"),
+        ("x-forwarded-proto", b"https"),
+        ("x-real-ip", b"127.0.0.1"),
+        ("forwarded", b"for=127.0.0.1"),
+        ("via", b"1.1 proxy"),
+        ("origin", b"http://localhost:8000"),
+        ("host", b"meter.example.com"),
+        ("host", b""),
+    ):
+        assert not is_local(exchange("127.0.0.1", **{name: value})), name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from collections.abc import AsyncIterator, Mapping
@@ -10,6 +11,7 @@ from typing import Any, NamedTuple
 import pytest
 import pytest_asyncio
 from pydantic import SecretStr
+from tests.http.fakes import Transport, cycle_on
 from tests.integration.conftest import MESSAGES, UPSTREAM_KEY, Relay, Reply, StartRelay
 
 from mcpmeter.access.keys import KeyLimits, new_key
@@ -28,6 +30,7 @@ MCP_HEADERS = {
     "mcp-protocol-version": "2026-07-28",
     "mcp-method": "tools/list",
 }
+JSON = {"content-type": "application/json"}
 MCP_META = {
     "io.modelcontextprotocol/protocolVersion": "2026-07-28",
     "io.modelcontextprotocol/clientCapabilities": {},
@@ -60,7 +63,7 @@ EXPECTED: dict[tuple[str, str], Row] = {
     ("HEAD", "/-/healthy"): Row(OPEN),
     ("GET", "/-/ready"): Row(OPEN),
     ("HEAD", "/-/ready"): Row(OPEN),
-    ("POST", "/-/reload"): Row(OPEN),  # from loopback, as here; refused from elsewhere
+    ("POST", "/-/reload"): Row(ADMINS),
     ("GET", "/metrics"): Row(OPEN),  # metrics.bearer_token closes it
     ("GET", "/v1/models"): Row(CALLERS),
     ("HEAD", "/v1/models"): Row(CALLERS),
@@ -81,10 +84,23 @@ EXPECTED: dict[tuple[str, str], Row] = {
     ("GET", "/api/usage"): Row(CALLERS),
     ("GET", "/api/openapi.json"): Row(CALLERS),
     ("GET", "/api/keys"): Row(ADMINS),
-    ("POST", "/api/keys"): Row(ADMINS, {"name": "made", "team": "search"}),
-    ("POST", "/api/keys/rotate"): Row(NO_SUCH_KEY, {"id": "key_000000000000"}),
-    ("POST", "/api/keys/revoke"): Row(NO_SUCH_KEY, {"id": "key_000000000000"}),
+    ("POST", "/api/keys"): Row(ADMINS, {"name": "made", "team": "search"}, headers=JSON),
+    ("POST", "/api/keys/rotate"): Row(NO_SUCH_KEY, {"id": "key_000000000000"}, headers=JSON),
+    ("POST", "/api/keys/revoke"): Row(NO_SUCH_KEY, {"id": "key_000000000000"}, headers=JSON),
 }
+BEFORE_THE_FIRST_KEY: dict[tuple[str, str], tuple[int, Any]] = {
+    ("POST", "/-/reload"): (200, b""),
+    ("GET", "/api/keys"): (200, b""),
+    ("POST", "/api/keys"): (400, {"name": "made", "team": "search"}),  # the first key must be an admin's
+    ("POST", "/api/keys/rotate"): (404, {"id": "key_000000000000"}),
+    ("POST", "/api/keys/revoke"): (404, {"id": "key_000000000000"}),
+}
+"""The admin routes of a service without keys, as a program on its machine sees them."""
+HOST = "localhost:8000"
+LISTED = "https://chat.example.com"
+ORIGINS = {"none": None, "own": f"http://{HOST}", "listed": LISTED, "foreign": "http://localhost:3000"}
+PEERS = {"loopback": "127.0.0.1", "elsewhere": "203.0.113.9"}
+EVERYWHERE = pytest.mark.parametrize(("peer", "origin"), list(itertools.product(PEERS, ORIGINS)))
 
 
 class Keyed(NamedTuple):
@@ -116,6 +132,7 @@ async def keyed(start_module_relay: StartRelay) -> AsyncIterator[Keyed]:
     relay = await start_module_relay(
         simulator=simulator,
         upstream=simulator.base_url,
+        server={"allowed_origins": (LISTED,)},
         budgets=tuple(BudgetSettings(name=name, limit_usd="1000", team=team) for name, team in budgets),
         extra_providers=tuple(
             ProviderSettings(name=name, base_url=f"{root}{base}", api_key=SecretStr(UPSTREAM_KEY))
@@ -140,6 +157,11 @@ async def keyed(start_module_relay: StartRelay) -> AsyncIterator[Keyed]:
         assert (await found.ask(kind, "POST", "/v1/chat/completions", CHAT_BODY)).status == 200
     yield found
     await simulator.close()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def keyless(start_module_relay: StartRelay) -> Relay:
+    return await start_module_relay(server={"allowed_origins": (LISTED,)})
 
 
 def routes_of(relay: Relay) -> set[tuple[str, str]]:
@@ -173,16 +195,60 @@ async def test_the_table_holds_exactly_the_services_routes(keyed: Keyed) -> None
     assert set(rows_of(keyed.relay)) == routes_of(keyed.relay)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-async def test_every_route_follows_the_table(keyed: Keyed, kind: str) -> None:
+async def status_of(
+    relay: Relay, verb: str, path: str, row_body: Any, headers: Mapping[str, str | None], peer: str
+) -> tuple[int, bytes]:
+    """Status and response of a request from a peer, which the test's own sockets cannot choose."""
+    body = row_body if isinstance(row_body, bytes) else json.dumps(row_body).encode()
+    sent = {"host": HOST, "content-length": str(len(body)), **headers}
+    scope = {
+        "method": verb,
+        "path": path,
+        "raw_path": path.encode(),
+        "query_string": b"",
+        "root_path": "",
+        "scheme": "http",
+        "client": (PEERS[peer], 5000),
+        "server": ("127.0.0.1", 8000),
+        "headers": [(name.encode(), value.encode()) for name, value in sent.items() if value is not None],
+    }
+    transport = Transport()
+    cycle = cycle_on(transport, scope)
+    if body:
+        cycle.add_body(body)
+    cycle.end_body()
+    await relay.service.app(cycle.scope, cycle.receive, cycle.send)
+    return int(transport.written.split(b" ")[1]), transport.written
+
+
+def is_page(path: str) -> bool:
+    return path == "/" or path.startswith(("/api/", "/-/", "/metrics", "/health"))
+
+
+@EVERYWHERE
+async def test_every_route_follows_the_table(keyed: Keyed, peer: str, origin: str) -> None:
     found, expected = {}, {}
-    for (verb, route), row in rows_of(keyed.relay).items():
-        reply = await keyed.ask(kind, verb, row.path or route, row.body, row.headers)
-        found[verb, route] = reply.status
-        expected[verb, route] = row.statuses[KINDS.index(kind)]
-        if reply.status == 401:
-            assert b"platform" not in reply.body, "a refusal reveals nothing"
+    for ((verb, route), row), kind in itertools.product(rows_of(keyed.relay).items(), KINDS):
+        secret = keyed.secrets[kind]
+        credentials = {"authorization": f"Bearer {secret}" if secret else None}
+        headers = {**row.headers, **credentials, "origin": ORIGINS[origin]}
+        status, response = await status_of(keyed.relay, verb, row.path or route, row.body, headers, peer)
+        refused = origin == "foreign" or (origin == "own" and not is_page(route))
+        found[verb, route, kind] = status
+        expected[verb, route, kind] = 403 if refused else row.statuses[KINDS.index(kind)]
+        if status in (401, 403):
+            assert b"platform" not in response, "a refusal reveals nothing"
+        assert b"access-control-" not in response.lower(), "there is no CORS"
     assert found == expected
+
+
+@EVERYWHERE
+async def test_without_keys_only_programs_on_this_machine_administer(keyless: Relay, peer: str, origin: str) -> None:
+    for (verb, path), (status, body) in BEFORE_THE_FIRST_KEY.items():
+        found, _ = await status_of(keyless, verb, path, body, {**JSON, "origin": ORIGINS[origin]}, peer)
+        assert found == (status if (peer, origin) == ("loopback", "none") else 403), (verb, path)
+    administered = {route for route, row in EXPECTED.items() if row.statuses in (ADMINS, NO_SUCH_KEY)}
+    assert administered == set(BEFORE_THE_FIRST_KEY)
 
 
 async def test_a_caller_sees_only_its_own_teams_usage(keyed: Keyed) -> None:

@@ -76,11 +76,12 @@ def command(
 def _check_live(settings: Settings, service: str | None, parts: dict[str, str], *, as_json: bool) -> int:
     import asyncio
 
+    from mcpmeter.config import listeners
     from mcpmeter.live_check import Addresses, check_live
 
     base = (service or _local_url(settings.server.host, settings.server.port)).rstrip("/")
-    listener = settings.metrics
-    metrics = base if listener.port is None else _local_url(listener.host or "127.0.0.1", listener.port)
+    listener = next(found for found in listeners(settings) if found.has_metrics)
+    metrics = base if listener.section == "server" else _local_url(listener.host, listener.port)
     others = {name: url.rstrip("/") for name, url in parts.items()}
     token = os.environ.get("GRAFANA_TOKEN", "")
     addresses = Addresses(service=base, metrics=metrics, grafana_token=token, **others)
@@ -181,10 +182,10 @@ def _address(host: str, port: int) -> str:
 
 
 def _metrics_address(settings: Settings) -> str:
-    listener = settings.metrics
-    if listener.port is None:
-        return f"{_address(settings.server.host, settings.server.port)}/metrics"
-    return f"{_address(listener.host or '127.0.0.1', listener.port)}/metrics"
+    from mcpmeter.config import listeners
+
+    listener = next(found for found in listeners(settings) if found.has_metrics)
+    return f"{_address(listener.host, listener.port)}/metrics"
 
 
 def _ledger(settings: Settings) -> tuple[dict[str, Any], list[dict[str, str]], list[str]]:
@@ -230,7 +231,7 @@ def _open_binds(settings: Settings, have_keys: bool) -> Iterator[str]:
     try:
         refuse_open_bind(settings, have_keys)
     except ConfigInvalid as fault:
-        yield str(fault)
+        yield from str(fault).splitlines()
 
 
 def _warnings(settings: Settings, upstreams: tuple[Upstream, ...]) -> Iterator[str]:

@@ -20,6 +20,13 @@ if TYPE_CHECKING:
     "--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="Port; 0 picks a free one."
 )
 @click.option(
+    "--allowed-host",
+    "allowed_hosts",
+    multiple=True,
+    metavar="NAME",
+    help="Name or address by which others call it, if --host is not loopback. Default: this machine's host name.",
+)
+@click.option(
     "--stack",
     is_flag=True,
     help="Also start Prometheus, and Alertmanager if it is installed, with our rules sped up thirty times.",
@@ -37,7 +44,16 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path, file_okay=False),
     help="Keep the ledger in this folder. Default: a temporary one.",
 )
-def command(*, host: str, port: int, stack: bool, calls_per_second: float, seed: int, folder: Path | None) -> None:
+def command(
+    *,
+    host: str,
+    port: int,
+    allowed_hosts: tuple[str, ...],
+    stack: bool,
+    calls_per_second: float,
+    seed: int,
+    folder: Path | None,
+) -> None:
     """Run the service with a simulated provider that costs nothing and generated traffic of three teams.
 
     \b
@@ -48,10 +64,15 @@ def command(*, host: str, port: int, stack: bool, calls_per_second: float, seed:
     from mcpmeter.cli._event_loop import run
     from mcpmeter.cli.serve import log_to_stderr
     from mcpmeter.demo.demo import DemoOptions, run_demo
+    from mcpmeter.http.origins import authority_of
 
+    if any(authority_of(name) is None for name in allowed_hosts):
+        raise click.BadParameter(
+            "give a host name or address, an IPv6 address in brackets", param_hint="--allowed-host"
+        )
     log_to_stderr()
     with tempfile.TemporaryDirectory(prefix="mcpmeter-demo-") as temporary:
-        options = DemoOptions(host, port, folder or Path(temporary), stack, calls_per_second, seed)
+        options = DemoOptions(host, port, folder or Path(temporary), stack, calls_per_second, seed, allowed_hosts)
         counts = run(run_demo(options, _print_addresses, _print_notice))
     click.echo(f"\nStopped. {counts.sent} calls were made, {counts.ok} of them completed.")
 

@@ -73,9 +73,8 @@ def _print_addresses(service: Service, address: str) -> None:
     click.echo(f"mcpmeter {service.version} relays to {providers}; settings from {service.settings.source}.")
     click.echo(f"  OpenAI SDKs  {address}/v1")
     click.echo(f"  MCP clients  {address}/mcp")
-    if service.settings.metrics.port is None:
-        click.echo(f"  Prometheus   {address}/metrics")
-    else:
-        metrics = service.settings.metrics
-        click.echo(f"  Prometheus   http://{metrics.host or '127.0.0.1'}:{metrics.port}/metrics")
+    addresses = service.addresses
+    click.echo(f"  Prometheus   {addresses.get('metrics') or addresses.get('server.admin') or address}/metrics")
+    if "server.admin" in addresses:
+        click.echo(f"  Admin        {addresses['server.admin']}/api/keys")
     click.echo(f"  Ledger       {service.ledger_path}")

@@ -14,8 +14,9 @@ from mcpmeter.config.limits import attribution_of, budgets_of
 from mcpmeter.config.loading import find_file, load, load_monitoring, load_sections
 from mcpmeter.config.prices import price_book
 from mcpmeter.config.relay import ProviderSettings, RelaySettings, TimeoutSettings
-from mcpmeter.config.rules import is_loopback, refuse_open_bind
+from mcpmeter.config.rules import EVERY_ADDRESS, Listener, is_loopback, listeners, refuse_open_bind
 from mcpmeter.config.settings import (
+    AdminSettings,
     CurrencySettings,
     LedgerSettings,
     MetricsSettings,
@@ -25,12 +26,15 @@ from mcpmeter.config.settings import (
 )
 
 __all__ = [
+    "EVERY_ADDRESS",
+    "AdminSettings",
     "AttributionSettings",
     "BudgetSettings",
     "CurrencySettings",
     "FallbackSettings",
     "KeySettings",
     "LedgerSettings",
+    "Listener",
     "MetricsSettings",
     "PricingSettings",
     "ProviderSettings",
@@ -43,6 +47,7 @@ __all__ = [
     "budgets_of",
     "find_file",
     "is_loopback",
+    "listeners",
     "load",
     "load_monitoring",
     "load_sections",

@@ -13,6 +13,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic_core import PydanticCustomError
 
 from mcpmeter.access.keys import MAX_PER_MINUTE, weakness_of
+from mcpmeter.http.origins import authority_of, origin_of
 from mcpmeter.providers import base_url_fault
 
 INSTANT_SENTENCE: Final = "must be a date, or an instant such as 2027-01-31T12:00:00Z"
@@ -113,6 +114,19 @@ def _strong_secret(secret: SecretStr) -> SecretStr:
     return secret
 
 
+def _allowed_host(text: str) -> str:
+    address = f"[{text}]" if text.count(":") > 1 and "[" not in text else text
+    if authority_of(address) is None:
+        raise must("must be a host name or an IP address, with or without a port, and no pattern or URL")
+    return text
+
+
+def _allowed_origin(text: str) -> str:
+    if origin_of(text) is None:
+        raise must("must be 'scheme://host' or 'scheme://host:port' without a path, as browsers send it")
+    return text
+
+
 def _path(path: Path, info: ValidationInfo) -> Path:
     folder = info.context.get("folder") if info.context else None
     try:
@@ -141,6 +155,8 @@ Host = Annotated[
     str,
     AfterValidator(matching(r"[A-Za-z0-9:._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\]", "must be an IP address or a host name")),
 ]
+AllowedHost = Annotated[str, AfterValidator(_allowed_host)]
+AllowedOrigin = Annotated[str, AfterValidator(_allowed_origin)]
 Name = Annotated[
     str,
     AfterValidator(matching(NAME_PATTERN, "must be 1 to 64 letters, digits, '.', '_' or '-', a letter or digit first")),

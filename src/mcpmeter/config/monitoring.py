@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from mcpmeter.config.faults import nearest
-from mcpmeter.config.fields import BaseUrl, Section, Share, Whole, decimal, matching, must, setting
+from mcpmeter.config.fields import AllowedHost, BaseUrl, Section, Share, Whole, decimal, matching, must, setting
 from mcpmeter.monitoring import MonitoringOptions
 from mcpmeter.monitoring.alerts import parameters
 from mcpmeter.monitoring.options import Email, PagerDuty, Receivers, RemoteWrite, Slack, Webhook
@@ -206,6 +206,11 @@ class MonitoringSettings(Section):
         "", help="`release` label by which a Prometheus operator finds its objects.", example="kube-prometheus-stack"
     )
     namespace: LabelValue = setting("mcpmeter", help="Kubernetes namespace.", example="ai")
+    allowed_hosts: tuple[AllowedHost, ...] = setting(
+        (),
+        help="Names of the deployed service, for example of its ingress, beside those of its container or Service.",
+        example=["meter.example.com"],
+    )
     image: Plain = setting("mcpmeter:latest", help="Image of the service.", example="registry.example.com/mcpmeter:1")
 
     def options(self) -> MonitoringOptions:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from ipaddress import ip_address
-from typing import Final
+from itertools import combinations
+from typing import Final, NamedTuple
 
 from mcpmeter.config.faults import Fault, Where, dotted, nearest
 from mcpmeter.config.limits import budget_faults, project_faults
@@ -29,22 +30,53 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+class Listener(NamedTuple):
+    """An address that the service listens on."""
+
+    section: str
+    host: str
+    port: int
+    needs_key: bool
+    has_metrics: bool
+
+
+def listeners(settings: Settings) -> list[Listener]:
+    """The listeners of a configuration, the service's own first."""
+    server, metrics, admin = settings.server, settings.metrics, settings.server.admin
+    shares = metrics.port is None
+    found = [Listener("server", server.host, server.port, needs_key=True, has_metrics=shares and admin is None)]
+    if admin is not None:
+        found.append(Listener("server.admin", admin.host, admin.port, needs_key=True, has_metrics=shares))
+    if metrics.port is not None:
+        host = metrics.host or "127.0.0.1"
+        found.append(Listener("metrics", host, metrics.port, needs_key=False, has_metrics=True))
+    return found
+
+
 def refuse_open_bind(settings: Settings, have_keys: bool) -> None:
-    """Raises ConfigInvalid if the network can reach a listener that requires no key.
+    """Raises ConfigInvalid, one line per fault, if the network can reach a listener that does not know its callers.
 
     `have_keys`: whether a key exists in the configuration or in the ledger.
     """
-    metrics_host = settings.metrics.host or "127.0.0.1"
-    if not (have_keys or is_loopback(settings.server.host)):
-        raise ConfigInvalid(
-            f"'server.host' {settings.server.host} can be reached from the network and there is no key.",
-            hint="Run: mcpmeter keys create NAME --team TEAM; or listen on 127.0.0.1.",
-        )
-    if not (have_keys or settings.metrics.bearer_token or is_loopback(metrics_host)):
-        raise ConfigInvalid(
-            f"'metrics.host' {metrics_host} can be reached from the network and there is no key.",
-            hint="Set 'metrics.bearer_token', or listen on 127.0.0.1.",
-        )
+    if faults := list(_open_bind_faults(settings, have_keys)):
+        raise ConfigInvalid("\n".join(faults))
+
+
+def _open_bind_faults(settings: Settings, have_keys: bool) -> Iterator[str]:
+    metrics = settings.metrics
+    reachable = [listener for listener in listeners(settings) if not is_loopback(listener.host)]
+    for listener in reachable:
+        opened = f"'{listener.section}.host' {listener.host} can be reached from the network"
+        if listener.needs_key and not have_keys:
+            hint = "run: mcpmeter keys create --name NAME --team TEAM; or listen on 127.0.0.1"
+            yield f"{opened} and there is no key; {hint}"
+        if listener.has_metrics and not (metrics.public or metrics.bearer_token):
+            line = 'metrics: {bearer_token: "${METRICS_TOKEN}"}'
+            yield f"{opened} and /metrics there has no token; add {line}, or metrics: {{public: true}}"
+    if reachable and not settings.server.allowed_hosts:
+        opened = f"'{reachable[0].section}.host' {reachable[0].host} can be reached from the network"
+        line = "allowed_hosts: [meter.example.com]"
+        yield f"{opened} and 'server.allowed_hosts' is empty; add the names by which it is called to 'server': {line}"
 
 
 def rule_faults(settings: Settings, builtin: Mapping[str, Provider]) -> Iterator[Fault]:
@@ -63,7 +95,7 @@ def rule_faults(settings: Settings, builtin: Mapping[str, Provider]) -> Iterator
     yield from budget_faults(settings)
     yield from _ledger_faults(settings)
     yield from _default_provider_faults(settings)
-    yield from _metrics_faults(settings)
+    yield from _listener_faults(settings)
     yield from _timeout_faults(settings)
     yield from _retry_faults(settings)
     if settings.providers:
@@ -193,13 +225,18 @@ def _default_provider_faults(settings: Settings) -> Iterator[Fault]:
         yield Fault(("relay", "default_provider"), sentence)
 
 
-def _metrics_faults(settings: Settings) -> Iterator[Fault]:
-    metrics, server = settings.metrics, settings.server
+def _listener_faults(settings: Settings) -> Iterator[Fault]:
+    metrics = settings.metrics
     if metrics.host is not None and metrics.port is None:
         yield Fault(("metrics", "host"), "'metrics.host' needs 'metrics.port'; add the port, or remove the host")
-    hosts = {metrics.host or "127.0.0.1", server.host}
-    if metrics.port and metrics.port == server.port and (len(hosts) == 1 or hosts & EVERY_ADDRESS):
-        yield Fault(("metrics", "port"), "'metrics.port' is 'server.port'; remove it, or choose another")
+    if metrics.public and metrics.bearer_token is not None:
+        yield Fault(("metrics", "public"), "'metrics.public' is true beside 'metrics.bearer_token'; remove one of them")
+    for first, second in combinations(listeners(settings), 2):
+        hosts = {first.host, second.host}
+        if second.port and second.port == first.port and (len(hosts) == 1 or hosts & EVERY_ADDRESS):
+            where: Where = (*second.section.split("."), "port")
+            sentence = f"'{dotted(where)}' is '{first.section}.port'; remove it, or choose another"
+            yield Fault(where, sentence)
 
 
 def _timeout_faults(settings: Settings) -> Iterator[Fault]:

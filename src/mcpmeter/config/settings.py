@@ -11,6 +11,8 @@ from pydantic import AfterValidator, PrivateAttr, SecretStr, model_validator
 from mcpmeter.config.budgets import AttributionSettings, BudgetSettings, FallbackSettings, TeamSettings
 from mcpmeter.config.fields import (
     AliasTarget,
+    AllowedHost,
+    AllowedOrigin,
     Bytes,
     FilePath,
     Host,
@@ -21,6 +23,7 @@ from mcpmeter.config.fields import (
     Seconds,
     Secret,
     Section,
+    Switch,
     matching,
     must,
     setting,
@@ -34,20 +37,39 @@ from mcpmeter.providers import Provider, load_providers
 from mcpmeter.routing.routes import Routing, Upstream
 
 
+class AdminSettings(Section):
+    """A listener of its own for metrics, reload and the administration of keys: `server` then answers 404 there."""
+
+    host: Host = setting("127.0.0.1", help="Address to listen on.", example="10.0.0.5")
+    port: Port = setting(help="TCP port; 0 picks a free one.", example=9465)
+
+
 class ServerSettings(Section):
     """Where the service listens and what it accepts."""
 
     host: Host = setting(
         "127.0.0.1",
-        help="Address to listen on. Any other than loopback requires a key.",
+        help="Address to listen on. Any other than loopback needs a key, `allowed_hosts` and a token for `/metrics`.",
         example="0.0.0.0",  # noqa: S104
     )
     port: Port = setting(8000, help="TCP port; 0 picks a free one.", example=8080)
     max_body_bytes: Bytes = setting(10_485_760, help="Maximum size of a request body, in bytes.", example=20_971_520)
-    allowed_hosts: tuple[Host, ...] = setting(
+    allowed_hosts: tuple[AllowedHost, ...] = setting(
         (),
-        help="Host names accepted in the Host header, in addition to those of loopback.",
+        help="Names accepted in the Host header by every listener, in addition to those of loopback: with any port, or"
+        " with the one given. Required if `host` is not loopback. See docs/access.md.",
         example=["meter.example.com"],
+    )
+    allowed_origins: tuple[AllowedOrigin, ...] = setting(
+        (),
+        help="Origins whose pages and apps may call the service, as browsers send them. None but the service's own by"
+        " default, and that only for pages and `/api`.",
+        example=["https://chat.example.com", "app://obsidian.md"],
+    )
+    admin: AdminSettings | None = setting(
+        None,
+        help="A separate listener for `/metrics`, `/-/reload` and `/api/keys`; default: they are on the service's own.",
+        example={"port": 9465},
     )
     drain_seconds: Seconds = setting(
         30.0, help="How long running streams may continue after SIGTERM, in seconds.", example=10.0
@@ -65,6 +87,11 @@ class MetricsSettings(Section):
     )
     bearer_token: Secret | None = setting(
         None, help="Token that a scrape must send; default: none is required.", example="${METRICS_TOKEN}"
+    )
+    public: Switch = setting(
+        False,
+        help="Whether `/metrics` may be read without a token from beyond loopback.",
+        example=True,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import signal
+import socket
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from mcpmeter.config import (
     BudgetSettings,
     KeySettings,
     LedgerSettings,
+    MetricsSettings,
     ProviderSettings,
     ServerSettings,
     Settings,
@@ -52,6 +54,8 @@ class DemoOptions:
     with_stack: bool
     calls_per_second: float
     seed: int
+    allowed_hosts: tuple[str, ...] = ()
+    """Names by which other machines call it; default: this machine's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +129,13 @@ def stack_options(address: str) -> MonitoringOptions:
 def demo_settings(options: DemoOptions, upstream: str, keys: dict[str, str]) -> Settings:
     """The settings of the demo: the guide's provider, served by the simulator."""
     settings = Settings(
-        server=ServerSettings(host=options.host, port=options.port, drain_seconds=DRAIN_SECONDS),
+        server=ServerSettings(
+            host=options.host,
+            port=options.port,
+            drain_seconds=DRAIN_SECONDS,
+            allowed_hosts=options.allowed_hosts or (socket.gethostname(),),
+        ),
+        metrics=MetricsSettings(public=True),  # all figures are invented
         ledger=LedgerSettings(path=options.folder / "ledger.db"),
         providers=(
             ProviderSettings(name="holysheep", base_url=upstream, api_key=SecretStr("simulated")),

@@ -169,6 +169,11 @@ class HttpExchange:
         return (self._scope.get("client") or ("",))[0]
 
     @property
+    def has_body(self) -> bool:
+        """Whether the headers announce a body."""
+        return self.headers.get(b"content-length", b"0").strip(b"0") != b"" or b"transfer-encoding" in self.headers
+
+    @property
     def query(self) -> bytes:
         """The part of the URL behind `?`."""
         found: bytes = self._scope.get("query_string", b"")

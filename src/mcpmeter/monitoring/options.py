@@ -115,6 +115,9 @@ class MonitoringOptions:
     """Value of the `release` label by which a Prometheus operator selects its objects; omitted if empty."""
 
     namespace: str = "mcpmeter"
+    allowed_hosts: tuple[str, ...] = ()
+    """Names by which callers reach the deployed service, in addition to those of its container or Service."""
+
     image: str = "mcpmeter:latest"
     """For Kubernetes and compose."""
 

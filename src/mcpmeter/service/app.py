@@ -6,21 +6,30 @@ import logging
 import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
-from urllib.parse import urlsplit
+from typing import Final, Protocol
 
 import msgspec
 
 from mcpmeter.catalog import OTHER
 from mcpmeter.dialects import openai
-from mcpmeter.errors import MeterError, MethodNotAllowed, NotAllowed, RouteNotFound, ServiceFault
+from mcpmeter.errors import (
+    MeterError,
+    MethodNotAllowed,
+    NotAllowed,
+    RouteNotFound,
+    ServiceFault,
+    UnsupportedMediaType,
+)
 from mcpmeter.http.asgi import Header, Receive, Scope, Send
 from mcpmeter.http.exchange import HttpExchange, direct_response_of, headers_of
+from mcpmeter.http.origins import Authority, Origin, authority_of, origin_of
 from mcpmeter.meter import CallResult, Meter
 from mcpmeter.records import NO_PATH_PARAMS, PathParams
 from mcpmeter.relay.pipeline import EndpointConfig, Pipeline, send_error
 
 log = logging.getLogger("mcpmeter")
+
+MAX_SEEN_HOSTS: Final = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,17 +56,22 @@ class Endpoint(Protocol):
 
 
 class PageEndpoint:
-    """An endpoint that makes a page from the request line and headers."""
+    """An endpoint that makes a page. `takes` is the media type that a request's body must have, if it may have one."""
 
-    def __init__(self, meter: Meter, endpoint: str, make: Callable[[HttpExchange], Awaitable[Page]]) -> None:
+    def __init__(
+        self, meter: Meter, endpoint: str, make: Callable[[HttpExchange], Awaitable[Page]], *, takes: str = ""
+    ) -> None:
         self._meter = meter
         self._endpoint = endpoint
         self._make = make
+        self._takes = takes
 
     async def __call__(self, scope: Scope, _receive: Receive, _send: Send) -> None:
         exchange = HttpExchange(scope, endpoint=self._endpoint)
         opened = self._meter.open(self._endpoint, exchange.method, trace_id=exchange.trace_id)
         try:
+            if self._takes:
+                _check_media_type(exchange, self._takes)
             page = await self._make(exchange)
         except MeterError as error:
             opened.count(CallResult(status=str(error.http_status), outcome="error", error=error))
@@ -66,6 +80,13 @@ class PageEndpoint:
         opened.count(CallResult(status=str(page.status)))
         content_type = (b"content-type", page.content_type.encode())
         await exchange.respond(page.status, (content_type, *page.headers), page.body)
+
+
+def _check_media_type(exchange: HttpExchange, takes: str) -> None:
+    """Raises UnsupportedMediaType. Pages send forms and plain text to other origins without a preflight; JSON never."""
+    given = exchange.headers.get(b"content-type", b"").decode("latin-1").partition(";")[0].strip().lower()
+    if given != takes and exchange.has_body:
+        raise UnsupportedMediaType("The body has another media type.", hint=f"Send Content-Type: {takes}.")
 
 
 class RelayEndpoint:
@@ -115,42 +136,107 @@ Shapes = Sequence[tuple[re.Pattern[str], ErrorBody]]
 """The shape of errors at unknown paths by their pattern: an SDK reads its own dialect's errors only."""
 
 
-class HostGuard:
-    """Refuses requests with a foreign Host or Origin, which browsers send after DNS rebinding.
+HEALTH_PATHS: Final = frozenset({"/health", "/-/healthy", "/-/ready"})
+"""Kubelets and load balancers call them by address. They disclose nothing but the service's health."""
+PAGE_PREFIXES: Final = ("/api/", "/-/", "/metrics", "/health")
+"""With `/`, what pages of the service's own origin may call. Everything else spends money or holds sessions."""
+NAVIGABLE: Final = frozenset({"/", "/metrics"})
+"""Pages that a link of another site may open: the first page, and what Prometheus's list of targets links to."""
 
-    `allowed` None accepts every host: for a listener beyond loopback, which requires keys.
+
+class HostGuard:
+    """Refuses requests that a browser sends for a page of another origin, also after DNS rebinding.
+
+    `own` are the listener's own names, `allowed` the configured ones; `origins` may call everything. `exempt` are
+    paths that any Host may name. Programs, which send neither Origin nor Sec-Fetch-Site, need a listed Host only.
     """
 
-    def __init__(self, allowed: Iterable[str] | None) -> None:
-        self._hosts = None if allowed is None else frozenset(host.strip("[]").lower() for host in allowed)
-        self._seen: set[bytes] = set()
+    def __init__(
+        self,
+        own: Iterable[str],
+        allowed: Iterable[str] = (),
+        origins: Iterable[str] = (),
+        *,
+        exempt: frozenset[str] = HEALTH_PATHS,
+    ) -> None:
+        self._allowed = _authorities(allowed)
+        self._hosts = self._allowed | _authorities(own)
+        self._origins = frozenset(found for origin in origins if (found := origin_of(origin)) is not None)
+        self._exempt = exempt
+        self._seen: dict[bytes, frozenset[Origin]] = {}
+        """The origins of the service's own pages, by accepted Host header."""
 
-    def check(self, headers: Mapping[bytes, bytes]) -> None:
+    def check(self, scope: Scope) -> None:
         """Raises NotAllowed."""
-        if self._hosts is None:
-            return
+        headers = headers_of(scope)
         host = headers.get(b"host", b"")
-        if host not in self._seen:
-            self._check_host(host)
-        origin = headers.get(b"origin")
-        if origin is not None and _host_of(origin) not in self._hosts:
-            raise NotAllowed("Pages of other origins may not call this.", hint="Call it from a program.")
-
-    def _check_host(self, host: bytes) -> None:
-        if self._hosts is not None and _host_of(b"//" + host) not in self._hosts:
+        if host not in self._seen and scope["path"] not in self._exempt and not self._own_origins(host):
             raise NotAllowed(
                 "The Host header names a host that this listener does not serve.",
                 hint="Add the name to server.allowed_hosts.",
             )
-        if len(self._seen) < 1024:
-            self._seen.add(host)
+        if b"origin" in headers or b"sec-fetch-site" in headers:
+            self._check_browser(scope, headers, host)
+
+    def _own_origins(self, header: bytes) -> frozenset[Origin]:
+        """The origins of pages at this Host; none if it is not listed."""
+        if (found := self._seen.get(header)) is not None:
+            return found
+        host = authority_of(header.decode("latin-1"))
+        if host is None or not _is_listed(host, self._hosts):
+            return frozenset()
+        own = {Origin("http", host.host, host.port or 80)}
+        if host.port in (None, 443) and _is_listed(host, self._allowed):
+            own.add(Origin("https", host.host, 443))  # the listener is http; a proxy in front ends TLS
+        origins = frozenset(own)
+        if len(self._seen) < MAX_SEEN_HOSTS:
+            self._seen[header] = origins
+        return origins
+
+    def _check_browser(self, scope: Scope, headers: Mapping[bytes, bytes], host: bytes) -> None:
+        path = scope["path"]
+        header = headers.get(b"origin")
+        if header is not None:
+            origin = origin_of(header.decode("latin-1"))
+            if origin in self._origins:
+                return
+            if not _takes_own_origin(path) or origin not in self._own_origins(host):
+                raise _foreign()
+        site = headers.get(b"sec-fetch-site", b"none")
+        if site not in (b"none", b"same-origin") and not _is_navigation(scope, headers):
+            raise _foreign()
 
 
-def _host_of(url: bytes) -> str:
-    try:
-        return urlsplit(url.decode("latin-1")).hostname or ""
-    except ValueError:
-        return ""
+def _authorities(entries: Iterable[str]) -> frozenset[Authority]:
+    bracketed = (f"[{entry}]" if entry.count(":") > 1 and "[" not in entry else entry for entry in entries)
+    return frozenset(found for entry in bracketed if (found := authority_of(entry)) is not None)
+
+
+def _is_listed(host: Authority, entries: frozenset[Authority]) -> bool:
+    """Whether an entry names the host with any port, or with this one. A Host without a port means 80 or 443."""
+    ports = (80, 443) if host.port is None else (host.port,)
+    return (host.host, None) in entries or any((host.host, port) in entries for port in ports)
+
+
+def _takes_own_origin(path: str) -> bool:
+    return path == "/" or path.startswith(PAGE_PREFIXES)
+
+
+def _is_navigation(scope: Scope, headers: Mapping[bytes, bytes]) -> bool:
+    """Whether a person follows a link to a page in a window of its own: the page that links cannot read it."""
+    return (
+        scope["path"] in NAVIGABLE
+        and scope["method"] in ("GET", "HEAD")
+        and headers.get(b"sec-fetch-mode") == b"navigate"
+        and headers.get(b"sec-fetch-dest") == b"document"
+    )
+
+
+def _foreign() -> NotAllowed:
+    return NotAllowed(
+        "Pages of this origin may not call this.",
+        hint="Call it from a program, or add the origin to server.allowed_origins.",
+    )
 
 
 class App:
@@ -188,7 +274,7 @@ class App:
                 recorder.end_request()
 
     def _find(self, scope: Scope) -> Endpoint:
-        self._guard.check(headers_of(scope))
+        self._guard.check(scope)
         verbs = self._routes.get(scope["path"]) or self._verbs_of(scope)
         if not verbs:
             raise RouteNotFound("There is no route at this path.", hint="GET / lists the routes.")

@@ -14,13 +14,14 @@ from typing import Final
 import msgspec
 
 from mcpmeter.catalog import service as rows
-from mcpmeter.errors import ConfigInvalid, NotAllowed, NotAuthenticated
+from mcpmeter.errors import BodyTooLarge, ConfigInvalid, InvalidRequest, NotAuthenticated
 from mcpmeter.http.exchange import HttpExchange
 from mcpmeter.ledger.store import Store
 from mcpmeter.metrics.collector import Exposition
 from mcpmeter.metrics.recorder import Recorder
 from mcpmeter.quota.tracker import QuotaTracker
 from mcpmeter.relay.pipeline import Pipeline
+from mcpmeter.service.admin import RequireAdmin
 from mcpmeter.service.app import Page
 from mcpmeter.service.label_sets import OfferedModels
 
@@ -98,15 +99,18 @@ def _not_ready(reason: str) -> Page:
 
 
 class ReloadPage:
-    """`POST /-/reload`, for this machine only."""
+    """`POST /-/reload`, for admins."""
 
-    def __init__(self, reload: Callable[[], Awaitable[None]], is_local: Callable[[HttpExchange], bool]) -> None:
+    def __init__(self, reload: Callable[[], Awaitable[None]], admin: RequireAdmin) -> None:
         self._reload = reload
-        self._is_local = is_local
+        self._admin = admin
 
     async def __call__(self, exchange: HttpExchange) -> Page:
-        if not self._is_local(exchange):
-            raise NotAllowed("Only this machine may reload the service.", hint="Send SIGHUP, or call it locally.")
+        try:
+            await exchange.read_body(0)
+        except BodyTooLarge:
+            raise InvalidRequest("This request takes no body.", hint="Send it empty: curl -X POST.") from None
+        self._admin(exchange)
         try:
             await self._reload()
         except ConfigInvalid as fault:

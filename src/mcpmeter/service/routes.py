@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
 from mcpmeter.access.callers import Caller
 from mcpmeter.budgets.status_board import BudgetStatusBoard
-from mcpmeter.config import Settings, is_loopback
+from mcpmeter.config import EVERY_ADDRESS, Settings
 from mcpmeter.dialects.anthropic_count_tokens import AnthropicCountTokens
 from mcpmeter.dialects.anthropic_messages import AnthropicMessages
 from mcpmeter.dialects.base import Dialect
@@ -16,15 +16,15 @@ from mcpmeter.dialects.gemini_generate import GeminiGenerate
 from mcpmeter.dialects.openai_chat import OpenAiChat
 from mcpmeter.dialects.openai_embeddings import OpenAiEmbeddings
 from mcpmeter.dialects.openai_responses import OpenAiResponses
-from mcpmeter.http.exchange import HttpExchange
 from mcpmeter.ledger.store import Store
 from mcpmeter.meter import Meter
 from mcpmeter.quota.tracker import QuotaTracker
 from mcpmeter.relay.pipeline import EndpointConfig, Pipeline
 from mcpmeter.service import pages
+from mcpmeter.service.admin import require_admin
 from mcpmeter.service.api.api import ApiPages, QueryUsage
 from mcpmeter.service.api.keys import KeyPages
-from mcpmeter.service.app import Endpoint, PageEndpoint, RelayEndpoint
+from mcpmeter.service.app import HEALTH_PATHS, Endpoint, HostGuard, PageEndpoint, RelayEndpoint
 from mcpmeter.service.label_sets import OfferedModels
 from mcpmeter.service.mcp import McpEndpoint
 
@@ -52,6 +52,9 @@ LINKS: Final = [
     ("/health", "liveness"),
     ("/-/ready", "readiness"),
 ]
+LOOPBACK_NAMES: Final = ("localhost", "127.0.0.1", "::1")
+ADMIN_PREFIXES: Final = ("/api/keys", "/-/reload")
+"""Routes that the admin listener serves instead of the service's own, if there is one."""
 RouteTable = dict[str, dict[str, Endpoint]]
 
 
@@ -75,7 +78,7 @@ def route_table(
     reload_keys: Callable[[], Awaitable[None]],
     reload: Callable[[], Awaitable[None]],
 ) -> RouteTable:
-    """All routes but `/metrics`, which may have a listener of its own, and Gemini's, which are templates."""
+    """All routes but `/metrics`, the first page, which links to what its listener has, and Gemini's templates."""
     routes: RouteTable = {
         "/mcp": {"POST": mcp, "GET": mcp, "DELETE": mcp},
         "/mcp/chat": {"POST": RelayEndpoint(pipeline, "/mcp/chat", guide)},
@@ -89,7 +92,6 @@ def route_table(
         ("/health", pages.health),
         ("/-/healthy", pages.healthy),
         ("/-/ready", pages.ReadyPage(store, pipeline)),
-        ("/", pages.IndexPage(version, LINKS)),
     ):
         page = PageEndpoint(meter, path, make)
         routes[path] = {"GET": page, "HEAD": page}
@@ -100,21 +102,24 @@ def route_table(
     api = ApiPages(quota, budgets, identify, version, query_usage=usage)
     for path, handler in api.routes():
         routes[path] = {"GET": PageEndpoint(meter, path, handler)}
-    key_pages = KeyPages(store, lambda: pipeline.runtime.keys, reload_keys, is_local)
+    admin = require_admin(lambda: pipeline.runtime.keys)
+    key_pages = KeyPages(store, lambda: pipeline.runtime.keys, reload_keys, admin)
     for verb, path, handler in key_pages.routes():
-        routes.setdefault(path, {})[verb] = PageEndpoint(meter, path, handler)
-    routes["/-/reload"] = {"POST": PageEndpoint(meter, "/-/reload", pages.ReloadPage(reload, is_local))}
+        takes = "application/json" if verb == "POST" else ""
+        routes.setdefault(path, {})[verb] = PageEndpoint(meter, path, handler, takes=takes)
+    routes["/-/reload"] = {"POST": PageEndpoint(meter, "/-/reload", pages.ReloadPage(reload, admin))}
     return routes
 
 
-def allowed_hosts(settings: Settings, listening_on: str) -> Sequence[str] | None:
-    """Names a listener is called by. None, beyond loopback without a list: every name, since keys are required."""
-    named = settings.server.allowed_hosts
-    if is_loopback(listening_on):
-        return ("localhost", "127.0.0.1", "::1", listening_on, *named)
-    return named or None
+def add_index(meter: Meter, routes: RouteTable, version: str) -> None:
+    """Add the first page, with links to those of its pages that the table has."""
+    page = PageEndpoint(meter, "/", pages.IndexPage(version, [link for link in LINKS if link[0] in routes]))
+    routes["/"] = {"GET": page, "HEAD": page}
 
 
-def is_local(exchange: HttpExchange) -> bool:
-    """Whether the request comes from this machine."""
-    return is_loopback(exchange.peer) if exchange.peer else False
+def host_guard(settings: Settings, listening_on: str) -> HostGuard:
+    """The guard of a listener. `/metrics` is exempt from the Host check if it requires its token."""
+    server = settings.server
+    own = LOOPBACK_NAMES if listening_on in EVERY_ADDRESS else (*LOOPBACK_NAMES, listening_on)
+    exempt = HEALTH_PATHS | {"/metrics"} if settings.metrics.bearer_token else HEALTH_PATHS
+    return HostGuard(own, server.allowed_hosts, server.allowed_origins, exempt=exempt)

@@ -17,6 +17,7 @@ from typing import cast
 import uvicorn
 
 from mcpmeter.catalog import OTHER
+from mcpmeter.config import listeners
 from mcpmeter.dialects import openai
 from mcpmeter.errors import MeterError, PortTaken
 from mcpmeter.http.asgi import Header
@@ -137,24 +138,24 @@ async def running(service: Service, listener: socket.socket) -> AsyncIterator[st
     async with AsyncExitStack() as stack:
         stack.callback(listener.close)
         # Bound first, so that a taken port is reported before anything is opened.
-        metrics_listener = _bind_metrics(service)
-        if metrics_listener is not None:
-            stack.callback(metrics_listener.close)
+        others = {}
+        for further in listeners(service.settings)[1:]:
+            others[further] = bind(
+                further.host,
+                further.port,
+                host_option=f"{further.section}.host:",
+                port_option=f"{further.section}.port:",
+            )
+            stack.callback(others[further].close)
+            service.addresses[further.section] = address_of(others[further])
         await stack.enter_async_context(service.running())
         await stack.enter_async_context(listening(service.app, service.meter, listener))
-        if metrics_listener is not None and service.metrics_app is not None:
-            await stack.enter_async_context(listening(service.metrics_app, service.meter, metrics_listener))
+        for further, app in service.other_apps.items():
+            await stack.enter_async_context(listening(app, service.meter, others[further]))
         try:
             yield address_of(listener)
         finally:
             await service.stop()
-
-
-def _bind_metrics(service: Service) -> socket.socket | None:
-    own = service.settings.metrics
-    if own.port is None:
-        return None
-    return bind(own.host or "127.0.0.1", own.port, host_option="metrics.host:", port_option="metrics.port:")
 
 
 async def serve(service: Service, listener: socket.socket, started: Started) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import replace
 from importlib.metadata import version as installed_version
@@ -18,7 +18,15 @@ from mcpmeter.access.keys import KeyRing, key_from_config
 from mcpmeter.budgets.reservations import Limits
 from mcpmeter.budgets.status_board import BudgetStatusBoard
 from mcpmeter.catalog import service as service_rows
-from mcpmeter.config import Settings, attribution_of, budgets_of, price_book, refuse_open_bind
+from mcpmeter.config import (
+    Listener,
+    Settings,
+    attribution_of,
+    budgets_of,
+    listeners,
+    price_book,
+    refuse_open_bind,
+)
 from mcpmeter.errors import Draining, MeterError
 from mcpmeter.http.client import Http1Client
 from mcpmeter.http.client.interface import Timeouts
@@ -33,11 +41,19 @@ from mcpmeter.quota.tracker import QuotaTracker
 from mcpmeter.relay.pipeline import Pipeline, RelayOptions, Runtime
 from mcpmeter.routing.failover import Failover, FailoverMetrics
 from mcpmeter.service import pages
-from mcpmeter.service.app import App, HostGuard, PageEndpoint
+from mcpmeter.service.app import HEALTH_PATHS, App, Endpoint, PageEndpoint
 from mcpmeter.service.gemini_routes import gemini_templates
 from mcpmeter.service.label_sets import DEFAULT_TEAM, LabelSets
 from mcpmeter.service.mcp import McpEndpoint
-from mcpmeter.service.routes import SHAPES, allowed_hosts, guide_endpoint, route_table
+from mcpmeter.service.routes import (
+    ADMIN_PREFIXES,
+    SHAPES,
+    RouteTable,
+    add_index,
+    guide_endpoint,
+    host_guard,
+    route_table,
+)
 from mcpmeter.usage import Currency, UsageQuery, UsageReport, usage_report
 
 log = logging.getLogger("mcpmeter")
@@ -50,7 +66,8 @@ class Service:
     """The service without its listeners. Enter `running()`; `app` is the application that a listener serves."""
 
     app: App
-    metrics_app: App | None
+    other_apps: Mapping[Listener, App]
+    """The applications of the further listeners, for metrics and for administration."""
     pipeline: Pipeline
     meter: Meter
 
@@ -76,6 +93,8 @@ class Service:
         self._quota = QuotaTracker(self.recorder)
         self._label_sets = LabelSets(self.recorder, self.version)
         self.budgets = BudgetStatusBoard(self._store, self.recorder)
+        self.addresses: dict[str, str] = {}
+        """The URL of each further listener by its section, once it is bound."""
         self.recovered = 0
         self._recovers_next = 0.0
         self._keys_are_old = False
@@ -297,17 +316,31 @@ class Service:
             reload_keys=self._reload_keys,
             reload=self.reload,
         )
-        metrics = {"GET": PageEndpoint(self.meter, "/metrics", self._metrics_page())}
+        metrics: dict[str, Endpoint] = {"GET": PageEndpoint(self.meter, "/metrics", self._metrics_page())}
+        own, *others = listeners(self.settings)
+        tables = self._split_routes(routes, metrics)
+        add_index(self.meter, routes, self.version)
         templates = gemini_templates(self.pipeline)
-        self._label_sets.register_routes({**routes, "/metrics": metrics}, [template.label for template in templates])
-        self.metrics_app = None
-        if self.settings.metrics.port is None:
-            routes["/metrics"] = dict(metrics)
-        else:
-            guard = HostGuard(allowed_hosts(self.settings, self.settings.metrics.host or "127.0.0.1"))
-            self.metrics_app = App(self.meter, {"/metrics": metrics}, guard)
-        guard = HostGuard(allowed_hosts(self.settings, self.settings.server.host))
-        self.app = App(self.meter, routes, guard, templates, SHAPES)
+        paths = {path: verbs for table in tables.values() for path, verbs in table.items()}
+        self._label_sets.register_routes(paths, [template.label for template in templates])
+        self.app = App(self.meter, routes, host_guard(self.settings, own.host), templates, SHAPES)
+        self.other_apps = {
+            listener: App(self.meter, tables[listener.section], host_guard(self.settings, listener.host))
+            for listener in others
+        }
+
+    def _split_routes(self, routes: RouteTable, metrics: dict[str, Endpoint]) -> Mapping[str, RouteTable]:
+        """Move the routes of the further listeners to tables of their own, by the listener's section."""
+        tables: dict[str, RouteTable] = {"server": routes, "server.admin": {}, "metrics": {}}
+        if self.settings.server.admin is not None:
+            moved = [path for path in routes if path.startswith(ADMIN_PREFIXES)]
+            tables["server.admin"] = {path: routes[path] for path in (*moved, *HEALTH_PATHS)}
+            for path in moved:
+                del routes[path]
+        for listener in listeners(self.settings):
+            if listener.has_metrics:
+                tables[listener.section]["/metrics"] = metrics
+        return tables
 
     def _metrics_page(self) -> pages.MetricsPage:
         registry = CollectorRegistry()
@@ -345,6 +378,8 @@ def _needs_restart(old: Settings, new: Settings) -> list[str]:
         "server.host": (old.server.host, new.server.host),
         "server.port": (old.server.port, new.server.port),
         "server.allowed_hosts": (old.server.allowed_hosts, new.server.allowed_hosts),
+        "server.allowed_origins": (old.server.allowed_origins, new.server.allowed_origins),
+        "server.admin": (old.server.admin, new.server.admin),
         "metrics": (old.metrics, new.metrics),
         "ledger": (old.ledger, new.ledger),
     }

@@ -59,11 +59,19 @@ def test_ports_are_on_loopback_and_containers_are_hardened() -> None:
 
 
 def test_it_contains_no_secret() -> None:
-    text = compose.render(MonitoringOptions(bearer_token_file="token"))["compose/mcpmeter.yaml"]
+    text = compose.render(MonitoringOptions())["compose/mcpmeter.yaml"]
     assert sorted(re.findall(r"(?:secret|bearer_token): (.*)", text)) == ["${MCPMETER_KEY}", "${METRICS_TOKEN}"]
     for service in document()["services"].values():
         for name, value in service.get("environment", {}).items():
             assert "PASSWORD" not in name or name.endswith("__FILE"), (name, value)
+
+
+def test_prometheus_sends_the_token_that_the_service_requires() -> None:
+    made = compose.render(MonitoringOptions())
+    scrape = yaml.safe_load(made["compose/prometheus.yml"])["scrape_configs"][0]
+    assert scrape["authorization"] == {"credentials_file": "secrets/metrics-token"}
+    assert "./secrets:/etc/prometheus/secrets:ro" in document()["services"]["prometheus"]["volumes"]
+    assert "mcpmeter" in yaml.safe_load(made["compose/mcpmeter.yaml"])["server"]["allowed_hosts"]
 
 
 def test_images_have_a_version_and_can_be_replaced() -> None:

@@ -11,7 +11,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from mcpmeter.config import load
+from mcpmeter.config import load, refuse_open_bind
 from mcpmeter.monitoring import MonitoringOptions, files
 from mcpmeter.monitoring.render import kubernetes
 
@@ -35,8 +35,8 @@ OPTIONS = (
         matchers={"cluster": "eu$1"},
         release="kube-prometheus-stack",
         namespace="meters",
+        allowed_hosts=("meter.example.com",),
         image="registry.example.com/mcpmeter:1.2.3",
-        bearer_token_file="token",
         service_scrape_interval_seconds=7,
     ),
 )
@@ -153,5 +153,9 @@ def test_the_service_accepts_its_configuration(tmp_path: Path) -> None:
             path,
             {"MCPMETER_KEY": secrets.token_hex(32), "METRICS_TOKEN": secrets.token_hex(32), "OPENAI_API_KEY": "sk-x"},
         )
+        refuse_open_bind(settings, have_keys=bool(settings.keys))
+        service = f"mcpmeter.{options.namespace}"
+        names = ("mcpmeter", service, f"{service}.svc", f"{service}.svc.cluster.local", *options.allowed_hosts)
+        assert settings.server.allowed_hosts == names
         assert settings.ledger.path == Path("/var/lib/mcpmeter/ledger.db")
         assert [upstream.provider.name for upstream in settings.upstreams()] == ["openai"]

@@ -31,7 +31,8 @@ def alert(q: Queries) -> Alert:
             ),
             do=(
                 "Prometheus shows the reason under Status, Targets. 401: set `bearer_token_file`. 403: add the "
-                "target's host name to `server.allowed_hosts`. Connection refused: check that the process runs.",
+                "target's host name to `server.allowed_hosts`, or set `metrics.bearer_token`, with which every name is "
+                "accepted. Connection refused: check that the process runs.",
                 "Run `curl -s http://TARGET/-/ready` on the machine of Prometheus.",
                 "Start the process again. Open calls are settled as `recovered`.",
             ),

@@ -20,17 +20,24 @@ SECONDS_TO_STOP: Final = DRAIN_SECONDS + 15
 
 NOTE: Final = """\
 The service in a container. A provider is enabled if its key is in the environment (OPENAI_API_KEY,
-ANTHROPIC_API_KEY …). MCPMETER_KEY is the key of the first caller; create one with: openssl rand -hex 32
-See docs/deploy.md."""
+ANTHROPIC_API_KEY …). MCPMETER_KEY is the key of the first caller, METRICS_TOKEN the token of scrapes; create each with:
+openssl rand -hex 32. See docs/deploy.md."""
 
 
 def service_config(options: MonitoringOptions) -> str:
     """`mcpmeter.yaml` for the container. Secrets are references to environment variables."""
+    service = f"{NAME}.{options.namespace}"
+    inside = [NAME, service, f"{service}.svc", f"{service}.svc.cluster.local"]
     document: dict[str, Any] = {
-        "server": {"host": "0.0.0.0", "port": PORT, "drain_seconds": DRAIN_SECONDS},  # noqa: S104 (asks for keys)
+        "server": {
+            "host": "0.0.0.0",  # noqa: S104 (asks for keys)
+            "port": PORT,
+            "allowed_hosts": [*inside, *options.allowed_hosts],
+            "drain_seconds": DRAIN_SECONDS,
+        },
+        # Not public: Prometheus calls a pod by its address, which only a scrape with the token may.
+        "metrics": {"bearer_token": "${METRICS_TOKEN}"},
         "ledger": {"path": f"{LEDGER_FOLDER}/ledger.db"},
         "keys": [{"name": "first", "team": "default", "secret": "${MCPMETER_KEY}"}],
     }
-    if options.bearer_token_file:
-        document["metrics"] = {"bearer_token": "${METRICS_TOKEN}"}
     return to_yaml(document, NOTE)

@@ -25,17 +25,21 @@ IMAGES: Final = {
 }
 METRICS_TOKEN: Final = "secrets/metrics-token"  # noqa: S105 (a path)
 NOTE: Final = """\
-In deploy/: write the providers' keys and MCPMETER_KEY to mcpmeter.env, Grafana's initial password to
-secrets/grafana-admin-password and the files named in alertmanager.yml to secrets/; then run:
-docker compose up --build --wait
+In deploy/: write the providers' keys, MCPMETER_KEY and METRICS_TOKEN to mcpmeter.env; the same token to
+secrets/metrics-token, Grafana's initial password to secrets/grafana-admin-password and the files named in
+alertmanager.yml to secrets/; then run: docker compose up --build --wait
 All ports are on the loopback interface only. See docs/deploy.md."""
 
 
 def render(options: MonitoringOptions) -> Mapping[str, str]:
     """The file, and the two configurations that differ inside the containers."""
-    inside = replace(options, targets=(f"mcpmeter:{PORT}",), alertmanagers=("alertmanager:9093",), scheme="http")
-    if options.bearer_token_file:
-        inside = replace(inside, bearer_token_file=METRICS_TOKEN)
+    inside = replace(
+        options,
+        targets=(f"mcpmeter:{PORT}",),
+        alertmanagers=("alertmanager:9093",),
+        scheme="http",
+        bearer_token_file=METRICS_TOKEN,
+    )
     return {
         "compose.yaml": to_yaml(_document(options), NOTE),
         "compose/mcpmeter.yaml": service_config(options),

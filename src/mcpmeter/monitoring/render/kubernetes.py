@@ -28,7 +28,7 @@ CALLERS: Final = {"mcpmeter.io/caller": "true"}
 MONITORING: Final = {"kubernetes.io/metadata.name": "monitoring"}
 NOTE: Final = f"""\
 Apply with: kubectl apply -k deploy/kubernetes
-Create the secret {SECRET} first, with MCPMETER_KEY and the providers' keys: see docs/deploy.md."""
+Create the secret {SECRET} first, with MCPMETER_KEY, METRICS_TOKEN and the providers' keys: see docs/deploy.md."""
 
 
 def render(options: MonitoringOptions) -> Mapping[str, str]:
@@ -174,10 +174,9 @@ def _service_monitor(options: MonitoringOptions) -> dict[str, Any]:
         "port": "http",
         "path": "/metrics",
         "interval": f"{options.service_scrape_interval_seconds}s",
+        "authorization": {"credentials": {"name": SECRET, "key": "METRICS_TOKEN"}},
         "relabelings": [_label(name, value) for name, value in {"job": options.jobs[0], **options.matchers}.items()],
     }
-    if options.bearer_token_file:
-        endpoint["authorization"] = {"credentials": {"name": SECRET, "key": "METRICS_TOKEN"}}
     spec = {"selector": {"matchLabels": CHOSEN}, "endpoints": [endpoint]}
     return {**_of_the_operator(options, "ServiceMonitor"), "spec": spec}
 

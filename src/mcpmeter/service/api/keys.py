@@ -12,12 +12,13 @@ import msgspec
 
 from mcpmeter.access.key_view import ShownKey, shown_key
 from mcpmeter.access.keys import MAX_PER_MINUTE, KeyLimits, KeyRing, new_key, rotated
-from mcpmeter.errors import ConfigInvalid, InvalidRequest, KeyConfigured, KeyNotFound, NotAllowed
+from mcpmeter.errors import ConfigInvalid, InvalidRequest, KeyConfigured, KeyNotFound
 from mcpmeter.http.asgi import Header
 from mcpmeter.http.exchange import HttpExchange
 from mcpmeter.ledger.store import Store
 from mcpmeter.pricing.rates import unix_ns
 from mcpmeter.records import Key, Role
+from mcpmeter.service.admin import RequireAdmin
 from mcpmeter.service.app import Page
 
 log = logging.getLogger("mcpmeter")
@@ -87,14 +88,14 @@ class KeyPages:
         store: Store,
         ring: Callable[[], KeyRing],
         reload_keys: Callable[[], Awaitable[None]],
-        is_local: Callable[[HttpExchange], bool],
+        admin: RequireAdmin,
         now: Callable[[], int] = time.time_ns,
     ) -> None:
         self._store = store
         self._ring = ring
         self._reload_keys = reload_keys
         """Applies a change to this process."""
-        self._is_local = is_local
+        self._admin = admin
         self._now = now
 
     def routes(self) -> list[tuple[str, str, Callable[[HttpExchange], Awaitable[Page]]]]:
@@ -153,20 +154,6 @@ class KeyPages:
         """Return the caller and the body. The caller is checked last: keys may change while a body arrives."""
         content = await exchange.read_body(MAX_BODY_BYTES)
         return self._admin(exchange), _decoded(content, kind)
-
-    def _admin(self, exchange: HttpExchange) -> str:
-        """Return the caller for the log. Once a key exists, a caller without one is no admin, in the demo neither."""
-        ring = self._ring()
-        if not ring.empty:
-            caller = ring.caller(exchange.secret)
-            caller.require_admin()
-            return caller.key_id
-        if not self._is_local(exchange):
-            raise NotAllowed(
-                "Until a key exists, only this machine may create the first one.",
-                hint="On the service's machine: mcpmeter keys create --name N --team T --role admin.",
-            )
-        return "this machine"
 
     async def _changed(self, key_id: str, change: Callable[[Key], Key]) -> Key:
         """Raises KeyNotFound, KeyConfigured."""
