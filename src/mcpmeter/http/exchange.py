@@ -19,7 +19,11 @@ DRAIN_TIMEOUT_SECONDS: Final = 120.0
 DIRECT_RESPONSE: Final = "mcpmeter.direct_response"
 """The ASGI extension under which our server offers its `DirectResponse`."""
 
-_HEADERS: Final = "mcpmeter.headers"
+HEADERS: Final = "mcpmeter.headers"
+"""The entry of a scope that holds the request's headers by name, each once."""
+
+REFUSAL: Final = "mcpmeter.refusal"
+"""The entry of a scope that holds the error for headers that no endpoint may see."""
 
 
 class DirectResponse(Protocol):
@@ -249,9 +253,9 @@ def direct_response_of(scope: Scope) -> DirectResponse:
 
 def headers_of(scope: Scope) -> Mapping[bytes, bytes]:
     """Return a request's headers by name. They are kept in its scope."""
-    headers: Mapping[bytes, bytes] | None = scope.get(_HEADERS)
+    headers: Mapping[bytes, bytes] | None = scope.get(HEADERS)
     if headers is None:
-        headers = scope[_HEADERS] = dict(scope["headers"])
+        headers = scope[HEADERS] = dict(scope["headers"])
     return headers
 
 

@@ -15,7 +15,7 @@ from mcpmeter.catalog import OTHER
 from mcpmeter.dialects import openai
 from mcpmeter.errors import MeterError, MethodNotAllowed, NotAllowed, RouteNotFound, ServiceFault
 from mcpmeter.http.asgi import Header, Receive, Scope, Send
-from mcpmeter.http.exchange import HttpExchange, direct_response_of, headers_of
+from mcpmeter.http.exchange import REFUSAL, HttpExchange, direct_response_of, headers_of
 from mcpmeter.meter import CallResult, Meter
 from mcpmeter.records import NO_PATH_PARAMS, PathParams
 from mcpmeter.relay.pipeline import EndpointConfig, Pipeline, send_error
@@ -188,6 +188,8 @@ class App:
                 recorder.end_request()
 
     def _find(self, scope: Scope) -> Endpoint:
+        if REFUSAL in scope:
+            raise scope[REFUSAL]
         self._guard.check(headers_of(scope))
         verbs = self._routes.get(scope["path"]) or self._verbs_of(scope)
         if not verbs:

@@ -30,9 +30,18 @@ import httptools
 
 from mcpmeter.errors import HeadersTooLarge, InvalidRequest, MeterError
 from mcpmeter.http.asgi import App, Header, Scope
+from mcpmeter.http.exchange import HEADERS, REFUSAL
 from mcpmeter.http.framing import FREE_BYTES_PER_PART, MAX_HEADER_BYTES
 from mcpmeter.http.server.cycle import Flow, RequestCycle, response_headers
-from mcpmeter.http.server.request_headers import size_of, without_upgrade
+from mcpmeter.http.server.request_headers import (
+    check_framing,
+    is_host,
+    joined,
+    repeated,
+    size_of,
+    unsupported_coding,
+    without_upgrade,
+)
 
 MAX_BUFFERED_BYTES: Final = 64 * 1024
 """Above this a connection is not read until the application has taken the body's parts."""
@@ -65,7 +74,6 @@ class ServerProtocol(asyncio.Protocol):
 
     # The state in which a connection begins.
     _url = b""
-    _expects_100_continue = False
     _is_in_headers = True
     """Between requests, or in one's headers."""
     _headers_to_repeat = b""
@@ -123,7 +131,7 @@ class ServerProtocol(asyncio.Protocol):
         try:
             self._parse(data)
         except httptools.HttpParserError as fault:
-            self._refuse(fault.__context__ if isinstance(fault.__context__, MeterError) else _not_http())
+            self._refuse(_error_of(fault))
         else:
             if self._overhead_bytes > MAX_HEADER_BYTES:
                 # The parser collects a line until it ends: no callback sees a line that does not.
@@ -165,28 +173,24 @@ class ServerProtocol(asyncio.Protocol):
         while rest:
             try:
                 self._parser.feed_data(rest)
-            except httptools.HttpParserUpgrade as end_of_headers:
-                rest = memoryview(rest)[end_of_headers.args[0] :]
-                headers, self._headers_to_repeat = self._headers_to_repeat, b""
-                self._parser = self._new_parser()  # after `Connection: close` the old one takes no more
-                self._parser.feed_data(headers)
-            else:
                 return
+            except httptools.HttpParserUpgrade as upgrade:
+                end_of_headers = upgrade.args[0]
+            rest = memoryview(rest)[end_of_headers:]
+            headers, self._headers_to_repeat = self._headers_to_repeat, b""
+            self._parser = self._new_parser()  # after `Connection: close` the old one takes no more
+            self._parser.feed_data(headers)
 
     def on_message_begin(self) -> None:
         self._is_in_headers = True
         self._url = b""
-        self._expects_100_continue = False
         self._headers = []
 
     def on_url(self, url: bytes) -> None:
         self._url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        name = name.lower()
-        if name == b"expect" and value.lower() == b"100-continue":
-            self._expects_100_continue = True
-        self._headers.append((name, value))
+        self._headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
         self._check_size(self._headers, self._url)
@@ -194,9 +198,9 @@ class ServerProtocol(asyncio.Protocol):
             self._ignore_upgrade()
             return
         before = self._received
-        cycle = self._received = self._new_cycle()
+        cycle = self._received = self._new_cycle(self._parser.get_http_version())
         self._is_in_headers = False
-        self._headers = []  # for the trailers: the request's headers are in its scope
+        self._headers = []  # for the trailers
         if before is None or before.response_complete:
             self._answer(cycle)
         else:
@@ -210,27 +214,41 @@ class ServerProtocol(asyncio.Protocol):
         version = self._parser.get_http_version()
         self._headers_to_repeat = without_upgrade(method, self._url, version, self._headers)
 
-    def _new_cycle(self) -> RequestCycle:
-        version = self._parser.get_http_version()
-        scope = self._new_scope(version)
+    def _new_cycle(self, version: str) -> RequestCycle:
+        received, error = self._headers, None
+        headers = {name: value.rstrip() for name, value in received}
+        if (
+            version != "1.1"
+            or len(headers) != len(received)
+            or b"transfer-encoding" in headers
+            or self._url[:1] != b"/"
+            or not is_host(headers.get(b"host", b""))
+        ):
+            check_framing(received, version, self._url)
+            headers, error = joined(received), repeated(received)
+        scope = self._new_scope(version, headers)
+        if error is not None:
+            scope[REFUSAL] = error
         return RequestCycle(
             scope,
             self._transport,
             self._flow,
             default_headers=self._server_state.default_headers,
-            expects_100_continue=self._expects_100_continue,
+            expects_100_continue=headers.get(b"expect", b"").lower() == b"100-continue" and version != "1.0",
             keep_alive=version != "1.0" and self._parser.should_keep_alive(),
             on_complete=self._on_response_complete,
         )
 
-    def _new_scope(self, version: str) -> Scope:
+    def _new_scope(self, version: str, headers: dict[bytes, bytes]) -> Scope:
         url = self._url
         if url[:1] == b"/" and not _NEEDS_PARSING(url):
             path, raw_path, query = url.decode("ascii"), url, b""
+        elif b"#" in url:
+            raise _not_http()  # RFC 9112, 3.2: a target has no fragment, and proxies differ in what they make of one
         else:
             parsed = httptools.parse_url(url)
-            path, raw_path, query = parsed.path.decode("ascii"), parsed.path, parsed.query or b""
-            path = unquote(path) if "%" in path else path
+            raw_path, query = parsed.path or b"/", parsed.query or b""
+            path = unquote(raw_path.decode("ascii"))
         return {
             "type": "http",
             "asgi": {"version": "3.0", "spec_version": "2.3"},
@@ -239,7 +257,8 @@ class ServerProtocol(asyncio.Protocol):
             "client": self._client,
             "scheme": self._scheme,
             "root_path": "",
-            "headers": self._headers,
+            "headers": list(headers.items()),
+            HEADERS: headers,
             "state": self._app_state.copy(),
             "path": path,
             "raw_path": raw_path,
@@ -353,6 +372,13 @@ _NEEDS_PARSING: Final = re.compile(rb"[%?#]").search
 def _address(found: object) -> tuple[str, int] | None:
     """Host and port of a socket; None for a Unix socket, or for a connection that is lost already."""
     return (str(found[0]), int(found[1])) if isinstance(found, tuple) else None
+
+
+def _error_of(fault: httptools.HttpParserError) -> MeterError:
+    """The error of ours that a callback raised, or the one for what the parser refuses itself."""
+    if isinstance(fault.__context__, MeterError):
+        return fault.__context__
+    return unsupported_coding() if "Invalid `Transfer-Encoding`" in str(fault) else _not_http()
 
 
 def _not_http() -> MeterError:
