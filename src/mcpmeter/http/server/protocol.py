@@ -4,8 +4,12 @@ Reading: a connection is between requests, in a request's headers, or in its bod
 step. httptools bounds neither headers nor chunk extensions nor trailers, so the balance of `http.framing` does; a
 request over the bound, or that is not HTTP, is *refused*: nothing behind it is parsed. If its application has not
 answered yet, reading its body raises the error; if no application has seen it, the protocol answers itself and counts
-the refusal by the function it was given. Afterwards the connection is drained for `LINGER_SECONDS` and then aborted:
-closing it with bytes unread would reset it, and the client would not see its response.
+the refusal by the function it was given.
+
+Lingering: closing a connection with bytes unread would reset it, and a client that is still sending would not see its
+response. So after a refusal, or a response before the request's body has ended, our side ends with the response, and
+what still arrives is discarded: until the client closes, makes no progress for `LINGER_SECONDS`, or has had
+`MAX_LINGER_SECONDS` or `MAX_DISCARDED_BYTES` (RFC 9112, 9.6).
 
 Answering: one request at a time. Requests that a client pipelines wait in `_pipeline`, with reading paused. A response
 that is complete starts the next request, or closes the connection if it does not keep alive, or makes it idle.
@@ -46,8 +50,11 @@ from mcpmeter.http.server.request_headers import (
 MAX_BUFFERED_BYTES: Final = 64 * 1024
 """Above this a connection is not read until the application has taken the body's parts."""
 
-MAX_DISCARDED_BYTES: Final = 4 * 1024 * 1024
-LINGER_SECONDS: Final = 2.0
+MAX_DISCARDED_BYTES: Final = 256 * 1024 * 1024
+"""Most clients read a response only after they have sent their whole body; discarding is as cheap as the read."""
+
+LINGER_SECONDS: Final = 5.0
+MAX_LINGER_SECONDS: Final = 60.0
 
 Refuse = Callable[[MeterError], tuple[list[Header], bytes]]
 """Counts a request that no application sees; returns headers and body of the response."""
@@ -81,6 +88,7 @@ class ServerProtocol(asyncio.Protocol):
     _overhead_bytes = 0
     """The balance that `http.framing` describes."""
     _is_refused = False
+    """Whether what arrives is discarded."""
     _received: RequestCycle | None = None
     """The request whose headers were read last."""
     _answered: RequestCycle | None = None
@@ -310,8 +318,7 @@ class ServerProtocol(asyncio.Protocol):
                 self._check_idle_in(self._keep_alive_seconds)
 
     def _close(self) -> None:
-        # Lingering ends by an abort, which would drop what a slow client has not read; closing sends it first.
-        if self._is_refused and not self._transport.get_write_buffer_size():
+        if self._is_refused or not self._is_in_headers or self._received is not self._answered:
             self._linger()
         else:
             self._transport.close()
@@ -339,9 +346,22 @@ class ServerProtocol(asyncio.Protocol):
             self._linger()
 
     def _linger(self) -> None:
-        if self._transport.can_write_eof():
-            self._transport.write_eof()
-        self._loop.call_later(LINGER_SECONDS, self._transport.abort)
+        if not self._transport.can_write_eof():
+            self._transport.close()
+            return
+        self._is_refused, self._overhead_bytes = True, 0
+        self._transport.write_eof()
+        self._flow.resume_reading()
+        unsent_bytes = self._transport.get_write_buffer_size()
+        self._loop.call_later(LINGER_SECONDS, self._check_lingering, 0, unsent_bytes, MAX_LINGER_SECONDS)
+
+    def _check_lingering(self, discarded_before: int, unsent_before: int, seconds_left: float) -> None:
+        discarded, unsent = self._overhead_bytes, self._transport.get_write_buffer_size()
+        seconds_left -= LINGER_SECONDS
+        if seconds_left > 0 and (discarded > discarded_before or unsent < unsent_before):
+            self._loop.call_later(LINGER_SECONDS, self._check_lingering, discarded, unsent, seconds_left)
+        else:
+            self._transport.abort()
 
     def _discard(self, data: bytes) -> None:
         self._overhead_bytes += len(data)
