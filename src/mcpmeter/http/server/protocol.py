@@ -286,10 +286,17 @@ class ServerProtocol(asyncio.Protocol):
     def on_message_complete(self) -> None:
         if self._headers_to_repeat:
             return  # the first reading of the headers ends; the request does not
-        self._check_size(self._headers)
+        if self._headers:
+            self._check_trailers()
         self._is_in_headers, self._overhead_bytes = True, 0
         if self._received is not None and not self._received.response_complete:
             self._received.end_body()
+
+    def _check_trailers(self) -> None:
+        self._check_size(self._headers)
+        # The parser obeys it and skips all that follows, on a connection that its headers keep alive.
+        if any(name == b"connection" and b"close" in value.lower() for name, value in self._headers):
+            raise _not_http()
 
     def _check_size(self, headers: list[Header], url: bytes = b"") -> None:
         """Refuse headers or trailers that are too large, even if they and their end arrive in one read."""
