@@ -1,8 +1,8 @@
 """Hostile and odd requests with the verdict that RFC 9112 asks for: one table per kind, each case as bytes.
 
 A case is sent on a connection of its own, followed by `AFTER`. It is served as the bodies in `bodies`, one for each
-request, or refused with a status; `goes_on` is whether `AFTER` is then read as the next request. Paths begin with
-`/v1/t`, which the proxies of the end-to-end test forward.
+request, or refused with a status; `goes_on` is whether `AFTER` is then read as the next request. The test behind
+proxies, which forward `/v1/`, puts each case's number for `0000`: lengths stay as they are.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from typing import Final
 
 HOST: Final = b"Host: a.example\r\n"
-GET: Final = b"GET /v1/t HTTP/1.1\r\n" + HOST
-POST: Final = b"POST /v1/t HTTP/1.1\r\n" + HOST
+GET: Final = b"GET /v1/t-0000 HTTP/1.1\r\n" + HOST
+POST: Final = b"POST /v1/t-0000 HTTP/1.1\r\n" + HOST
 CHUNKED: Final = POST + b"Transfer-Encoding: chunked\r\n\r\n"
 LENGTH: Final = b"Content-Length: 5\r\n"
-SMUGGLED: Final = b"GET /v1/t/smuggled HTTP/1.1\r\nHost: a.example\r\n\r\n"
-AFTER: Final = b"GET /v1/t/after HTTP/1.1\r\nHost: a.example\r\n\r\n"
+SMUGGLED: Final = b"GET /v1/t-0000/smuggled HTTP/1.1\r\nHost: a.example\r\n\r\n"
+AFTER: Final = b"GET /v1/t-0000/after HTTP/1.1\r\nHost: a.example\r\n\r\n"
 END: Final = b"\r\n"
 HELLO: Final = b"5\r\nhello\r\n0\r\n\r\n"
 
@@ -242,7 +242,7 @@ def trailers() -> Iterator[Case]:
             b"X: \0y\r\n",
             b"X\0: y\r\n",
         ),
-        *(b"X: \x01\r\n", b"\xff: y\r\n", b"GET /v1/t/smuggled HTTP/1.1\r\n"),
+        *(b"X: \x01\r\n", b"\xff: y\r\n", b"GET /v1/t-0000/smuggled HTTP/1.1\r\n"),
     ):
         status = 501 if trailer.startswith(b"Transfer") else 400
         yield refused(f"trailer {trailer!r}", CHUNKED + b"5\r\nhello\r\n0\r\n" + trailer + END, status)
@@ -250,7 +250,7 @@ def trailers() -> Iterator[Case]:
 
 
 def line_ends() -> Iterator[Case]:
-    pieces = (b"POST /v1/t HTTP/1.1", b"Host: a.example", b"X: y", b"Content-Length: 5", b"")
+    pieces = (b"POST /v1/t-0000 HTTP/1.1", b"Host: a.example", b"X: y", b"Content-Length: 5", b"")
     for place in range(len(pieces)):
         for line_end in (b"\n", b"\r", b"\n\r", b"\r\r\n", b"\n\r\n"):
             ends = [END] * len(pieces)
@@ -297,23 +297,23 @@ def hosts() -> Iterator[Case]:
         *(b"a.example", b"a.example:80", b"a.example:", b"127.0.0.1", b"127.0.0.1:8000", b"[::1]", b"[::1]:80"),
         *(b"a_b", b"A.EXAMPLE", b"a-b.example.", b" a.example ", b"\ta.example\t", b"xn--bcher-kva.example"),
     ):
-        yield served(f"host {host!r}", b"GET /v1/t HTTP/1.1\r\nHost:" + host + b"\r\n\r\n")
+        yield served(f"host {host!r}", b"GET /v1/t-0000 HTTP/1.1\r\nHost:" + host + b"\r\n\r\n")
     for host in (
         *(b"", b" ", b"a b", b"a,b", b"a, b", b"a/b", b"a?b", b"a#b", b"a@b", b"user@a.example", b"http://a.example"),
         *(b"a:80:80", b"a:x", b"a:-1", b"a:999999", b"[::1", b"::1", b"[a.example]", b"a\\b", b"<a>", b'"a"', b"a\xff"),
         *(b"a\0", b"a\tb", b"\xe4.example", b":80", b"[]", b"a;b", b"a|b", b"a{b}", b"a^b", b"a`b"),
     ):
-        yield refused(f"host {host!r}", b"GET /v1/t HTTP/1.1\r\nHost:" + host + b"\r\n\r\n")
-    yield refused("no host", b"GET /v1/t HTTP/1.1\r\n\r\n")
-    yield refused("no host, others", b"GET /v1/t HTTP/1.1\r\nX-Host: a\r\nX-Forwarded-Host: a\r\n\r\n")
-    yield served("HTTP/1.0 without a host", b"GET /v1/t HTTP/1.0\r\n\r\n", goes_on=False)
+        yield refused(f"host {host!r}", b"GET /v1/t-0000 HTTP/1.1\r\nHost:" + host + b"\r\n\r\n")
+    yield refused("no host", b"GET /v1/t-0000 HTTP/1.1\r\n\r\n")
+    yield refused("no host, others", b"GET /v1/t-0000 HTTP/1.1\r\nX-Host: a\r\nX-Forwarded-Host: a\r\n\r\n")
+    yield served("HTTP/1.0 without a host", b"GET /v1/t-0000 HTTP/1.0\r\n\r\n", goes_on=False)
     for second in (b"a.example", b"b.example", b"", b"A.example"):
         yield refused(f"a second host {second!r}", GET + b"X: y\r\nhost: " + second + b"\r\n\r\n")
         yield refused(
             f"a second host {second!r} in 1.0", GET.replace(b"1.1", b"1.0") + b"Host: " + second + b"\r\n\r\n"
         )
     for line in (b"Host : a", b" Host: a", b"Host\t: a", b"Host\0: a"):
-        yield refused(f"line {line!r}", b"GET /v1/t HTTP/1.1\r\n" + line + b"\r\n\r\n")
+        yield refused(f"line {line!r}", b"GET /v1/t-0000 HTTP/1.1\r\n" + line + b"\r\n\r\n")
 
 
 def targets() -> Iterator[Case]:
@@ -322,45 +322,49 @@ def targets() -> Iterator[Case]:
 
     for target in (
         *(
-            b"/v1/t?a=b",
-            b"/v1/t?",
-            b"/v1/t?a?b",
-            b"/v1/t%20x",
-            b"/v1/t%2Fx",
-            b"/v1/t/%2e%2e/t",
-            b"/v1/t/../t",
-            b"/v1/t//x",
+            b"/v1/t-0000?a=b",
+            b"/v1/t-0000?",
+            b"/v1/t-0000?a?b",
+            b"/v1/t-0000%20x",
+            b"/v1/t-0000%2Fx",
+            b"/v1/t-0000/%2e%2e/t",
+            b"/v1/t-0000/../t",
+            b"/v1/t-0000//x",
         ),
-        *(b"http://a.example/v1/t", b"HTTP://A.EXAMPLE/v1/t?x", b"https://a.example/v1/t", b"/v1/t%00", b"/v1/t;a=b"),
+        *(
+            b"http://a.example/v1/t-0000",
+            b"HTTP://A.EXAMPLE/v1/t-0000?x",
+            b"https://a.example/v1/t-0000",
+            b"/v1/t-0000%00",
+            b"/v1/t-0000;a=b",
+            b"//v1/t-0000",
+        ),
     ):
         yield served(f"target {target!r}", get(target))
     for target in (
         *(
             b"",
             b"v1/t",
-            b"?/v1/t",
+            b"?/v1/t-0000",
             b"#",
-            b"/v1/t#x",
-            b"/v1/t?x#y",
-            b"/v1/t x",
+            b"/v1/t-0000#x",
+            b"/v1/t-0000?x#y",
+            b"/v1/t-0000 x",
             b"/v1/\xff",
             b"/v1/\0",
-            b"/v1/t\x01",
+            b"/v1/t-0000\x01",
             b"/v1/\x7f",
         ),
         *(
-            b"http://b.example/v1/t",
-            b"http://user@a.example/v1/t",
-            b"http://a.example:81/v1/t",
-            b"http:///v1/t",
+            b"http://b.example/v1/t-0000",
+            b"http://user@a.example/v1/t-0000",
+            b"http://a.example:81/v1/t-0000",
+            b"http:///v1/t-0000",
             b"http://",
         ),
-        *(b"/v1/t\tx", b"a.example:80", b"//", b"http:/v1/t"),
+        *(b"/v1/t-0000\tx", b"a.example:80", b"http:/v1/t-0000"),
     ):
-        if target == b"//":
-            yield served("target '//'", get(target))
-        else:
-            yield refused(f"target {target!r}", get(target))
+        yield refused(f"target {target!r}", get(target))
     yield served("OPTIONS *", b"OPTIONS * HTTP/1.1\r\n" + HOST + END)
     yield refused("CONNECT", b"CONNECT a.example:80 HTTP/1.1\r\n" + HOST + END)
 
@@ -394,23 +398,35 @@ def request_lines() -> Iterator[Case]:
             b"",
         ),
     ):
-        yield refused(f"version {version!r}", get(b"GET /v1/t " + version))
-    yield refused("HTTP/0.9 without a version", b"GET /v1/t\r\n\r\n")
-    yield served("HTTP/1.0", get(b"GET /v1/t HTTP/1.0"), goes_on=False)
+        yield refused(f"version {version!r}", get(b"GET /v1/t-0000 " + version))
+    yield refused("HTTP/0.9 without a version", b"GET /v1/t-0000\r\n\r\n")
+    yield served("HTTP/1.0", get(b"GET /v1/t-0000 HTTP/1.0"), goes_on=False)
     for line in (
-        *(b"GET\t/v1/t HTTP/1.1", b"GET /v1/t\tHTTP/1.1", b"GET\x0b/v1/t HTTP/1.1", b"GET /v1/t /x HTTP/1.1", b"GET"),
-        *(b"GET ", b"GET/v1/t HTTP/1.1", b"/v1/t HTTP/1.1", b"GET /v1/tHTTP/1.1", b"GET: /v1/t HTTP/1.1"),
         *(
-            b"get /v1/t HTTP/1.1",
-            b"Get /v1/t HTTP/1.1",
-            b"FROB /v1/t HTTP/1.1",
-            b"GE\0T /v1/t HTTP/1.1",
-            b"G\xc9T /v1/t HTTP/1.1",
+            b"GET\t/v1/t-0000 HTTP/1.1",
+            b"GET /v1/t-0000\tHTTP/1.1",
+            b"GET\x0b/v1/t-0000 HTTP/1.1",
+            b"GET /v1/t-0000 /x HTTP/1.1",
+            b"GET",
+        ),
+        *(
+            b"GET ",
+            b"GET/v1/t-0000 HTTP/1.1",
+            b"/v1/t-0000 HTTP/1.1",
+            b"GET /v1/t-0000HTTP/1.1",
+            b"GET: /v1/t-0000 HTTP/1.1",
+        ),
+        *(
+            b"get /v1/t-0000 HTTP/1.1",
+            b"Get /v1/t-0000 HTTP/1.1",
+            b"FROB /v1/t-0000 HTTP/1.1",
+            b"GE\0T /v1/t-0000 HTTP/1.1",
+            b"G\xc9T /v1/t-0000 HTTP/1.1",
         ),
     ):
         yield refused(f"line {line!r}", get(line))
     for method in (b"GET", b"PUT", b"PATCH", b"DELETE", b"OPTIONS"):
-        head = method + b" /v1/t HTTP/1.1\r\n" + HOST
+        head = method + b" /v1/t-0000 HTTP/1.1\r\n" + HOST
         yield served(f"{method.decode()} with a body", head + LENGTH + END + b"hello", b"hello")
     yield refused("the preface of HTTP/2", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
     yield refused("TLS", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\0" * 64)
@@ -434,7 +450,7 @@ def upgrades() -> Iterator[Case]:
         "an upgrade with both framings", POST + lines + LENGTH + b"Transfer-Encoding: chunked\r\n\r\n" + HELLO
     )
     yield refused("an upgrade with another coding", POST + lines + b"Transfer-Encoding: gzip\r\n\r\n" + HELLO, 501)
-    yield refused("an upgrade without a host", b"GET /v1/t HTTP/1.1\r\n" + lines + END)
+    yield refused("an upgrade without a host", b"GET /v1/t-0000 HTTP/1.1\r\n" + lines + END)
 
 
 def sequences() -> Iterator[Case]:
@@ -467,7 +483,7 @@ def sequences() -> Iterator[Case]:
     for name in (b"Authorization", b"x-api-key", b"Content-Type", b"Origin", b"Mcp-Session-Id", b"Idempotency-Key"):
         yield refused(f"{name.decode()} twice", GET + name + b": a\r\n" + name.lower() + b": b\r\n\r\n", goes_on=True)
     yield refused("headers over the bound", GET + b"X: " + b"y" * 70_000 + b"\r\n\r\n", 431)
-    yield refused("a target over the bound", b"GET /v1/t?" + b"y" * 70_000 + b" HTTP/1.1\r\n" + HOST + END, 431)
+    yield refused("a target over the bound", b"GET /v1/t-0000?" + b"y" * 70_000 + b" HTTP/1.1\r\n" + HOST + END, 431)
 
 
 def corpus() -> list[Case]:

@@ -357,7 +357,11 @@ class ServerProtocol(asyncio.Protocol):
             self._transport.close()
             return
         self._is_refused, self._overhead_bytes = True, 0
-        self._transport.write_eof()
+        try:
+            self._transport.write_eof()
+        except OSError:  # the client has reset the connection, which the event loop has yet to notice
+            self._transport.abort()
+            return
         self._flow.resume_reading()
         unsent_bytes = self._transport.get_write_buffer_size()
         self._loop.call_later(LINGER_SECONDS, self._check_lingering, 0, unsent_bytes, MAX_LINGER_SECONDS)
