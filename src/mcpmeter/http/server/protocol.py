@@ -39,7 +39,7 @@ from mcpmeter.http.framing import FREE_BYTES_PER_PART, MAX_HEADER_BYTES
 from mcpmeter.http.server.cycle import Flow, RequestCycle, response_headers
 from mcpmeter.http.server.request_headers import (
     check_framing,
-    is_host,
+    expects_100_continue,
     joined,
     repeated,
     size_of,
@@ -85,6 +85,8 @@ class ServerProtocol(asyncio.Protocol):
     """Between requests, or in one's headers."""
     _headers_to_repeat = b""
     """The request's headers without `Upgrade`, between the two times that the parser reads them."""
+    _known_host = b" "
+    """A valid host that this connection has named. A blank is none, and no header's value without blanks around it."""
     _overhead_bytes = 0
     """The balance that `http.framing` describes."""
     _is_refused = False
@@ -225,14 +227,16 @@ class ServerProtocol(asyncio.Protocol):
     def _new_cycle(self, version: str) -> RequestCycle:
         received, error = self._headers, None
         headers = {name: value.rstrip() for name, value in received}
+        host = headers.get(b"host")
         if (
-            version != "1.1"
+            host != self._known_host
             or len(headers) != len(received)
             or b"transfer-encoding" in headers
             or self._url[:1] != b"/"
-            or not is_host(headers.get(b"host", b""))
+            or version != "1.1"
         ):
             check_framing(received, version, self._url)
+            self._known_host = host or self._known_host
             headers, error = joined(received), repeated(received)
         scope = self._new_scope(version, headers)
         if error is not None:
@@ -242,7 +246,7 @@ class ServerProtocol(asyncio.Protocol):
             self._transport,
             self._flow,
             default_headers=self._server_state.default_headers,
-            expects_100_continue=headers.get(b"expect", b"").lower() == b"100-continue" and version != "1.0",
+            expects_100_continue=b"expect" in headers and expects_100_continue(headers, version),
             keep_alive=version != "1.0" and self._parser.should_keep_alive(),
             on_complete=self._on_response_complete,
         )

@@ -12,15 +12,14 @@ the body, whose bytes are then parsed as the next request (request smuggling), a
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 from mcpmeter.errors import InvalidRequest, MeterError, UnsupportedTransferEncoding
 from mcpmeter.http.asgi import Header
 
-is_host: Final = re.compile(rb"(?:[\w.~%-]+|\[[\da-fA-F:.]+\])(?::\d{0,5})?", re.ASCII).fullmatch
-"""Whether a value is one host with or without a port: a name, an IPv4 address, or an IPv6 address in brackets."""
-
+# One host with or without a port: a name, an IPv4 address, or an IPv6 address in brackets.
+_is_host: Final = re.compile(rb"(?:[\w.~%-]+|\[[\da-fA-F:.]+\])(?::\d{0,5})?", re.ASCII).fullmatch
 _ABSOLUTE_FORM: Final = re.compile(rb"https?://([^/?]*)", re.IGNORECASE).match
 
 SINGLE_VALUED: Final = frozenset(
@@ -60,7 +59,7 @@ def check_framing(received: Sequence[Header], version: str, url: bytes) -> None:
     hosts = [value.rstrip() for name, value in received if name == b"host"]
     if len(hosts) > 1 or (version == "1.1" and not hosts):
         raise InvalidRequest("A request of HTTP/1.1 names exactly one Host.", hint="Send one Host header.")
-    if hosts and not is_host(hosts[0]):
+    if hosts and not _is_host(hosts[0]):
         raise InvalidRequest("The Host header is no host name or address.", hint="Send HOST or HOST:PORT.")
     absolute = _ABSOLUTE_FORM(url)
     if absolute and hosts and absolute[1].lower() != hosts[0].lower():
@@ -83,6 +82,11 @@ def unsupported_coding() -> UnsupportedTransferEncoding:
     return UnsupportedTransferEncoding(
         "The request's Transfer-Encoding is not 'chunked'.", hint="Send that one alone, or a Content-Length."
     )
+
+
+def expects_100_continue(headers: Mapping[bytes, bytes], version: str) -> bool:
+    """Whether a client waits for `100 Continue` before it sends its body (RFC 9110, 10.1.1: not in HTTP/1.0)."""
+    return version != "1.0" and headers[b"expect"].lower() == b"100-continue"
 
 
 def size_of(headers: Iterable[Header], url: bytes = b"") -> int:
