@@ -33,7 +33,7 @@ run: $(SERVER_STAMP) ## watch it work: mcpmeter demo; needs no key and no networ
 
 test: $(DEV_STAMP) ## all tests; installs what they need from Debian too (ARGS="-k ledger")
 	@scripts/need.sh prometheus=prometheus prometheus-alertmanager=prometheus-alertmanager pg_ctlcluster=postgresql \
-	  mkfs.ext4=e2fsprogs mount=mount
+	  mkfs.ext4=e2fsprogs mount=mount nginx=nginx-light haproxy=haproxy
 	@echo "mcpmeter: running all tests"
 	@PATH="$$PATH:/usr/sbin" $(BIN)/python -m pytest $(SIDE_BY_SIDE) $(ARGS)
 
@@ -72,7 +72,8 @@ size: $(VENV_STAMP) ## what an installation costs in seconds and megabytes, the 
 	@$(BIN)/python scripts/install_size.py $(ARGS)
 
 trials: $(DEV_STAMP) ## the long trials in full; writes docs/reliability.md
-	@scripts/need.sh prometheus=prometheus pg_ctlcluster=postgresql mkfs.ext4=e2fsprogs mount=mount
+	@scripts/need.sh prometheus=prometheus pg_ctlcluster=postgresql mkfs.ext4=e2fsprogs mount=mount \
+	  nginx=nginx-light haproxy=haproxy
 	@echo "mcpmeter: running the trials in full (this takes a while)"
 	@PATH="$$PATH:/usr/sbin" MCPMETER_TRIALS=full MCPMETER_TRIALS_REPORT=docs/reliability.md \
 	  $(BIN)/python -m pytest -m trial -o timeout=3600 $(ARGS)

@@ -30,6 +30,7 @@ EVERY = all_errors()
 IDS = {
     "validation_error", "invalid_request", "body_too_large", "body_too_slow", "headers_too_large",
     "unsupported_media_type",
+    "unsupported_content_encoding", "unsupported_transfer_encoding",
     "route_not_found", "method_not_allowed", "key_not_found", "key_configured",
     "not_authenticated", "not_allowed", "rate_limited", "budget_exhausted", "caller_gone",
     "upstream_fault", "upstream_refused_account", "upstream_answered_garbage", "upstream_answer_too_large",
@@ -49,6 +50,8 @@ MAPPING = {
     "body_too_slow": (408, -32602, "validation_error", "client"),
     "headers_too_large": (431, -32602, "validation_error", "client"),
     "unsupported_media_type": (415, -32602, "validation_error", "client"),
+    "unsupported_content_encoding": (415, -32602, "validation_error", "client"),
+    "unsupported_transfer_encoding": (501, -32602, "validation_error", "client"),
     "route_not_found": (404, -32601, "validation_error", "client"),
     "method_not_allowed": (405, -32601, "validation_error", "client"),
     "key_not_found": (404, -32602, "validation_error", "client"),
@@ -171,6 +174,8 @@ class TestEveryError:
 
     def test_only_caller_errors_and_429_are_below_500(self) -> None:
         for kind in EVERY:
+            if kind is errors.UnsupportedTransferEncoding:
+                continue  # RFC 9112, 6.1: 501
             assert (kind.http_status < 500) == issubclass(kind, CallerError | errors.UpstreamRateLimited)
 
 

@@ -7,6 +7,8 @@ MeterError
 │   │   ├── BodyTooSlow          408
 │   │   ├── UnsupportedMediaType 415
 │   │   ├── HeadersTooLarge      431
+│   │   ├── UnsupportedContentEncoding   415
+│   │   ├── UnsupportedTransferEncoding  501
 │   │   ├── RouteNotFound        404
 │   │   ├── MethodNotAllowed     405
 │   │   ├── KeyNotFound          404
@@ -128,6 +130,20 @@ class HeadersTooLarge(InvalidRequest):
 
     id = "headers_too_large"
     http_status = 431
+
+
+class UnsupportedContentEncoding(InvalidRequest):
+    """The request body is compressed in a way that is not supported."""
+
+    id = "unsupported_content_encoding"
+    http_status = 415
+
+
+class UnsupportedTransferEncoding(InvalidRequest):
+    """The request's Transfer-Encoding is not `chunked`."""
+
+    id = "unsupported_transfer_encoding"
+    http_status = 501
 
 
 class RouteNotFound(InvalidRequest):

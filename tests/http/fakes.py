@@ -56,9 +56,14 @@ class Transport:
 
 
 def cycle_on(
-    transport: Transport, scope: dict[str, Any] | None = None, *, keep_alive: bool = True, expects: bool = False
+    transport: Transport,
+    scope: dict[str, Any] | None = None,
+    *,
+    keep_alive: bool = True,
+    expects: bool = False,
+    body_follows: bool = False,
 ) -> RequestCycle:
-    """A request whose headers were read, of a connection that is a fake."""
+    """A request whose headers were read, and its body too unless that follows, of a connection that is a fake."""
     scope = {"type": "http", "method": "POST", "http_version": "1.1", "headers": [], **(scope or {})}
     cycle = RequestCycle(
         scope,
@@ -70,4 +75,6 @@ def cycle_on(
         on_complete=lambda: None,
     )
     scope["extensions"] = {DIRECT_RESPONSE: cycle}
+    if not body_follows:
+        cycle.end_body()
     return cycle

@@ -173,8 +173,6 @@ async def refused_raw(
         b"POST /v1/chat/completions HTTP/1.0\r\n",
         b"POST /v1/chat/completions HTTP/1.1\r\nHost: evil.example\r\n",
         b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost.evil.example:8000\r\n",
-        b"POST /v1/chat/completions HTTP/1.1\r\nHost: [::1\r\n",
-        b"POST /v1/chat/completions HTTP/1.1\r\nHost: \xff\xfe\r\n",
         b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nOrigin: https://evil.example\r\n",
         b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nOrigin: null\r\n",
         b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nOrigin: http://[\r\n",
@@ -241,6 +239,8 @@ async def test_100_continue_is_not_sent_for_a_body_over_the_limit(relay):
         POST + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n",
         b"FROBNICATE /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n\r\n",
         b"GET /\xff HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"POST /v1/chat/completions HTTP/1.1\r\nHost: [::1\r\n\r\n",
+        b"POST /v1/chat/completions HTTP/1.1\r\nHost: \xff\xfe\r\n\r\n",
     ],
 )
 async def test_invalid_http_is_refused(relay, request_bytes):

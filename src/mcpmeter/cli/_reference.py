@@ -49,6 +49,8 @@ REMEDIES: Final = {
     "overloaded": "Retry; the operator raises `max_connections` in `relay.timeouts`, or adds a replica.",
     "unsupported_media_type": "Send the `Content-Type` that the message names.",
     "headers_too_large": "Send fewer or shorter headers; the limit is 64 KiB.",
+    "unsupported_content_encoding": "Send the body plain, or compressed as gzip or deflate.",
+    "unsupported_transfer_encoding": "Send `Transfer-Encoding: chunked`, or a Content-Length.",
     "route_not_found": "Use a path that `GET /` lists.",
     "method_not_allowed": "Use an HTTP method that the message names.",
     "key_not_found": "Use an ID that `GET /api/keys` or `mcpmeter keys list` shows.",

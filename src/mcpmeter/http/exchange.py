@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import Any, Final, Protocol
 
-from mcpmeter.errors import BodyTooLarge, BodyTooSlow, ClientDisconnected, MeterError
+from mcpmeter.errors import BodyTooSlow, ClientDisconnected, MeterError
 from mcpmeter.http.asgi import Header, Scope
+from mcpmeter.http.content_encoding import decompressed, is_compressed, too_large
 from mcpmeter.http.trace_context import trace_id_of
 from mcpmeter.records import NO_PATH_PARAMS, PathParams
 
@@ -19,7 +20,11 @@ DRAIN_TIMEOUT_SECONDS: Final = 120.0
 DIRECT_RESPONSE: Final = "mcpmeter.direct_response"
 """The ASGI extension under which our server offers its `DirectResponse`."""
 
-_HEADERS: Final = "mcpmeter.headers"
+HEADERS: Final = "mcpmeter.headers"
+"""The entry of a scope that holds the request's headers by name, each once."""
+
+REFUSAL: Final = "mcpmeter.refusal"
+"""The entry of a scope that holds the error for headers that no endpoint may see."""
 
 
 class DirectResponse(Protocol):
@@ -180,16 +185,18 @@ class HttpExchange:
         return found
 
     async def read_body(self, limit_bytes: int) -> bytes:
-        """Return the whole body. Raises BodyTooLarge, BodyTooSlow, ClientDisconnected."""
+        """Return the whole body, plain. Raises BodyTooLarge, BodyTooSlow, ClientDisconnected."""
         declared = self.headers.get(b"content-length", b"")
         if declared.isdigit() and int(declared) > limit_bytes:
-            raise _too_large(limit_bytes)
+            raise too_large(limit_bytes)
+        compressed = b"content-encoding" in self.headers and is_compressed(self.headers)
         body = self.direct_response.whole_body()
         if body is None:
-            return await self._read_parts(limit_bytes)
-        if len(body) > limit_bytes:
-            raise _too_large(limit_bytes)
-        return body
+            body = await self._read_parts(limit_bytes)
+        elif len(body) > limit_bytes:
+            raise too_large(limit_bytes)
+        # Off the event loop: however few bytes they are, they can grow up to the limit.
+        return await asyncio.to_thread(decompressed, body, limit_bytes) if compressed else body
 
     async def _read_parts(self, limit_bytes: int) -> bytes:
         parts: list[bytes] = []
@@ -199,7 +206,7 @@ class HttpExchange:
                 while part := await self.direct_response.next_body_part():
                     size += len(part)
                     if size > limit_bytes:
-                        raise _too_large(limit_bytes)
+                        raise too_large(limit_bytes)
                     parts.append(part)
         except TimeoutError:
             raise BodyTooSlow(
@@ -254,9 +261,9 @@ def direct_response_of(scope: Scope) -> DirectResponse:
 
 def headers_of(scope: Scope) -> Mapping[bytes, bytes]:
     """Return a request's headers by name. They are kept in its scope."""
-    headers: Mapping[bytes, bytes] | None = scope.get(_HEADERS)
+    headers: Mapping[bytes, bytes] | None = scope.get(HEADERS)
     if headers is None:
-        headers = scope[_HEADERS] = dict(scope["headers"])
+        headers = scope[HEADERS] = dict(scope["headers"])
     return headers
 
 
@@ -270,9 +277,3 @@ def secret_of(headers: Mapping[bytes, bytes]) -> str | None:
         if name in headers:
             return headers[name].decode("latin-1").strip()
     return None
-
-
-def _too_large(limit_bytes: int) -> BodyTooLarge:
-    return BodyTooLarge(
-        f"The body is larger than {limit_bytes} bytes.", hint="Send less, or raise server.max_body_bytes."
-    )

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping
 from typing import Final
 
 from mcpmeter.catalog.spec import NANO
-from mcpmeter.errors import MeterError
+from mcpmeter.errors import MeterError, UnsupportedContentEncoding
+from mcpmeter.http import content_encoding
 from mcpmeter.http.asgi import Header
 from mcpmeter.http.client.interface import UpstreamResponse
 from mcpmeter.http.exchange import Exchange
@@ -123,6 +124,8 @@ async def send_error(
     headers = [call_id_header(call_id), (b"content-type", b"application/json"), *more]
     if error.retry_after is not None:
         headers.append((b"retry-after", error.retry_after.encode("latin-1", "replace")))
+    if isinstance(error, UnsupportedContentEncoding):
+        headers.append((b"accept-encoding", content_encoding.ACCEPTED))
     if error.http_status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
     if error.http_status == 408:  # RFC 9110, 15.5.9: the rest of a slow request body is not awaited

@@ -21,7 +21,7 @@ from mcpmeter.errors import (
     UnsupportedMediaType,
 )
 from mcpmeter.http.asgi import Header, Receive, Scope, Send
-from mcpmeter.http.exchange import HttpExchange, direct_response_of, headers_of
+from mcpmeter.http.exchange import REFUSAL, HttpExchange, direct_response_of, headers_of
 from mcpmeter.http.origins import Authority, Origin, authority_of, origin_of
 from mcpmeter.meter import CallResult, Meter
 from mcpmeter.records import NO_PATH_PARAMS, PathParams
@@ -274,6 +274,8 @@ class App:
                 recorder.end_request()
 
     def _find(self, scope: Scope) -> Endpoint:
+        if REFUSAL in scope:
+            raise scope[REFUSAL]
         self._guard.check(scope)
         verbs = self._routes.get(scope["path"]) or self._verbs_of(scope)
         if not verbs:

@@ -13,7 +13,7 @@ from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
 from mcp.server.transport_security import TransportSecuritySettings
 
 from mcpmeter.access.callers import Caller
-from mcpmeter.errors import Draining, MeterError, NotAuthenticated
+from mcpmeter.errors import Draining, MeterError, NotAuthenticated, UnsupportedContentEncoding
 from mcpmeter.http.asgi import Receive, Scope, Send
 from mcpmeter.http.exchange import direct_response_of, headers_of, secret_of
 from mcpmeter.instrument.asgi import TransportMeter
@@ -82,7 +82,10 @@ class McpEndpoint:
         try:
             if self._pipeline.draining:
                 raise Draining("The service is stopping.", hint="Retry; another replica may answer.")
-            caller = self._pipeline.runtime.identify(secret_of(headers_of(scope)))
+            headers = headers_of(scope)
+            caller = self._pipeline.runtime.identify(secret_of(headers))
+            if b"content-encoding" in headers:
+                _require_plain(headers[b"content-encoding"])
             await self._serve(caller, scope, receive, send)
         except MeterError as error:
             if (request := metered_request(scope)) is not None:
@@ -99,8 +102,16 @@ class McpEndpoint:
         await self._sessions.handle_request(scope, receive, send)
 
 
+def _require_plain(encoding: bytes) -> None:
+    if encoding.lower() not in (b"", b"identity"):
+        raise UnsupportedContentEncoding("MCP messages may not be compressed here.", hint="Send them plain.")
+
+
 def _refuse(scope: Scope, error: MeterError) -> None:
     page = Page.of_jsonrpc_error(error)
-    challenge = ((b"www-authenticate", b"Bearer"),) if isinstance(error, NotAuthenticated) else ()
-    headers = [(b"content-type", b"application/json"), *challenge]
+    headers = [(b"content-type", b"application/json")]
+    if isinstance(error, NotAuthenticated):
+        headers.append((b"www-authenticate", b"Bearer"))
+    elif isinstance(error, UnsupportedContentEncoding):
+        headers.append((b"accept-encoding", b"identity"))
     direct_response_of(scope).respond(page.status, headers, page.body)

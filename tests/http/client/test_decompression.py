@@ -12,14 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mcpmeter.errors import InvalidUpstreamResponse, MeterError, UpstreamDisconnected, UpstreamResponseTooLarge
-from mcpmeter.http.client.decompression import PIECE_BYTES, Inflate
+from mcpmeter.http.client.decompression import InflateResponse
+from mcpmeter.http.inflate import PIECE_BYTES
 
 MEGABYTE = 1024 * 1024
 PLAIN = b'{"usage":{"prompt_tokens":3}}' * 50
 
 
 def inflated(parts: list[bytes], limit_bytes: int = MEGABYTE) -> bytes:
-    inflate = Inflate.for_encoding("gzip", "acme", limit_bytes)
+    inflate = InflateResponse.for_encoding("gzip", "acme", limit_bytes)
     assert inflate is not None
     plain = b"".join([piece for part in parts for piece in inflate.feed(part)])
     inflate.finish()
@@ -33,19 +34,19 @@ def cut(data: bytes, places: list[int]) -> list[bytes]:
 
 @pytest.mark.parametrize("encoding", ["", "identity", " Identity "])
 def test_identity_needs_no_decompression(encoding):
-    assert Inflate.for_encoding(encoding, "acme", 1) is None
+    assert InflateResponse.for_encoding(encoding, "acme", 1) is None
 
 
 @pytest.mark.parametrize("encoding", ["br", "zstd", "compress", "gzip, gzip", "identity, gzip", "*"])
 def test_an_unknown_encoding_is_refused(encoding):
     with pytest.raises(InvalidUpstreamResponse, match=r"^acme "):
-        Inflate.for_encoding(encoding, "acme", 1)
+        InflateResponse.for_encoding(encoding, "acme", 1)
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "x-gzip", "deflate", " GZIP "])
 @pytest.mark.parametrize("packed", [gzip.compress(PLAIN), zlib.compress(PLAIN)], ids=["gzip", "zlib"])
 def test_the_first_bytes_decide_between_gzip_and_zlib(encoding, packed):
-    inflate = Inflate.for_encoding(encoding, "acme", MEGABYTE)
+    inflate = InflateResponse.for_encoding(encoding, "acme", MEGABYTE)
     assert inflate is not None
     assert b"".join(inflate.feed(packed)) == PLAIN
     inflate.finish()
@@ -105,7 +106,7 @@ def test_the_limit_counts_plain_bytes_of_all_members():
 
 def test_a_bomb_stays_below_one_piece_in_memory():
     bomb = gzip.compress(b"\0" * 64 * MEGABYTE)
-    inflate = Inflate.for_encoding("gzip", "acme", 32 * MEGABYTE)
+    inflate = InflateResponse.for_encoding("gzip", "acme", 32 * MEGABYTE)
     assert inflate is not None
     sizes: list[int] = []
     tracemalloc.start()

@@ -21,7 +21,7 @@ HEADERS = b"HTTP/1.1 200 OK\r\ndate: today\r\ncontent-type: application/json\r\n
 
 
 async def test_a_body_in_parts_is_given_whole_and_once() -> None:
-    cycle = cycle_on(Transport())
+    cycle = cycle_on(Transport(), body_follows=True)
     cycle.add_body(b"a")
     assert cycle.whole_body() is None
     for part in (b"b", b"c"):
@@ -36,7 +36,7 @@ async def test_a_body_in_parts_is_given_whole_and_once() -> None:
 
 
 async def test_a_body_can_be_read_part_by_part() -> None:
-    cycle = cycle_on(Transport())
+    cycle = cycle_on(Transport(), body_follows=True)
     cycle.add_body(b"a")
     assert await cycle.next_body_part() == b"a"
     waiting = asyncio.ensure_future(cycle.next_body_part())
@@ -48,7 +48,7 @@ async def test_a_body_can_be_read_part_by_part() -> None:
 
 
 async def test_an_asgi_application_gets_the_body_as_messages() -> None:
-    cycle = cycle_on(Transport())
+    cycle = cycle_on(Transport(), body_follows=True)
     cycle.add_body(b"a")
     assert await cycle.receive() == {"type": "http.request", "body": b"a", "more_body": True}
     waiting = asyncio.ensure_future(cycle.receive())
@@ -60,7 +60,7 @@ async def test_an_asgi_application_gets_the_body_as_messages() -> None:
 
 
 async def test_readers_get_the_error_that_ended_the_request() -> None:
-    disconnected, refused = cycle_on(Transport()), cycle_on(Transport())
+    disconnected, refused = cycle_on(Transport(), body_follows=True), cycle_on(Transport(), body_follows=True)
     disconnected.disconnect()
     refused.refuse(HeadersTooLarge("Too large.", hint="Send less."))
     with pytest.raises(ClientDisconnected):
@@ -72,7 +72,7 @@ async def test_readers_get_the_error_that_ended_the_request() -> None:
 
 async def test_100_continue_is_sent_once_when_the_body_is_read() -> None:
     transport = Transport()
-    cycle = cycle_on(transport, expects=True)
+    cycle = cycle_on(transport, expects=True, body_follows=True)
     waiting = asyncio.ensure_future(cycle.next_body_part())
     await asyncio.sleep(0)
     cycle.add_body(b"a")
@@ -81,13 +81,13 @@ async def test_100_continue_is_sent_once_when_the_body_is_read() -> None:
     await cycle.next_body_part()
     assert transport.writes == [b"HTTP/1.1 100 Continue\r\n\r\n"]
     refusing = Transport()
-    cycle_on(refusing, expects=True).respond(413, [], b"")
+    cycle_on(refusing, expects=True, body_follows=True).respond(413, [], b"")
     assert b"100 Continue" not in refusing.written
 
 
 async def test_a_disconnect_is_reported_and_nothing_is_written_after() -> None:
     transport = Transport()
-    cycle = cycle_on(transport)
+    cycle = cycle_on(transport, body_follows=True)
     reports: list[str] = []
     cycle.watch(lambda: reports.append("during"))
     cycle.start(200, [])
@@ -163,6 +163,23 @@ async def test_a_response_may_close_its_connection(respond: str) -> None:
         cycle.respond(408, [(b"connection", b"close")], b"")
     assert transport.written.count(b"connection: close") == 1
     assert not cycle.keep_alive
+
+
+async def test_a_response_before_the_end_of_the_body_closes() -> None:
+    transport = Transport()
+    cycle = cycle_on(transport, body_follows=True)
+    cycle.respond(413, [], b"")
+    assert transport.written.count(b"connection: close") == 1
+    assert not cycle.keep_alive
+
+
+@pytest.mark.parametrize("headers", [[], [(b"content-length", b"0")]])
+async def test_a_204_has_no_content_length(headers: list[tuple[bytes, bytes]]) -> None:
+    transport = Transport()
+    cycle = cycle_on(transport)
+    cycle.respond(204, headers, b"")
+    assert transport.writes == [b"HTTP/1.1 204 No Content\r\ndate: today\r\n\r\n"]
+    assert cycle.response_complete
 
 
 @pytest.mark.parametrize("declared", [b"1", b"3"])

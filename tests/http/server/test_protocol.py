@@ -12,6 +12,7 @@ from tests.http.fakes import Transport
 
 from mcpmeter.errors import ClientDisconnected
 from mcpmeter.http.exchange import DIRECT_RESPONSE
+from mcpmeter.http.server import protocol
 from mcpmeter.http.server.protocol import MAX_BUFFERED_BYTES, ServerProtocol
 
 GET = b"GET %b HTTP/1.1\r\nhost: a\r\n\r\n"
@@ -153,11 +154,53 @@ async def test_no_request_runs_behind_a_response_that_closes() -> None:
     assert [scope["path"] for scope in server.scopes] == ["/a"]
 
 
-@pytest.mark.parametrize(("unsent_bytes", "ending"), [(0, "write_eof"), (9, "close")])
-async def test_junk_behind_a_request_cuts_no_unsent_response(unsent_bytes: int, ending: str) -> None:
+@pytest.fixture
+def lingers_briefly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "LINGER_SECONDS", 0.02)
+    monkeypatch.setattr(protocol, "MAX_LINGER_SECONDS", 0.1)
+
+
+@pytest.mark.usefixtures("lingers_briefly")
+async def test_junk_behind_a_request_cuts_no_unsent_response() -> None:
     server = Server()
     server.protocol.data_received(GET % b"/a" + b"\x00junk\r\n\r\n")
-    server.transport.unsent_bytes = unsent_bytes
+    server.transport.unsent_bytes = 9
     server.let("/a")
     await server.until(lambda: server.transport.closings)
-    assert server.transport.closings == [ending]
+    lingered = asyncio.get_running_loop().time()
+    while "abort" not in server.transport.closings:
+        server.transport.unsent_bytes = max(1, server.transport.unsent_bytes - 1)
+        await asyncio.sleep(0.02)
+    assert server.transport.closings == ["write_eof", "abort"]
+    assert asyncio.get_running_loop().time() - lingered > 0.05  # while the client reads, longer than LINGER_SECONDS
+
+
+@pytest.mark.usefixtures("lingers_briefly")
+@pytest.mark.parametrize("sends", [True, False])
+async def test_a_body_behind_its_response_is_discarded_for_a_while(sends: bool) -> None:
+    server = Server()
+    server.let("/")
+    server.protocol.data_received(POST % 1_000_000 + b"x")
+    await server.until(lambda: server.transport.closings)
+    pieces = 0
+    while "abort" not in server.transport.closings:
+        if sends:
+            server.protocol.data_received(b"GET /smuggled HTTP/1.1\r\nhost: a\r\n\r\n")
+        pieces += 1
+        await asyncio.sleep(0.005)
+    assert server.transport.closings == ["write_eof", "abort"]
+    assert [scope["path"] for scope in server.scopes] == ["/"]
+    assert (pieces > 8) is sends
+
+
+async def test_an_endless_body_behind_its_response_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "MAX_DISCARDED_BYTES", 100_000)
+    server = Server()
+    server.let("/")
+    server.protocol.data_received(POST % 10**12)
+    await server.until(lambda: server.transport.closings)
+    sent = 0
+    while "abort" not in server.transport.closings:
+        server.protocol.data_received(b"x" * 10_000)
+        sent += 10_000
+    assert sent == 110_000

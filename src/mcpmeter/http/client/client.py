@@ -10,7 +10,7 @@ from typing import Final
 
 from mcpmeter.errors import Overloaded, UpstreamUnreachable
 from mcpmeter.http.client.connection import Connection
-from mcpmeter.http.client.decompression import Inflate, too_large
+from mcpmeter.http.client.decompression import InflateResponse, too_large
 from mcpmeter.http.client.interface import Timeouts
 from mcpmeter.http.client.pool import Pool
 from mcpmeter.http.client.target import Origin, Target
@@ -44,7 +44,7 @@ class Http1Response:
     async def chunks(self, limit_bytes: int) -> AsyncGenerator[bytes, None]:
         """Yield the body as it arrives. Only the upstream is timed, never a client that reads slowly."""
         encoding = self.headers.get("content-encoding")
-        inflate = Inflate.for_encoding(encoding, self._provider, limit_bytes) if encoding else None
+        inflate = InflateResponse.for_encoding(encoding, self._provider, limit_bytes) if encoding else None
         total = 0
         while data := await self._connection.next_part(self._idle_seconds):
             total += len(data)

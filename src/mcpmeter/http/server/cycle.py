@@ -4,7 +4,8 @@ The request's side: parts of the body arrive by `add_body` until `end_body`. Two
 the connection is lost, and `refuse`, if the rest of the body breaks a bound. Readers get the parts, then the error.
 
 The response's side: nothing → started → complete. `start` decides the status and keeps the headers; they go out with
-the first part of the body, because a write is the most expensive step of a small response. `end` completes the
+the first part of the body, because a write is the most expensive step of a small response. A response that starts
+before the request's body has ended closes the connection. `end` completes the
 response, and `on_complete` tells the connection, which takes its next request or closes. If the application ends before
 that, the client gets status 500, or the connection closes in the middle of the response.
 """
@@ -267,6 +268,10 @@ class RequestCycle:
                 body_bytes = int(header[1])
             elif header[0] == b"connection" and b"close" in header[1].lower():
                 self.keep_alive = False
+        if not self._is_body_complete:
+            self.keep_alive = False  # the rest of the body is not worth reading for the sake of the connection
+        if status in NO_BODY_STATUSES:
+            body_bytes = None  # RFC 9110, 8.6: none in a 204
         if body_bytes is not None:
             self._bytes_left = body_bytes
             sent.append((b"content-length", b"%d" % body_bytes))

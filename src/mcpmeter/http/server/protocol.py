@@ -4,8 +4,12 @@ Reading: a connection is between requests, in a request's headers, or in its bod
 step. httptools bounds neither headers nor chunk extensions nor trailers, so the balance of `http.framing` does; a
 request over the bound, or that is not HTTP, is *refused*: nothing behind it is parsed. If its application has not
 answered yet, reading its body raises the error; if no application has seen it, the protocol answers itself and counts
-the refusal by the function it was given. Afterwards the connection is drained for `LINGER_SECONDS` and then aborted:
-closing it with bytes unread would reset it, and the client would not see its response.
+the refusal by the function it was given.
+
+Lingering: closing a connection with bytes unread would reset it, and a client that is still sending would not see its
+response. So after a refusal, or a response before the request's body has ended, our side ends with the response, and
+what still arrives is discarded: until the client closes, makes no progress for `LINGER_SECONDS`, or has had
+`MAX_LINGER_SECONDS` or `MAX_DISCARDED_BYTES` (RFC 9112, 9.6).
 
 Answering: one request at a time. Requests that a client pipelines wait in `_pipeline`, with reading paused. A response
 that is complete starts the next request, or closes the connection if it does not keep alive, or makes it idle.
@@ -30,15 +34,27 @@ import httptools
 
 from mcpmeter.errors import HeadersTooLarge, InvalidRequest, MeterError
 from mcpmeter.http.asgi import App, Header, Scope
+from mcpmeter.http.exchange import HEADERS, REFUSAL
 from mcpmeter.http.framing import FREE_BYTES_PER_PART, MAX_HEADER_BYTES
 from mcpmeter.http.server.cycle import Flow, RequestCycle, response_headers
-from mcpmeter.http.server.request_headers import size_of, without_upgrade
+from mcpmeter.http.server.request_headers import (
+    check_framing,
+    expects_100_continue,
+    joined,
+    repeated,
+    size_of,
+    unsupported_coding,
+    without_upgrade,
+)
 
 MAX_BUFFERED_BYTES: Final = 64 * 1024
 """Above this a connection is not read until the application has taken the body's parts."""
 
-MAX_DISCARDED_BYTES: Final = 4 * 1024 * 1024
-LINGER_SECONDS: Final = 2.0
+MAX_DISCARDED_BYTES: Final = 256 * 1024 * 1024
+"""Most clients read a response only after they have sent their whole body; discarding is as cheap as the read."""
+
+LINGER_SECONDS: Final = 5.0
+MAX_LINGER_SECONDS: Final = 60.0
 
 Refuse = Callable[[MeterError], tuple[list[Header], bytes]]
 """Counts a request that no application sees; returns headers and body of the response."""
@@ -65,14 +81,16 @@ class ServerProtocol(asyncio.Protocol):
 
     # The state in which a connection begins.
     _url = b""
-    _expects_100_continue = False
     _is_in_headers = True
     """Between requests, or in one's headers."""
     _headers_to_repeat = b""
     """The request's headers without `Upgrade`, between the two times that the parser reads them."""
+    _known_host = b" "
+    """A valid host that this connection has named. A blank is none, and no header's value without blanks around it."""
     _overhead_bytes = 0
     """The balance that `http.framing` describes."""
     _is_refused = False
+    """Whether what arrives is discarded."""
     _received: RequestCycle | None = None
     """The request whose headers were read last."""
     _answered: RequestCycle | None = None
@@ -123,7 +141,7 @@ class ServerProtocol(asyncio.Protocol):
         try:
             self._parse(data)
         except httptools.HttpParserError as fault:
-            self._refuse(fault.__context__ if isinstance(fault.__context__, MeterError) else _not_http())
+            self._refuse(_error_of(fault))
         else:
             if self._overhead_bytes > MAX_HEADER_BYTES:
                 # The parser collects a line until it ends: no callback sees a line that does not.
@@ -165,28 +183,24 @@ class ServerProtocol(asyncio.Protocol):
         while rest:
             try:
                 self._parser.feed_data(rest)
-            except httptools.HttpParserUpgrade as end_of_headers:
-                rest = memoryview(rest)[end_of_headers.args[0] :]
-                headers, self._headers_to_repeat = self._headers_to_repeat, b""
-                self._parser = self._new_parser()  # after `Connection: close` the old one takes no more
-                self._parser.feed_data(headers)
-            else:
                 return
+            except httptools.HttpParserUpgrade as upgrade:
+                end_of_headers = upgrade.args[0]
+            rest = memoryview(rest)[end_of_headers:]
+            headers, self._headers_to_repeat = self._headers_to_repeat, b""
+            self._parser = self._new_parser()  # after `Connection: close` the old one takes no more
+            self._parser.feed_data(headers)
 
     def on_message_begin(self) -> None:
         self._is_in_headers = True
         self._url = b""
-        self._expects_100_continue = False
         self._headers = []
 
     def on_url(self, url: bytes) -> None:
         self._url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        name = name.lower()
-        if name == b"expect" and value.lower() == b"100-continue":
-            self._expects_100_continue = True
-        self._headers.append((name, value))
+        self._headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
         self._check_size(self._headers, self._url)
@@ -194,9 +208,9 @@ class ServerProtocol(asyncio.Protocol):
             self._ignore_upgrade()
             return
         before = self._received
-        cycle = self._received = self._new_cycle()
+        cycle = self._received = self._new_cycle(self._parser.get_http_version())
         self._is_in_headers = False
-        self._headers = []  # for the trailers: the request's headers are in its scope
+        self._headers = []  # for the trailers
         if before is None or before.response_complete:
             self._answer(cycle)
         else:
@@ -210,27 +224,43 @@ class ServerProtocol(asyncio.Protocol):
         version = self._parser.get_http_version()
         self._headers_to_repeat = without_upgrade(method, self._url, version, self._headers)
 
-    def _new_cycle(self) -> RequestCycle:
-        version = self._parser.get_http_version()
-        scope = self._new_scope(version)
+    def _new_cycle(self, version: str) -> RequestCycle:
+        received, error = self._headers, None
+        headers = {name: value.rstrip() for name, value in received}
+        host = headers.get(b"host")
+        if (
+            host != self._known_host
+            or len(headers) != len(received)
+            or b"transfer-encoding" in headers
+            or self._url[:1] != b"/"
+            or version != "1.1"
+        ):
+            check_framing(received, version, self._url)
+            self._known_host = host or self._known_host
+            headers, error = joined(received), repeated(received)
+        scope = self._new_scope(version, headers)
+        if error is not None:
+            scope[REFUSAL] = error
         return RequestCycle(
             scope,
             self._transport,
             self._flow,
             default_headers=self._server_state.default_headers,
-            expects_100_continue=self._expects_100_continue,
+            expects_100_continue=b"expect" in headers and expects_100_continue(headers, version),
             keep_alive=version != "1.0" and self._parser.should_keep_alive(),
             on_complete=self._on_response_complete,
         )
 
-    def _new_scope(self, version: str) -> Scope:
+    def _new_scope(self, version: str, headers: dict[bytes, bytes]) -> Scope:
         url = self._url
         if url[:1] == b"/" and not _NEEDS_PARSING(url):
             path, raw_path, query = url.decode("ascii"), url, b""
+        elif b"#" in url:
+            raise _not_http()  # RFC 9112, 3.2: a target has no fragment, and proxies differ in what they make of one
         else:
             parsed = httptools.parse_url(url)
-            path, raw_path, query = parsed.path.decode("ascii"), parsed.path, parsed.query or b""
-            path = unquote(path) if "%" in path else path
+            raw_path, query = parsed.path or b"/", parsed.query or b""
+            path = unquote(raw_path.decode("ascii"))
         return {
             "type": "http",
             "asgi": {"version": "3.0", "spec_version": "2.3"},
@@ -239,7 +269,8 @@ class ServerProtocol(asyncio.Protocol):
             "client": self._client,
             "scheme": self._scheme,
             "root_path": "",
-            "headers": self._headers,
+            "headers": list(headers.items()),
+            HEADERS: headers,
             "state": self._app_state.copy(),
             "path": path,
             "raw_path": raw_path,
@@ -259,10 +290,17 @@ class ServerProtocol(asyncio.Protocol):
     def on_message_complete(self) -> None:
         if self._headers_to_repeat:
             return  # the first reading of the headers ends; the request does not
-        self._check_size(self._headers)
+        if self._headers:
+            self._check_trailers()
         self._is_in_headers, self._overhead_bytes = True, 0
         if self._received is not None and not self._received.response_complete:
             self._received.end_body()
+
+    def _check_trailers(self) -> None:
+        self._check_size(self._headers)
+        # The parser obeys it and skips all that follows, on a connection that its headers keep alive.
+        if any(name == b"connection" and b"close" in value.lower() for name, value in self._headers):
+            raise _not_http()
 
     def _check_size(self, headers: list[Header], url: bytes = b"") -> None:
         """Refuse headers or trailers that are too large, even if they and their end arrive in one read."""
@@ -291,8 +329,7 @@ class ServerProtocol(asyncio.Protocol):
                 self._check_idle_in(self._keep_alive_seconds)
 
     def _close(self) -> None:
-        # Lingering ends by an abort, which would drop what a slow client has not read; closing sends it first.
-        if self._is_refused and not self._transport.get_write_buffer_size():
+        if self._is_refused or not self._is_in_headers or self._received is not self._answered:
             self._linger()
         else:
             self._transport.close()
@@ -320,9 +357,26 @@ class ServerProtocol(asyncio.Protocol):
             self._linger()
 
     def _linger(self) -> None:
-        if self._transport.can_write_eof():
+        if not self._transport.can_write_eof():
+            self._transport.close()
+            return
+        self._is_refused, self._overhead_bytes = True, 0
+        try:
             self._transport.write_eof()
-        self._loop.call_later(LINGER_SECONDS, self._transport.abort)
+        except OSError:  # the client has reset the connection, which the event loop has yet to notice
+            self._transport.abort()
+            return
+        self._flow.resume_reading()
+        unsent_bytes = self._transport.get_write_buffer_size()
+        self._loop.call_later(LINGER_SECONDS, self._check_lingering, 0, unsent_bytes, MAX_LINGER_SECONDS)
+
+    def _check_lingering(self, discarded_before: int, unsent_before: int, seconds_left: float) -> None:
+        discarded, unsent = self._overhead_bytes, self._transport.get_write_buffer_size()
+        seconds_left -= LINGER_SECONDS
+        if seconds_left > 0 and (discarded > discarded_before or unsent < unsent_before):
+            self._loop.call_later(LINGER_SECONDS, self._check_lingering, discarded, unsent, seconds_left)
+        else:
+            self._transport.abort()
 
     def _discard(self, data: bytes) -> None:
         self._overhead_bytes += len(data)
@@ -353,6 +407,13 @@ _NEEDS_PARSING: Final = re.compile(rb"[%?#]").search
 def _address(found: object) -> tuple[str, int] | None:
     """Host and port of a socket; None for a Unix socket, or for a connection that is lost already."""
     return (str(found[0]), int(found[1])) if isinstance(found, tuple) else None
+
+
+def _error_of(fault: httptools.HttpParserError) -> MeterError:
+    """The error of ours that a callback raised, or the one for what the parser refuses itself."""
+    if isinstance(fault.__context__, MeterError):
+        return fault.__context__
+    return unsupported_coding() if "Invalid `Transfer-Encoding`" in str(fault) else _not_http()
 
 
 def _not_http() -> MeterError:
