@@ -99,7 +99,7 @@ pictures: $(DEV_STAMP) ## draw the dashboards from a seeded run of 4 minutes, in
 	@$(BIN)/python -m pictures $(ARGS)
 
 constraints: $(DEV_STAMP) ## write the pins anew: the newest versions that fit pyproject.toml, and their hashes
-	@echo "mcpmeter: resolving every extra (about 2 minutes with the hashes)"
+	@echo "mcpmeter: resolving every extra (a few minutes)"
 	@scratch=$$(mktemp -d) && trap 'rm -rf "$$scratch"' EXIT \
 	  && $(COMPILE) --extra server --extra postgres --extra parquet --extra monitoring -o "$$scratch/product" pyproject.toml \
 	  && $(COMPILE) --extra dev --extra bench --extra supply --all-build-deps -c "$$scratch/product" -o "$$scratch/all" pyproject.toml \
