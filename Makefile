@@ -17,8 +17,15 @@ SERVER_STAMP := $(VENV)/.installed-server
 DEV_STAMP := $(VENV)/.installed-dev
 PINS := pyproject.toml constraints.txt
 
+# pip-compile asks the index that pip is set up for, and its files name none.
+COMPILE := $(BIN)/pip-compile --quiet --no-header --no-annotate --strip-extras --no-emit-options --no-emit-index-url \
+  --no-emit-find-links --no-emit-trusted-host
+HASHES = $(COMPILE) --generate-hashes --no-reuse-hashes
+HASHES_HEADER := \# sha256 of every file that the package index lists for each pin. Written by make hashes.
+SBOM := dist/mcpmeter.cdx.json
+
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-fast check bench pairs trace size trials docs pictures constraints clean
+.PHONY: help install run test test-fast check bench pairs trace size trials docs pictures constraints hashes sbom audit-dependencies clean
 .DELETE_ON_ERROR:
 
 help: ## list these commands
@@ -92,12 +99,28 @@ pictures: $(DEV_STAMP) ## draw the dashboards from a seeded run of 4 minutes, in
 	@echo "mcpmeter: running the service under Prometheus and drawing what the panels ask (about 5 minutes)"
 	@$(BIN)/python -m pictures $(ARGS)
 
-constraints: $(VENV_STAMP) ## write constraints.txt anew: the newest versions that fit pyproject.toml
-	@echo "mcpmeter: resolving every extra in a fresh environment (about a minute)"
-	@scratch=$$(mktemp -d) && trap 'rm -rf "$$scratch"' EXIT && $(BIN)/python -m venv "$$scratch" \
-	  && "$$scratch/bin/pip" install --quiet --disable-pip-version-check hatchling '.[dev,bench,postgres,parquet]' \
-	  && "$$scratch/bin/pip" freeze --exclude mcpmeter >"$$scratch/pins" && cp "$$scratch/pins" constraints.txt
-	@echo "mcpmeter: constraints.txt written; run make test before you commit it"
+constraints: $(DEV_STAMP) ## write the pins anew: the newest versions that fit pyproject.toml, and their hashes
+	@echo "mcpmeter: resolving every extra (a few minutes)"
+	@scratch=$$(mktemp -d) && trap 'rm -rf "$$scratch"' EXIT \
+	  && $(COMPILE) --extra server --extra postgres --extra parquet --extra monitoring -o "$$scratch/product" pyproject.toml \
+	  && $(COMPILE) --extra dev --extra bench --extra supply --all-build-deps -c "$$scratch/product" -o "$$scratch/all" pyproject.toml \
+	  && grep == "$$scratch/product" >constraints.txt && grep == "$$scratch/all" | grep -vxFf constraints.txt >constraints-dev.txt
+	@$(MAKE) --no-print-directory hashes
+	@echo "mcpmeter: constraints.txt and constraints-dev.txt written; run make test before you commit them"
+
+hashes: $(DEV_STAMP) ## write requirements-image.txt and requirements-build.txt: the pins of the image, with hashes
+	@echo "mcpmeter: asking the package index for the hashes of the image's pins"
+	@scratch=$$(mktemp -d) && trap 'rm -rf "$$scratch"' EXIT \
+	  && $(HASHES) --extra server --extra postgres -c constraints.txt -o "$$scratch/image" pyproject.toml \
+	  && $(HASHES) --build-deps-for wheel --only-build-deps -c constraints.txt -c constraints-dev.txt -o "$$scratch/build" pyproject.toml \
+	  && for part in image build; do { echo "$(HASHES_HEADER)"; cat "$$scratch/$$part"; } >requirements-$$part.txt; done
+
+sbom: $(DEV_STAMP) ## write the SBOM of the product, dist/mcpmeter.cdx.json: CycloneDX, every pin of constraints.txt
+	@$(BIN)/python scripts/sbom.py $(SBOM)
+	@echo "mcpmeter: $(SBOM) written"
+
+audit-dependencies: $(DEV_STAMP) ## known vulnerabilities of all pins, from a public service or ADVISORIES=folder of OSV files
+	@$(BIN)/python scripts/audit_dependencies.py $(ARGS) $(if $(ADVISORIES),--advisories "$(ADVISORIES)")
 
 clean: ## remove .venv, caches and everything built
 	@echo "mcpmeter: removing .venv, caches and build products"
@@ -114,7 +137,7 @@ $(SERVER_STAMP): $(VENV_STAMP) $(PINS)
 	@touch $@
 
 # After the product and never beside it: two pips in one environment, as under make -j, break each other.
-$(DEV_STAMP): $(SERVER_STAMP)
+$(DEV_STAMP): $(SERVER_STAMP) constraints-dev.txt
 	@echo "mcpmeter: installing the tools of tests, checks and benchmarks into $(VENV) (about 20 s)"
-	@$(PIP) -e '.[dev,bench]' -c constraints.txt
+	@$(PIP) -e '.[dev,bench,supply]' -c constraints.txt -c constraints-dev.txt
 	@touch $@

@@ -38,9 +38,15 @@ def requirements() -> dict[str, set[str]]:
     return found
 
 
+def lines_of_pins() -> list[str]:
+    return [
+        line for name in ("constraints.txt", "constraints-dev.txt") for line in (ROOT / name).read_text().splitlines()
+    ]
+
+
 def pins() -> dict[str, str]:
-    lines = (ROOT / "constraints.txt").read_text().splitlines()
-    return {canonicalize_name(name): version for name, _, version in (line.partition("==") for line in lines)}
+    parts = (line.partition("==") for line in lines_of_pins())
+    return {canonicalize_name(name): version for name, _, version in parts}
 
 
 def files_of_the_repository() -> Iterator[Path]:
@@ -90,7 +96,7 @@ class TestAddresses:
 
 class TestPins:
     def test_every_line_is_one_plain_pin(self) -> None:
-        lines = (ROOT / "constraints.txt").read_text().splitlines()
+        lines = lines_of_pins()
         assert [line for line in lines if not re.fullmatch(r"[A-Za-z0-9][\w.-]*==[\w.!+]+", line)] == []
         assert len(pins()) == len(lines)
 

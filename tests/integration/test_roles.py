@@ -291,6 +291,19 @@ async def usage_report(keyed: Keyed, kind: str) -> Any:
     return json.loads(line)["result"]["structuredContent"]
 
 
+async def test_an_mcp_session_serves_only_the_key_that_opened_it(keyed: Keyed) -> None:
+    headers = {"accept": MCP_HEADERS["accept"], "content-type": "application/json"}
+    params = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "raw", "version": "1"}}
+    opened = await keyed.ask("caller", "POST", "/mcp", {**TOOLS, "method": "initialize", "params": params}, headers)
+    headers |= {"mcp-session-id": opened.headers["mcp-session-id"], "mcp-protocol-version": "2025-11-25"}
+    for kind, refusal in (("other", 404), ("admin", 404), ("none", 401)):
+        assert (await keyed.ask(kind, "POST", "/mcp", TOOLS, headers)).status == refusal
+        assert (await keyed.ask(kind, "DELETE", "/mcp", b"", headers)).status == refusal
+    assert (await keyed.ask("caller", "POST", "/mcp", TOOLS, headers)).status == 200
+    assert (await keyed.ask("caller", "DELETE", "/mcp", b"", headers)).status == 200
+    assert (await keyed.ask("caller", "POST", "/mcp", TOOLS, headers)).status == 404
+
+
 @pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://127.0.0.1.evil.example"])
 @pytest.mark.parametrize(
     ("method", "path"),

@@ -40,7 +40,23 @@ def test_the_build_context_contains_only_the_copied_files() -> None:
     assert sorted(line[1:] for line in lines if line.startswith("!")) == sorted(copied())
 
 
-def test_it_runs_as_a_numeric_non_root_user_with_pins() -> None:
+def test_it_runs_as_a_numeric_non_root_user() -> None:
     assert re.search(r"^USER 10001:10001$", MADE["Dockerfile"], re.MULTILINE)
-    assert "--constraint constraints.txt" in MADE["Dockerfile"]
     assert MADE["Dockerfile"].index("USER ") < MADE["Dockerfile"].index("ENTRYPOINT")
+
+
+def test_pip_fetches_nothing_without_its_hash() -> None:
+    commands = re.findall(r"/pip ((?:.|\\\n)+?)(?=&&|\n[A-Z#\n])", MADE["Dockerfile"])
+    kinds = [re.search(r"\b(install|wheel|check)\b", command)[1] for command in commands]  # type: ignore[index]
+    assert kinds == ["install", "install", "wheel", "install", "check"]
+    fetching = [command for command in commands if " install " in f" {command}" and "--no-index" not in command]
+    assert [re.findall(r"-r (\S+)", c) for c in fetching] == [["requirements-build.txt"], ["requirements-image.txt"]]
+    assert all("--require-hashes --no-deps --only-binary :all:" in command for command in fetching)
+
+
+def test_both_stages_start_from_the_base_image_that_is_passed() -> None:
+    assert re.findall(r"^(?:ARG|FROM) .+$", MADE["Dockerfile"], re.MULTILINE) == [
+        "ARG BASE_IMAGE=python:3.13-slim",
+        "FROM ${BASE_IMAGE} AS build",
+        "FROM ${BASE_IMAGE}",
+    ]
