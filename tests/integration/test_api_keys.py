@@ -24,6 +24,7 @@ from mcpmeter.ledger.location import Location
 from mcpmeter.ledger.queries.keys import list_keys
 from mcpmeter.service.api.keys import KeyPages, KeyRevocation, KeyRotation, NewKey, _decoded
 from mcpmeter.service.app import PageEndpoint
+from mcpmeter.service.audit_trail import AuditTrail
 from mcpmeter.service.routes import is_local
 
 KEYS, ROTATE, REVOKE = "/api/keys", "/api/keys/rotate", "/api/keys/revoke"
@@ -144,7 +145,9 @@ class TestTheFirst:
         assert (await ask(relay, KEYS, second, first.json["key"])).status == 200
 
     async def test_only_this_machine_makes_it(self, relay: Relay) -> None:
-        pages = KeyPages(relay.service._store, lambda: relay.service.pipeline.runtime.keys, _never, lambda _: False)
+        service = relay.service
+        ring = lambda: service.pipeline.runtime.keys  # noqa: E731
+        pages = KeyPages(service._store, ring, _never, lambda _: False, audit=AuditTrail(service._store, ring))
         app = relay.service.app
         app._routes = {**app._routes, **_endpoints(relay, pages)}
         for method, path in (("GET", KEYS), ("POST", KEYS)):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.acting import BY
 from tests.http.fakes import Transport, cycle_on
 
 from mcpmeter.access.keys import new_key
@@ -252,7 +253,7 @@ async def test_only_this_machine_may_reload(relay):
 async def test_a_key_made_while_the_service_runs_counts_within_seconds_and_a_revoked_one_no_more(relay):
     assert (await relay.chat()).status == 200
     secret, key = new_key("notebook", "research", time.time_ns())
-    add_key(relay.ledger, key)  # what `mcpmeter keys create` does, on a connection of its own
+    add_key(relay.ledger, key, BY)  # what `mcpmeter keys create` does, on a connection of its own
     keys = relay.service.pipeline
     await relay.until(lambda: not keys.runtime.keys.empty, seconds=5)
 
@@ -261,7 +262,7 @@ async def test_a_key_made_while_the_service_runs_counts_within_seconds_and_a_rev
     assert [(row.team, row.key_id) for row in relay.rows()] == [("default", ""), ("research", key.id)]
     assert (await relay.scrape()).of("mcp_tokens_total", team="research", source="reported") > 0
 
-    revoke_key(relay.ledger, key.id, time.time_ns())
+    revoke_key(relay.ledger, key.id, time.time_ns(), BY)
     async with asyncio.timeout(5):
         while (await relay.chat(key=secret)).status != 401:
             await asyncio.sleep(0.05)

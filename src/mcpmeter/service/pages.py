@@ -13,6 +13,7 @@ from typing import Final
 
 import msgspec
 
+from mcpmeter.access.keys import KeyRing
 from mcpmeter.catalog import service as rows
 from mcpmeter.errors import ConfigInvalid, NotAllowed, NotAuthenticated
 from mcpmeter.http.exchange import HttpExchange
@@ -20,8 +21,10 @@ from mcpmeter.ledger.store import Store
 from mcpmeter.metrics.collector import Exposition
 from mcpmeter.metrics.recorder import Recorder
 from mcpmeter.quota.tracker import QuotaTracker
+from mcpmeter.records import Actor
 from mcpmeter.relay.pipeline import Pipeline
 from mcpmeter.service.app import Page
+from mcpmeter.service.audit_trail import actor_of
 from mcpmeter.service.label_sets import OfferedModels
 
 MIN_COMPRESSED_BYTES: Final = 2048
@@ -100,15 +103,21 @@ def _not_ready(reason: str) -> Page:
 class ReloadPage:
     """`POST /-/reload`, for this machine only."""
 
-    def __init__(self, reload: Callable[[], Awaitable[None]], is_local: Callable[[HttpExchange], bool]) -> None:
+    def __init__(
+        self,
+        reload: Callable[[Actor], Awaitable[None]],
+        is_local: Callable[[HttpExchange], bool],
+        ring: Callable[[], KeyRing],
+    ) -> None:
         self._reload = reload
         self._is_local = is_local
+        self._ring = ring
 
     async def __call__(self, exchange: HttpExchange) -> Page:
         if not self._is_local(exchange):
             raise NotAllowed("Only this machine may reload the service.", hint="Send SIGHUP, or call it locally.")
         try:
-            await self._reload()
+            await self._reload(actor_of(exchange, self._ring()))
         except ConfigInvalid as fault:
             return Page(f"Not reloaded, the old configuration stays: {fault}\n".encode(), "text/plain", 400)
         return Page(b"Reloaded.\n", "text/plain; charset=utf-8")

@@ -20,11 +20,13 @@ from mcpmeter.http.exchange import HttpExchange
 from mcpmeter.ledger.store import Store
 from mcpmeter.meter import Meter
 from mcpmeter.quota.tracker import QuotaTracker
+from mcpmeter.records import Actor
 from mcpmeter.relay.pipeline import EndpointConfig, Pipeline
 from mcpmeter.service import pages
 from mcpmeter.service.api.api import ApiPages, QueryUsage
 from mcpmeter.service.api.keys import KeyPages
 from mcpmeter.service.app import Endpoint, PageEndpoint, RelayEndpoint
+from mcpmeter.service.audit_trail import AuditTrail
 from mcpmeter.service.label_sets import OfferedModels
 from mcpmeter.service.mcp import McpEndpoint
 
@@ -72,8 +74,9 @@ def route_table(
     version: str,
     models: Callable[[], OfferedModels],
     usage: QueryUsage,
+    audit: AuditTrail,
     reload_keys: Callable[[], Awaitable[None]],
-    reload: Callable[[], Awaitable[None]],
+    reload: Callable[[Actor], Awaitable[None]],
 ) -> RouteTable:
     """All routes but `/metrics`, which may have a listener of its own, and Gemini's, which are templates."""
     routes: RouteTable = {
@@ -100,10 +103,12 @@ def route_table(
     api = ApiPages(quota, budgets, identify, version, query_usage=usage)
     for path, handler in api.routes():
         routes[path] = {"GET": PageEndpoint(meter, path, handler)}
-    key_pages = KeyPages(store, lambda: pipeline.runtime.keys, reload_keys, is_local)
+    key_pages = KeyPages(store, lambda: pipeline.runtime.keys, reload_keys, is_local, audit=audit)
     for verb, path, handler in key_pages.routes():
         routes.setdefault(path, {})[verb] = PageEndpoint(meter, path, handler)
-    routes["/-/reload"] = {"POST": PageEndpoint(meter, "/-/reload", pages.ReloadPage(reload, is_local))}
+    reload_page = pages.ReloadPage(reload, is_local, lambda: pipeline.runtime.keys)
+    noting = audit.noting_refusals("config.reload", reload_page)
+    routes["/-/reload"] = {"POST": PageEndpoint(meter, "/-/reload", noting)}
     return routes
 
 

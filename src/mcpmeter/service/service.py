@@ -18,10 +18,11 @@ from mcpmeter.access.keys import KeyRing, key_from_config
 from mcpmeter.budgets.reservations import Limits
 from mcpmeter.budgets.status_board import BudgetStatusBoard
 from mcpmeter.catalog import service as service_rows
-from mcpmeter.config import Settings, attribution_of, budgets_of, price_book, refuse_open_bind
+from mcpmeter.config import Settings, attribution_of, budgets_of, changes_between, price_book, refuse_open_bind
 from mcpmeter.errors import Draining, MeterError
 from mcpmeter.http.client import Http1Client
 from mcpmeter.http.client.interface import Timeouts
+from mcpmeter.ledger.audit import audit_entry
 from mcpmeter.ledger.location import PostgresUrl
 from mcpmeter.ledger.opening import open_store
 from mcpmeter.mcp_server import ModelInfo
@@ -30,10 +31,12 @@ from mcpmeter.metrics.collector import Exposition
 from mcpmeter.metrics.recorder import Recorder
 from mcpmeter.pricing import ModelPrice
 from mcpmeter.quota.tracker import QuotaTracker
+from mcpmeter.records import Actor
 from mcpmeter.relay.pipeline import Pipeline, RelayOptions, Runtime
 from mcpmeter.routing.failover import Failover, FailoverMetrics
 from mcpmeter.service import pages
 from mcpmeter.service.app import App, HostGuard, PageEndpoint
+from mcpmeter.service.audit_trail import AuditTrail, this_process
 from mcpmeter.service.gemini_routes import gemini_templates
 from mcpmeter.service.label_sets import DEFAULT_TEAM, LabelSets
 from mcpmeter.service.mcp import McpEndpoint
@@ -77,6 +80,7 @@ class Service:
         self._label_sets = LabelSets(self.recorder, self.version)
         self.budgets = BudgetStatusBoard(self._store, self.recorder)
         self.recovered = 0
+        self._audit = AuditTrail(self._store, lambda: self.pipeline.runtime.keys)
         self._recovers_next = 0.0
         self._keys_are_old = False
 
@@ -129,11 +133,12 @@ class Service:
         with suppress(TimeoutError):
             await asyncio.wait_for(self.pipeline.until_idle(), CUT_SETTLE_SECONDS)
 
-    async def reload(self) -> None:
+    async def reload(self, by: Actor | None = None) -> None:
         """Read the configuration again and apply it. Running calls keep the runtime they began with.
 
-        Raises ConfigInvalid; then the old configuration stays.
+        Raises ConfigInvalid; then the old configuration stays. Both ends leave an audit row.
         """
+        by = by or this_process("this process")
         try:
             settings = self._load()
             book, upstreams = price_book(settings), settings.upstreams()
@@ -142,9 +147,12 @@ class Service:
         except MeterError as fault:
             self._set_config_loaded(successful=False)
             log.error("not reloaded, the old configuration stays: %s", fault)
+            error = {"error": fault.message}
+            await self._audit.note(audit_entry("config.reload", by, self.settings.source, error, outcome="refused"))
             raise
         for name in _needs_restart(self.settings, settings):
             log.warning("%s has changed; that takes effect at the next start", name)
+        changed = changes_between(self.settings, settings)
         self.settings, self._book, self._upstreams = settings, book, upstreams
         self.meter.prices = book
         old = self.pipeline.runtime
@@ -154,6 +162,7 @@ class Service:
         self._set_config_loaded(successful=True)
         self._closing = asyncio.get_running_loop().create_task(self._close_when_unused(old))
         log.info("configuration reloaded from %s", settings.source)
+        await self._audit.note(audit_entry("config.reload", by, settings.source, changed))
 
     async def _close_when_unused(self, runtime: Runtime) -> None:
         await self.pipeline.until_unused(runtime.client)
@@ -214,6 +223,7 @@ class Service:
                 await self._recover_for_others()
                 if self._keys_are_old or await self._store.keys_changed():
                     await self._reload_keys()
+                await self._audit.flush()
             except MeterError as fault:
                 log.debug("cannot read the ledger: %s", fault.message)
             await self._refresh_budgets()
@@ -294,6 +304,7 @@ class Service:
             version=self.version,
             models=self.models,
             usage=self._usage,
+            audit=self._audit,
             reload_keys=self._reload_keys,
             reload=self.reload,
         )

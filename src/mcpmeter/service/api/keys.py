@@ -15,10 +15,12 @@ from mcpmeter.access.keys import MAX_PER_MINUTE, KeyLimits, KeyRing, new_key, ro
 from mcpmeter.errors import ConfigInvalid, InvalidRequest, KeyConfigured, KeyNotFound, NotAllowed
 from mcpmeter.http.asgi import Header
 from mcpmeter.http.exchange import HttpExchange
+from mcpmeter.ledger.queries.keys import revoked
 from mcpmeter.ledger.store import Store
 from mcpmeter.pricing.rates import unix_ns
-from mcpmeter.records import Key, Role
+from mcpmeter.records import Actor, AuditAction, Key, Role
 from mcpmeter.service.app import Page
+from mcpmeter.service.audit_trail import AuditTrail, actor_of
 
 log = logging.getLogger("mcpmeter")
 
@@ -88,6 +90,8 @@ class KeyPages:
         ring: Callable[[], KeyRing],
         reload_keys: Callable[[], Awaitable[None]],
         is_local: Callable[[HttpExchange], bool],
+        *,
+        audit: AuditTrail,
         now: Callable[[], int] = time.time_ns,
     ) -> None:
         self._store = store
@@ -95,15 +99,16 @@ class KeyPages:
         self._reload_keys = reload_keys
         """Applies a change to this process."""
         self._is_local = is_local
+        self._audit = audit
         self._now = now
 
     def routes(self) -> list[tuple[str, str, Callable[[HttpExchange], Awaitable[Page]]]]:
         """Return (verb, path, handler) triples."""
         return [
             ("GET", "/api/keys", self.all_keys),
-            ("POST", "/api/keys", self.create),
-            ("POST", "/api/keys/rotate", self.rotate),
-            ("POST", "/api/keys/revoke", self.revoke),
+            ("POST", "/api/keys", self._audit.noting_refusals("key.create", self.create)),
+            ("POST", "/api/keys/rotate", self._audit.noting_refusals("key.rotate", self.rotate)),
+            ("POST", "/api/keys/revoke", self._audit.noting_refusals("key.revoke", self.revoke)),
         ]
 
     async def all_keys(self, exchange: HttpExchange) -> Page:
@@ -120,7 +125,7 @@ class KeyPages:
                 hint='Add "role": "admin".',
             )
         secret, key = _created(given, self._now())
-        await self._store.add_key(key)
+        await self._store.add_key(key, admin)
         return await self._respond(f"created for team {key.team}", admin, key, secret)
 
     async def rotate(self, exchange: HttpExchange) -> Page:
@@ -136,41 +141,37 @@ class KeyPages:
             secrets.append(secret)
             return turned
 
-        key = await self._changed(given.id, rotate_secret)
+        key = await self._changed(given.id, rotate_secret, "key.rotate", admin)
         return await self._respond("rotated", admin, key, secrets[-1])
 
     async def revoke(self, exchange: HttpExchange) -> Page:
         """`POST /api/keys/revoke`: KeyRevocation → ShownKey. Revoking twice keeps the first time."""
         admin, given = await self._read(exchange, KeyRevocation)
         now_ns = self._now()
+        key = await self._changed(given.id, lambda key: revoked(key, now_ns), "key.revoke", admin)
+        return await self._respond("revoked", admin, key)
 
-        def end(key: Key) -> Key:
-            return key if key.revoked_at_ns is not None else msgspec.structs.replace(key, revoked_at_ns=now_ns)
-
-        return await self._respond("revoked", admin, await self._changed(given.id, end))
-
-    async def _read(self, exchange: HttpExchange, kind: type[_Body]) -> tuple[str, _Body]:
+    async def _read(self, exchange: HttpExchange, kind: type[_Body]) -> tuple[Actor, _Body]:
         """Return the caller and the body. The caller is checked last: keys may change while a body arrives."""
         content = await exchange.read_body(MAX_BODY_BYTES)
         return self._admin(exchange), _decoded(content, kind)
 
-    def _admin(self, exchange: HttpExchange) -> str:
-        """Return the caller for the log. Once a key exists, a caller without one is no admin, in the demo neither."""
+    def _admin(self, exchange: HttpExchange) -> Actor:
+        """Return the caller. Once a key exists, a caller without one is no admin, in the demo neither."""
         ring = self._ring()
         if not ring.empty:
-            caller = ring.caller(exchange.secret)
-            caller.require_admin()
-            return caller.key_id
+            ring.caller(exchange.secret).require_admin()
+            return actor_of(exchange, ring)
         if not self._is_local(exchange):
             raise NotAllowed(
                 "Until a key exists, only this machine may create the first one.",
                 hint="On the service's machine: mcpmeter keys create --name N --team T --role admin.",
             )
-        return "this machine"
+        return actor_of(exchange, ring)
 
-    async def _changed(self, key_id: str, change: Callable[[Key], Key]) -> Key:
+    async def _changed(self, key_id: str, change: Callable[[Key], Key], action: AuditAction, admin: Actor) -> Key:
         """Raises KeyNotFound, KeyConfigured."""
-        key = await self._store.change_key(key_id, change)
+        key = await self._store.change_key(key_id, change, action=action, by=admin)
         if key is not None:
             return key
         if any(known.id == key_id for known in self._ring().keys):
@@ -180,9 +181,9 @@ class KeyPages:
             )
         raise KeyNotFound(f"There is no key {key_id}.", hint="GET /api/keys lists them.")
 
-    async def _respond(self, done: str, admin: str, key: Key, secret: str | None = None) -> Page:
+    async def _respond(self, done: str, admin: Actor, key: Key, secret: str | None = None) -> Page:
         await self._reload_keys()
-        log.info("key %s was %s by %s, over the API", key.id, done, admin)
+        log.info("key %s was %s by %s, over the API", key.id, done, admin.name)
         seen = shown_key(key)
         return _page(seen if secret is None else KeyWithSecret(key=secret, **msgspec.structs.asdict(seen)))
 
