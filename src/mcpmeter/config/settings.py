@@ -21,6 +21,7 @@ from mcpmeter.config.fields import (
     Seconds,
     Secret,
     Section,
+    Switch,
     matching,
     must,
     setting,
@@ -48,6 +49,12 @@ class ServerSettings(Section):
         (),
         help="Host names accepted in the Host header, in addition to those of loopback.",
         example=["meter.example.com"],
+    )
+    end_revoked_streams: Switch = setting(
+        True,
+        help="End running streams and MCP sessions of a key within a second after it was revoked, removed or has"
+        " expired; `false` lets them run to their end.",
+        example=False,
     )
     drain_seconds: Seconds = setting(
         30.0, help="How long running streams may continue after SIGTERM, in seconds.", example=10.0

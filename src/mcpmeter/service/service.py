@@ -45,7 +45,10 @@ from mcpmeter.usage import Currency, UsageQuery, UsageReport, usage_report
 
 log = logging.getLogger("mcpmeter")
 
-KEY_POLL_SECONDS: Final = 1.0
+KEY_POLL_SECONDS: Final = 0.5
+"""A stream of a key that another process revokes ends within a second, the reading of the keys included."""
+
+BUDGET_POLL_SECONDS: Final = 1.0
 CUT_SETTLE_SECONDS: Final = 5.0
 
 
@@ -158,6 +161,7 @@ class Service:
         old = self.pipeline.runtime
         self.pipeline.runtime = self._runtime(settings, keys, self._client(settings))
         self._configure(settings, keys)
+        await self._end_streams_of_ended_keys()
         await self._refresh_budgets()
         self._set_config_loaded(successful=True)
         self._closing = asyncio.get_running_loop().create_task(self._close_when_unused(old))
@@ -215,6 +219,7 @@ class Service:
 
     async def _watch_keys_and_ledger(self) -> None:
         """Poll the ledger: a key that another process creates or revokes counts within a second."""
+        budgets_next = time.monotonic() + BUDGET_POLL_SECONDS
         while True:
             await asyncio.sleep(KEY_POLL_SECONDS)
             try:
@@ -226,7 +231,10 @@ class Service:
                 await self._audit.flush()
             except MeterError as fault:
                 log.debug("cannot read the ledger: %s", fault.message)
-            await self._refresh_budgets()
+            await self._end_streams_of_ended_keys()
+            if time.monotonic() >= budgets_next:
+                budgets_next = time.monotonic() + BUDGET_POLL_SECONDS
+                await self._refresh_budgets()
 
     async def _reload_keys(self) -> None:
         """Read all keys. A failure is retried at the next poll: `keys_changed` does not report our own change again."""
@@ -238,6 +246,16 @@ class Service:
         self._label_sets.register_teams(self._upstreams, self.models(), keys.teams)
         self.pipeline.runtime = replace(self.pipeline.runtime, keys=keys)
         self._keys_are_old = False
+        await self._end_streams_of_ended_keys()
+
+    async def _end_streams_of_ended_keys(self) -> None:
+        """End streams and MCP sessions of keys that were revoked, removed or have expired."""
+        if not self.settings.server.end_revoked_streams:
+            return
+        keys, now_ns = self.pipeline.runtime.keys, time.time_ns()
+        if count := self.pipeline.end_streams(lambda key_id: keys.is_valid(key_id, now_ns)):
+            log.info("%d streams were ended: their keys were revoked or have expired", count)
+        await self._mcp.end_sessions(lambda key_id: keys.is_valid(key_id, now_ns))
 
     async def _recover_for_others(self) -> None:
         """Settle the open rows of a dead replica, if replicas share the ledger."""

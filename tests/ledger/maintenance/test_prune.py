@@ -132,7 +132,7 @@ async def test_a_service_may_write_meanwhile(path, store, make_call, make_settle
         call = make_call()
         await asyncio.gather(store.open(call))
         await store.settle(make_settlement(call))
-    pruning_it = asyncio.create_task(asyncio.to_thread(prune, path, START_NS + QUARTER_NS, LATER_NS))
+    pruning_it = asyncio.create_task(asyncio.to_thread(prune, path, START_NS + QUARTER_NS, LATER_NS, BY))
     written = 0
     while not pruning_it.done():
         await store.open(make_call(started_at_ns=LATER_NS))
