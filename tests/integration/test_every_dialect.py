@@ -305,6 +305,20 @@ async def test_googles_400_for_a_bad_key_is_a_refused_account(before_raw, raw_up
     assert (reply.status, speaker.error(reply.json).code) == (502, "upstream_refused_account")
 
 
+@pytest.mark.parametrize("speaker", STREAMS, **by_name)
+async def test_a_stream_whose_key_was_revoked_ends_in_an_error_of_its_dialect(keyed, speaker):
+    asking = asyncio.create_task(send(keyed, speaker, "stall=body,after_tokens=5", headers=KEYED))
+    pipeline = keyed.service.pipeline
+    await keyed.until(lambda: any(call.stream and call.stream.tee.chunks > 4 for call in pipeline.active_calls))
+    assert pipeline.end_streams(lambda _: True) == 0
+    assert pipeline.end_streams(lambda _: False) == 1
+    reply = await asking
+    assert reply.status == 200
+    assert b"not_authenticated" in reply.body.strip().splitlines()[-1]
+    await keyed.until_idle()
+    assert keyed.rows()[-1].outcome == "partial"
+
+
 @pytest.mark.parametrize("speaker", EVERY, **by_name)
 async def test_a_fault_of_ours_is_settled_and_names_the_provider(relay, speaker, monkeypatch):
     def broken(*_: object) -> None:
