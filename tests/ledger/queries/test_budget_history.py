@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import msgspec
@@ -13,6 +14,7 @@ from mcpmeter.budgets.budget import Budget
 from mcpmeter.budgets.period import Period
 from mcpmeter.errors import LedgerNotUsable, SetupError
 from mcpmeter.ledger.balances import INSERT_BALANCE_SQL
+from mcpmeter.ledger.queries.audit import AuditQuery, read_audit
 from mcpmeter.ledger.queries.budget_history import BudgetHistory, add_top_up, read_histories
 from mcpmeter.ledger.queries.reader import open_reader, open_writer
 from mcpmeter.ledger.sqlite.store import SqliteStore
@@ -85,6 +87,10 @@ def test_every_top_up_is_a_record_and_changes_the_credit(ledger):
     assert [
         add_top_up(ledger, top_up(amount, number), budget="b", by=BY) for number, amount in ((1, 50), (2, -20))
     ] == [50, 30]
+    kept = read_audit(ledger, AuditQuery()).entries
+    assert {(row.action, row.subject, row.actor) for row in kept} == {("budget.top_up", "b", BY.name)}
+    credit = sorted(json.loads(row.change)["credit_usd"] for row in kept)
+    assert credit == [["0.00", "0.00000005"], ["0.00000005", "0.00000003"]]
     found = history(ledger, reservation)
     assert found.balance.credit == 30
     assert found.top_ups == [top_up(50), top_up(-20, 2)]
