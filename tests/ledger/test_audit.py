@@ -39,7 +39,7 @@ VALUES = st.recursive(
 )
 
 
-@settings(max_examples=40)
+@settings(max_examples=15)
 @given(TEXTS, TEXTS, TEXTS, st.dictionaries(TEXTS, VALUES, max_size=60))
 def test_any_act_makes_a_bounded_printable_row(name, source, subject, change):
     entry = audit_entry("config.reload", Actor(name=name, source=source), subject, change)
