@@ -38,7 +38,7 @@ PAUSE_S = 0.23
 TIMERS_S = 2.5
 """Time in which each timer of the service runs once."""
 
-MAX_TRIES = 4
+MAX_TRIES = 12
 
 WIDTH = 100
 MODEL = "gpt-4.1"

@@ -74,7 +74,8 @@ class MeterError(Exception):
     id: ClassVar[str] = "internal_error"
     error_type: ClassVar[str] = "internal_error"
     side: ClassVar[Side] = "server"
-    http_status: ClassVar[int] = 500
+    http_status: int = 500
+    """Of the class; an error that passes a provider's status on sets its own."""
     jsonrpc_code: ClassVar[int] = -32603
 
     def __init__(self, message: str, *, hint: str = "", retry_after: str | None = None) -> None:

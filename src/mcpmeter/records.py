@@ -30,6 +30,21 @@ Unit = Literal["nanousd", "requests", "tokens"]
 Role = Literal["caller", "admin"]
 """An admin may also use the management API."""
 
+AuditAction = Literal[
+    "key.create",
+    "key.rotate",
+    "key.revoke",
+    "budget.create",
+    "budget.change",
+    "budget.top_up",
+    "config.reload",
+    "ledger.prune",
+]
+"""What an operator can do to keys, budgets, configuration and ledger. Names are never dropped or renamed."""
+
+AuditOutcome = Literal["done", "refused"]
+"""`refused`: the act was not allowed, or its input was invalid; nothing was changed."""
+
 Transport = Literal["tcp", "pipe", "inproc"]
 """OpenTelemetry's `network.transport`: HTTP is tcp, stdio is pipe, a client in the same process is inproc."""
 
@@ -233,6 +248,31 @@ class Key(msgspec.Struct, frozen=True, kw_only=True):
     previous_sha256: str = ""
     """After a rotation: the hash of the previous key, valid until `previous_until_ns`."""
     previous_until_ns: int | None = None
+
+
+class Actor(msgspec.Struct, frozen=True, kw_only=True):
+    """The origin of an administrative act."""
+
+    name: str
+    """The admin key's id and name, the operating system's user, a signal, or `this machine`."""
+    source: str
+    """The peer's address for a request, else the machine's host name."""
+
+
+class AuditEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """An administrative act as the ledger keeps it. Texts are bounded and printable; made by `ledger.audit`."""
+
+    id: str
+    """`aud_` and 16 hex digits."""
+    at_ns: int
+    actor: str
+    source: str
+    action: str
+    subject: str
+    """The key's id, the budget's name, the configuration's file, or the ledger."""
+    change: str
+    """A JSON object: what changed, by name. Never a secret or a hash."""
+    outcome: AuditOutcome
 
 
 class LedgerRow(msgspec.Struct, frozen=True, kw_only=True):

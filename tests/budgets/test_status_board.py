@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.acting import BY
 
 from mcpmeter.budgets.budget import Budget, Budgets
 from mcpmeter.budgets.forecast import NS_PER_HOUR
@@ -165,7 +166,9 @@ async def test_credit_raises_the_limit_gauge(ledger: Ledger) -> None:
     prepaid = Budget("credit", Scope(team="search"), 10 * USD, Period("once", start_ns=START))
     ledger.board.configure(Budgets([prepaid]))
     await ledger.board.refresh()
-    await ledger.store.top_up(TopUp(id="top_1", balance=prepaid.balance, amount_nanousd=5 * USD, at_ns=1))
+    await ledger.store.top_up(
+        TopUp(id="top_1", balance=prepaid.balance, amount_nanousd=5 * USD, at_ns=1), budget="b", by=BY
+    )
     await ledger.board.refresh()
     assert ledger.gauge(rows.LIMIT, budget="credit") == 15 * USD
     assert ledger.gauge(rows.PERIOD_END, budget="credit") == 0

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
+from tests.acting import BY
 
 from mcpmeter.cli._group import run
 from mcpmeter.ledger.sqlite.store import SqliteStore
@@ -114,7 +115,8 @@ async def test_a_key_in_the_ledger_is_enough_for_an_open_listener(
     store = SqliteStore(tmp_path / "ledger.db")
     await store.start()
     await store.add_key(
-        Key(id="key_000000000001", name="laptop", team="search", prefix="mm_", sha256="0" * 64, created_at_ns=1)
+        Key(id="key_000000000001", name="laptop", team="search", prefix="mm_", sha256="0" * 64, created_at_ns=1),
+        BY,
     )
     await store.close()
     server = "server: {host: 0.0.0.0, allowed_hosts: [meter]}\nmetrics: {public: true}\n"

@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx2
 import pytest
+from tests.acting import BY
 
 from mcpmeter.budgets.budget import Budget
 from mcpmeter.budgets.period import Period
@@ -60,7 +61,7 @@ class Race:
                 at_ns=time.time_ns(),
                 note=f"round {number}",
             )
-            add_top_up(self._stand.ledger, record)
+            add_top_up(self._stand.ledger, record, budget="b", by=BY)
 
     async def _call(self, http: httpx2.AsyncClient, more: dict[str, Any]) -> int:
         body = {

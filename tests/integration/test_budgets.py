@@ -10,6 +10,7 @@ import httpx2
 import mcp
 import pytest
 from pydantic import SecretStr
+from tests.acting import BY
 
 from mcpmeter.config import AttributionSettings, BudgetSettings, KeySettings, ProviderSettings
 from mcpmeter.ledger.queries.reader import open_reader
@@ -102,7 +103,9 @@ async def test_a_top_up_lets_calls_in_again(start_relay) -> None:
     relay = await start_relay(budgets=(tight(period="once", start="2026-01-01"),))
     assert [(await chat(relay)).status for _ in range(2)] == [200, 402]
     ((budget, _),) = relay.service.pipeline.runtime.limits.budgets.current(0)
-    await relay.service._store.top_up(TopUp(id="top_1", balance=budget.balance, amount_nanousd=USD // 500, at_ns=1))
+    await relay.service._store.top_up(
+        TopUp(id="top_1", balance=budget.balance, amount_nanousd=USD // 500, at_ns=1), budget="b", by=BY
+    )
     assert (await chat(relay)).status == 200
 
 

@@ -251,14 +251,37 @@ KEYED = {"authorization": f"Bearer {CLIENT_KEY}"}
 
 
 @pytest.mark.parametrize("speaker", EVERY, **by_name)
-@pytest.mark.parametrize("status", ["400 Bad Request", "422 No", "500 Fault"])
-async def test_an_error_that_repeats_the_relays_key_does_not_pass(before_raw, raw_upstream, speaker, status):
-    body = json.dumps({"error": {"message": f"Incorrect API key provided: {UPSTREAM_KEY}"}}).encode()
-    raw_upstream.play(responding(status, body, f"X-Echo: Bearer {UPSTREAM_KEY}"))
+@pytest.mark.parametrize("status", ["400 Bad Request", "404 No", "422 No", "429 Later", "500 Fault"])
+async def test_an_error_that_shows_the_relays_key_keeps_its_status_only(before_raw, raw_upstream, speaker, status):
+    shown = UPSTREAM_KEY if status < "404" else f"{UPSTREAM_KEY[:9]}****{UPSTREAM_KEY[-4:]}"
+    error = {"message": f"Incorrect API key provided: {shown}", "type": "their_type", "status": "THEIRS"}
+    raw_upstream.play(responding(status, json.dumps({"error": error}).encode(), f"X-Echo: Bearer {UPSTREAM_KEY}"))
     reply = await before_raw.ask(speaker.body("", speaker.model), speaker.url(speaker.model), headers=KEYED)
-    assert (reply.status, speaker.error(reply.json).code) == (502, "upstream_refused_account")
-    assert UPSTREAM_KEY not in f"{reply.headers}{reply.body!r}"
+    assert reply.status == int(status[:3])
+    seen = f"{reply.headers}{reply.body!r}"
+    assert shown not in seen
+    assert UPSTREAM_KEY not in seen
+    assert "withheld" in seen
+    assert "their_type" in seen or "THEIRS" in seen, "programs match on a provider's own words"
     assert reply.headers["x-mcpmeter-provider"] == speaker.provider
+
+
+@pytest.mark.parametrize("speaker", STREAMS, **by_name)
+async def test_a_streams_error_that_shows_a_key_is_replaced(before_raw, raw_upstream, speaker):
+    error = {"type": "error", "error": {"type": "x", "message": f"bad key {UPSTREAM_KEY[:6]}...{UPSTREAM_KEY[-4:]}"}}
+    event = b"event: error\ndata: " + json.dumps(error).encode() + b"\n\n"
+
+    async def respond(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n" + event)
+        await writer.drain()
+        writer.close()
+
+    raw_upstream.play(respond)
+    reply = await before_raw.ask(speaker.body("", speaker.model), speaker.url(speaker.model), headers=KEYED)
+    assert reply.status == 200
+    assert UPSTREAM_KEY[-4:] not in reply.body.decode()
+    assert b"withheld" in reply.body
+    assert b"upstream_fault" in reply.body
 
 
 @pytest.mark.parametrize("speaker", EVERY, **by_name)
@@ -280,6 +303,20 @@ async def test_googles_400_for_a_bad_key_is_a_refused_account(before_raw, raw_up
     raw_upstream.play(responding("400 Bad Request", json.dumps({"error": error}).encode()))
     reply = await before_raw.ask(speaker.body("", speaker.model), speaker.url(speaker.model), headers=KEYED)
     assert (reply.status, speaker.error(reply.json).code) == (502, "upstream_refused_account")
+
+
+@pytest.mark.parametrize("speaker", STREAMS, **by_name)
+async def test_a_stream_whose_key_was_revoked_ends_in_an_error_of_its_dialect(keyed, speaker):
+    asking = asyncio.create_task(send(keyed, speaker, "stall=body,after_tokens=5", headers=KEYED))
+    pipeline = keyed.service.pipeline
+    await keyed.until(lambda: any(call.stream and call.stream.tee.chunks > 4 for call in pipeline.active_calls))
+    assert pipeline.end_streams(lambda _: True) == 0
+    assert pipeline.end_streams(lambda _: False) == 1
+    reply = await asking
+    assert reply.status == 200
+    assert b"not_authenticated" in reply.body.strip().splitlines()[-1]
+    await keyed.until_idle()
+    assert keyed.rows()[-1].outcome == "partial"
 
 
 @pytest.mark.parametrize("speaker", EVERY, **by_name)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.acting import BY
 
 from mcpmeter.access.keys import new_key
 from mcpmeter.config import load
@@ -246,7 +247,7 @@ async def test_a_reload_takes_an_empty_post_only(relay):
 async def test_a_key_made_while_the_service_runs_counts_within_seconds_and_a_revoked_one_no_more(relay):
     assert (await relay.chat()).status == 200
     secret, key = new_key("notebook", "research", time.time_ns())
-    add_key(relay.ledger, key)  # what `mcpmeter keys create` does, on a connection of its own
+    add_key(relay.ledger, key, BY)  # what `mcpmeter keys create` does, on a connection of its own
     keys = relay.service.pipeline
     await relay.until(lambda: not keys.runtime.keys.empty, seconds=5)
 
@@ -255,7 +256,7 @@ async def test_a_key_made_while_the_service_runs_counts_within_seconds_and_a_rev
     assert [(row.team, row.key_id) for row in relay.rows()] == [("default", ""), ("research", key.id)]
     assert (await relay.scrape()).of("mcp_tokens_total", team="research", source="reported") > 0
 
-    revoke_key(relay.ledger, key.id, time.time_ns())
+    revoke_key(relay.ledger, key.id, time.time_ns(), BY)
     async with asyncio.timeout(5):
         while (await relay.chat(key=secret)).status != 401:
             await asyncio.sleep(0.05)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import pytest
 import pytest_asyncio
 from pydantic import SecretStr
+from tests.acting import BY
 from tests.http.fakes import Transport, cycle_on
 from tests.integration.conftest import MESSAGES, UPSTREAM_KEY, Relay, Reply, StartRelay
 
@@ -148,9 +149,9 @@ async def keyed(start_module_relay: StartRelay) -> AsyncIterator[Keyed]:
         ("revoked", "platform", "admin"),
     ):
         secrets[kind], key = new_key(kind, team, time.time_ns(), KeyLimits(role=role))  # type: ignore[arg-type]
-        add_key(relay.ledger, key)
+        add_key(relay.ledger, key, BY)
         ids[kind] = key.id
-    revoke_key(relay.ledger, ids["revoked"], time.time_ns())
+    revoke_key(relay.ledger, ids["revoked"], time.time_ns(), BY)
     await relay.until(lambda: len(relay.service.pipeline.runtime.keys.keys) == 4)
     found = Keyed(relay, secrets, ids)
     for kind in ("caller", "other"):

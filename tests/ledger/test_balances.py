@@ -7,6 +7,7 @@ import asyncio
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.acting import BY
 
 from mcpmeter.ledger.queries.reader import open_writer
 from mcpmeter.ledger.store import InsufficientBudget, RowRefused, SettlementConflict, Store
@@ -137,10 +138,15 @@ async def test_a_top_up_admits_calls_again(store, make_call):
     call = make_call(reservations=(reservation(60, 50, "once", period_start_ns=0, period_end_ns=0),))
     with pytest.raises(InsufficientBudget):
         await store.open(call)
-    assert await store.top_up(TopUp(id="top_1", balance="once", amount_nanousd=10, at_ns=1, note="invoice 7")) == 10
+    assert (
+        await store.top_up(
+            TopUp(id="top_1", balance="once", amount_nanousd=10, at_ns=1, note="invoice 7"), budget="once", by=BY
+        )
+        == 10
+    )
     await store.open(call)
     with pytest.raises(RowRefused):
-        await store.top_up(TopUp(id="top_1", balance="once", amount_nanousd=10, at_ns=1))
+        await store.top_up(TopUp(id="top_1", balance="once", amount_nanousd=10, at_ns=1), budget="once", by=BY)
     (balance,) = await store.balances(call.reservations)
     assert (balance.credit, balance.reserved) == (10, 60)
 

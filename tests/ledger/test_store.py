@@ -7,6 +7,7 @@ import threading
 
 import msgspec
 import pytest
+from tests.acting import BY
 
 from mcpmeter.errors import InvalidRequest, LedgerUnavailable
 from mcpmeter.ledger.queries.keys import revoke_key
@@ -226,38 +227,38 @@ async def test_every_method_fails_before_start_and_after_close(make_store, path,
             with pytest.raises(LedgerUnavailable):
                 await method()
         with pytest.raises(LedgerUnavailable):
-            await store.add_key(KEY)
+            await store.add_key(KEY, BY)
         with pytest.raises(LedgerUnavailable):
-            await store.change_key(KEY.id, lambda key: key)
+            await store.change_key(KEY.id, lambda key: key, action="key.rotate", by=BY)
 
 
 async def test_a_key_whose_hash_is_taken_is_refused(store):
-    await store.add_key(KEY)
+    await store.add_key(KEY, BY)
     assert await store.keys() == [KEY]
     with pytest.raises(RowRefused):
-        await store.add_key(Key(id="key_b", name="b", team="t", prefix="", sha256=KEY.sha256, created_at_ns=2))
+        await store.add_key(Key(id="key_b", name="b", team="t", prefix="", sha256=KEY.sha256, created_at_ns=2), BY)
     assert store.healthy
 
 
 async def test_a_revocation_by_another_process_is_noticed(store, path):
-    await store.add_key(KEY)
+    await store.add_key(KEY, BY)
     assert await store.keys() == [KEY]
     assert not await store.keys_changed()
-    revoke_key(path, KEY.id, 5)
+    revoke_key(path, KEY.id, 5, BY)
     assert await store.keys_changed()
     assert [key.revoked_at_ns for key in await store.keys()] == [5]
     assert not await store.keys_changed()
 
 
 async def test_a_change_of_a_key_changes_only_its_changeable_columns(store):
-    await store.add_key(KEY)
+    await store.add_key(KEY, BY)
     rotated = msgspec.structs.replace(
         KEY, prefix="mk_new", sha256="b" * 64, previous_sha256=KEY.sha256, previous_until_ns=9, revoked_at_ns=None
     )
     more = msgspec.structs.replace(rotated, name="another", team="another", role="admin")
-    assert await store.change_key(KEY.id, lambda key: more) == more
+    assert await store.change_key(KEY.id, lambda key: more, action="key.rotate", by=BY) == more
     assert await store.keys() == [rotated]
-    assert await store.change_key("key_none", lambda key: rotated) is None
+    assert await store.change_key("key_none", lambda key: rotated, action="key.rotate", by=BY) is None
     assert await store.keys() == [rotated]
 
 
@@ -265,18 +266,18 @@ async def test_an_error_in_a_change_leaves_key_and_ledger_as_they_were(store):
     def refuse(key: Key) -> Key:
         raise InvalidRequest("Not this one.")
 
-    await store.add_key(KEY)
+    await store.add_key(KEY, BY)
     with pytest.raises(InvalidRequest, match="Not this one"):
-        await store.change_key(KEY.id, refuse)
+        await store.change_key(KEY.id, refuse, action="key.rotate", by=BY)
     assert store.healthy
     assert await store.keys() == [KEY]
 
 
 async def test_concurrent_changes_of_a_key_see_each_other(store):
-    await store.add_key(msgspec.structs.replace(KEY, previous_until_ns=0))
+    await store.add_key(msgspec.structs.replace(KEY, previous_until_ns=0), BY)
 
     def count(key: Key) -> Key:
         return msgspec.structs.replace(key, previous_until_ns=(key.previous_until_ns or 0) + 1)
 
-    await asyncio.gather(*(store.change_key(KEY.id, count) for _ in range(20)))
+    await asyncio.gather(*(store.change_key(KEY.id, count, action="key.rotate", by=BY) for _ in range(20)))
     assert [key.previous_until_ns for key in await store.keys()] == [20]

@@ -184,3 +184,22 @@ def test_a_faulty_address_is_explained(url: str) -> None:
 def test_checking_an_address_never_raises_or_quotes_it(url: str) -> None:
     fault = base_url_fault(url)
     assert len(url) < 20 or url not in fault
+
+
+ACTED_UPON = (
+    "x-accel-redirect", "x-sendfile", "x-lighttpd-send-file", "set-cookie", "clear-site-data", "refresh", "location",
+    "content-location", "access-control-allow-origin", "www-authenticate", "content-security-policy", "link", "alt-svc",
+    "x-goog-upload-url", "x-litellm-model-api-base", "x-mcpmeter-call-id", "strict-transport-security",
+)  # fmt: skip
+
+
+def test_no_providers_own_headers_are_acted_upon():
+    families = {family for provider in load_providers().values() for family in provider.passed_headers}
+    assert "x-groq-" in families
+    assert [name for name in ACTED_UPON if name.startswith(tuple(families))] == []
+
+
+def test_a_header_of_a_provider_passes_from_it_alone():
+    known = load_providers()
+    assert "x-groq-region".startswith(known["groq"].passed_headers)
+    assert not "x-groq-region".startswith(known["openai"].passed_headers)

@@ -128,12 +128,12 @@ def key_from_config(
 class KeyRing:
     """All keys; immutable, a change makes another. Raises `ConfigInvalid` for two keys of one secret or one id."""
 
-    __slots__ = ("_by_hash", "_by_previous", "_callers", "empty")
+    __slots__ = ("_by_hash", "_by_id", "_by_previous", "_callers", "empty")
 
     def __init__(self, keys: Iterable[Key]) -> None:
         self._by_hash: dict[str, Key] = {}
         self._by_previous: dict[str, Key] = {}
-        ids: dict[str, Key] = {}
+        self._by_id = ids = dict[str, Key]()
         for key in keys:
             clash = self._by_hash.get(key.sha256) or ids.get(key.id)
             if clash is not None and clash != key:
@@ -157,6 +157,13 @@ class KeyRing:
     def keys(self) -> tuple[Key, ...]:
         """All keys in order, including revoked ones."""
         return tuple(self._by_hash.values())
+
+    def is_valid(self, key_id: str, now_ns: int) -> bool:
+        """Whether a key of this id exists and has neither been revoked nor expired."""
+        key = self._by_id.get(key_id)
+        if key is None or key.revoked_at_ns is not None:
+            return False
+        return key.expires_at_ns is None or key.expires_at_ns > now_ns
 
     def caller(self, secret: str | None) -> Caller:
         """The caller of a key. Raises `NotAuthenticated` like `identify`."""

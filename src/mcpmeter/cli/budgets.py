@@ -127,6 +127,7 @@ def top_up(
     Example:
       mcpmeter budgets top-up support-credit --usd 50 --note 'invoice 7'
     """
+    from mcpmeter.cli._actor import this_user
     from mcpmeter.ledger.queries.budget_history import add_top_up
     from mcpmeter.money import format_usd, usd_text
     from mcpmeter.records import TopUp
@@ -147,7 +148,7 @@ def top_up(
         at_ns=time.time_ns(),
         note=note,
     )
-    credit = add_top_up(ledger or settings.ledger.location, record)
+    credit = add_top_up(ledger or settings.ledger.location, record, budget=name, by=this_user())
     if as_json:
         amounts = {"amount_usd": usd_text(nanousd), "credit_usd": usd_text(credit)}
         click.echo(json.dumps({"id": record.id, "budget": name, **amounts, "note": note}))

@@ -98,6 +98,7 @@ def create(
       mcpmeter keys create --name ops --team platform --role admin --expires 2027-01-01
     """
     from mcpmeter.access.keys import KeyLimits, new_key
+    from mcpmeter.cli._actor import this_user
     from mcpmeter.ledger.queries.keys import add_key
 
     limits = KeyLimits(
@@ -109,7 +110,7 @@ def create(
         expires_at_ns=expires,
     )
     secret, key = new_key(name, team, time.time_ns(), limits)
-    add_key(ledger_at(ledger, config_path), key)
+    add_key(ledger_at(ledger, config_path), key, this_user())
     _show_secret(secret, key, as_json, f"Created {key.id} for team {team}.")
 
 
@@ -156,10 +157,11 @@ def revoke(key_id: str, config_path: Path | None, ledger: Location | None, as_js
     Example:
       mcpmeter keys revoke key_0123456789ab
     """
+    from mcpmeter.cli._actor import this_user
     from mcpmeter.ledger.queries.keys import revoke_key
 
     location = ledger_at(ledger, config_path)
-    key = revoke_key(location, key_id, time.time_ns())
+    key = revoke_key(location, key_id, time.time_ns(), this_user())
     if key is None:
         raise _no_such_key(location, key_id)
     if as_json:
@@ -188,6 +190,7 @@ def rotate(key_id: str, grace: int, config_path: Path | None, ledger: Location |
       KEY=$(mcpmeter keys rotate key_0123456789ab --grace 24h)
     """
     from mcpmeter.access.keys import rotated
+    from mcpmeter.cli._actor import this_user
     from mcpmeter.ledger.queries.keys import rotate_key
 
     now_ns = time.time_ns()
@@ -199,7 +202,7 @@ def rotate(key_id: str, grace: int, config_path: Path | None, ledger: Location |
         return new
 
     location = ledger_at(ledger, config_path)
-    key = rotate_key(location, key_id, with_new_secret)
+    key = rotate_key(location, key_id, with_new_secret, this_user())
     if key is None:
         raise _no_such_key(location, key_id)
     until = f" The previous one is valid until {instant(key.previous_until_ns)}." if key.previous_until_ns else ""

@@ -172,6 +172,7 @@ def prune(before: datetime, yes: bool, config_path: Path | None, ledger: Locatio
       mcpmeter ledger export --parquet 2025.parquet --until 2026-01-01
       mcpmeter ledger prune --before 2026-01-01 --yes
     """
+    from mcpmeter.cli._actor import this_user
     from mcpmeter.ledger.maintenance import prune
 
     location, before_ns = ledger_at(ledger, config_path), unix_ns(before) or 0
@@ -184,7 +185,7 @@ def prune(before: datetime, yes: bool, config_path: Path | None, ledger: Locatio
             f"{old.calls:,} calls ({days}) would become sums. Nothing was changed; add --yes to do it.", err=True
         )
     else:
-        pruned = prune.prune(location, before_ns, time.time_ns())
+        pruned = prune.prune(location, before_ns, time.time_ns(), this_user())
         click.echo(f"{pruned:,} calls are kept as sums now. New calls reuse the file's free pages.", err=True)
 
 

@@ -9,6 +9,7 @@ repeats a value from the file; settings never change after loading.
 """
 
 from mcpmeter.config.budgets import AttributionSettings, BudgetSettings, FallbackSettings, TeamSettings
+from mcpmeter.config.changes import changes_between
 from mcpmeter.config.keys import KeySettings
 from mcpmeter.config.limits import attribution_of, budgets_of
 from mcpmeter.config.loading import find_file, load, load_monitoring, load_sections
@@ -45,6 +46,7 @@ __all__ = [
     "TimeoutSettings",
     "attribution_of",
     "budgets_of",
+    "changes_between",
     "find_file",
     "is_loopback",
     "listeners",

@@ -71,6 +71,12 @@ class ServerSettings(Section):
         help="A separate listener for `/metrics`, `/-/reload` and `/api/keys`; default: they are on the service's own.",
         example={"port": 9465},
     )
+    end_revoked_streams: Switch = setting(
+        True,
+        help="End running streams and MCP sessions of a key within a second after it was revoked, removed or has"
+        " expired; `false` lets them run to their end.",
+        example=False,
+    )
     drain_seconds: Seconds = setting(
         30.0, help="How long running streams may continue after SIGTERM, in seconds.", example=10.0
     )

@@ -38,6 +38,10 @@ class DirectResponse(Protocol):
         """Whether the status is decided, so that no other can be sent."""
 
     @property
+    def response_complete(self) -> bool:
+        """Whether all of the response was written."""
+
+    @property
     def disconnected(self) -> bool:
         """Whether the client has closed the connection."""
 

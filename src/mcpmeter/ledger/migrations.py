@@ -53,6 +53,20 @@ PRUNED_CALLS_SQL: Final = """
   ) STRICT, WITHOUT ROWID;
 """
 
+AUDIT_SQL: Final = """
+  CREATE TABLE audit (
+    id TEXT NOT NULL PRIMARY KEY CHECK (id <> ''),
+    at_ns INTEGER NOT NULL CHECK (at_ns >= 0),
+    actor TEXT NOT NULL CHECK (actor <> ''),
+    source TEXT NOT NULL,
+    action TEXT NOT NULL CHECK (action <> ''),
+    subject TEXT NOT NULL,
+    change TEXT NOT NULL CHECK (length(change) <= 8192),
+    outcome TEXT NOT NULL CHECK (outcome = 'done' OR outcome = 'refused')
+  ) STRICT;
+  CREATE INDEX audit_by_time ON audit (at_ns);
+"""
+
 
 def applied_names(rows: Iterable[Sequence[object]], known: Sequence[Migration], ledger: Location) -> set[str]:
     """The steps that a ledger has run. Raises `LedgerNotUsable` if one of them is of a newer program."""

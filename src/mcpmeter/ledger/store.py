@@ -6,7 +6,18 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
 from mcpmeter.errors import ServiceFault
-from mcpmeter.records import Balance, Call, Key, LedgerRow, Reservation, Settlement, TopUp
+from mcpmeter.records import (
+    Actor,
+    AuditAction,
+    AuditEntry,
+    Balance,
+    Call,
+    Key,
+    LedgerRow,
+    Reservation,
+    Settlement,
+    TopUp,
+)
 
 OnCommit = Callable[[int], None]
 """Called on the event loop's thread after each commit, with the nanoseconds it took."""
@@ -84,14 +95,19 @@ class Store(Protocol):
     async def keys_changed(self) -> bool:
         """Whether another process wrote to the ledger since `keys` was last read (a key created or revoked)."""
 
-    async def add_key(self, key: Key) -> None:
-        """Store a new key."""
+    async def add_key(self, key: Key, by: Actor) -> None:
+        """Store a new key and its audit row in one step."""
 
-    async def change_key(self, key_id: str, change: Callable[[Key], Key]) -> Key | None:
-        """Store a key's new secret or its end, as `change` returns it; None if there is no such key.
+    async def change_key(
+        self, key_id: str, change: Callable[[Key], Key], *, action: AuditAction, by: Actor
+    ) -> Key | None:
+        """Store a key's new secret or its end, as `change` returns it, and its audit row; None if there is no such key.
 
         One transaction: of two concurrent changes the second sees the first. Raises what `change` raises.
         """
+
+    async def audit(self, entry: AuditEntry) -> None:
+        """Store the audit row of an act that writes nothing else. The same entry twice leaves one row."""
 
     async def balances(self, reservations: Sequence[Reservation]) -> Sequence[Balance]:
         """The balances of these reservations, in their order; missing ones are computed from the calls so far."""
@@ -99,8 +115,11 @@ class Store(Protocol):
     async def burn_nanousd(self, reservation: Reservation, since_ns: int, until_ns: int) -> int:
         """The budgeted cost of calls in the reservation's scope that started in [since, until)."""
 
-    async def top_up(self, top_up: TopUp) -> int:
-        """Store a top-up; returns the balance's total credit. `RowRefused` if its id is taken."""
+    async def top_up(self, top_up: TopUp, *, budget: str, by: Actor) -> int:
+        """Store a top-up of a budget and its audit row; returns the balance's total credit.
+
+        `RowRefused` if its id is taken.
+        """
 
     async def probe(self) -> None:
         """Try a tiny durable write, so that `healthy` can become true again without traffic."""

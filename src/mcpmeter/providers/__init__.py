@@ -26,6 +26,7 @@ GENERIC: Final = "generic"
 """Base of an upstream without a file of its own; it has neither address nor key variable."""
 
 Name = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+HeaderFamily = Annotated[str, msgspec.Meta(pattern=r"^[a-z][a-z0-9]*(-[a-z0-9]+)*-$", min_length=5)]
 HeaderName = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9-]+$")]
 Text = Annotated[str, msgspec.Meta(min_length=1)]
 
@@ -68,6 +69,8 @@ class Provider:
     """Style of its rate-limit headers, a key of `quota.rate_limit_headers.STYLES`; "" to try all."""
     refused_account_marks: tuple[Text, ...] = ()
     """Text in an error's body, of any status, that says the relay's own key was refused."""
+    passed_headers: tuple[HeaderFamily, ...] = ()
+    """Beginnings of names of its own response headers that go to clients (`openai-`), beside those of all providers."""
     cost_in_body: bool = False
     """Whether `usage.cost` in its responses is US dollars: some relays report credits or cents."""
     cost_header: str = ""

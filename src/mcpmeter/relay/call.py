@@ -35,6 +35,7 @@ from mcpmeter.relay.headers import (
 )
 from mcpmeter.relay.runtime import EndpointConfig, Runtime
 from mcpmeter.relay.stream import ForwardedStream, StreamTee
+from mcpmeter.relay.upstream_errors import Withholding
 from mcpmeter.routing.attempts import Attempts, Send, Wait
 from mcpmeter.routing.candidates import Candidate
 
@@ -168,7 +169,8 @@ class RelayedCall:
         if response.status >= 300 or not _is_stream(response):
             return await response.read(max_bytes)
         only_we_ask_usage = request.stream and not request.usage_requested and provider.asks_stream_usage
-        tee = StreamTee(self.endpoint.events, withhold_usage=only_we_ask_usage)
+        errors = partial(withholding, self, target)
+        tee = StreamTee(self.endpoint.events, withhold_usage=only_we_ask_usage, errors=errors)
         headers = response_headers(self.opened.call.id, target, self.attempts.made, response)
         stream = self.stream = ForwardedStream(self.exchange, response, tee, headers, self.opened.elapsed_ns)
         if not await stream.run(max_bytes, self.cut):
@@ -191,24 +193,24 @@ class RelayedCall:
         except UnreadableResponse:
             raise upstream_errors.unreadable_response(provider.name, response.status, body) from None
         response.finish()
-        large = info.usage is None and len(self.body) + len(body) > MAX_ON_LOOP_BYTES
-        usage_of = partial(result.usage_of_response, dialect, self.body, body, info)
-        found = await asyncio.to_thread(usage_of) if large else usage_of()
+        body = withholding(self, target).success(body) if info.is_error else body
+        size = 0 if info.usage else len(self.body) + len(body)
+        found = await off_loop_if_large(size, result.usage_of_response, dialect, self.body, body, info)
         settlement = await self.opened.settle(result.of_success(provider, response, info, found))
         headers = response_headers(self.opened.call.id, target, self.attempts.made, response)
         await self.exchange.respond(response.status, [*headers, *cost_headers(settlement)], body)
         return settlement
 
     async def _forward_error(self, target: Candidate, response: UpstreamResponse, body: bytes) -> Settlement:
-        """Forward a provider's error unchanged, unless it is about our account or the endpoint maps faults."""
-        provider, secret, status = target.upstream.provider, target.credential.secret, response.status
-        error = upstream_errors.error_of_response(provider, secret, status, response.headers, body)
-        if not upstream_errors.passes_unchanged(error, status, maps_faults=self.endpoint.maps_upstream_faults):
+        """Forward a provider's error unchanged, unless it is about our account, shows a key, or is to be mapped."""
+        error = upstream_errors.error_of_response(target.upstream.provider, response.status, response.headers, body)
+        if not upstream_errors.passes_unchanged(error, response.status, maps_faults=self.endpoint.maps_upstream_faults):
             raise error
         response.finish()
-        settlement = await self.opened.settle(result.of_refusal(provider, response, error))
+        settlement = await self.opened.settle(result.of_refusal(target.upstream.provider, response, error))
         headers = response_headers(self.opened.call.id, target, self.attempts.made, response)
-        await self.exchange.respond(status, headers, body)
+        headers, body = withholding(self, target).response(error, response.status, headers, body)
+        await self.exchange.respond(response.status, headers, body)
         return settlement
 
     # Failure ----------------------------------------------------------------------------------------------------------
@@ -228,8 +230,7 @@ class RelayedCall:
             size = len(self.body) if reason and not (tee and tee.counted) else 0
             found = await off_loop_if_large(size, result.usage_of_failure, dialect, self.body, tee, reason)
         finally:  # even if the estimate was cancelled or failed
-            has_started = self.exchange.started
-            ended = result.of_failure(self._provider, response, found, stream, error, has_started=has_started)
+            ended = result.of_failure(self._provider, response, found, stream, error, has_started=self.exchange.started)
             try:
                 await self.opened.settle(ended)
             except MeterError as fault:
@@ -246,6 +247,12 @@ class RelayedCall:
             return
         headers = attempt_headers(self._provider.name, self.attempts.made)
         await send_error(exchange, error, dialect.error_body(error, call_id), call_id, headers)
+
+
+def withholding(call: RelayedCall, target: Candidate) -> Withholding:
+    """Replaces the provider's errors that show a credential."""
+    name, secret = target.upstream.provider.name, target.credential.secret
+    return Withholding(call.endpoint.dialect, name, secret, call.opened.call.id)
 
 
 def target_of(provider: Provider, model: str, dialect: Dialect, request: RequestInfo) -> LlmTarget:

@@ -64,7 +64,8 @@ def passed_request_headers(wanted: frozenset[bytes], received: Mapping[bytes, by
 
 def response_headers(call_id: str, target: Candidate, attempts: int, response: UpstreamResponse) -> list[Header]:
     """The headers of the response of `target` as they go to the client."""
-    passed = passed_response_headers(response.headers, target.credential.secret)
+    families = target.upstream.provider.passed_headers
+    passed = passed_response_headers(response.headers, target.credential.secret, families)
     return [call_id_header(call_id), *attempt_headers(target.upstream.provider.name, attempts), *passed]
 
 
@@ -80,15 +81,17 @@ def attempt_headers(provider: str, attempts: int) -> tuple[Header, ...]:
     return (b"x-mcpmeter-provider", provider.encode()), (b"x-mcpmeter-attempts", b"%d" % attempts)
 
 
-def passed_response_headers(headers: Mapping[str, str], secret: str = "") -> list[Header]:
-    """A provider's response headers that are on the allow-list and do not repeat the relay's own key."""
+def passed_response_headers(
+    headers: Mapping[str, str], secret: str = "", families: tuple[str, ...] = ()
+) -> list[Header]:
+    """A provider's response headers that are on the allow-list, or of its own families, without the relay's own key."""
     passed = []
     connection = headers.get("connection")
     hop_by_hop = {name.strip().lower() for name in connection.split(",")} if connection else ()
     name_out_of = NAMES_OUT.get
     for name, value in headers.items():
         name_out = name_out_of(name)
-        if name_out is None and name.startswith(PASSED_PREFIXES):
+        if name_out is None and (name.startswith(PASSED_PREFIXES) or name.startswith(families)):
             name_out = name.encode("latin-1")
         if not name_out or name in hop_by_hop or (secret and secret in value):
             continue

@@ -1,4 +1,4 @@
-"""The allow-list of providers' response headers that pass to clients.
+"""The allow-list of response headers that pass to clients, whichever provider sends them.
 
 A header passes if a client or an SDK reads it. None of these makes a proxy or a browser act, and none holds an
 address for direct use. docs/decisions/021-response-headers-by-allow-list.md
@@ -66,7 +66,9 @@ NAMES_OUT: Final[Mapping[str, bytes]] = {
 """Exact names in lower case, each as the bytes that go out; empty for a name that does not pass."""
 
 PASSED_PREFIXES: Final = (
-    *("x-ratelimit-", "x-rate-limit-", "ratelimit-", "x-tokenlimit-"),
-    *("openai-", "anthropic-", "x-groq-", "x-ms-spillover-", "x-amzn-bedrock-", "fireworks-", "cf-aig-"),
+    "x-ratelimit-",
+    "x-rate-limit-",
+    "ratelimit-",
+    "x-tokenlimit-",
 )
-"""Name families that only one provider's clients, or readers of rate limits, read."""
+"""Families of rate-limit headers. A provider's own families stand in its file: `providers.Provider.passed_headers`."""

@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 
 from msgspec.structs import replace
 
 from mcpmeter.access.callers import Attribution, Caller
 from mcpmeter.dialects.base import Dialect, RequestInfo
 from mcpmeter.dialects.tokens import max_prompt_tokens
-from mcpmeter.errors import ClientDisconnected, Draining, InvalidRequest, MeterError
+from mcpmeter.errors import ClientDisconnected, Draining, InvalidRequest, MeterError, NotAuthenticated
 from mcpmeter.http.client.interface import UpstreamClient
 from mcpmeter.http.exchange import Exchange
 from mcpmeter.ledger.store import InsufficientBudget
@@ -127,6 +128,18 @@ class Pipeline:
             request=request,
             body=body,
         )
+
+    def end_streams(self, keeps: Callable[[str], bool]) -> int:
+        """End the streams of keys that are no longer valid, by `keeps`; returns how many.
+
+        A call without a stream runs on: its answer is not delivered in parts, and only its end says what it costs.
+        """
+        streams = [call for call in self.active_calls if call.request.stream and call.opened.call.key_id]
+        ended = {key_id for key_id in {call.opened.call.key_id for call in streams} if not keeps(key_id)}
+        cut = [call for call in streams if call.opened.call.key_id in ended] if ended else []
+        for call in cut:
+            call.cut(NotAuthenticated("This API key was revoked or has expired.", hint="Ask the operator for another."))
+        return len(cut)
 
     # Waiting for calls to end -----------------------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ from mcpmeter.errors import (
     ClientDisconnected,
     Draining,
     MeterError,
+    NotAuthenticated,
     Overloaded,
     ServiceFault,
     UpstreamFault,
@@ -83,6 +84,8 @@ def reason_missing(dialect: Dialect, response: UpstreamResponse | None, error: M
         return "client_gone"
     if isinstance(error, Overloaded | UpstreamUnreachable | UpstreamRefusedAccount | UpstreamRateLimited):
         return ""
+    if isinstance(error, NotAuthenticated):
+        return "key_ended"
     return "service_stopped" if isinstance(error, ServiceFault) else "upstream_broke"
 
 

@@ -24,6 +24,7 @@ from mcpmeter.http.client.interface import UpstreamResponse
 from mcpmeter.http.exchange import DirectResponse, Exchange
 from mcpmeter.records import Usage
 from mcpmeter.relay.event_template import EventTemplate, event_template
+from mcpmeter.relay.upstream_errors import Withholding
 
 MAX_EVENT_BYTES: Final = 8 * 1024 * 1024
 """A longer event goes on unread, so that one endless line cannot fill the memory."""
@@ -38,8 +39,12 @@ CHUNKS_BETWEEN_TEMPLATES: Final = 16
 class StreamTee:
     """Reads a stream's events: takes what the provider sends and returns what goes to the client."""
 
-    def __init__(self, dialect: EventReader, *, withhold_usage: bool) -> None:
+    def __init__(
+        self, dialect: EventReader, *, withhold_usage: bool, errors: Callable[[], Withholding] | None = None
+    ) -> None:
+        """`errors` makes what replaces errors that show a credential; rarely, so not before there is one."""
         self._dialect = dialect
+        self._errors = errors
         # Bound once: each is used for every chunk.
         self._end_marks = dialect.end_marks
         self._read_events = dialect.read_events
@@ -114,6 +119,8 @@ class StreamTee:
         info = self._read_events(block)
         if info is not None:
             self._info = self._dialect.merge(self._info, info)
+            if info.is_error and self._errors is not None:
+                block = self._errors().events(self._dialect, block)
             if info.usage is not None or info.bad_usage:
                 self._usage_block = block
                 if self._withhold:

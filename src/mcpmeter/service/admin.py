@@ -9,28 +9,28 @@ from mcpmeter.config import is_loopback
 from mcpmeter.errors import NotAllowed
 from mcpmeter.http.exchange import HttpExchange
 from mcpmeter.http.origins import authority_of
+from mcpmeter.records import Actor
+from mcpmeter.service.audit_trail import actor_of
 
 FORWARDED = frozenset({b"forwarded", b"via", b"x-real-ip"})
 
-RequireAdmin = Callable[[HttpExchange], str]
-"""Returns the caller for the log. Raises NotAuthenticated, NotAllowed."""
+RequireAdmin = Callable[[HttpExchange], Actor]
+"""Returns the caller. Raises NotAuthenticated, NotAllowed."""
 
 
 def require_admin(ring: Callable[[], KeyRing]) -> RequireAdmin:
     """The check of a ring's admins. Once a key exists, a caller without one is no admin, in the demo neither."""
 
-    def check(exchange: HttpExchange) -> str:
+    def check(exchange: HttpExchange) -> Actor:
         keys = ring()
         if not keys.empty:
-            caller = keys.caller(exchange.secret)
-            caller.require_admin()
-            return caller.key_id
-        if not is_local(exchange):
+            keys.caller(exchange.secret).require_admin()
+        elif not is_local(exchange):
             raise NotAllowed(
                 "Until a key exists, only programs on this machine may administer the service, and no web page.",
                 hint="On the service's machine: mcpmeter keys create --name N --team T --role admin.",
             )
-        return "this machine"
+        return actor_of(exchange, keys)
 
     return check
 

@@ -15,7 +15,7 @@ from mcp.server.transport_security import TransportSecuritySettings
 from mcpmeter.access.callers import Caller
 from mcpmeter.errors import Draining, MeterError, NotAuthenticated, UnsupportedContentEncoding
 from mcpmeter.http.asgi import Receive, Scope, Send
-from mcpmeter.http.exchange import direct_response_of, headers_of, secret_of
+from mcpmeter.http.exchange import CancelOnDisconnect, direct_response_of, headers_of, secret_of
 from mcpmeter.instrument.asgi import TransportMeter
 from mcpmeter.instrument.http_request import PRINCIPAL_KEY, metered_request
 from mcpmeter.instrument.sdk_v2 import instrument_with
@@ -66,6 +66,8 @@ class McpEndpoint:
             security_settings=TransportSecuritySettings(enable_dns_rebinding_protection=False),
             max_request_body_size=pipeline.runtime.options.max_body_bytes,
         )
+        self._open: set[tuple[str, CancelOnDisconnect]] = set()
+        """Requests of keys that are being served, streams among them."""
         self._counted = TransportMeter(self._authenticated, meter, endpoint=PATH)
 
     @asynccontextmanager
@@ -94,12 +96,32 @@ class McpEndpoint:
 
     async def _serve(self, caller: Caller, scope: Scope, receive: Receive, send: Send) -> None:
         scope.setdefault("state", {})[PRINCIPAL_KEY] = (caller.team, caller.key_id)
-        if key_id := caller.key_id:
-            # The SDK binds a session to this user and asks for the same one at each request.
-            scope["user"] = AuthenticatedUser(
-                AccessToken(token=key_id, client_id=key_id, scopes=[], subject=caller.team)
-            )
-        await self._sessions.handle_request(scope, receive, send)
+        key_id = caller.key_id
+        if not key_id:
+            await self._sessions.handle_request(scope, receive, send)
+            return
+        # The SDK binds a session to this user and asks for the same one at each request.
+        scope["user"] = AuthenticatedUser(AccessToken(token=key_id, client_id=key_id, scopes=[], subject=caller.team))
+        with CancelOnDisconnect(lambda _: None) as cancel:  # the SDK itself notices a disconnect
+            request = key_id, cancel
+            self._open.add(request)
+            try:
+                await self._sessions.handle_request(scope, receive, send)
+            finally:
+                self._open.discard(request)
+
+    async def end_sessions(self, keeps: Callable[[str], bool]) -> None:
+        """End the requests, streams and sessions of keys that are no longer valid, by `keeps`."""
+        owners = {session: owner["client_id"] for session, owner in self._sessions._session_owners.items()}
+        ended = {key_id for key_id in {*owners.values(), *(key_id for key_id, _ in self._open)} if not keeps(key_id)}
+        if not ended:
+            return
+        for key_id, cancel in list(self._open):
+            if key_id in ended:
+                cancel.cut(NotAuthenticated("This API key was revoked or has expired.", hint="Ask for another one."))
+        for session, key_id in owners.items():
+            if key_id in ended and (transport := self._sessions._server_instances.get(session)) is not None:
+                await self._sessions._discard_session(session, transport)
 
 
 def _require_plain(encoding: bytes) -> None:
@@ -108,10 +130,15 @@ def _require_plain(encoding: bytes) -> None:
 
 
 def _refuse(scope: Scope, error: MeterError) -> None:
+    response = direct_response_of(scope)
+    if response.response_started:  # a stream whose key was revoked
+        if not response.response_complete:
+            response.end(b"")
+        return
     page = Page.of_jsonrpc_error(error)
     headers = [(b"content-type", b"application/json")]
     if isinstance(error, NotAuthenticated):
         headers.append((b"www-authenticate", b"Bearer"))
     elif isinstance(error, UnsupportedContentEncoding):
         headers.append((b"accept-encoding", b"identity"))
-    direct_response_of(scope).respond(page.status, headers, page.body)
+    response.respond(page.status, headers, page.body)

@@ -20,6 +20,7 @@ from mcpmeter.ledger.store import Store
 from mcpmeter.metrics.collector import Exposition
 from mcpmeter.metrics.recorder import Recorder
 from mcpmeter.quota.tracker import QuotaTracker
+from mcpmeter.records import Actor
 from mcpmeter.relay.pipeline import Pipeline
 from mcpmeter.service.admin import RequireAdmin
 from mcpmeter.service.app import Page
@@ -101,7 +102,7 @@ def _not_ready(reason: str) -> Page:
 class ReloadPage:
     """`POST /-/reload`, for admins."""
 
-    def __init__(self, reload: Callable[[], Awaitable[None]], admin: RequireAdmin) -> None:
+    def __init__(self, reload: Callable[[Actor], Awaitable[None]], admin: RequireAdmin) -> None:
         self._reload = reload
         self._admin = admin
 
@@ -110,9 +111,9 @@ class ReloadPage:
             await exchange.read_body(0)
         except BodyTooLarge:
             raise InvalidRequest("This request takes no body.", hint="Send it empty: curl -X POST.") from None
-        self._admin(exchange)
+        admin = self._admin(exchange)
         try:
-            await self._reload()
+            await self._reload(admin)
         except ConfigInvalid as fault:
             return Page(f"Not reloaded, the old configuration stays: {fault}\n".encode(), "text/plain", 400)
         return Page(b"Reloaded.\n", "text/plain; charset=utf-8")

@@ -19,12 +19,14 @@ from mcpmeter.dialects.openai_responses import OpenAiResponses
 from mcpmeter.ledger.store import Store
 from mcpmeter.meter import Meter
 from mcpmeter.quota.tracker import QuotaTracker
+from mcpmeter.records import Actor
 from mcpmeter.relay.pipeline import EndpointConfig, Pipeline
 from mcpmeter.service import pages
 from mcpmeter.service.admin import require_admin
 from mcpmeter.service.api.api import ApiPages, QueryUsage
 from mcpmeter.service.api.keys import KeyPages
 from mcpmeter.service.app import HEALTH_PATHS, Endpoint, HostGuard, PageEndpoint, RelayEndpoint
+from mcpmeter.service.audit_trail import AuditTrail
 from mcpmeter.service.label_sets import OfferedModels
 from mcpmeter.service.mcp import McpEndpoint
 
@@ -75,8 +77,9 @@ def route_table(
     version: str,
     models: Callable[[], OfferedModels],
     usage: QueryUsage,
+    audit: AuditTrail,
     reload_keys: Callable[[], Awaitable[None]],
-    reload: Callable[[], Awaitable[None]],
+    reload: Callable[[Actor], Awaitable[None]],
 ) -> RouteTable:
     """All routes but `/metrics`, the first page, which links to what its listener has, and Gemini's templates."""
     routes: RouteTable = {
@@ -103,11 +106,12 @@ def route_table(
     for path, handler in api.routes():
         routes[path] = {"GET": PageEndpoint(meter, path, handler)}
     admin = require_admin(lambda: pipeline.runtime.keys)
-    key_pages = KeyPages(store, lambda: pipeline.runtime.keys, reload_keys, admin)
+    key_pages = KeyPages(store, lambda: pipeline.runtime.keys, reload_keys, admin, audit=audit)
     for verb, path, handler in key_pages.routes():
         takes = "application/json" if verb == "POST" else ""
         routes.setdefault(path, {})[verb] = PageEndpoint(meter, path, handler, takes=takes)
-    routes["/-/reload"] = {"POST": PageEndpoint(meter, "/-/reload", pages.ReloadPage(reload, admin))}
+    reload_page = audit.noting_refusals("config.reload", pages.ReloadPage(reload, admin))
+    routes["/-/reload"] = {"POST": PageEndpoint(meter, "/-/reload", reload_page)}
     return routes
 
 

@@ -25,6 +25,7 @@ from mcpmeter.http.server.protocol import Refuse, ServerProtocol
 from mcpmeter.meter import CallResult, Meter
 from mcpmeter.relay.headers import call_id_header
 from mcpmeter.service.app import App
+from mcpmeter.service.audit_trail import this_process
 from mcpmeter.service.service import Service
 
 log = logging.getLogger("mcpmeter")
@@ -190,7 +191,7 @@ def _exempt_from_collection() -> None:
 
 async def _reloaded(service: Service) -> None:
     with contextlib.suppress(MeterError):  # reload() has logged and counted it
-        await service.reload()
+        await service.reload(this_process("signal SIGHUP"))
 
 
 async def _first_of(*awaitables: Coroutine[None, None, object]) -> None:

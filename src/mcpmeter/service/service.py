@@ -23,6 +23,7 @@ from mcpmeter.config import (
     Settings,
     attribution_of,
     budgets_of,
+    changes_between,
     listeners,
     price_book,
     refuse_open_bind,
@@ -30,6 +31,7 @@ from mcpmeter.config import (
 from mcpmeter.errors import Draining, MeterError
 from mcpmeter.http.client import Http1Client
 from mcpmeter.http.client.interface import Timeouts
+from mcpmeter.ledger.audit import audit_entry
 from mcpmeter.ledger.location import PostgresUrl
 from mcpmeter.ledger.opening import open_store
 from mcpmeter.mcp_server import ModelInfo
@@ -38,10 +40,12 @@ from mcpmeter.metrics.collector import Exposition
 from mcpmeter.metrics.recorder import Recorder
 from mcpmeter.pricing import ModelPrice
 from mcpmeter.quota.tracker import QuotaTracker
+from mcpmeter.records import Actor
 from mcpmeter.relay.pipeline import Pipeline, RelayOptions, Runtime
 from mcpmeter.routing.failover import Failover, FailoverMetrics
 from mcpmeter.service import pages
 from mcpmeter.service.app import HEALTH_PATHS, App, Endpoint, PageEndpoint
+from mcpmeter.service.audit_trail import AuditTrail, this_process
 from mcpmeter.service.gemini_routes import gemini_templates
 from mcpmeter.service.label_sets import DEFAULT_TEAM, LabelSets
 from mcpmeter.service.mcp import McpEndpoint
@@ -58,7 +62,10 @@ from mcpmeter.usage import Currency, UsageQuery, UsageReport, usage_report
 
 log = logging.getLogger("mcpmeter")
 
-KEY_POLL_SECONDS: Final = 1.0
+KEY_POLL_SECONDS: Final = 0.5
+"""A stream of a key that another process revokes ends within a second, the reading of the keys included."""
+
+BUDGET_POLL_SECONDS: Final = 1.0
 CUT_SETTLE_SECONDS: Final = 5.0
 
 
@@ -96,6 +103,7 @@ class Service:
         self.addresses: dict[str, str] = {}
         """The URL of each further listener by its section, once it is bound."""
         self.recovered = 0
+        self._audit = AuditTrail(self._store, lambda: self.pipeline.runtime.keys)
         self._recovers_next = 0.0
         self._keys_are_old = False
 
@@ -148,11 +156,12 @@ class Service:
         with suppress(TimeoutError):
             await asyncio.wait_for(self.pipeline.until_idle(), CUT_SETTLE_SECONDS)
 
-    async def reload(self) -> None:
+    async def reload(self, by: Actor | None = None) -> None:
         """Read the configuration again and apply it. Running calls keep the runtime they began with.
 
-        Raises ConfigInvalid; then the old configuration stays.
+        Raises ConfigInvalid; then the old configuration stays. Both ends leave an audit row.
         """
+        by = by or this_process("this process")
         try:
             settings = self._load()
             book, upstreams = price_book(settings), settings.upstreams()
@@ -161,18 +170,23 @@ class Service:
         except MeterError as fault:
             self._set_config_loaded(successful=False)
             log.error("not reloaded, the old configuration stays: %s", fault)
+            error = {"error": fault.message}
+            await self._audit.note(audit_entry("config.reload", by, self.settings.source, error, outcome="refused"))
             raise
         for name in _needs_restart(self.settings, settings):
             log.warning("%s has changed; that takes effect at the next start", name)
+        changed = changes_between(self.settings, settings)
         self.settings, self._book, self._upstreams = settings, book, upstreams
         self.meter.prices = book
         old = self.pipeline.runtime
         self.pipeline.runtime = self._runtime(settings, keys, self._client(settings))
         self._configure(settings, keys)
+        await self._end_streams_of_ended_keys()
         await self._refresh_budgets()
         self._set_config_loaded(successful=True)
         self._closing = asyncio.get_running_loop().create_task(self._close_when_unused(old))
         log.info("configuration reloaded from %s", settings.source)
+        await self._audit.note(audit_entry("config.reload", by, settings.source, changed))
 
     async def _close_when_unused(self, runtime: Runtime) -> None:
         await self.pipeline.until_unused(runtime.client)
@@ -225,6 +239,7 @@ class Service:
 
     async def _watch_keys_and_ledger(self) -> None:
         """Poll the ledger: a key that another process creates or revokes counts within a second."""
+        budgets_next = time.monotonic() + BUDGET_POLL_SECONDS
         while True:
             await asyncio.sleep(KEY_POLL_SECONDS)
             try:
@@ -233,9 +248,13 @@ class Service:
                 await self._recover_for_others()
                 if self._keys_are_old or await self._store.keys_changed():
                     await self._reload_keys()
+                await self._audit.flush()
             except MeterError as fault:
                 log.debug("cannot read the ledger: %s", fault.message)
-            await self._refresh_budgets()
+            await self._end_streams_of_ended_keys()
+            if time.monotonic() >= budgets_next:
+                budgets_next = time.monotonic() + BUDGET_POLL_SECONDS
+                await self._refresh_budgets()
 
     async def _reload_keys(self) -> None:
         """Read all keys. A failure is retried at the next poll: `keys_changed` does not report our own change again."""
@@ -247,6 +266,16 @@ class Service:
         self._label_sets.register_teams(self._upstreams, self.models(), keys.teams)
         self.pipeline.runtime = replace(self.pipeline.runtime, keys=keys)
         self._keys_are_old = False
+        await self._end_streams_of_ended_keys()
+
+    async def _end_streams_of_ended_keys(self) -> None:
+        """End streams and MCP sessions of keys that were revoked, removed or have expired."""
+        if not self.settings.server.end_revoked_streams:
+            return
+        keys, now_ns = self.pipeline.runtime.keys, time.time_ns()
+        if count := self.pipeline.end_streams(lambda key_id: keys.is_valid(key_id, now_ns)):
+            log.info("%d streams were ended: their keys were revoked or have expired", count)
+        await self._mcp.end_sessions(lambda key_id: keys.is_valid(key_id, now_ns))
 
     async def _recover_for_others(self) -> None:
         """Settle the open rows of a dead replica, if replicas share the ledger."""
@@ -313,6 +342,7 @@ class Service:
             version=self.version,
             models=self.models,
             usage=self._usage,
+            audit=self._audit,
             reload_keys=self._reload_keys,
             reload=self.reload,
         )

@@ -11,6 +11,7 @@ from zoneinfo import ZoneInfo
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.acting import BY
 from tests.ledger.raw_rows import OPEN, write_rows
 
 from mcpmeter.errors import LedgerNotUsable, SetupError
@@ -81,10 +82,10 @@ def test_pruning_changes_no_report(shared_ledger, rows, quarters):
     cut_ns = START_NS + quarters * QUARTER_NS
     old = sum(row["started_at_ns"] < cut_ns for row in rows)
     assert prunable(path, cut_ns).calls == old
-    assert prune(path, cut_ns, LATER_NS) == old
+    assert prune(path, cut_ns, LATER_NS, BY) == old
     assert everything(path) == before
-    assert prune(path, cut_ns, LATER_NS) == 0
-    prune(path, START_NS + 60 * HOUR_NS, LATER_NS)
+    assert prune(path, cut_ns, LATER_NS, BY) == 0
+    prune(path, START_NS + 60 * HOUR_NS, LATER_NS, BY)
     assert everything(path) == before
     verdict = verify(path)
     assert (verdict.calls, verdict.pruned_calls, verdict.open_calls) == (len(rows), len(rows), 1)
@@ -95,7 +96,7 @@ def test_settled_calls_before_the_instant_are_deleted(path, fill, monkeypatch):
     monkeypatch.setattr(pruning, "BATCH_CALLS", 7)
     calls = fill(50, left_open=1)
     progress: list[int] = []
-    assert prune(path, START_NS + 30 * 60 * 10**9, LATER_NS, progress.append) == 30
+    assert prune(path, START_NS + 30 * 60 * 10**9, LATER_NS, BY, progress.append) == 30
     assert progress == [7, 14, 21, 28, 30]
     assert [find_call(path, call.id) is None for call in calls] == [True] * 30 + [False] * 21
     with contextlib.closing(open_for_reading(path)) as db:
@@ -106,7 +107,7 @@ def test_settled_calls_before_the_instant_are_deleted(path, fill, monkeypatch):
 
 def test_balances_stay_equal_to_their_calls(path, fill):
     fill(20)
-    prune(path, START_NS + QUARTER_NS, LATER_NS)
+    prune(path, START_NS + QUARTER_NS, LATER_NS, BY)
     verdict = verify(path)
     assert (verdict.wrong, verdict.calls, verdict.pruned_calls) == ([], 20, 15)
 
@@ -117,7 +118,7 @@ async def test_a_limit_made_later_counts_pruned_calls(ledger, engine_store, make
         call = make_call(started_at_ns=START_NS + place * QUARTER_NS)
         await engine_store.open(call)
         await engine_store.settle(make_settlement(call))
-    await asyncio.to_thread(prune, ledger, START_NS + 3 * QUARTER_NS, LATER_NS)
+    await asyncio.to_thread(prune, ledger, START_NS + 3 * QUARTER_NS, LATER_NS, BY)
 
     reservation = Reservation(balance="once", period_start_ns=0, amount=0, unit=unit, scope=Scope(team="research"))
     (balance,) = await engine_store.balances([reservation])
@@ -131,7 +132,7 @@ async def test_a_service_may_write_meanwhile(path, store, make_call, make_settle
         call = make_call()
         await asyncio.gather(store.open(call))
         await store.settle(make_settlement(call))
-    pruning_it = asyncio.create_task(asyncio.to_thread(prune, path, START_NS + QUARTER_NS, LATER_NS))
+    pruning_it = asyncio.create_task(asyncio.to_thread(prune, path, START_NS + QUARTER_NS, LATER_NS, BY))
     written = 0
     while not pruning_it.done():
         await store.open(make_call(started_at_ns=LATER_NS))
@@ -143,15 +144,15 @@ async def test_a_service_may_write_meanwhile(path, store, make_call, make_settle
 def test_recent_calls_and_parts_of_quarters_are_not_pruned(path, fill):
     fill(1)
     with pytest.raises(SetupError, match="last two days"):
-        prune(path, LATER_NS - KEPT_NS + QUARTER_NS, LATER_NS)
+        prune(path, LATER_NS - KEPT_NS + QUARTER_NS, LATER_NS, BY)
     with pytest.raises(SetupError, match="quarter of an hour"):
-        prune(path, START_NS + 1, LATER_NS)
+        prune(path, START_NS + 1, LATER_NS, BY)
     assert totals(path, by=[])[0].calls == 1
 
 
 def test_pruning_creates_no_ledger(tmp_path):
     with pytest.raises(LedgerNotUsable, match="no ledger at"):
-        prune(tmp_path / "absent.db", START_NS, LATER_NS)
+        prune(tmp_path / "absent.db", START_NS, LATER_NS, BY)
     assert not (tmp_path / "absent.db").exists()
 
 

@@ -8,6 +8,7 @@ from random import Random
 
 import apsw
 import pytest
+from tests.acting import BY
 
 from mcpmeter.access.keys import new_key
 from mcpmeter.errors import LedgerNotUsable
@@ -113,7 +114,7 @@ def test_after_random_damage_every_recovered_row_is_true(path, fill, tmp_path, s
     random = Random(seed)
     fill(400)
     key = new_key("backend", "research", 1)[1]
-    add_key(path, key)
+    add_key(path, key, BY)
     before = rows(path)
     pages = path.stat().st_size // PAGE
     for _ in range(3):
@@ -156,7 +157,7 @@ def test_page_numbers_beyond_the_file_are_ignored(path, fill, tmp_path):
 def test_keys_are_recovered_without_their_tables_root(path, fill, tmp_path):
     fill(1)
     key = new_key("backend", "research", 1)[1]
-    add_key(path, key)
+    add_key(path, key, BY)
     with contextlib.closing(apsw.Connection(str(path))) as db:
         db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         db.execute("PRAGMA writable_schema = on")

@@ -7,6 +7,7 @@ import contextlib
 
 import apsw
 import pytest
+from tests.acting import BY
 
 from mcpmeter.ledger.maintenance.verify import verify
 from mcpmeter.ledger.sqlite.store import SqliteStore
@@ -35,7 +36,9 @@ def test_later_and_topped_up_balances_verify(path, fill, make_call, make_settlem
     async def top_up() -> None:
         store = SqliteStore(path)
         await store.start()
-        await store.top_up(TopUp(id="top_1", balance=calls[0].reservations[0].balance, amount_nanousd=7, at_ns=1))
+        await store.top_up(
+            TopUp(id="top_1", balance=calls[0].reservations[0].balance, amount_nanousd=7, at_ns=1), budget="b", by=BY
+        )
         await store.close()
 
     asyncio.run(top_up())

@@ -11,6 +11,7 @@ from random import Random
 
 import psycopg
 import pytest
+from tests.acting import BY
 
 from mcpmeter.errors import LedgerNotUsable, LedgerUnavailable, MissingDependency
 from mcpmeter.ledger.location import PostgresUrl, location_of
@@ -194,7 +195,9 @@ async def test_top_ups_at_the_same_moment_all_count(start):
     await stores[0].balances([reservation(0)])
     await asyncio.gather(
         *(
-            stores[number % 3].top_up(TopUp(id=f"top_{number}", balance="b", amount_nanousd=10, at_ns=1))
+            stores[number % 3].top_up(
+                TopUp(id=f"top_{number}", balance="b", amount_nanousd=10, at_ns=1), budget="b", by=BY
+            )
             for number in range(12)
         )
     )

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import msgspec
 import pytest
+from tests.acting import BY
 from tests.ledger.raw_rows import OPEN, write_rows
 
 from mcpmeter.budgets.budget import Budget
 from mcpmeter.budgets.period import Period
 from mcpmeter.errors import LedgerNotUsable, SetupError
 from mcpmeter.ledger.balances import INSERT_BALANCE_SQL
+from mcpmeter.ledger.queries.audit import AuditQuery, read_audit
 from mcpmeter.ledger.queries.budget_history import BudgetHistory, add_top_up, read_histories
 from mcpmeter.ledger.queries.reader import open_reader, open_writer
 from mcpmeter.ledger.sqlite.store import SqliteStore
@@ -81,7 +84,13 @@ def test_burn_is_what_the_scope_spent_since_an_instant(ledger):
 def test_every_top_up_is_a_record_and_changes_the_credit(ledger):
     reservation = PREPAID.reservation(0, NOW)
     write_balance(ledger, reservation)
-    assert [add_top_up(ledger, top_up(amount, number)) for number, amount in ((1, 50), (2, -20))] == [50, 30]
+    assert [
+        add_top_up(ledger, top_up(amount, number), budget="b", by=BY) for number, amount in ((1, 50), (2, -20))
+    ] == [50, 30]
+    kept = read_audit(ledger, AuditQuery()).entries
+    assert {(row.action, row.subject, row.actor) for row in kept} == {("budget.top_up", "b", BY.name)}
+    credit = sorted(json.loads(row.change)["credit_usd"] for row in kept)
+    assert credit == [["0.00", "0.00000005"], ["0.00000005", "0.00000003"]]
     found = history(ledger, reservation)
     assert found.balance.credit == 30
     assert found.top_ups == [top_up(50), top_up(-20, 2)]
@@ -89,7 +98,7 @@ def test_every_top_up_is_a_record_and_changes_the_credit(ledger):
 
 def test_a_top_up_before_the_first_call_counts_too(ledger):
     write_calls(ledger)
-    add_top_up(ledger, top_up(50))
+    add_top_up(ledger, top_up(50), budget="b", by=BY)
     found = history(ledger, PREPAID.reservation(0, NOW))
     assert (found.balance.credit, found.balance.spent) == (50, 0)
 
@@ -97,24 +106,24 @@ def test_a_top_up_before_the_first_call_counts_too(ledger):
 def test_the_same_top_up_twice_is_refused_and_counts_once(ledger):
     reservation = PREPAID.reservation(0, NOW)
     write_balance(ledger, reservation)
-    add_top_up(ledger, top_up(50))
+    add_top_up(ledger, top_up(50), budget="b", by=BY)
     with pytest.raises(LedgerNotUsable):
-        add_top_up(ledger, top_up(50))
+        add_top_up(ledger, top_up(50), budget="b", by=BY)
     assert history(ledger, reservation).balance.credit == 50
 
 
 def test_credit_beyond_64_bits_is_refused(ledger):
     write_calls(ledger)
-    add_top_up(ledger, top_up(2**62))
+    add_top_up(ledger, top_up(2**62), budget="b", by=BY)
     with pytest.raises(SetupError, match="9 billion"):
-        add_top_up(ledger, top_up(2**62, 2))
+        add_top_up(ledger, top_up(2**62, 2), budget="b", by=BY)
     with open_reader(ledger) as reader:
         assert list(reader.rows("SELECT count(*) FROM top_ups")) == [(1,)]
 
 
 def test_a_top_up_creates_no_ledger(tmp_path: Path):
     with pytest.raises(LedgerNotUsable):
-        add_top_up(tmp_path / "slip.db", top_up(50))
+        add_top_up(tmp_path / "slip.db", top_up(50), budget="b", by=BY)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -125,7 +134,7 @@ async def test_a_running_service_counts_a_top_up_at_its_next_call(tmp_path: Path
     call = make_call(team="search", reservations=(PREPAID.reservation(40, NOW),))
     with pytest.raises(InsufficientBudget):
         await store.open(call)
-    add_top_up(path, top_up(30))
+    add_top_up(path, top_up(30), budget="b", by=BY)
     await store.open(call)
     await store.settle(make_settlement(call, nanousd=25))
     found = history(path, PREPAID.reservation(0, NOW))

@@ -9,6 +9,7 @@ import psycopg
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.acting import BY
 
 from mcpmeter.errors import LedgerNotUsable
 from mcpmeter.ledger.location import PostgresUrl, default_location, location_of
@@ -86,17 +87,17 @@ def test_texts_are_ordered_by_their_bytes(ledger):
 
 
 def test_keys_are_stored_and_revoked_once(ledger):
-    add_key(ledger, KEY)
+    add_key(ledger, KEY, BY)
     assert list_keys(ledger) == [KEY]
-    revoked = revoke_key(ledger, KEY.id, 5)
-    assert revoke_key(ledger, KEY.id, 6) == revoked
+    revoked = revoke_key(ledger, KEY.id, 5, BY)
+    assert revoke_key(ledger, KEY.id, 6, BY) == revoked
     assert list_keys(ledger) == [revoked]
     assert revoked.revoked_at_ns == 5
-    assert revoke_key(ledger, "key_unknown", 7) is None
+    assert revoke_key(ledger, "key_unknown", 7, BY) is None
 
 
 def test_reading_creates_no_ledger(ledger):
-    for read in (list_keys, lambda place: revoke_key(place, KEY.id, 1)):
+    for read in (list_keys, lambda place: revoke_key(place, KEY.id, 1, BY)):
         with pytest.raises(LedgerNotUsable, match=r"There is no ledger at|is empty"):
             read(ledger)
 

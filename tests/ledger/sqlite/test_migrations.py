@@ -40,7 +40,7 @@ def test_every_table_is_strict(tmp_path):
         db.execute("SELECT name, strict FROM pragma_table_list WHERE schema = 'main' AND name NOT LIKE 'sqlite_%'")
     )
     assert tables == dict.fromkeys(
-        ("balances", "calls", "keys", "migrations", "probe", "pruned_calls", "pruned_claims", "top_ups"), 1
+        ("audit", "balances", "calls", "keys", "migrations", "probe", "pruned_calls", "pruned_claims", "top_ups"), 1
     )
     db.close()
 

@@ -14,6 +14,7 @@ from typing import Any, Final
 import msgspec
 
 from mcpmeter.errors import SetupError
+from mcpmeter.ledger.audit import INSERT_AUDIT_SQL, audit_entry, audit_values, encode_change, utc_text
 from mcpmeter.ledger.location import Location
 from mcpmeter.ledger.queries.reader import Writer, open_reader, open_writer, require_ledger
 from mcpmeter.ledger.rows import decode_reservations, taken_by_row
@@ -21,7 +22,7 @@ from mcpmeter.ledger.sqlite.connection import explain, open_for_writing
 from mcpmeter.ledger.sqlite.migrations import transaction
 from mcpmeter.ledger.sqlite.reader import SqliteWriter
 from mcpmeter.ledger.sums import MAX_INT64
-from mcpmeter.records import Unit
+from mcpmeter.records import Actor, AuditEntry, Unit
 
 Begin = Callable[[], contextlib.AbstractContextManager[Writer]]
 
@@ -83,10 +84,11 @@ def prunable(ledger: Location, before_ns: int) -> Prunable:
 
 
 def prune(
-    ledger: Location, before_ns: int, now_ns: int, on_progress: Callable[[int], None] = lambda calls: None
+    ledger: Location, before_ns: int, now_ns: int, by: Actor, on_progress: Callable[[int], None] = lambda calls: None
 ) -> int:
     """Replace settled calls that started before an instant by sums; returns how many. A service may run meanwhile.
 
+    The audit gets one row, whose count grows with each batch, so that it is right wherever the work ends.
     Raises `SetupError` for an instant within the last two days or not on a quarter of an hour, and `LedgerNotUsable`.
     """
     if before_ns > now_ns - KEPT_NS:
@@ -94,9 +96,10 @@ def prune(
     if before_ns % QUARTER_NS:
         raise SetupError("Calls are pruned up to a quarter of an hour.", hint="Give a day, or a time such as 12:15.")
     require_ledger(ledger)  # a wrong name must not create a ledger
+    entry = audit_entry("ledger.prune", by, str(ledger), {}, at_ns=now_ns)
     pruned = 0
     with _transactions(ledger) as begin:
-        while calls := _prune_some(begin, before_ns):
+        while calls := _prune_some(begin, before_ns, entry, pruned):
             pruned += calls
             on_progress(pruned)
     return pruned
@@ -118,7 +121,7 @@ def _transactions(ledger: Location) -> Iterator[Begin]:
         yield begin
 
 
-def _prune_some(begin: Begin, before_ns: int) -> int:
+def _prune_some(begin: Begin, before_ns: int, entry: AuditEntry, pruned: int) -> int:
     with begin() as writer:
         rows = writer.execute(_SELECT_SQL, (before_ns, BATCH_CALLS))
         for values in sums(row[1:] for row in rows):
@@ -127,6 +130,9 @@ def _prune_some(begin: Begin, before_ns: int) -> int:
             writer.execute(_ADD_SPENT_SQL, spent)
         for row in rows:
             writer.execute("DELETE FROM calls WHERE id = ?", (row[0],))
+        if rows:
+            change = encode_change({"started_before": utc_text(before_ns), "calls_kept_as_sums": pruned + len(rows)})
+            writer.execute(INSERT_AUDIT_SQL, audit_values(msgspec.structs.replace(entry, change=change)))
     return len(rows)
 
 

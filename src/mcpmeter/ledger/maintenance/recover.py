@@ -23,8 +23,8 @@ from mcpmeter.ledger.sqlite.balances import read_balances
 from mcpmeter.ledger.sqlite.connection import explain, open_for_writing
 from mcpmeter.ledger.sqlite.migrations import transaction
 
-TABLES: Final = ("calls", "keys", "pruned_calls", "pruned_claims", "top_ups", "balances")
-MIN_COLUMNS: Final = {"calls": 37, "keys": 7}
+TABLES: Final = ("calls", "keys", "pruned_calls", "pruned_claims", "top_ups", "balances", "audit")
+MIN_COLUMNS: Final = {"calls": 37, "keys": 7, "audit": 8}
 """Of a row as the first migration made it. Rows of these tables are recognised by their content."""
 
 _STATES: Final = ("open", "settled")
@@ -32,6 +32,7 @@ _UNREADABLE: Final = (apsw.Error, UnicodeDecodeError)
 """A flipped bit may leave a text that is not UTF-8."""
 
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
+_AUDIT_ID: Final = re.compile(r"aud_[0-9a-f]{16}")
 
 
 class Recovered(msgspec.Struct, frozen=True, kw_only=True):
@@ -203,7 +204,11 @@ def _by_page(copy: Path, table: str, columns: Sequence[str]) -> Iterator[dict[st
 def _is_of(table: str, row: Sequence[Value], columns: Sequence[str]) -> bool:
     if not MIN_COLUMNS[table] <= len(row) <= len(columns):
         return False
-    return row[1] in _STATES if table == "calls" else bool(_SHA256.fullmatch(str(row[columns.index("sha256")])))
+    if table == "calls":
+        return row[1] in _STATES
+    if table == "audit":
+        return bool(_AUDIT_ID.fullmatch(str(row[0])))
+    return bool(_SHA256.fullmatch(str(row[columns.index("sha256")])))
 
 
 def _lost(copy: Path, table: str, kept: int) -> int | None:

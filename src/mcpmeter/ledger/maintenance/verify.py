@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
 from mcpmeter.errors import LedgerNotUsable
+from mcpmeter.ledger.audit import AUDIT_ACTIONS
 from mcpmeter.ledger.balances import SELECT_BALANCES_SQL, amounts_by_balance, balance_of
 from mcpmeter.ledger.location import Location
 from mcpmeter.ledger.queries.reader import Reader, open_reader
@@ -34,6 +35,7 @@ _ROW_FAULTS: Final = {
     ),
 }
 _TOPPED_UP_SQL: Final = "SELECT balance, sum(amount_nanousd) FROM top_ups GROUP BY balance"
+_AUDIT_SQL: Final = "SELECT id, action, change FROM audit"
 _FIGURES: Final = tuple(name for name in Total.__struct_fields__ if name != "group")
 _NO_CALLS: Final = Total(group=(), **dict.fromkeys(_FIGURES, 0))
 
@@ -46,6 +48,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     pruned_calls: int = 0
     cost_nanousd: int = 0
     balances: int = 0
+    audit_rows: int = 0
     service: str
     """The process that holds the ledger's lock, or empty."""
     wrong: list[str]
@@ -61,6 +64,8 @@ def verify(ledger: Location) -> Verdict:
         total = next(iter(select_in(reader, Selection())), _NO_CALLS)
         balances = [balance_of(row) for row in reader.rows(SELECT_BALANCES_SQL)]
         wrong += [*_row_faults(reader), *_sum_faults(reader, total), *_balance_faults(reader, balances)]
+        audited = [(str(row_id), str(action), str(change)) for row_id, action, change in reader.rows(_AUDIT_SQL)]
+        wrong += _audit_faults(audited)
         wrong += _open_faults(reader, service, since_ns) if isinstance(ledger, Path) else _orphans(reader)
         ((pruned,),) = reader.rows("SELECT coalesce(sum(calls), 0) FROM pruned_calls")
         return Verdict(
@@ -69,6 +74,7 @@ def verify(ledger: Location) -> Verdict:
             pruned_calls=int(pruned),
             cost_nanousd=total.cost_nanousd,
             balances=len(balances),
+            audit_rows=len(audited),
             service=service,
             wrong=wrong,
         )
@@ -121,6 +127,19 @@ def _balance_faults(reader: Reader, balances: Sequence[Balance]) -> Iterator[str
         ):
             if stored != found:
                 yield f"The balance {kept.balance} ({kept.period_start_ns}) has {name} {stored}; its calls say {found}."
+
+
+def _audit_faults(rows: Iterable[tuple[str, str, str]]) -> Iterator[str]:
+    faulty = [row_id for row_id, action, change in rows if action not in AUDIT_ACTIONS or not _is_object(change)]
+    if faulty:
+        yield f"{len(faulty)} rows of the audit have an unknown action or an unreadable change (one is {min(faulty)})."
+
+
+def _is_object(text: str) -> bool:
+    try:
+        return isinstance(msgspec.json.decode(text), dict)
+    except (msgspec.MsgspecError, UnicodeError):
+        return False
 
 
 def _open_faults(reader: Reader, service: str, since_ns: int) -> Iterator[str]:

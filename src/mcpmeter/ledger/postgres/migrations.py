@@ -13,7 +13,7 @@ from typing import Any, Final
 import psycopg
 
 from mcpmeter.ledger.location import PostgresUrl
-from mcpmeter.ledger.migrations import PRUNED_CALLS_SQL, Migration, applied_names, outdated
+from mcpmeter.ledger.migrations import AUDIT_SQL, PRUNED_CALLS_SQL, Migration, applied_names, outdated
 from mcpmeter.ledger.postgres.sql import tables_for_postgres
 
 SCHEMA: Final = "mcpmeter"
@@ -148,6 +148,10 @@ POSTGRES_MIGRATIONS: Final = (
     Migration(
         "0002_pruned_calls",
         tables_for_postgres(PRUNED_CALLS_SQL),
+    ),
+    Migration(
+        "0003_audit",
+        tables_for_postgres(AUDIT_SQL),
     ),
 )
 

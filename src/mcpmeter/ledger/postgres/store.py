@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, TypeVar
 
 from mcpmeter.errors import LedgerUnavailable, MeterError
+from mcpmeter.ledger.audit import INSERT_AUDIT_SQL, audit_values, key_changed, key_created, topped_up
 from mcpmeter.ledger.balances import KEPT_MINUTES_NS
 from mcpmeter.ledger.location import PostgresUrl
 from mcpmeter.ledger.postgres.balances import add_top_up, burn_nanousd, find_balances, forget_minutes, make_balances
@@ -40,7 +41,7 @@ from mcpmeter.ledger.rows import (
 )
 from mcpmeter.ledger.store import OnCommit
 from mcpmeter.ledger.write_queue import QueuedStore
-from mcpmeter.records import Balance, Key, LedgerRow, Reservation, TopUp
+from mcpmeter.records import Actor, AuditAction, AuditEntry, Balance, Key, LedgerRow, Reservation, TopUp
 
 log = logging.getLogger("mcpmeter")
 
@@ -116,21 +117,35 @@ class PostgresStore(QueuedStore[PostgresWriter]):
         [(version,)] = await self._run(lambda db: execute(db, "SELECT version FROM key_changes"))
         return int(version)
 
-    async def add_key(self, key: Key) -> None:
-        """Store a new key. Raises `RowRefused` if its id or hash is taken."""
-        await self._run(lambda db: execute_portable(db, INSERT_KEY_SQL, key_values(key)))
+    async def add_key(self, key: Key, by: Actor) -> None:
+        """Store a new key and its audit row. Raises `RowRefused` if its id or hash is taken."""
+        entry = key_created(key, by)
 
-    async def change_key(self, key_id: str, change: Callable[[Key], Key]) -> Key | None:
+        async def write(db: Db) -> None:
+            await execute_portable(db, INSERT_KEY_SQL, key_values(key))
+            await _audit(db, entry)
+
+        await self._run(write)
+
+    async def change_key(
+        self, key_id: str, change: Callable[[Key], Key], *, action: AuditAction, by: Actor
+    ) -> Key | None:
         """Store a key's new secret or its end, as `change` returns it; None if there is no such key."""
 
         async def write(db: Db) -> Key | None:
             for row in await execute_portable(db, f"{SELECT_KEY_SQL} FOR UPDATE", (key_id,)):
-                changed = change(key_of(row))
+                key = key_of(row)
+                changed = change(key)
                 await execute_portable(db, UPDATE_KEY_SQL, changed_values(changed))
+                await _audit(db, key_changed(action, key, changed, by))
                 return changed
             return None
 
         return await self._run(write)
+
+    async def audit(self, entry: AuditEntry) -> None:
+        """Store the audit row of an act that writes nothing else."""
+        await self._run(lambda db: _audit(db, entry))
 
     async def balances(self, reservations: Sequence[Reservation]) -> Sequence[Balance]:
         """The balances of these reservations, made if there are none; deletes those of rate limits' past minutes."""
@@ -147,9 +162,15 @@ class PostgresStore(QueuedStore[PostgresWriter]):
         """The budgeted cost of settled calls in the reservation's scope that started in [since, until)."""
         return await self._run(lambda db: burn_nanousd(db, reservation, since_ns, until_ns), timeout_s=SUM_TIMEOUT_S)
 
-    async def top_up(self, top_up: TopUp) -> int:
+    async def top_up(self, top_up: TopUp, *, budget: str, by: Actor) -> int:
         """Store a top-up; returns the balance's total credit. Raises `RowRefused` if its id is taken."""
-        return await self._run(lambda db: add_top_up(db, top_up))
+
+        async def write(db: Db) -> int:
+            credit = await add_top_up(db, top_up)
+            await _audit(db, topped_up(budget, top_up, credit, by))
+            return credit
+
+        return await self._run(write)
 
     async def probe(self) -> None:
         """Try a tiny durable write, which updates `healthy`. Raises `LedgerUnavailable`."""
@@ -177,3 +198,7 @@ class PostgresStore(QueuedStore[PostgresWriter]):
             raise refusal(error) from error
         except Exception as error:  # nothing was written, whatever it is
             raise unavailable(error) from error
+
+
+async def _audit(db: Db, entry: AuditEntry) -> None:
+    await execute_portable(db, INSERT_AUDIT_SQL, audit_values(entry))

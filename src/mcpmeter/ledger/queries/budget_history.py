@@ -8,6 +8,7 @@ from typing import Final
 import msgspec
 
 from mcpmeter.errors import SetupError
+from mcpmeter.ledger.audit import INSERT_AUDIT_SQL, audit_values, topped_up
 from mcpmeter.ledger.balances import (
     CREDIT_SQL,
     INSERT_TOP_UP_SQL,
@@ -24,7 +25,7 @@ from mcpmeter.ledger.balances import (
 from mcpmeter.ledger.location import Location
 from mcpmeter.ledger.queries.reader import Reader, open_reader, open_writer, require_ledger
 from mcpmeter.money import MAX_NANOUSD
-from mcpmeter.records import Balance, Reservation, TopUp
+from mcpmeter.records import Actor, Balance, Reservation, TopUp
 
 _PERIODS_SQL: Final = f"{SELECT_BALANCES_SQL} WHERE balance = ?1 ORDER BY period_start_ns DESC"
 _TOP_UPS_SQL: Final = f"SELECT {', '.join(TOP_UP_COLUMNS)} FROM top_ups WHERE balance = ?1 ORDER BY at_ns, id"  # noqa: S608
@@ -79,10 +80,11 @@ def _spent(reader: Reader, reservation: Reservation, since_ns: int | None = None
     return spent_of(reader.rows(spent_sql("nanousd"), scope_values(reservation, since_ns, until_ns)))
 
 
-def add_top_up(ledger: Location, top_up: TopUp) -> int:
-    """Store a top-up durably; returns the balance's total credit. A running service counts it at its next call.
+def add_top_up(ledger: Location, top_up: TopUp, *, budget: str, by: Actor) -> int:
+    """Store a top-up of a budget and its audit row; returns the balance's total credit.
 
-    Raises `LedgerNotUsable`, also if there is no ledger: a typing error in its name must not swallow money.
+    A running service counts it at its next call. Raises `LedgerNotUsable`, also if there is no ledger: a typing error
+    in its name must not swallow money.
     """
     require_ledger(ledger)
     with open_writer(ledger) as writer:
@@ -92,4 +94,5 @@ def add_top_up(ledger: Location, top_up: TopUp) -> int:
             raise SetupError("The credit would be more than 9 billion dollars.", hint="Top up by less.")
         writer.execute(INSERT_TOP_UP_SQL, msgspec.structs.astuple(top_up))
         writer.execute(SET_CREDIT_SQL, (credit, top_up.balance))
+        writer.execute(INSERT_AUDIT_SQL, audit_values(topped_up(budget, top_up, credit, by)))
         return credit

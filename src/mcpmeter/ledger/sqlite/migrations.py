@@ -16,7 +16,7 @@ from typing import Final
 import apsw
 
 from mcpmeter.errors import LedgerNotUsable
-from mcpmeter.ledger.migrations import PRUNED_CALLS_SQL, Migration, applied_names, outdated
+from mcpmeter.ledger.migrations import AUDIT_SQL, PRUNED_CALLS_SQL, Migration, applied_names, outdated
 
 MIGRATIONS: Final = (
     Migration(
@@ -135,6 +135,10 @@ MIGRATIONS: Final = (
     Migration(
         "0004_pruned_calls",
         PRUNED_CALLS_SQL,
+    ),
+    Migration(
+        "0005_audit",
+        AUDIT_SQL,
     ),
 )
 

@@ -14,6 +14,7 @@ from typing import Final, TypeVar
 
 import apsw
 
+from mcpmeter.ledger.audit import INSERT_AUDIT_SQL, audit_values, key_changed, key_created, topped_up
 from mcpmeter.ledger.balances import KEPT_MINUTES_NS
 from mcpmeter.ledger.rows import (
     INSERT_KEY_SQL,
@@ -32,7 +33,7 @@ from mcpmeter.ledger.sqlite.migrations import transaction
 from mcpmeter.ledger.sqlite.writer import Writer, WriterTask
 from mcpmeter.ledger.store import OnCommit
 from mcpmeter.ledger.write_queue import QueuedStore
-from mcpmeter.records import Balance, Key, LedgerRow, Reservation, TopUp
+from mcpmeter.records import Actor, AuditAction, AuditEntry, Balance, Key, LedgerRow, Reservation, TopUp
 
 _Result = TypeVar("_Result")
 
@@ -91,22 +92,35 @@ class SqliteStore(QueuedStore[Writer]):
         """Whether another process wrote to the ledger since `keys` was last read: a key created or revoked."""
         return await self._run(lambda db: int(db.pragma("data_version"))) != self._keys_version
 
-    async def add_key(self, key: Key) -> None:
-        """Store a new key. Raises `RowRefused` if its id or hash is taken."""
-        await self._write(lambda db: db.execute(INSERT_KEY_SQL, key_values(key)))
+    async def add_key(self, key: Key, by: Actor) -> None:
+        """Store a new key and its audit row. Raises `RowRefused` if its id or hash is taken."""
 
-    async def change_key(self, key_id: str, change: Callable[[Key], Key]) -> Key | None:
+        def write(db: apsw.Connection) -> None:
+            db.execute(INSERT_KEY_SQL, key_values(key))
+            _audit(db, key_created(key, by))
+
+        await self._write(write)
+
+    async def change_key(
+        self, key_id: str, change: Callable[[Key], Key], *, action: AuditAction, by: Actor
+    ) -> Key | None:
         """Store a key's new secret or its end, as `change` returns it; None if there is no such key."""
 
         def write(db: apsw.Connection) -> Key | None:
             row = db.execute(SELECT_KEY_SQL, (key_id,)).fetchone()
             if row is None:
                 return None
-            changed = change(key_of(row))
+            key = key_of(row)
+            changed = change(key)
             db.execute(UPDATE_KEY_SQL, changed_values(changed))
+            _audit(db, key_changed(action, key, changed, by))
             return changed
 
         return await self._write(write)
+
+    async def audit(self, entry: AuditEntry) -> None:
+        """Store the audit row of an act that writes nothing else."""
+        await self._write(lambda db: _audit(db, entry))
 
     async def balances(self, reservations: Sequence[Reservation]) -> Sequence[Balance]:
         """The balances of these reservations, made if there are none; deletes those of rate limits' past minutes."""
@@ -121,9 +135,15 @@ class SqliteStore(QueuedStore[Writer]):
         """The budgeted cost of settled calls in the reservation's scope that started in [since, until)."""
         return await self._run(lambda db: burn_nanousd(db, reservation, since_ns, until_ns))
 
-    async def top_up(self, top_up: TopUp) -> int:
+    async def top_up(self, top_up: TopUp, *, budget: str, by: Actor) -> int:
         """Store a top-up; returns the balance's total credit. Raises `RowRefused` if its id is taken."""
-        return await self._write(lambda db: add_top_up(db, top_up))
+
+        def write(db: apsw.Connection) -> int:
+            credit = add_top_up(db, top_up)
+            _audit(db, topped_up(budget, top_up, credit, by))
+            return credit
+
+        return await self._write(write)
 
     async def probe(self) -> None:
         """Try a tiny durable write, which updates `healthy`. Raises `LedgerUnavailable`."""
@@ -141,3 +161,7 @@ class SqliteStore(QueuedStore[Writer]):
         future: asyncio.Future[_Result] = writer.loop.create_future()
         writer.submit(WriterTask(work, future, writes))
         return await future
+
+
+def _audit(db: apsw.Connection, entry: AuditEntry) -> None:
+    db.execute(INSERT_AUDIT_SQL, audit_values(entry))

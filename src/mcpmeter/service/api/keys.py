@@ -15,11 +15,13 @@ from mcpmeter.access.keys import MAX_PER_MINUTE, KeyLimits, KeyRing, new_key, ro
 from mcpmeter.errors import ConfigInvalid, InvalidRequest, KeyConfigured, KeyNotFound
 from mcpmeter.http.asgi import Header
 from mcpmeter.http.exchange import HttpExchange
+from mcpmeter.ledger.queries.keys import revoked
 from mcpmeter.ledger.store import Store
 from mcpmeter.pricing.rates import unix_ns
-from mcpmeter.records import Key, Role
+from mcpmeter.records import Actor, AuditAction, Key, Role
 from mcpmeter.service.admin import RequireAdmin
 from mcpmeter.service.app import Page
+from mcpmeter.service.audit_trail import AuditTrail
 
 log = logging.getLogger("mcpmeter")
 
@@ -89,6 +91,8 @@ class KeyPages:
         ring: Callable[[], KeyRing],
         reload_keys: Callable[[], Awaitable[None]],
         admin: RequireAdmin,
+        *,
+        audit: AuditTrail,
         now: Callable[[], int] = time.time_ns,
     ) -> None:
         self._store = store
@@ -96,15 +100,16 @@ class KeyPages:
         self._reload_keys = reload_keys
         """Applies a change to this process."""
         self._admin = admin
+        self._audit = audit
         self._now = now
 
     def routes(self) -> list[tuple[str, str, Callable[[HttpExchange], Awaitable[Page]]]]:
         """Return (verb, path, handler) triples."""
         return [
             ("GET", "/api/keys", self.all_keys),
-            ("POST", "/api/keys", self.create),
-            ("POST", "/api/keys/rotate", self.rotate),
-            ("POST", "/api/keys/revoke", self.revoke),
+            ("POST", "/api/keys", self._audit.noting_refusals("key.create", self.create)),
+            ("POST", "/api/keys/rotate", self._audit.noting_refusals("key.rotate", self.rotate)),
+            ("POST", "/api/keys/revoke", self._audit.noting_refusals("key.revoke", self.revoke)),
         ]
 
     async def all_keys(self, exchange: HttpExchange) -> Page:
@@ -121,7 +126,7 @@ class KeyPages:
                 hint='Add "role": "admin".',
             )
         secret, key = _created(given, self._now())
-        await self._store.add_key(key)
+        await self._store.add_key(key, admin)
         return await self._respond(f"created for team {key.team}", admin, key, secret)
 
     async def rotate(self, exchange: HttpExchange) -> Page:
@@ -137,27 +142,24 @@ class KeyPages:
             secrets.append(secret)
             return turned
 
-        key = await self._changed(given.id, rotate_secret)
+        key = await self._changed(given.id, rotate_secret, "key.rotate", admin)
         return await self._respond("rotated", admin, key, secrets[-1])
 
     async def revoke(self, exchange: HttpExchange) -> Page:
         """`POST /api/keys/revoke`: KeyRevocation → ShownKey. Revoking twice keeps the first time."""
         admin, given = await self._read(exchange, KeyRevocation)
         now_ns = self._now()
+        key = await self._changed(given.id, lambda key: revoked(key, now_ns), "key.revoke", admin)
+        return await self._respond("revoked", admin, key)
 
-        def end(key: Key) -> Key:
-            return key if key.revoked_at_ns is not None else msgspec.structs.replace(key, revoked_at_ns=now_ns)
-
-        return await self._respond("revoked", admin, await self._changed(given.id, end))
-
-    async def _read(self, exchange: HttpExchange, kind: type[_Body]) -> tuple[str, _Body]:
+    async def _read(self, exchange: HttpExchange, kind: type[_Body]) -> tuple[Actor, _Body]:
         """Return the caller and the body. The caller is checked last: keys may change while a body arrives."""
         content = await exchange.read_body(MAX_BODY_BYTES)
         return self._admin(exchange), _decoded(content, kind)
 
-    async def _changed(self, key_id: str, change: Callable[[Key], Key]) -> Key:
+    async def _changed(self, key_id: str, change: Callable[[Key], Key], action: AuditAction, admin: Actor) -> Key:
         """Raises KeyNotFound, KeyConfigured."""
-        key = await self._store.change_key(key_id, change)
+        key = await self._store.change_key(key_id, change, action=action, by=admin)
         if key is not None:
             return key
         if any(known.id == key_id for known in self._ring().keys):
@@ -167,9 +169,9 @@ class KeyPages:
             )
         raise KeyNotFound(f"There is no key {key_id}.", hint="GET /api/keys lists them.")
 
-    async def _respond(self, done: str, admin: str, key: Key, secret: str | None = None) -> Page:
+    async def _respond(self, done: str, admin: Actor, key: Key, secret: str | None = None) -> Page:
         await self._reload_keys()
-        log.info("key %s was %s by %s, over the API", key.id, done, admin)
+        log.info("key %s was %s by %s, over the API", key.id, done, admin.name)
         seen = shown_key(key)
         return _page(seen if secret is None else KeyWithSecret(key=secret, **msgspec.structs.asdict(seen)))
 
