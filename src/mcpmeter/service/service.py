@@ -66,6 +66,7 @@ class Service:
             self.ledger_path,
             self.recorder.families[service_rows.LEDGER_COMMIT.name].histogram().observe,
             lease_s=ledger.lease_seconds,
+            connect_s=ledger.connect_seconds,
             synchronous=ledger.synchronous,
         )
         self._book = price_book(self.settings)
