@@ -107,8 +107,8 @@ class Service:
             await self._sessions.enter_async_context(self._mcp.running())
             await self.budgets.refresh()
             self._set_config_loaded(successful=True)
-            watcher = asyncio.get_running_loop().create_task(self._watch_keys_and_ledger())
-            stack.push_async_callback(_cancelled, watcher)
+            for watch in (self._watch_keys_and_ledger(), self._watch_budgets()):
+                stack.push_async_callback(_cancelled, asyncio.get_running_loop().create_task(watch))
             try:
                 yield self
             finally:
@@ -217,6 +217,11 @@ class Service:
                     await self._reload_keys()
             except MeterError as fault:
                 log.debug("cannot read the ledger: %s", fault.message)
+
+    async def _watch_budgets(self) -> None:
+        """Apart from the keys, which must not wait while a budget's calls are summed up."""
+        while True:
+            await asyncio.sleep(KEY_POLL_SECONDS)
             await self._refresh_budgets()
 
     async def _reload_keys(self) -> None:

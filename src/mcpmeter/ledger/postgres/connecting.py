@@ -26,6 +26,9 @@ from mcpmeter.ledger.postgres.sql import Db
 
 _Result = TypeVar("_Result")
 
+LOOK_S: Final = 0.5
+"""How often a long transaction looks whether the database hangs."""
+
 MIN_PAUSE_S: Final = 0.1
 MAX_PAUSE_S: Final = 1.0
 """Between attempts: doubled after each failure."""
@@ -161,11 +164,7 @@ async def finished(
     return task.result()
 
 
-LOOK_S: Final = 0.5
-"""How often a long transaction looks whether the database hangs."""
-
-
-def cut(db: Db) -> None:
+def cut(db: Db | psycopg.Connection[Any]) -> None:
     """End a connection at its socket, so that whatever waits on it fails at once."""
     with contextlib.suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(db.fileno())) as duplicate:
         duplicate.shutdown(socket.SHUT_RDWR)

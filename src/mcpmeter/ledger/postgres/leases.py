@@ -59,8 +59,8 @@ class Replica:
 
     def __init__(self, connector: Connector, lease_s: float, on_heartbeat: Callable[[], None]) -> None:
         self.id = f"replica_{secrets.token_hex(8)}"
-        self.is_lost = False
-        """Whether the last heartbeat failed."""
+        self.fault: Exception | None = None
+        """Of the last heartbeat, if it failed."""
         self._connector = connector
         self._connection = ReconnectingConnection(connector)
         self._lease_s = lease_s
@@ -73,15 +73,15 @@ class Replica:
     @property
     def is_silent(self) -> bool:
         """Whether PostgreSQL does not respond: heartbeats fail, or one waits for its answer."""
-        return self.is_lost or is_overdue(self._waiting_since)
+        return self.fault is not None or is_overdue(self._waiting_since)
 
     async def send_heartbeat(self) -> None:
         """Renew the lease. Raises `ConnectionLost`, `LedgerUnavailable` and errors of PostgreSQL."""
         self._waiting_since = self._waiting_since or time.monotonic()
         try:
             await self._send()
-        except (MeterError, ConnectionLost, psycopg.Error):
-            self.is_lost = True
+        except (MeterError, ConnectionLost, psycopg.Error) as error:
+            self.fault = error
             raise
         finally:
             self._waiting_since = None
@@ -89,7 +89,7 @@ class Replica:
         if now - self._last_beat_at > self._lease_s / 2:
             self._connected_since = now
         self._last_beat_at = now
-        self.is_lost = False
+        self.fault = None
         self._on_heartbeat()
 
     async def _send(self) -> None:
@@ -110,7 +110,7 @@ class Replica:
         """Renew the lease until cancelled."""
         while True:
             await asyncio.sleep(min(self._lease_s / HEARTBEATS_PER_LEASE, HEARTBEAT_S))
-            was_lost = self.is_lost
+            was_lost = self.fault is not None
             try:
                 await self.send_heartbeat()
             except (MeterError, ConnectionLost, psycopg.Error) as error:

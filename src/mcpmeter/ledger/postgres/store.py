@@ -4,7 +4,7 @@ Four connections: one writes rows, one sums up calls, one renews the lease, one 
 by itself, so the service needs no restart when the database had one.
 
 A database may also hang: its connections stay and nothing is answered. Then the store is unhealthy as soon as a batch
-or a heartbeat is overdue, and openings are refused at once until a heartbeat is answered.
+or a heartbeat is overdue, and rows are refused at once until a heartbeat is answered.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ from mcpmeter.ledger.rows import (
     key_values,
 )
 from mcpmeter.ledger.store import OnCommit
-from mcpmeter.ledger.write_queue import QueuedStore
-from mcpmeter.records import Balance, Call, Key, LedgerRow, Reservation, TopUp
+from mcpmeter.ledger.write_queue import QueuedStore, RowEntry
+from mcpmeter.records import Balance, Key, LedgerRow, Reservation, TopUp
 
 log = logging.getLogger("mcpmeter")
 
@@ -82,7 +82,7 @@ class PostgresStore(QueuedStore[PostgresWriter]):
             log.warning("%s", warning)
         self._replica = Replica(connector, self._lease_s, self._on_heartbeat)
         self._connection, self._sums, self._writer_connection = (
-            ReconnectingConnection(connector, lambda: self._replica.is_lost) for _ in range(3)
+            ReconnectingConnection(connector, lambda: self._replica.fault is not None) for _ in range(3)
         )
         try:
             await self._translated(self._replica.send_heartbeat())
@@ -112,12 +112,13 @@ class PostgresStore(QueuedStore[PostgresWriter]):
     def _is_silent(self) -> bool:
         return self._replica.is_silent or (self._writer is not None and self._writer.is_silent)
 
-    def open(self, call: Call) -> asyncio.Future[None]:
-        """Write the open row, as `Store.open` says. While PostgreSQL does not respond it is refused at once."""
-        self._accepting()
+    def _submit(self, entry: RowEntry) -> asyncio.Future[None]:
+        """While PostgreSQL does not respond, rows are refused at once."""
+        writer = self._accepting()
         if self._is_silent:
-            raise unavailable(TimeoutError())
-        return super().open(call)
+            writer.note_refused(entry)
+            raise unavailable(self._replica.fault or TimeoutError())
+        return super()._submit(entry)
 
     def _on_heartbeat(self) -> None:
         if self._writer is not None:

@@ -99,6 +99,11 @@ class PostgresWriter:
         self.queued.add(entry.call_id)
         self._wake_up.set()
 
+    def note_refused(self, entry: RowEntry) -> None:
+        """Note an entry that was not queued: a row that is not settled now has to be recovered."""
+        if isinstance(entry, SettleEntry) and entry.call_id in self.open_ids:
+            self.unsettled.add(entry.call_id)
+
     @property
     def is_silent(self) -> bool:
         """Whether a batch waits for PostgreSQL too long. A balance that is made may take its time."""
