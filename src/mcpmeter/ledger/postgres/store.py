@@ -76,7 +76,7 @@ class PostgresStore(QueuedStore[PostgresWriter]):
 
     async def start(self) -> None:
         """Connect, migrate, join the other replicas. Raises `LedgerNotUsable`, one line."""
-        connector = Connector(self._location, self._connect_s)
+        connector = self._connector = Connector(self._location, self._connect_s)
         await self._reach(connector)
         for warning in await asyncio.to_thread(prepare, self._location, connector.reached):
             log.warning("%s", warning)
@@ -110,7 +110,10 @@ class PostgresStore(QueuedStore[PostgresWriter]):
 
     @property
     def _is_silent(self) -> bool:
-        return self._replica.is_silent or (self._writer is not None and self._writer.is_silent)
+        writer = self._writer
+        if self._replica.is_silent or writer is None:
+            return True
+        return writer.is_silent or (self._connector.is_failing and not writer.healthy)
 
     def _submit(self, entry: RowEntry) -> asyncio.Future[None]:
         """While PostgreSQL does not respond, rows are refused at once."""
