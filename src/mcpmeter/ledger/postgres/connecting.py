@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import math
 import os
 import random
 import socket
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final, TypeVar
 
 import psycopg
@@ -121,7 +120,7 @@ def one_per_host(parameters: dict[str, Any]) -> list[dict[str, Any]]:
 async def _connect(parameters: dict[str, Any]) -> Db:
     db: Db = await AsyncConnection.connect(**{**_KEEP_ALIVE, **parameters}, autocommit=True)
     try:
-        await finished(db, _set_up(db), math.inf)
+        await uncancelled(db, _set_up(db))
     except BaseException:
         await db.close()
         raise
@@ -138,30 +137,61 @@ def _close_unused(task: asyncio.Task[Db]) -> None:
         task.result().pgconn.finish()
 
 
+class _Deadline:
+    """Cuts a connection after a time, or soon after `is_lost`."""
+
+    __slots__ = ("_at", "_db", "_is_lost", "_timer", "has_cut")
+
+    def __init__(self, db: Db, timeout_s: float, is_lost: Callable[[], bool]) -> None:
+        self.has_cut = False
+        self._db = db
+        self._at = time.monotonic() + timeout_s
+        self._is_lost = is_lost
+        self._timer = asyncio.get_running_loop().call_later(min(timeout_s, LOOK_S), self._look)
+
+    def cancel(self) -> None:
+        self._timer.cancel()
+
+    def _look(self) -> None:
+        left_s = self._at - time.monotonic()
+        if left_s <= 0 or self._is_lost():
+            self.has_cut = True
+            cut(self._db)
+        else:
+            self._timer = asyncio.get_running_loop().call_later(min(left_s, LOOK_S), self._look)
+
+
 async def finished(
-    db: Db, work: Coroutine[Any, Any, _Result], timeout_s: float, is_lost: Callable[[], bool] = lambda: False
+    db: Db, work: Awaitable[_Result], timeout_s: float, is_lost: Callable[[], bool] = lambda: False
 ) -> _Result:
     """The result of `work` on a connection. Raises `TimeoutError` after `timeout_s`, or soon after `is_lost`.
 
-    The work is never cancelled: psycopg would then send a cancel request and wait ten seconds for a server that hangs.
-    Instead the connection is cut, which ends the work with an error of the connection.
+    The connection is cut then, which ends the work with an error of the connection. Must not be cancelled itself.
     """
-    deadline = time.monotonic() + timeout_s
+    deadline = _Deadline(db, timeout_s, is_lost)
+    try:
+        return await work
+    except psycopg.Error as error:
+        if deadline.has_cut:
+            raise TimeoutError from error
+        raise
+    finally:
+        deadline.cancel()
+
+
+async def uncancelled(db: Db, work: Coroutine[Any, Any, _Result]) -> _Result:
+    """The result of `work` on a connection; if this wait is cancelled, the connection is cut.
+
+    psycopg would send a cancel request and wait ten seconds for a server that hangs.
+    """
     task = asyncio.create_task(work)
     try:
-        while not task.done() and (left_s := deadline - time.monotonic()) > 0 and not is_lost():
-            await asyncio.wait({task}, timeout=min(left_s, LOOK_S))
+        return await asyncio.shield(task)
     except asyncio.CancelledError:
         cut(db)
         await asyncio.wait({task})
         task.exception()
         raise
-    if not task.done():
-        cut(db)
-        await asyncio.wait({task})
-        if task.exception() is not None:
-            raise TimeoutError
-    return task.result()
 
 
 def cut(db: Db | psycopg.Connection[Any]) -> None:

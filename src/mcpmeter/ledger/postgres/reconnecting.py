@@ -26,7 +26,7 @@ import psycopg
 from psycopg import errors
 
 from mcpmeter.errors import LedgerUnavailable, MeterError
-from mcpmeter.ledger.postgres.connecting import CONNECT_ERRORS, Connector, cut, finished
+from mcpmeter.ledger.postgres.connecting import CONNECT_ERRORS, Connector, cut, finished, uncancelled
 from mcpmeter.ledger.postgres.connection import error_line
 from mcpmeter.ledger.postgres.sql import Db, execute
 from mcpmeter.ledger.store import RowRefused, row_refused
@@ -72,12 +72,16 @@ class ConnectionLost(Exception):
 class ReconnectingConnection:
     """A connection for one transaction at a time. After an error the next use connects again.
 
-    `is_lost` says during a long transaction that the database does not respond elsewhere either.
+    `is_lost` says during a long transaction that the database does not respond elsewhere either. `never_cancelled`:
+    by a task that is never cancelled, which saves a task per transaction.
     """
 
-    def __init__(self, connector: Connector, is_lost: Callable[[], bool] = lambda: False) -> None:
+    def __init__(
+        self, connector: Connector, is_lost: Callable[[], bool] = lambda: False, *, never_cancelled: bool = False
+    ) -> None:
         self._connector = connector
         self._is_lost = is_lost
+        self._never_cancelled = never_cancelled
         self._db: Db | None = None
         self._session = 0
         self._in_use = asyncio.Lock()
@@ -90,7 +94,8 @@ class ReconnectingConnection:
             db = await self._connected(timeout_s)
             left_s = timeout_s - (time.monotonic() - began)
             try:
-                return await finished(db, self._try(db, work), left_s, self._is_lost)
+                running = finished(db, self._try(db, work), left_s, self._is_lost)
+                return await (running if self._never_cancelled else uncancelled(db, running))
             except (psycopg.OperationalError, psycopg.InterfaceError, TimeoutError) as error:
                 if db.broken or db.closed or isinstance(error, (TimeoutError, *_NOT_PRIMARY)):
                     await self._drop()
@@ -130,7 +135,7 @@ class ReconnectingConnection:
     async def _connect(self) -> tuple[Db, int]:
         db, session = await self._connector.connect(), secrets.randbits(62)
         try:
-            await finished(db, execute(db, _TAKE_SESSION_SQL, (session,)), self._connector.connect_s)
+            await uncancelled(db, finished(db, execute(db, _TAKE_SESSION_SQL, (session,)), self._connector.connect_s))
         except BaseException:
             await db.close()
             raise

@@ -82,7 +82,8 @@ class PostgresStore(QueuedStore[PostgresWriter]):
             log.warning("%s", warning)
         self._replica = Replica(connector, self._lease_s, self._on_heartbeat)
         self._connection, self._sums, self._writer_connection = (
-            ReconnectingConnection(connector, lambda: self._replica.fault is not None) for _ in range(3)
+            ReconnectingConnection(connector, lambda: self._replica.fault is not None, never_cancelled=is_writer)
+            for is_writer in (False, False, True)
         )
         try:
             await self._translated(self._replica.send_heartbeat())
