@@ -226,6 +226,21 @@ class PostgresServer:
             assert time.monotonic() < deadline, "children of PostgreSQL do not end"
             time.sleep(0.01)
 
+    def freeze(self) -> None:
+        """Stop it and all its backends, as a disk or a host that hangs does: connections stay, nothing is answered."""
+        self._signal_all(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let it go on."""
+        self._signal_all(signal.SIGCONT)
+
+    def _signal_all(self, number: signal.Signals) -> None:
+        pid = self.process.pid
+        os.kill(pid, number)
+        for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(child), number)
+
     def url(self, database: str) -> str:
         return f"postgresql://meter:{self.PASSWORD}@127.0.0.1:{self.port}/{database}"
 
@@ -281,6 +296,7 @@ def _running_postgres(*, safe: bool) -> Iterator[PostgresServer]:
             yield server
         finally:
             if server.process.poll() is None:
+                server.thaw()
                 server.stop(signal.SIGQUIT)  # what it has not written yet goes with its folder
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import time
 from collections import Counter
@@ -11,6 +12,7 @@ from random import Random
 from typing import Any
 
 import httpx2
+import psycopg
 import pytest
 from tests.e2e.killing import CLIENTS, MIXED, PACE, Answered, Load, changed_by_restart, duplicates_of, missing_of
 
@@ -188,6 +190,92 @@ async def test_no_answered_call_is_lost_when_the_database_is_killed(stand, trial
     assert set(faults.values()) == {0}, faults
     assert load.refused.keys() == {503}
     assert (await asyncio.to_thread(stand.relay.end)).code == 0
+
+
+HANG_SECONDS = (2.5, 6.0)
+
+
+@pytest.mark.trial
+async def test_no_call_is_lost_or_doubled_when_the_database_hangs(stand, trials, postgres_to_kill):
+    stand.ledger = postgres_to_kill.new_database()
+    stand.start_simulator("--seed", 8, *PACE)
+    stand.configure(extra=BUDGET)
+    random = Random(41)
+    rounds = 20 if trials.full else 2
+    await asyncio.to_thread(stand.start_relay)
+    load = Load(lambda: stand.address, random)
+    running = asyncio.create_task(load.run())
+    to_notice, to_ready, to_refuse = [0.0], [0.0], [0.0]
+    for number in range(rounds):
+        aim = len(load.answered) + random.randrange(*ANSWERS_BEFORE_A_KILL)
+        await load.until(lambda aim=aim: len(load.answered) >= aim)
+        if number % 2:
+            await _hang_of_one_backend(stand, postgres_to_kill, random)
+            continue
+        began = time.monotonic()
+        postgres_to_kill.freeze()
+        thaw_at = began + random.uniform(*HANG_SECONDS)
+        await until(lambda: not_ready(stand.address))
+        to_notice.append(time.monotonic() - began)
+        while time.monotonic() < thaw_at:
+            asked = time.monotonic()
+            assert not await ready(stand.address)
+            assert not await answers(stand.address)
+            to_refuse.append(time.monotonic() - asked)
+            await asyncio.sleep(0.05)
+        began = time.monotonic()
+        postgres_to_kill.thaw()
+        await until(lambda: ready(stand.address))
+        to_ready.append(time.monotonic() - began)
+    aim = len(load.answered) + CLIENTS
+    await load.until(lambda: len(load.answered) >= aim)
+    load.stopping = True
+    await running
+    await until(none_open(stand))
+
+    faults = await asyncio.to_thread(faults_of, stand, load.answered)
+    trials.record(
+        "PostgreSQL hangs",
+        f"All of the server's processes are stopped for {HANG_SECONDS[0]} to {HANG_SECONDS[1]} seconds (SIGSTOP) while "
+        f"{CLIENTS} clients call, and every second time only one backend of the service: connections stay, and nothing "
+        "is answered.",
+        {
+            "hangs": rounds,
+            "answered calls": len(load.answered),
+            "calls refused while it hung": load.refused[503],
+            "responses other than 200 and 503": load.refused.total() - load.refused[503],
+            "calls cut off": load.cut,
+            **faults,
+            "seconds until /-/ready is 503, maximum": max(to_notice),
+            "seconds to refuse a call after that, maximum": max(to_refuse),
+            "seconds until the service is ready again, maximum": max(to_ready),
+        },
+    )
+    assert set(faults.values()) == {0}, faults
+    assert load.refused.keys() <= {503}
+    assert (await asyncio.to_thread(stand.relay.end)).code == 0
+
+
+async def _hang_of_one_backend(stand: Any, server: Any, random: Random) -> None:
+    with psycopg.connect(stand.ledger, autocommit=True) as db:
+        pids = db.execute(
+            "SELECT pid FROM pg_stat_activity WHERE application_name = 'mcpmeter' AND pid <> pg_backend_pid()"
+        ).fetchall()
+    [pid] = random.choice(pids)
+    os.kill(pid, signal.SIGSTOP)
+    await asyncio.sleep(HANG_SECONDS[0])
+    server.thaw()
+    await until(lambda: ready(stand.address))
+
+
+async def not_ready(address: str) -> bool:
+    return not await ready(address)
+
+
+async def answers(address: str) -> bool:
+    body = {"model": "gpt-4.1", "messages": [{"role": "user", "content": "Count."}]}
+    async with httpx2.AsyncClient(verify=False) as http:
+        return (await http.post(f"{address}/v1/chat/completions", json=body)).status_code == 200
 
 
 @pytest.mark.trial

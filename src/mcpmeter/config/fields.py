@@ -181,6 +181,7 @@ AliasTarget = Annotated[
 BaseUrl = Annotated[str, AfterValidator(_base_url)]
 LedgerUrl = Annotated[SecretStr, AfterValidator(_ledger_url)]
 Lease = Annotated[Seconds, Field(ge=1)]
+LedgerConnect = Annotated[Seconds, Field(ge=0.5, le=60)]
 ApiKey = Annotated[SecretStr, AfterValidator(_sendable_secret)]
 Secret = Annotated[SecretStr, AfterValidator(_strong_secret)]
 Sha256 = Annotated[str, AfterValidator(matching(r"[0-9a-f]{64}", "must be a SHA-256: 64 hex digits in lower case"))]

@@ -17,6 +17,7 @@ from mcpmeter.config.fields import (
     FilePath,
     Host,
     Lease,
+    LedgerConnect,
     LedgerUrl,
     Port,
     Rate,
@@ -116,6 +117,12 @@ class LedgerSettings(Section):
         30.0,
         help="With `url`: seconds without a sign of life after which a replica's open calls are recovered.",
         example=10.0,
+    )
+    connect_seconds: LedgerConnect = setting(
+        3.0,
+        help="With `url`: seconds within which PostgreSQL has to accept a connection, over all hosts of the address,"
+        " and to commit a call's row. After that the call is refused.",
+        example=2.0,
     )
     synchronous: Synchronous = setting(
         "full",

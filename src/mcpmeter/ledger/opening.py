@@ -10,9 +10,14 @@ from mcpmeter.ledger.store import OnCommit, Store
 
 
 def open_store(
-    location: Location, on_commit: OnCommit | None = None, *, lease_s: float, synchronous: Synchronous = "full"
+    location: Location,
+    on_commit: OnCommit | None = None,
+    *,
+    lease_s: float,
+    connect_s: float = 3.0,
+    synchronous: Synchronous = "full",
 ) -> Store:
-    """A store, not started yet. `lease_s` applies to PostgreSQL only, `synchronous` to SQLite only.
+    """A store, not started yet. `lease_s` and `connect_s` apply to PostgreSQL only, `synchronous` to SQLite only.
 
     Raises `MissingDependency` if the extra for PostgreSQL is needed and not installed.
     """
@@ -22,4 +27,4 @@ def open_store(
         from mcpmeter.ledger.postgres.store import PostgresStore  # noqa: PLC0415 (needs an extra that SQLite does without)
     except ModuleNotFoundError as missing:
         raise postgres_missing(missing) from None
-    return PostgresStore(location, on_commit=on_commit, lease_s=lease_s)
+    return PostgresStore(location, on_commit=on_commit, lease_s=lease_s, connect_s=connect_s)

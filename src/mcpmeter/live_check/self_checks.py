@@ -35,7 +35,8 @@ async def ledger(live: Live) -> list[CheckResult]:
 
 
 async def _database(live: Live, url: PostgresUrl) -> CheckResult:
-    store = open_store(url, lease_s=live.settings.ledger.lease_seconds)
+    ledger = live.settings.ledger
+    store = open_store(url, lease_s=ledger.lease_seconds, connect_s=ledger.connect_seconds)
     try:
         await store.start()
         await store.probe()

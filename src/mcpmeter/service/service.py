@@ -90,6 +90,7 @@ class Service:
             self.ledger_path,
             self.recorder.families[service_rows.LEDGER_COMMIT.name].histogram().observe,
             lease_s=ledger.lease_seconds,
+            connect_s=ledger.connect_seconds,
             synchronous=ledger.synchronous,
         )
         self._book = price_book(self.settings)
@@ -133,8 +134,8 @@ class Service:
             await self._sessions.enter_async_context(self._mcp.running())
             await self.budgets.refresh()
             self._set_config_loaded(successful=True)
-            watcher = asyncio.get_running_loop().create_task(self._watch_keys_and_ledger())
-            stack.push_async_callback(_cancelled, watcher)
+            for watch in (self._watch_keys_and_ledger(), self._watch_budgets()):
+                stack.push_async_callback(_cancelled, asyncio.get_running_loop().create_task(watch))
             try:
                 yield self
             finally:
@@ -239,7 +240,6 @@ class Service:
 
     async def _watch_keys_and_ledger(self) -> None:
         """Poll the ledger: a key that another process creates or revokes counts within a second."""
-        budgets_next = time.monotonic() + BUDGET_POLL_SECONDS
         while True:
             await asyncio.sleep(KEY_POLL_SECONDS)
             try:
@@ -252,9 +252,12 @@ class Service:
             except MeterError as fault:
                 log.debug("cannot read the ledger: %s", fault.message)
             await self._end_streams_of_ended_keys()
-            if time.monotonic() >= budgets_next:
-                budgets_next = time.monotonic() + BUDGET_POLL_SECONDS
-                await self._refresh_budgets()
+
+    async def _watch_budgets(self) -> None:
+        """Apart from the keys, which must not wait while a budget's calls are summed up."""
+        while True:
+            await asyncio.sleep(BUDGET_POLL_SECONDS)
+            await self._refresh_budgets()
 
     async def _reload_keys(self) -> None:
         """Read all keys. A failure is retried at the next poll: `keys_changed` does not report our own change again."""

@@ -8,7 +8,7 @@ other replicas are writing included, so it blocks all writers for a moment, in a
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -27,7 +27,7 @@ from mcpmeter.ledger.balances import (
     spent_sql,
 )
 from mcpmeter.ledger.postgres.sql import Db, execute, execute_portable
-from mcpmeter.ledger.rows import KeptReservation, amount_taken, decode_reservations, encode_reservations
+from mcpmeter.ledger.rows import amount_taken, decode_reservations, encode_reservations, taken_by_row
 from mcpmeter.ledger.store import InsufficientBudget, row_refused
 from mcpmeter.ledger.sums import MAX_INT64
 from mcpmeter.ledger.write_queue import Refusal
@@ -35,6 +35,8 @@ from mcpmeter.records import Balance, Call, Reservation, Settlement, TopUp
 
 MAKING_LOCK: Final = 0x6D63706D62
 """`mcpmb`, an advisory lock: one balance is made, or topped up, at a time."""
+
+LOCK_TIMEOUT_S: Final = 2
 
 _LOCK_SQL: Final = (
     "SELECT balance, period_start_ns, spent, reserved, credit FROM balances"
@@ -69,36 +71,58 @@ class LockedBalance:
         self.spent, self.reserved, self.credit = spent, reserved, credit
 
 
-async def reserve_and_settle(
-    db: Db, opens: Iterable[Call], settled: Iterable[tuple[Settlement, list[KeptReservation]]]
-) -> dict[str, Refusal]:
-    """Post the reservations of settled calls at their true amounts, then take those of opened calls.
+class Posting(NamedTuple):
+    """How a call that is settled changes one balance."""
+
+    balance: str
+    period_start_ns: int
+    reserved: int
+    spent: int
+
+
+def postings_of(settlement: Settlement, claims: str) -> list[Posting]:
+    """What a settlement changes: the reservations end, the true amounts are spent."""
+    return [
+        Posting(balance, start, -amount, amount_taken(unit, settlement))
+        for balance, start, unit, amount in decode_reservations(claims)
+    ]
+
+
+def postings_of_row(claims: str, nanousd: int, tokens: int, settlement: Settlement | None = None) -> list[Posting]:
+    """What a settled row changes if `settlement` replaces it, or if it is deleted."""
+    return [
+        Posting(
+            balance,
+            start,
+            0,
+            (amount_taken(unit, settlement) if settlement else 0) - taken_by_row(unit, nanousd, tokens),
+        )
+        for balance, start, unit, _ in decode_reservations(claims)
+    ]
+
+
+def voidings_of(claims: str) -> list[Posting]:
+    """What the deletion of an open row changes: its reservations end."""
+    return [Posting(balance, start, -amount, 0) for balance, start, _, amount in decode_reservations(claims)]
+
+
+async def reserve_and_settle(db: Db, opens: Iterable[Call], postings: Sequence[Posting]) -> dict[str, Refusal]:
+    """Post what settled calls took, then take the reservations of opened calls.
 
     Returns the refusals by call id; a refused call has reserved nothing. Raises `BalanceMissing`.
     """
     opening = [call for call in opens if call.reservations]
-    settling = [(settlement, kept) for settlement, kept in settled if kept]
     needed = {(r.balance, r.period_start_ns) for call in opening for r in call.reservations}
-    slots = needed | {(balance, start) for _, kept in settling for balance, start, _, _ in kept}
+    slots = needed | {(posting.balance, posting.period_start_ns) for posting in postings}
     if not slots:
         return {}
     locked = await _lock(db, slots)
     if needed - locked.keys():
         raise BalanceMissing
-    for settlement, kept in settling:
-        _post(locked, settlement, kept)
+    _post(locked, postings)
     results = [(call.id, _reserve(locked, call)) for call in opening]
     await _write_back(db, locked)
     return {call_id: refusal for call_id, refusal in results if refusal is not None}
-
-
-async def release(db: Db, reservations: Sequence[KeptReservation]) -> None:
-    """Void the reservations of calls that were never made."""
-    locked = await _lock(db, {(balance, start) for balance, start, _, _ in reservations})
-    for balance, start, _, amount in reservations:
-        if slot := locked.get((balance, start)):
-            slot.reserved = max(slot.reserved - amount, 0)
-    await _write_back(db, locked)
 
 
 async def _lock(db: Db, slots: Iterable[BalanceKey]) -> dict[BalanceKey, LockedBalance]:
@@ -113,13 +137,11 @@ async def _write_back(db: Db, locked: Mapping[BalanceKey, LockedBalance]) -> Non
         await execute(db, _WRITE_BACK_SQL, [list(column) for column in zip(*rows, strict=True)])
 
 
-def _post(
-    locked: Mapping[BalanceKey, LockedBalance], settlement: Settlement, reservations: Sequence[KeptReservation]
-) -> None:
-    for balance, start, unit, amount in reservations:
+def _post(locked: Mapping[BalanceKey, LockedBalance], postings: Sequence[Posting]) -> None:
+    for balance, start, reserved, spent in postings:
         if slot := locked.get((balance, start)):
-            slot.reserved = max(slot.reserved - amount, 0)
-            slot.spent = min(slot.spent + amount_taken(unit, settlement), MAX_INT64)
+            slot.reserved = max(slot.reserved + reserved, 0)
+            slot.spent = min(max(slot.spent + spent, 0), MAX_INT64)
 
 
 def _reserve(locked: Mapping[BalanceKey, LockedBalance], call: Call) -> Refusal | None:
@@ -147,7 +169,10 @@ async def find_balances(db: Db, reservations: Sequence[Reservation]) -> dict[Bal
 
 async def make_balances(db: Db, reservations: Sequence[Reservation]) -> None:
     """Make the balances of these reservations that do not exist. Has to be the transaction's first statement."""
+    await execute(db, "SET LOCAL lock_timeout TO 0")
     await execute(db, "SELECT pg_advisory_xact_lock($1)", (MAKING_LOCK,))
+    # All writers queue behind this lock, so it must not wait long for a transaction that hangs.
+    await execute(db, f"SET LOCAL lock_timeout TO '{LOCK_TIMEOUT_S}s'")
     await execute(db, "LOCK TABLE calls IN SHARE ROW EXCLUSIVE MODE")
     for reservation in reservations:
         if not await find_balances(db, [reservation]):

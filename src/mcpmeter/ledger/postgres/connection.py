@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 from collections.abc import Iterator
 from typing import Any, Final
@@ -13,10 +14,11 @@ from psycopg.conninfo import conninfo_to_dict
 
 from mcpmeter.errors import LedgerNotUsable
 from mcpmeter.ledger.location import PostgresUrl
-from mcpmeter.ledger.postgres.migrations import SCHEMA, is_current, migrate, require_current
+from mcpmeter.ledger.postgres.migrations import SCHEMA, has_ledger, is_current, migrate, require_current
 
 MIN_SERVER_VERSION: Final = 140000
-CONNECT_TIMEOUT_S: Final = 10
+CONNECT_S: Final = 3.0
+"""Default of `ledger.connect_seconds`."""
 
 # READ COMMITTED, because a statement after a lock has to see what was committed while it waited for the lock.
 SESSION_SQL: Final = (
@@ -30,7 +32,7 @@ DURABLE_SQL: Final = (
 """A commit has to be on disk before it returns; `remote_apply`, which waits for more, stays."""
 
 
-def conninfo(location: PostgresUrl) -> dict[str, Any]:
+def conninfo(location: PostgresUrl, *, connect_s: float = CONNECT_S) -> dict[str, Any]:
     """The URL's parameters for libpq, with our defaults for those it lacks. Raises `LedgerNotUsable`."""
     try:
         given = conninfo_to_dict(location.reveal())
@@ -40,8 +42,10 @@ def conninfo(location: PostgresUrl) -> dict[str, Any]:
             "The ledger's address is no address that libpq understands.",
             hint="Write postgresql://user:password@host:5432/database; in the password @ as %40, / as %2F.",
         ) from None
-    defaults = {"connect_timeout": CONNECT_TIMEOUT_S, "application_name": "mcpmeter"}
-    return {**defaults, **given}
+    # libpq applies its timeout to each host and address, in whole seconds.
+    defaults = {"connect_timeout": math.ceil(connect_s), "application_name": "mcpmeter"}
+    # psycopg returns bytes for texts if the client's encoding follows a server without one.
+    return {**defaults, **given, "client_encoding": "UTF8"}
 
 
 def connect_for_writing(location: PostgresUrl) -> psycopg.Connection[Any]:
@@ -49,10 +53,18 @@ def connect_for_writing(location: PostgresUrl) -> psycopg.Connection[Any]:
     return _connect(location, writes=True)
 
 
-def prepare(location: PostgresUrl) -> bool:
-    """Migrate. Returns whether the server flushes commits to disk (`fsync`). Raises `LedgerNotUsable`."""
-    with contextlib.closing(connect_for_writing(location)) as db, explain(location):
-        return db.execute("SHOW fsync").fetchone() == ("on",)
+def prepare(location: PostgresUrl, parameters: dict[str, Any]) -> list[str]:
+    """Migrate, on the host that libpq's parameters name. Returns warnings. Raises `LedgerNotUsable`."""
+    with contextlib.closing(_connect(location, parameters, writes=True)) as db, explain(location):
+        warnings = []
+        if (encoding := _encoding(db)) != "UTF8":
+            warnings.append(
+                f"the ledger's database has the encoding {encoding}, not UTF8: calls with texts that it cannot hold"
+                " are refused; move the ledger to a database made by: " + CREATE_DATABASE
+            )
+        if db.execute("SHOW fsync").fetchone() != ("on",):
+            warnings.append("PostgreSQL runs with fsync off: when the machine fails, settled calls can be lost")
+        return warnings
 
 
 def connect_for_reading(location: PostgresUrl) -> psycopg.Connection[Any]:
@@ -87,6 +99,8 @@ def error_line(error: psycopg.Error) -> str:
     return re.sub(r"^.*(failed|FATAL): +", "", first).rstrip(".") or type(error).__name__
 
 
+CREATE_DATABASE: Final = "createdb -E UTF8 -T template0 --locale=C NAME"
+_CHECK_THAT_IT_RUNS: Final = "Check that PostgreSQL runs there and that this machine may connect to it."
 _ANYTHING: Final = r""
 _KNOWN: Final[tuple[tuple[type[psycopg.Error] | tuple[type[psycopg.Error], ...], str, str, str], ...]] = (
     (
@@ -123,15 +137,15 @@ _KNOWN: Final[tuple[tuple[type[psycopg.Error] | tuple[type[psycopg.Error], ...],
         psycopg.OperationalError,
         _ANYTHING,
         "cannot be reached",
-        "Check that PostgreSQL runs there and that this machine may connect to it.",
+        _CHECK_THAT_IT_RUNS,
     ),
 )
 
 
-def connect(location: PostgresUrl) -> psycopg.Connection[Any]:
+def connect(location: PostgresUrl, parameters: dict[str, Any] | None = None) -> psycopg.Connection[Any]:
     """Connect to a server that is new enough, whatever its tables; in autocommit mode. Raises `LedgerNotUsable`."""
     with explain(location):
-        db = psycopg.connect(**conninfo(location), autocommit=True)
+        db = psycopg.connect(**(parameters or conninfo(location)), autocommit=True)
         try:
             _require_server(db, location)
         except BaseException:
@@ -142,6 +156,8 @@ def connect(location: PostgresUrl) -> psycopg.Connection[Any]:
 
 def may_be_used(db: psycopg.Connection[Any], location: PostgresUrl) -> bool:
     """Whether the tables exist and are up to date. Raises `LedgerNotUsable` if this user may not create them."""
+    if _encoding(db) != "UTF8" and not has_ledger(db):
+        raise _wrong_encoding(location, _encoding(db))
     schema = db.execute("SELECT to_regnamespace(%s) IS NOT NULL", (SCHEMA,)).fetchone() == (True,)
     row = db.execute(
         f"SELECT has_schema_privilege('{SCHEMA}', 'USAGE')"
@@ -153,13 +169,17 @@ def may_be_used(db: psycopg.Connection[Any], location: PostgresUrl) -> bool:
     return is_current(db, location)
 
 
-def _connect(location: PostgresUrl, *, writes: bool) -> psycopg.Connection[Any]:
-    db = connect(location)
+def _connect(
+    location: PostgresUrl, parameters: dict[str, Any] | None = None, *, writes: bool
+) -> psycopg.Connection[Any]:
+    db = connect(location, parameters)
     try:
         with explain(location):
             db.execute(WRITER_SQL.encode() if writes else SESSION_SQL.encode())
             if writes:
                 db.execute(DURABLE_SQL.encode())
+                if _encoding(db) != "UTF8" and not has_ledger(db):
+                    raise _wrong_encoding(location, _encoding(db))
                 migrate(db, location)
             else:
                 require_current(db, location)
@@ -176,3 +196,19 @@ def _require_server(db: psycopg.Connection[Any], location: PostgresUrl) -> None:
             f"The ledger {location} is on PostgreSQL {major}; it has to be {MIN_SERVER_VERSION // 10_000} or newer.",
             hint="Name another server, or upgrade this one.",
         )
+
+
+def _encoding(db: psycopg.Connection[Any]) -> str:
+    return db.info.parameter_status("server_encoding") or ""
+
+
+def _wrong_encoding(location: PostgresUrl, encoding: str) -> LedgerNotUsable:
+    return LedgerNotUsable(
+        f"The database of the ledger {location} has the encoding {encoding}; it has to be UTF8.",
+        hint=f"Make another one and name it: {CREATE_DATABASE}",
+    )
+
+
+def cannot_be_reached(location: PostgresUrl, reason: str) -> LedgerNotUsable:
+    """The error of a server that does not respond."""
+    return LedgerNotUsable(f"The ledger {location} cannot be reached: {reason}.", hint=_CHECK_THAT_IT_RUNS)

@@ -3,16 +3,20 @@
 A replica's lease is alive as long as it sends heartbeats, several per lease, by the database's clock. Without a
 heartbeat for `lease_s` it expires; a replica that closes ends its own at once. Then any live replica may take over its
 open calls: they change owner in one statement, so only one replica gets each, and that replica settles them as
-recovered. If the expired replica was alive after all, the first settlement of a call stays.
+recovered. If the expired replica was alive after all, its own settlement replaces the recovered one.
 
-Two cases must not look like an expired lease. A server that has just restarted has received no heartbeats yet, so a
-lease counts from its start. A replica that was itself disconnected waits for a whole lease before it takes over.
+Three cases must not look like an expired lease. A server that has just restarted has received no heartbeats yet, so a
+lease counts from its start. A replica that was itself without an answer waits for a whole lease before it takes over,
+because the others could not send heartbeats either. A takeover that hangs is rolled back, for the same reason.
+
+A heartbeat is a durable write of its own connection, so it is also the probe that shows whether PostgreSQL responds.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import secrets
 import time
 from collections.abc import Callable, Collection
@@ -21,12 +25,18 @@ from typing import Final
 import psycopg
 
 from mcpmeter.errors import MeterError
-from mcpmeter.ledger.postgres.reconnecting import ConnectionLost, ReconnectingConnection
+from mcpmeter.ledger.postgres.connecting import Connector
+from mcpmeter.ledger.postgres.reconnecting import ConnectionLost, ReconnectingConnection, unavailable
 from mcpmeter.ledger.postgres.sql import Db, execute
 from mcpmeter.ledger.rows import ROW_COLUMNS, row_of
 from mcpmeter.records import LedgerRow
 
+log = logging.getLogger("mcpmeter")
+
 HEARTBEATS_PER_LEASE: Final = 5
+HEARTBEAT_S: Final = 0.4
+SILENT_S: Final = 1.4
+"""Without an answer for so long PostgreSQL counts as hanging: with a heartbeat's pause, under two seconds."""
 
 _COLUMNS: Final = ", ".join(ROW_COLUMNS)
 _HEARTBEAT_SQL: Final = (
@@ -38,7 +48,7 @@ _TAKE_OVER_SQL: Final = (
     " SELECT id FROM calls WHERE state = 'open' AND owner <> $1 AND NOT EXISTS ("
     "  SELECT 1 FROM replicas WHERE replicas.id = calls.owner AND greatest(beat_at, pg_postmaster_start_time())"
     "   > clock_timestamp() - make_interval(secs => $2::float8))"
-    f" ORDER BY id FOR UPDATE SKIP LOCKED) RETURNING {_COLUMNS}"
+    f" ORDER BY id LIMIT 10000 FOR UPDATE SKIP LOCKED) RETURNING {_COLUMNS}"
 )
 _OWN_SQL: Final = f"SELECT {_COLUMNS} FROM calls WHERE state = 'open' AND owner = $1"  # noqa: S608 (constants only)
 _FORGET_SQL: Final = "DELETE FROM replicas WHERE beat_at < clock_timestamp() - interval '1 day'"
@@ -47,39 +57,88 @@ _FORGET_SQL: Final = "DELETE FROM replicas WHERE beat_at < clock_timestamp() - i
 class Replica:
     """This service among the replicas that share the ledger."""
 
-    def __init__(self, connection: ReconnectingConnection, lease_s: float) -> None:
+    def __init__(self, connector: Connector, lease_s: float, on_heartbeat: Callable[[], None]) -> None:
         self.id = f"replica_{secrets.token_hex(8)}"
-        self._connection = connection
+        self.fault: Exception | None = None
+        """Of the last heartbeat, if it failed."""
+        self._connector = connector
+        self._connection = ReconnectingConnection(connector)
         self._lease_s = lease_s
+        self._on_heartbeat = on_heartbeat
+        self._waiting_since: float | None = None
+        self._last_beat_at = time.monotonic()
         self._connected_since = time.monotonic() - lease_s
-        """Since when no heartbeat failed. If the database was away, other replicas could not send theirs either."""
+        """Since when heartbeats are answered. If the database was away, other replicas could not send theirs either."""
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether PostgreSQL does not respond: heartbeats fail, or one waits for its answer."""
+        return self.fault is not None or is_overdue(self._waiting_since)
 
     async def send_heartbeat(self) -> None:
-        """Renew the lease."""
-        await self._connection.run(lambda db: execute(db, _HEARTBEAT_SQL, (self.id,)))
+        """Renew the lease. Raises `ConnectionLost`, `LedgerUnavailable` and errors of PostgreSQL."""
+        self._waiting_since = self._waiting_since or time.monotonic()
+        try:
+            await self._send()
+        except (MeterError, ConnectionLost, psycopg.Error) as error:
+            self.fault = error
+            raise
+        finally:
+            self._waiting_since = None
+        now = time.monotonic()
+        if now - self._last_beat_at > self._lease_s / 2:
+            self._connected_since = now
+        self._last_beat_at = now
+        self.fault = None
+        self._on_heartbeat()
+
+    async def _send(self) -> None:
+        began = time.monotonic()
+        try:
+            await self._beat()
+        except ConnectionLost:
+            if is_overdue(began):
+                raise
+            await self._beat()  # the server closed the connection, for example because it restarted
+
+    async def _beat(self) -> None:
+        await self._connection.run(
+            lambda db: execute(db, _HEARTBEAT_SQL, (self.id,)), timeout_s=self._connector.connect_s
+        )
 
     async def keep_lease(self) -> None:
         """Renew the lease until cancelled."""
         while True:
-            await asyncio.sleep(self._lease_s / HEARTBEATS_PER_LEASE)
+            await asyncio.sleep(min(self._lease_s / HEARTBEATS_PER_LEASE, HEARTBEAT_S))
+            was_lost = self.fault is not None
             try:
                 await self.send_heartbeat()
-            except (MeterError, ConnectionLost, psycopg.Error):
+            except (MeterError, ConnectionLost, psycopg.Error) as error:
                 self._connected_since = time.monotonic()
+                if not was_lost:
+                    log.warning("calls are refused: %s", unavailable(error).message)
+            else:
+                if was_lost:
+                    log.warning("PostgreSQL responds again")
 
-    async def left_open(self, in_progress: Callable[[], Collection[str]]) -> list[LedgerRow]:
+    async def left_open(
+        self, connection: ReconnectingConnection, in_progress: Callable[[], Collection[str]]
+    ) -> list[LedgerRow]:
         """Take over open rows of expired leases. Returns them and this replica's own, oldest first, without rows
         that it is about to settle (`in_progress`, which changes while the database is queried)."""
         before = set(in_progress())
-        rows = [row_of(row) for row in await self._connection.run(self._take_over)]
+        rows = [row_of(row) for row in await connection.run(self._take_over)]
         excluded = before | set(in_progress())
         return sorted((row for row in rows if row.id not in excluded), key=lambda row: (row.started_at_ns, row.id))
 
     async def _take_over(self, db: Db) -> list[tuple[object, ...]]:
+        began = time.monotonic()
         await execute(db, _FORGET_SQL)
         taken = []
-        if time.monotonic() - self._connected_since >= self._lease_s:
+        if not self.is_silent and began - self._connected_since >= self._lease_s:
             taken = await execute(db, _TAKE_OVER_SQL, (self.id, self._lease_s))
+            if time.monotonic() - began > self._lease_s / 2:
+                raise ConnectionLost(TimeoutError())
         known = {row[0] for row in taken}
         return [*taken, *(row for row in await execute(db, _OWN_SQL, (self.id,)) if row[0] not in known)]
 
@@ -87,5 +146,13 @@ class Replica:
         """End the lease, so that other replicas may take over open calls at once."""
         # If the database is away, the lease expires by itself.
         with contextlib.suppress(MeterError, ConnectionLost, psycopg.Error):
-            await self._connection.run(lambda db: execute(db, "DELETE FROM replicas WHERE id = $1", (self.id,)))
+            if not self.is_silent:
+                await self._connection.run(
+                    lambda db: execute(db, "DELETE FROM replicas WHERE id = $1", (self.id,)), timeout_s=SILENT_S
+                )
         await self._connection.close()
+
+
+def is_overdue(since: float | None) -> bool:
+    """Whether an answer that is awaited since a monotonic instant should have arrived."""
+    return since is not None and time.monotonic() - since > SILENT_S

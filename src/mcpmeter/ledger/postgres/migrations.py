@@ -182,14 +182,14 @@ def require_current(db: psycopg.Connection[Any], location: PostgresUrl) -> None:
 
 def is_current(db: psycopg.Connection[Any], location: PostgresUrl) -> bool:
     """Whether every step has run. Raises `LedgerNotUsable` if one of a newer program has."""
-    return _has_tables(db) and len(_applied(db, location)) == len(POSTGRES_MIGRATIONS)
+    return has_ledger(db) and len(_applied(db, location)) == len(POSTGRES_MIGRATIONS)
 
 
 def _make_schema(db: psycopg.Connection[Any]) -> None:
     # Checked first, because CREATE SCHEMA IF NOT EXISTS needs a right on the database that the schema's owner may lack.
     if not _found(db, "to_regnamespace", SCHEMA):
         db.execute(f"CREATE SCHEMA {SCHEMA}".encode())
-    if not _has_tables(db):
+    if not has_ledger(db):
         db.execute(
             'CREATE TABLE migrations (name text COLLATE "C" NOT NULL PRIMARY KEY, applied_at_ns bigint NOT NULL)'
         )
@@ -203,7 +203,8 @@ def _applied(db: psycopg.Connection[Any], location: PostgresUrl) -> set[str]:
     return applied_names(db.execute("SELECT name FROM mcpmeter.migrations"), POSTGRES_MIGRATIONS, location)
 
 
-def _has_tables(db: psycopg.Connection[Any]) -> bool:
+def has_ledger(db: psycopg.Connection[Any]) -> bool:
+    """Whether a ledger was made in this database, of whatever version."""
     return _found(db, "to_regclass", f"{SCHEMA}.migrations")
 
 

@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 import psycopg
-from psycopg import IsolationLevel, RawCursor, RawServerCursor
+from psycopg import IsolationLevel, RawCursor, RawServerCursor, errors
 from psycopg.adapt import Buffer, Loader
 
 from mcpmeter.ledger.location import PostgresUrl
 from mcpmeter.ledger.postgres.balances import MAKING_LOCK
-from mcpmeter.ledger.postgres.connection import connect, connect_for_reading, connect_for_writing, explain, may_be_used
+from mcpmeter.ledger.postgres.connecting import cut
+from mcpmeter.ledger.postgres.connection import (
+    connect,
+    connect_for_reading,
+    connect_for_writing,
+    conninfo,
+    explain,
+    may_be_used,
+)
 from mcpmeter.ledger.postgres.sql import for_postgres
+
+LOOK_S: Final = 3.0
+"""How often a read that takes so long looks whether PostgreSQL hangs."""
 
 FETCH_ROWS: Final = 2_000
 """Rows per round trip of a server-side cursor."""
@@ -22,12 +34,33 @@ FETCH_ROWS: Final = 2_000
 @contextlib.contextmanager
 def open_reader(location: PostgresUrl) -> Iterator[PostgresReader]:
     """A read-only transaction on one snapshot of the ledger."""
-    with contextlib.closing(connect_for_reading(location)) as db, explain(location):
+    with contextlib.closing(connect_for_reading(location)) as db, explain(location), _cut_if_it_hangs(db, location):
         _load_numeric_as_int(db)
         db.set_isolation_level(IsolationLevel.REPEATABLE_READ)
         db.set_read_only(True)
         with db.transaction():
             yield PostgresReader(db, location)
+
+
+@contextlib.contextmanager
+def _cut_if_it_hangs(db: psycopg.Connection[Any], location: PostgresUrl) -> Iterator[None]:
+    """End a long read if PostgreSQL accepts no new connection in time: the read alone cannot tell a hang from work."""
+    done = threading.Event()
+
+    def look() -> None:
+        while not done.wait(LOOK_S):
+            try:
+                psycopg.connect(**conninfo(location)).close()
+            except errors.ConnectionTimeout:
+                cut(db)
+            except psycopg.Error:
+                continue  # it responds, or the read's own connection breaks too
+
+    threading.Thread(target=look, name="mcpmeter-reader", daemon=True).start()
+    try:
+        yield
+    finally:
+        done.set()
 
 
 @contextlib.contextmanager

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from mcpmeter.ledger.postgres.balances import (
+    Posting,
+    postings_of,
+    postings_of_row,
+    reserve_and_settle,
+    voidings_of,
+)
 from mcpmeter.ledger.postgres.sql import Db, execute
 from mcpmeter.ledger.rows import (
     OPEN_COLUMNS,
     SETTLED_COLUMNS,
-    KeptReservation,
-    decode_reservations,
     open_values,
     settled_values,
 )
@@ -37,17 +42,26 @@ OPEN_SQL: Final = (
     f"INSERT INTO calls ({', '.join(_INSERT_COLUMNS)})"  # noqa: S608
     f" SELECT * FROM unnest({_arrays(OPEN_COLUMNS)}, ${len(_INSERT_COLUMNS)}::text[])"
 ).encode()
-SETTLE_SQL: Final = (
+_SET_SETTLED: Final = (
     "UPDATE calls SET state = 'settled', "  # noqa: S608
     + ", ".join(f"{name} = s.{name}" for name in SETTLED_COLUMNS)
-    + f" FROM unnest({_arrays(_SETTLE_COLUMNS)}) AS s({', '.join(_SETTLE_COLUMNS)})"
-    + " WHERE calls.id = s.id AND calls.state = 'open' RETURNING calls.id, calls.claims"
-).encode()
+    + f" FROM unnest({_arrays(_SETTLE_COLUMNS)}) AS s({', '.join(_SETTLE_COLUMNS)}) WHERE calls.id = s.id"
+)
+SETTLE_SQL: Final = f"{_SET_SETTLED} AND calls.state = 'open' RETURNING calls.id, calls.claims".encode()
+_REPLACE_SQL: Final = f"{_SET_SETTLED} AND calls.outcome = 'recovered'".encode()
 _SETTLED_ALREADY_SQL: Final = (
     "SELECT calls.id, calls.state = 'settled' AND "  # noqa: S608
     + " AND ".join(f"calls.{name} IS NOT DISTINCT FROM s.{name}" for name in SETTLED_COLUMNS)
     + f" FROM unnest({_arrays(_SETTLE_COLUMNS)}) AS s({', '.join(_SETTLE_COLUMNS)}) JOIN calls ON calls.id = s.id"
 ).encode()
+_TAKEN: Final = "claims, cost_nanousd + fallback_cost_nanousd, prompt_tokens + completion_tokens"
+_LOCK_RECOVERED_SQL: Final = (
+    f"SELECT id, {_TAKEN} FROM calls WHERE id = ANY($1::text[]) AND outcome = 'recovered' ORDER BY id FOR UPDATE"  # noqa: S608
+)
+_WITHDRAW_SQL: Final = (
+    "DELETE FROM calls WHERE id = ANY($1::text[]) AND (state = 'open' OR outcome = 'recovered')"  # noqa: S608
+    f" RETURNING state, {_TAKEN}"
+)
 
 
 def checked_open(call: Call) -> tuple[Any, ...]:
@@ -92,18 +106,46 @@ async def insert_open(db: Db, rows: Sequence[tuple[Any, ...]], owner: str) -> No
     await execute(db, OPEN_SQL, [*_columns(rows), [owner] * len(rows)])
 
 
-async def settle_rows(
-    db: Db, rows: Sequence[tuple[Any, ...]]
-) -> tuple[dict[str, list[KeptReservation]], dict[str, SettlementConflict]]:
-    """Settle rows. Returns by id what each had reserved, and the conflicts; a repeated settlement is in neither."""
-    columns = _columns(rows)
-    reserved = {str(row[0]): decode_reservations(row[1]) for row in await execute(db, SETTLE_SQL, columns)}
-    if len(reserved) == len(rows):
-        return reserved, {}
-    found = dict(await execute(db, _SETTLED_ALREADY_SQL, columns))
-    not_settled = [str(row[0]) for row in rows if row[0] not in reserved]
-    conflicts = {call_id for call_id in not_settled if not found.get(call_id)}
-    return reserved, {call_id: settlement_conflict(opened=call_id in found) for call_id in conflicts}
+async def settle_rows(db: Db, settlements: Sequence[Settlement]) -> tuple[list[Posting], dict[str, SettlementConflict]]:
+    """Settle rows. Returns what that changes of balances, and the conflicts by id.
+
+    A repeated settlement is in neither. A row that was settled as recovered takes the true figures, once.
+    """
+    by_id = {settlement.call.id: settlement for settlement in settlements}
+    rows = [checked_settled(settlement) for settlement in settlements]
+    settled = await execute(db, SETTLE_SQL, _columns(rows))
+    postings = [posting for call_id, claims in settled for posting in postings_of(by_id[call_id], claims)]
+    if len(settled) == len(rows):
+        return postings, {}
+    for call_id, _ in settled:
+        del by_id[call_id]
+    postings += await _replace_recovered(db, by_id)
+    rest = [row for row in rows if row[0] in by_id]
+    found = dict(await execute(db, _SETTLED_ALREADY_SQL, _columns(rest)))
+    conflicts = [call_id for call_id in by_id if not found.get(call_id)]
+    return postings, {call_id: settlement_conflict(opened=call_id in found) for call_id in conflicts}
+
+
+async def _replace_recovered(db: Db, by_id: Mapping[str, Settlement]) -> list[Posting]:
+    true = {call_id: settlement for call_id, settlement in by_id.items() if settlement.outcome != "recovered"}
+    recovered = await execute(db, _LOCK_RECOVERED_SQL, (sorted(true),)) if true else []
+    if not recovered:
+        return []
+    rows = [checked_settled(true[call_id]) for call_id, *_ in recovered]
+    await execute(db, _REPLACE_SQL, _columns(rows))
+    return [
+        posting
+        for call_id, claims, nanousd, tokens in recovered
+        for posting in postings_of_row(claims, nanousd, tokens, true[call_id])
+    ]
+
+
+async def withdraw_rows(db: Db, ids: Sequence[str]) -> None:
+    """Delete rows of calls that were never made, whether open or recovered by another replica, and what they took."""
+    postings: list[Posting] = []
+    for state, claims, nanousd, tokens in await execute(db, _WITHDRAW_SQL, (ids,)):
+        postings += voidings_of(claims) if state == "open" else postings_of_row(claims, nanousd, tokens)
+    await reserve_and_settle(db, (), postings)
 
 
 def _columns(rows: Sequence[tuple[Any, ...]]) -> list[list[Any]]:

@@ -1,7 +1,10 @@
 """The ledger on PostgreSQL, which several replicas of the service share: `store.Store` by psycopg, with group commit.
 
-Three connections: one writes rows, one renews the lease, one does everything else. Each reconnects by itself, so the
-service needs no restart when the database had one.
+Four connections: one writes rows, one sums up calls, one renews the lease, one does everything else. Each reconnects
+by itself, so the service needs no restart when the database had one.
+
+A database may also hang: its connections stay and nothing is answered. Then the store is unhealthy as soon as a batch
+or a heartbeat is overdue, and rows are refused at once until a heartbeat is answered.
 """
 
 from __future__ import annotations
@@ -13,17 +16,19 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, TypeVar
 
-from mcpmeter.errors import LedgerUnavailable, MeterError
+import psycopg
+
+from mcpmeter.errors import LedgerNotUsable, LedgerUnavailable, MeterError
 from mcpmeter.ledger.audit import INSERT_AUDIT_SQL, audit_values, key_changed, key_created, topped_up
 from mcpmeter.ledger.balances import KEPT_MINUTES_NS
 from mcpmeter.ledger.location import PostgresUrl
 from mcpmeter.ledger.postgres.balances import add_top_up, burn_nanousd, find_balances, forget_minutes, make_balances
-from mcpmeter.ledger.postgres.connection import prepare
+from mcpmeter.ledger.postgres.connecting import Connector
+from mcpmeter.ledger.postgres.connection import CONNECT_S, cannot_be_reached, not_usable, prepare
 from mcpmeter.ledger.postgres.leases import Replica
 from mcpmeter.ledger.postgres.reconnecting import (
     ROW_FAULTS,
     SUM_TIMEOUT_S,
-    TRANSACTION_TIMEOUT_S,
     ReconnectingConnection,
     refusal,
     unavailable,
@@ -40,7 +45,7 @@ from mcpmeter.ledger.rows import (
     key_values,
 )
 from mcpmeter.ledger.store import OnCommit
-from mcpmeter.ledger.write_queue import QueuedStore
+from mcpmeter.ledger.write_queue import QueuedStore, RowEntry
 from mcpmeter.records import Actor, AuditAction, AuditEntry, Balance, Key, LedgerRow, Reservation, TopUp
 
 log = logging.getLogger("mcpmeter")
@@ -50,31 +55,79 @@ _Result = TypeVar("_Result")
 LEASE_S: Final = 30.0
 """A replica without a heartbeat for so long counts as dead, and another one recovers its open calls."""
 
-_PROBE_SQL: Final = (
-    "INSERT INTO probe VALUES (1, $1::bigint) ON CONFLICT (id) DO UPDATE SET probed_at_ns = excluded.probed_at_ns"
-)
 _ROW_FAULTS: Final = (*ROW_FAULTS, ValueError, TypeError, AttributeError)
 
 
 class PostgresStore(QueuedStore[PostgresWriter]):
     """`store.Store` on one database, for one service and one event loop. Started, used and closed once."""
 
-    def __init__(self, location: PostgresUrl, *, on_commit: OnCommit | None = None, lease_s: float = LEASE_S) -> None:
+    def __init__(
+        self,
+        location: PostgresUrl,
+        *,
+        on_commit: OnCommit | None = None,
+        lease_s: float = LEASE_S,
+        connect_s: float = CONNECT_S,
+    ) -> None:
         super().__init__(on_commit)
         self._location = location
         self._lease_s = lease_s
+        self._connect_s = connect_s
         self._keys_version = -1
 
     async def start(self) -> None:
         """Connect, migrate, join the other replicas. Raises `LedgerNotUsable`, one line."""
-        if not await asyncio.to_thread(prepare, self._location):
-            log.warning("PostgreSQL runs with fsync off: when the machine fails, settled calls can be lost")
-        self._connection = ReconnectingConnection(self._location)
-        self._writer_connection = ReconnectingConnection(self._location)
-        self._replica = Replica(ReconnectingConnection(self._location), self._lease_s)
-        await self._translated(self._replica.send_heartbeat())
+        connector = self._connector = Connector(self._location, self._connect_s)
+        await self._reach(connector)
+        for warning in await asyncio.to_thread(prepare, self._location, connector.reached):
+            log.warning("%s", warning)
+        self._replica = Replica(connector, self._lease_s, self._on_heartbeat)
+        self._connection, self._sums, self._writer_connection = (
+            ReconnectingConnection(connector, lambda: self._replica.fault is not None, never_cancelled=is_writer)
+            for is_writer in (False, False, True)
+        )
+        try:
+            await self._translated(self._replica.send_heartbeat())
+        except LedgerUnavailable as fault:
+            await self._replica.leave()
+            raise LedgerNotUsable(fault.message, hint="Look at PostgreSQL, its disk and its log.") from fault
         self._heartbeats = asyncio.get_running_loop().create_task(self._replica.keep_lease())
-        self._writer = PostgresWriter(self._writer_connection, self._replica.id, self._deliver)
+        self._writer = PostgresWriter(self._writer_connection, self._replica.id, self._deliver, self._connect_s)
+
+    async def _reach(self, connector: Connector) -> None:
+        """Raise `LedgerNotUsable` within the deadline unless PostgreSQL can be reached."""
+        try:
+            db = await connector.connect()
+        except psycopg.Error as error:
+            raise not_usable(self._location, error) from error
+        except OSError as error:
+            reason = "it does not respond" if isinstance(error, TimeoutError) else str(error.strerror)
+            raise cannot_be_reached(self._location, reason) from error
+        await db.close()
+
+    @property
+    def healthy(self) -> bool:
+        """Whether PostgreSQL responds and the last write succeeded."""
+        return self._writer is None or (self._writer.healthy and not self._is_silent)
+
+    @property
+    def _is_silent(self) -> bool:
+        writer = self._writer
+        if self._replica.is_silent or writer is None:
+            return True
+        return writer.is_silent or (self._connector.is_failing and not writer.healthy)
+
+    def _submit(self, entry: RowEntry) -> asyncio.Future[None]:
+        """While PostgreSQL does not respond, rows are refused at once."""
+        writer = self._accepting()
+        if self._is_silent:
+            writer.note_refused(entry)
+            raise unavailable(self._replica.fault or TimeoutError())
+        return super()._submit(entry)
+
+    def _on_heartbeat(self) -> None:
+        if self._writer is not None:
+            self._writer.note_response()
 
     async def close(self) -> None:
         """Commit what is queued and leave the other replicas. After that every method fails."""
@@ -90,14 +143,14 @@ class PostgresStore(QueuedStore[PostgresWriter]):
         with contextlib.suppress(asyncio.CancelledError):
             await self._heartbeats
         await self._replica.leave()
-        await self._connection.close()
-        await self._writer_connection.close()
+        for connection in (self._connection, self._sums, self._writer_connection):
+            await connection.close()
 
     async def left_open(self) -> Sequence[LedgerRow]:
         """Rows of dead replicas, and rows of this one that it failed to settle, oldest first; now its own."""
         writer = self._accepting()
         unsettled = set(writer.unsettled)
-        rows = await self._translated(self._replica.left_open(lambda: writer.in_progress))
+        rows = await self._translated(self._replica.left_open(self._connection, lambda: writer.in_progress))
         # An unsettled row that is no longer open was settled by a commit whose response was lost.
         writer.mark_settled(unsettled - {row.id for row in rows} - writer.queued)
         return rows
@@ -154,13 +207,13 @@ class PostgresStore(QueuedStore[PostgresWriter]):
         found = await self._run(lambda db: find_balances(db, reservations))
         missing = [by_key[key] for key in sorted(by_key.keys() - found.keys())]
         if missing:
-            await self._run(lambda db: make_balances(db, missing), timeout_s=SUM_TIMEOUT_S)
+            await self._sum(lambda db: make_balances(db, missing))
             found = await self._run(lambda db: find_balances(db, reservations))
         return [found[r.balance, r.period_start_ns] for r in reservations]
 
     async def burn_nanousd(self, reservation: Reservation, since_ns: int, until_ns: int) -> int:
         """The budgeted cost of settled calls in the reservation's scope that started in [since, until)."""
-        return await self._run(lambda db: burn_nanousd(db, reservation, since_ns, until_ns), timeout_s=SUM_TIMEOUT_S)
+        return await self._sum(lambda db: burn_nanousd(db, reservation, since_ns, until_ns))
 
     async def top_up(self, top_up: TopUp, *, budget: str, by: Actor) -> int:
         """Store a top-up; returns the balance's total credit. Raises `RowRefused` if its id is taken."""
@@ -175,19 +228,20 @@ class PostgresStore(QueuedStore[PostgresWriter]):
     async def probe(self) -> None:
         """Try a tiny durable write, which updates `healthy`. Raises `LedgerUnavailable`."""
         writer = self._accepting()
-        try:
-            await self._run(lambda db: execute(db, _PROBE_SQL, (time.time_ns(),)))
-        except LedgerUnavailable:
-            writer.healthy = False
-            raise
-        writer.healthy = True
+        await self._translated(self._replica.send_heartbeat())
+        await writer.revived()
+        if not writer.healthy:
+            raise unavailable(TimeoutError())
 
-    async def _run(
-        self, work: Callable[[Db], Awaitable[_Result]], *, timeout_s: float = TRANSACTION_TIMEOUT_S
-    ) -> _Result:
+    async def _run(self, work: Callable[[Db], Awaitable[_Result]]) -> _Result:
         """Run work other than a row, in its own transaction."""
         self._accepting()
-        return await self._translated(self._connection.run(work, timeout_s=timeout_s))
+        return await self._translated(self._connection.run(work))
+
+    async def _sum(self, work: Callable[[Db], Awaitable[_Result]]) -> _Result:
+        """The same for sums over many calls, on a connection of their own, so that nothing waits behind them."""
+        self._accepting()
+        return await self._translated(self._sums.run(work, timeout_s=SUM_TIMEOUT_S))
 
     async def _translated(self, work: Awaitable[_Result]) -> _Result:
         try:

@@ -6,11 +6,13 @@ A batch is one transaction: settle rows, lock their balances, reserve, insert op
 - A row violates a constraint: the batch is halved until the faulty row is alone and refused.
 - A balance does not exist yet: it is made in its own transaction, and the batch starts over.
 - The connection breaks, for example because the server closed it while idle. Whether the commit happened is unknown, so
-  the writer looks for the rows over a new connection, and writes them only if they are absent.
-- That fails too, or there is no connection: every caller gets `LedgerUnavailable`, and the writer is unhealthy until a
-  later batch succeeds. Openings stay in doubt: before the next batch their rows are deleted and their reservations
-  voided, because a refused call must leave no row. Settlements that failed become `unsettled`: nothing retries them, so
-  `left_open` returns their rows, to be recovered.
+  the writer waits until the server has ended the old session, looks for the rows over a new connection, and writes them
+  only if they are absent.
+- That fails too, or PostgreSQL does not respond within the deadline: every caller gets `LedgerUnavailable`, as does
+  each opening that is queued behind, and the writer is unhealthy until a later transaction succeeds. Openings stay in
+  doubt until the server has ended their session: then their rows are deleted and their reservations voided, because a
+  refused call must leave no row. Settlements that failed become `unsettled`: `left_open` returns their rows, to be
+  recovered unless the settlement is written after all.
 """
 
 from __future__ import annotations
@@ -18,43 +20,58 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import Final
+from typing import Final, TypeVar
 
 from mcpmeter.errors import MeterError
-from mcpmeter.ledger.postgres.balances import BalanceMissing, make_balances, release, reserve_and_settle
+from mcpmeter.ledger.postgres.balances import BalanceMissing, Posting, make_balances, reserve_and_settle
+from mcpmeter.ledger.postgres.leases import is_overdue
 from mcpmeter.ledger.postgres.reconnecting import (
     ROW_FAULTS,
     SUM_TIMEOUT_S,
     ConnectionLost,
     ReconnectingConnection,
+    has_ended,
     refusal,
     unavailable,
 )
-from mcpmeter.ledger.postgres.rows import checked_open, checked_settled, insert_open, settle_rows
+from mcpmeter.ledger.postgres.rows import checked_open, checked_settled, insert_open, settle_rows, withdraw_rows
 from mcpmeter.ledger.postgres.sql import Db, execute
-from mcpmeter.ledger.rows import KeptReservation, decode_reservations
 from mcpmeter.ledger.write_queue import (
     BatchResult,
     OpenEntry,
     Refused,
     RowEntry,
     SettleEntry,
+    fail,
+    resolve,
     track_open,
     written_rows,
 )
-from mcpmeter.records import Reservation, Settlement
+from mcpmeter.records import Reservation
+
+_Result = TypeVar("_Result")
 
 MAX_BATCH_ROWS: Final = 1_000
 """In one transaction: bounds how long the first row of a batch waits for the last."""
+
+MIN_TIMEOUT_S: Final = 0.1
+"""For the last step of a batch that has used its time up."""
+
+ENDING_S: Final = 0.02
+"""Between two looks whether the server has ended a session."""
 
 
 class PostgresWriter:
     """Owns the task. Entries enter by `submit`; results are passed to `on_result`."""
 
     def __init__(
-        self, connection: ReconnectingConnection, owner: str, on_result: Callable[[BatchResult], None]
+        self,
+        connection: ReconnectingConnection,
+        owner: str,
+        on_result: Callable[[BatchResult], None],
+        deadline_s: float,
     ) -> None:
         self.healthy = True
         self.open_ids: set[str] = set()
@@ -66,11 +83,14 @@ class PostgresWriter:
         self._connection = connection
         self._owner = owner
         self._on_result = on_result
+        self._deadline_s = deadline_s
         self._queue: deque[RowEntry] = deque()
         self._wake_up = asyncio.Event()
         self._closing = False
-        self._in_doubt: set[str] = set()
-        """Openings that failed and may be in the ledger all the same; deleted before anything else is written."""
+        self._in_doubt: dict[int, set[str]] = {}
+        """Openings that failed and may be in the ledger all the same, by the session that wrote them."""
+        self._waiting_since: float | None = None
+        self._revivals: list[asyncio.Future[None]] = []
         self._task = asyncio.get_running_loop().create_task(self._work(), name="mcpmeter-ledger")
 
     def submit(self, entry: RowEntry) -> None:
@@ -79,15 +99,36 @@ class PostgresWriter:
         self.queued.add(entry.call_id)
         self._wake_up.set()
 
+    def note_refused(self, entry: RowEntry) -> None:
+        """Note an entry that was not queued: a row that is not settled now has to be recovered."""
+        if isinstance(entry, SettleEntry) and entry.call_id in self.open_ids:
+            self.unsettled.add(entry.call_id)
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether a batch waits for PostgreSQL too long. A balance that is made may take its time."""
+        return is_overdue(self._waiting_since)
+
     @property
     def in_progress(self) -> set[str]:
-        """Rows that this process is going to settle."""
-        return (self.open_ids - self.unsettled) | self.queued
+        """Rows that this process is going to settle, or to delete."""
+        return (self.open_ids - self.unsettled) | self.queued | set().union(*self._in_doubt.values())
 
     def mark_settled(self, ids: set[str]) -> None:
         """Note rows that were settled by a commit whose response was lost."""
         self.unsettled -= ids
         self.open_ids -= ids
+
+    def note_response(self) -> None:
+        """PostgreSQL responds: what failed before may work now."""
+        if not self.healthy or self._in_doubt:
+            self._wake_up.set()
+
+    def revived(self) -> asyncio.Future[None]:
+        """Resolves after the next attempt to become healthy."""
+        self._revivals.append(asyncio.get_running_loop().create_future())
+        self._wake_up.set()
+        return self._revivals[-1]
 
     async def finish(self) -> None:
         """Write what is queued, and end."""
@@ -101,6 +142,11 @@ class PostgresWriter:
             self._wake_up.clear()
             while self._queue:
                 await self._write(self._take_batch())
+            waiting, self._revivals = self._revivals, []
+            if not self._closing:
+                await self._revive()
+            for future in waiting:
+                resolve(future, None)
             if self._closing:
                 return
 
@@ -129,15 +175,17 @@ class PostgresWriter:
     async def _write_all(self, entries: Sequence[RowEntry]) -> Refused:
         if not entries:
             return []
+        deadline = time.monotonic() + self._deadline_s
         try:
             if self._in_doubt:
-                await self._resolve_doubt()
-            refused = await self._write_once(entries)
+                await self._resolve_doubt(deadline)
+            refused = await self._write_once(entries, deadline)
         except ROW_FAULTS as error:
             if len(entries) == 1:
                 return [(entries[0], refusal(error))]
         except Exception as error:  # the task survives every error, and each waiter gets its own
             self.healthy = False
+            self._refuse_queued(error)
             return [(entry, unavailable(error)) for entry in entries]
         else:
             self.healthy = True
@@ -145,38 +193,92 @@ class PostgresWriter:
         middle = len(entries) // 2
         return [*await self._write_all(entries[:middle]), *await self._write_all(entries[middle:])]
 
-    async def _write_once(self, entries: Sequence[RowEntry]) -> Refused:
+    def _refuse_queued(self, error: Exception) -> None:
+        """Refuse openings that wait behind a batch that failed; while closing, settlements too."""
+        kept = [entry for entry in self._queue if isinstance(entry, SettleEntry) and not self._closing]
+        refused = [entry for entry in self._queue if entry not in kept]
+        self._queue = deque(kept)
+        self.queued -= {entry.call_id for entry in refused} - {entry.call_id for entry in kept}
+        for entry in refused:
+            fail(entry.future, unavailable(error))
+
+    async def _write_once(self, entries: Sequence[RowEntry], deadline: float) -> Refused:
         batch = _Batch(entries, self._owner)
         try:
-            return await self._run(batch)
-        except ConnectionLost:
-            self._in_doubt |= batch.opened
-            committed = await self._connection.run(batch.was_committed)
-            refused = batch.refused if committed else await self._run(batch)
-            self._in_doubt -= batch.opened
+            return await self._run(batch, deadline)
+        except ConnectionLost as lost:
+            self._note_doubt(lost, batch)
+            if isinstance(lost.cause, TimeoutError):
+                raise
+            if await self._was_committed(batch, lost, deadline):
+                refused = batch.refused
+            else:
+                refused = await self._run_again(batch, deadline)
+            self._in_doubt.pop(lost.session, None)
             return refused
 
-    async def _run(self, batch: _Batch) -> Refused:
+    async def _run_again(self, batch: _Batch, deadline: float) -> Refused:
+        try:
+            return await self._run(batch, deadline)
+        except ConnectionLost as lost:
+            self._note_doubt(lost, batch)
+            raise
+
+    def _note_doubt(self, lost: ConnectionLost, batch: _Batch) -> None:
+        if batch.opened:
+            self._in_doubt.setdefault(lost.session, set()).update(batch.opened)
+
+    async def _was_committed(self, batch: _Batch, lost: ConnectionLost, deadline: float) -> bool:
+        async def look(db: Db) -> bool:
+            while not await has_ended(db, lost.session):
+                if time.monotonic() > deadline:
+                    raise lost
+                await asyncio.sleep(ENDING_S)
+            return await batch.was_committed(db)
+
+        return await self._in_time(look, deadline)
+
+    async def _run(self, batch: _Batch, deadline: float) -> Refused:
         while True:
             try:
-                return await self._connection.run(batch.write)
+                return await self._in_time(batch.write, deadline)
             except BalanceMissing:
                 make = partial(make_balances, reservations=batch.reservations)
                 await self._connection.run(make, timeout_s=SUM_TIMEOUT_S)
+                deadline = time.monotonic() + self._deadline_s
 
-    async def _resolve_doubt(self) -> None:
-        ids = sorted(self._in_doubt)
+    async def _in_time(self, work: Callable[[Db], Awaitable[_Result]], deadline: float) -> _Result:
+        self._waiting_since = time.monotonic()
+        try:
+            return await self._connection.run(work, timeout_s=max(deadline - self._waiting_since, MIN_TIMEOUT_S))
+        finally:
+            self._waiting_since = None
 
-        async def delete(db: Db) -> None:
-            rows = await execute(
-                db,
-                "DELETE FROM calls WHERE id = ANY($1::text[]) AND owner = $2 AND state = 'open' RETURNING claims",
-                (ids, self._owner),
-            )
-            await release(db, [kept for (claims,) in rows for kept in decode_reservations(claims)])
+    async def _revive(self) -> None:
+        """Become healthy without traffic, and delete what is in doubt."""
+        if self.healthy and not self._in_doubt:
+            return
+        deadline = time.monotonic() + self._deadline_s
+        try:
+            await self._resolve_doubt(deadline)
+            await self._in_time(lambda db: execute(db, "SELECT 1"), deadline)
+        except Exception:  # the same as of the batch that failed
+            self.healthy = False
+        else:
+            self.healthy = True
 
-        await self._connection.run(delete)
-        self._in_doubt.clear()
+    async def _resolve_doubt(self, deadline: float) -> None:
+        for session, ids in list(self._in_doubt.items()):
+            if await self._in_time(partial(_withdraw, session=session, ids=sorted(ids)), deadline):
+                del self._in_doubt[session]
+
+
+async def _withdraw(db: Db, session: int, ids: Sequence[str]) -> bool:
+    """Delete the rows of refused calls, if the session that may have written them has ended."""
+    if not await has_ended(db, session):
+        return False
+    await withdraw_rows(db, ids)
+    return True
 
 
 class _Batch:
@@ -213,13 +315,12 @@ class _Batch:
             await insert_open(db, admitted, self._owner)
         return self.refused
 
-    async def _settle(self, db: Db) -> list[tuple[Settlement, list[KeptReservation]]]:
+    async def _settle(self, db: Db) -> list[Posting]:
         if not self._settles:
             return []
-        settlements = {call_id: same[0].settlement for call_id, same in self._settles.items()}
-        reserved, conflicts = await settle_rows(db, [checked_settled(one) for one in settlements.values()])
+        postings, conflicts = await settle_rows(db, [same[0].settlement for same in self._settles.values()])
         self.refused += [(entry, error) for call_id, error in conflicts.items() for entry in self._settles[call_id]]
-        return [(settlements[call_id], kept) for call_id, kept in reserved.items()]
+        return postings
 
     async def was_committed(self, db: Db) -> bool:
         """Whether the opened rows are in the ledger. A batch of settlements may simply run again."""
