@@ -1,8 +1,8 @@
 """`make fuzz`: targets under coverage guidance (Atheris), side by side on all cores, and what came of each.
 
-Without `--run` this starts one process per target, waits, and writes `.cache/fuzz/summary.md`. Corpora stay in
-`.cache/fuzz/NAME/`, so that the next run begins where this one ended; inputs that break a promise lie in
-`.cache/fuzz/NAME.crash-…`.
+Seconds are CPU seconds, so that a busy machine takes nothing from a run. Each target runs in turns, each a process of
+its own. Corpora stay in `.cache/fuzz/NAME/`, so that the next turn begins where the last one ended; the log is
+`.cache/fuzz/NAME.log`, and an input that breaks a promise `.cache/fuzz/NAME.crash-…`. A target with one stops.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import atheris
 CACHE = Path(__file__).parents[2] / ".cache" / "fuzz"
 NAMES = ("openai", "anthropic", "gemini", "stream_reader", "yaml", "client_connection", "server_protocol")
 SECONDS = 3600
+SECONDS_PER_TURN = 300
 SECONDS_PER_INPUT = 60
 MEGABYTES = 2048
 COLUMNS = ("target", "CPU seconds", "executions", "edges", "features", "corpus", "crashes", "super-linear")
@@ -41,6 +42,11 @@ class Result(NamedTuple):
     corpus: int
     crashes: int
     super_linear: int
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether an input broke a promise."""
+        return bool(self.crashes or self.super_linear)
 
 
 def run_target(name: str, arguments: list[str]) -> None:
@@ -68,19 +74,32 @@ def run_target(name: str, arguments: list[str]) -> None:
 
 
 def fuzz(name: str, seconds: int) -> Result:
-    """Fuzz one target in a process of its own and read its log."""
+    """Fuzz one target until it has had its time or breaks a promise."""
+    result = Result(name, 0, 0, 0, 0, 0, 0, 0)
+    (CACHE / f"{name}.log").unlink(missing_ok=True)
+    while result.cpu_seconds < seconds and not result.is_broken:
+        turn = _turn(name, min(SECONDS_PER_TURN, seconds - result.cpu_seconds))
+        result = turn._replace(
+            cpu_seconds=result.cpu_seconds + turn.cpu_seconds, executions=result.executions + turn.executions
+        )
+    print(f"mcpmeter: {result}", flush=True)
+    return result
+
+
+def _turn(name: str, seconds: int) -> Result:
     log = CACHE / f"{name}.log"
     command = [sys.executable, "-m", "tests.fuzz", "--run", name, f"-max_total_time={seconds}"]
-    with log.open("wb") as file:
+    with log.open("ab") as file:
+        begun = file.tell()
         process = subprocess.Popen(command, stdout=file, stderr=file)
         _pid, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
-    cpu_seconds = round(usage.ru_utime + usage.ru_stime)
-    return result_of(name, log.read_text(errors="replace"), cpu_seconds, process.returncode)
+    cpu_seconds = max(1, round(usage.ru_utime + usage.ru_stime))
+    return result_of(name, log.read_bytes()[begun:].decode(errors="replace"), cpu_seconds, process.returncode)
 
 
 def result_of(name: str, log: str, cpu_seconds: int, code: int) -> Result:
-    """The last state that libFuzzer printed."""
+    """What a turn's log says: the last state that libFuzzer printed."""
     states = re.findall(r"^#(\d+)\s.*?cov: (\d+) ft: (\d+) corp: (\d+)", log, re.MULTILINE)
     counts = map(int, states[-1]) if states else itertools.repeat(0, 4)
     super_linear = "SuperLinear" in log
@@ -103,7 +122,7 @@ def main() -> int:
         run_target(sys.argv[2], sys.argv[3:])
     parser = argparse.ArgumentParser(prog="make fuzz", description=__doc__.splitlines()[0])
     parser.add_argument("targets", nargs="*", metavar="TARGET", help=f"of {', '.join(NAMES)}; default: all")
-    parser.add_argument("--seconds", type=int, default=SECONDS, help="shared over all targets (default: an hour)")
+    parser.add_argument("--seconds", type=int, default=SECONDS, help="of all cores together (default: an hour each)")
     chosen = parser.parse_args()
     names = chosen.targets or list(NAMES)
     if unknown := set(names) - set(NAMES):
@@ -117,9 +136,11 @@ def main() -> int:
     text = report(results)
     (CACHE / "summary.md").write_text(f"{time.strftime('%Y-%m-%d')}\n\n{text}")
     print(text, end="")
-    failed = [result.name for result in results if result.crashes or result.super_linear]
+    failed = [result.name for result in results if result.is_broken]
     if failed:
-        print(f"mcpmeter: {', '.join(failed)}: the log names the fault, and its input is {CACHE}/NAME.*", file=sys.stderr)
+        print(
+            f"mcpmeter: {', '.join(failed)}: the log names the fault, and its input is {CACHE}/NAME.*", file=sys.stderr
+        )
     return 1 if failed else 0
 
 
