@@ -15,10 +15,11 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 VENV_STAMP := $(VENV)/.made
 SERVER_STAMP := $(VENV)/.installed-server
 DEV_STAMP := $(VENV)/.installed-dev
+FUZZ_STAMP := $(VENV)/.installed-fuzz
 PINS := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-fast check bench pairs trace size trials docs pictures constraints clean
+.PHONY: help install run test test-fast check bench pairs trace size trials fuzz docs pictures constraints clean
 .DELETE_ON_ERROR:
 
 help: ## list these commands
@@ -77,6 +78,9 @@ trials: $(DEV_STAMP) ## the long trials in full; writes docs/reliability.md
 	@PATH="$$PATH:/usr/sbin" MCPMETER_TRIALS=full MCPMETER_TRIALS_REPORT=docs/reliability.md \
 	  $(BIN)/python -m pytest -m trial -o timeout=3600 $(ARGS)
 
+fuzz: $(FUZZ_STAMP) ## fuzz under coverage guidance, an hour on all cores (ARGS="openai yaml --seconds 600")
+	@$(BIN)/python -m tests.fuzz $(ARGS)
+
 docs: $(DEV_STAMP) ## write deploy/ and the generated pages of docs/ anew: settings, metrics, errors, commands
 	@$(BIN)/python -m mcpmeter.config.reference >docs/configuration.md
 	@$(BIN)/python -m mcpmeter.catalog.reference >docs/metrics.md
@@ -94,7 +98,7 @@ pictures: $(DEV_STAMP) ## draw the dashboards from a seeded run of 4 minutes, in
 constraints: $(VENV_STAMP) ## write constraints.txt anew: the newest versions that fit pyproject.toml
 	@echo "mcpmeter: resolving every extra in a fresh environment (about a minute)"
 	@scratch=$$(mktemp -d) && trap 'rm -rf "$$scratch"' EXIT && $(BIN)/python -m venv "$$scratch" \
-	  && "$$scratch/bin/pip" install --quiet --disable-pip-version-check hatchling '.[dev,bench,postgres,parquet]' \
+	  && "$$scratch/bin/pip" install --quiet --disable-pip-version-check hatchling '.[dev,bench,fuzz,postgres,parquet]' \
 	  && "$$scratch/bin/pip" freeze --exclude mcpmeter >"$$scratch/pins" && cp "$$scratch/pins" constraints.txt
 	@echo "mcpmeter: constraints.txt written; run make test before you commit it"
 
@@ -116,4 +120,9 @@ $(SERVER_STAMP): $(VENV_STAMP) $(PINS)
 $(DEV_STAMP): $(SERVER_STAMP)
 	@echo "mcpmeter: installing the tools of tests, checks and benchmarks into $(VENV) (about 20 s)"
 	@$(PIP) -e '.[dev,bench]' -c constraints.txt
+	@touch $@
+
+$(FUZZ_STAMP): $(DEV_STAMP)
+	@echo "mcpmeter: installing the fuzzer into $(VENV)"
+	@$(PIP) -e '.[fuzz]' -c constraints.txt
 	@touch $@

@@ -25,10 +25,11 @@ NESTED = ("generateContentRequest", "generate_content_request")
 JSON_WORDS = tuple(
     word.encode()
     for word in (
-        '{"a":1},', "[[[[", "]", "}", "{", ",", ":", '"', "null", "true", "false", "{}", "[]", '""', "0", "1", "-1", "1e9",
-        '"\\u006dodel":"x",', '"model":"m",', '"model":', '"stream":true,', '"error":{"message":"x"},', '"error":null,',
-        '"n":2,', '"type":"text",', '"text":"a",', '"content":"a",', '"usage":null', ',"usage":null}', '"usage":{},',
-        "data: ", "data:", "event: ", "id: 1\n", ": ping\n\n", "\n\n", "\r\n\r\n", "\r\r", "data: [DONE]\n\n", "[DONE]",
+        '{"a":1},', "[[[[", "]", "}", "{", ",", ":", '"', "null", "true", "false", "{}", "[]", '""', "0", "1", "-1",
+        "1e9", '"\\u006dodel":"x",', '"model":"m",', '"model":', '"stream":true,', '"error":{"message":"x"},',
+        '"error":null,', '"n":2,', '"type":"text",', '"text":"a",', '"content":"a",', '"usage":null',
+        ',"usage":null}', '"usage":{},', "data: ", "data:", "event: ", "id: 1\n", ": ping\n\n", "\n\n", "\r\n\r\n",
+        "\r\r", "data: [DONE]\n\n", "[DONE]",
     )
 )  # fmt: skip
 
@@ -52,8 +53,7 @@ def check_request(dialect: Dialect, body: bytes, path: PathParams) -> None:
     try:
         request = dialect.read_request(body, path)
     except InvalidRequest as error:
-        json.loads(dialect.error_body(error, "call_1"))
-        assert sse.payloads(dialect.error_event(error, "call_1"))
+        check_refusal(dialect, error)
         return
     assert request.model.isprintable()
     assert len(request.model) <= json_body.MAX_MODEL_NAME_LENGTH
@@ -71,6 +71,12 @@ def check_request(dialect: Dialect, body: bytes, path: PathParams) -> None:
         assert again.usage_requested or not request.stream
         with contextlib.suppress(RecursionError):
             assert_only_model_differs(_values(body), _values(forwarded))
+
+
+def check_refusal(dialect: Dialect, error: InvalidRequest) -> None:
+    """A refusal is written in the dialect's own shape, as a body and as one event."""
+    json.loads(dialect.error_body(error, "call_1"))
+    assert len(sse.payloads(dialect.error_event(error, "call_1"))) == 1
 
 
 def _values(body: bytes) -> Any:

@@ -13,10 +13,11 @@ WORDS = tuple(
     for word in (
         '"messages":[{"role":"user","content":"Hi"}],', '"max_tokens":9,', '"system":"a",', '"tools":[{}],',
         '"content":[{"type":"text","text":"a"}],', '"stop_reason":"end_turn",', '"stop_reason":"refusal",',
-        '"usage":{"input_tokens":3,"output_tokens":2},', '"input_tokens":', '"output_tokens":', '"cache_read_input_tokens":',
-        '"cache_creation_input_tokens":', '"output_tokens_details":{"thinking_tokens":', '"type":"message_start",',
-        '"type":"message_delta",', '"type":"message_stop"', '"type":"content_block_delta",', '"delta":{"text":"a"},',
-        '"message":{"usage":', '"source":{"type":"base64","data":"', '"thinking":"a",', '"content_block":{"type":"tool_use"},',
+        '"usage":{"input_tokens":3,"output_tokens":2},', '"input_tokens":', '"output_tokens":',
+        '"cache_read_input_tokens":', '"cache_creation_input_tokens":',
+        '"output_tokens_details":{"thinking_tokens":', '"type":"message_start",', '"type":"message_delta",',
+        '"type":"message_stop"', '"type":"content_block_delta",', '"delta":{"text":"a"},', '"message":{"usage":',
+        '"source":{"type":"base64","data":"', '"thinking":"a",', '"content_block":{"type":"tool_use"},',
         "event: message_stop\n", '"input":{"a":1}', '"partial_json":"{"',
     )
 )  # fmt: skip

@@ -20,15 +20,12 @@ from mcpmeter.errors import MeterError, UpstreamFault
 from mcpmeter.http.client import MAX_BUFFERED_BYTES, Http1Client
 
 WORDS = (
-    *(wire for wire, *_ in WHOLE.values()),
-    *(wire for wire, _ in UNTIL_CLOSED.values()),
-    *(wire[:400] for wire in INVALID.values()),
-    *(wire[:400] for wire in INVALID_BODY.values()),
-    *TOO_SHORT.values(),
+    *(wire for wire, *_ in WHOLE.values()), *(wire for wire, _ in UNTIL_CLOSED.values()),
+    *(wire[:400] for wire in INVALID.values()), *(wire[:400] for wire in INVALID_BODY.values()), *TOO_SHORT.values(),
     b"HTTP/1.1 ", b"HTTP/1.0 ", b"200 OK\r\n", b"100 Continue\r\n\r\n", b"101 Switching\r\n", b"\r\n", b"\r\n\r\n",
     b"Content-Length: 5\r\n", b"Content-Length: 0\r\n", b"Transfer-Encoding: chunked\r\n", b"Connection: close\r\n",
-    b"Connection: upgrade\r\nUpgrade: h2c\r\n", b"Content-Encoding: gzip\r\n", b"5\r\nhello\r\n", b"0\r\n\r\n", b"0\r\nX: 1\r\n\r\n",
-    b"5;ext=1\r\n", b"ffffffff\r\n", b"X-A: 1\r\n", b" folded\r\n", b"\n", b"hello", CHUNKED,
+    b"Connection: upgrade\r\nUpgrade: h2c\r\n", b"Content-Encoding: gzip\r\n", b"5\r\nhello\r\n", b"0\r\n\r\n",
+    b"0\r\nX: 1\r\n\r\n", b"5;ext=1\r\n", b"ffffffff\r\n", b"X-A: 1\r\n", b" folded\r\n", b"\n", b"hello", CHUNKED,
 )  # fmt: skip
 Outcome = tuple[int, dict[str, str], bytes] | type[MeterError]
 

@@ -12,14 +12,16 @@ from mcpmeter.dialects.openai_responses import OpenAiResponses
 WORDS = tuple(
     word.encode()
     for word in (
-        '"messages":[{"role":"user","content":"Hi"}],', '"stream_options":{"include_usage":true},', '"stream_options":null,',
-        '"max_tokens":9,', '"max_completion_tokens":', '"choices":[{"message":{"content":"a"},"finish_reason":"stop"}],',
-        '"choices":[],', '"delta":{"content":"a"},', '"finish_reason":null', '"refusal":"no",', '"tool_calls":[{}],',
-        '"usage":{"prompt_tokens":3,"completion_tokens":2,"total_tokens":9},', '"prompt_tokens":', '"completion_tokens":',
-        '"total_tokens":', '"prompt_tokens_details":{"cached_tokens":9},', '"completion_tokens_details":{"reasoning_tokens":',
-        '"cost":0.1,', '"cost":{"total_cost":', '"x_groq":{"usage":', '"input":"a",', '"output":[],', '"status":"completed",',
-        '"response":{"usage":', '"type":"response.completed",', '"input_tokens":', '"output_tokens":', '"data":[{}],',
-        '"obfuscation":"aB3"', '"embedding":[1]', '"input":[1,2],', '"type":"response.output_text.delta","delta":"a"',
+        '"messages":[{"role":"user","content":"Hi"}],', '"stream_options":{"include_usage":true},',
+        '"stream_options":null,', '"max_tokens":9,', '"max_completion_tokens":',
+        '"choices":[{"message":{"content":"a"},"finish_reason":"stop"}],', '"choices":[],',
+        '"delta":{"content":"a"},', '"finish_reason":null', '"refusal":"no",', '"tool_calls":[{}],',
+        '"usage":{"prompt_tokens":3,"completion_tokens":2,"total_tokens":9},', '"prompt_tokens":',
+        '"completion_tokens":', '"total_tokens":', '"prompt_tokens_details":{"cached_tokens":9},',
+        '"completion_tokens_details":{"reasoning_tokens":', '"cost":0.1,', '"cost":{"total_cost":',
+        '"x_groq":{"usage":', '"input":"a",', '"output":[],', '"status":"completed",', '"response":{"usage":',
+        '"type":"response.completed",', '"input_tokens":', '"output_tokens":', '"data":[{}],', '"obfuscation":"aB3"',
+        '"embedding":[1]', '"input":[1,2],', '"type":"response.output_text.delta","delta":"a"',
     )
 )  # fmt: skip
 _check = checks_of((OpenAiChat(), OpenAiResponses(), OpenAiEmbeddings()))

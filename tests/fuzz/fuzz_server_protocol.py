@@ -17,13 +17,15 @@ from mcpmeter.http.framing import MAX_HEADER_BYTES
 from mcpmeter.http.server.protocol import MAX_BUFFERED_BYTES, ServerProtocol
 
 WORDS = (
-    b"GET / HTTP/1.1\r\n", b"POST / HTTP/1.1\r\n", b"POST /v1/chat HTTP/1.0\r\n", b"HEAD /a?b=c HTTP/1.1\r\n", b"CONNECT a:1 HTTP/1.1\r\n",
-    b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"Host: a\r\n", b"Content-Length: 5\r\n", b"Content-Length: 0\r\n", b"Content-Length: +5\r\n",
-    b"Transfer-Encoding: chunked\r\n", b"Transfer-Encoding: gzip, chunked\r\n", b"Transfer-Encoding : chunked\r\n",
-    b"Connection: close\r\n", b"Connection: keep-alive\r\n", b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n",
+    b"GET / HTTP/1.1\r\n", b"POST / HTTP/1.1\r\n", b"POST /v1/chat HTTP/1.0\r\n", b"HEAD /a?b=c HTTP/1.1\r\n",
+    b"CONNECT a:1 HTTP/1.1\r\n", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"Host: a\r\n", b"Content-Length: 5\r\n",
+    b"Content-Length: 0\r\n", b"Content-Length: +5\r\n", b"Transfer-Encoding: chunked\r\n",
+    b"Transfer-Encoding: gzip, chunked\r\n", b"Transfer-Encoding : chunked\r\n", b"Connection: close\r\n",
+    b"Connection: keep-alive\r\n", b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n",
     b"Connection: Upgrade\r\nUpgrade: websocket\r\n", b"Expect: 100-continue\r\n", b"\r\n", b"\r\n\r\n", b"hello",
-    b"5\r\nhello\r\n", b"0\r\n\r\n", b"0\r\nX: 1\r\n\r\n", b"5;a=b\r\nhello\r\n", b"ffffffffffffffff\r\n", b"X-A: 1\r\n", b" folded\r\n",
-    b"GET /%00 HTTP/1.1\r\nHost: a\r\n\r\n", b"GET http://a/b HTTP/1.1\r\n", b"\n", b"\r", b"\t", b"\0", b": ", b" HTTP/1.1",
+    b"5\r\nhello\r\n", b"0\r\n\r\n", b"0\r\nX: 1\r\n\r\n", b"5;a=b\r\nhello\r\n", b"ffffffffffffffff\r\n",
+    b"X-A: 1\r\n", b" folded\r\n", b"GET /%00 HTTP/1.1\r\nHost: a\r\n\r\n", b"GET http://a/b HTTP/1.1\r\n", b"\n",
+    b"\r", b"\t", b"\0", b": ", b" HTTP/1.1",
 )  # fmt: skip
 SMUGGLED = b"GET /smuggled HTTP/1.1\r\nhost: a\r\n\r\n"
 TURNS = 40

@@ -17,12 +17,13 @@ SECRET = "hunter2secret"
 WORDS = tuple(
     word.encode()
     for word in (
-        "server:\n", "  port: 8080\n", "providers:\n", "- name: openai\n", "  api_key: ${OPENAI_API_KEY}\n", "budgets:\n",
-        "  limit_usd: 1\n", "  period: week\n", "keys:\n", "teams: [a, b]\n", "routes:\n", "aliases: {a: openai/b}\n",
-        "monitoring:\n", "pricing:\n", "ledger:\n", "relay: {timeouts: {idle_seconds: 1}}\n", "&a ", "*a", "<<: *a\n", "!!int ",
-        "!x ", "? ", ": ", "- ", "  ", "[", "]", "{", "}", "|\n", ">-\n", "---\n", "...\n", "%YAML 1.1\n", "# ", "'", '"',
-        "${NAME}", "${NAME:-x}", "$${", "${", "~", "null", "yes", "0x10", "1_000", "0o7", ".inf", ".nan", "1e3", "12:30:45",
-        "2026-01-01", "\\UFFFFFFFF", "\\x00", "\t", "@", "`", "a: &a [*a]\n", "a: [x, x]\n",
+        "server:\n", "  port: 8080\n", "providers:\n", "- name: openai\n", "  api_key: ${OPENAI_API_KEY}\n",
+        "budgets:\n", "  limit_usd: 1\n", "  period: week\n", "keys:\n", "teams: [a, b]\n", "routes:\n",
+        "aliases: {a: openai/b}\n", "monitoring:\n", "pricing:\n", "ledger:\n",
+        "relay: {timeouts: {idle_seconds: 1}}\n", "&a ", "*a", "<<: *a\n", "!!int ", "!x ", "? ", ": ", "- ", "  ",
+        "[", "]", "{", "}", "|\n", ">-\n", "---\n", "...\n", "%YAML 1.1\n", "# ", "'", '"', "${NAME}", "${NAME:-x}",
+        "$${", "${", "~", "null", "yes", "0x10", "1_000", "0o7", ".inf", ".nan", "1e3", "12:30:45", "2026-01-01",
+        "\\UFFFFFFFF", "\\x00", "\t", "@", "`", "a: &a [*a]\n", "a: [x, x]\n",
     )
 )  # fmt: skip
 LINE = re.compile(r".*:\d+: .+")
