@@ -55,6 +55,9 @@ def check_request(dialect: Dialect, body: bytes, path: PathParams) -> None:
     except InvalidRequest as error:
         check_refusal(dialect, error)
         return
+    with contextlib.suppress(RecursionError):
+        names = [name for name, _value in json.loads(body, object_pairs_hook=list, parse_float=str, parse_int=str)]
+        assert max(names.count("model"), names.count("stream")) <= 1
     assert request.model.isprintable()
     assert len(request.model) <= json_body.MAX_MODEL_NAME_LENGTH
     for count in (request.prompt_tokens_estimate, request.max_prompt_tokens, request.max_completion_tokens):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -28,6 +29,7 @@ WORDS = (
     b"\r", b"\t", b"\0", b": ", b" HTTP/1.1",
 )  # fmt: skip
 SMUGGLED = b"GET /smuggled HTTP/1.1\r\nhost: a\r\n\r\n"
+FRAMING = (b"content-length", b"transfer-encoding")
 TURNS = 40
 """Steps of the event loop after which the application has answered all that it can."""
 
@@ -127,6 +129,48 @@ async def outcome_of(parts: Sequence[bytes]) -> Connection:
     return connection
 
 
+HEAD = re.compile(rb"([A-Z]+) (/[\w/.-]*) HTTP/1\.1\r\n((?:[A-Za-z0-9-]+:[ -~]*\r\n)*)\r\n")
+CHUNK = re.compile(rb"([0-9a-fA-F]{1,7})\r\n")
+
+
+def plain_requests(data: bytes) -> list[tuple[str, str, bytes]]:
+    """The requests at the beginning, read by RFC 9112 alone, up to the first that is not of the plainest form."""
+    found: list[tuple[str, str, bytes]] = []
+    while head := HEAD.match(data):
+        lines = [line.lower().split(b":", 1) for line in head[3].splitlines()]
+        framing = [(name, value.strip(b" ")) for name, value in lines if name in FRAMING]
+        body, rest = _plain_body(framing, data[head.end() :])
+        if body is None or head[1] == b"CONNECT":
+            break
+        found.append((head[1].decode(), head[2].decode(), body))
+        data = rest
+    return found
+
+
+def _plain_body(framing: list[tuple[bytes, bytes]], data: bytes) -> tuple[bytes | None, bytes]:
+    match framing:
+        case []:
+            return b"", data
+        case [(b"content-length", length)] if length.isdigit() and len(length) < 8 and int(length) <= len(data):
+            return data[: int(length)], data[int(length) :]
+        case [(b"transfer-encoding", b"chunked")]:
+            return _plain_chunks(data)
+    return None, b""
+
+
+def _plain_chunks(data: bytes) -> tuple[bytes | None, bytes]:
+    body = b""
+    while chunk := CHUNK.match(data):
+        size = int(chunk[1], 16)
+        part, end, data = data[chunk.end() :][:size], data[chunk.end() + size :][:2], data[chunk.end() + size + 2 :]
+        if end != b"\r\n":
+            break
+        if not size:
+            return body, data
+        body += part
+    return None, b""
+
+
 def _run(parts: Sequence[bytes]) -> Connection:
     loop = asyncio.new_event_loop()
     try:
@@ -136,8 +180,10 @@ def _run(parts: Sequence[bytes]) -> Connection:
 
 
 def check(data: bytes) -> None:
-    """Every segmentation comes to the same requests."""
+    """Every segmentation comes to the same requests, and to those of an independent reading."""
     whole = _run([data] if data else [])
+    for seen, plain in zip(whole.seen, plain_requests(data), strict=False):
+        assert seen == plain, f"{seen} is not {plain}"
     for parts in segmentations(data):
         cut = _run(parts)
         assert cut.seen == whole.seen, f"{cut.seen} is not {whole.seen}"

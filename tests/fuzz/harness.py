@@ -36,7 +36,8 @@ RUNS_BETWEEN_MEASUREMENTS = 48
 PIECE_BYTES = 256
 
 NUMBERS = (
-    b"0", b"-1", b"1.5", b"1e999", b"9" * 20, b"9" * 5000, b"true", b"null", b"NaN", b"-0", b"18446744073709551616",
+    b"0", b"3", b"5000", b"-1", b"1.5", b"1e999", b"9" * 20, b"9" * 5000, b"true", b"null", b"NaN", b"-0",
+    b"18446744073709551616",
 )  # fmt: skip
 EDGES = (
     b"", b"\0", b"\r", b"\n", b"\r\n", b"\n\n", b"\xff", b"\xef\xbb\xbf", b"\xed\xa0\x80", b"\\u0000", b"\\ud800",
