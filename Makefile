@@ -15,6 +15,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 VENV_STAMP := $(VENV)/.made
 SERVER_STAMP := $(VENV)/.installed-server
 DEV_STAMP := $(VENV)/.installed-dev
+FUZZ_STAMP := $(VENV)/.installed-fuzz
 PINS := pyproject.toml constraints.txt
 
 # pip-compile asks the index that pip is set up for, and its files name none.
@@ -25,7 +26,7 @@ HASHES_HEADER := \# sha256 of every file that the package index lists for each p
 SBOM := dist/mcpmeter.cdx.json
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-fast check bench pairs trace size trials docs pictures constraints hashes sbom audit-dependencies clean
+.PHONY: help install run test test-fast check bench pairs trace size trials fuzz docs pictures constraints hashes sbom audit-dependencies clean
 .DELETE_ON_ERROR:
 
 help: ## list these commands
@@ -85,6 +86,9 @@ trials: $(DEV_STAMP) ## the long trials in full; writes docs/reliability.md
 	@PATH="$$PATH:/usr/sbin" MCPMETER_TRIALS=full MCPMETER_TRIALS_REPORT=docs/reliability.md \
 	  $(BIN)/python -m pytest -m trial -o timeout=3600 $(ARGS)
 
+fuzz: $(FUZZ_STAMP) ## fuzz under coverage guidance, an hour on all cores (ARGS="openai yaml --seconds 600")
+	@$(BIN)/python -m tests.fuzz $(ARGS)
+
 docs: $(DEV_STAMP) ## write deploy/ and the generated pages of docs/ anew: settings, metrics, errors, commands
 	@$(BIN)/python -m mcpmeter.config.reference >docs/configuration.md
 	@$(BIN)/python -m mcpmeter.catalog.reference >docs/metrics.md
@@ -103,7 +107,7 @@ constraints: $(DEV_STAMP) ## write the pins anew: the newest versions that fit p
 	@echo "mcpmeter: resolving every extra (a few minutes)"
 	@scratch=$$(mktemp -d) && trap 'rm -rf "$$scratch"' EXIT \
 	  && $(COMPILE) --extra server --extra postgres --extra parquet --extra monitoring -o "$$scratch/product" pyproject.toml \
-	  && $(COMPILE) --extra dev --extra bench --extra supply --all-build-deps -c "$$scratch/product" -o "$$scratch/all" pyproject.toml \
+	  && $(COMPILE) --extra dev --extra bench --extra supply --extra fuzz --all-build-deps -c "$$scratch/product" -o "$$scratch/all" pyproject.toml \
 	  && grep == "$$scratch/product" >constraints.txt && grep == "$$scratch/all" | grep -vxFf constraints.txt >constraints-dev.txt
 	@$(MAKE) --no-print-directory hashes
 	@echo "mcpmeter: constraints.txt and constraints-dev.txt written; run make test before you commit them"
@@ -140,4 +144,9 @@ $(SERVER_STAMP): $(VENV_STAMP) $(PINS)
 $(DEV_STAMP): $(SERVER_STAMP) constraints-dev.txt
 	@echo "mcpmeter: installing the tools of tests, checks and benchmarks into $(VENV) (about 20 s)"
 	@$(PIP) -e '.[dev,bench,supply]' -c constraints.txt -c constraints-dev.txt
+	@touch $@
+
+$(FUZZ_STAMP): $(DEV_STAMP)
+	@echo "mcpmeter: installing the fuzzer into $(VENV)"
+	@$(PIP) -e '.[fuzz]' -c constraints.txt -c constraints-dev.txt
 	@touch $@

@@ -29,8 +29,8 @@ settings.register_profile("unhurried", deadline=None)  # a busy machine is no fa
 settings.load_profile("unhurried")
 
 COMMAND = Path(sys.executable).with_name("mcpmeter")
-SECONDS_TO_SPEAK = 40.0
-SECONDS_TO_END = 40.0
+SECONDS_TO_SPEAK = 180.0
+SECONDS_TO_END = 180.0
 KEPT_OF_THE_ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "TMPDIR", "COVERAGE_PROCESS_START")
 
 
@@ -211,7 +211,7 @@ class PostgresServer:
     def answers(self) -> bool:
         """Whether it takes connections now."""
         try:
-            psycopg.connect(self.url("postgres"), connect_timeout=5).close()
+            psycopg.connect(self.url("postgres"), connect_timeout=60).close()
         except psycopg.OperationalError:
             return False
         return True

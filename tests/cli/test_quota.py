@@ -275,7 +275,7 @@ class TestWatch:
         while chunk := _read(ours):
             shown += chunk
         os.close(ours)
-        assert watching.wait(10) == 0
+        assert watching.wait(120) == 0
         assert b"retry_after" in shown
         assert shown.rindex(b"\x1b[?25h") > shown.rindex(b"\x1b[?25l")
 

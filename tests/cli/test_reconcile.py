@@ -456,7 +456,7 @@ def test_the_progress_bar_is_erased_from_the_terminal(write, ledger: Path, tmp_p
         shown += chunk
     os.close(ours)
     working.stdout.close()  # type: ignore[union-attr]
-    assert working.wait(20) == 1
+    assert working.wait(120) == 1
     assert answer["bills"][0]["lines"] == 20_001
     assert b"bill.csv: 20,000 lines" in shown or b"comparing with openrouter" in shown
     assert shown.rindex(b"\x1b[?25h") > shown.rindex(b"\x1b[?25l")

@@ -176,7 +176,7 @@ class TestZeroConfiguration:
         for service, names in zip(services, expected, strict=True):
             service.says(f"relays to {names}; settings from environment")
             address = service.says(r"OpenAI SDKs +(http://\S+)/v1")[1]
-            with urllib.request.urlopen(f"{address}/v1/models", timeout=20) as answer:
+            with urllib.request.urlopen(f"{address}/v1/models", timeout=120) as answer:
                 assert json.load(answer)["data"]
         for service in services:
             finished = service.end()

@@ -14,7 +14,8 @@ from mcpmeter.dialects.gemini_generate import GeminiGenerate
 from mcpmeter.dialects.openai_chat import OpenAiChat
 from mcpmeter.dialects.openai_embeddings import OpenAiEmbeddings
 from mcpmeter.dialects.openai_responses import OpenAiResponses
-from mcpmeter.records import PathParams
+from mcpmeter.dialects.tokens import MAX_TOKENS
+from mcpmeter.records import PathParams, Usage
 
 MODEL = PathParams(model="m")
 MESSAGES: list[Any] = [{"role": "user", "content": "Hello"}]
@@ -93,3 +94,12 @@ BILLED = [name for name, case in CASES.items() if case.usage]
 STREAMING: dict[str, StreamingDialect] = {
     name: case.dialect for name, case in CASES.items() if isinstance(case.dialect, StreamingDialect)
 }
+
+
+def assert_fits(usage: Usage) -> None:
+    """Counts that a row of the ledger can hold, and details within their totals."""
+    assert 0 <= usage.prompt_tokens <= 3 * MAX_TOKENS
+    assert 0 <= usage.completion_tokens <= 2 * MAX_TOKENS
+    assert 0 <= usage.cached_read_tokens + usage.cache_write_tokens <= usage.prompt_tokens
+    assert 0 <= usage.reasoning_tokens <= usage.completion_tokens
+    assert 0 <= usage.audio_tokens <= usage.prompt_tokens + usage.completion_tokens

@@ -8,13 +8,12 @@ import json
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.dialects.cases import BILLED, CASES, MODEL, STREAMING, Case
+from tests.dialects.cases import BILLED, CASES, MODEL, STREAMING, Case, assert_fits
 
 from mcpmeter.dialects.base import StreamingDialect, UnreadableResponse
 from mcpmeter.dialects.json_body import MAX_MODEL_NAME_LENGTH
 from mcpmeter.dialects.tokens import MAX_TOKENS
 from mcpmeter.errors import InvalidRequest, UpstreamDisconnected
-from mcpmeter.records import Usage
 from mcpmeter.relay.stream import StreamTee
 
 every_dialect = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
@@ -178,14 +177,6 @@ def test_absent_usage_is_not_bad_usage(case):
     for usage in ("null", "{}"):
         info = case.dialect.read_response((case.response % usage).encode())
         assert (info.usage, info.bad_usage) == (None, False)
-
-
-def assert_fits(usage: Usage) -> None:
-    assert 0 <= usage.prompt_tokens <= 3 * MAX_TOKENS
-    assert 0 <= usage.completion_tokens <= 2 * MAX_TOKENS
-    assert 0 <= usage.cached_read_tokens + usage.cache_write_tokens <= usage.prompt_tokens
-    assert 0 <= usage.reasoning_tokens <= usage.completion_tokens
-    assert 0 <= usage.audio_tokens <= usage.prompt_tokens + usage.completion_tokens
 
 
 counts = st.none() | st.booleans() | st.integers(-5) | st.floats() | st.text(max_size=5) | st.lists(st.integers())

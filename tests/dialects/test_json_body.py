@@ -5,7 +5,11 @@ from __future__ import annotations
 import pytest
 
 from mcpmeter.dialects.base import UnreadableResponse
-from mcpmeter.dialects.json_body import strict_json, with_fields
+from mcpmeter.dialects.json_body import refuse_repeated, strict_json, with_fields
+from mcpmeter.errors import InvalidRequest
+
+LONG_NUMBER = b"1." + b"2" * 5000
+"""JSON allows it, Python's int does not."""
 
 
 @pytest.mark.parametrize(
@@ -16,10 +20,23 @@ from mcpmeter.dialects.json_body import strict_json, with_fields
         (b'{"a":1.50,"model":"x"}', {"model": "m"}, b'{"a":1.50,"model":"m"}'),
         (b'{"o":{"b":1},"a":1.50}', {"o": {"c": True}}, b'{"o":{"b":1,"c":true},"a":1.50}'),
         (b'{"o":null}', {"o": {"c": True}, "model": "m"}, b'{"o":{"c":true},"model":"m"}'),
+        (b'{"o":{"b":%b}}' % LONG_NUMBER, {"o": {"c": True}}, b'{"o":{"b":%b,"c":true}}' % LONG_NUMBER),
     ],
 )
 def test_setting_fields_keeps_every_other_value_as_written(body, additions, sent):
     assert with_fields(body, additions) == sent
+
+
+@pytest.mark.parametrize("number", [LONG_NUMBER, b"3" * 5000])
+def test_a_name_is_counted_beside_a_number_of_any_length(number):
+    refuse_repeated(b'{"a":1,"b":{"a":%b}}' % number, [b'"a"'])
+    with pytest.raises(InvalidRequest, match="'a' twice"):
+        refuse_repeated(b'{"a":1,"a":%b}' % number, [b'"a"'])
+
+
+def test_a_body_too_deep_for_counting_names_is_invalid():
+    with pytest.raises(InvalidRequest, match="too deep"):
+        refuse_repeated(b'{"a":1,"b":{"a":%b}}' % (b"[" * 100_000 + b"]" * 100_000), [b'"a"'])
 
 
 @pytest.mark.parametrize(

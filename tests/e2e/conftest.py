@@ -113,7 +113,7 @@ class Stand:
 
 def _get(url: str, secret: str = "") -> bytes:
     asked = urllib.request.Request(url, headers={"Authorization": f"Bearer {secret}"} if secret else {})
-    with urllib.request.urlopen(asked, timeout=20) as answer:
+    with urllib.request.urlopen(asked, timeout=120) as answer:
         return answer.read()
 
 

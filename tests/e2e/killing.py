@@ -71,7 +71,7 @@ class Load:
         self.cut = 0
 
     async def run(self) -> None:
-        async with httpx2.AsyncClient(timeout=60, verify=False) as http:
+        async with httpx2.AsyncClient(timeout=120, verify=False) as http:
             await asyncio.gather(*(self._client(http, number) for number in range(CLIENTS)))
 
     async def until(self, holds: Callable[[], bool]) -> None:

@@ -252,7 +252,7 @@ def options_for(pagers: Pagers, folder: Path, *targets: str) -> MonitoringOption
 async def a_world(folder: Path) -> AsyncIterator[World]:
     prices = {"gpt-4.1": LISTED}
     async with AsyncExitStack() as parts:
-        http = await parts.enter_async_context(httpx2.AsyncClient(timeout=20, verify=False))
+        http = await parts.enter_async_context(httpx2.AsyncClient(timeout=120, verify=False))
         world = World(folder, http)
         good = await parts.enter_async_context(Simulator(seed=1, prices=prices))
         world.places = dict.fromkeys(("holysheep", "backup", "slow", "dear", "short"), good.base_url)
@@ -387,7 +387,7 @@ async def at_rest(pagers: Pagers, prometheus: str) -> None:
 
     Three seconds, which are the five minutes of MCPAbsent here, may pass on a busy machine before the first scrape.
     """
-    async with asyncio.timeout(60), httpx2.AsyncClient(base_url=f"{prometheus}/api/v1", verify=False) as http:
+    async with asyncio.timeout(120), httpx2.AsyncClient(base_url=f"{prometheus}/api/v1", verify=False) as http:
         while True:
             up = (await http.get("/query", params={"query": 'min(up{job="mcpmeter"})'})).json()["data"]["result"]
             alerts = (await http.get("/alerts")).json()["data"]["alerts"]

@@ -43,7 +43,7 @@ class Race:
 
     async def run(self, rounds: int, **more: Any) -> None:
         limits = httpx2.Limits(max_connections=CALLS, max_keepalive_connections=CALLS)
-        async with httpx2.AsyncClient(timeout=60, limits=limits, verify=False) as http:
+        async with httpx2.AsyncClient(timeout=120, limits=limits, verify=False) as http:
             for number in range(rounds):
                 before = self.history().balance
                 await asyncio.to_thread(self._fill_up, before.credit - before.spent, number)

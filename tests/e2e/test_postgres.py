@@ -296,7 +296,7 @@ async def test_three_replicas_never_exceed_a_shared_budget(stand, trials, postgr
         addresses.append(stand.address)
     statuses: Counter[int] = Counter()
     limits = httpx2.Limits(max_connections=None)
-    async with httpx2.AsyncClient(timeout=60, limits=limits, verify=False) as http:
+    async with httpx2.AsyncClient(timeout=120, limits=limits, verify=False) as http:
 
         async def call(number: int, model: str) -> int:
             body = {"model": model, "max_tokens": 90, "messages": [{"role": "user", "content": "Count."}]}

@@ -41,7 +41,7 @@ class Billed(NamedTuple):
 
 
 async def ask(address: str) -> None:
-    async with httpx2.AsyncClient(timeout=60, verify=False) as http:
+    async with httpx2.AsyncClient(timeout=120, verify=False) as http:
 
         async def one(place: int) -> None:
             body: dict[str, Any] = {"model": list(PRICES)[place % 2], "stream": place % 3 == 0}

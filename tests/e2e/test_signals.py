@@ -39,14 +39,14 @@ class Stream:
 
     async def whole(self) -> bytes:
         """What came until the stream's end."""
-        return await asyncio.wait_for(self._reading, 30)
+        return await asyncio.wait_for(self._reading, 120)
 
 
 @asynccontextmanager
 async def streams(address: str, count: int, **more: Any) -> AsyncIterator[list[Stream]]:
     """So many streams, each with its first bytes here."""
     body = {"model": "gpt-4.1", "messages": [{"role": "user", "content": "Go on."}], "stream": True, **more}
-    async with httpx2.AsyncClient(timeout=60, verify=False) as http:
+    async with httpx2.AsyncClient(timeout=120, verify=False) as http:
         asked = [http.build_request("POST", f"{address}/v1/chat/completions", json=body) for _ in range(count)]
         answers = await asyncio.gather(*(http.send(request, stream=True) for request in asked))
         begun = [Stream(answer) for answer in answers]
@@ -115,7 +115,7 @@ class TestTermination:
 
 
 async def until_draining(http: httpx2.AsyncClient, address: str) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         if (await http.get(f"{address}/-/ready")).status_code == 503:
             return

@@ -115,7 +115,7 @@ def serve() -> Serve:
 
 
 async def _until(holds: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(120):
         while not holds():
             await asyncio.sleep(0.005)
 

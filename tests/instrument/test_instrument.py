@@ -43,7 +43,7 @@ def server() -> MCPServer:
 
 
 def fetched(port: int | None) -> str:
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as response:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=120) as response:
         return response.read().decode()
 
 

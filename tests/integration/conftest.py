@@ -138,7 +138,7 @@ class Relay:
             writer.write(request)
             if rest:
                 writer.write(rest)
-            received = await asyncio.wait_for(reader.read(-1), 10)
+            received = await asyncio.wait_for(reader.read(-1), 120)
         finally:
             writer.transport.abort()
         head, _, body = received.partition(b"\r\n\r\n")
@@ -169,7 +169,7 @@ class Relay:
         with open_reader(self.ledger) as reader:
             return [row_of(row) for row in reader.rows(f"{SELECT_ROWS_SQL} ORDER BY started_at_ns, id")]
 
-    async def until(self, holds: Callable[[], bool], *, seconds: float = 10.0) -> None:
+    async def until(self, holds: Callable[[], bool], *, seconds: float = 120.0) -> None:
         """Wait for something that has no event of its own to await."""
         async with asyncio.timeout(seconds):
             while not holds():
@@ -198,7 +198,7 @@ def chat_body(simulate: str = "", **more: Any) -> dict[str, Any]:
 
 def make_settings(ledger: Location, upstream: str, **changes: Any) -> Settings:
     """Settings in code, as the demo makes them; waits are short."""
-    times = {"first_byte_seconds": 5.0, "idle_seconds": 5.0, **changes.pop("timeouts", {})}
+    times = {"first_byte_seconds": 60.0, "idle_seconds": 60.0, **changes.pop("timeouts", {})}
     relay = {"timeouts": TimeoutSettings(**times), **changes.pop("relay", {})}
     keys = changes.pop("keys", {})
     return Settings(
@@ -220,7 +220,7 @@ def _key(team: str, secret: str) -> KeySettings:
 
 def http_client() -> httpx2.AsyncClient:
     """Adds no headers a provider's response depends on; loads no certificates, which takes 30 ms."""
-    http = httpx2.AsyncClient(timeout=20, limits=httpx2.Limits(), trust_env=False, verify=False)
+    http = httpx2.AsyncClient(timeout=120, limits=httpx2.Limits(), trust_env=False, verify=False)
     for name in ("accept-encoding", "user-agent"):
         del http.headers[name]
     return http

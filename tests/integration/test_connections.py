@@ -20,7 +20,7 @@ async def test_an_idle_connection_is_closed_but_not_a_waiting_one(
     relay = await start_relay()
     reader, writer = await asyncio.open_connection(*relay.address)
     writer.write(HEALTH)
-    assert b'"healthy"' in await asyncio.wait_for(reader.read(), 5)  # which reads up to the end of the connection
+    assert b'"healthy"' in await asyncio.wait_for(reader.read(), 120)  # which reads up to the end of the connection
     writer.close()
     message = {"role": "user", "content": "Hi"}
     body = json.dumps({"model": "gpt-4.1", "messages": [message], "metadata": {"simulate": "latency_ms=400"}}).encode()
@@ -28,5 +28,5 @@ async def test_an_idle_connection_is_closed_but_not_a_waiting_one(
     writer.write(HEALTH)
     await asyncio.wait_for(reader.readuntil(b"}"), 5)
     writer.write(POST % len(body) + body)
-    assert b"HTTP/1.1 200" in await asyncio.wait_for(reader.read(), 5)
+    assert b"HTTP/1.1 200" in await asyncio.wait_for(reader.read(), 120)
     writer.close()

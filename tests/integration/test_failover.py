@@ -396,7 +396,7 @@ async def test_a_circuit_opens_and_one_probe_closes_it(serve, sims):
             assert [row for row in relay.rows() if row.upstream_request_id][-1].provider == B
         sims[A].plan = Plan()
         while went(await relay.chat()) != (A, "1"):
-            assert time.monotonic() - opened < 10, "the circuit was never tried again"
+            assert time.monotonic() - opened < 120, "the circuit was never tried again"
             assert await gauges(relay, A) == (0, 1)
         assert await gauges(relay, A) == (1, 0)
         assert went(await relay.chat()) == (A, "1")
@@ -467,7 +467,7 @@ async def test_nothing_is_sent_before_a_retry_after_has_passed(serve, sims):
             assert sims[A].billing_log.totals.calls == 1
         assert (await relay.chat(model="deepseek-v3.2")).status == 200
         while (await relay.chat()).status != 200:
-            assert time.monotonic() - since < 10
+            assert time.monotonic() - since < 120
         assert time.monotonic() - since >= 0.95
         await relay.until_idle()
     calls = [call for call in sims[A].billing_log.calls() if call.model == MODEL]

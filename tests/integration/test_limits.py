@@ -146,10 +146,10 @@ async def test_endless_trailers_after_the_response_close(start_relay):
     relay = await start_relay()
     reader, writer = await asyncio.open_connection(*relay.address)
     writer.write(b"GET /health HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n")
-    assert (await asyncio.wait_for(reader.readuntil(b"}"), 5)).startswith(b"HTTP/1.1 200 OK")
+    assert (await asyncio.wait_for(reader.readuntil(b"}"), 120)).startswith(b"HTTP/1.1 200 OK")
     writer.write(FLOODS["a trailer's value"])
     with contextlib.suppress(ConnectionError):
-        assert await asyncio.wait_for(reader.read(), 5) == b""
+        assert await asyncio.wait_for(reader.read(), 120) == b""
     writer.close()
 
 

@@ -21,7 +21,7 @@ from tests.recorded import as_recorded
 LEDGERS = Path(__file__).parents[1] / "fixtures" / "ffcca79" / "ledgers"
 RECORDED = sorted(LEDGERS.glob("*.json"))
 UPSTREAM = {"UPSTREAM": "http://127.0.0.1:9"}
-SECONDS_TO_RECOVER = 30
+SECONDS_TO_RECOVER = 120
 
 
 class Opened:
@@ -62,7 +62,7 @@ class Opened:
 def _status(url: str, key: str) -> int:
     try:
         with urllib.request.urlopen(
-            urllib.request.Request(url, headers={"Authorization": f"Bearer {key}"}), timeout=10
+            urllib.request.Request(url, headers={"Authorization": f"Bearer {key}"}), timeout=120
         ) as answer:
             return int(answer.status)
     except urllib.error.HTTPError as refused:

@@ -177,7 +177,7 @@ async def test_an_unpriced_call_cannot_have_a_cost(store, make_call, make_settle
 async def test_a_cancelled_waiters_row_is_written(store, path, make_call, held):
     cancelled, stays = make_call(), make_call()
     with held(path):
-        waiter = asyncio.ensure_future(asyncio.wait_for(store.open(cancelled), 30))
+        waiter = asyncio.ensure_future(asyncio.wait_for(store.open(cancelled), 120))
         other = store.open(stays)
         await asyncio.sleep(0)
         waiter.cancel()

@@ -335,6 +335,6 @@ def test_promtool_accepts_the_metrics(recorder: Recorder, make_settlement: Make,
         recorder.settle(make_settlement(error_type="internal_error", error_side="server", missing_reason="crash"))
     text, _ = rendered(recorder)
     done = subprocess.run(
-        [promtool, "check", "metrics"], input=text, capture_output=True, text=True, check=False, timeout=30
+        [promtool, "check", "metrics"], input=text, capture_output=True, text=True, check=False, timeout=120
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import structs
+from tests.dialects.cases import STREAMING
 
 from mcpmeter.dialects.base import ResponseInfo, merge
 from mcpmeter.dialects.openai_chat import OpenAiChat
@@ -254,3 +255,42 @@ def test_usage_that_is_not_final_is_kept_apart():
         )
         assert tee.counted.completion_tokens == tee.delivered_tokens() == 2
     assert (tee.is_whole, tee.read.usage) == (True, tee.counted)
+
+
+RESPONSES_EVENT = b'data: {"type":"response.completed","response":{"status":"completed","output":[],"usage":%s}}\n\n'
+ONE_CUT_OR_NONE = {
+    "usage behind the last event": (
+        "chat",
+        b'data: {"choices":[{"delta":{"content":"a"},"finish_reason":"stop"}]}\n\ndata: [DONE]\n\n' + USAGE_EVENT,
+    ),
+    "a bare end beside a response": (
+        "responses",
+        b'data: {"type":"response.completed"}\n\n' + RESPONSES_EVENT % b'{"input_tokens":3,"output_tokens":4}',
+    ),
+    "an escaped name beside plain ones": (
+        "chat",
+        b'data: {"choices":[],"us\\u0061ge":{"prompt_tokens":3,"completion_tokens":2}}\n\n'
+        b'data: {"choices":[{"delta":{},"finish_reason":"stop"}]}\n\n',
+    ),
+    "an unknown type beside known ones": (
+        "messages",
+        b'data: {"type":"note","message":{"model":"c","usage":{"input_tokens":3,"output_tokens":1}}}\n\n'
+        b'data: {"type":"message_delta","delta":{"stop_reason":"end_turn"},"usage":{"output_tokens":2}}\n\n',
+    ),
+    "two errors outside of events": (
+        "generate",
+        b'data: {"candidates":[]}\n\n{"error":{"code":503}}\n\n{"error":{"code":500}}\n\n',
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ONE_CUT_OR_NONE)
+def test_what_events_report_does_not_depend_on_the_segments(name):
+    dialect, data = ONE_CUT_OR_NONE[name]
+    found = []
+    for pieces in ([data], split_events(data)):
+        tee, passed = StreamTee(STREAMING[dialect], withhold_usage=False), b""
+        for piece in pieces:
+            passed += b"" if tee.end else tee.feed(piece)
+        found.append((tee.read, tee.counted, passed))
+    assert found[0] == found[1]

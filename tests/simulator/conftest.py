@@ -107,7 +107,7 @@ async def request_raw(
     )
     received, was_reset = b"", False
     try:
-        while data := await asyncio.wait_for(reader.read(65536), 20):
+        while data := await asyncio.wait_for(reader.read(65536), 120):
             received += data
     except ConnectionResetError:
         was_reset = True

@@ -19,7 +19,7 @@ PROGRAMS = [example for example in EXAMPLES if "def test_" not in example]
 
 def run(folder: Path, *command: str) -> str:
     line = [sys.executable, *command]
-    done = subprocess.run(line, cwd=folder, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(line, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

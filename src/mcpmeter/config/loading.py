@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Final
 
@@ -102,7 +102,7 @@ def _validated(document: Document, folder: Path) -> tuple[Settings, list[Fault]]
         found = from_validation(error, Settings)
         settings = Settings.model_validate(_without_sections(document.data, found), context=context)
     # A value with a fault in its text is missing here; a second fault about it would only confuse.
-    reported = [fault.where for fault in document.faults]
+    reported = {fault.where for fault in document.faults}
     return settings, [*document.faults, *(fault for fault in found if not _within(fault.where, reported))]
 
 
@@ -116,8 +116,8 @@ def _without_sections(data: Value, faults: list[Fault]) -> dict[str, Value]:
     return {name: value for name, value in data.items() if name not in bad} if isinstance(data, dict) else {}
 
 
-def _within(where: Where, reported: list[Where]) -> bool:
-    return any(outer and where[: len(outer)] == outer for outer in reported)
+def _within(where: Where, reported: Set[Where]) -> bool:
+    return any(where[:steps] in reported for steps in range(1, len(where) + 1))
 
 
 def _with_usual_key(

@@ -141,7 +141,7 @@ class AnthropicMessages(anthropic.AnthropicDialect, StreamingDialect):
         # message_start, message_delta and message_stop; inside a text the quote before it would be escaped.
         if block.rfind(b'"message_') < 0 and block.rfind(b'"error"') < 0:
             return None
-        return merge_all(map(_read_event, _events(block)), self.merge)
+        return merge_all(map(_read_event, _events(block, b'"message_', b'"error"')), self.merge)
 
     def merge(self, before: ResponseInfo, now: ResponseInfo) -> ResponseInfo:
         """Combine two reports; a count that the later one leaves out keeps its value."""
@@ -167,11 +167,11 @@ class AnthropicMessages(anthropic.AnthropicDialect, StreamingDialect):
 
     def has_content(self, block: bytes) -> bool:
         """Whether a block holds text or a tool call; thinking is neither."""
-        return b'"content_block' in block and any(map(_has_content, _events(block)))
+        return b'"content_block' in block and any(map(_has_content, _events(block, b'"content_block')))
 
     def is_end(self, event: bytes) -> bool:
         """`message_stop`."""
-        return b"message_stop" in event and any(item.type == "message_stop" for item in _events(event))
+        return b"message_stop" in event and any(item.type == "message_stop" for item in _events(event, b""))
 
     def prompt_tokens(self, body: bytes) -> int:
         """Estimate from the text of system, messages and tools, plus framing per message."""
@@ -187,8 +187,11 @@ class AnthropicMessages(anthropic.AnthropicDialect, StreamingDialect):
         return tokens.estimate_text("".join(_delivered_texts(blocks)))
 
 
-def _events(block: bytes) -> Iterator[_Event]:
+def _events(block: bytes, *marks: bytes) -> Iterator[_Event]:
+    """The events of a block whose data holds one of these marks."""
     for payload in sse.payloads(block):
+        if not any(mark in payload for mark in marks):
+            continue
         try:
             yield json_body.decode_response(_event_decoder, payload)
         except UnreadableResponse:

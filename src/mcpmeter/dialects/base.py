@@ -115,7 +115,10 @@ class EventReader(Protocol):
     """The bytes before the text in an event that carries only text, including its opening quote. Empty if unknown."""
 
     def read_events(self, block: bytes) -> ResponseInfo | None:
-        """Usage, finish reason and errors of a block; None if it reports nothing metered. Cheap for most blocks."""
+        """Usage, finish reason and errors of a block; None if it reports nothing metered. Cheap for most blocks.
+
+        What an event reports must not depend on the others in its block.
+        """
 
     def merge(self, before: ResponseInfo, now: ResponseInfo) -> ResponseInfo:
         """Combine two reports of one stream. Usage of source `partial` is not final."""

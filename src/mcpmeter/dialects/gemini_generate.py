@@ -115,7 +115,7 @@ class GeminiGenerate(gemini.GeminiDialect, StreamingDialect):
         """Usage, finish reason, blocked prompt or error of a block."""
         if block.rfind(b'"usageMetadata"') < 0 and block.rfind(b'Reason"') < 0 and block.rfind(b'"error"') < 0:
             return None
-        return merge_all(map(_info, _events(block)), self.merge)
+        return merge_all(map(_info, _events(block, b'"usageMetadata"', b'Reason"', b'"error"')), self.merge)
 
     def merge(self, before: ResponseInfo, now: ResponseInfo) -> ResponseInfo:
         """Combine two reports; the last usage counts, and is final after a finish reason."""
@@ -126,7 +126,7 @@ class GeminiGenerate(gemini.GeminiDialect, StreamingDialect):
 
     def has_content(self, block: bytes) -> bool:
         """Whether a block holds text or a tool call; thoughts are neither."""
-        return b'"parts"' in block and any(map(_has_content, _events(block)))
+        return b'"parts"' in block and any(map(_has_content, _events(block, b'"parts"')))
 
     def prompt_tokens(self, body: bytes) -> int:
         """Estimate from the text of the instruction, contents and tools, plus framing per content."""
@@ -167,12 +167,15 @@ def _decoded(body: bytes) -> list[_Response]:
     return [json_body.decode_response(_response_decoder, body)]
 
 
-def _events(block: bytes) -> Iterator[_Response]:
+def _events(block: bytes, *marks: bytes) -> Iterator[_Response]:
+    """The events of a block whose data holds one of these marks."""
     payloads = sse.payloads(block)
     if b'"error"' in block:
         # Google breaks a stream off with an error object that stands outside any event.
-        payloads.append(sse.lines_outside_events(block))
+        payloads += map(sse.lines_outside_events, sse.split_events(block))
     for payload in payloads:
+        if not any(mark in payload for mark in marks):
+            continue
         try:
             yield json_body.decode_response(_response_decoder, payload)
         except UnreadableResponse:

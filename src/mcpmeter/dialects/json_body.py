@@ -36,6 +36,7 @@ _ESCAPED_LETTER: Final = re.compile(rb"\\u00[4-7]")
 _T = TypeVar("_T")
 _Default = TypeVar("_Default")
 _fields_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_optional_fields_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw] | None)
 
 
 # Requests: strict ----------------------------------------------------------------------------------------------------
@@ -114,7 +115,11 @@ def refuse_repeated(body: bytes, names: Sequence[bytes]) -> None:
         if BACKSLASH not in body or _ESCAPED_LETTER.search(body) is None:
             return
     # The hook runs for each object, for the outermost last; only the outermost keys count.
-    pairs: list[tuple[str, Any]] = json.loads(body, object_pairs_hook=list)
+    try:
+        # Numbers stay text: Python refuses to parse more than 4300 digits, which JSON allows.
+        pairs = json.loads(body, object_pairs_hook=list, parse_int=str, parse_float=str)
+    except RecursionError as fault:
+        raise _not_json(fault) from None  # at a depth that the other parser just takes
     keys = [key for key, _value in pairs]
     for field in (name.strip(b'"').decode() for name in names):
         if keys.count(field) > 1:
@@ -152,7 +157,7 @@ def with_fields(body: bytes, additions: dict[str, Any]) -> bytes:
     merged: dict[str, Any] = {**present, **additions}
     for name in additions.keys() & present.keys():
         if isinstance(additions[name], dict):
-            merged[name] = {**(msgspec.json.decode(present[name]) or {}), **additions[name]}
+            merged[name] = {**(_optional_fields_decoder.decode(present[name]) or {}), **additions[name]}
     return msgspec.json.encode(merged)
 
 

@@ -171,14 +171,9 @@ class OpenAiChat(openai.OpenAiDialect, StreamingDialect):
 
     def read_events(self, block: bytes) -> ResponseInfo | None:
         """Usage, finish reason, refusal or error of a block. Most deltas are recognised by counting field names."""
-        if (
-            (block.rfind(b'"usage"') < 0 or block.count(b'"usage"') == block.count(b'"usage":null'))
-            and block.count(b'"finish_reason"') == block.count(b'"finish_reason":null')
-            and (block.rfind(b'"refusal"') < 0 or block.count(b'"refusal"') == block.count(b'"refusal":null'))
-            and block.rfind(b'"error"') < 0
-        ):
+        if _is_delta(block):
             return None
-        return merge_all(map(_read_event, sse.payloads(block)))
+        return merge_all(_read_event(payload) for payload in sse.payloads(block) if not _is_delta(payload))
 
     def has_content(self, block: bytes) -> bool:
         """Whether a block holds text or a tool call; reasoning is neither."""
@@ -223,6 +218,16 @@ class OpenAiChat(openai.OpenAiDialect, StreamingDialect):
         """Estimate from the text of all deltas."""
         payloads = sse.payloads(b"".join(blocks))
         return tokens.estimate_text("".join(text for payload in payloads for text in _texts(payload)))
+
+
+def _is_delta(data: bytes) -> bool:
+    """Whether a block or a payload reports nothing that is metered."""
+    return (
+        (data.rfind(b'"usage"') < 0 or data.count(b'"usage"') == data.count(b'"usage":null'))
+        and data.count(b'"finish_reason"') == data.count(b'"finish_reason":null')
+        and (data.rfind(b'"refusal"') < 0 or data.count(b'"refusal"') == data.count(b'"refusal":null'))
+        and data.rfind(b'"error"') < 0
+    )
 
 
 def _read_common(body: bytes) -> ResponseInfo | None:

@@ -138,9 +138,9 @@ class OpenAiResponses(openai.OpenAiDialect, StreamingDialect):
 
     def read_events(self, block: bytes) -> ResponseInfo | None:
         """The events with a response object or an error; deltas have neither."""
-        if block.rfind(b'"response"') < 0 and block.rfind(b'"error"') < 0:
+        if _is_delta(block):
             return None
-        return merge_all(map(_read_event, sse.payloads(block)))
+        return merge_all(_read_event(payload) for payload in sse.payloads(block) if not _is_delta(payload))
 
     def has_content(self, block: bytes) -> bool:
         """Whether a block holds text or a tool call; reasoning is neither."""
@@ -166,6 +166,10 @@ class OpenAiResponses(openai.OpenAiDialect, StreamingDialect):
         """An `error` event; the object in it makes OpenAI's SDKs raise APIError."""
         payload = b'{"type":"error",' + openai.error_body(error, call_id)[1:]
         return b"event: error\ndata: " + payload + b"\n\n"
+
+
+def _is_delta(data: bytes) -> bool:
+    return data.rfind(b'"response"') < 0 and data.rfind(b'"error"') < 0
 
 
 def _read_event(payload: bytes) -> ResponseInfo | None:

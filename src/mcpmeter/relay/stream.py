@@ -56,7 +56,7 @@ class StreamTee:
         self._held = self._splitter.held
         self._content_seen = False
         self._info = ResponseInfo()
-        self._usage_block = b""
+        self._usage_block = self._last_event = b""
         self._template: EventTemplate | None = None
         self._next_template_at = 0 if self._text_mark else sys.maxsize
         self._kept: list[bytes] = []
@@ -114,9 +114,13 @@ class StreamTee:
 
     def _take(self, block: bytes) -> bytes:
         received = block
+        for mark in self._end_marks:
+            if block.rfind(mark) >= 0:
+                block = self._hold_back_end(block)
         if self._withhold:
             block = self._dialect.without_null_usage(block)
-        info = self._read_events(block)
+        read = block + self._last_event if self.end else block
+        info = self._read_events(read)
         if info is not None:
             self._info = self._dialect.merge(self._info, info)
             if info.is_error and self._errors is not None:
@@ -126,10 +130,7 @@ class StreamTee:
                 if self._withhold:
                     block = self._without_usage_event(block)
         if not self._content_seen:
-            self._content_seen = self._has_content(block)
-        for mark in self._end_marks:
-            if block.rfind(mark) >= 0:
-                block = self._hold_back_end(block)
+            self._content_seen = self._has_content(read)
         chunks = block.startswith(b"data:") + block.count(b"\ndata:")
         self.chunks += chunks
         self._keep(block)
@@ -150,9 +151,11 @@ class StreamTee:
     def _hold_back_end(self, block: bytes) -> bytes:
         events = sse.split_events(block)
         for index, event in enumerate(events):
-            if self._dialect.is_end(event):
-                # With all that follows in the block: some relays send a [DONE] after another dialect's end.
-                self.end = b"".join(events[index:])
+            # An event without a mark is no end beside others either: what is read must not depend on the segments.
+            if any(mark in event for mark in self._end_marks) and self._dialect.is_end(event):
+                # With all that follows in the block: some relays send a [DONE] after another dialect's end. It is not
+                # read, since nothing is if it arrives later.
+                self._last_event, self.end = event, b"".join(events[index:])
                 return b"".join(events[:index])
         return block
 

@@ -178,7 +178,7 @@ class BillingLog:
         self._recorded = 0
         self.refused = 0
 
-    async def wait_until(self, holds: Callable[[BillingLog], bool], *, timeout_seconds: float = 10.0) -> None:
+    async def wait_until(self, holds: Callable[[BillingLog], bool], *, timeout_seconds: float = 60.0) -> None:
         """Wait until `holds` is true; checked when a call begins or ends. Raises `TimeoutError`."""
         changed = asyncio.Event()
         self._waiters.add(changed)

@@ -37,7 +37,7 @@ class SimulatorThread:
         """As `Simulator.billing_log`; read it after the calls have ended."""
         return self.simulator.billing_log
 
-    def wait_until(self, holds: Callable[[BillingLog], bool], *, timeout_seconds: float = 10.0) -> None:
+    def wait_until(self, holds: Callable[[BillingLog], bool], *, timeout_seconds: float = 60.0) -> None:
         """Wait until `holds` is true for the billing log. Raises `TimeoutError`."""
         waiting = self.billing_log.wait_until(holds, timeout_seconds=timeout_seconds)
         asyncio.run_coroutine_threadsafe(waiting, self._loop).result()

@@ -174,7 +174,7 @@ class Relay:
     def active_requests(self) -> float:
         return self.service.recorder.families["mcp_active_requests"].cells[()].value
 
-    def until_idle(self, *, seconds: float = 10.0) -> None:
+    def until_idle(self, *, seconds: float = 120.0) -> None:
         """Wait until no request is active, at the relay or upstream, and no row is open."""
         self.upstream.wait_until(lambda log: log.open_calls == 0, timeout_seconds=seconds)
         deadline = time.monotonic() + seconds

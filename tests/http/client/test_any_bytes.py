@@ -11,11 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.http.client.responses import CHUNKED, INVALID, OK, PARTS, SHORT, TOO_SHORT, WHOLE
 from tests.http.client.scripted_server import (
+    LIMIT,
     PATIENT,
     Provider,
     assert_nothing_is_left,
     call,
     connection_in_memory,
+    post,
     silent,
 )
 
@@ -48,6 +50,25 @@ async def outcome_of(parts: Iterable[bytes], *, ends: bool = True) -> tuple[int,
 def cut(data: bytes, places: Iterable[int]) -> list[bytes]:
     edges = [0, *sorted({place % (len(data) + 1) for place in places}), len(data)]
     return [data[start:end] for start, end in itertools.pairwise(edges) if start != end]
+
+
+async def test_junk_behind_a_piped_response_does_not_harm_it():
+    client = Http1Client(PATIENT, max_connections=1)
+    connection, _wire = connection_in_memory(client)
+    piping = asyncio.create_task(piped(client))
+    await asyncio.sleep(0)
+    connection.data_received(SHORT + b"HTTP/1.1 junk")
+    assert await piping == b"hello"
+    await client.close()
+    assert_nothing_is_left(client, 1)
+
+
+async def piped(client: Http1Client) -> bytes:
+    response = await post(client, Provider(silent(), url="http://wire.example/"))
+    parts: list[bytes] = []
+    await response.pipe(lambda part: not parts.append(part), LIMIT)
+    response.finish()
+    return b"".join(parts)
 
 
 PLACES = st.lists(st.integers(0, 1 << 16), max_size=12)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
+import os
+import resource
 import socket
 
 import pytest
@@ -22,7 +25,13 @@ from tests.http.client.scripted_server import (
     until,
 )
 
-from mcpmeter.errors import InvalidUpstreamResponse, UpstreamDisconnected, UpstreamResponseTooLarge, UpstreamUnreachable
+from mcpmeter.errors import (
+    InvalidUpstreamResponse,
+    Overloaded,
+    UpstreamDisconnected,
+    UpstreamResponseTooLarge,
+    UpstreamUnreachable,
+)
 from mcpmeter.http.client import MAX_TARGETS
 
 
@@ -111,6 +120,20 @@ async def test_a_gzip_response_is_read_within_the_limit(network):
 )
 async def test_a_damaged_gzip_response_is_an_error(network, body, error):
     assert type(await fault_of(network, await network.provider(gzipped(body)))) is error
+
+
+async def test_without_a_file_descriptor_the_service_is_overloaded(network):
+    provider = await network.provider(silent())
+    highest = max(map(int, os.listdir("/proc/self/fd")))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.ExitStack() as held:
+        held.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 1, hard))
+        with contextlib.suppress(OSError):
+            while True:
+                held.callback(os.close, os.open(os.devnull, os.O_RDONLY))
+        with pytest.raises(Overloaded, match="no file descriptor"):
+            await call(network.client(), provider)
 
 
 async def test_a_refused_connection_is_unreachable(network):

@@ -43,7 +43,7 @@ class Server:
 
     async def until(self, is_so: Callable[[], Any]) -> None:
         """Let the event loop run until something holds."""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(120):
             while not is_so():
                 await asyncio.sleep(0)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 import ssl
 from collections.abc import AsyncGenerator, Callable, Mapping
@@ -16,6 +17,9 @@ from mcpmeter.http.client.pool import Pool
 from mcpmeter.http.client.target import Origin, Target
 
 MAX_TARGETS: Final = 1024
+OWN_LIMITS: Final = frozenset({errno.EMFILE, errno.ENFILE})
+"""Errors of a connection that say nothing about the provider."""
+
 MAX_CACHED_URL_LENGTH: Final = 512
 """Some providers have the model in the path, which clients choose: it must not fill our memory."""
 
@@ -145,6 +149,11 @@ class Http1Client:
             connection.discard()
             if not isinstance(fault, OSError | ValueError):  # TimeoutError and TLS errors, UnicodeError
                 raise
+            if isinstance(fault, OSError) and fault.errno in OWN_LIMITS:
+                raise Overloaded(
+                    f"{provider} was not called: this process has no file descriptor left.",
+                    hint="Retry, or raise the limit of open files (ulimit -n).",
+                ) from fault
             raise UpstreamUnreachable(
                 f"{provider} cannot be reached ({_reason(fault)}).",
                 hint="Check its base_url and the network, then retry.",

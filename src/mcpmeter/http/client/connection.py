@@ -226,7 +226,8 @@ class Connection(Deadlines, asyncio.Protocol):
             self._drop_parts()
 
     def _refuse(self, what: str) -> None:
-        self._fail(InvalidUpstreamResponse(f"{self._provider} answered {what}.", hint="Check its base_url."))
+        if not self.is_complete:  # what follows a whole response costs its connection, not the response
+            self._fail(InvalidUpstreamResponse(f"{self._provider} answered {what}.", hint="Check its base_url."))
         self.close()
 
     # The event loop calls ---------------------------------------------------------------------------------------
