@@ -165,6 +165,7 @@ AliasTarget = Annotated[
 BaseUrl = Annotated[str, AfterValidator(_base_url)]
 LedgerUrl = Annotated[SecretStr, AfterValidator(_ledger_url)]
 Lease = Annotated[Seconds, Field(ge=1)]
+SettleSeconds = Annotated[Seconds, Field(ge=0.05, le=5)]
 ApiKey = Annotated[SecretStr, AfterValidator(_sendable_secret)]
 Secret = Annotated[SecretStr, AfterValidator(_strong_secret)]
 Sha256 = Annotated[str, AfterValidator(matching(r"[0-9a-f]{64}", "must be a SHA-256: 64 hex digits in lower case"))]

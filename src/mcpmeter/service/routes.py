@@ -17,6 +17,7 @@ from mcpmeter.dialects.openai_chat import OpenAiChat
 from mcpmeter.dialects.openai_embeddings import OpenAiEmbeddings
 from mcpmeter.dialects.openai_responses import OpenAiResponses
 from mcpmeter.http.exchange import HttpExchange
+from mcpmeter.ledger.pending import PendingSettlements
 from mcpmeter.ledger.store import Store
 from mcpmeter.meter import Meter
 from mcpmeter.quota.tracker import QuotaTracker
@@ -67,6 +68,7 @@ def route_table(
     mcp: McpEndpoint,
     guide: EndpointConfig,
     store: Store,
+    pending: PendingSettlements,
     quota: QuotaTracker,
     budgets: BudgetStatusBoard,
     version: str,
@@ -88,7 +90,7 @@ def route_table(
         ("/mcp/models", model_pages.guide),
         ("/health", pages.health),
         ("/-/healthy", pages.healthy),
-        ("/-/ready", pages.ReadyPage(store, pipeline)),
+        ("/-/ready", pages.ReadyPage(store, pending, pipeline)),
         ("/", pages.IndexPage(version, LINKS)),
     ):
         page = PageEndpoint(meter, path, make)

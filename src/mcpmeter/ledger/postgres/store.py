@@ -16,6 +16,7 @@ from typing import Final, TypeVar
 from mcpmeter.errors import LedgerUnavailable, MeterError
 from mcpmeter.ledger.balances import KEPT_MINUTES_NS
 from mcpmeter.ledger.location import PostgresUrl
+from mcpmeter.ledger.migrations import LEDGER_ID_SQL, ledger_id
 from mcpmeter.ledger.postgres.balances import add_top_up, burn_nanousd, find_balances, forget_minutes, make_balances
 from mcpmeter.ledger.postgres.connection import prepare
 from mcpmeter.ledger.postgres.leases import Replica
@@ -91,6 +92,10 @@ class PostgresStore(QueuedStore[PostgresWriter]):
         await self._replica.leave()
         await self._connection.close()
         await self._writer_connection.close()
+
+    async def ledger_id(self) -> str:
+        """The instant at which the ledger's first table was made."""
+        return ledger_id(await self._run(lambda db: execute(db, LEDGER_ID_SQL)))
 
     async def left_open(self) -> Sequence[LedgerRow]:
         """Rows of dead replicas, and rows of this one that it failed to settle, oldest first; now its own."""
