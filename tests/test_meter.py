@@ -23,6 +23,7 @@ from mcpmeter.errors import (
 )
 from mcpmeter.ledger.sqlite.store import SqliteStore
 from mcpmeter.ledger.store import RowRefused, SettlementConflict, Store
+from mcpmeter.ledger.write_queue import fail, resolve
 from mcpmeter.meter import CallIds, CallResult, Meter, OpenCall, SettledTwice, new_call_id
 from mcpmeter.metrics.recorder import Recorder
 from mcpmeter.records import Call, Charge, Key, LedgerRow, LlmTarget, McpTarget, Settlement, Usage
@@ -49,7 +50,7 @@ class MemoryStore:
         pass
 
     async def close(self) -> None:
-        await asyncio.gather(*self._writes)
+        await asyncio.gather(*self._writes, return_exceptions=True)
 
     def open(self, call: Call) -> asyncio.Future[None]:
         return self._queued(self._open(call))
@@ -58,10 +59,22 @@ class MemoryStore:
         return self._queued(self._settle(settlement))
 
     def _queued(self, write: Any) -> asyncio.Future[None]:
-        # As in a real ledger: cancelling the await does not take the row out of the queue.
-        task = asyncio.get_running_loop().create_task(write)
+        # As in a real ledger: ending the future does not take the row out of the queue.
+        loop = asyncio.get_running_loop()
+        future, task = loop.create_future(), loop.create_task(write)
         self._writes.add(task)
-        return asyncio.shield(task)
+
+        def done(_: asyncio.Task[None]) -> None:
+            if (error := task.exception()) is not None:
+                fail(future, error)
+            else:
+                resolve(future, None)
+
+        task.add_done_callback(done)
+        return future
+
+    async def ledger_id(self) -> str:
+        return "memory"
 
     async def _open(self, call: Call) -> None:
         await self.on_open(call)

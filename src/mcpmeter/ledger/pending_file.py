@@ -170,7 +170,8 @@ class PendingFiles:
     def close(self, *, is_empty: bool) -> None:
         """Release the files."""
         if is_empty:
-            self.reset()
+            with contextlib.suppress(OSError):  # the next start settles its records again, which changes nothing
+                self.reset()
         for file in [*self._left, *([self._own] if self._own else [])]:
             file.close()
         self._own = None
