@@ -7,10 +7,11 @@ does not take in time goes to `pending`, which keeps it until the store does.
 from __future__ import annotations
 
 import asyncio
-import itertools
+import contextlib
 import os
 import sys
 import time
+from collections import deque
 from typing import Final, Protocol
 from weakref import WeakMethod
 
@@ -181,45 +182,39 @@ class OpenCall:
         meter = self._meter
         if meter.store is not None and self._written:
             try:
-                await self._make_durable(meter.store, settlement)
+                await meter.send(settlement, self.started_ns + settlement.duration_ns)
             except asyncio.CancelledError:
-                # Only the await was cancelled. The ledger may take the row; if not, no one would see that here.
-                if meter.pending is not None:
-                    meter.pending.keep(settlement, is_counted=True)
-                meter.recorder.settle(settlement)
+                self._count_cancelled(settlement)
                 raise
             except Exception as fault:
-                error = _ledger_fault(fault)
-                self.settlement = _unsettled(settlement, error)
-                meter.recorder.settle(self.settlement)
-                meter.requests_counted.add(self.call.id)
-                raise error from fault
+                await self._settle_elsewhere(settlement, fault)
         meter.recorder.settle(settlement)
         return settlement
 
-    async def _make_durable(self, store: Store, settlement: Settlement) -> None:
-        """In the ledger if it answers in time, else among the pending settlements."""
+    async def _settle_elsewhere(self, settlement: Settlement, fault: Exception) -> None:
+        """Keep a settlement that the ledger did not take, unless it refuses the row. Raises LedgerUnavailable."""
         meter = self._meter
-        pending, deadlines = meter.pending, meter.deadlines
-        if pending is not None and not store.healthy:
-            await pending.keep(settlement)
-            return
         try:
-            answer = store.settle(settlement)
-            if pending is None:
-                await answer
-                return
-            deadlines.add(answer, self.started_ns + settlement.duration_ns)
-            try:
-                await answer
-            finally:
-                deadlines.discard(answer)
-        except (RowRefused, SettlementConflict):
+            if meter.pending is None or isinstance(fault, (RowRefused, SettlementConflict)):
+                raise fault
+            await meter.pending.keep(settlement)
+        except asyncio.CancelledError:
+            self._count_cancelled(settlement)
             raise
-        except Exception:
-            if pending is None:
-                raise
-            await pending.keep(settlement)
+        except Exception as last:
+            error = _ledger_fault(last)
+            self.settlement = _unsettled(settlement, error)
+            meter.recorder.settle(self.settlement)
+            meter.requests_counted.add(self.call.id)
+            raise error from last
+
+    def _count_cancelled(self, settlement: Settlement) -> None:
+        """Only the wait was cancelled. The ledger may take the row; if it does not, nothing else would see that."""
+        meter = self._meter
+        if meter.pending is not None:
+            with contextlib.suppress(RowRefused):
+                meter.pending.keep(settlement, is_counted=True)
+        meter.recorder.settle(settlement)
 
     async def end(self, result: CallResult) -> Settlement:
         """Settle the row if there is one, else count: for paths on which either may be the case."""
@@ -250,31 +245,25 @@ class SettleDeadlines:
     def __init__(self, seconds: float) -> None:
         self._limit_ns = int(seconds * 1e9)
         self._sweep_seconds = min(_SWEEP_SECONDS, seconds)
-        self._since_ns: dict[asyncio.Future[None], int] = {}
+        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
         self._is_sweeping = False
 
     def add(self, answer: asyncio.Future[None], since_ns: int) -> None:
         """Wait for an answer since an instant of the monotonic clock."""
-        self._since_ns[answer] = since_ns
+        self._waiting.append((since_ns, answer))
         if not self._is_sweeping:
             self._is_sweeping = True
             answer.get_loop().call_later(self._sweep_seconds, self._sweep)
 
-    def discard(self, answer: asyncio.Future[None]) -> None:
-        """Stop waiting."""
-        self._since_ns.pop(answer, None)
-
     def _sweep(self) -> None:
-        if not self._since_ns:
-            self._is_sweeping = False
-            return
-        latest_ns = time.monotonic_ns() - self._limit_ns
-        overdue = list(itertools.takewhile(lambda answer: self._since_ns[answer] <= latest_ns, self._since_ns))
-        for answer in overdue:
-            del self._since_ns[answer]
+        waiting, latest_ns = self._waiting, time.monotonic_ns() - self._limit_ns
+        while waiting and (waiting[0][1].done() or waiting[0][0] <= latest_ns):
+            answer = waiting.popleft()[1]
             if not answer.done():
                 answer.set_exception(LedgerUnavailable("The ledger does not answer."))
-        asyncio.get_running_loop().call_later(self._sweep_seconds, self._sweep)
+        self._is_sweeping = bool(waiting)
+        if waiting:
+            asyncio.get_running_loop().call_later(self._sweep_seconds, self._sweep)
 
 
 class Meter:
@@ -296,7 +285,7 @@ class Meter:
         self.store = store
         self.prices = prices
         self.pending = pending
-        self.deadlines = SettleDeadlines(settle_seconds)
+        self._deadlines = SettleDeadlines(settle_seconds)
         self.requests_counted: set[str] = set()
         """Calls that are counted as requests while their rows, which could not be settled, wait for recovery."""
         self._ids = CallIds()
@@ -326,6 +315,22 @@ class Meter:
             mcp=mcp,
         )
         return OpenCall(self, call, time.monotonic_ns())
+
+    def send(self, settlement: Settlement, since_ns: int) -> asyncio.Future[None]:
+        """Give a settlement to the ledger, which has to answer in time, or to the pending ones while it is not healthy.
+
+        Resolves when the settlement is durable.
+        """
+        store, pending = self.store, self.pending
+        if store is None:
+            raise ServiceFault("A meter without a ledger settles nothing.")
+        if pending is None:
+            return store.settle(settlement)
+        if not store.healthy:
+            return pending.keep(settlement)
+        answer = store.settle(settlement)
+        self._deadlines.add(answer, since_ns)
+        return answer
 
     def make_settlement(self, call: Call, result: CallResult, duration_ns: int) -> Settlement:
         """The one record of how a call ended, with its charge."""

@@ -106,6 +106,8 @@ class PendingSettlements:
         ledger_id = await self._store.ledger_id()
         self._thread.start()
         payloads = await self._thread.run(lambda: self._files.open(ledger_id))
+        for path in self._files.of_others:
+            log.warning("%s holds settlements for another ledger; it is left as it is", path)
         for payload in payloads:
             try:
                 settlement = _decoder.decode(payload)
@@ -209,6 +211,10 @@ class PendingSettlements:
                     self._durable(entry)
                 else:
                     self._failed_to_write(entry)
+            if error is not None and self._files.is_lost:
+                for call_id, entry in self._entries.items():
+                    entry.is_kept = False
+                    self.unwritten.add(call_id)
 
         self._run(lambda: self._files.append(payloads, kept), written)
 

@@ -121,6 +121,13 @@ class PendingFiles:
         self._own: PendingFile | None = None
         self._left: list[PendingFile] = []
         """Files of dead processes, until their settlements are in the ledger."""
+        self.of_others: list[Path] = []
+        """Files with settlements for another ledger: they are left as they are."""
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether the file was removed, and none could be made in its place."""
+        return self._own is None
 
     @property
     def path(self) -> Path:
@@ -133,9 +140,15 @@ class PendingFiles:
         payloads: list[bytes] = []
         try:
             self._place.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            for file, records in _left_behind(*self._place, ledger_id):
-                self._left.append(file)
-                payloads += records
+            for file, owner in _left_behind(*self._place):
+                records = file.read()
+                if owner == ledger_id and records:
+                    self._left.append(file)
+                    payloads += records
+                    continue
+                if records:
+                    self.of_others.append(file.path)
+                file.close()
             self._own = self._left.pop(0) if self._left else self._claim()
         except OSError as error:
             raise LedgerNotUsable(
@@ -146,14 +159,20 @@ class PendingFiles:
 
     def append(self, new: Sequence[bytes], kept: Sequence[bytes]) -> None:
         """Write records; those that were kept, too, if the file has lost its name since."""
-        if self._own is None or not self._own.is_in_place():
-            if self._own is not None:
-                self._own.close()
-                self._own = None
-            self._own = self._claim()
-            new = [*kept, *new]
-        if new:
-            self._own.append(new)
+        if self._own is not None and self._own.is_in_place():
+            if new:
+                self._own.append(new)
+            return
+        if self._own is not None:
+            self._own.close()
+            self._own = None
+        file = self._claim()
+        try:
+            file.append([*kept, *new])
+        except OSError:
+            file.discard()
+            raise
+        self._own = file
 
     def reset(self) -> None:
         """Forget all records: the ledger has them."""
@@ -196,12 +215,12 @@ def _claim(folder: Path, stem: str, ledger_id: str, size_bytes: int = SIZE_BYTES
     raise OSError(errno.EMFILE, f"{MAX_FILES} files of pending settlements are in use", str(folder))
 
 
-def _left_behind(folder: Path, stem: str, ledger_id: str) -> Iterator[tuple[PendingFile, list[bytes]]]:
-    """The files of a ledger that no live process holds, with their records if there are any. Raises OSError."""
+def _left_behind(folder: Path, stem: str) -> Iterator[tuple[PendingFile, str]]:
+    """The files that no live process holds, each with the id of its ledger. Raises OSError."""
     for path in _names(folder, stem):
         if path.exists() and (file := _lock(path, create=False)) is not None:
-            if _ledger_of(file) == ledger_id and (payloads := file.read()):
-                yield file, payloads
+            if (owner := _ledger_of(file)) is not None:
+                yield file, owner
             else:
                 file.close()
 
