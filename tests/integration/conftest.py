@@ -203,7 +203,7 @@ def make_settings(ledger: Location, upstream: str, **changes: Any) -> Settings:
     keys = changes.pop("keys", {})
     return Settings(
         server=ServerSettings(**{"drain_seconds": 5.0, **changes.pop("server", {})}),
-        ledger=LedgerSettings().at(ledger),
+        ledger=changes.pop("ledger_settings", LedgerSettings()).at(ledger),
         relay=RelaySettings(**relay),
         providers=(
             ProviderSettings(name="holysheep", base_url=upstream, api_key=SecretStr(UPSTREAM_KEY)),

@@ -157,6 +157,8 @@ class PendingSettlements:
 
     async def close(self, seconds: float) -> None:
         """Offer everything to the ledger once more, and report what is in neither ledger nor file."""
+        if self._is_closed:
+            return
         if self._retrying is not None:
             self._retrying.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -357,8 +359,9 @@ class _Thread:
 
 
 def _encoded(settlement: Settlement) -> bytes:
+    call = msgspec.structs.replace(settlement.call, reservations=())  # its row has them, and they are half of it
     try:
-        return msgspec.msgpack.encode(settlement)
+        return msgspec.msgpack.encode(msgspec.structs.replace(settlement, call=call))
     except (UnicodeError, OverflowError, TypeError, ValueError):
         raise row_refused("a value cannot be encoded") from None
 

@@ -25,7 +25,7 @@ from typing import Final, NamedTuple
 from mcpmeter.errors import LedgerNotUsable
 
 SIZE_BYTES: Final = 4 * 2**20
-"""Room for about 4,000 settlements of 1 kB: calls that are in flight when the ledger fails, as new ones are refused."""
+"""Room for about 4,000 settlements: calls that are in flight when the ledger fails, as new ones are refused."""
 
 MAX_FILES: Final = 64
 """Names tried in one folder."""
