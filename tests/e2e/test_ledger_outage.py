@@ -1,4 +1,4 @@
-"""The ledger fails between a call's row and its settlement, in every way it can, and a third of the time kill -9 follows.
+"""The ledger fails between a call's row and its settlement, in every way it can; after a third of the times, kill -9.
 
 A round: calls are sent and their rows are open; the ledger fails; the provider answers some of them; then the service
 is killed and started again, or the ledger comes back and the others are answered.
@@ -14,9 +14,10 @@ import os
 import signal
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -172,27 +173,24 @@ def in_folder(folder: Path) -> Iterator[Path]:
 
 
 @dataclass(frozen=True)
-class Kind:
-    """A way in which a file's ledger fails, and the file system that it needs."""
+class Stage:
+    """Ledgers of one place, and the ways in which they fail there, in turn."""
 
-    fails: Failure
+    disk: Callable[[Path], AbstractContextManager[Path]]
+    failures: Mapping[str, Failure]
     rounds: int
     """In full."""
-    disk: Callable[[Path], AbstractContextManager[Path]] = in_folder
-    is_kept: bool = True
-    """Whether the pending file can be written meanwhile."""
     rounds_per_ledger: int = 30
 
 
-KINDS: Mapping[str, Kind] = {
-    "locked": Kind(locked, 180),
-    # A log that has grown to its full size needs no room.
-    "full disk": Kind(full, 180, on_small_disk, rounds_per_ledger=12),
-    "read-only": Kind(read_only, 180, on_ext4),
-    "moved": Kind(moved, 150),
-    "replaced": Kind(replaced, 150),
-    "read-only with its pending file": Kind(all_read_only, 60, on_ext4, is_kept=False),
-}
+UNWRITABLE_PENDING_FILE = "read-only with its pending file"
+STAGES = (
+    Stage(in_folder, {"locked": locked, "moved": moved, "replaced": replaced}, 500),
+    Stage(on_ext4, {"read-only": read_only, UNWRITABLE_PENDING_FILE: all_read_only}, 200),
+    # A log that has grown to its full size needs no room, so the ledger is a new one before.
+    Stage(on_small_disk, {"full disk": full}, 180, 12),
+)
+POSTGRES_ROUNDS = 120
 
 
 @contextlib.contextmanager
@@ -215,11 +213,12 @@ def hanging(server: PostgresServer) -> Iterator[None]:
             os.kill(pid, signal.SIGCONT)
 
 
-POSTGRES_KINDS: Mapping[str, tuple[Callable[[PostgresServer], AbstractContextManager[None]], int]] = {
-    "PostgreSQL stopped": (lambda server: stopped(server, signal.SIGINT), 30),
-    "PostgreSQL killed": (lambda server: stopped(server, signal.SIGKILL), 30),
-    "PostgreSQL hangs": (hanging, 40),
-}
+def postgres_failures(server: PostgresServer) -> Mapping[str, Callable[[], AbstractContextManager[None]]]:
+    return {
+        "PostgreSQL stopped": lambda: stopped(server, signal.SIGINT),
+        "PostgreSQL killed": lambda: stopped(server, signal.SIGKILL),
+        "PostgreSQL hangs": lambda: hanging(server),
+    }
 
 
 @dataclass
@@ -373,43 +372,38 @@ class Trial:
         self._folder = folder
         self._full = full
         self._numbers = itertools.count(1)
+        self._rounds = itertools.count()
         self._random = Random(31)
 
     async def on_files(self) -> None:
-        """Each kind of failure of a file, on several services at a time."""
-        todo = [(name, kind, kind.rounds if self._full else 3) for name, kind in KINDS.items()]
+        """Each failure of a file, on several services at a time."""
         ledgers = [
-            (name, kind, min(kind.rounds_per_ledger, rounds - done))
-            for name, kind, rounds in todo
-            for done in range(0, rounds, kind.rounds_per_ledger)
+            (stage, min(stage.rounds_per_ledger, rounds - done))
+            for stage in STAGES
+            for rounds in [stage.rounds if self._full else len(stage.failures)]
+            for done in range(0, rounds, stage.rounds_per_ledger)
         ]
         self._random.shuffle(ledgers)
 
         async def lane() -> None:
             while ledgers:
-                name, kind, rounds = ledgers.pop()
+                stage, rounds = ledgers.pop()
                 folder = self._folder / f"ledger-{next(self._numbers)}"
                 folder.mkdir()
-                with kind.disk(folder) as disk:
+                with stage.disk(folder) as disk:
                     ledger = disk / "ledger.db"
-                    await self._on_ledger(name, ledger, lambda: kind.fails(ledger), rounds, is_kept=kind.is_kept)
+                    outages = {name: partial(fails, ledger) for name, fails in stage.failures.items()}
+                    await self._on_ledger(ledger, outages, rounds)
 
         await asyncio.gather(*(lane() for _ in range(LANES)))
 
     async def on_postgres(self, server: PostgresServer) -> None:
-        """Each kind of failure of a database."""
-        for name, (fails, rounds) in POSTGRES_KINDS.items():
-            url = server.new_database()
-            await self._on_ledger(name, url, lambda: fails(server), rounds if self._full else 2, is_kept=True)
+        """Each failure of a database."""
+        outages = postgres_failures(server)
+        await self._on_ledger(server.new_database(), outages, POSTGRES_ROUNDS if self._full else len(outages))
 
     async def _on_ledger(
-        self,
-        name: str,
-        ledger: Path | str,
-        outage: Callable[[], AbstractContextManager[None]],
-        rounds: int,
-        *,
-        is_kept: bool,
+        self, ledger: Path | str, outages: Mapping[str, Callable[[], AbstractContextManager[None]]], rounds: int
     ) -> None:
         folder = self._folder / f"service-{next(self._numbers)}"
         folder.mkdir()
@@ -417,11 +411,13 @@ class Trial:
         await upstream.start()
         stand.ledger, stand.upstream = ledger, upstream.url
         stand.configure(extra=BUDGET)
-        life = Life(stand, upstream, self.found, self._random)
+        life, names = Life(stand, upstream, self.found, self._random), list(outages)
         await life.start()
         for number in range(rounds):
+            name = names[(number + number // len(names)) % len(names)]  # so that each is followed by a kill
             self.found.rounds[name] += 1
-            await life.round(outage, kill=number % 3 == 1, is_kept=is_kept)
+            kill = next(self._rounds) % 3 == 1
+            await life.round(outages[name], kill=kill, is_kept=name != UNWRITABLE_PENDING_FILE)
         await life.end()
         upstream.close()
 
@@ -436,11 +432,11 @@ async def test_no_known_cost_is_lost_when_the_ledger_fails(start, run, tmp_path,
     trials.record(
         "the ledger fails between a call's row and its settlement",
         f"In each round {CALLS} calls, half of them streams, are open when the ledger fails; the provider answers "
-        f"{ANSWERED_DURING_THE_OUTAGE} of them. In a third of the rounds kill -9 follows, sometimes in the middle of the "
-        "settlements, and the service starts again; otherwise the ledger comes back and the others are answered. A cost "
-        "counts as known if a client has the whole answer, or if the provider sent it and no kill followed. Each has to "
-        "be in the ledger once, with the provider's tokens. At the end of each ledger nothing is open or reserved, and "
-        "it is verified.",
+        f"{ANSWERED_DURING_THE_OUTAGE} of them. In a third of the rounds kill -9 follows, sometimes in the middle of "
+        "the settlements, and the service starts again; otherwise the ledger comes back and the others are answered. A "
+        "cost counts as known if a client has the whole answer, or if the provider sent it and no kill followed. Each "
+        "has to be in the ledger once, with the provider's tokens. At the end of each ledger nothing is open or "
+        "reserved, and it is verified.",
         {
             **{f"rounds: {name}": count for name, count in found.rounds.items()},
             "rounds": found.rounds.total(),
