@@ -426,8 +426,7 @@ class Trial:
 async def test_no_known_cost_is_lost_when_the_ledger_fails(start, run, tmp_path, postgres_to_kill, trials):
     trial = Trial(start, run, tmp_path, full=trials.full)
     began = time.monotonic()
-    await trial.on_files()
-    await trial.on_postgres(postgres_to_kill)
+    await asyncio.gather(trial.on_files(), trial.on_postgres(postgres_to_kill))
     found = trial.found
     trials.record(
         "the ledger fails between a call's row and its settlement",

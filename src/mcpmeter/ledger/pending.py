@@ -103,8 +103,8 @@ class PendingSettlements:
 
     async def start(self) -> None:
         """Make the file, and read what earlier processes left. Raises `LedgerNotUsable`."""
-        ledger_id = await self._store.ledger_id()
         self._thread.start()
+        ledger_id = await self._store.ledger_id()
         payloads = await self._thread.run(lambda: self._files.open(ledger_id))
         for path in self._files.of_others:
             log.warning("%s holds settlements for another ledger; it is left as it is", path)
@@ -147,6 +147,8 @@ class PendingSettlements:
             self._failed_to_write(entry)
             self._report_unwritten(settlement)
             return entry.future
+        if len(self._entries) == 1:
+            log.warning("the ledger takes no settlements now; they wait in its pending file %s", self._files.path)
         loop.call_later(WRITE_SECONDS, self._overdue, entry)
         self._to_write.append(entry)
         self._pump()
@@ -168,15 +170,18 @@ class PendingSettlements:
         self._is_closed = True
         if self._tick is not None:
             self._tick.cancel()
-        for call_id in list(self.unwritten):
-            self._report_unwritten(self._entries[call_id].settlement)
-        if self._entries:
-            log.warning("%d known settlements wait for the ledger in %s", len(self._entries), self._files.path)
+        path = self._files.path
         with contextlib.suppress(TimeoutError, OSError):
             await asyncio.wait_for(
                 self._thread.run(lambda: self._files.close(is_empty=not self._entries)), CLOSE_SECONDS
             )
         self._thread.stop()
+        # After the file is closed: a write may have ended only now.
+        unwritten = [entry.settlement for entry in self._entries.values() if not entry.is_kept]
+        for settlement in unwritten:
+            self._report_unwritten(settlement)
+        if kept := len(self._entries) - len(unwritten):
+            log.warning("%d settlements wait for the ledger in its pending file %s", kept, path)
 
     async def _offer_last(self) -> None:
         while self._entries:
@@ -266,7 +271,7 @@ class PendingSettlements:
             entry.future,
             LedgerUnavailable(
                 "Neither the ledger nor the file of pending settlements can be written.",
-                hint=f"Make {self._files.path} writable; what is known is kept in memory and written then.",
+                hint="Make their disks writable; what is known is kept in memory and written then.",
             ),
         )
 
@@ -278,6 +283,7 @@ class PendingSettlements:
             await asyncio.sleep(seconds)
             fault = await self._offer()
             seconds = RETRY_SECONDS[0] if fault is None else min(seconds * 2, RETRY_SECONDS[1])
+        log.warning("the ledger has all settlements of its pending file again")
         self._pump()
 
     async def _offer(self) -> LedgerUnavailable | None:

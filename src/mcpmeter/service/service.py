@@ -100,8 +100,8 @@ class Service:
         async with AsyncExitStack() as stack:
             await self._store.start()
             stack.push_async_callback(self._store.close)
-            await self.pending.start()
             stack.push_async_callback(self.pending.close, CUT_SETTLE_SECONDS)
+            await self.pending.start()
             keys = await self._keys()
             refuse_open_bind(self.settings, not keys.empty)
             client = self._client(self.settings)
