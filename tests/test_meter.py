@@ -23,6 +23,7 @@ from mcpmeter.errors import (
 )
 from mcpmeter.ledger.sqlite.store import SqliteStore
 from mcpmeter.ledger.store import RowRefused, SettlementConflict, Store
+from mcpmeter.ledger.write_queue import fail, resolve
 from mcpmeter.meter import CallIds, CallResult, Meter, OpenCall, SettledTwice, new_call_id
 from mcpmeter.metrics.recorder import Recorder
 from mcpmeter.records import Call, Charge, Key, LedgerRow, LlmTarget, McpTarget, Settlement, Usage
@@ -49,7 +50,7 @@ class MemoryStore:
         pass
 
     async def close(self) -> None:
-        await asyncio.gather(*self._writes)
+        await asyncio.gather(*self._writes, return_exceptions=True)
 
     def open(self, call: Call) -> asyncio.Future[None]:
         return self._queued(self._open(call))
@@ -58,10 +59,22 @@ class MemoryStore:
         return self._queued(self._settle(settlement))
 
     def _queued(self, write: Any) -> asyncio.Future[None]:
-        # As in a real ledger: cancelling the await does not take the row out of the queue.
-        task = asyncio.get_running_loop().create_task(write)
+        # As in a real ledger: ending the future does not take the row out of the queue.
+        loop = asyncio.get_running_loop()
+        future, task = loop.create_future(), loop.create_task(write)
         self._writes.add(task)
-        return asyncio.shield(task)
+
+        def done(_: asyncio.Task[None]) -> None:
+            if (error := task.exception()) is not None:
+                fail(future, error)
+            else:
+                resolve(future, None)
+
+        task.add_done_callback(done)
+        return future
+
+    async def ledger_id(self) -> str:
+        return "memory"
 
     async def _open(self, call: Call) -> None:
         await self.on_open(call)
@@ -398,6 +411,139 @@ class TestBrokenLedger:
             await opened.settle(OK)
         assert "secret" not in str(caught.value)
         assert "RuntimeError" in str(caught.value)
+
+
+class KeptInMemory(dict[str, Settlement]):
+    """Pending settlements without a file; `fault` is why the next one is not taken."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unwritten: set[str] = set()
+        self.fault: Exception | None = None
+        self.counted: set[str] = set()
+
+    def keep(self, settlement: Settlement, *, is_counted: bool = False) -> asyncio.Future[None]:
+        future = asyncio.get_running_loop().create_future()
+        self[settlement.call.id] = settlement
+        if is_counted:
+            self.counted.add(settlement.call.id)
+        if self.fault is None:
+            future.set_result(None)
+        else:
+            future.set_exception(self.fault)
+        return future
+
+
+class TestPending:
+    @pytest.fixture
+    def pending(self) -> KeptInMemory:
+        return KeptInMemory()
+
+    @pytest.fixture
+    def meter(self, recorder: Recorder, store: MemoryStore, prices: Prices, pending: KeptInMemory) -> Meter:
+        return Meter(recorder, store=store, prices=prices, pending=pending, settle_seconds=0.05)
+
+    async def test_a_settlement_the_ledger_does_not_answer_is_kept_and_counted_once(
+        self, meter: Meter, store: MemoryStore, pending: KeptInMemory, recorder: Recorder
+    ) -> None:
+        on_disk = asyncio.Event()
+        store.on_settle = lambda settlement: on_disk.wait()
+        calls = [await open_with_row(meter) for _ in range(3)]
+        settlements = await asyncio.gather(*(opened.settle(OK) for opened in calls))
+        assert list(pending.values()) == settlements
+        assert (statuses(recorder), money_and_tokens(recorder)) == ({"200": 3}, (45, 45))
+        on_disk.set()  # the ledger answers after all
+        await store.close()
+        assert list(store.settled.values()) == settlements
+        assert statuses(recorder) == {"200": 3}
+
+    async def test_an_answer_in_time_keeps_nothing(self, meter: Meter, pending: KeptInMemory) -> None:
+        for _ in range(5):
+            await (await open_with_row(meter)).settle(OK)
+            await asyncio.sleep(0.03)
+        assert not pending
+
+    @pytest.mark.parametrize("fault", [LedgerUnavailable("The disk is full."), OSError(28)], ids=type)
+    async def test_what_an_outage_fails_is_kept(
+        self, meter: Meter, store: MemoryStore, pending: KeptInMemory, recorder: Recorder, fault: Exception
+    ) -> None:
+        store.on_settle = raising(fault)
+        opened = await open_with_row(meter)
+        settlement = await opened.settle(OK)
+        assert pending == {opened.call.id: settlement}
+        assert statuses(recorder) == {"200": 1}
+
+    async def test_a_ledger_known_to_fail_is_not_waited_for(
+        self, meter: Meter, store: MemoryStore, pending: KeptInMemory
+    ) -> None:
+        opened = await open_with_row(meter)
+        store.healthy = False
+        await opened.settle(OK)
+        assert list(pending) == [opened.call.id]
+        assert not store.settled
+
+    @pytest.mark.parametrize("fault", [RowRefused("No."), SettlementConflict("No.")], ids=lambda fault: fault.id)
+    async def test_a_refused_row_is_not_kept(
+        self, meter: Meter, store: MemoryStore, pending: KeptInMemory, fault: ServiceFault
+    ) -> None:
+        store.on_settle = raising(fault)
+        opened = await open_with_row(meter)
+        with pytest.raises(LedgerUnavailable):
+            await opened.settle(OK)
+        assert not pending
+
+    async def test_a_cancelled_wait_keeps_the_settlement(
+        self, meter: Meter, store: MemoryStore, pending: KeptInMemory, recorder: Recorder
+    ) -> None:
+        reached = asyncio.Event()
+
+        async def failing(settlement: Settlement) -> None:
+            reached.set()
+            await asyncio.sleep(0)
+            raise LedgerUnavailable("The disk is full.")
+
+        store.on_settle = failing
+        opened = await open_with_row(meter)
+        settling = asyncio.create_task(opened.settle(OK))
+        await reached.wait()
+        settling.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await settling
+        assert pending == {opened.call.id: opened.settled}
+        assert pending.counted == {opened.call.id}
+        assert money_and_tokens(recorder) == (15, 15)
+
+    async def test_what_can_be_kept_nowhere_is_counted_when_it_is_durable(
+        self, meter: Meter, store: MemoryStore, pending: KeptInMemory, recorder: Recorder
+    ) -> None:
+        store.on_settle = raising(LedgerUnavailable("The disk is full."))
+        pending.fault = LedgerUnavailable("The file is full.")
+        opened = await open_with_row(meter)
+        with pytest.raises(LedgerUnavailable, match="The file is full"):
+            await opened.settle(OK)
+        assert (statuses(recorder), money_and_tokens(recorder)) == ({"503": 1}, (0, 0))
+        meter.count_late(pending[opened.call.id])
+        assert (statuses(recorder), money_and_tokens(recorder)) == ({"503": 1}, (15, 15))
+        assert not meter.requests_counted
+
+    async def test_no_call_is_opened_while_one_is_kept_nowhere(
+        self, meter: Meter, store: MemoryStore, pending: KeptInMemory
+    ) -> None:
+        pending.unwritten.add("call_a")
+        opened = open_call(meter)
+        with pytest.raises(LedgerUnavailable, match="wait to be written"):
+            await opened.write_down(with_target(opened))
+        assert not store.rows
+        pending.unwritten.clear()
+        await opened.write_down(with_target(opened))
+
+    async def test_a_pending_call_is_not_recovered(
+        self, meter: Meter, store: MemoryStore, pending: KeptInMemory
+    ) -> None:
+        store.left = [row_left_open("call_a"), row_left_open("call_b")]
+        pending["call_a"] = (await open_with_row(meter)).settlement
+        assert await meter.recover() == 1
+        assert list(store.settled) == ["call_b"]
 
 
 def raising(fault: Exception) -> Callable[[object], Any]:

@@ -292,7 +292,7 @@ class Overloaded(ServiceFault):
 
 
 class LedgerUnavailable(ServiceFault):
-    """The ledger is not writable, so the call is refused: nothing passes unmetered."""
+    """The ledger is not writable, or known costs wait to be written: the call is refused, nothing passes unmetered."""
 
     id = "ledger_unavailable"
     http_status = 503

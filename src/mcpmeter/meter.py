@@ -1,14 +1,17 @@
 """Opens a call and settles it exactly once; that one record feeds the ledger and every metric.
 
-With a recorder only it is the library's meter; with a store and prices it is the relay's.
+With a recorder only it is the library's meter; with a store and prices it is the relay's. A settlement that the store
+does not take in time goes to `pending`, which keeps it until the store does.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import sys
 import time
+from collections import deque
 from typing import Final, Protocol
 from weakref import WeakMethod
 
@@ -17,12 +20,17 @@ from msgspec import structs
 
 from mcpmeter.catalog import service
 from mcpmeter.errors import LedgerUnavailable, MeterError, ServiceFault
-from mcpmeter.ledger.store import InsufficientBudget, SettlementConflict, Store
+from mcpmeter.ledger.store import InsufficientBudget, RowRefused, SettlementConflict, Store
 from mcpmeter.metrics.recorder import Recorder
 from mcpmeter.records import Call, Charge, LedgerRow, LlmTarget, McpTarget, Outcome, Settlement, Usage
 
 _RANDOM_BYTES: Final = 10
 _IDS_PER_BLOCK: Final = 64
+
+SETTLE_SECONDS: Final = 0.25
+"""How long a settlement waits for the ledger before it goes to the file of pending ones."""
+
+_SWEEP_SECONDS: Final = 0.05
 
 
 class SettledTwice(ServiceFault):
@@ -38,6 +46,19 @@ class Prices(Protocol):
         self, target: LlmTarget, response_model: str, usage: Usage, at_ns: int, reported_nanousd: int | None
     ) -> Charge:
         """The charge of a call at `at_ns` (Unix ns), of which the provider may have reported the cost."""
+
+
+class Pending(Protocol):
+    """Keeps settlements that the ledger cannot take now; `ledger.pending.PendingSettlements` in the relay."""
+
+    unwritten: set[str]
+    """Calls whose settlement is durable nowhere yet."""
+
+    def keep(self, settlement: Settlement, *, is_counted: bool = False) -> asyncio.Future[None]:
+        """Take a settlement. Resolves when it is durable."""
+
+    def __contains__(self, call_id: str) -> bool:
+        """Whether a call's settlement waits for the ledger."""
 
 
 def new_call_id() -> str:
@@ -133,11 +154,16 @@ class OpenCall:
         Raises LedgerUnavailable, or InsufficientBudget if a limit has no room. Then the call must not be made.
         """
         self.call = call
-        if self._meter.store is None:
+        meter = self._meter
+        if meter.store is None:
             return
+        if meter.pending is not None and meter.pending.unwritten:
+            raise LedgerUnavailable(
+                "Settled calls wait to be written, so no call is taken.", hint="See /-/ready and the service's log."
+            )
         self._written = True  # before the await: its cancellation does not take the row out of the writer's queue
         try:
-            await self._meter.store.open(call)
+            await meter.store.open(call)
         except (MeterError, InsufficientBudget):
             self._written = False
             raise
@@ -147,28 +173,48 @@ class OpenCall:
         self.call = structs.replace(self.call, llm=target)
 
     async def settle(self, result: CallResult) -> Settlement:
-        """Settle: durable first, then counted. Awaited before the last byte goes out.
+        """Settle: durable first, in the ledger or among the pending ones, then counted. Awaited before the last byte.
 
-        Raises LedgerUnavailable if the row could not be settled. The row stays open and is recovered at the next start,
-        and the call is counted as our failure, without tokens or cost.
+        Raises LedgerUnavailable if neither took it, and the call is counted as our failure, without tokens or cost.
+        These are counted if it becomes durable later. A row that the ledger refuses stays open to be recovered.
         """
         settlement = self._settlement(result)
-        store = self._meter.store
-        if store is not None and self._written:
+        meter = self._meter
+        if meter.store is not None and self._written:
             try:
-                await store.settle(settlement)
+                await meter.send(settlement, self.started_ns + settlement.duration_ns)
             except asyncio.CancelledError:
-                # Only the await was cancelled: the row is in the writer's queue and will be settled.
-                self._meter.recorder.settle(settlement)
+                self._count_cancelled(settlement)
                 raise
             except Exception as fault:
-                error = _ledger_fault(fault)
-                self.settlement = _unsettled(settlement, error)
-                self._meter.recorder.settle(self.settlement)
-                self._meter.requests_counted.add(self.call.id)
-                raise error from fault
-        self._meter.recorder.settle(settlement)
+                await self._settle_elsewhere(settlement, fault)
+        meter.recorder.settle(settlement)
         return settlement
+
+    async def _settle_elsewhere(self, settlement: Settlement, fault: Exception) -> None:
+        """Keep a settlement that the ledger did not take, unless it refuses the row. Raises LedgerUnavailable."""
+        meter = self._meter
+        try:
+            if meter.pending is None or isinstance(fault, (RowRefused, SettlementConflict)):
+                raise fault
+            await meter.pending.keep(settlement)
+        except asyncio.CancelledError:
+            self._count_cancelled(settlement)
+            raise
+        except Exception as last:
+            error = _ledger_fault(last)
+            self.settlement = _unsettled(settlement, error)
+            meter.recorder.settle(self.settlement)
+            meter.requests_counted.add(self.call.id)
+            raise error from last
+
+    def _count_cancelled(self, settlement: Settlement) -> None:
+        """Only the wait was cancelled. The ledger may take the row; if it does not, nothing else would see that."""
+        meter = self._meter
+        if meter.pending is not None:
+            with contextlib.suppress(RowRefused):
+                meter.pending.keep(settlement, is_counted=True)
+        meter.recorder.settle(settlement)
 
     async def end(self, result: CallResult) -> Settlement:
         """Settle the row if there is one, else count: for paths on which either may be the case."""
@@ -190,16 +236,56 @@ class OpenCall:
         return settlement
 
 
+class SettleDeadlines:
+    """Ends the wait for settlements that the ledger does not answer in time.
+
+    One timer for all: it runs while any are waited for. A timer per call would cost more than all of this.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._limit_ns = int(seconds * 1e9)
+        self._sweep_seconds = min(_SWEEP_SECONDS, seconds)
+        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+        self._is_sweeping = False
+
+    def add(self, answer: asyncio.Future[None], since_ns: int) -> None:
+        """Wait for an answer since an instant of the monotonic clock."""
+        self._waiting.append((since_ns, answer))
+        if not self._is_sweeping:
+            self._is_sweeping = True
+            answer.get_loop().call_later(self._sweep_seconds, self._sweep)
+
+    def _sweep(self) -> None:
+        waiting, latest_ns = self._waiting, time.monotonic_ns() - self._limit_ns
+        while waiting and (waiting[0][1].done() or waiting[0][0] <= latest_ns):
+            answer = waiting.popleft()[1]
+            if not answer.done():
+                answer.set_exception(LedgerUnavailable("The ledger does not answer."))
+        self._is_sweeping = bool(waiting)
+        if waiting:
+            asyncio.get_running_loop().call_later(self._sweep_seconds, self._sweep)
+
+
 class Meter:
     """Opens calls and settles them. `store` and `prices` are the relay's; the library needs neither.
 
     `prices` may be replaced at any time: a call is charged by those at its settlement.
     """
 
-    def __init__(self, recorder: Recorder, *, store: Store | None = None, prices: Prices | None = None) -> None:
+    def __init__(
+        self,
+        recorder: Recorder,
+        *,
+        store: Store | None = None,
+        prices: Prices | None = None,
+        pending: Pending | None = None,
+        settle_seconds: float = SETTLE_SECONDS,
+    ) -> None:
         self.recorder = recorder
         self.store = store
         self.prices = prices
+        self.pending = pending
+        self._deadlines = SettleDeadlines(settle_seconds)
         self.requests_counted: set[str] = set()
         """Calls that are counted as requests while their rows, which could not be settled, wait for recovery."""
         self._ids = CallIds()
@@ -229,6 +315,22 @@ class Meter:
             mcp=mcp,
         )
         return OpenCall(self, call, time.monotonic_ns())
+
+    def send(self, settlement: Settlement, since_ns: int) -> asyncio.Future[None]:
+        """Give a settlement to the ledger, which has to answer in time, or to the pending ones while it is not healthy.
+
+        Resolves when the settlement is durable.
+        """
+        store, pending = self.store, self.pending
+        if store is None:
+            raise ServiceFault("A meter without a ledger settles nothing.")
+        if pending is None:
+            return store.settle(settlement)
+        if not store.healthy:
+            return pending.keep(settlement)
+        answer = store.settle(settlement)
+        self._deadlines.add(answer, since_ns)
+        return answer
 
     def make_settlement(self, call: Call, result: CallResult, duration_ns: int) -> Settlement:
         """The one record of how a call ended, with its charge."""
@@ -273,6 +375,8 @@ class Meter:
             return 0
         rows, recovered = await self.store.left_open(), 0
         for row in rows:
+            if self.pending is not None and row.id in self.pending:
+                continue  # its true figures are known
             settlement = self.make_settlement(_call_of(row), _recovered(row), 0)
             request_counted = row.id in self.requests_counted
             try:
@@ -285,6 +389,11 @@ class Meter:
             self.recorder.add(service.LEDGER_RECOVERED)
             recovered += 1
         return recovered
+
+    def count_late(self, settlement: Settlement) -> None:
+        """Count tokens and cost of a call that was counted as failed, as its settlement is durable after all."""
+        self.requests_counted.discard(settlement.call.id)
+        self.recorder.settle(settlement, request_counted=True)
 
 
 def _recovered(row: LedgerRow) -> CallResult:

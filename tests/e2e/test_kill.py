@@ -137,4 +137,6 @@ async def test_no_answered_call_is_lost_and_budgets_match_after_kill_9(stand, te
     assert stand.total("mcp_ledger_open_rows") == 0
     finished = stand.relay.end()
     assert finished.code == 0
-    assert all("left open were settled as recovered" in line for line in finished.stderr.splitlines())
+    # On a disk that is slow for a moment, settlements go to the pending file.
+    said = ("left open were settled as recovered", "its pending file")
+    assert all(any(words in line for words in said) for line in finished.stderr.splitlines())

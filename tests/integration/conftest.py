@@ -176,9 +176,10 @@ class Relay:
                 await asyncio.sleep(0.005)
 
     async def until_idle(self) -> None:
-        """Wait until no request is being answered and no row is open."""
+        """Wait until no request is being answered, no row is open and no settlement waits."""
         active = self.service.recorder.families["mcp_active_requests"].cells
-        await self.until(lambda: active[()].value == 0 and self.service._store.open_rows == 0)
+        service = self.service
+        await self.until(lambda: active[()].value == 0 and service._store.open_rows == 0 and not len(service.pending))
 
 
 def _counts(families: Iterable[PrometheusFamily]) -> Counts:
@@ -203,7 +204,7 @@ def make_settings(ledger: Location, upstream: str, **changes: Any) -> Settings:
     keys = changes.pop("keys", {})
     return Settings(
         server=ServerSettings(**{"drain_seconds": 5.0, **changes.pop("server", {})}),
-        ledger=LedgerSettings().at(ledger),
+        ledger=changes.pop("ledger_settings", LedgerSettings()).at(ledger),
         relay=RelaySettings(**relay),
         providers=(
             ProviderSettings(name="holysheep", base_url=upstream, api_key=SecretStr(UPSTREAM_KEY)),

@@ -1,7 +1,8 @@
-"""Nothing passes unmetered: a ledger that cannot be written stops calls before they are made, and reports later."""
+"""Nothing passes unmetered: a ledger that cannot be written stops calls before they are made, and known costs wait."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Awaitable
 from typing import Any
@@ -27,8 +28,10 @@ class FailingStore:
     def open(self, call: Call) -> Awaitable[None]:
         return _raising(self.fails_to_open) if self.fails_to_open else self._store.open(call)
 
-    def settle(self, settlement: Settlement) -> Awaitable[None]:
-        return _raising(self.fails_to_settle) if self.fails_to_settle else self._store.settle(settlement)
+    def settle(self, settlement: Settlement) -> asyncio.Future[None]:
+        if self.fails_to_settle:
+            raise self.fails_to_settle
+        return self._store.settle(settlement)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._store, name)
@@ -68,11 +71,28 @@ async def test_a_call_that_cannot_be_recorded_is_not_made(relay, failing, stream
     assert (await relay.chat(path=path, stream=stream)).status == 200
 
 
-@pytest.mark.parametrize(
-    "fault", [full_disk(), RowRefused("No."), SettlementConflict("No.")], ids=lambda fault: fault.id
-)
 @pytest.mark.parametrize("stream", [False, True])
-async def test_a_call_that_cannot_be_settled_fails_and_stays_open(relay, failing, stream, fault):
+async def test_a_call_is_settled_for_its_client_while_the_ledger_cannot_take_it(relay, failing, stream):
+    failing.fails_to_settle = full_disk()
+    before = relay.counts()
+    reply = await relay.chat(stream=stream, stream_options={"include_usage": True} if stream else None)
+    usage = json.loads(reply.events[-2])["usage"] if stream else reply.json["usage"]
+    assert reply.status == 200
+    if stream:
+        assert reply.events[-1] == b"[DONE]"
+    await relay.until_idle()
+    (row,) = relay.rows()
+    assert (row.state, row.outcome, row.token_source) == ("settled", "ok", "reported")
+    assert (row.prompt_tokens, row.completion_tokens) == (usage["prompt_tokens"], usage["completion_tokens"])
+    after = await relay.scrape()
+    assert after.since(before, "mcp_errors_total") == {}
+    assert sum(after.since(before, "mcp_tokens_total").values()) == usage["total_tokens"]
+    assert after.of("mcp_settlements_pending") == 0
+
+
+@pytest.mark.parametrize("fault", [RowRefused("No."), SettlementConflict("No.")], ids=lambda fault: fault.id)
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_call_whose_settlement_is_refused_fails_and_stays_open(relay, failing, stream, fault):
     failing.fails_to_settle = fault
     before = relay.counts()
     reply = await relay.chat(stream=stream)
@@ -92,8 +112,8 @@ async def test_a_call_that_cannot_be_settled_fails_and_stays_open(relay, failing
     assert (after.of("mcp_ledger_open_rows"), after.of("mcp_active_requests")) == (1, 0)
 
 
-async def test_a_fault_of_the_ledger_hides_one_of_the_provider(relay, failing):
-    failing.fails_to_settle = full_disk()
+async def test_a_refused_settlement_hides_a_fault_of_the_provider(relay, failing):
+    failing.fails_to_settle = RowRefused("No.")
     reply = await relay.chat("body=html")
     assert (reply.status, reply.error["code"]) == (503, "ledger_unavailable")
     assert [row.state for row in relay.rows()] == ["open"]

@@ -12,7 +12,7 @@ import pytest
 
 from mcpmeter.errors import LedgerUnavailable
 from mcpmeter.ledger.queries.totals import find_call
-from mcpmeter.ledger.sqlite import connection
+from mcpmeter.ledger.sqlite import writer
 from mcpmeter.ledger.sqlite.store import SqliteStore
 
 
@@ -59,7 +59,7 @@ async def test_a_written_row_makes_it_healthy_again_and_reading_does_not(store, 
 
 
 async def test_a_ledger_held_by_another_program_is_unavailable(path, make_call, monkeypatch):
-    monkeypatch.setattr(connection, "BUSY_TIMEOUT_MS", 20)
+    monkeypatch.setattr(writer, "BUSY_TIMEOUT_MS", 20)
     store = SqliteStore(path)
     await store.start()
     other = apsw.Connection(str(path))

@@ -293,7 +293,14 @@ class TestThreads:
         prepare = exposition.prepare
         monkeypatch.setattr(exposition, "prepare", lambda accept: recording_thread(prepare(accept), rendered_in))
 
-        page = await MetricsPage(recorder, exposition, StoreWithoutRows(), QuotaTracker(recorder), None)(Request())
+        page = await MetricsPage(
+            recorder,
+            exposition,
+            store=StoreWithoutRows(),
+            pending=set(),  # type: ignore[arg-type]
+            quota=QuotaTracker(recorder),
+            token=None,
+        )(Request())
 
         assert page.body.count(b"\nmcp_tokens_total{") + page.body.count(b"\nmcp_cost_usd_total{") == 10_000
         assert copied_in == [threading.get_ident()]

@@ -23,6 +23,19 @@ LEDGER_RECOVERED: Final = Metric(
     "counter",
     "Calls left open by a previous process and recovered at startup.",
 )
+SETTLEMENTS_PENDING: Final = Metric(
+    "mcp_settlements_pending", "gauge", "Settled calls that wait for the ledger, in memory and in the pending file."
+)
+SETTLEMENTS_UNWRITTEN: Final = Metric(
+    "mcp_settlements_unwritten_total",
+    "counter",
+    "Settled calls that neither the ledger nor the pending file had taken when the process ended. The log names them.",
+)
+SETTLEMENTS_REJECTED: Final = Metric(
+    "mcp_settlements_rejected_total",
+    "counter",
+    "Pending settlements that the ledger refused for good. They are kept in the file '.rejected'.",
+)
 LABEL_OVERFLOW: Final = Metric(
     "mcp_label_overflow_total",
     "counter",
@@ -55,6 +68,9 @@ ROWS: Final = (
     LEDGER_OPEN_ROWS,
     LEDGER_HEALTHY,
     LEDGER_RECOVERED,
+    SETTLEMENTS_PENDING,
+    SETTLEMENTS_UNWRITTEN,
+    SETTLEMENTS_REJECTED,
     LABEL_OVERFLOW,
     INTERNAL_FAULTS,
     BUILD_INFO,

@@ -24,6 +24,7 @@ from mcpmeter.config.fields import (
     Seconds,
     Secret,
     Section,
+    SettleSeconds,
     Switch,
     matching,
     must,
@@ -34,6 +35,7 @@ from mcpmeter.config.monitoring import MonitoringSettings
 from mcpmeter.config.relay import ProviderSettings, RelaySettings, RouteSettings
 from mcpmeter.ledger.location import Location, PostgresUrl, default_location, location_of
 from mcpmeter.ledger.sqlite.connection import Synchronous
+from mcpmeter.meter import SETTLE_SECONDS
 from mcpmeter.providers import Provider, load_providers
 from mcpmeter.routing.routes import Routing, Upstream
 
@@ -129,6 +131,18 @@ class LedgerSettings(Section):
         help="With `path`: `normal` is faster and loses the rows of the last moments before a power loss or a kernel"
         " crash, but none in a kill -9 or a crash of the service.",
         example="normal",
+    )
+    settle_seconds: SettleSeconds = setting(
+        SETTLE_SECONDS,
+        help="How long the settlement of a call waits for the ledger before it goes to the pending file, in seconds."
+        " The end of the response waits for as long.",
+        example=0.5,
+    )
+    pending_path: FilePath | None = setting(
+        None,
+        help="Folder of the pending file, which keeps settled calls while the ledger cannot take them; default: beside"
+        " the ledger's file, or with `url` in the user's data folder.",
+        example="/var/lib/mcpmeter",
     )
 
     @model_validator(mode="after")

@@ -65,5 +65,9 @@ def default_location() -> Location:
     """`$MCPMETER_LEDGER`, a path or a URL; else `mcpmeter/ledger.db` in `$XDG_STATE_HOME` or `~/.local/state`."""
     if named := os.environ.get("MCPMETER_LEDGER"):
         return location_of(named)
-    state = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
-    return Path(state).expanduser() / "mcpmeter" / "ledger.db"
+    return state_folder() / "ledger.db"
+
+
+def state_folder() -> Path:
+    """`mcpmeter` in `$XDG_STATE_HOME`, or in `~/.local/state`."""
+    return Path(os.environ.get("XDG_STATE_HOME") or "~/.local/state").expanduser() / "mcpmeter"

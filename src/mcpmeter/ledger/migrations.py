@@ -68,6 +68,15 @@ AUDIT_SQL: Final = """
 """
 
 
+LEDGER_ID_SQL: Final = "SELECT min(applied_at_ns) FROM migrations"
+"""The instant of the first step, in nanoseconds: it tells ledgers apart, and stays when their data is moved."""
+
+
+def ledger_id(rows: Iterable[Sequence[object]]) -> str:
+    """A ledger's id from the row of `LEDGER_ID_SQL`."""
+    return str(next(iter(rows))[0])
+
+
 def applied_names(rows: Iterable[Sequence[object]], known: Sequence[Migration], ledger: Location) -> set[str]:
     """The steps that a ledger has run. Raises `LedgerNotUsable` if one of them is of a newer program."""
     names = {str(name) for (name,) in rows}

@@ -62,11 +62,14 @@ KEY_COLUMNS: Final = Key.__struct_fields__
 
 # Only the constants above are ever joined into SQL; every value is a parameter.
 OPEN_SQL: Final = f"INSERT INTO calls ({', '.join(OPEN_COLUMNS)}) VALUES ({', '.join('?' * len(OPEN_COLUMNS))})"  # noqa: S608
-SETTLE_SQL: Final = (
-    "UPDATE calls SET state = 'settled', "  # noqa: S608
-    + ", ".join(f"{column} = ?{number}" for number, column in enumerate(SETTLED_COLUMNS, start=2))
-    + " WHERE id = ?1 AND state = 'open'"
+_SET_SETTLED: Final = ", ".join(f"{column} = ?{number}" for number, column in enumerate(SETTLED_COLUMNS, start=2))
+SETTLE_SQL: Final = f"UPDATE calls SET state = 'settled', {_SET_SETTLED} WHERE id = ?1 AND state = 'open'"  # noqa: S608
+REPLACE_RECOVERED_SQL: Final = f"UPDATE calls SET {_SET_SETTLED} WHERE id = ?1 AND outcome = 'recovered'"  # noqa: S608
+RECOVERED_SQL: Final = (
+    "SELECT claims, cost_nanousd + fallback_cost_nanousd, prompt_tokens + completion_tokens"
+    " FROM calls WHERE id = ?1 AND outcome = 'recovered'"
 )
+"""What a recovered row reserved, and what it took of its balances: nano-dollars, tokens."""
 SELECT_ROWS_SQL: Final = f"SELECT {', '.join(ROW_COLUMNS)} FROM calls"  # noqa: S608
 _SELECT_KEY: Final = f"SELECT {', '.join(KEY_COLUMNS)} FROM keys"  # noqa: S608
 SELECT_KEYS_SQL: Final = f"{_SELECT_KEY} ORDER BY created_at_ns, id"

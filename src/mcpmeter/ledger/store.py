@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
@@ -79,12 +80,17 @@ class Store(Protocol):
         then nothing is written.
         """
 
-    def settle(self, settlement: Settlement) -> Awaitable[None]:
+    def settle(self, settlement: Settlement) -> asyncio.Future[None]:
         """Settle the row of the same id and post its reservations at their true amounts, in one step.
 
-        The same settlement twice leaves one row and counts once; another payload, or an id that was never opened,
-        raises `SettlementConflict`; a row that cannot be stored raises `RowRefused`.
+        The same settlement twice leaves one row and counts once. A row that was settled as `recovered` takes the true
+        figures, and its balances move by the difference. Any other payload, or an id that was never opened, raises
+        `SettlementConflict`; a row that cannot be stored raises `RowRefused`. The future may be ended early: the row
+        is written all the same.
         """
+
+    async def ledger_id(self) -> str:
+        """What tells this ledger from others, wherever its data is moved: at most 64 ASCII characters."""
 
     async def left_open(self) -> Sequence[LedgerRow]:
         """Rows that a previous process opened and never settled."""

@@ -16,6 +16,7 @@ import msgspec
 from mcpmeter.catalog import service as rows
 from mcpmeter.errors import BodyTooLarge, ConfigInvalid, InvalidRequest, NotAuthenticated
 from mcpmeter.http.exchange import HttpExchange
+from mcpmeter.ledger.pending import PendingSettlements
 from mcpmeter.ledger.store import Store
 from mcpmeter.metrics.collector import Exposition
 from mcpmeter.metrics.recorder import Recorder
@@ -34,9 +35,17 @@ class MetricsPage:
     """`/metrics`. The numbers are copied here and rendered in a thread, so that a scrape never delays a stream."""
 
     def __init__(
-        self, recorder: Recorder, exposition: Exposition, store: Store, quota: QuotaTracker, token: str | None
+        self,
+        recorder: Recorder,
+        exposition: Exposition,
+        *,
+        store: Store,
+        pending: PendingSettlements,
+        quota: QuotaTracker,
+        token: str | None,
     ) -> None:
         self._recorder = recorder
+        self._pending = pending
         self._quota = quota
         self._exposition = exposition
         self._store = store
@@ -49,6 +58,7 @@ class MetricsPage:
         self._quota.publish(time.time_ns())
         self._recorder.set(rows.LEDGER_OPEN_ROWS, self._store.open_rows)
         self._recorder.set(rows.LEDGER_HEALTHY, int(self._store.healthy))
+        self._recorder.set(rows.SETTLEMENTS_PENDING, len(self._pending))
         # The scrape itself is not an active request: an idle service shows 0.
         self._recorder.end_request()
         try:
@@ -81,10 +91,11 @@ async def healthy(exchange: HttpExchange) -> Page:
 
 
 class ReadyPage:
-    """`/-/ready`: 503 while the ledger is not writable or the service drains."""
+    """`/-/ready`: 503 while the ledger is not writable, known costs are not written, or the service drains."""
 
-    def __init__(self, store: Store, pipeline: Pipeline) -> None:
+    def __init__(self, store: Store, pending: PendingSettlements, pipeline: Pipeline) -> None:
         self._store = store
+        self._pending = pending
         self._pipeline = pipeline
 
     async def __call__(self, exchange: HttpExchange) -> Page:
@@ -92,6 +103,8 @@ class ReadyPage:
             return _not_ready("it is stopping")
         if not self._store.healthy:
             return _not_ready("the ledger cannot be written")
+        if self._pending.unwritten:
+            return _not_ready("settled calls wait to be written")
         return Page(b"mcpmeter is ready.\n", "text/plain; charset=utf-8")
 
 

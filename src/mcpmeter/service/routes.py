@@ -16,6 +16,7 @@ from mcpmeter.dialects.gemini_generate import GeminiGenerate
 from mcpmeter.dialects.openai_chat import OpenAiChat
 from mcpmeter.dialects.openai_embeddings import OpenAiEmbeddings
 from mcpmeter.dialects.openai_responses import OpenAiResponses
+from mcpmeter.ledger.pending import PendingSettlements
 from mcpmeter.ledger.store import Store
 from mcpmeter.meter import Meter
 from mcpmeter.quota.tracker import QuotaTracker
@@ -72,6 +73,7 @@ def route_table(
     mcp: McpEndpoint,
     guide: EndpointConfig,
     store: Store,
+    pending: PendingSettlements,
     quota: QuotaTracker,
     budgets: BudgetStatusBoard,
     version: str,
@@ -94,7 +96,7 @@ def route_table(
         ("/mcp/models", model_pages.guide),
         ("/health", pages.health),
         ("/-/healthy", pages.healthy),
-        ("/-/ready", pages.ReadyPage(store, pipeline)),
+        ("/-/ready", pages.ReadyPage(store, pending, pipeline)),
     ):
         page = PageEndpoint(meter, path, make)
         routes[path] = {"GET": page, "HEAD": page}

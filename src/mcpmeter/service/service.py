@@ -34,13 +34,14 @@ from mcpmeter.http.client.interface import Timeouts
 from mcpmeter.ledger.audit import audit_entry
 from mcpmeter.ledger.location import PostgresUrl
 from mcpmeter.ledger.opening import open_store
+from mcpmeter.ledger.pending import Callbacks, PendingSettlements, pending_place
 from mcpmeter.mcp_server import ModelInfo
 from mcpmeter.meter import Meter
 from mcpmeter.metrics.collector import Exposition
 from mcpmeter.metrics.recorder import Recorder
 from mcpmeter.pricing import ModelPrice
 from mcpmeter.quota.tracker import QuotaTracker
-from mcpmeter.records import Actor
+from mcpmeter.records import Actor, Settlement
 from mcpmeter.relay.pipeline import Pipeline, RelayOptions, Runtime
 from mcpmeter.routing.failover import Failover, FailoverMetrics
 from mcpmeter.service import pages
@@ -93,6 +94,15 @@ class Service:
             connect_s=ledger.connect_seconds,
             synchronous=ledger.synchronous,
         )
+        self.pending = PendingSettlements(
+            self._store,
+            pending_place(self.ledger_path, ledger.pending_path),
+            Callbacks(
+                on_late=self._count_late,
+                on_rejected=lambda: self.recorder.add(service_rows.SETTLEMENTS_REJECTED),
+                on_unwritten=lambda: self.recorder.add(service_rows.SETTLEMENTS_UNWRITTEN),
+            ),
+        )
         self._book = price_book(self.settings)
         self._upstreams = self.settings.upstreams()
         self._sessions = AsyncExitStack()
@@ -117,16 +127,27 @@ class Service:
         async with AsyncExitStack() as stack:
             await self._store.start()
             stack.push_async_callback(self._store.close)
+            stack.push_async_callback(self.pending.close, CUT_SETTLE_SECONDS)
+            await self.pending.start()
             keys = await self._keys()
             refuse_open_bind(self.settings, not keys.empty)
             client = self._client(self.settings)
-            self.meter = Meter(self.recorder, store=self._store, prices=self._book)
+            self.meter = Meter(
+                self.recorder,
+                store=self._store,
+                prices=self._book,
+                pending=self.pending,
+                settle_seconds=self.settings.ledger.settle_seconds,
+            )
             self.pipeline = Pipeline(
                 self.meter, self._runtime(self.settings, keys, client), self._failover, self._quota
             )
             stack.push_async_callback(self._close_client)
             self._configure(self.settings, keys)
             self._build_apps()
+            # Before recovery: what these calls really cost is known.
+            if left := await self.pending.settle_left():
+                log.warning("%d settlements that a previous process kept in its pending file are in the ledger", left)
             # After the routes are registered: recovered calls are counted by their endpoint.
             self.recovered = await self.meter.recover()
             if self.recovered:
@@ -228,6 +249,9 @@ class Service:
                 on_refusal=self.budgets.note_refusal,
             ),
         )
+
+    def _count_late(self, settlement: Settlement) -> None:
+        self.meter.count_late(settlement)
 
     # Keys ------------------------------------------------------------------------------------------------------------
 
@@ -340,6 +364,7 @@ class Service:
             mcp=self._mcp,
             guide=guide,
             store=self._store,
+            pending=self.pending,
             quota=self._quota,
             budgets=self.budgets,
             version=self.version,
@@ -382,9 +407,10 @@ class Service:
         return pages.MetricsPage(
             self.recorder,
             Exposition(self.recorder, registry),
-            self._store,
-            self._quota,
-            token.get_secret_value() if token else None,
+            store=self._store,
+            pending=self.pending,
+            quota=self._quota,
+            token=token.get_secret_value() if token else None,
         )
 
     async def _usage(self, query: UsageQuery) -> UsageReport:

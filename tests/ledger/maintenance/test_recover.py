@@ -15,6 +15,7 @@ from mcpmeter.errors import LedgerNotUsable
 from mcpmeter.ledger.maintenance.recover import recover
 from mcpmeter.ledger.maintenance.sqlite_pages import free_pages, rows_of_page
 from mcpmeter.ledger.maintenance.verify import verify
+from mcpmeter.ledger.migrations import LEDGER_ID_SQL, ledger_id
 from mcpmeter.ledger.queries.keys import add_key, list_keys
 from mcpmeter.ledger.sqlite.connection import open_for_reading
 
@@ -60,6 +61,17 @@ def test_an_intact_ledger_is_recovered_completely(path, fill, tmp_path):
     assert oct(target.stat().st_mode & 0o777) == "0o600"
     assert len(verify(target).wrong) == 1, "the calls that are open"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["new.db", "state"]
+
+
+def test_a_recovered_ledger_is_the_same_one_for_its_pending_settlements(path, fill, tmp_path):
+    fill(3)
+    target = tmp_path / "new.db"
+    recover(path, target)
+    ids = []
+    for ledger in (path, target):
+        with contextlib.closing(open_for_reading(ledger)) as db:
+            ids.append(ledger_id(db.execute(LEDGER_ID_SQL)))
+    assert ids[0] == ids[1]
 
 
 def test_rows_in_the_log_are_recovered(path, tmp_path, fill, make_call):

@@ -7,11 +7,16 @@ import stat
 import threading
 from pathlib import Path
 
+import msgspec
 import pytest
+from tests.ledger.conftest import BUDGET
 
 from mcpmeter.errors import LedgerNotUsable
+from mcpmeter.ledger.maintenance.verify import verify
 from mcpmeter.ledger.queries.totals import find_call
 from mcpmeter.ledger.sqlite.store import SqliteStore
+from mcpmeter.ledger.store import SettlementConflict
+from mcpmeter.records import Usage
 
 
 async def test_closing_commits_the_queue_and_releases_the_file(path, make_call):
@@ -37,6 +42,49 @@ def ledger_threads() -> set[threading.Thread]:
 async def ended(threads: set[threading.Thread]) -> None:
     for thread in threads:
         await asyncio.to_thread(thread.join)
+
+
+class TestTrueFiguresOverRecoveredOnes:
+    @pytest.fixture
+    async def recovered(self, store, make_call, make_settlement):
+        """A settled call of 7 + 14 tokens that recovery had settled by an estimate of 3 before."""
+        limits = [
+            msgspec.structs.replace(BUDGET, balance=unit, unit=unit, amount=amount)
+            for unit, amount in (("nanousd", 5_000), ("tokens", 50), ("requests", 1))
+        ]
+        call = make_call(reservations=tuple(limits), reserved_nanousd=5_000)
+        await store.open(call)
+        estimate = Usage(prompt_tokens=3, source="estimated")
+        await store.settle(make_settlement(call, status="500", outcome="recovered", usage=estimate, nanousd=900))
+        return make_settlement(call, nanousd=1_890), limits
+
+    async def test_the_row_is_replaced_and_balances_move_by_the_difference(self, store, path, recovered):
+        settlement, limits = recovered
+        await store.settle(settlement)
+        await store.settle(settlement)
+        row = find_call(path, settlement.call.id)
+        assert (row.outcome, row.status, row.token_source, row.cost_nanousd) == ("ok", "200", "reported", 1_890)
+        assert [balance.spent for balance in await store.balances(limits)] == [1_890, 21, 1]
+        assert [balance.reserved for balance in await store.balances(limits)] == [0, 0, 0]
+        await store.close()
+        assert verify(path).wrong == []
+
+    async def test_recovery_never_replaces_anything(self, store, path, recovered):
+        settlement, _ = recovered
+        estimate = msgspec.structs.replace(settlement, outcome="recovered", status="500")
+        with pytest.raises(SettlementConflict):
+            await store.settle(estimate)
+        await store.settle(settlement)
+        with pytest.raises(SettlementConflict):
+            await store.settle(estimate)
+        assert find_call(path, settlement.call.id).outcome == "ok"
+
+    async def test_true_figures_are_never_replaced(self, store, path, recovered):
+        settlement, _ = recovered
+        await store.settle(settlement)
+        with pytest.raises(SettlementConflict):
+            await store.settle(msgspec.structs.replace(settlement, status="502"))
+        assert find_call(path, settlement.call.id).status == "200"
 
 
 async def test_a_cancelled_start_releases_the_ledger(path):

@@ -18,6 +18,7 @@ from mcpmeter.errors import LedgerNotUsable
 from mcpmeter.ledger.balances import amounts_by_balance
 from mcpmeter.ledger.maintenance.backup import sync
 from mcpmeter.ledger.maintenance.sqlite_pages import Value, free_pages, rows_of_page
+from mcpmeter.ledger.migrations import LEDGER_ID_SQL
 from mcpmeter.ledger.rows import decode_reservations
 from mcpmeter.ledger.sqlite.balances import read_balances
 from mcpmeter.ledger.sqlite.connection import explain, open_for_writing
@@ -66,6 +67,7 @@ def recover(damaged: Path, target: Path) -> list[Recovered]:
                     f"Nothing of a ledger was found in {damaged}.", hint="Restore a backup: mcpmeter ledger backup."
                 )
             _correct_balances(new)
+            _keep_id(copy, new)
             new.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             new.pragma("journal_mode", "delete")  # one file without a log; the next start turns the log on again
         _move(made, target)
@@ -82,6 +84,14 @@ def _copied(damaged: Path, folder: Path) -> Path:
     with contextlib.suppress(apsw.Error), contextlib.closing(apsw.Connection(str(copy))) as db:
         db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
     return copy
+
+
+def _keep_id(copy: Path, new: apsw.Connection) -> None:
+    """Settlements that wait in a file beside are for this ledger, and name it by its id."""
+    with contextlib.suppress(*_UNREADABLE), contextlib.closing(apsw.Connection(str(copy))) as db:
+        (made_at_ns,) = db.execute(LEDGER_ID_SQL).fetchone() or (None,)
+        if isinstance(made_at_ns, int):
+            new.execute("UPDATE migrations SET applied_at_ns = ?", (made_at_ns,))
 
 
 def _move(made: Path, target: Path) -> None:

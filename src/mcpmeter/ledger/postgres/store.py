@@ -22,6 +22,7 @@ from mcpmeter.errors import LedgerNotUsable, LedgerUnavailable, MeterError
 from mcpmeter.ledger.audit import INSERT_AUDIT_SQL, audit_values, key_changed, key_created, topped_up
 from mcpmeter.ledger.balances import KEPT_MINUTES_NS
 from mcpmeter.ledger.location import PostgresUrl
+from mcpmeter.ledger.migrations import LEDGER_ID_SQL, ledger_id
 from mcpmeter.ledger.postgres.balances import add_top_up, burn_nanousd, find_balances, forget_minutes, make_balances
 from mcpmeter.ledger.postgres.connecting import Connector
 from mcpmeter.ledger.postgres.connection import CONNECT_S, cannot_be_reached, not_usable, prepare
@@ -145,6 +146,10 @@ class PostgresStore(QueuedStore[PostgresWriter]):
         await self._replica.leave()
         for connection in (self._connection, self._sums, self._writer_connection):
             await connection.close()
+
+    async def ledger_id(self) -> str:
+        """The instant at which the ledger's first table was made."""
+        return ledger_id(await self._run(lambda db: execute(db, LEDGER_ID_SQL)))
 
     async def left_open(self) -> Sequence[LedgerRow]:
         """Rows of dead replicas, and rows of this one that it failed to settle, oldest first; now its own."""

@@ -25,7 +25,7 @@ from mcpmeter.ledger.balances import (
     spent_of,
     spent_sql,
 )
-from mcpmeter.ledger.rows import amount_taken, decode_reservations, encode_reservations
+from mcpmeter.ledger.rows import amount_taken, decode_reservations, encode_reservations, taken_by_row
 from mcpmeter.ledger.store import InsufficientBudget
 from mcpmeter.records import Balance, Call, Reservation, Settlement, TopUp
 
@@ -37,6 +37,10 @@ _RESERVE_SQL: Final = (
 _RELEASE_SQL: Final = "UPDATE balances SET reserved = reserved - ?3 WHERE balance = ?1 AND period_start_ns = ?2"
 _POST_SQL: Final = (
     "UPDATE balances SET reserved = max(reserved - ?3, 0), spent = min(spent + ?4, 9223372036854775807)"
+    " WHERE balance = ?1 AND period_start_ns = ?2"
+)
+_MOVE_SQL: Final = (
+    "UPDATE balances SET spent = min(max(spent + ?3, 0), 9223372036854775807)"
     " WHERE balance = ?1 AND period_start_ns = ?2"
 )
 
@@ -70,6 +74,13 @@ def post(db: apsw.Connection, claims: str, settlement: Settlement) -> None:
     """Replace what a call's row had reserved by what the call took."""
     for balance, period_start_ns, unit, amount in decode_reservations(claims):
         db.execute(_POST_SQL, (balance, period_start_ns, amount, amount_taken(unit, settlement)))
+
+
+def post_difference(db: apsw.Connection, claims: str, settlement: Settlement, *, nanousd: int, tokens: int) -> None:
+    """Replace what a settled row took by what its call really took."""
+    for balance, period_start_ns, unit, _ in decode_reservations(claims):
+        more = amount_taken(unit, settlement) - taken_by_row(unit, nanousd, tokens)
+        db.execute(_MOVE_SQL, (balance, period_start_ns, more))
 
 
 def ensure(db: apsw.Connection, reservation: Reservation) -> Balance:

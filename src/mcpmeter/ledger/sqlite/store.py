@@ -16,6 +16,7 @@ import apsw
 
 from mcpmeter.ledger.audit import INSERT_AUDIT_SQL, audit_values, key_changed, key_created, topped_up
 from mcpmeter.ledger.balances import KEPT_MINUTES_NS
+from mcpmeter.ledger.migrations import LEDGER_ID_SQL, ledger_id
 from mcpmeter.ledger.rows import (
     INSERT_KEY_SQL,
     SELECT_KEY_SQL,
@@ -72,6 +73,10 @@ class SqliteStore(QueuedStore[Writer]):
             self._closing = self._writer.loop.create_future()
             self._writer.submit(WriterTask(None, self._closing))
         await asyncio.shield(self._closing)
+
+    async def ledger_id(self) -> str:
+        """The instant at which the ledger's first table was made."""
+        return await self._run(lambda db: ledger_id(db.execute(LEDGER_ID_SQL)))
 
     async def left_open(self) -> Sequence[LedgerRow]:
         """Rows that a previous process opened and never settled, oldest first."""

@@ -28,8 +28,16 @@ import apsw
 import msgspec
 
 from mcpmeter.errors import LedgerNotUsable, LedgerUnavailable, MeterError
-from mcpmeter.ledger.rows import OPEN_SQL, SETTLE_SQL, SETTLED_COLUMNS, open_values, settled_values
-from mcpmeter.ledger.sqlite.balances import post, reserve
+from mcpmeter.ledger.rows import (
+    OPEN_SQL,
+    RECOVERED_SQL,
+    REPLACE_RECOVERED_SQL,
+    SETTLE_SQL,
+    SETTLED_COLUMNS,
+    open_values,
+    settled_values,
+)
+from mcpmeter.ledger.sqlite.balances import post, post_difference, reserve
 from mcpmeter.ledger.sqlite.connection import FileLock, Synchronous, open_for_writing
 from mcpmeter.ledger.sqlite.migrations import transaction
 from mcpmeter.ledger.store import InsufficientBudget, RowRefused, SettlementConflict, row_refused, settlement_conflict
@@ -55,6 +63,9 @@ Measured with 128 calls in flight: 30 % less CPU time of this thread."""
 
 GATHER_CALLS: Final = 48
 """Calls in flight from which on a commit waits for more rows. With fewer, waiting costs more latency than it saves."""
+
+BUSY_TIMEOUT_MS: Final = 750
+"""How long a batch waits for another program that holds the file; a call waits for at most two batches."""
 
 # What a row reserved is read from the row, because a limit may be newer than the call.
 SETTLE_RETURNING_SQL: Final = f"{SETTLE_SQL} RETURNING claims"
@@ -146,6 +157,7 @@ class Writer:
     def _take_ledger(self) -> apsw.Connection:
         self._lock.take()
         db = open_for_writing(self._path, self._synchronous)
+        db.set_busy_timeout(BUSY_TIMEOUT_MS)
         self._inode = self._path.stat().st_ino
         self._keeps_balances = _has_balances(db)
         return db
@@ -323,15 +335,29 @@ def _write_one_by_one(db: apsw.Connection, entries: Sequence[RowEntry]) -> Refus
 
 
 def _settle_one(db: apsw.Connection, settlement: Settlement) -> None:
-    """Settle one row. The same settlement again is fine; any other raises `SettlementConflict`."""
+    """Settle one row, also over an estimate of recovery. The same settlement again is fine; any other raises
+    `SettlementConflict`."""
     values = settled_values(settlement)
     settled = db.execute(SETTLE_RETURNING_SQL, values).fetchall()
     if settled:
         post(db, str(settled[0][0]), settlement)
         return
     same = db.execute(_SETTLED_ALREADY_SQL, values).fetchone()
-    if same is None or not same[0]:
+    if same is None or not (same[0] or _replace_recovered(db, settlement, values)):
         raise settlement_conflict(opened=same is not None)
+
+
+def _replace_recovered(db: apsw.Connection, settlement: Settlement, values: tuple[Any, ...]) -> bool:
+    """Put true figures in the place of those of recovery. False if the row was settled otherwise."""
+    if settlement.outcome == "recovered":
+        return False
+    estimated = db.execute(RECOVERED_SQL, (settlement.call.id,)).fetchone()
+    if estimated is None:
+        return False
+    db.execute(REPLACE_RECOVERED_SQL, values)
+    claims, nanousd, tokens = estimated
+    post_difference(db, str(claims), settlement, nanousd=int(nanousd), tokens=int(tokens))
+    return True
 
 
 # Errors --------------------------------------------------------------------------------------------------------------
