@@ -49,6 +49,7 @@ JSON = {"content-type": "application/json", "accept": "application/json, text/ev
 NOT_MOVED_BY_A_HEALTHY_RELAY = {
     mcp_rows.CLIENT_OPERATION_DURATION.name: "fed by a proxy",
     service_rows.INTERNAL_FAULTS.name: "moves when the meter itself is broken",
+    service_rows.LIMIT_REACHED.name: "moves when a limit is reached",
     upstream_rows.CIRCUIT_OPEN.name: "moves when a provider fails again and again",
     upstream_rows.RETRIES.name: "moves when a route has another upstream",
     budget_rows.REFUSALS.name: "moves when a budget is exhausted",

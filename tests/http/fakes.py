@@ -30,6 +30,9 @@ class Transport:
     def get_extra_info(self, name: str) -> Any:
         return ("127.0.0.1", 5000) if name == "peername" else None
 
+    def set_write_buffer_limits(self, high: int) -> None:
+        self.high_water = high
+
     def get_write_buffer_size(self) -> int:
         return self.unsent_bytes
 

@@ -48,7 +48,9 @@ def command(*, host: str, port: int, stack: bool, calls_per_second: float, seed:
     from mcpmeter.cli._event_loop import run
     from mcpmeter.cli.serve import log_to_stderr
     from mcpmeter.demo.demo import DemoOptions, run_demo
+    from mcpmeter.service import raise_descriptor_limit
 
+    raise_descriptor_limit()
     log_to_stderr()
     with tempfile.TemporaryDirectory(prefix="mcpmeter-demo-") as temporary:
         options = DemoOptions(host, port, folder or Path(temporary), stack, calls_per_second, seed)

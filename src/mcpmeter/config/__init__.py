@@ -15,6 +15,7 @@ from mcpmeter.config.loading import find_file, load, load_monitoring, load_secti
 from mcpmeter.config.prices import price_book
 from mcpmeter.config.relay import ProviderSettings, RelaySettings, TimeoutSettings
 from mcpmeter.config.rules import is_loopback, refuse_open_bind
+from mcpmeter.config.server import ServerLimitSettings, ServerTimeoutSettings
 from mcpmeter.config.settings import (
     CurrencySettings,
     LedgerSettings,
@@ -35,7 +36,9 @@ __all__ = [
     "PricingSettings",
     "ProviderSettings",
     "RelaySettings",
+    "ServerLimitSettings",
     "ServerSettings",
+    "ServerTimeoutSettings",
     "Settings",
     "TeamSettings",
     "TimeoutSettings",

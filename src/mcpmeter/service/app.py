@@ -6,14 +6,16 @@ import logging
 import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 from urllib.parse import urlsplit
 
 import msgspec
 
 from mcpmeter.catalog import OTHER
+from mcpmeter.catalog.service import LIMIT_REACHED
 from mcpmeter.dialects import openai
-from mcpmeter.errors import MeterError, MethodNotAllowed, NotAllowed, RouteNotFound, ServiceFault
+from mcpmeter.errors import MeterError, MethodNotAllowed, NotAllowed, RateLimited, RouteNotFound, ServiceFault
+from mcpmeter.http.asgi import App as AsgiApp
 from mcpmeter.http.asgi import Header, Receive, Scope, Send
 from mcpmeter.http.exchange import HttpExchange, direct_response_of, headers_of
 from mcpmeter.meter import CallResult, Meter
@@ -21,6 +23,9 @@ from mcpmeter.records import NO_PATH_PARAMS, PathParams
 from mcpmeter.relay.pipeline import EndpointConfig, Pipeline, send_error
 
 log = logging.getLogger("mcpmeter")
+
+HEALTH_PATHS: Final = frozenset(("/health", "/-/healthy", "/-/ready", "/metrics"))
+"""Answered under any number of connections."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +191,20 @@ class App:
         finally:
             if recorder is not None:
                 recorder.end_request()
+
+    def overloaded(self, error: MeterError) -> AsgiApp:
+        """This application for a connection above the limit: health checks, else the error; then it closes."""
+
+        async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+            direct_response_of(scope).keep_alive = False
+            if scope["path"] in HEALTH_PATHS:
+                await self(scope, receive, send)
+            else:
+                limit = "connections_per_address" if isinstance(error, RateLimited) else "connections"
+                self._meter.recorder.add(LIMIT_REACHED, limit=limit)
+                await self._refuse(scope, error)
+
+        return answer
 
     def _find(self, scope: Scope) -> Endpoint:
         self._guard.check(headers_of(scope))

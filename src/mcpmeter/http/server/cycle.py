@@ -20,6 +20,7 @@ from typing import Final
 from mcpmeter.errors import ClientDisconnected, MeterError
 from mcpmeter.http.asgi import App, Header, Message, Scope
 from mcpmeter.http.exchange import DIRECT_RESPONSE
+from mcpmeter.http.memory import Hold, MemoryBudget
 
 log = logging.getLogger("mcpmeter")
 
@@ -77,6 +78,14 @@ class RequestCycle:
     on_disconnect: Callable[[], None] | None = None
     on_drain: Callable[[], None] | None = None
 
+    received_bytes = 0
+    """How much of the body has arrived."""
+    body_since = 0.0
+    """When the connection first waited for more of the body."""
+    memory: MemoryBudget | None = None
+    hold: Hold | None = None
+    """Counts the body in `memory` until the request ends, if it is large enough to be counted."""
+
     _body: bytes | bytearray = b""
     _is_body_complete = False
     _is_body_taken = False
@@ -126,7 +135,14 @@ class RequestCycle:
                 # These would be circles of references, which only the garbage collector finds.
                 self.scope.pop("extensions", None)
                 self._on_complete, self._refusal = _nothing, None
+                self.release()
                 tasks.discard(asyncio.current_task())
+
+    def release(self) -> None:
+        """The request has ended, or will never be answered: its body is not held any longer."""
+        if self.hold is not None and self.memory is not None:
+            self.memory.release(self.hold)
+            self.hold = None
 
     def _close_if_incomplete(self) -> None:
         if self.response_complete or self.disconnected:
@@ -146,6 +162,7 @@ class RequestCycle:
 
     def add_body(self, part: bytes) -> None:
         """Take a part of the body."""
+        self.received_bytes += len(part)
         if not self._body:
             self._body = part  # not copied: most bodies arrive in one part
         elif isinstance(self._body, bytearray):
