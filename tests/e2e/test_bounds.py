@@ -57,7 +57,9 @@ class Provider:
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=2048)
         self.port = self._listener.getsockname()[1]
         self._large = completion("x" * 3_000_000)
-        self._chunk = chunked(b'data: {"choices":[{"index":0,"delta":{"content":"%b"}}]}\n\n' % (b"x" * 200), 4096) * 256
+        self._chunk = (
+            chunked(b'data: {"choices":[{"index":0,"delta":{"content":"%b"}}]}\n\n' % (b"x" * 200), 4096) * 256
+        )
         threading.Thread(target=self._accept, daemon=True).start()
 
     def _accept(self) -> None:
@@ -137,10 +139,8 @@ class Service:
 
     @staticmethod
     def send(connection: socket.socket, data: bytes) -> None:
-        try:
+        with contextlib.suppress(OSError):  # it may be refused by now
             connection.sendall(data)
-        except OSError:
-            pass  # refused by now
 
     def ask(self, path: bytes, body: bytes) -> bytes:
         """The whole answer to a request."""

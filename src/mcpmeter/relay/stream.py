@@ -25,8 +25,8 @@ from mcpmeter.relay.event_template import EventTemplate, event_template
 MAX_EVENT_BYTES: Final = 8 * 1024 * 1024
 """A longer event goes on unread, so that one endless line cannot fill the memory."""
 
-KEPT_FOR_ESTIMATES_BYTES: Final = 1024 * 1024
-"""How much of a stream is kept to estimate from; beyond it the estimate is scaled by bytes."""
+KEPT_FOR_ESTIMATES_BYTES: Final = 32 * 1024
+"""How much of each stream is kept to estimate from; beyond it the estimate is scaled by bytes."""
 
 CHUNKS_BETWEEN_TEMPLATES: Final = 16
 """How often a new template is made of the latest chunk; the chunks of some streams have nothing in common."""
@@ -149,7 +149,7 @@ class StreamTee:
     def delivered_tokens(self) -> int:
         """Estimate of the completion tokens that went to the client, or the provider's own count if that is higher."""
         estimate = self._dialect.delivered_tokens(self._kept)
-        if self._kept_bytes and self.total_bytes > 2 * KEPT_FOR_ESTIMATES_BYTES:
+        if self._kept_bytes >= KEPT_FOR_ESTIMATES_BYTES:
             estimate = estimate * self.total_bytes // self._kept_bytes
         # Zero delivered stays zero, though a provider may count a token before it writes one.
         return max(estimate, self.counted.completion_tokens) if estimate and self.counted else estimate

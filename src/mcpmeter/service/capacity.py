@@ -18,7 +18,7 @@ OWN_DESCRIPTORS: Final = 64
 """For the ledger, listeners, logs and the reserve for health checks."""
 
 BYTES_PER_CONNECTION: Final = 64 * 1024
-"""What a stream can cost: 28 kB measured, and up to 16 KiB each of its request and of its unread response."""
+"""What a stream costs: 28 kB measured, and up to 32 KiB that are kept of it to estimate its tokens from."""
 
 MIN_CONNECTIONS: Final = 8
 

@@ -42,19 +42,17 @@ class Http1Response:
         body = self._connection.whole_body()
         if body is not None and len(body) <= limit_bytes and "content-encoding" not in self.headers:
             if len(body) > FREE_BYTES:
-                self._hold = self._memory.hold(len(body))
+                self._hold = Hold()
+                self._memory.add_response(self._hold, len(body))
             return body
         return await self._read_parts(limit_bytes)
 
     async def _read_parts(self, limit_bytes: int) -> bytes:
-        hold = self._hold = self._memory.hold(0)
+        hold = self._hold = Hold()
         parts: list[bytes] = []
-        try:
-            async for part in self.chunks(limit_bytes):
-                await self._memory.read(hold, len(part))
-                parts.append(part)
-        finally:
-            self._memory.has_read(hold)
+        async for part in self.chunks(limit_bytes):
+            await self._memory.read(hold, len(part))
+            parts.append(part)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     async def chunks(self, limit_bytes: int) -> AsyncGenerator[bytes, None]:
@@ -107,7 +105,7 @@ class Http1Response:
     def release(self) -> None:
         """The body that `read` returned is not held any longer."""
         if self._hold is not None:
-            self._memory.release(self._hold)
+            self._memory.release_response(self._hold)
             self._hold = None
 
 

@@ -29,8 +29,11 @@ from mcpmeter.http.client.decompression import too_large
 from mcpmeter.http.client.target import Origin
 from mcpmeter.http.framing import FREE_BYTES_PER_PART, MAX_HEADER_BYTES
 
-MAX_BUFFERED_BYTES: Final = 256 * 1024
+MAX_BUFFERED_BYTES: Final = 16 * 1024
 """Above this a connection is not read until its parts are taken: a slow client must not fill our memory."""
+
+MAX_READ_BYTES: Final = 16 * 1024
+"""The most that is read at once. By itself the event loop reads 256 KB, of each of a thousand connections in turn."""
 
 FINISH_SECONDS: Final = 1.0
 
@@ -43,6 +46,9 @@ STREAM_TIMEOUT_TEXT: Final = "sent nothing between two parts of its response"
 class ConnectionOwner(Protocol):
     """The pool, as a connection sees it."""
 
+    read_buffer: memoryview
+    """Takes what one read of any connection returns; the parser copies what it keeps."""
+
     def opened(self, connection: Connection) -> None:
         """The connection was made."""
 
@@ -53,7 +59,7 @@ class ConnectionOwner(Protocol):
         """The connection is closed, or was never made: its slot is free."""
 
 
-class Connection(Deadlines, asyncio.Protocol):
+class Connection(Deadlines, asyncio.BufferedProtocol):
     """One request and its response at a time. Callbacks named `on_…` are the parser's."""
 
     # fmt: off
@@ -241,7 +247,13 @@ class Connection(Deadlines, asyncio.Protocol):
         else:
             self._transport.abort()  # it was discarded before it was made
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._owner.read_buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self.data_received(self._owner.read_buffer[:nbytes])
+
+    def data_received(self, data: bytes | memoryview) -> None:
         parser = self._parser
         if parser is None or self._fault is not None or self.is_complete:
             self.close()  # no request is waiting for this

@@ -20,7 +20,7 @@ from typing import Final
 from mcpmeter.errors import ClientDisconnected, MeterError
 from mcpmeter.http.asgi import App, Header, Message, Scope
 from mcpmeter.http.exchange import DIRECT_RESPONSE
-from mcpmeter.http.memory import Hold, MemoryBudget
+from mcpmeter.http.memory import FREE_BYTES, Hold, MemoryBudget
 
 log = logging.getLogger("mcpmeter")
 
@@ -37,10 +37,14 @@ _STATUS_LINES: Final[Mapping[int, bytes]] = {
 class Flow:
     """Pauses either direction of a connection. Pausing what is paused does nothing."""
 
-    __slots__ = ("_is_writable", "_transport", "is_reading_paused", "is_writing_paused")
+    __slots__ = ("_is_writable", "_transport", "is_reading_paused", "is_writing_paused", "pinned_bytes")
 
     def __init__(self, transport: asyncio.Transport) -> None:
+        # Above this a response counts as unread, and a stream's provider is not read any longer.
+        transport.set_write_buffer_limits(FREE_BYTES)
         self._transport = transport
+        self.pinned_bytes = 0
+        """The size of large parts that are not sent to their last byte."""
         self.is_reading_paused = False
         self.is_writing_paused = False
         """Whether the client leaves unread what was written."""
@@ -60,7 +64,21 @@ class Flow:
         self.is_writing_paused = True
         self._is_writable.clear()
 
+    def write_large(self, parts: Iterable[bytes]) -> None:
+        """Write parts that the event loop keeps whole until their last byte is sent, even if few bytes are left."""
+        self.pinned_bytes += sum(map(len, parts))
+        self._transport.set_write_buffer_limits(0)
+        self._transport.writelines(parts)
+        if not self.is_writing_paused:
+            self._unpin()
+
+    def _unpin(self) -> None:
+        self.pinned_bytes = 0
+        self._transport.set_write_buffer_limits(FREE_BYTES)
+
     def resume_writing(self) -> None:
+        if self.pinned_bytes:
+            self._unpin()
         self.is_writing_paused = False
         self._is_writable.set()
 
@@ -265,7 +283,10 @@ class RequestCycle:
             self.end(body)
             return
         written, self._headers, self._bytes_left = self._headers, b"", 0
-        self._transport.write(written + body)
+        if len(body) <= FREE_BYTES:
+            self._transport.write(written + body)
+        else:
+            self._flow.write_large((written, body))
         self._complete()
 
     def start(self, status: int, headers: Iterable[Header]) -> None:
@@ -344,7 +365,9 @@ class RequestCycle:
     def _write(self, data: bytes) -> None:
         if self._headers:
             data, self._headers = self._headers + data, b""
-        if data:
+        if len(data) > FREE_BYTES:
+            self._flow.write_large((data,))
+        elif data:
             self._transport.write(data)
 
     async def send(self, message: Message) -> None:

@@ -140,8 +140,6 @@ class ServerProtocol(asyncio.Protocol):
         self._client = _address(transport.get_extra_info("peername"))
         self._scheme = "https" if transport.get_extra_info("sslcontext") else "http"
         self._server_state.connections.add(self)
-        # Above this a response counts as unread: `MemoryBudget` sees it, and a stream's provider is no longer read.
-        self._transport.set_write_buffer_limits(FREE_BYTES)
         now = self._idle_since = self._loop.time()
         self._set_timer(now + min(self._timeouts.headers_seconds, self._timeouts.idle_seconds))
         excess = self._bounds.connections.admit(self, self._client[0] if self._client else "", now)
@@ -326,7 +324,8 @@ class ServerProtocol(asyncio.Protocol):
             self._clear_pipeline()  # no response follows one that closes
             self._close()
         if self._unread is not None:
-            self._bounds.memory.make_evictable(self._unread, self._transport.abort)
+            memory = self._bounds.memory
+            memory.make_evictable(self._unread, memory.unread, self._transport.abort)
         self._idle_since = self._loop.time()
         if self._transport.is_closing():
             return
@@ -443,11 +442,12 @@ class ServerProtocol(asyncio.Protocol):
     # Bodies and responses in memory -------------------------------------------------------------------------------
 
     def _count_body(self, cycle: RequestCycle, size: int) -> None:
+        memory = self._bounds.memory
         if cycle.hold is None:
-            cycle.memory = self._bounds.memory
-            cycle.hold = self._bounds.memory.hold(cycle.received_bytes, self._evict_upload)
-        else:
-            self._bounds.memory.grow(cycle.hold, size)
+            cycle.memory, cycle.hold, size = memory, Hold(), cycle.received_bytes
+            memory.make_evictable(cycle.hold, memory.uploads, self._evict_upload)
+        if cycle.hold.share is not None:
+            memory.grow(cycle.hold, size)
         if cycle.body_bytes > MAX_BUFFERED_BYTES:
             self._flow.pause_reading()
 
@@ -464,16 +464,17 @@ class ServerProtocol(asyncio.Protocol):
         size = self._transport.get_write_buffer_size()
         if not size or not self._flow.is_writing_paused:
             return
+        size = max(size, self._flow.pinned_bytes)
         memory = self._bounds.memory
         if self._unread is None:
-            self._unread = memory.hold(size)
+            self._unread = Hold()
+            memory.grow(self._unread, size)
             self._unread_since = self._read_at = self._loop.time()
             self._set_timer(self._unread_since + self._timeouts.response_seconds / CHECKS_PER_RESPONSE_TIMEOUT)
             if self._answered is not None and self._answered.response_complete:
-                memory.make_evictable(self._unread, self._transport.abort)
+                memory.make_evictable(self._unread, memory.unread, self._transport.abort)
         else:
             memory.grow(self._unread, size - self._unread.size)
-        self._unread_bytes = size
         self._unread_bytes_at_start = max(size, self._unread_bytes_at_start)
 
     def _all_read(self) -> None:
