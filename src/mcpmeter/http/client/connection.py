@@ -204,7 +204,6 @@ class Connection(Deadlines, asyncio.BufferedProtocol):
             self._is_suspended = False
 
     def _pour(self, sink: Callable[[bytes], bool], part: bytes) -> bool:
-        self._last_byte_at = self.now()
         self._pipe_bytes_left -= len(part)
         try:
             if self._pipe_bytes_left < 0:
@@ -258,6 +257,7 @@ class Connection(Deadlines, asyncio.BufferedProtocol):
         if parser is None or self._fault is not None or self.is_complete:
             self.close()  # no request is waiting for this
             return
+        self._last_byte_at = self.now()
         overhead = self._overhead_bytes
         self._overhead_bytes = (overhead if overhead > 0 else 0) + len(data)
         try:
