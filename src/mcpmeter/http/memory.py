@@ -90,7 +90,7 @@ class MemoryBudget:
             self.kept_bytes += size
         else:
             hold.share.held_bytes += size
-            self._evict()
+        self._evict()
 
     def make_evictable(self, hold: Hold, share: Share, evict: Callable[[], None]) -> None:
         """From now on `evict` may give the hold up."""
@@ -110,7 +110,6 @@ class MemoryBudget:
             self._on_limit()
             return False
         self.grow(hold, size)
-        self._evict()
         return True
 
     def release(self, hold: Hold) -> None:
@@ -149,7 +148,6 @@ class MemoryBudget:
         """Count bytes of a provider's response that are in memory already."""
         self.response_bytes += size
         self.grow(hold, size)
-        self._evict()
 
     def release_response(self, hold: Hold) -> None:
         """The response is no longer held, so others may be read."""

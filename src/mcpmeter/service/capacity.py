@@ -15,7 +15,7 @@ MAX_DESCRIPTORS: Final = 1_048_576
 """More are not asked for: some containers have a limit of a thousand million."""
 
 OWN_DESCRIPTORS: Final = 64
-"""For the ledger, listeners, logs and the reserve for health checks."""
+"""For the ledger, logs, listening sockets and the reserve for health checks."""
 
 BYTES_PER_CONNECTION: Final = 64 * 1024
 """What a stream costs: 28 kB measured, and up to 32 KiB that are kept of it to estimate its tokens from."""
@@ -48,7 +48,7 @@ class Capacity:
         return cls(
             connections=connections,
             connections_per_address=limits.connections_per_address or max(1, connections // 2),
-            reserve=max(4, min(32, own // 2)),
+            reserve=max(4, own // 4),
             upstream_connections=upstream,
             concurrent_calls=limits.concurrent_calls or upstream,
         )

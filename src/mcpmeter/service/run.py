@@ -30,7 +30,12 @@ from mcpmeter.service.service import Service
 log = logging.getLogger("mcpmeter")
 
 BACKLOG: Final = 2048
-"""Connections that wait to be accepted. The event loop accepts all of them at once, before it can refuse one."""
+"""Connections that may wait to be accepted."""
+
+MAX_ACCEPTS: Final = 64
+CONNECTIONS_PER_ACCEPT: Final = 32
+"""libuv accepts one connection per listening socket in each turn of the loop. While turns take milliseconds, a health
+check would wait for seconds behind a thousand connections, so the loop gets the same socket several times."""
 
 Started = Callable[[Service, str], None]
 """Called once with the address, when the service accepts requests."""
@@ -114,7 +119,9 @@ async def listening(
             timeout_graceful_shutdown=2,
         )
     )
-    task = asyncio.get_running_loop().create_task(server.serve(sockets=[listener]))
+    accepts = min(MAX_ACCEPTS, bounds.connections.max_total // CONNECTIONS_PER_ACCEPT)
+    sockets = [listener, *(listener.dup() for _ in range(accepts - 1))]
+    task = asyncio.get_running_loop().create_task(server.serve(sockets=sockets))
     while not server.started and not task.done():  # noqa: ASYNC110 (uvicorn has no event for it)
         await asyncio.sleep(0.005)
     try:

@@ -251,6 +251,14 @@ class Connection(Deadlines, asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         self.data_received(self._owner.read_buffer[:nbytes])
+        if nbytes == MAX_READ_BYTES and not self._is_paused and self.is_usable():
+            # There is more, which libuv would read at once, up to 32 times; other connections have to get their turn.
+            cast("asyncio.Transport", self._transport).pause_reading()
+            self._loop.call_soon(self._read_on)
+
+    def _read_on(self) -> None:
+        if not self._is_paused and self.is_usable():
+            cast("asyncio.Transport", self._transport).resume_reading()
 
     def data_received(self, data: bytes | memoryview) -> None:
         parser = self._parser

@@ -54,7 +54,7 @@ class Connections:
         self,
         max_total: int = 1024,
         max_per_address: int | None = None,
-        reserve: int = 32,
+        reserve: int = 16,
         on_limit: Callable[[str], None] = lambda limit: None,
     ) -> None:
         self.max_total = max_total
