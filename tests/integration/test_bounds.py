@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 import pytest
+from tests.integration.conftest import chat_body
 
 from mcpmeter.access.keys import new_key
 from mcpmeter.config import KeySettings
@@ -83,7 +84,7 @@ async def test_a_body_that_stalls_ends_its_connection(start_relay, path):
 
 async def test_a_whole_response_left_unread_ends_its_connection(start_relay):
     relay = await start_relay(server={"timeouts": {"response_seconds": 0.2}})
-    body = json.dumps({"model": "gpt-4.1", "messages": [], "metadata": {"simulate": "huge_mb=16"}}).encode()
+    body = json.dumps(chat_body("huge_mb=16")).encode()
     _, writer = await opened(relay, POST % (CHAT.encode(), len(body)) + body)
     writer.transport.pause_reading()
     connections = relay.service.bounds.connections._by_address
@@ -96,7 +97,7 @@ async def test_a_whole_response_left_unread_ends_its_connection(start_relay):
 
 async def test_health_is_answered_when_all_connections_are_busy(start_relay):
     relay = await start_relay(server={"limits": {"connections": 2, "connections_per_address": 100}})
-    body = json.dumps({"model": "gpt-4.1", "messages": [], "metadata": {"simulate": SLOW}}).encode()
+    body = json.dumps(chat_body(SLOW)).encode()
     busy = [await opened(relay, POST % (CHAT.encode(), len(body)) + body) for _ in range(2)]
     await relay.until(lambda: len(relay.service.pipeline.active_calls) == 2)
     for path in (b"/health", b"/-/healthy", b"/-/ready", b"/metrics"):
@@ -119,10 +120,12 @@ async def test_health_is_answered_when_all_connections_are_busy(start_relay):
 
 async def test_an_idle_connection_makes_room_for_a_new_one(start_relay):
     relay = await start_relay(server={"limits": {"connections": 2, "connections_per_address": 100}})
-    (oldest, writer), _ = await opened(relay), await opened(relay)
+    held = [await opened(relay) for _ in range(2)]
+    await relay.until(lambda: len(relay.service.bounds.connections._admitted) == 2)
     assert (await relay.chat()).status == 200
-    assert await asyncio.wait_for(oldest.read(), 5) == b""
-    writer.close()
+    assert await asyncio.wait_for(held[0][0].read(), 5) == b""
+    for _, writer in held:
+        writer.close()
     assert reached(relay) == {"connections": 1}
 
 
@@ -188,8 +191,10 @@ async def test_uploads_above_their_share_of_memory_are_refused(start_relay):
 async def test_requests_above_the_memory_are_refused_before_they_are_sent(start_relay):
     relay = await start_relay(server={"limits": {"memory_bytes": 2**20}})
     large = [{"role": "user", "content": "x" * 220_000}]
-    tasks = [asyncio.ensure_future(relay.chat(SLOW, messages=large)) for _ in range(4)]
-    await relay.until(lambda: len(relay.service.pipeline.active_calls) == 4)
+    tasks: list[asyncio.Task[Any]] = []
+    for count in range(1, 5):  # one by one: unfinished uploads have a share of their own
+        tasks.append(asyncio.ensure_future(relay.chat(SLOW, messages=large)))
+        await relay.until(lambda count=count: len(relay.service.pipeline.active_calls) == count)
     reply = await relay.chat(messages=large)
     assert (reply.status, reply.error["code"], reply.headers["retry-after"]) == (503, "overloaded", "1")
     await end(tasks)
@@ -200,7 +205,9 @@ async def test_requests_above_the_memory_are_refused_before_they_are_sent(start_
 
 
 async def test_mcp_sessions_of_a_key_are_capped(start_relay):
-    relay = await start_relay(server={"limits": {"mcp_sessions_per_key": 2}}, keys={"search": KEY, "other": OTHER_KEY})
+    relay = await start_relay(
+        server={"limits": {"mcp_sessions_per_key": 2}}, keys={"search": KEY, "support": OTHER_KEY}
+    )
     headers = MCP | {"authorization": f"Bearer {KEY}"}
     first = await relay.ask(INITIALIZE, "/mcp", headers=headers)
     assert (await relay.ask(INITIALIZE, "/mcp", headers=headers)).status == 200
