@@ -12,7 +12,7 @@ from typing import Final
 from mcpmeter.config import Settings
 
 MAX_DESCRIPTORS: Final = 1_048_576
-"""More are not asked for: some containers have a limit of a thousand million."""
+"""More are never needed: some containers have a limit of a thousand million."""
 
 OWN_DESCRIPTORS: Final = 64
 """For the ledger, logs, listening sockets and the reserve for health checks."""
