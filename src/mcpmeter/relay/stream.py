@@ -192,6 +192,8 @@ class Pipe:
             direct.write(tee.feed(data))
         elif part := tee.feed(data):
             direct.write(part)
+        elif not tee.end:
+            return True
         if tee.end:
             direct.watch(None)
             return False

@@ -338,7 +338,8 @@ class Connection(Deadlines, asyncio.BufferedProtocol):
         self.headers = {}
 
     def on_body(self, body: bytes) -> None:
-        self._overhead_bytes -= 2 * len(body) + FREE_BYTES_PER_PART
+        size = len(body)
+        self._overhead_bytes -= 2 * size + FREE_BYTES_PER_PART
         sink = self._sink
         if sink is not None:
             self._pour(sink, body)
@@ -346,7 +347,7 @@ class Connection(Deadlines, asyncio.BufferedProtocol):
         if self.is_complete or self._finish_timer is not None:
             return
         self._parts.append(body)
-        self._buffered_bytes += len(body)
+        self._buffered_bytes += size
         if self._waiter is not None:
             self._wake()
 
