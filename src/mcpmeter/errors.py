@@ -194,7 +194,7 @@ class NotAllowed(CallerError):
 
 
 class RateLimited(CallerError):
-    """The key's own limit on requests or tokens per minute is reached."""
+    """The key's limit on requests, tokens or concurrent calls is reached, or the address's on connections."""
 
     id = "rate_limited"
     error_type = "rate_limited"
@@ -285,7 +285,7 @@ class Draining(ServiceFault):
 
 
 class Overloaded(ServiceFault):
-    """A limit of the service is reached, for example on connections to providers."""
+    """A limit of the service is reached: on connections, concurrent calls or memory."""
 
     id = "overloaded"
     http_status = 503

@@ -52,6 +52,7 @@ NOT_MOVED_BY_A_HEALTHY_RELAY = {
     service_rows.SETTLEMENTS_PENDING.name: "moves while the ledger is away",
     service_rows.SETTLEMENTS_UNWRITTEN.name: "moves when neither ledger nor pending file can be written",
     service_rows.SETTLEMENTS_REJECTED.name: "moves when the ledger refuses what was pending",
+    service_rows.LIMIT_REACHED.name: "moves when a limit is reached",
     upstream_rows.CIRCUIT_OPEN.name: "moves when a provider fails again and again",
     upstream_rows.RETRIES.name: "moves when a route has another upstream",
     budget_rows.REFUSALS.name: "moves when a budget is exhausted",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from mcpmeter.http.exchange import DIRECT_RESPONSE
@@ -29,6 +30,12 @@ class Transport:
 
     def get_extra_info(self, name: str) -> Any:
         return ("127.0.0.1", 5000) if name == "peername" else None
+
+    def writelines(self, data: Iterable[bytes]) -> None:
+        self.write(b"".join(data))
+
+    def set_write_buffer_limits(self, high: int) -> None:
+        self.high_water = high
 
     def get_write_buffer_size(self) -> int:
         return self.unsent_bytes

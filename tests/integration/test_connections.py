@@ -4,20 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-import sys
 from typing import Any
-
-import pytest
 
 HEALTH = b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n"
 POST = b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: %d\r\n\r\n"
 
 
-async def test_an_idle_connection_is_closed_but_not_a_waiting_one(
-    start_relay: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sys.modules["mcpmeter.service.run"], "KEEP_ALIVE_SECONDS", 0.1)
-    relay = await start_relay()
+async def test_an_idle_connection_is_closed_but_not_a_waiting_one(start_relay: Any) -> None:
+    relay = await start_relay(server={"timeouts": {"idle_seconds": 0.1}})
     reader, writer = await asyncio.open_connection(*relay.address)
     writer.write(HEALTH)
     assert b'"healthy"' in await asyncio.wait_for(reader.read(), 120)  # which reads up to the end of the connection

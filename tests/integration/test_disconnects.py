@@ -156,9 +156,8 @@ async def test_a_slow_reader_is_not_a_silent_provider(start_module_relay):
     writer.close()
 
 
-async def test_a_client_that_never_reads_counts_as_disconnected(start_module_relay, monkeypatch):
-    monkeypatch.setattr("mcpmeter.http.exchange.DRAIN_TIMEOUT_SECONDS", 0.2)
-    relay = await start_module_relay()
+async def test_a_client_that_never_reads_counts_as_disconnected(start_module_relay):
+    relay = await start_module_relay(server={"timeouts": {"response_seconds": 0.2}})
     _, writer = await connected(relay, chat("huge_mb=64", stream=True))
     writer.transport.pause_reading()
     await relay.until(lambda: bool(relay.rows()) and relay.rows()[0].state == "settled")

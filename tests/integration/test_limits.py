@@ -44,9 +44,8 @@ async def test_every_route_refuses_missing_and_wrong_keys_alike(start_relay):
         ("/v1beta/models/gemini-2.5-flash:generateContent", ("error", "status"), "DEADLINE_EXCEEDED"),
     ],
 )
-async def test_a_slow_upload_times_out_and_closes(start_relay, monkeypatch, path, where, type_):
-    monkeypatch.setattr("mcpmeter.http.exchange.BODY_TIMEOUT_SECONDS", 0.05)
-    relay = await start_relay()
+async def test_a_slow_upload_times_out_and_closes(start_relay, path, where, type_):
+    relay = await start_relay(server={"timeouts": {"body_seconds": 0.05}})
     before = relay.counts()
     head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 500\r\n\r\n".encode()
     for start in (b"", b"{"):

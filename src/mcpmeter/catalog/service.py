@@ -47,6 +47,22 @@ INTERNAL_FAULTS: Final = Metric(
     "counter",
     "Internal failures of the meter to record something. The metered call continued.",
 )
+LIMITS: Final = (
+    "connections",
+    "connections_per_address",
+    "concurrent_calls",
+    "concurrent_calls_per_key",
+    "memory",
+    "headers",
+    "mcp_sessions",
+    "upstream_connections",
+)
+LIMIT_REACHED: Final = Metric(
+    "mcp_limit_reached_total",
+    "counter",
+    "Requests refused, and connections closed or refused, because a limit of the service was reached.",
+    (Label("limit", LIMITS),),
+)
 BUILD_INFO: Final = Metric(
     "mcpmeter_build_info",
     "gauge",
@@ -73,6 +89,7 @@ ROWS: Final = (
     SETTLEMENTS_REJECTED,
     LABEL_OVERFLOW,
     INTERNAL_FAULTS,
+    LIMIT_REACHED,
     BUILD_INFO,
     CONFIG_RELOAD_SUCCESSFUL,
     CONFIG_RELOAD_TIMESTAMP,

@@ -46,7 +46,7 @@ REMEDIES: Final = {
     "invalid_request": "Correct the request as the message says; the same request fails again.",
     "body_too_large": "Send a smaller body, or have the operator raise `server.max_body_bytes`.",
     "body_too_slow": "Send the whole body within a minute; nothing was sent to a provider.",
-    "overloaded": "Retry; the operator raises `max_connections` in `relay.timeouts`, or adds a replica.",
+    "overloaded": "Retry; the operator raises what `mcp_limit_reached_total` names ([Limits](limits.md)).",
     "unsupported_media_type": "Send the `Content-Type` that the message names.",
     "headers_too_large": "Send fewer or shorter headers; the limit is 64 KiB.",
     "unsupported_content_encoding": "Send the body plain, or compressed as gzip or deflate.",

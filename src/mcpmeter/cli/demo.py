@@ -65,11 +65,13 @@ def command(
     from mcpmeter.cli.serve import log_to_stderr
     from mcpmeter.demo.demo import DemoOptions, run_demo
     from mcpmeter.http.origins import authority_of
+    from mcpmeter.service import raise_descriptor_limit
 
     if any(authority_of(name) is None for name in allowed_hosts):
         raise click.BadParameter(
             "give a host name or address, an IPv6 address in brackets", param_hint="--allowed-host"
         )
+    raise_descriptor_limit()
     log_to_stderr()
     with tempfile.TemporaryDirectory(prefix="mcpmeter-demo-") as temporary:
         options = DemoOptions(host, port, folder or Path(temporary), stack, calls_per_second, seed, allowed_hosts)

@@ -43,8 +43,9 @@ def command(config_path: Path | None, host: str | None, port: int | None, ledger
 
     settings()  # reports faults before the slower import of the service
     from mcpmeter.cli._event_loop import run
-    from mcpmeter.service import Service, bind, serve
+    from mcpmeter.service import Service, bind, raise_descriptor_limit, serve
 
+    raise_descriptor_limit()
     service = Service(settings)
     listener = bind(service.settings.server.host, service.settings.server.port)
     run(serve(service, listener, _print_addresses))

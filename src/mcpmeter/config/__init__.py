@@ -16,6 +16,7 @@ from mcpmeter.config.loading import find_file, load, load_monitoring, load_secti
 from mcpmeter.config.prices import price_book
 from mcpmeter.config.relay import ProviderSettings, RelaySettings, TimeoutSettings
 from mcpmeter.config.rules import EVERY_ADDRESS, Listener, is_loopback, listeners, refuse_open_bind
+from mcpmeter.config.server import ServerLimitSettings, ServerTimeoutSettings
 from mcpmeter.config.settings import (
     AdminSettings,
     CurrencySettings,
@@ -40,7 +41,9 @@ __all__ = [
     "PricingSettings",
     "ProviderSettings",
     "RelaySettings",
+    "ServerLimitSettings",
     "ServerSettings",
+    "ServerTimeoutSettings",
     "Settings",
     "TeamSettings",
     "TimeoutSettings",

@@ -44,6 +44,7 @@ what would run.
   `${`. Inside `{…}` or `[…]` such text needs quotes.
 - Numbers are plain decimal. Tags (`!…`), merge keys (`<<`) and a second document are refused; anchors work.
 - Relative paths start at the file's folder.
+- [Limits](limits.md) explains `server.timeouts`, `server.limits` and how their defaults are derived.
 - A key that is only in the environment is sent to its provider's own address only; with another `base_url`, set
   `api_key`.
 """

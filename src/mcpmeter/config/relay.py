@@ -43,8 +43,10 @@ class TimeoutSettings(Section):
     )
     idle_seconds: Seconds = setting(60.0, help="Between two chunks of a stream.", example=30.0)
     total_seconds: Seconds = setting(600.0, help="For the whole call.", example=900.0)
-    max_connections: Annotated[Whole, Field(ge=1, le=65535)] = setting(
-        512, help="Maximum number of connections to all providers together.", example=1024
+    max_connections: Annotated[Whole, Field(ge=1, le=1_048_576)] | None = setting(
+        None,
+        help="Maximum number of connections to all providers; default: derived as `server.limits.connections` is.",
+        example=1024,
     )
 
 

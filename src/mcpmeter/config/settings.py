@@ -33,6 +33,7 @@ from mcpmeter.config.fields import (
 from mcpmeter.config.keys import KeySettings
 from mcpmeter.config.monitoring import MonitoringSettings
 from mcpmeter.config.relay import ProviderSettings, RelaySettings, RouteSettings
+from mcpmeter.config.server import ServerLimitSettings, ServerTimeoutSettings
 from mcpmeter.ledger.location import Location, PostgresUrl, default_location, location_of
 from mcpmeter.ledger.sqlite.connection import Synchronous
 from mcpmeter.meter import SETTLE_SECONDS
@@ -82,6 +83,12 @@ class ServerSettings(Section):
     )
     drain_seconds: Seconds = setting(
         30.0, help="How long running streams may continue after SIGTERM, in seconds.", example=10.0
+    )
+    timeouts: ServerTimeoutSettings = setting(
+        ServerTimeoutSettings(), help="How long clients may take.", example={"headers_seconds": 10.0}
+    )
+    limits: ServerLimitSettings = setting(
+        ServerLimitSettings(), help="How much clients may hold at once.", example={"connections": 4096}
     )
 
 

@@ -29,7 +29,11 @@ class EventSplitter:
     def feed(self, data: bytes) -> bytes:
         """Return all bytes up to the end of the last whole event; empty if no event has ended."""
         held = self.held
-        if not held and data.endswith(BLANK_LINES):
+        if held:
+            if b"\n" not in data and b"\r" not in data:  # no line of the event ends here, so the event does not either
+                held += data
+                return b""
+        elif data.endswith(BLANK_LINES):
             return data
         end = _end_of_last_event(data)
         if not end and held:

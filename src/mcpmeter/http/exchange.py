@@ -7,15 +7,11 @@ from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import Any, Final, Protocol
 
-from mcpmeter.errors import BodyTooSlow, ClientDisconnected, MeterError
+from mcpmeter.errors import ClientDisconnected, MeterError
 from mcpmeter.http.asgi import Header, Scope
 from mcpmeter.http.content_encoding import decompressed, is_compressed, too_large
 from mcpmeter.http.trace_context import trace_id_of
 from mcpmeter.records import NO_PATH_PARAMS, PathParams
-
-BODY_TIMEOUT_SECONDS: Final = 60.0
-DRAIN_TIMEOUT_SECONDS: Final = 120.0
-"""How long a client may leave a response unread before it counts as disconnected."""
 
 DIRECT_RESPONSE: Final = "mcpmeter.direct_response"
 """The ASGI extension under which our server offers its `DirectResponse`."""
@@ -32,6 +28,9 @@ class DirectResponse(Protocol):
 
     on_drain: Callable[[], None] | None
     """Called when the client reads again."""
+
+    keep_alive: bool
+    """Whether the connection stays open after the response."""
 
     @property
     def response_started(self) -> bool:
@@ -60,6 +59,9 @@ class DirectResponse(Protocol):
 
     async def drain(self) -> None:
         """Wait until the client reads or has disconnected."""
+
+    def keep_inflated(self, size: int) -> None:
+        """Count a body that is decompressed, until the call ends. Raises Overloaded if it does not fit into memory."""
 
     def respond(self, status: int, headers: Iterable[Header], body: bytes) -> None:
         """Send a complete response in one write. Its content-length is added."""
@@ -94,7 +96,7 @@ class Exchange(Protocol):
         """The connection itself, if there is one."""
 
     async def read_body(self, limit_bytes: int) -> bytes:
-        """Raises BodyTooLarge, BodyTooSlow, ClientDisconnected."""
+        """Raises BodyTooLarge, BodyTooSlow, Overloaded, ClientDisconnected."""
 
     def cancel_on_disconnect(self) -> CancelOnDisconnect:
         """While inside, a disconnect of the caller is raised as ClientDisconnected."""
@@ -189,7 +191,7 @@ class HttpExchange:
         return found
 
     async def read_body(self, limit_bytes: int) -> bytes:
-        """Return the whole body, plain. Raises BodyTooLarge, BodyTooSlow, ClientDisconnected."""
+        """Return the whole body, plain. Raises BodyTooLarge, BodyTooSlow, Overloaded, ClientDisconnected."""
         declared = self.headers.get(b"content-length", b"")
         if declared.isdigit() and int(declared) > limit_bytes:
             raise too_large(limit_bytes)
@@ -199,23 +201,20 @@ class HttpExchange:
             body = await self._read_parts(limit_bytes)
         elif len(body) > limit_bytes:
             raise too_large(limit_bytes)
-        # Off the event loop: however few bytes they are, they can grow up to the limit.
-        return await asyncio.to_thread(decompressed, body, limit_bytes) if compressed else body
+        if compressed:
+            # Off the event loop: however few bytes they are, they can grow up to the limit.
+            body = await asyncio.to_thread(decompressed, body, limit_bytes)
+            self.direct_response.keep_inflated(len(body))
+        return body
 
     async def _read_parts(self, limit_bytes: int) -> bytes:
         parts: list[bytes] = []
         size = 0
-        try:
-            async with asyncio.timeout(BODY_TIMEOUT_SECONDS):
-                while part := await self.direct_response.next_body_part():
-                    size += len(part)
-                    if size > limit_bytes:
-                        raise too_large(limit_bytes)
-                    parts.append(part)
-        except TimeoutError:
-            raise BodyTooSlow(
-                f"The body did not arrive within {BODY_TIMEOUT_SECONDS:g} s.", hint="Send it without pauses."
-            ) from None
+        while part := await self.direct_response.next_body_part():
+            size += len(part)
+            if size > limit_bytes:
+                raise too_large(limit_bytes)
+            parts.append(part)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def cancel_on_disconnect(self) -> CancelOnDisconnect:
@@ -223,9 +222,9 @@ class HttpExchange:
         return CancelOnDisconnect(self.direct_response.watch)
 
     async def respond(self, status: int, headers: Iterable[Header], body: bytes) -> None:
-        """Send a complete response. Raises ClientDisconnected if the client leaves the one before unread."""
+        """Send a complete response, once the client reads the one before."""
         if self.direct_response.is_backpressured:
-            await self._drain()
+            await self.direct_response.drain()
         self.direct_response.respond(status, headers, body)
 
     async def start(self, status: int, headers: Iterable[Header]) -> None:
@@ -233,28 +232,16 @@ class HttpExchange:
         self.direct_response.start(status, headers)
 
     async def send(self, data: bytes) -> None:
-        """Send a part. Waits while the client does not read; raises ClientDisconnected if that takes too long."""
+        """Send a part. Waits while the client does not read; the connection ends that if it takes too long."""
         if self.direct_response.is_backpressured:
-            await self._drain()
+            await self.direct_response.drain()
         self.direct_response.write(data)
 
     async def end(self, data: bytes = b"") -> None:
-        """Send the last part. Waits and raises as `send`."""
+        """Send the last part. Waits as `send`."""
         if self.direct_response.is_backpressured:
-            await self._drain()
+            await self.direct_response.drain()
         self.direct_response.end(data)
-
-    async def _drain(self) -> None:
-        try:
-            async with asyncio.timeout(DRAIN_TIMEOUT_SECONDS):
-                await self.direct_response.drain()
-        except TimeoutError:
-            raise client_stalled() from None
-
-
-def client_stalled() -> ClientDisconnected:
-    """The error for a client that leaves a response unread for too long."""
-    return ClientDisconnected("The client stopped reading the response.")
 
 
 def direct_response_of(scope: Scope) -> DirectResponse:

@@ -131,6 +131,7 @@ class RelayedCall:
                     self.response = response
                     return target, response, body
                 response.finish()
+                response.release()
             elif isinstance(step, Wait):
                 await asyncio.sleep(step.seconds)
             else:
@@ -173,7 +174,7 @@ class RelayedCall:
         tee = StreamTee(self.endpoint.events, withhold_usage=only_we_ask_usage, errors=errors)
         headers = response_headers(self.opened.call.id, target, self.attempts.made, response)
         stream = self.stream = ForwardedStream(self.exchange, response, tee, headers, self.opened.elapsed_ns)
-        if not await stream.run(max_bytes, self.cut):
+        if not await stream.run(max_bytes):
             raise upstream_errors.incomplete_stream(provider.name, has_started=self.exchange.started)
         return stream
 

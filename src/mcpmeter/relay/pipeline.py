@@ -10,11 +10,21 @@ from collections.abc import Callable
 from msgspec.structs import replace
 
 from mcpmeter.access.callers import Attribution, Caller
+from mcpmeter.catalog.service import LIMIT_REACHED
 from mcpmeter.dialects.base import Dialect, RequestInfo
 from mcpmeter.dialects.tokens import max_prompt_tokens
-from mcpmeter.errors import ClientDisconnected, Draining, InvalidRequest, MeterError, NotAuthenticated
+from mcpmeter.errors import (
+    ClientDisconnected,
+    Draining,
+    InvalidRequest,
+    MeterError,
+    NotAuthenticated,
+    Overloaded,
+    RateLimited,
+)
 from mcpmeter.http.client.interface import UpstreamClient
 from mcpmeter.http.exchange import Exchange
+from mcpmeter.http.memory import MemoryBudget
 from mcpmeter.ledger.store import InsufficientBudget
 from mcpmeter.meter import CallResult, Meter, OpenCall
 from mcpmeter.quota.tracker import QuotaTracker
@@ -35,13 +45,23 @@ class Pipeline:
     the last call that uses it, and a stop waits for all of them.
     """
 
-    def __init__(self, meter: Meter, runtime: Runtime, failover: Failover, quota: QuotaTracker) -> None:
+    def __init__(
+        self,
+        meter: Meter,
+        runtime: Runtime,
+        failover: Failover,
+        quota: QuotaTracker,
+        memory: MemoryBudget | None = None,
+    ) -> None:
         self.meter = meter
         self.runtime = runtime
         self.draining = False
         self.active_calls: set[RelayedCall] = set()
         self._failover = failover
         self._quota = quota
+        self._memory = memory or MemoryBudget()
+        self._calls_by_key: dict[str, int] = {}
+        """Calls in progress by key id, while `max_calls_per_key` is set."""
         self._users: dict[UpstreamClient, int] = {}
         self._waiters: list[asyncio.Future[None]] = []
         """Woken when a client has no users left."""
@@ -52,12 +72,16 @@ class Pipeline:
         runtime = self.runtime
         client = runtime.client
         self._users[client] = self._users.get(client, 0) + 1
+        limited_key: str | None = None
         try:
             opened = self.meter.open(
                 exchange.endpoint, exchange.method, trace_id=exchange.trace_id, parent_id=exchange.parent_id
             )
             try:
-                call = await self._admit(opened, exchange, endpoint, runtime)
+                caller = self._identify(exchange, runtime)
+                if runtime.options.max_calls_per_key is not None:
+                    limited_key = self._enter(caller, runtime.options.max_calls_per_key)
+                call = await self._admit(opened, exchange, endpoint, runtime, caller)
             except MeterError as error:
                 return await _refuse(exchange, opened, error, endpoint.dialect)
             except asyncio.CancelledError:
@@ -70,16 +94,31 @@ class Pipeline:
             finally:
                 self.active_calls.discard(call)
         finally:
+            if limited_key is not None:
+                self._leave(limited_key)
             self._release(client)
 
-    async def _admit(
-        self, opened: OpenCall, exchange: Exchange, endpoint: EndpointConfig, runtime: Runtime
-    ) -> RelayedCall:
-        """All steps before the request is sent. Raises the error that refuses the call."""
+    def _identify(self, exchange: Exchange, runtime: Runtime) -> Caller:
+        """The caller of a call that the service has room for. Raises Draining, NotAuthenticated, Overloaded."""
         if self.draining:
             raise _draining()
-        caller, dialect = runtime.identify(exchange.secret), endpoint.dialect
+        caller = runtime.identify(exchange.secret)
+        if sum(self._users.values()) > runtime.options.max_calls:
+            self.meter.recorder.add(LIMIT_REACHED, limit="concurrent_calls")
+            raise Overloaded(
+                f"{runtime.options.max_calls} calls are in progress.",
+                hint="Retry; the operator can raise server.limits.concurrent_calls.",
+                retry_after="1",
+            )
+        if self._memory.kept_bytes >= self._memory.max_bytes:
+            raise self._memory.refuse()
+        return caller
 
+    async def _admit(
+        self, opened: OpenCall, exchange: Exchange, endpoint: EndpointConfig, runtime: Runtime, caller: Caller
+    ) -> RelayedCall:
+        """All steps before the request is sent. Raises the error that refuses the call."""
+        dialect = endpoint.dialect
         body = await exchange.read_body(runtime.options.max_body_bytes)
         if len(body) <= MAX_ON_LOOP_BYTES:
             request = dialect.read_request(body, exchange.path_params)
@@ -140,6 +179,26 @@ class Pipeline:
         for call in cut:
             call.cut(NotAuthenticated("This API key was revoked or has expired.", hint="Ask the operator for another."))
         return len(cut)
+
+    # Calls of one key -------------------------------------------------------------------------------------------------
+
+    def _enter(self, caller: Caller, max_calls: int) -> str:
+        """Count a call of a key; returns its id. Raises RateLimited."""
+        count = self._calls_by_key.get(caller.key_id, 0)
+        if count >= max_calls:
+            self.meter.recorder.add(LIMIT_REACHED, limit="concurrent_calls_per_key")
+            raise RateLimited(
+                f"{max_calls} calls of this key are in progress.",
+                hint="Wait for one of them to end; the operator can raise server.limits.concurrent_calls_per_key.",
+                retry_after="1",
+            )
+        self._calls_by_key[caller.key_id] = count + 1
+        return caller.key_id
+
+    def _leave(self, key_id: str) -> None:
+        self._calls_by_key[key_id] -= 1
+        if not self._calls_by_key[key_id]:
+            del self._calls_by_key[key_id]
 
     # Waiting for calls to end -----------------------------------------------------------------------------------------
 

@@ -20,6 +20,8 @@ class RelayOptions:
 
     max_body_bytes: int = 10 * 1024 * 1024
     max_answer_bytes: int = 64 * 1024 * 1024
+    max_calls: int = 65_536
+    max_calls_per_key: int | None = None
     default_team: str = "default"
     keys_optional: bool = False
     """Calls without a known key belong to the default team although keys exist: for the demo, on loopback only."""

@@ -7,7 +7,6 @@ is not complete yet, and the stream's own last event, until the call is settled.
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from collections.abc import Callable, Iterable
 from contextlib import aclosing
@@ -17,8 +16,6 @@ from msgspec.structs import replace
 
 from mcpmeter.dialects import sse
 from mcpmeter.dialects.base import EventReader, ResponseInfo
-from mcpmeter.errors import MeterError
-from mcpmeter.http import exchange as http_exchange
 from mcpmeter.http.asgi import Header
 from mcpmeter.http.client.interface import UpstreamResponse
 from mcpmeter.http.exchange import DirectResponse, Exchange
@@ -29,8 +26,8 @@ from mcpmeter.relay.upstream_errors import Withholding
 MAX_EVENT_BYTES: Final = 8 * 1024 * 1024
 """A longer event goes on unread, so that one endless line cannot fill the memory."""
 
-KEPT_FOR_ESTIMATES_BYTES: Final = 1024 * 1024
-"""How much of a stream is kept to estimate from; beyond it the estimate is scaled by bytes."""
+KEPT_FOR_ESTIMATES_BYTES: Final = 32 * 1024
+"""How much of each stream is kept to estimate from; beyond it the estimate is scaled by bytes."""
 
 CHUNKS_BETWEEN_TEMPLATES: Final = 16
 """How often a new template is made of the latest chunk; the chunks of some streams have nothing in common."""
@@ -162,7 +159,7 @@ class StreamTee:
     def delivered_tokens(self) -> int:
         """Estimate of the completion tokens that went to the client, or the provider's own count if that is higher."""
         estimate = self._dialect.delivered_tokens(self._kept)
-        if self._kept_bytes and self.total_bytes > 2 * KEPT_FOR_ESTIMATES_BYTES:
+        if self._kept_bytes >= KEPT_FOR_ESTIMATES_BYTES:
             estimate = estimate * self.total_bytes // self._kept_bytes
         # Zero delivered stays zero, though a provider may count a token before it writes one.
         return max(estimate, self.counted.completion_tokens) if estimate and self.counted else estimate
@@ -174,20 +171,17 @@ class Pipe:
     Waking a task per chunk costs more than all other work on it: docs/decisions/015-a-wire-under-asgi.md.
 
     States: *unstarted* until the first byte, so that a stream that breaks off before it can still be answered with a
-    status; *flowing*; *held* while the client does not read: the provider's connection is not read either, and a timer
-    cuts the call if that lasts too long; *done* once the tee holds back the last event. From then on a client that
-    disconnects has all of the response, so the connection is no longer watched.
+    status; *flowing*; *held* while the client does not read: the provider's connection is not read either, and the
+    server's deadline ends the client's if that lasts too long; *done* once the tee holds back the last event. From then
+    on a client that disconnects has all of the response, so the connection is no longer watched.
     """
 
-    def __init__(
-        self, direct: DirectResponse, response: UpstreamResponse, tee: StreamTee, cut: Callable[[MeterError], None]
-    ) -> None:
+    def __init__(self, direct: DirectResponse, response: UpstreamResponse, tee: StreamTee) -> None:
         self._direct = direct
         self._response = response
         self._tee = tee
-        self._cut = cut
         self._on_first_byte: Callable[[], None] | None = None
-        self._held_timer: asyncio.TimerHandle | None = None
+        self._is_held = False
 
     async def run(self, limit_bytes: int, on_first_byte: Callable[[], None]) -> None:
         """Return when the last event is held back or the provider has ended. Raises as `UpstreamResponse.pipe`."""
@@ -197,7 +191,6 @@ class Pipe:
             await self._response.pipe(self._take, limit_bytes)
         finally:
             self._direct.on_drain = None
-            self._stop_timer()
 
     def _take(self, data: bytes) -> bool:
         direct, tee = self._direct, self._tee
@@ -209,27 +202,19 @@ class Pipe:
             direct.write(tee.feed(data))
         elif part := tee.feed(data):
             direct.write(part)
+        elif not tee.end:
+            return True
         if tee.end:
             direct.watch(None)
             return False
-        if direct.is_backpressured and self._held_timer is None:
-            self._hold()
+        if direct.is_backpressured and not self._is_held:
+            self._is_held = True
+            self._response.pause()
         return True
 
-    def _hold(self) -> None:
-        self._response.pause()
-        self._held_timer = asyncio.get_running_loop().call_later(
-            http_exchange.DRAIN_TIMEOUT_SECONDS, self._cut, http_exchange.client_stalled()
-        )
-
     def _resume(self) -> None:
-        self._stop_timer()
+        self._is_held = False
         self._response.resume()
-
-    def _stop_timer(self) -> None:
-        if self._held_timer is not None:
-            self._held_timer.cancel()
-            self._held_timer = None
 
 
 class ForwardedStream:
@@ -250,14 +235,14 @@ class ForwardedStream:
         self._headers = headers
         self._elapsed_ns = elapsed_ns
 
-    async def run(self, limit_bytes: int, cut: Callable[[MeterError], None]) -> bool:
+    async def run(self, limit_bytes: int) -> bool:
         """Forward all but the last event, which `tee.end` holds. False: the stream broke off before it was complete.
 
-        Raises as `UpstreamResponse.read`. `cut` is called if the client does not read, and has to cancel this.
+        Raises as `UpstreamResponse.read`.
         """
         exchange, tee, direct = self._exchange, self.tee, self._exchange.direct_response
         if direct is not None and self._response.is_plain:
-            await Pipe(direct, self._response, tee, cut).run(limit_bytes, lambda: self._start_direct(direct))
+            await Pipe(direct, self._response, tee).run(limit_bytes, lambda: self._start_direct(direct))
         else:
             await self._copy(limit_bytes)
         if tee.end:

@@ -6,7 +6,8 @@ Invariants: every request is counted exactly once; a faulty reload changes nothi
 but the command line.
 """
 
+from mcpmeter.service.capacity import raise_descriptor_limit
 from mcpmeter.service.run import bind, running, serve
 from mcpmeter.service.service import Service
 
-__all__ = ["Service", "bind", "running", "serve"]
+__all__ = ["Service", "bind", "raise_descriptor_limit", "running", "serve"]

@@ -11,15 +11,18 @@ from typing import Final, Protocol
 import msgspec
 
 from mcpmeter.catalog import OTHER
+from mcpmeter.catalog.service import LIMIT_REACHED
 from mcpmeter.dialects import openai
 from mcpmeter.errors import (
     MeterError,
     MethodNotAllowed,
     NotAllowed,
+    RateLimited,
     RouteNotFound,
     ServiceFault,
     UnsupportedMediaType,
 )
+from mcpmeter.http.asgi import App as AsgiApp
 from mcpmeter.http.asgi import Header, Receive, Scope, Send
 from mcpmeter.http.exchange import REFUSAL, HttpExchange, direct_response_of, headers_of
 from mcpmeter.http.origins import Authority, Origin, authority_of, origin_of
@@ -138,6 +141,8 @@ Shapes = Sequence[tuple[re.Pattern[str], ErrorBody]]
 
 HEALTH_PATHS: Final = frozenset({"/health", "/-/healthy", "/-/ready"})
 """Kubelets and load balancers call them by address. They disclose nothing but the service's health."""
+RESERVED_PATHS: Final = HEALTH_PATHS | {"/metrics"}
+"""Answered under any number of connections."""
 PAGE_PREFIXES: Final = ("/api/", "/-/", "/metrics", "/health")
 """With `/`, what pages of the service's own origin may call. Everything else spends money or holds sessions."""
 NAVIGABLE: Final = frozenset({"/", "/metrics"})
@@ -272,6 +277,20 @@ class App:
         finally:
             if recorder is not None:
                 recorder.end_request()
+
+    def overloaded(self, error: MeterError) -> AsgiApp:
+        """This application for a connection above the limit: health checks, else the error; then it closes."""
+
+        async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+            direct_response_of(scope).keep_alive = False
+            if scope["path"] in RESERVED_PATHS:
+                await self(scope, receive, send)
+            else:
+                limit = "connections_per_address" if isinstance(error, RateLimited) else "connections"
+                self._meter.recorder.add(LIMIT_REACHED, limit=limit)
+                await self._refuse(scope, error)
+
+        return answer
 
     def _find(self, scope: Scope) -> Endpoint:
         if REFUSAL in scope:

@@ -101,3 +101,4 @@ class LabelSets:
         for error_type, side in ERROR_PAIRS:
             recorder.families[mcp.ERRORS.name].ensure(error_type=error_type, side=side)
         recorder.register_children(mcp.TRANSPORT_REJECTIONS)
+        recorder.register_children(service_rows.LIMIT_REACHED)

@@ -6,14 +6,19 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any
 
-from mcp.server.auth.middleware.bearer_auth import AuthenticatedUser
+from mcp.server.auth.middleware.bearer_auth import AuthenticatedUser, AuthorizationContext
 from mcp.server.auth.provider import AccessToken
+from mcp.server.lowlevel import Server
+from mcp.server.streamable_http import StreamableHTTPServerTransport
 from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
 from mcp.server.transport_security import TransportSecuritySettings
 
 from mcpmeter.access.callers import Caller
-from mcpmeter.errors import Draining, MeterError, NotAuthenticated, UnsupportedContentEncoding
+from mcpmeter.catalog.service import LIMIT_REACHED
+from mcpmeter.errors import Draining, MeterError, NotAuthenticated, RateLimited, UnsupportedContentEncoding
 from mcpmeter.http.asgi import Receive, Scope, Send
 from mcpmeter.http.exchange import CancelOnDisconnect, direct_response_of, headers_of, secret_of
 from mcpmeter.instrument.asgi import TransportMeter
@@ -32,6 +37,26 @@ log = logging.getLogger("mcpmeter")
 PATH = "/mcp"
 
 
+class BoundedSessionManager(StreamableHTTPSessionManager):
+    """The SDK's sessions, which expire after 30 idle minutes, with a cap for each key. No key counts as one key."""
+
+    def __init__(self, max_per_key: int, on_limit: Callable[[], None], app: Server[Any], **options: Any) -> None:
+        super().__init__(app, **options)
+        self._max_per_key = max_per_key
+        self._on_limit = on_limit
+
+    def _admit_session(self, requestor: AuthorizationContext | None) -> StreamableHTTPServerTransport | None:
+        owner_of = self._session_owners.get
+        if sum(owner_of(session) == requestor for session in self._server_instances) >= self._max_per_key:
+            self._on_limit()
+            raise RateLimited(
+                f"{self._max_per_key} MCP sessions of this key are open.",
+                hint="Close one by DELETE; the operator can raise server.limits.mcp_sessions_per_key.",
+                retry_after="60",
+            )
+        return super()._admit_session(requestor)
+
+
 class McpEndpoint:
     """The MCP server as an endpoint of the service. `async with running()` while it may be called."""
 
@@ -45,6 +70,7 @@ class McpEndpoint:
         price_book: Callable[[], PriceBook],
         ledger_path: Location,
         version: str,
+        max_sessions_per_key: int = 1000,
     ) -> None:
         async def ask(query: UsageQuery) -> UsageReport:
             return await asyncio.to_thread(usage_report, ledger_path, query)
@@ -60,7 +86,9 @@ class McpEndpoint:
         # The App keeps mcp_active_requests, and this endpoint puts the transport's counter in front itself.
         instrument_with(meter, server, endpoint=PATH, counts_active=False, counts_transport=False)
         self._pipeline = pipeline
-        self._sessions = StreamableHTTPSessionManager(
+        self._sessions = BoundedSessionManager(
+            max_sessions_per_key,
+            partial(meter.recorder.add, LIMIT_REACHED, limit="mcp_sessions"),
             server._lowlevel_server,
             # The service has looked at Host and Origin before a request comes here.
             security_settings=TransportSecuritySettings(enable_dns_rebinding_protection=False),
@@ -141,4 +169,6 @@ def _refuse(scope: Scope, error: MeterError) -> None:
         headers.append((b"www-authenticate", b"Bearer"))
     elif isinstance(error, UnsupportedContentEncoding):
         headers.append((b"accept-encoding", b"identity"))
+    if error.retry_after is not None:
+        headers.append((b"retry-after", error.retry_after.encode()))
     response.respond(page.status, headers, page.body)

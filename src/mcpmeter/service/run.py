@@ -12,7 +12,7 @@ import socket
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from functools import partial
-from typing import cast
+from typing import Final, cast
 
 import uvicorn
 
@@ -21,6 +21,7 @@ from mcpmeter.config import listeners
 from mcpmeter.dialects import openai
 from mcpmeter.errors import MeterError, PortTaken
 from mcpmeter.http.asgi import Header
+from mcpmeter.http.server.connections import ServerBounds
 from mcpmeter.http.server.protocol import Refuse, ServerProtocol
 from mcpmeter.meter import CallResult, Meter
 from mcpmeter.relay.headers import call_id_header
@@ -30,8 +31,13 @@ from mcpmeter.service.service import Service
 
 log = logging.getLogger("mcpmeter")
 
-KEEP_ALIVE_SECONDS = 75
-"""How long an idle connection is kept."""
+BACKLOG: Final = 2048
+"""Connections that may wait to be accepted."""
+
+MAX_ACCEPTS: Final = 64
+CONNECTIONS_PER_ACCEPT: Final = 32
+"""libuv accepts one connection per listening socket in each turn of the loop. While turns take milliseconds, a health
+check would wait for seconds behind a thousand connections, so the loop gets the same socket several times."""
 
 Started = Callable[[Service, str], None]
 """Called once with the address, when the service accepts requests."""
@@ -60,7 +66,7 @@ def bind(host: str, port: int, *, host_option: str = "--host", port_option: str 
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
-        listener.listen(2048)
+        listener.listen(BACKLOG)
     except OSError as fault:
         listener.close()
         raise _port_fault(host, port, fault, host_option, port_option) from None
@@ -93,14 +99,19 @@ def address_of(listener: socket.socket) -> str:
 
 
 @asynccontextmanager
-async def listening(app: App, meter: Meter, listener: socket.socket) -> AsyncIterator[Listener]:
-    """Serve an application on a socket until the block ends."""
+async def listening(
+    app: App, meter: Meter, listener: socket.socket, bounds: ServerBounds | None = None
+) -> AsyncIterator[Listener]:
+    """Serve an application on a socket until the block ends. Listeners of one service share its bounds."""
+    bounds = bounds or ServerBounds()
+    protocol = partial(ServerProtocol, _refusals(meter), bounds=bounds, overload=app.overloaded)
     server = Listener(
         uvicorn.Config(
             app,
             loop="none",
             # uvicorn only calls it; its annotation wants a class.
-            http=cast("type[asyncio.Protocol]", partial(ServerProtocol, _refusals(meter))),
+            http=cast("type[asyncio.Protocol]", protocol),
+            backlog=min(BACKLOG, bounds.connections.max_total),
             ws="none",
             lifespan="off",
             access_log=False,
@@ -108,10 +119,11 @@ async def listening(app: App, meter: Meter, listener: socket.socket) -> AsyncIte
             server_header=False,
             proxy_headers=False,
             timeout_graceful_shutdown=2,
-            timeout_keep_alive=KEEP_ALIVE_SECONDS,
         )
     )
-    task = asyncio.get_running_loop().create_task(server.serve(sockets=[listener]))
+    accepts = min(MAX_ACCEPTS, bounds.connections.max_total // CONNECTIONS_PER_ACCEPT)
+    sockets = [listener, *(listener.dup() for _ in range(accepts - 1))]
+    task = asyncio.get_running_loop().create_task(server.serve(sockets=sockets))
     while not server.started and not task.done():  # noqa: ASYNC110 (uvicorn has no event for it)
         await asyncio.sleep(0.005)
     try:
@@ -150,9 +162,9 @@ async def running(service: Service, listener: socket.socket) -> AsyncIterator[st
             stack.callback(others[further].close)
             service.addresses[further.section] = address_of(others[further])
         await stack.enter_async_context(service.running())
-        await stack.enter_async_context(listening(service.app, service.meter, listener))
+        await stack.enter_async_context(listening(service.app, service.meter, listener, service.bounds))
         for further, app in service.other_apps.items():
-            await stack.enter_async_context(listening(app, service.meter, others[further]))
+            await stack.enter_async_context(listening(app, service.meter, others[further], service.bounds))
         try:
             yield address_of(listener)
         finally:

@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import version as installed_version
 from typing import Final
 
@@ -20,6 +21,7 @@ from mcpmeter.budgets.status_board import BudgetStatusBoard
 from mcpmeter.catalog import service as service_rows
 from mcpmeter.config import (
     Listener,
+    ServerLimitSettings,
     Settings,
     attribution_of,
     budgets_of,
@@ -31,6 +33,8 @@ from mcpmeter.config import (
 from mcpmeter.errors import Draining, MeterError
 from mcpmeter.http.client import Http1Client
 from mcpmeter.http.client.interface import Timeouts
+from mcpmeter.http.memory import MemoryBudget
+from mcpmeter.http.server.connections import Connections, ServerBounds, ServerTimeouts
 from mcpmeter.ledger.audit import audit_entry
 from mcpmeter.ledger.location import PostgresUrl
 from mcpmeter.ledger.opening import open_store
@@ -47,6 +51,7 @@ from mcpmeter.routing.failover import Failover, FailoverMetrics
 from mcpmeter.service import pages
 from mcpmeter.service.app import HEALTH_PATHS, App, Endpoint, PageEndpoint
 from mcpmeter.service.audit_trail import AuditTrail, this_process
+from mcpmeter.service.capacity import Capacity, descriptor_limit, memory_limit
 from mcpmeter.service.gemini_routes import gemini_templates
 from mcpmeter.service.label_sets import DEFAULT_TEAM, LabelSets
 from mcpmeter.service.mcp import McpEndpoint
@@ -105,6 +110,7 @@ class Service:
         )
         self._book = price_book(self.settings)
         self._upstreams = self.settings.upstreams()
+        self.bounds = self._new_bounds()
         self._sessions = AsyncExitStack()
         self._failover_metrics = FailoverMetrics(self.recorder)
         self._failover = Failover(self._failover_metrics)
@@ -140,7 +146,11 @@ class Service:
                 settle_seconds=self.settings.ledger.settle_seconds,
             )
             self.pipeline = Pipeline(
-                self.meter, self._runtime(self.settings, keys, client), self._failover, self._quota
+                self.meter,
+                self._runtime(self.settings, keys, client),
+                self._failover,
+                self._quota,
+                self.bounds.memory,
             )
             stack.push_async_callback(self._close_client)
             self._configure(self.settings, keys)
@@ -217,8 +227,22 @@ class Service:
     async def _close_client(self) -> None:
         await self.pipeline.runtime.client.close()
 
-    @staticmethod
-    def _client(settings: Settings) -> Http1Client:
+    # Bounds ----------------------------------------------------------------------------------------------------------
+
+    def _new_bounds(self) -> ServerBounds:
+        server, capacity = self.settings.server, _capacity(self.settings)
+        return ServerBounds(
+            timeouts=ServerTimeouts(**server.timeouts.model_dump()),
+            connections=Connections(
+                capacity.connections, capacity.connections_per_address, capacity.reserve, self._note_limit
+            ),
+            memory=MemoryBudget(server.limits.memory_bytes, partial(self._note_limit, "memory")),
+        )
+
+    def _note_limit(self, limit: str) -> None:
+        self.recorder.add(service_rows.LIMIT_REACHED, limit=limit)
+
+    def _client(self, settings: Settings) -> Http1Client:
         times = settings.relay.timeouts
         return Http1Client(
             Timeouts(
@@ -227,7 +251,9 @@ class Service:
                 idle_seconds=times.idle_seconds,
                 total_seconds=times.total_seconds,
             ),
-            max_connections=times.max_connections,
+            max_connections=_capacity(settings).upstream_connections,
+            memory=self.bounds.memory,
+            on_limit=partial(self._note_limit, "upstream_connections"),
         )
 
     def _runtime(self, settings: Settings, keys: KeyRing, client: Http1Client) -> Runtime:
@@ -235,6 +261,8 @@ class Service:
             options=RelayOptions(
                 max_body_bytes=settings.server.max_body_bytes,
                 max_answer_bytes=settings.relay.max_answer_bytes,
+                max_calls=_capacity(settings).concurrent_calls,
+                max_calls_per_key=settings.server.limits.concurrent_calls_per_key,
                 default_team=DEFAULT_TEAM,
                 keys_optional=self._keys_optional,
             ),
@@ -357,6 +385,7 @@ class Service:
             price_book=lambda: self._book,
             ledger_path=self.ledger_path,
             version=self.version,
+            max_sessions_per_key=self.settings.server.limits.mcp_sessions_per_key,
         )
         routes = route_table(
             meter=self.meter,
@@ -428,6 +457,10 @@ class Service:
             self.recorder.set(service_rows.CONFIG_RELOAD_TIMESTAMP, int(time.time()))
 
 
+def _capacity(settings: Settings) -> Capacity:
+    return Capacity.of(settings, descriptor_limit(), memory_limit())
+
+
 def _unpriced(name: str) -> ModelPrice:
     return ModelPrice(id=name, prompt_usd_per_mtok=None, completion_usd_per_mtok=None)
 
@@ -439,10 +472,17 @@ def _needs_restart(old: Settings, new: Settings) -> list[str]:
         "server.allowed_hosts": (old.server.allowed_hosts, new.server.allowed_hosts),
         "server.allowed_origins": (old.server.allowed_origins, new.server.allowed_origins),
         "server.admin": (old.server.admin, new.server.admin),
+        "server.timeouts": (old.server.timeouts, new.server.timeouts),
+        "server.limits": (_fixed_limits(old), _fixed_limits(new)),
         "metrics": (old.metrics, new.metrics),
         "ledger": (old.ledger, new.ledger),
     }
     return [name for name, (before, after) in pairs.items() if before != after]
+
+
+def _fixed_limits(settings: Settings) -> ServerLimitSettings:
+    """The limits that a reload does not change."""
+    return settings.server.limits.model_copy(update={"concurrent_calls": None, "concurrent_calls_per_key": None})
 
 
 async def _cancelled(task: asyncio.Task[None]) -> None:

@@ -13,6 +13,7 @@ from tests.http.fakes import Transport
 from mcpmeter.errors import ClientDisconnected
 from mcpmeter.http.exchange import DIRECT_RESPONSE
 from mcpmeter.http.server import protocol
+from mcpmeter.http.server.connections import ServerBounds, ServerTimeouts
 from mcpmeter.http.server.protocol import MAX_BUFFERED_BYTES, ServerProtocol
 
 GET = b"GET %b HTTP/1.1\r\nhost: a\r\n\r\n"
@@ -22,14 +23,14 @@ POST = b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: %d\r\n\r\n"
 class Server:
     """One connection, whose requests are answered when a test says so."""
 
-    def __init__(self, keep_alive_seconds: float = 60) -> None:
+    def __init__(self, bounds: ServerBounds | None = None) -> None:
         self.scopes: list[Any] = []
         self.answer: dict[str, asyncio.Event] = {}
         self.transport = Transport()
         self.state = SimpleNamespace(total_requests=0, connections=set(), tasks=set(), default_headers=[])
-        config: Any = SimpleNamespace(loaded_app=self.app, timeout_keep_alive=keep_alive_seconds)
+        config: Any = SimpleNamespace(loaded_app=self.app)
         state: Any = self.state
-        self.protocol = ServerProtocol(lambda error: ([], b"refused"), config, state, {})
+        self.protocol = ServerProtocol(lambda error: ([], b"refused"), config, state, {}, bounds=bounds)
         self.protocol.connection_made(self.transport)  # type: ignore[arg-type]
 
     async def app(self, scope: Any, receive: Any, send: Any) -> None:
@@ -121,7 +122,7 @@ async def test_a_lost_connection_ends_its_request_and_pipeline() -> None:
 
 
 async def test_an_idle_connection_is_closed() -> None:
-    server = Server(keep_alive_seconds=0.01)
+    server = Server(ServerBounds(ServerTimeouts(idle_seconds=0.01)))
     server.let("/a")
     server.protocol.data_received(GET % b"/a")
     await server.until(lambda: server.transport.closings == ["close"])
@@ -135,7 +136,7 @@ async def test_a_connection_has_one_timer_however_many_requests() -> None:
     for count in (1, 2, 3):
         server.protocol.data_received(GET % b"/a")
         await server.until(lambda count=count: server.state.total_requests == count)
-        timers.add(server.protocol._idle_timer)
+        timers.add(server.protocol._timer)
     assert len(timers) == 1
     server.protocol.connection_lost(None)
     assert timers.pop().cancelled()

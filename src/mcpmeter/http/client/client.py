@@ -15,6 +15,7 @@ from mcpmeter.http.client.decompression import InflateResponse, too_large
 from mcpmeter.http.client.interface import Timeouts
 from mcpmeter.http.client.pool import Pool
 from mcpmeter.http.client.target import Origin, Target
+from mcpmeter.http.memory import FREE_BYTES, Hold, MemoryBudget
 
 MAX_TARGETS: Final = 1024
 OWN_LIMITS: Final = frozenset({errno.EMFILE, errno.ENFILE})
@@ -27,22 +28,35 @@ MAX_CACHED_URL_LENGTH: Final = 512
 class Http1Response:
     """`interface.UpstreamResponse` on a connection."""
 
-    __slots__ = ("_connection", "_idle_seconds", "_is_done", "_provider", "headers", "status")
+    __slots__ = ("_connection", "_hold", "_idle_seconds", "_is_done", "_memory", "_provider", "headers", "status")
 
-    def __init__(self, connection: Connection, provider: str, idle_seconds: float) -> None:
+    def __init__(self, connection: Connection, provider: str, idle_seconds: float, memory: MemoryBudget) -> None:
         self.status = connection.status
         self.headers: Mapping[str, str] = connection.headers
         self._connection = connection
         self._provider = provider
         self._idle_seconds = idle_seconds
+        self._memory = memory
+        self._hold: Hold | None = None
+        """Counts the body that `read` returned, until the response is released."""
         self._is_done = False
 
     async def read(self, limit_bytes: int) -> bytes:
         """Return the whole body. Raises UpstreamResponseTooLarge, UpstreamDisconnected, UpstreamTimedOut."""
         body = self._connection.whole_body()
         if body is not None and len(body) <= limit_bytes and "content-encoding" not in self.headers:
+            if len(body) > FREE_BYTES:
+                self._hold = Hold()
+                self._memory.add_response(self._hold, len(body))
             return body
-        parts = [part async for part in self.chunks(limit_bytes)]
+        return await self._read_parts(limit_bytes)
+
+    async def _read_parts(self, limit_bytes: int) -> bytes:
+        hold = self._hold = Hold()
+        parts: list[bytes] = []
+        async for part in self.chunks(limit_bytes):
+            await self._memory.read(hold, len(part))
+            parts.append(part)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     async def chunks(self, limit_bytes: int) -> AsyncGenerator[bytes, None]:
@@ -86,18 +100,36 @@ class Http1Response:
             self._connection.finish()
 
     def abort(self) -> None:
-        """Close the connection now, so that the upstream stops working. Does nothing after `finish`."""
+        """Close the connection now, so that the upstream stops working, unless `finish` was called; and release."""
         if not self._is_done:
             self._is_done = True
             self._connection.close()
+        self.release()
+
+    def release(self) -> None:
+        """The body that `read` returned is not held any longer."""
+        if self._hold is not None:
+            self._memory.release_response(self._hold)
+            self._hold = None
 
 
 class Http1Client:
     """`interface.UpstreamClient` for one event loop. Connections are kept and reused, the last used first."""
 
-    def __init__(self, timeouts: Timeouts, *, max_connections: int = 512, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(
+        self,
+        timeouts: Timeouts,
+        *,
+        max_connections: int = 512,
+        memory: MemoryBudget | None = None,
+        on_limit: Callable[[], None] = lambda: None,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        """`memory` counts bodies that are read whole; `on_limit` is called if a call finds no connection in time."""
         self._timeouts = timeouts
         self._tls = tls
+        self._memory = memory or MemoryBudget()
+        self._on_limit = on_limit
         self._targets: dict[str, Target] = {}
         self._max_connections = max_connections
         self._pool = Pool(max_connections)
@@ -120,7 +152,7 @@ class Http1Client:
         except BaseException:
             connection.close()
             raise
-        return Http1Response(connection, provider, times.idle_seconds)
+        return Http1Response(connection, provider, times.idle_seconds, self._memory)
 
     def _new_target(self, url: str) -> Target:
         target = Target.of(url)
@@ -135,9 +167,11 @@ class Http1Client:
             async with asyncio.timeout(seconds):
                 released = await self._pool.acquire(origin)
         except TimeoutError as fault:
+            self._on_limit()
             raise Overloaded(
                 f"{provider} was not called: all {self._max_connections} connections were in use for {seconds:g} s.",
                 hint="Retry, or raise relay.timeouts.max_connections.",
+                retry_after="1",
             ) from fault
         if released is not None:
             return released

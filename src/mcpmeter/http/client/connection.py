@@ -29,8 +29,11 @@ from mcpmeter.http.client.decompression import too_large
 from mcpmeter.http.client.target import Origin
 from mcpmeter.http.framing import FREE_BYTES_PER_PART, MAX_HEADER_BYTES
 
-MAX_BUFFERED_BYTES: Final = 256 * 1024
+MAX_BUFFERED_BYTES: Final = 16 * 1024
 """Above this a connection is not read until its parts are taken: a slow client must not fill our memory."""
+
+MAX_READ_BYTES: Final = 16 * 1024
+"""The most that is read at once. By itself the event loop reads 256 KB, of each of a thousand connections in turn."""
 
 FINISH_SECONDS: Final = 1.0
 
@@ -43,6 +46,9 @@ STREAM_TIMEOUT_TEXT: Final = "sent nothing between two parts of its response"
 class ConnectionOwner(Protocol):
     """The pool, as a connection sees it."""
 
+    read_buffer: memoryview
+    """Takes what one read of any connection returns; the parser copies what it keeps."""
+
     def opened(self, connection: Connection) -> None:
         """The connection was made."""
 
@@ -53,7 +59,7 @@ class ConnectionOwner(Protocol):
         """The connection is closed, or was never made: its slot is free."""
 
 
-class Connection(Deadlines, asyncio.Protocol):
+class Connection(Deadlines, asyncio.BufferedProtocol):
     """One request and its response at a time. Callbacks named `on_…` are the parser's."""
 
     # fmt: off
@@ -198,7 +204,6 @@ class Connection(Deadlines, asyncio.Protocol):
             self._is_suspended = False
 
     def _pour(self, sink: Callable[[bytes], bool], part: bytes) -> bool:
-        self._last_byte_at = self.now()
         self._pipe_bytes_left -= len(part)
         try:
             if self._pipe_bytes_left < 0:
@@ -242,11 +247,26 @@ class Connection(Deadlines, asyncio.Protocol):
         else:
             self._transport.abort()  # it was discarded before it was made
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._owner.read_buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self.data_received(self._owner.read_buffer[:nbytes])
+        if nbytes == MAX_READ_BYTES and not self._is_paused and self.is_usable():
+            # There is more, which libuv would read at once, up to 32 times; other connections have to get their turn.
+            cast("asyncio.Transport", self._transport).pause_reading()
+            self._loop.call_soon(self._read_on)
+
+    def _read_on(self) -> None:
+        if not self._is_paused and self.is_usable():
+            cast("asyncio.Transport", self._transport).resume_reading()
+
+    def data_received(self, data: bytes | memoryview) -> None:
         parser = self._parser
         if parser is None or self._fault is not None or self.is_complete:
             self.close()  # no request is waiting for this
             return
+        self._last_byte_at = self.now()
         overhead = self._overhead_bytes
         self._overhead_bytes = (overhead if overhead > 0 else 0) + len(data)
         try:
@@ -319,7 +339,8 @@ class Connection(Deadlines, asyncio.Protocol):
         self.headers = {}
 
     def on_body(self, body: bytes) -> None:
-        self._overhead_bytes -= 2 * len(body) + FREE_BYTES_PER_PART
+        size = len(body)
+        self._overhead_bytes -= 2 * size + FREE_BYTES_PER_PART
         sink = self._sink
         if sink is not None:
             self._pour(sink, body)
@@ -327,7 +348,7 @@ class Connection(Deadlines, asyncio.Protocol):
         if self.is_complete or self._finish_timer is not None:
             return
         self._parts.append(body)
-        self._buffered_bytes += len(body)
+        self._buffered_bytes += size
         if self._waiter is not None:
             self._wake()
 

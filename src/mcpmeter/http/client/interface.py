@@ -50,7 +50,10 @@ class UpstreamResponse(Protocol):
         """The response is no longer needed; its connection may be reused."""
 
     def abort(self) -> None:
-        """Close the connection now, so that the upstream stops working. Does nothing after `finish`."""
+        """Close the connection now, so that the upstream stops working, unless `finish` was called; and release."""
+
+    def release(self) -> None:
+        """The body that `read` returned is not held any longer."""
 
 
 class UpstreamClient(Protocol):

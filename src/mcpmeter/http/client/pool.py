@@ -7,7 +7,7 @@ from collections import deque
 from typing import Final
 
 from mcpmeter.errors import ServiceFault
-from mcpmeter.http.client.connection import Connection
+from mcpmeter.http.client.connection import MAX_READ_BYTES, Connection
 from mcpmeter.http.client.target import Origin
 
 IDLE_SECONDS: Final = 15.0
@@ -30,6 +30,7 @@ class Pool:
         self._waiting: deque[tuple[Origin, asyncio.Future[Connection | None]]] = deque()
         self._is_closed = False
         self._all_closed = asyncio.Event()
+        self.read_buffer = memoryview(bytearray(MAX_READ_BYTES))
 
     def take_idle(self, origin: Origin) -> Connection | None:
         """Return an idle connection that can be trusted."""

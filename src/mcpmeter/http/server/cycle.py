@@ -21,6 +21,7 @@ from typing import Final
 from mcpmeter.errors import ClientDisconnected, MeterError
 from mcpmeter.http.asgi import App, Header, Message, Scope
 from mcpmeter.http.exchange import DIRECT_RESPONSE
+from mcpmeter.http.memory import FREE_BYTES, Hold, MemoryBudget
 
 log = logging.getLogger("mcpmeter")
 
@@ -37,10 +38,14 @@ _STATUS_LINES: Final[Mapping[int, bytes]] = {
 class Flow:
     """Pauses either direction of a connection. Pausing what is paused does nothing."""
 
-    __slots__ = ("_is_writable", "_transport", "is_reading_paused", "is_writing_paused")
+    __slots__ = ("_is_writable", "_transport", "is_reading_paused", "is_writing_paused", "pinned_bytes")
 
     def __init__(self, transport: asyncio.Transport) -> None:
+        # Above this a response counts as unread, and a stream's provider is not read any longer.
+        transport.set_write_buffer_limits(FREE_BYTES)
         self._transport = transport
+        self.pinned_bytes = 0
+        """The size of large parts that are not sent to their last byte."""
         self.is_reading_paused = False
         self.is_writing_paused = False
         """Whether the client leaves unread what was written."""
@@ -60,7 +65,21 @@ class Flow:
         self.is_writing_paused = True
         self._is_writable.clear()
 
+    def write_large(self, parts: Iterable[bytes]) -> None:
+        """Write parts that the event loop keeps whole until their last byte is sent, even if few bytes are left."""
+        self.pinned_bytes += sum(map(len, parts))
+        self._transport.set_write_buffer_limits(0)
+        self._transport.writelines(parts)
+        if not self.is_writing_paused:
+            self._unpin()
+
+    def _unpin(self) -> None:
+        self.pinned_bytes = 0
+        self._transport.set_write_buffer_limits(FREE_BYTES)
+
     def resume_writing(self) -> None:
+        if self.pinned_bytes:
+            self._unpin()
         self.is_writing_paused = False
         self._is_writable.set()
 
@@ -77,6 +96,14 @@ class RequestCycle:
     disconnected = response_started = response_complete = False
     on_disconnect: Callable[[], None] | None = None
     on_drain: Callable[[], None] | None = None
+
+    received_bytes = 0
+    """How much of the body has arrived."""
+    body_since = 0.0
+    """When the connection first waited for more of the body."""
+    memory: MemoryBudget | None = None
+    hold: Hold | None = None
+    """Counts the body in `memory` until the request ends, if it is large enough to be counted."""
 
     _body: bytes | bytearray = b""
     _is_body_complete = False
@@ -127,7 +154,14 @@ class RequestCycle:
                 # These would be circles of references, which only the garbage collector finds.
                 self.scope.pop("extensions", None)
                 self._on_complete, self._refusal = _nothing, None
+                self.release()
                 tasks.discard(asyncio.current_task())
+
+    def release(self) -> None:
+        """The request has ended, or will never be answered: its body is not held any longer."""
+        if self.hold is not None and self.memory is not None:
+            self.memory.release(self.hold)
+            self.hold = None
 
     def _close_if_incomplete(self) -> None:
         if self.response_complete or self.disconnected:
@@ -138,6 +172,15 @@ class RequestCycle:
             self.keep_alive = False
             self.respond(500, [(b"content-type", b"text/plain; charset=utf-8")], b"Internal Server Error")
 
+    def keep_inflated(self, size: int) -> None:
+        """Count a body that is decompressed, beside the bytes that arrived. Raises Overloaded if it does not fit."""
+        if size <= FREE_BYTES or self.memory is None:
+            return
+        if self.hold is None:
+            self.hold = Hold()
+        if not self.memory.keep_more(self.hold, size):
+            raise self.memory.error()
+
     # The connection reports ---------------------------------------------------------------------------------------
 
     @property
@@ -147,6 +190,7 @@ class RequestCycle:
 
     def add_body(self, part: bytes) -> None:
         """Take a part of the body."""
+        self.received_bytes += len(part)
         if not self._body:
             self._body = part  # not copied: most bodies arrive in one part
         elif isinstance(self._body, bytearray):
@@ -249,7 +293,10 @@ class RequestCycle:
             self.end(body)
             return
         written, self._headers, self._bytes_left = self._headers, b"", 0
-        self._transport.write(written + body)
+        if len(body) <= FREE_BYTES:
+            self._transport.write(written + body)
+        else:
+            self._flow.write_large((written, body))
         self._complete()
 
     def start(self, status: int, headers: Iterable[Header]) -> None:
@@ -332,7 +379,9 @@ class RequestCycle:
     def _write(self, data: bytes) -> None:
         if self._headers:
             data, self._headers = self._headers + data, b""
-        if data:
+        if len(data) > FREE_BYTES:
+            self._flow.write_large((data,))
+        elif data:
             self._transport.write(data)
 
     async def send(self, message: Message) -> None:

@@ -14,8 +14,13 @@ what still arrives is discarded: until the client closes, makes no progress for 
 Answering: one request at a time. Requests that a client pipelines wait in `_pipeline`, with reading paused. A response
 that is complete starts the next request, or closes the connection if it does not keep alive, or makes it idle.
 
-Idle: one timer per connection looks whether it has been idle for long enough, instead of one timer per request.
-Deadlines of other phases belong there, caps on connections into `connection_made`.
+Deadlines: `ServerTimeouts` limits each phase: headers, body, idle, and a response that the client leaves unread. One
+timer per connection, set in `connection_made`, serves all of them: when it fires, it looks which phase the connection
+is in, and what is left of its time. A phase whose deadline is earlier moves the timer. A client that does not read at
+all is cut off after `response_seconds`; one that reads slowly has a second more for each 16 KiB.
+
+Caps: `Connections` may put a new connection into its reserve; then `_app` refuses all but health checks. Bodies and
+unread responses above `FREE_BYTES` are counted in the `MemoryBudget`, which may evict them.
 
 Ending: the client closes (`connection_lost` cancels what is being answered), uvicorn calls `shutdown` (idle connections
 close, others after their last response), or one of the above.
@@ -32,10 +37,12 @@ from urllib.parse import unquote
 
 import httptools
 
-from mcpmeter.errors import HeadersTooLarge, InvalidRequest, MeterError
+from mcpmeter.errors import BodyTooSlow, HeadersTooLarge, InvalidRequest, MeterError
 from mcpmeter.http.asgi import App, Header, Scope
 from mcpmeter.http.exchange import HEADERS, REFUSAL
 from mcpmeter.http.framing import FREE_BYTES_PER_PART, MAX_HEADER_BYTES
+from mcpmeter.http.memory import FREE_BYTES, Hold
+from mcpmeter.http.server.connections import ServerBounds
 from mcpmeter.http.server.cycle import Flow, RequestCycle, response_headers
 from mcpmeter.http.server.request_headers import (
     check_framing,
@@ -56,15 +63,23 @@ MAX_DISCARDED_BYTES: Final = 256 * 1024 * 1024
 LINGER_SECONDS: Final = 5.0
 MAX_LINGER_SECONDS: Final = 60.0
 
+READ_BYTES_PER_SECOND: Final = 16 * 1024
+"""The slowest that a client may read a response, beyond the first `response_seconds`."""
+
+CHECKS_PER_RESPONSE_TIMEOUT: Final = 4
+"""How often the size of an unread response is looked at: what changes between two looks counts as read."""
+
 Refuse = Callable[[MeterError], tuple[list[Header], bytes]]
 """Counts a request that no application sees; returns headers and body of the response."""
+
+Overload = Callable[[MeterError], App]
+"""Returns an application that answers health checks, refuses everything else with the error, and closes."""
 
 
 class ServerConfig(Protocol):
     """What a connection needs of uvicorn's configuration."""
 
     loaded_app: App
-    timeout_keep_alive: int
 
 
 class ServerState(Protocol):
@@ -96,7 +111,14 @@ class ServerProtocol(asyncio.Protocol):
     _answered: RequestCycle | None = None
     """The request that was given to the application last."""
     _idle_since = 0.0
-    _idle_timer: asyncio.TimerHandle | None = None
+    """When the connection was made, or its last response was complete."""
+    _headers_since = 0.0
+    _timer: asyncio.TimerHandle | None = None
+    _unread: Hold | None = None
+    """Counts the response bytes that the client leaves unread."""
+    _unread_since = _read_at = 0.0
+    """Since when the client has been behind with reading, and when it was last seen to read."""
+    _unread_bytes = _unread_bytes_at_start = 0
 
     def __init__(
         self,
@@ -105,10 +127,15 @@ class ServerProtocol(asyncio.Protocol):
         server_state: ServerState,
         app_state: dict[str, Any],
         _loop: asyncio.AbstractEventLoop | None = None,
+        *,
+        bounds: ServerBounds | None = None,
+        overload: Overload | None = None,
     ) -> None:
         self._refuse_unseen = refuse
         self._app = config.loaded_app
-        self._keep_alive_seconds = config.timeout_keep_alive
+        self._bounds = bounds or ServerBounds()
+        self._timeouts = self._bounds.timeouts
+        self._overload = overload
         self._server_state = server_state
         self._app_state = app_state
         self._loop = _loop or asyncio.get_running_loop()
@@ -131,6 +158,11 @@ class ServerProtocol(asyncio.Protocol):
         self._client = _address(transport.get_extra_info("peername"))
         self._scheme = "https" if transport.get_extra_info("sslcontext") else "http"
         self._server_state.connections.add(self)
+        now = self._idle_since = self._loop.time()
+        self._set_timer(now + min(self._timeouts.headers_seconds, self._timeouts.idle_seconds))
+        excess = self._bounds.connections.admit(self, self._client[0] if self._client else "", now)
+        if excess is not None and self._overload is not None:
+            self._app = self._overload(excess)
 
     def data_received(self, data: bytes) -> None:
         if self._is_refused:
@@ -146,21 +178,28 @@ class ServerProtocol(asyncio.Protocol):
             if self._overhead_bytes > MAX_HEADER_BYTES:
                 # The parser collects a line until it ends: no callback sees a line that does not.
                 self._refuse(_headers_too_large())
+            elif self._overhead_bytes or not self._is_in_headers:
+                self._await_rest()
 
     def pause_writing(self) -> None:
         self._flow.pause_writing()
+        self._count_unread()
+        self._loop.call_soon(self._count_unread)  # of the parts of a stream that are written from the same read
 
     def resume_writing(self) -> None:
         self._flow.resume_writing()
+        self._all_read()
         if self._answered is not None and self._answered.on_drain is not None:
             self._answered.on_drain()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._server_state.connections.discard(self)
-        if self._idle_timer is not None:
-            self._idle_timer.cancel()
-        self._pipeline.clear()
+        self._bounds.connections.remove(self, self._client[0] if self._client else "")
+        if self._timer is not None:
+            self._timer.cancel()
+        self._clear_pipeline()
         self._flow.resume_writing()
+        self._all_read()
         if self._answered is not None and not self._answered.response_complete:
             self._answered.disconnect()
         # These refer to this object: a circle, which only the garbage collector finds.
@@ -241,7 +280,7 @@ class ServerProtocol(asyncio.Protocol):
         scope = self._new_scope(version, headers)
         if error is not None:
             scope[REFUSAL] = error
-        return RequestCycle(
+        cycle = RequestCycle(
             scope,
             self._transport,
             self._flow,
@@ -250,6 +289,9 @@ class ServerProtocol(asyncio.Protocol):
             keep_alive=version != "1.0" and self._parser.should_keep_alive(),
             on_complete=self._on_response_complete,
         )
+        if b"content-encoding" in headers:
+            cycle.memory = self._bounds.memory
+        return cycle
 
     def _new_scope(self, version: str, headers: dict[bytes, bytes]) -> Scope:
         url = self._url
@@ -284,8 +326,8 @@ class ServerProtocol(asyncio.Protocol):
         if cycle is None or cycle.response_complete:
             return
         cycle.add_body(body)
-        if cycle.body_bytes > MAX_BUFFERED_BYTES:
-            self._flow.pause_reading()
+        if cycle.received_bytes > FREE_BYTES:
+            self._count_body(cycle, len(body))
 
     def on_message_complete(self) -> None:
         if self._headers_to_repeat:
@@ -293,8 +335,12 @@ class ServerProtocol(asyncio.Protocol):
         if self._headers:
             self._check_trailers()
         self._is_in_headers, self._overhead_bytes = True, 0
-        if self._received is not None and not self._received.response_complete:
-            self._received.end_body()
+        cycle = self._received
+        if cycle is not None and not cycle.response_complete:
+            if cycle.hold is None or self._bounds.memory.keep(cycle.hold):
+                cycle.end_body()
+            else:
+                cycle.refuse(self._bounds.memory.error())
 
     def _check_trailers(self) -> None:
         self._check_size(self._headers)
@@ -316,17 +362,22 @@ class ServerProtocol(asyncio.Protocol):
     def _on_response_complete(self) -> None:
         self._server_state.total_requests += 1
         if self._answered is not None and not self._answered.keep_alive:
-            self._pipeline.clear()  # no response follows one that closes
+            self._clear_pipeline()  # no response follows one that closes
             self._close()
+        if self._unread is not None:
+            memory = self._bounds.memory
+            memory.make_evictable(self._unread, memory.unread, self._transport.abort)
+        self._idle_since = self._loop.time()
         if self._transport.is_closing():
             return
         self._flow.resume_reading()
         if self._pipeline:
             self._answer(self._pipeline.popleft())
-        else:
-            self._idle_since = self._loop.time()
-            if self._idle_timer is None:
-                self._check_idle_in(self._keep_alive_seconds)
+
+    def _clear_pipeline(self) -> None:
+        for cycle in self._pipeline:
+            cycle.release()
+        self._pipeline.clear()
 
     def _close(self) -> None:
         if self._is_refused or not self._is_in_headers or self._received is not self._answered:
@@ -338,6 +389,8 @@ class ServerProtocol(asyncio.Protocol):
 
     def _refuse(self, error: MeterError) -> None:
         """Parse no more of this connection. The request in hand is answered and counted as any other."""
+        if isinstance(error, HeadersTooLarge):
+            self._bounds.connections.on_limit("headers")
         self._is_refused, self._overhead_bytes = True, 0
         cycle = self._received
         if self._is_in_headers:
@@ -383,22 +436,128 @@ class ServerProtocol(asyncio.Protocol):
         if self._overhead_bytes > MAX_DISCARDED_BYTES:
             self._transport.abort()
 
-    # Idle connections ---------------------------------------------------------------------------------------------
+    # Deadlines ----------------------------------------------------------------------------------------------------
 
-    def _check_idle_in(self, seconds: float) -> None:
-        self._idle_timer = self._loop.call_later(seconds, self._check_idle)
+    def _set_timer(self, at: float) -> None:
+        """Look at the connection at `at`, or earlier."""
+        if self._timer is None:
+            self._timer = self._loop.call_at(at, self._check_deadlines)
+        elif self._timer.when() > at:
+            self._timer.cancel()
+            self._timer = self._loop.call_at(at, self._check_deadlines)
 
-    def _check_idle(self) -> None:
-        is_busy = (
-            self._overhead_bytes > 0
-            or not self._is_in_headers
-            or (self._received is not None and not self._received.response_complete)
-        )
-        seconds_left = self._idle_since + self._keep_alive_seconds - self._loop.time()
-        if is_busy or seconds_left > 0:
-            self._check_idle_in(self._keep_alive_seconds if is_busy else seconds_left)
+    def _await_rest(self) -> None:
+        """Headers or a body have begun and not ended."""
+        cycle, now = self._received, self._loop.time()
+        if self._is_in_headers:
+            if self._headers_since <= self._idle_since:
+                self._headers_since = now
+                self._set_timer(now + self._timeouts.headers_seconds)
+        elif cycle is not None and not cycle.body_since:
+            cycle.body_since = now
+            self._set_timer(now + self._timeouts.body_seconds)
+
+    def _check_deadlines(self) -> None:
+        self._timer = None
+        now = self._loop.time()
+        if (at := self._response_deadline(now)) <= now:
+            self._transport.abort()
+        elif (request_at := self._request_deadline(now)) > now:
+            self._set_timer(min(at, request_at))
+        elif self._is_in_headers:
+            self._transport.close()
+        else:
+            self._set_timer(at)
+            self._refuse(_body_too_slow(self._timeouts.body_seconds))
+
+    def _request_deadline(self, now: float) -> float:
+        """Until when the client has to send; later than now if it is the service's turn."""
+        timeouts, cycle = self._timeouts, self._received
+        if not self._is_in_headers and not self._is_refused and cycle is not None:
+            if self._flow.is_reading_paused or not cycle.body_since:
+                cycle.body_since = now  # time in which nothing is read is not the client's
+            return cycle.body_since + timeouts.body_seconds
+        if self._is_refused or (cycle is not None and not cycle.response_complete):
+            return now + timeouts.idle_seconds
+        if self._overhead_bytes > 0:
+            return self._headers_since + timeouts.headers_seconds
+        return self._idle_since + (timeouts.headers_seconds if cycle is None else timeouts.idle_seconds)
+
+    def waiting_since(self) -> float | None:
+        """Since when the connection waits for a request or for the rest of its headers; None while it has one."""
+        if not self._is_in_headers or (self._received is not None and not self._received.response_complete):
+            return None
+        return self._headers_since if self._overhead_bytes > 0 else self._idle_since
+
+    def evict(self) -> None:
+        """Close now, in favour of another connection."""
+        if self._transport.get_write_buffer_size():
+            self._transport.abort()
         else:
             self._transport.close()
+
+    # Bodies and responses in memory -------------------------------------------------------------------------------
+
+    def _count_body(self, cycle: RequestCycle, size: int) -> None:
+        memory = self._bounds.memory
+        if cycle.hold is None:
+            cycle.memory, cycle.hold, size = memory, Hold(), cycle.received_bytes
+            memory.make_evictable(cycle.hold, memory.uploads, self._evict_upload)
+        if cycle.hold.share is not None:
+            memory.grow(cycle.hold, size)
+        if cycle.body_bytes > MAX_BUFFERED_BYTES:
+            self._flow.pause_reading()
+
+    def _evict_upload(self) -> None:
+        # Not at once: the budget may evict from inside the parser's callback.
+        self._loop.call_soon(self._refuse_upload, self._received)
+
+    def _refuse_upload(self, cycle: RequestCycle | None) -> None:
+        if cycle is self._received and not self._is_in_headers and not self._is_refused:
+            self._refuse(self._bounds.memory.error())
+
+    def _count_unread(self) -> None:
+        """Take the client for one that is behind with reading, if it is."""
+        size = self._transport.get_write_buffer_size()
+        if not size or not self._flow.is_writing_paused:
+            return
+        size = max(size, self._flow.pinned_bytes)
+        memory = self._bounds.memory
+        if self._unread is None:
+            self._unread = Hold()
+            memory.grow(self._unread, size)
+            self._unread_since = self._read_at = self._loop.time()
+            self._set_timer(self._unread_since + self._timeouts.response_seconds / CHECKS_PER_RESPONSE_TIMEOUT)
+            if self._answered is not None and self._answered.response_complete:
+                memory.make_evictable(self._unread, memory.unread, self._transport.abort)
+        else:
+            memory.grow(self._unread, size - self._unread.size)
+        self._unread_bytes_at_start = max(size, self._unread_bytes_at_start)
+
+    def _all_read(self) -> None:
+        self._unread_since = self._unread_bytes = self._unread_bytes_at_start = 0
+        if self._unread is not None:
+            self._bounds.memory.release(self._unread)
+            self._unread = None
+
+    def _response_deadline(self, now: float) -> float:
+        """Until when the client has to read; later than now if nothing is left unread."""
+        seconds = self._timeouts.response_seconds
+        size = self._transport.get_write_buffer_size()
+        is_answering = self._answered is not None and not self._answered.response_complete
+        if not size or (is_answering and not self._flow.is_writing_paused):
+            self._unread_since = 0.0
+            return now + self._timeouts.idle_seconds
+        if not self._unread_since:
+            self._unread_since, self._unread_bytes, self._unread_bytes_at_start = now, size, size
+        if size < self._unread_bytes or self._read_at < self._unread_since:
+            self._read_at, self._unread_bytes = now, size
+        deadline = min(
+            self._read_at + seconds,
+            self._unread_since + seconds + self._unread_bytes_at_start / READ_BYTES_PER_SECOND,
+        )
+        # Looked at often, because progress is seen only by looking.
+        return min(deadline, now + seconds / CHECKS_PER_RESPONSE_TIMEOUT) if deadline > now else deadline
 
 
 _NEEDS_PARSING: Final = re.compile(rb"[%?#]").search
@@ -418,6 +577,10 @@ def _error_of(fault: httptools.HttpParserError) -> MeterError:
 
 def _not_http() -> MeterError:
     return InvalidRequest("This is not a valid HTTP/1.1 request.", hint="Send one.")
+
+
+def _body_too_slow(seconds: float) -> MeterError:
+    return BodyTooSlow(f"The body did not arrive within {seconds:g} s.", hint="Send it without pauses.")
 
 
 def _headers_too_large() -> MeterError:

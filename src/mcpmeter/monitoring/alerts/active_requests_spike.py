@@ -29,7 +29,7 @@ def alert(q: Queries) -> Alert:
         f"{q[FACTOR]} times the hour before.",
         runbook=Runbook(
             means="More requests arrive than complete: there are more callers, or responses are slower. If the "
-            "connections to providers run out (`relay.timeouts.max_connections`), calls are refused.",
+            "connections to providers or calls run out (`mcp_limit_reached_total`), calls are refused.",
             check=(
                 Check("By replica", q.of(mcp.ACTIVE_REQUESTS)),
                 Check("Request rate", q.rate(mcp.REQUESTS, "5m", "endpoint", where=(WATCHING,))),
