@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+from tests.http.fakes import Transport, cycle_on
+
+from mcpmeter.errors import Overloaded
 from mcpmeter.http.memory import Hold, MemoryBudget
 
 BOUND = 1600
@@ -73,3 +77,17 @@ async def test_a_cancelled_wait_lets_the_next_response_read_on() -> None:
     budget.release_response(first)
     await waits[1]
     assert budget.response_bytes == 10
+
+
+def test_a_decompressed_body_counts_until_its_request_ends() -> None:
+    memory = MemoryBudget(1_000_000)
+    cycle = cycle_on(Transport())
+    cycle.memory = memory
+    cycle.keep_inflated(600_000)
+    assert memory.kept_bytes == 600_000
+    other = cycle_on(Transport())
+    other.memory = memory
+    with pytest.raises(Overloaded):
+        other.keep_inflated(600_000)
+    cycle.release()
+    assert memory.kept_bytes == 0
