@@ -429,7 +429,7 @@ async def test_no_known_cost_is_lost_when_the_ledger_fails(start, run, tmp_path,
     await asyncio.gather(trial.on_files(), trial.on_postgres(postgres_to_kill))
     found = trial.found
     trials.record(
-        "the ledger fails between a call's row and its settlement",
+        "The ledger fails between a call's row and its settlement",
         f"In each round {CALLS} calls, half of them streams, are open when the ledger fails; the provider answers "
         f"{ANSWERED_DURING_THE_OUTAGE} of them. In a third of the rounds kill -9 follows, sometimes in the middle of "
         "the settlements, and the service starts again; otherwise the ledger comes back and the others are answered. A "

@@ -52,10 +52,15 @@ class Http1Response:
         return await self._read_parts(limit_bytes)
 
     async def _read_parts(self, limit_bytes: int) -> bytes:
-        hold = self._hold = Hold()
         parts: list[bytes] = []
+        size = 0
         async for part in self.chunks(limit_bytes):
-            await self._memory.read(hold, len(part))
+            size += len(part)
+            if self._hold is not None:
+                await self._memory.read(self._hold, len(part))
+            elif size > FREE_BYTES:
+                self._hold = Hold()
+                await self._memory.read(self._hold, size)
             parts.append(part)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
