@@ -43,7 +43,8 @@ async def keyed(relay) -> Relay:
 
 
 async def post(relay: Relay, path: str, body: Any, key: str | None) -> Any:
-    return await relay.ask(body, path, headers={"authorization": f"Bearer {key}"} if key else None)
+    credentials = {"authorization": f"Bearer {key}"} if key else {}
+    return await relay.ask(body, path, headers={"content-type": "application/json", **credentials})
 
 
 async def test_the_first_key_is_created_by_this_machine(relay):

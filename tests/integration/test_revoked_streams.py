@@ -47,7 +47,7 @@ CHAT = "/v1/chat/completions", {"model": "gpt-4.1", "messages": [{"role": "user"
 
 
 async def over_the_api(relay: Relay) -> None:
-    headers = {"authorization": f"Bearer {ADMIN}"}
+    headers = {"authorization": f"Bearer {ADMIN}", "content-type": "application/json"}
     assert (await relay.ask({"id": KEY.id}, "/api/keys/revoke", headers=headers)).status == 200
 
 

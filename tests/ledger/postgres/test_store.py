@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import signal
 import sys
@@ -264,6 +265,15 @@ async def test_a_failed_opening_leaves_no_row_even_if_it_committed(start, place,
     assert (balance.reserved, store.open_rows, store.healthy) == (0, 1, True)
 
 
+async def until_writable(store: PostgresStore) -> None:
+    """Attempts to connect have pauses, in which the last one's error is raised."""
+    async with asyncio.timeout(120):
+        while not store.healthy:
+            with contextlib.suppress(LedgerUnavailable):
+                await store.probe()
+            await asyncio.sleep(0.05)
+
+
 async def test_calls_fail_while_the_database_is_away_and_then_recover(postgres_to_kill, make_call, make_settlement):
     place = location_of(postgres_to_kill.new_database())
     store = PostgresStore(place, lease_s=0.2)
@@ -279,8 +289,7 @@ async def test_calls_fail_while_the_database_is_away_and_then_recover(postgres_t
     assert not store.healthy
 
     await asyncio.to_thread(postgres_to_kill.start)
-    await store.probe()
-    assert store.healthy
+    await until_writable(store)
     # A settlement that failed is not retried, so its row is recovered.
     assert [row.id for row in await store.left_open()] == [kept.id]
     await store.settle(make_settlement(kept, outcome="recovered"))
