@@ -12,10 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import structs
 from tests.dialects.cases import STREAMING
+from tests.http.fakes import Transport, cycle_on
 
 from mcpmeter.dialects.base import ResponseInfo, merge
 from mcpmeter.dialects.openai_chat import OpenAiChat
 from mcpmeter.dialects.sse import split_events
+from mcpmeter.http.memory import Hold, MemoryBudget
+from mcpmeter.http.server.cycle import RequestCycle
 from mcpmeter.relay import stream
 from mcpmeter.relay.stream import StreamTee
 
@@ -34,6 +37,13 @@ def pass_through(pieces: list[bytes], *, withhold: bool) -> tuple[bytes, StreamT
         if tee.end:
             break
     return out + tee.finish() + tee.end, tee
+
+
+def counting_tee(memory: MemoryBudget) -> tuple[StreamTee, RequestCycle]:
+    tee, cycle = StreamTee(OpenAiChat(), withhold_usage=False), cycle_on(Transport())
+    cycle.memory = memory
+    tee.memory = cycle
+    return tee, cycle
 
 
 def without_usage_event(data: bytes) -> bytes:
@@ -177,14 +187,56 @@ def test_a_stream_without_a_finish_reason_is_not_complete():
 
 
 def test_an_endless_event_passes_unread(monkeypatch):
-    monkeypatch.setattr(stream, "MAX_EVENT_BYTES", 1000)
+    monkeypatch.setattr(stream, "MAX_EVENT_BYTES", 20_000)
     tee = StreamTee(OpenAiChat(), withhold_usage=True)
     usage = b'data: {"choices":[],"usage":{"prompt_tokens":1,"completion_tokens":2}}\n\n'
-    long = b"data: " + b"x" * 2000
+    long = b"data: " + b"x" * 30_000
     assert tee.feed(usage + long) == long
     assert tee.feed(b"y" * 10) == b""
     assert tee.feed(b"\n\n") == b"y" * 10 + b"\n\n"
     assert tee.read.usage.completion_tokens == 2
+
+
+def test_an_incomplete_event_is_counted_while_it_is_held():
+    memory = MemoryBudget(1_000_000)
+    tee, cycle = counting_tee(memory)
+    for _ in range(20):
+        assert tee.feed(b"data: " + b"x" * 10_000) == b""
+        assert memory.kept_bytes == 0 or memory.kept_bytes > len(tee._held)
+    assert 200_000 < memory.kept_bytes < 250_000
+    assert len(tee.feed(b"\n\n" + USAGE_EVENT)) > 200_000
+    assert (memory.kept_bytes, tee.read.usage.completion_tokens) == (0, 2)
+    tee.feed(b"data: " + b"x" * 50_000)
+    cycle.release()
+    assert memory.kept_bytes == 0
+
+
+def test_an_event_that_does_not_fit_into_memory_passes_unread():
+    reached: list[str] = []
+    memory = MemoryBudget(1_000_000, on_limit=lambda: reached.append("memory"))
+    others = Hold()
+    memory.grow(others, 400_000)
+    tee, _ = counting_tee(memory)
+    held = b"data: " + b"x" * 50_000
+    assert tee.feed(held) == b""
+    assert tee.feed(b"y" * 50_000) == held + b"y" * 50_000
+    assert (memory.kept_bytes, reached) == (400_000, ["memory"])
+    memory.release(others)
+    assert tee.feed(b"\n\n" + USAGE_EVENT) == b"\n\n" + USAGE_EVENT
+    assert tee.read.usage.completion_tokens == 2
+
+
+def test_a_stream_keeps_nothing_of_a_long_event():
+    text = b"word " * 100_000
+    long = b'data: {"choices":[{"delta":{"content":"%b"}}]}\n\n' % text
+    tee = StreamTee(OpenAiChat(), withhold_usage=False)
+    assert tee.feed(long) == long
+    whole = tee.delivered_tokens()
+    assert whole == pytest.approx(100_000, rel=0.4)
+    assert tee.feed(long.replace(b"}]}", b'}],"usage":{"prompt_tokens":1,"completion_tokens":2}}')) != b""
+    kept = [value for value in vars(tee).values() if isinstance(value, bytes)] + tee._kept
+    assert sum(map(len, kept)) < 1000
+    assert tee.delivered_tokens() == pytest.approx(2 * whole, rel=0.01)
 
 
 def test_delivered_tokens_are_estimated_and_scaled_beyond_the_kept(monkeypatch):

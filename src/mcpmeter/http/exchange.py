@@ -63,6 +63,12 @@ class DirectResponse(Protocol):
     def keep_inflated(self, size: int) -> None:
         """Count a body that is decompressed, until the call ends. Raises Overloaded if it does not fit into memory."""
 
+    def keep_event(self, size: int) -> bool:
+        """Count `size` bytes of a stream's incomplete event. False if they do not fit into memory."""
+
+    def drop_event(self, size: int) -> None:
+        """The bytes that `keep_event` counted are no longer held."""
+
     def respond(self, status: int, headers: Iterable[Header], body: bytes) -> None:
         """Send a complete response in one write. Its content-length is added."""
 

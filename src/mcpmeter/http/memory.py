@@ -6,7 +6,8 @@ A `Hold` is what one request or response keeps. It is one of four:
   money. Each kind gets a share; above it the longest held one is evicted;
 - *response*: what a provider sends to be read whole. It is billed already, so it is never given up. Above its share
   reading waits, and the provider's connection with it; one response at a time is read regardless;
-- *kept*: the request of a call in progress, and what a running stream's client leaves unread.
+- *kept*: the request of a call in progress, what a running stream's client leaves unread, and a stream's event that is
+  incomplete. Events may use what is free of the first half, so that providers cannot take all room of requests.
 
 A request that does not fit beside all of them is refused before it is sent. `docs/limits.md` has the reasons.
 """
@@ -27,6 +28,7 @@ FREE_BYTES: Final = 16 * 1024
 
 UPLOADS_PER_BUDGET: Final = 4
 UNREAD_PER_BUDGET: Final = 16
+EVENTS_PER_BUDGET: Final = 2
 RESPONSES_PER_BUDGET: Final = 16
 """Each kind's share is the bound divided by this."""
 
@@ -115,6 +117,14 @@ class MemoryBudget:
     def keep_more(self, hold: Hold, size: int) -> bool:
         """A kept request needs `size` more bytes. False if they do not fit."""
         if self.kept_bytes + size > self.max_bytes:
+            self._on_limit()
+            return False
+        self.grow(hold, size)
+        return True
+
+    def keep_event(self, hold: Hold, size: int) -> bool:
+        """A stream's incomplete event needs `size` more bytes. False if they do not fit."""
+        if self.kept_bytes + size > self.max_bytes // EVENTS_PER_BUDGET:
             self._on_limit()
             return False
         self.grow(hold, size)

@@ -19,15 +19,20 @@ from mcpmeter.dialects.base import EventReader, ResponseInfo
 from mcpmeter.http.asgi import Header
 from mcpmeter.http.client.interface import UpstreamResponse
 from mcpmeter.http.exchange import DirectResponse, Exchange
+from mcpmeter.http.memory import FREE_BYTES
 from mcpmeter.records import Usage
 from mcpmeter.relay.event_template import EventTemplate, event_template
 from mcpmeter.relay.upstream_errors import Withholding
 
 MAX_EVENT_BYTES: Final = 8 * 1024 * 1024
-"""A longer event goes on unread, so that one endless line cannot fill the memory."""
+"""A longer event goes on unread, so that one endless line cannot fill the memory. So does one that does not fit into
+the memory that all streams share."""
 
 KEPT_FOR_ESTIMATES_BYTES: Final = 32 * 1024
 """How much of each stream is kept to estimate from; beyond it the estimate is scaled by bytes."""
+
+MAX_KEPT_BYTES: Final = 2 * KEPT_FOR_ESTIMATES_BYTES
+"""A longer event is not kept in any form; its estimate is made at once."""
 
 CHUNKS_BETWEEN_TEMPLATES: Final = 16
 """How often a new template is made of the latest chunk; the chunks of some streams have nothing in common."""
@@ -51,6 +56,10 @@ class StreamTee:
         self._splitter = sse.EventSplitter()
         self._split = self._splitter.feed
         self._held = self._splitter.held
+        self.memory: DirectResponse | None = None
+        """Counts what is held of an event above `FREE_BYTES`."""
+        self._may_hold_bytes = FREE_BYTES
+        self._counted_bytes = 0
         self._content_seen = False
         self._info = ResponseInfo()
         self._usage_block = self._last_event = b""
@@ -58,6 +67,7 @@ class StreamTee:
         self._next_template_at = 0 if self._text_mark else sys.maxsize
         self._kept: list[bytes] = []
         self._kept_bytes = 0
+        self._estimate: int | None = None
         self.total_bytes = 0
         self.chunks = 0
         self.end = b""
@@ -73,9 +83,28 @@ class StreamTee:
             return part
         block = self._split(data)
         part = self._take(block) if block else b""
-        if len(self._held) > MAX_EVENT_BYTES and not self.end:
-            part += self._splitter.take()
+        held_bytes = len(self._held)
+        if held_bytes > self._may_hold_bytes:
+            if not self.end and not self._keep_event(held_bytes):
+                part += self._splitter.take()
+                self._drop_event()
+        elif block and self._counted_bytes:
+            self._drop_event()
         return part
+
+    def _keep_event(self, held_bytes: int) -> bool:
+        """Count what is held of an event, and what one more read can add. False if it is too much."""
+        size = held_bytes + FREE_BYTES - self._counted_bytes
+        if held_bytes > MAX_EVENT_BYTES or not (self.memory is None or self.memory.keep_event(size)):
+            return False
+        self._counted_bytes += size
+        self._may_hold_bytes = min(self._counted_bytes, MAX_EVENT_BYTES)
+        return True
+
+    def _drop_event(self) -> None:
+        if self.memory is not None:
+            self.memory.drop_event(self._counted_bytes)
+        self._counted_bytes, self._may_hold_bytes = 0, FREE_BYTES
 
     @property
     def read(self) -> ResponseInfo:
@@ -123,7 +152,7 @@ class StreamTee:
             if info.is_error and self._errors is not None:
                 block = self._errors().events(self._dialect, block)
             if info.usage is not None or info.bad_usage:
-                self._usage_block = block
+                self._usage_block = block if len(block) <= MAX_KEPT_BYTES else self._short_usage_event(block)
                 if self._withhold:
                     block = self._without_usage_event(block)
         if not self._content_seen:
@@ -134,13 +163,21 @@ class StreamTee:
         # Not before some text was seen: until then `has_content` has to look at each event.
         if chunks == 1 and info is None and self._content_seen and self.chunks >= self._next_template_at:
             self._next_template_at = self.chunks + CHUNKS_BETWEEN_TEMPLATES
-            self._template = event_template(received, block, self._text_mark) or self._template
+            if len(received) <= MAX_KEPT_BYTES:
+                self._template = event_template(received, block, self._text_mark) or self._template
         return block
 
     def _keep(self, block: bytes) -> None:
         if self._kept_bytes < KEPT_FOR_ESTIMATES_BYTES:
             self._kept.append(block)
             self._kept_bytes += len(block)
+            if self._kept_bytes > MAX_KEPT_BYTES:
+                self._estimate = self._dialect.delivered_tokens(self._kept)
+                self._kept.clear()
+
+    def _short_usage_event(self, block: bytes) -> bytes:
+        events = (event for event in sse.split_events(block) if len(event) <= MAX_KEPT_BYTES)
+        return next(filter(self._dialect.only_usage, events), b"")
 
     def _without_usage_event(self, block: bytes) -> bytes:
         return b"".join(event for event in sse.split_events(block) if not self._dialect.only_usage(event))
@@ -158,7 +195,7 @@ class StreamTee:
 
     def delivered_tokens(self) -> int:
         """Estimate of the completion tokens that went to the client, or the provider's own count if that is higher."""
-        estimate = self._dialect.delivered_tokens(self._kept)
+        estimate = self._dialect.delivered_tokens(self._kept) if self._estimate is None else self._estimate
         if self._kept_bytes >= KEPT_FOR_ESTIMATES_BYTES:
             estimate = estimate * self.total_bytes // self._kept_bytes
         # Zero delivered stays zero, though a provider may count a token before it writes one.
@@ -241,6 +278,7 @@ class ForwardedStream:
         Raises as `UpstreamResponse.read`.
         """
         exchange, tee, direct = self._exchange, self.tee, self._exchange.direct_response
+        tee.memory = direct
         if direct is not None and self._response.is_plain:
             await Pipe(direct, self._response, tee).run(limit_bytes, lambda: self._start_direct(direct))
         else:

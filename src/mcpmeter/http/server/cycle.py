@@ -103,7 +103,7 @@ class RequestCycle:
     """When the connection first waited for more of the body."""
     memory: MemoryBudget | None = None
     hold: Hold | None = None
-    """Counts the body in `memory` until the request ends, if it is large enough to be counted."""
+    """Counts in `memory` what is large enough: the body until the request ends, and an event that is incomplete."""
 
     _body: bytes | bytearray = b""
     _is_body_complete = False
@@ -180,6 +180,19 @@ class RequestCycle:
             self.hold = Hold()
         if not self.memory.keep_more(self.hold, size):
             raise self.memory.error()
+
+    def keep_event(self, size: int) -> bool:
+        """Count bytes of a stream's incomplete event, until it or the request ends. False if they do not fit."""
+        if self.memory is None:
+            return True
+        if self.hold is None:
+            self.hold = Hold()
+        return self.memory.keep_event(self.hold, size)
+
+    def drop_event(self, size: int) -> None:
+        """Undo `keep_event`."""
+        if self.memory is not None and self.hold is not None:
+            self.memory.grow(self.hold, -size)
 
     # The connection reports ---------------------------------------------------------------------------------------
 

@@ -289,8 +289,7 @@ class ServerProtocol(asyncio.Protocol):
             keep_alive=version != "1.0" and self._parser.should_keep_alive(),
             on_complete=self._on_response_complete,
         )
-        if b"content-encoding" in headers:
-            cycle.memory = self._bounds.memory
+        cycle.memory = self._bounds.memory
         return cycle
 
     def _new_scope(self, version: str, headers: dict[bytes, bytes]) -> Scope:
@@ -501,7 +500,7 @@ class ServerProtocol(asyncio.Protocol):
     def _count_body(self, cycle: RequestCycle, size: int) -> None:
         memory = self._bounds.memory
         if cycle.hold is None:
-            cycle.memory, cycle.hold, size = memory, Hold(), cycle.received_bytes
+            cycle.hold, size = Hold(), cycle.received_bytes
             memory.make_evictable(cycle.hold, memory.uploads, self._evict_upload)
         if cycle.hold.share is not None:
             memory.grow(cycle.hold, size)
