@@ -359,6 +359,7 @@ def targets() -> Iterator[Case]:
             b"http://b.example/v1/t-0000",
             b"http://user@a.example/v1/t-0000",
             b"http://a.example:81/v1/t-0000",
+            b"ftp://a.example/v1/t-0000",
             b"http:///v1/t-0000",
             b"http://",
         ),

@@ -20,7 +20,7 @@ from mcpmeter.http.asgi import Header
 
 # One host with or without a port: a name, an IPv4 address, or an IPv6 address in brackets.
 _is_host: Final = re.compile(rb"(?:[\w.~%-]+|\[[\da-fA-F:.]+\])(?::\d{0,5})?", re.ASCII).fullmatch
-_ABSOLUTE_FORM: Final = re.compile(rb"https?://([^/?]*)", re.IGNORECASE).match
+_ABSOLUTE_FORM: Final = re.compile(rb"([a-z][a-z0-9+.-]*)://([^/?]*)", re.IGNORECASE).match
 
 SINGLE_VALUED: Final = frozenset(
     (
@@ -62,7 +62,9 @@ def check_framing(received: Sequence[Header], version: str, url: bytes) -> None:
     if hosts and not _is_host(hosts[0]):
         raise InvalidRequest("The Host header is no host name or address.", hint="Send HOST or HOST:PORT.")
     absolute = _ABSOLUTE_FORM(url)
-    if absolute and hosts and absolute[1].lower() != hosts[0].lower():
+    if absolute and absolute[1].lower() not in (b"http", b"https"):
+        raise InvalidRequest("The request's target is of another scheme than http.", hint="Send its path alone.")
+    if absolute and hosts and absolute[2].lower() != hosts[0].lower():
         raise InvalidRequest("The request's target and its Host header differ.", hint="Send the same host in both.")
     codings = [value for name, value in received if name == b"transfer-encoding"]
     if codings:
