@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Final
 
 from mcpmeter.access.keys import KeyRing
 from mcpmeter.config import is_loopback
@@ -12,7 +13,14 @@ from mcpmeter.http.origins import authority_of
 from mcpmeter.records import Actor
 from mcpmeter.service.audit_trail import actor_of
 
-FORWARDED = frozenset({b"forwarded", b"via", b"x-real-ip"})
+# fmt: off
+FORWARDED: Final = frozenset((
+    b"forwarded", b"via", b"x-real-ip", b"x-client-ip", b"x-cluster-client-ip", b"x-original-forwarded-for",
+    b"true-client-ip", b"cf-connecting-ip", b"cf-ray", b"fastly-client-ip", b"fly-client-ip",
+    b"x-envoy-external-address", b"x-original-host", b"x-appengine-user-ip", b"x-azure-clientip",
+))
+# fmt: on
+"""What reverse proxies, tunnels and CDNs add to a request that they pass on."""
 
 RequireAdmin = Callable[[HttpExchange], Actor]
 """Returns the caller. Raises NotAuthenticated, NotAllowed."""
