@@ -255,7 +255,8 @@ KEYED = {"authorization": f"Bearer {CLIENT_KEY}"}
 async def test_an_error_that_shows_the_relays_key_keeps_its_status_only(before_raw, raw_upstream, speaker, status):
     shown = UPSTREAM_KEY if status < "404" else f"{UPSTREAM_KEY[:9]}****{UPSTREAM_KEY[-4:]}"
     error = {"message": f"Incorrect API key provided: {shown}", "type": "their_type", "status": "THEIRS"}
-    raw_upstream.play(responding(status, json.dumps({"error": error}).encode(), f"X-Echo: Bearer {UPSTREAM_KEY}"))
+    headers = (f"X-Echo: Bearer {UPSTREAM_KEY}", f"X-Request-Id: {shown}", "X-Correlation-Id: 7")
+    raw_upstream.play(responding(status, json.dumps({"error": error}).encode(), *headers))
     reply = await before_raw.ask(speaker.body("", speaker.model), speaker.url(speaker.model), headers=KEYED)
     assert reply.status == int(status[:3])
     seen = f"{reply.headers}{reply.body!r}"
@@ -264,6 +265,7 @@ async def test_an_error_that_shows_the_relays_key_keeps_its_status_only(before_r
     assert "withheld" in seen
     assert "their_type" in seen or "THEIRS" in seen, "programs match on a provider's own words"
     assert reply.headers["x-mcpmeter-provider"] == speaker.provider
+    assert reply.headers["x-correlation-id"] == "7"
 
 
 @pytest.mark.parametrize("speaker", STREAMS, **by_name)

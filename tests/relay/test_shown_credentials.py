@@ -35,6 +35,10 @@ SHOWN = {
     "as base64": base64.b64encode(f"Bearer {KEY}".encode()).decode(),
     "as base64url": base64.urlsafe_b64encode(f"?>Bearer {KEY}".encode()).decode(),
     "as hex": KEY.encode().hex(),
+    "escaped for another language": "".join(f"\\\\x{ord(letter):02x}" for letter in KEY),
+    "with invisible characters": "\u200b".join(KEY),
+    "with soft hyphens": "\u00ad".join(KEY),
+    "in full width": "".join(chr(ord(letter) + 0xFEE0) for letter in KEY),
     "another OpenAI key": "sk-Zz9yXx8wVv7uTt6sRr5q",
     "another OpenAI key, masked": "Incorrect API key provided: sk-abc*****wxyz.",
     "an Anthropic key": "sk-ant-api03-Zz9yXx8wVv7u",
@@ -96,12 +100,14 @@ def test_a_text_too_long_to_search_counts_as_showing_one():
         "api_key=aaaa ",
         "eyJ",
         "*a",
+        "\u200b",
+        "\ufdfa",
         KEY[:9],
     ],
 )
 def test_the_search_is_linear_in_the_text(unit):
     def seconds(size: int) -> float:
-        text = (unit * size)[:size].encode()
+        text = (unit.encode() * size)[:size]
         times = []
         for _ in range(3):
             began = time.thread_time()

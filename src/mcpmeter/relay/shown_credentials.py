@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import html
 import re
+import unicodedata
 from base64 import b64encode
 from collections.abc import Iterator
 from typing import Final
@@ -28,7 +29,8 @@ MIN_MASKED: Final = 3
 MIN_SECRET: Final = 8
 """A shorter key is the placeholder of a server that needs none (`none`, `ollama`), and an ordinary word."""
 
-_JSON_ESCAPE: Final = re.compile(r'\\(?:u([0-9a-fA-F]{4})|([/"\\]))')
+_ESCAPE: Final = re.compile(r'\\(?:u([0-9a-fA-F]{4})|x([0-9a-fA-F]{2})|([/"\\]))')
+_INVISIBLE: Final = re.compile("[\u00ad\u180e\u200b-\u200f\u2028-\u202e\u2060-\u2064\ufeff]")
 _MASK: Final = re.compile(
     r"[*•●·∙█■#]{2,}|\.{2,}|…|[xX]{3,}|_{3,}|-{3,}|[\[(<{](?:redacted|masked|hidden|filtered)", re.I
 )
@@ -78,17 +80,20 @@ def _readings(text: bytes) -> Iterator[str]:
         yield reading
         before = reading
         if "\\" in reading:
-            reading = _JSON_ESCAPE.sub(_unescaped, reading)
+            reading = _ESCAPE.sub(_unescaped, reading)
         if "%" in reading:
             reading = unquote(reading, errors="replace")
         if "&" in reading:
             reading = html.unescape(reading)
+        if not reading.isascii():  # soft hyphens, and letters of other widths
+            reading = _INVISIBLE.sub("", unicodedata.normalize("NFKC", reading))
         if reading == before:
             return
 
 
 def _unescaped(match: re.Match[str]) -> str:
-    return chr(int(match[1], 16)) if match[1] else match[2]
+    code = match[1] or match[2]
+    return chr(int(code, 16)) if code else match[3]
 
 
 class _OwnKey:

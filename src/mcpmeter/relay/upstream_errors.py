@@ -98,6 +98,7 @@ class Withholding:
         self, error: MeterError, status: int, headers: list[Header], body: bytes
     ) -> tuple[list[Header], bytes]:
         """The headers and body of an error response that passes with its status."""
+        headers = [header for header in headers if not shows_credential(header[1], self._secret)]
         if not shows_credential(body, self._secret):
             return headers, body
         kept = [header for header in headers if header[0] != b"content-type"]
