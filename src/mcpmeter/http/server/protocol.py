@@ -521,9 +521,10 @@ class ServerProtocol(asyncio.Protocol):
         size = self._transport.get_write_buffer_size()
         if not size or not self._flow.is_writing_paused:
             return
-        size = max(size, self._flow.pinned_bytes)
+        unsent_bytes, size = size, max(size, self._flow.pinned_bytes)
         memory = self._bounds.memory
         if self._unread is None:
+            self._unread_bytes = unsent_bytes
             self._unread = Hold()
             memory.grow(self._unread, size)
             self._unread_since = self._read_at = self._loop.time()
