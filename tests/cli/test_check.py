@@ -135,6 +135,18 @@ def test_an_unwritable_ledger_is_a_problem(tmp_path: Path, capsys: pytest.Captur
     assert "ledger" in err
 
 
+def test_an_unwritable_folder_of_the_pending_file_is_a_problem(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    text = "ledger: {path: ledger.db, pending_path: file/deep}\nproviders: [{name: openai, api_key: k}]"
+    assert run(["check", "--config", write(tmp_path, text)]) == 1
+    out, err = capsys.readouterr()
+    assert "NOT writable" not in out
+    assert "ledger.pending_path" in err
+    assert not (tmp_path / "ledger.db.pending").exists()
+
+
 def test_a_file_that_is_no_ledger_is_a_problem(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "ledger.db").write_text("not a database")
     text = "ledger: {path: ledger.db}\nproviders: [{name: openai, api_key: k}]"

@@ -86,7 +86,7 @@ class Connection:
 
     def _check_bounds(self, part: bytes) -> None:
         protocol = self.protocol
-        assert protocol._is_refused or protocol._overhead_bytes <= MAX_HEADER_BYTES
+        assert protocol._lingering is not None or protocol._overhead_bytes <= MAX_HEADER_BYTES
         if protocol._received is not None:
             assert protocol._received.body_bytes <= MAX_BUFFERED_BYTES + len(part)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
@@ -120,7 +120,7 @@ def _plan(settings: Settings) -> dict[str, Any]:
     price_book(settings)
     upstreams = settings.upstreams()
     ledger, keys, unreadable = _ledger(settings)
-    problems = [*unreadable, *_open_binds(settings, bool(keys))]
+    problems = [*unreadable, *_pending_problems(settings, unreadable), *_open_binds(settings, bool(keys))]
     return {
         "ok": not problems,
         "source": settings.source,
@@ -219,10 +219,28 @@ def _write_problems(ledger: Path) -> Iterator[str]:
         yield f"The ledger {ledger} is a folder. Set 'ledger.path' to a file in it."
     elif ledger.exists() and not os.access(ledger, os.R_OK | os.W_OK):
         yield f"The ledger {ledger} cannot be written. {hint}"
-    else:
-        folder = next(parent for parent in ledger.absolute().parents if parent.exists())
-        if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-            yield f"The ledger's folder {ledger.parent} cannot be written. {hint}"
+    elif not _takes_files(ledger.parent):
+        yield f"The ledger's folder {ledger.parent} cannot be written. {hint}"
+
+
+def _pending_problems(settings: Settings, known: Collection[str]) -> Iterator[str]:
+    """The problem with the folder of the pending file, unless the ledger's own folder is `known` to have one."""
+    from mcpmeter.ledger.pending import pending_place
+
+    location, folder = settings.ledger.location, settings.ledger.pending_path
+    if known and folder is None and isinstance(location, Path):
+        return
+    place = pending_place(location, folder)
+    usable = os.access(place.folder / f"{place.stem}.pending", os.R_OK | os.W_OK)
+    if not usable and not _takes_files(place.folder):
+        hint = "Grant this user write permission, or set 'ledger.pending_path' to another folder."
+        yield f"The folder of the pending file {place.folder} cannot be written. {hint}"
+
+
+def _takes_files(folder: Path) -> bool:
+    """Whether this user may create a file in the folder, and the folder itself if it does not exist."""
+    existing = next(found for found in (folder.absolute(), *folder.absolute().parents) if found.exists())
+    return existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)
 
 
 def _open_binds(settings: Settings, have_keys: bool) -> Iterator[str]:

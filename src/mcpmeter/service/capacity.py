@@ -18,7 +18,7 @@ OWN_DESCRIPTORS: Final = 64
 """For the ledger, logs, listening sockets and the reserve for health checks."""
 
 BYTES_PER_CONNECTION: Final = 64 * 1024
-"""What a stream costs: 28 kB measured, and up to 32 KiB that are kept of it to estimate its tokens from."""
+"""What a stream costs: 23 to 28 kB measured, and up to 32 KiB that are kept of it to estimate its tokens from."""
 
 MIN_CONNECTIONS: Final = 8
 

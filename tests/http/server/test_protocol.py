@@ -12,7 +12,7 @@ from tests.http.fakes import Transport
 
 from mcpmeter.errors import ClientDisconnected
 from mcpmeter.http.exchange import DIRECT_RESPONSE
-from mcpmeter.http.server import protocol
+from mcpmeter.http.server import lingering
 from mcpmeter.http.server.connections import ServerBounds, ServerTimeouts
 from mcpmeter.http.server.protocol import MAX_BUFFERED_BYTES, ServerProtocol
 
@@ -157,8 +157,8 @@ async def test_no_request_runs_behind_a_response_that_closes() -> None:
 
 @pytest.fixture
 def lingers_briefly(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(protocol, "LINGER_SECONDS", 0.02)
-    monkeypatch.setattr(protocol, "MAX_LINGER_SECONDS", 0.1)
+    monkeypatch.setattr(lingering, "LINGER_SECONDS", 0.02)
+    monkeypatch.setattr(lingering, "MAX_LINGER_SECONDS", 0.1)
 
 
 @pytest.mark.usefixtures("lingers_briefly")
@@ -195,7 +195,7 @@ async def test_a_body_behind_its_response_is_discarded_for_a_while(sends: bool) 
 
 
 async def test_an_endless_body_behind_its_response_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(protocol, "MAX_DISCARDED_BYTES", 100_000)
+    monkeypatch.setattr(lingering, "MAX_DISCARDED_BYTES", 100_000)
     server = Server()
     server.let("/")
     server.protocol.data_received(POST % 10**12)

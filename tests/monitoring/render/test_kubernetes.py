@@ -158,4 +158,5 @@ def test_the_service_accepts_its_configuration(tmp_path: Path) -> None:
         names = ("mcpmeter", service, f"{service}.svc", f"{service}.svc.cluster.local", *options.allowed_hosts)
         assert settings.server.allowed_hosts == names
         assert settings.ledger.path == Path("/var/lib/mcpmeter/ledger.db")
+        assert settings.ledger.pending_path == Path("/var/lib/mcpmeter")
         assert [upstream.provider.name for upstream in settings.upstreams()] == ["openai"]

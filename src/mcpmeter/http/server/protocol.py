@@ -6,18 +6,14 @@ request over the bound, or that is not HTTP, is *refused*: nothing behind it is 
 answered yet, reading its body raises the error; if no application has seen it, the protocol answers itself and counts
 the refusal by the function it was given.
 
-Lingering: closing a connection with bytes unread would reset it, and a client that is still sending would not see its
-response. So after a refusal, or a response before the request's body has ended, our side ends with the response, and
-what still arrives is discarded: until the client closes, makes no progress for `LINGER_SECONDS`, or has had
-`MAX_LINGER_SECONDS` or `MAX_DISCARDED_BYTES` (RFC 9112, 9.6).
+After a refusal, or a response before the request's body has ended, what still arrives is discarded (`lingering.py`).
 
 Answering: one request at a time. Requests that a client pipelines wait in `_pipeline`, with reading paused. A response
 that is complete starts the next request, or closes the connection if it does not keep alive, or makes it idle.
 
 Deadlines: `ServerTimeouts` limits each phase: headers, body, idle, and a response that the client leaves unread. One
 timer per connection, set in `connection_made`, serves all of them: when it fires, it looks which phase the connection
-is in, and what is left of its time. A phase whose deadline is earlier moves the timer. A client that does not read at
-all is cut off after `response_seconds`; one that reads slowly has a second more for each 16 KiB.
+is in, and what is left of its time. A phase whose deadline is earlier moves the timer.
 
 Caps: `Connections` may put a new connection into its reserve; then `_app` refuses all but health checks. Bodies and
 unread responses above `FREE_BYTES` are counted in the `MemoryBudget`, which may evict them.
@@ -44,6 +40,7 @@ from mcpmeter.http.framing import FREE_BYTES_PER_PART, MAX_HEADER_BYTES
 from mcpmeter.http.memory import FREE_BYTES, Hold
 from mcpmeter.http.server.connections import ServerBounds
 from mcpmeter.http.server.cycle import Flow, RequestCycle, response_headers
+from mcpmeter.http.server.lingering import Lingering
 from mcpmeter.http.server.request_headers import (
     check_framing,
     expects_100_continue,
@@ -53,21 +50,10 @@ from mcpmeter.http.server.request_headers import (
     unsupported_coding,
     without_upgrade,
 )
+from mcpmeter.http.server.unread import CHECKS_PER_TIMEOUT, UnreadResponse
 
 MAX_BUFFERED_BYTES: Final = 64 * 1024
 """Above this a connection is not read until the application has taken the body's parts."""
-
-MAX_DISCARDED_BYTES: Final = 256 * 1024 * 1024
-"""Most clients read a response only after they have sent their whole body; discarding is as cheap as the read."""
-
-LINGER_SECONDS: Final = 5.0
-MAX_LINGER_SECONDS: Final = 60.0
-
-READ_BYTES_PER_SECOND: Final = 16 * 1024
-"""The slowest that a client may read a response, beyond the first `response_seconds`."""
-
-CHECKS_PER_RESPONSE_TIMEOUT: Final = 4
-"""How often the size of an unread response is looked at: what changes between two looks counts as read."""
 
 Refuse = Callable[[MeterError], tuple[list[Header], bytes]]
 """Counts a request that no application sees; returns headers and body of the response."""
@@ -104,8 +90,8 @@ class ServerProtocol(asyncio.Protocol):
     """A valid host that this connection has named. A blank is none, and no header's value without blanks around it."""
     _overhead_bytes = 0
     """The balance that `http.framing` describes."""
-    _is_refused = False
-    """Whether what arrives is discarded."""
+    _lingering: Lingering | None = None
+    """Discards what arrives, after a refusal or the last response."""
     _received: RequestCycle | None = None
     """The request whose headers were read last."""
     _answered: RequestCycle | None = None
@@ -114,11 +100,7 @@ class ServerProtocol(asyncio.Protocol):
     """When the connection was made, or its last response was complete."""
     _headers_since = 0.0
     _timer: asyncio.TimerHandle | None = None
-    _unread: Hold | None = None
-    """Counts the response bytes that the client leaves unread."""
-    _unread_since = _read_at = 0.0
-    """Since when the client has been behind with reading, and when it was last seen to read."""
-    _unread_bytes = _unread_bytes_at_start = 0
+    _unread: UnreadResponse | None = None
 
     def __init__(
         self,
@@ -165,8 +147,8 @@ class ServerProtocol(asyncio.Protocol):
             self._app = self._overload(excess)
 
     def data_received(self, data: bytes) -> None:
-        if self._is_refused:
-            self._discard(data)
+        if self._lingering is not None:
+            self._lingering.discard(data)
             return
         overhead = self._overhead_bytes
         self._overhead_bytes = (overhead if overhead > 0 else 0) + len(data)
@@ -363,9 +345,9 @@ class ServerProtocol(asyncio.Protocol):
         if self._answered is not None and not self._answered.keep_alive:
             self._clear_pipeline()  # no response follows one that closes
             self._close()
-        if self._unread is not None:
+        if self._unread is not None and self._unread.hold is not None:
             memory = self._bounds.memory
-            memory.make_evictable(self._unread, memory.unread, self._transport.abort)
+            memory.make_evictable(self._unread.hold, memory.unread, self._transport.abort)
         self._idle_since = self._loop.time()
         if self._transport.is_closing():
             return
@@ -379,7 +361,7 @@ class ServerProtocol(asyncio.Protocol):
         self._pipeline.clear()
 
     def _close(self) -> None:
-        if self._is_refused or not self._is_in_headers or self._received is not self._answered:
+        if self._lingering is not None or not self._is_in_headers or self._received is not self._answered:
             self._linger()
         else:
             self._transport.close()
@@ -390,7 +372,7 @@ class ServerProtocol(asyncio.Protocol):
         """Parse no more of this connection. The request in hand is answered and counted as any other."""
         if isinstance(error, HeadersTooLarge):
             self._bounds.connections.on_limit("headers")
-        self._is_refused, self._overhead_bytes = True, 0
+        self._discard_rest()
         cycle = self._received
         if self._is_in_headers:
             self._refuse_unseen_request(cycle, error)
@@ -408,32 +390,15 @@ class ServerProtocol(asyncio.Protocol):
             self._transport.write(response_headers(error.http_status, [*headers, *framing]) + body)
             self._linger()
 
+    def _discard_rest(self) -> Lingering:
+        self._overhead_bytes = 0
+        if self._lingering is None:
+            self._lingering = Lingering(self._transport, self._loop)
+        return self._lingering
+
     def _linger(self) -> None:
-        if not self._transport.can_write_eof():
-            self._transport.close()
-            return
-        self._is_refused, self._overhead_bytes = True, 0
-        try:
-            self._transport.write_eof()
-        except OSError:  # the client has reset the connection, which the event loop has yet to notice
-            self._transport.abort()
-            return
-        self._flow.resume_reading()
-        unsent_bytes = self._transport.get_write_buffer_size()
-        self._loop.call_later(LINGER_SECONDS, self._check_lingering, 0, unsent_bytes, MAX_LINGER_SECONDS)
-
-    def _check_lingering(self, discarded_before: int, unsent_before: int, seconds_left: float) -> None:
-        discarded, unsent = self._overhead_bytes, self._transport.get_write_buffer_size()
-        seconds_left -= LINGER_SECONDS
-        if seconds_left > 0 and (discarded > discarded_before or unsent < unsent_before):
-            self._loop.call_later(LINGER_SECONDS, self._check_lingering, discarded, unsent, seconds_left)
-        else:
-            self._transport.abort()
-
-    def _discard(self, data: bytes) -> None:
-        self._overhead_bytes += len(data)
-        if self._overhead_bytes > MAX_DISCARDED_BYTES:
-            self._transport.abort()
+        if self._discard_rest().end_writing():
+            self._flow.resume_reading()
 
     # Deadlines ----------------------------------------------------------------------------------------------------
 
@@ -472,11 +437,11 @@ class ServerProtocol(asyncio.Protocol):
     def _request_deadline(self, now: float) -> float:
         """Until when the client has to send; later than now if it is the service's turn."""
         timeouts, cycle = self._timeouts, self._received
-        if not self._is_in_headers and not self._is_refused and cycle is not None:
+        if not self._is_in_headers and self._lingering is None and cycle is not None:
             if self._flow.is_reading_paused or not cycle.body_since:
                 cycle.body_since = now  # time in which nothing is read is not the client's
             return cycle.body_since + timeouts.body_seconds
-        if self._is_refused or (cycle is not None and not cycle.response_complete):
+        if self._lingering is not None or (cycle is not None and not cycle.response_complete):
             return now + timeouts.idle_seconds
         if self._overhead_bytes > 0:
             return self._headers_since + timeouts.headers_seconds
@@ -512,51 +477,40 @@ class ServerProtocol(asyncio.Protocol):
         self._loop.call_soon(self._refuse_upload, self._received)
 
     def _refuse_upload(self, cycle: RequestCycle | None) -> None:
-        if cycle is self._received and not self._is_in_headers and not self._is_refused:
+        if cycle is self._received and not self._is_in_headers and self._lingering is None:
             self._refuse(self._bounds.memory.error())
 
     def _count_unread(self) -> None:
         """Take the client for one that is behind with reading, if it is."""
-        size = self._transport.get_write_buffer_size()
-        if not size or not self._flow.is_writing_paused:
+        unsent_bytes = self._transport.get_write_buffer_size()
+        if not unsent_bytes or not self._flow.is_writing_paused:
             return
-        size = max(size, self._flow.pinned_bytes)
-        memory = self._bounds.memory
-        if self._unread is None:
-            self._unread = Hold()
-            memory.grow(self._unread, size)
-            self._unread_since = self._read_at = self._loop.time()
-            self._set_timer(self._unread_since + self._timeouts.response_seconds / CHECKS_PER_RESPONSE_TIMEOUT)
+        memory, size = self._bounds.memory, max(unsent_bytes, self._flow.pinned_bytes)
+        hold = None if self._unread is None else self._unread.hold
+        if self._unread is None or hold is None:
+            now, hold = self._loop.time(), Hold()
+            self._unread = UnreadResponse(unsent_bytes, now, hold)
+            self._set_timer(now + self._timeouts.response_seconds / CHECKS_PER_TIMEOUT)
             if self._answered is not None and self._answered.response_complete:
-                memory.make_evictable(self._unread, memory.unread, self._transport.abort)
-        else:
-            memory.grow(self._unread, size - self._unread.size)
-        self._unread_bytes_at_start = max(size, self._unread_bytes_at_start)
+                memory.make_evictable(hold, memory.unread, self._transport.abort)
+        memory.grow(hold, size - hold.size)
+        self._unread.grow_to(size)
 
     def _all_read(self) -> None:
-        self._unread_since = self._unread_bytes = self._unread_bytes_at_start = 0
-        if self._unread is not None:
-            self._bounds.memory.release(self._unread)
-            self._unread = None
+        if self._unread is not None and self._unread.hold is not None:
+            self._bounds.memory.release(self._unread.hold)
+        self._unread = None
 
     def _response_deadline(self, now: float) -> float:
         """Until when the client has to read; later than now if nothing is left unread."""
-        seconds = self._timeouts.response_seconds
         size = self._transport.get_write_buffer_size()
         is_answering = self._answered is not None and not self._answered.response_complete
         if not size or (is_answering and not self._flow.is_writing_paused):
-            self._unread_since = 0.0
+            self._all_read()
             return now + self._timeouts.idle_seconds
-        if not self._unread_since:
-            self._unread_since, self._unread_bytes, self._unread_bytes_at_start = now, size, size
-        if size < self._unread_bytes or self._read_at < self._unread_since:
-            self._read_at, self._unread_bytes = now, size
-        deadline = min(
-            self._read_at + seconds,
-            self._unread_since + seconds + self._unread_bytes_at_start / READ_BYTES_PER_SECOND,
-        )
-        # Looked at often, because progress is seen only by looking.
-        return min(deadline, now + seconds / CHECKS_PER_RESPONSE_TIMEOUT) if deadline > now else deadline
+        if self._unread is None:
+            self._unread = UnreadResponse(size, now)
+        return self._unread.deadline(size, now, self._timeouts.response_seconds)
 
 
 _NEEDS_PARSING: Final = re.compile(rb"[%?#]").search

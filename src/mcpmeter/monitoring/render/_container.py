@@ -37,7 +37,8 @@ def service_config(options: MonitoringOptions) -> str:
         },
         # Not public: Prometheus calls a pod by its address, which only a scrape with the token may.
         "metrics": {"bearer_token": "${METRICS_TOKEN}"},
-        "ledger": {"path": f"{LEDGER_FOLDER}/ledger.db"},
+        # The pending file is beside the ledger anyway; the line is for those that change `path` to `url`.
+        "ledger": {"path": f"{LEDGER_FOLDER}/ledger.db", "pending_path": LEDGER_FOLDER},
         "keys": [{"name": "first", "team": "default", "secret": "${MCPMETER_KEY}"}],
     }
     return to_yaml(document, NOTE)
