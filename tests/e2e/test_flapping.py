@@ -22,7 +22,7 @@ AT_ONCE = 24
 SECONDS_FOR_A_CALL = 120.0
 USAGE = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
 RELAY = """relay:
-  timeouts: {connect_seconds: 5, first_byte_seconds: 0.2, idle_seconds: 0.2, total_seconds: 5}
+  timeouts: {connect_seconds: 5, first_byte_seconds: 1, idle_seconds: 1, total_seconds: 10}
   retries: {base_ms: 1, cap_ms: 5}
   circuit: {failures: 5, window_seconds: 30, open_seconds: 0.1}
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from itertools import pairwise
 
 import pytest
 from tests.http.client.responses import HALF, OK, SHORT
@@ -20,6 +21,7 @@ from tests.http.client.scripted_server import (
 
 from mcpmeter.errors import UpstreamDisconnected
 from mcpmeter.http.client import Connection, Pool, Target
+from mcpmeter.http.client.pool import READS_PER_ROUND
 
 
 async def test_the_last_used_connection_is_reused_first(network, monkeypatch):
@@ -200,3 +202,27 @@ async def test_a_closing_connection_is_not_reused(network):
     wire.end()
     assert len(idle_connections(client)) == 1
     assert client._pool.take_idle(Target.of(provider.url).origin) is None
+
+
+async def test_in_each_round_few_connections_read_on_and_all_in_order():
+    pool, read, counts = Pool(1), [], [0]
+
+    class Reader:
+        def __init__(self, reads: int) -> None:
+            self.reads_left = reads
+
+        def read_on(self) -> None:
+            read.append(self)
+            self.reads_left -= 1
+            if self.reads_left:
+                pool.read_in_turn(self)
+
+    readers = [Reader(reads=2) for _ in range(100)]
+    for reader in readers:
+        pool.read_in_turn(reader)
+    async with asyncio.timeout(10):
+        while len(read) < 200:
+            await asyncio.sleep(0)
+            counts.append(len(read))
+    assert max(after - before for before, after in pairwise(counts)) == READS_PER_ROUND
+    assert read == readers * 2

@@ -19,6 +19,7 @@ from mcpmeter.ledger.location import PostgresUrl, location_of
 from mcpmeter.ledger.postgres import connecting, reader
 from mcpmeter.ledger.postgres.connecting import Connector, one_per_host
 from mcpmeter.ledger.postgres.store import PostgresStore
+from mcpmeter.ledger.postgres.waiting import SILENT_S
 from mcpmeter.ledger.queries.reader import open_reader
 from mcpmeter.ledger.queries.totals import find_call
 from mcpmeter.records import Call, Reservation
@@ -93,6 +94,19 @@ async def test_a_hang_is_noticed_without_traffic(store, server, make_call):
     server.thaw()
     assert await until(lambda: store.healthy) < 3
     await store.open(make_call())
+
+
+async def test_an_event_loop_that_was_held_is_no_hang(store, make_call):
+    await store.open(make_call())  # so that it is connected
+    heartbeat, opening = (
+        asyncio.ensure_future(work) for work in (store._replica.send_heartbeat(), store.open(make_call()))
+    )
+    await until(lambda: bool(store._replica._waits and store._writer._wait))
+    time.sleep(2 * SILENT_S)  # as on a starved machine: responses arrive and are not read
+    assert store.healthy
+    await heartbeat
+    await opening
+    assert store.healthy
 
 
 async def test_calls_that_meet_a_hang_fail_within_the_deadline(store, server, place, make_call, make_settlement):

@@ -58,6 +58,9 @@ class ConnectionOwner(Protocol):
     def closed(self, connection: Connection) -> None:
         """The connection is closed, or was never made: its slot is free."""
 
+    def read_in_turn(self, connection: Connection) -> None:
+        """Call `read_on` of the connection soon."""
+
 
 class Connection(Deadlines, asyncio.BufferedProtocol):
     """One request and its response at a time. Callbacks named `on_…` are the parser's."""
@@ -255,9 +258,10 @@ class Connection(Deadlines, asyncio.BufferedProtocol):
         if nbytes == MAX_READ_BYTES and not self._is_paused and self.is_usable():
             # There is more, which libuv would read at once, up to 32 times; other connections have to get their turn.
             cast("asyncio.Transport", self._transport).pause_reading()
-            self._loop.call_soon(self._read_on)
+            self._owner.read_in_turn(self)
 
-    def _read_on(self) -> None:
+    def read_on(self) -> None:
+        """It is this connection's turn."""
         if not self._is_paused and self.is_usable():
             cast("asyncio.Transport", self._transport).resume_reading()
 

@@ -22,11 +22,9 @@ from psycopg import AsyncConnection
 from mcpmeter.ledger.location import PostgresUrl
 from mcpmeter.ledger.postgres.connection import DURABLE_SQL, WRITER_SQL, conninfo
 from mcpmeter.ledger.postgres.sql import Db
+from mcpmeter.ledger.postgres.waiting import Wait
 
 _Result = TypeVar("_Result")
-
-LOOK_S: Final = 0.5
-"""How often a long transaction looks whether the database hangs."""
 
 MIN_PAUSE_S: Final = 0.1
 MAX_PAUSE_S: Final = 1.0
@@ -140,25 +138,23 @@ def _close_unused(task: asyncio.Task[Db]) -> None:
 class _Deadline:
     """Cuts a connection after a time, or soon after `is_lost`."""
 
-    __slots__ = ("_at", "_db", "_is_lost", "_timer", "has_cut")
+    __slots__ = ("_db", "_is_lost", "_timeout_s", "_wait", "has_cut")
 
     def __init__(self, db: Db, timeout_s: float, is_lost: Callable[[], bool]) -> None:
         self.has_cut = False
         self._db = db
-        self._at = time.monotonic() + timeout_s
+        self._timeout_s = timeout_s
         self._is_lost = is_lost
-        self._timer = asyncio.get_running_loop().call_later(min(timeout_s, LOOK_S), self._look)
+        self._wait = Wait(self._look)
 
     def cancel(self) -> None:
-        self._timer.cancel()
+        self._wait.end()
 
     def _look(self) -> None:
-        left_s = self._at - time.monotonic()
-        if left_s <= 0 or self._is_lost():
+        if self._wait.seconds >= self._timeout_s or self._is_lost():
             self.has_cut = True
+            self.cancel()
             cut(self._db)
-        else:
-            self._timer = asyncio.get_running_loop().call_later(min(left_s, LOOK_S), self._look)
 
 
 async def finished(

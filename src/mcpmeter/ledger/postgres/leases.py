@@ -28,6 +28,7 @@ from mcpmeter.errors import MeterError
 from mcpmeter.ledger.postgres.connecting import Connector
 from mcpmeter.ledger.postgres.reconnecting import ConnectionLost, ReconnectingConnection, unavailable
 from mcpmeter.ledger.postgres.sql import Db, execute
+from mcpmeter.ledger.postgres.waiting import SILENT_S, Wait, is_overdue
 from mcpmeter.ledger.rows import ROW_COLUMNS, row_of
 from mcpmeter.records import LedgerRow
 
@@ -35,8 +36,6 @@ log = logging.getLogger("mcpmeter")
 
 HEARTBEATS_PER_LEASE: Final = 5
 HEARTBEAT_S: Final = 0.4
-SILENT_S: Final = 1.4
-"""Without an answer for so long PostgreSQL counts as hanging: with a heartbeat's pause, under two seconds."""
 
 _COLUMNS: Final = ", ".join(ROW_COLUMNS)
 _HEARTBEAT_SQL: Final = (
@@ -65,7 +64,7 @@ class Replica:
         self._connection = ReconnectingConnection(connector)
         self._lease_s = lease_s
         self._on_heartbeat = on_heartbeat
-        self._waiting_since: float | None = None
+        self._waits: list[Wait] = []
         self._last_beat_at = time.monotonic()
         self._connected_since = time.monotonic() - lease_s
         """Since when heartbeats are answered. If the database was away, other replicas could not send theirs either."""
@@ -73,18 +72,19 @@ class Replica:
     @property
     def is_silent(self) -> bool:
         """Whether PostgreSQL does not respond: heartbeats fail, or one waits for its answer."""
-        return self.fault is not None or is_overdue(self._waiting_since)
+        return self.fault is not None or any(map(is_overdue, self._waits))
 
     async def send_heartbeat(self) -> None:
         """Renew the lease. Raises `ConnectionLost`, `LedgerUnavailable` and errors of PostgreSQL."""
-        self._waiting_since = self._waiting_since or time.monotonic()
+        self._waits.append(wait := Wait())
         try:
-            await self._send()
+            await self._send(wait)
         except (MeterError, ConnectionLost, psycopg.Error) as error:
             self.fault = error
             raise
         finally:
-            self._waiting_since = None
+            wait.end()
+            self._waits.remove(wait)
         now = time.monotonic()
         if now - self._last_beat_at > self._lease_s / 2:
             self._connected_since = now
@@ -92,12 +92,11 @@ class Replica:
         self.fault = None
         self._on_heartbeat()
 
-    async def _send(self) -> None:
-        began = time.monotonic()
+    async def _send(self, wait: Wait) -> None:
         try:
             await self._beat()
         except ConnectionLost:
-            if is_overdue(began):
+            if is_overdue(wait):
                 raise
             await self._beat()  # the server closed the connection, for example because it restarted
 
@@ -151,8 +150,3 @@ class Replica:
                     lambda db: execute(db, "DELETE FROM replicas WHERE id = $1", (self.id,)), timeout_s=SILENT_S
                 )
         await self._connection.close()
-
-
-def is_overdue(since: float | None) -> bool:
-    """Whether an answer that is awaited since a monotonic instant should have arrived."""
-    return since is not None and time.monotonic() - since > SILENT_S

@@ -26,7 +26,6 @@ from typing import Final, TypeVar
 
 from mcpmeter.errors import MeterError
 from mcpmeter.ledger.postgres.balances import BalanceMissing, Posting, make_balances, reserve_and_settle
-from mcpmeter.ledger.postgres.leases import is_overdue
 from mcpmeter.ledger.postgres.reconnecting import (
     ROW_FAULTS,
     SUM_TIMEOUT_S,
@@ -38,6 +37,7 @@ from mcpmeter.ledger.postgres.reconnecting import (
 )
 from mcpmeter.ledger.postgres.rows import checked_open, checked_settled, insert_open, settle_rows, withdraw_rows
 from mcpmeter.ledger.postgres.sql import Db, execute
+from mcpmeter.ledger.postgres.waiting import Wait, is_overdue
 from mcpmeter.ledger.write_queue import (
     BatchResult,
     OpenEntry,
@@ -89,7 +89,7 @@ class PostgresWriter:
         self._closing = False
         self._in_doubt: dict[int, set[str]] = {}
         """Openings that failed and may be in the ledger all the same, by the session that wrote them."""
-        self._waiting_since: float | None = None
+        self._wait: Wait | None = None
         self._revivals: list[asyncio.Future[None]] = []
         self._task = asyncio.get_running_loop().create_task(self._work(), name="mcpmeter-ledger")
 
@@ -107,7 +107,7 @@ class PostgresWriter:
     @property
     def is_silent(self) -> bool:
         """Whether a batch waits for PostgreSQL too long. A balance that is made may take its time."""
-        return is_overdue(self._waiting_since)
+        return is_overdue(self._wait)
 
     @property
     def in_progress(self) -> set[str]:
@@ -248,11 +248,12 @@ class PostgresWriter:
                 deadline = time.monotonic() + self._deadline_s
 
     async def _in_time(self, work: Callable[[Db], Awaitable[_Result]], deadline: float) -> _Result:
-        self._waiting_since = time.monotonic()
+        wait = self._wait = Wait()
         try:
-            return await self._connection.run(work, timeout_s=max(deadline - self._waiting_since, MIN_TIMEOUT_S))
+            return await self._connection.run(work, timeout_s=max(deadline - time.monotonic(), MIN_TIMEOUT_S))
         finally:
-            self._waiting_since = None
+            wait.end()
+            self._wait = None
 
     async def _revive(self) -> None:
         """Become healthy without traffic, and delete what is in doubt."""
