@@ -95,6 +95,17 @@ async def test_a_whole_response_left_unread_ends_its_connection(start_relay):
     writer.transport.abort()
 
 
+async def test_a_streams_total_timeout_holds_for_a_client_that_reads_nothing(start_relay):
+    seconds = dict.fromkeys(("connect_seconds", "first_byte_seconds", "idle_seconds", "total_seconds"), 0.5)
+    relay = await start_relay(relay={"timeouts": seconds})
+    body = json.dumps(chat_body("drip_bytes_per_second=2000", stream=True)).encode()
+    _, writer = await opened(relay, POST % (CHAT.encode(), len(body)) + body)
+    writer.transport.pause_reading()
+    await relay.until(lambda: bool(relay.rows()) and relay.rows()[0].state == "settled")
+    assert relay.rows()[0].error_type == "upstream_timeout"
+    writer.transport.abort()
+
+
 async def test_health_is_answered_when_all_connections_are_busy(start_relay):
     relay = await start_relay(server={"limits": {"connections": 2, "connections_per_address": 100}})
     body = json.dumps(chat_body(SLOW)).encode()

@@ -36,6 +36,8 @@ SHOWN = {
     "as base64url": base64.urlsafe_b64encode(f"?>Bearer {KEY}".encode()).decode(),
     "as hex": KEY.encode().hex(),
     "escaped for another language": "".join(f"\\\\x{ord(letter):02x}" for letter in KEY),
+    "split by stars": "*".join(KEY[at : at + 4] for at in range(0, len(KEY), 4)),
+    "split by blanks": " ".join(KEY),
     "with invisible characters": "\u200b".join(KEY),
     "with soft hyphens": "\u00ad".join(KEY),
     "in full width": "".join(chr(ord(letter) + 0xFEE0) for letter in KEY),

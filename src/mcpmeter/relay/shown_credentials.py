@@ -23,6 +23,9 @@ MAX_READINGS: Final = 5
 MIN_PART: Final = 10
 """Consecutive characters of the key that count as showing it."""
 
+MIN_SPLIT: Final = 16
+"""The same in a text without blanks and punctuation, for a key that is split by them."""
+
 MIN_MASKED: Final = 3
 """First or last characters of the key beside a mask that count as showing it."""
 
@@ -31,6 +34,7 @@ MIN_SECRET: Final = 8
 
 _ESCAPE: Final = re.compile(r'\\(?:u([0-9a-fA-F]{4})|x([0-9a-fA-F]{2})|([/"\\]))')
 _INVISIBLE: Final = re.compile("[\u00ad\u180e\u200b-\u200f\u2028-\u202e\u2060-\u2064\ufeff]")
+_PUNCTUATION: Final = re.compile(r"[\W_]+")
 _MASK: Final = re.compile(
     r"[*•●·∙█■#]{2,}|\.{2,}|…|[xX]{3,}|_{3,}|-{3,}|[\[(<{](?:redacted|masked|hidden|filtered)", re.I
 )
@@ -104,6 +108,8 @@ class _OwnKey:
         begins = _VENDOR.match(secret)
         shared = begins.end() if begins and len(secret) - begins.end() >= MIN_SECRET else 0
         self._parts = [secret[at : at + MIN_PART] for at in range(max(0, shared - 2), len(secret) - MIN_PART + 1)]
+        bare = _PUNCTUATION.sub("", secret)
+        self._split_parts = [bare[at : at + MIN_SPLIT] for at in range(len(bare) - MIN_SPLIT + 1)]
         self._encoded = _base64_cores(secret)
         self._hex = secret.encode().hex()
 
@@ -112,6 +118,9 @@ class _OwnKey:
         if len(secret) < MIN_SECRET:
             return bool(secret) and re.search(rf"(?<![A-Za-z0-9]){re.escape(secret)}(?![A-Za-z0-9])", text) is not None
         if secret in text or secret.lower() in text.lower() or any(part in text for part in self._parts):
+            return True
+        bare = _PUNCTUATION.sub("", text)
+        if any(part in bare for part in self._split_parts):
             return True
         standard = text.replace("-", "+").replace("_", "/")  # base64url
         if any(core in standard for core in self._encoded) or self._hex in text.lower():
