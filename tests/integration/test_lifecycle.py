@@ -152,7 +152,7 @@ async def test_a_reload_drops_no_stream_and_sends_the_next_call_to_the_new_provi
     async with Simulator(seed=1) as first, Simulator(seed=2) as second:
         service, url = await configured(first.base_url)
         client = client_of(url, service)
-        stream = await started_stream(client, SLOW)
+        stream = await started_stream(client, "chunks_per_second=20,completion_tokens=80")
         config(second.base_url, name="second")
         reply = await client.ask(path="/-/reload")
         assert (reply.status, reply.body) == (200, b"Reloaded.\n")

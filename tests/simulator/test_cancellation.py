@@ -80,4 +80,5 @@ async def test_disconnects_log_nothing(sim, open_connection, caplog):
         await reader.readuntil(b"\r\n\r\n")
         writer.transport.abort()
     await sim.billing_log.wait_until(lambda log: log.totals.cancelled == 2)
-    assert caplog.records == []
+    # asyncio warns of parts that are written before it reports the loss of the connection.
+    assert [record for record in caplog.records if record.name != "asyncio"] == []
