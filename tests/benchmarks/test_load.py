@@ -151,7 +151,7 @@ def test_a_closed_idle_connection_is_reopened(tmp_path: Path, loop: str) -> None
         thread.start()
         closing = _Bad(listener.getsockname()[1])
         try:
-            load = press(closing, OPENAI, Burst("t", 1, 0.05), folder=tmp_path, core=CORE)  # type: ignore[arg-type]
+            load = press(closing, OPENAI, Burst("t", 1, 0.5), folder=tmp_path, core=CORE)  # type: ignore[arg-type]
         finally:
             stop.set()
             socket.create_connection(listener.getsockname()).close()

@@ -96,12 +96,16 @@ async def test_a_hang_is_noticed_without_traffic(store, server, make_call):
     await store.open(make_call())
 
 
-async def test_an_event_loop_that_was_held_is_no_hang(store, make_call):
+async def test_an_event_loop_that_was_held_is_no_hang(store, server, make_call):
     await store.open(make_call())  # so that it is connected
-    heartbeat, opening = (
-        asyncio.ensure_future(work) for work in (store._replica.send_heartbeat(), store.open(make_call()))
-    )
-    await until(lambda: bool(store._replica._waits and store._writer._wait))
+    server.freeze()  # so that both are seen to wait
+    try:
+        heartbeat, opening = (
+            asyncio.ensure_future(work) for work in (store._replica.send_heartbeat(), store.open(make_call()))
+        )
+        await until(lambda: bool(store._replica._waits and store._writer._wait))
+    finally:
+        server.thaw()
     time.sleep(2 * SILENT_S)  # as on a starved machine: responses arrive and are not read
     assert store.healthy
     await heartbeat
