@@ -11,6 +11,7 @@ import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from decimal import Decimal
 from functools import partial
 from pathlib import Path
@@ -64,6 +65,11 @@ THRESHOLDS = {
     "MCPUnpricedTraffic": {"calls": "3"},
     "MCPLabelOverflow": {"values": "5"},
 }
+
+
+def far_from_today() -> int:
+    """A day of the month two weeks away: on the last evening of a budget's month nothing is exhausted before its end."""
+    return (datetime.now(UTC).day + 14) % 28 + 1
 
 
 @dataclass
@@ -137,7 +143,9 @@ class World:
             return ProviderSettings(name=name, type=kind, base_url=self.places[name], api_key=SecretStr("any"))
 
         def budget(name: str, team: str, *, hard: bool) -> BudgetSettings:
-            return BudgetSettings(name=name, team=team, limit_usd=self.limits[name], hard=hard)
+            return BudgetSettings(
+                name=name, team=team, limit_usd=self.limits[name], hard=hard, start_day=far_from_today()
+            )
 
         return Settings(
             ledger=LedgerSettings(path=self.folder / "ledger.db"),
