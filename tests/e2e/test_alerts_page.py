@@ -68,7 +68,7 @@ THRESHOLDS = {
 
 
 def far_from_today() -> int:
-    """A day of the month two weeks away: on the last evening of a budget's month nothing is exhausted before its end."""
+    """A day of the month two weeks away: on a budget period's last evening nothing is exhausted before its end."""
     return (datetime.now(UTC).day + 14) % 28 + 1
 
 
