@@ -28,6 +28,7 @@ import pytest
 from tests.conftest import PostgresServer
 from tests.disks import immutable, loop_mounted, make_image, small_disk
 from tests.e2e.conftest import Stand
+from tests.outages import moved, replaced
 
 from mcpmeter.ledger.location import location_of
 from mcpmeter.ledger.maintenance.verify import verify
@@ -138,21 +139,6 @@ def read_only(ledger: Path) -> AbstractContextManager[None]:
 
 def all_read_only(ledger: Path) -> AbstractContextManager[None]:
     return immutable(ledger, ledger.with_name("ledger.db-wal"), ledger.with_name("ledger.db.pending"))
-
-
-@contextlib.contextmanager
-def moved(ledger: Path) -> Iterator[None]:
-    ledger.rename(ledger.with_name("moved.db"))
-    yield
-    ledger.with_name("moved.db").rename(ledger)
-
-
-@contextlib.contextmanager
-def replaced(ledger: Path) -> Iterator[None]:
-    with moved(ledger):
-        ledger.write_bytes(b"")
-        yield
-        ledger.unlink()
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ from pathlib import Path
 import apsw
 import pytest
 from tests.disks import immutable, loop_mounted, make_image
+from tests.outages import moved, replaced
 
 from mcpmeter.config import LedgerSettings
 from mcpmeter.ledger.maintenance.verify import verify
@@ -32,25 +33,6 @@ def locked(ledger: Path) -> Iterator[None]:
     finally:
         other.execute("ROLLBACK")
         other.close()
-
-
-@contextlib.contextmanager
-def moved(ledger: Path) -> Iterator[None]:
-    """The file has another name."""
-    ledger.rename(ledger.with_name("moved.db"))
-    try:
-        yield
-    finally:
-        ledger.with_name("moved.db").rename(ledger)
-
-
-@contextlib.contextmanager
-def replaced(ledger: Path) -> Iterator[None]:
-    """Another file has its name."""
-    with moved(ledger):
-        ledger.write_bytes(b"")
-        yield
-        ledger.unlink()
 
 
 async def ready(relay) -> int:

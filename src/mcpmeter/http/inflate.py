@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Final
 
@@ -20,7 +21,7 @@ GZIP: Final = zlib.MAX_WBITS | 16
 CODINGS: Final = ("gzip", "x-gzip", "deflate")
 
 
-class Inflate:
+class Inflate(ABC):
     """Decompresses a body in pieces, at most `limit_bytes` in total. Subclasses make the errors."""
 
     def __init__(self, limit_bytes: int) -> None:
@@ -29,17 +30,17 @@ class Inflate:
         self._inflater = zlib.decompressobj(ZLIB_OR_GZIP)
         self._has_begun = False
 
+    @abstractmethod
     def too_large(self) -> MeterError:
         """The error for a body over the limit."""
-        raise NotImplementedError
 
+    @abstractmethod
     def corrupt(self) -> MeterError:
         """The error for bytes that are not compressed as they should be."""
-        raise NotImplementedError
 
+    @abstractmethod
     def truncated(self) -> MeterError:
         """The error for a body whose end is missing."""
-        raise NotImplementedError
 
     def feed(self, data: bytes) -> Iterator[bytes]:
         """Yield the plain bytes of a part, never empty. Raises the errors for a corrupt or too large body."""
