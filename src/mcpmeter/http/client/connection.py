@@ -68,8 +68,8 @@ class Connection(Deadlines, asyncio.BufferedProtocol):
     # fmt: off
     __slots__ = (
         "_buffered_bytes", "_finish_timer", "_has_headers", "_has_slot", "_header_bytes", "_is_paused",
-        "_is_reusable", "_limit_bytes", "_overhead_bytes", "_owner", "_parser", "_parts", "_pipe_bytes_left", "_sink",
-        "_spare_parser", "_transport", "headers", "idle_since", "origin", "status",
+        "_is_reusable", "_limit_bytes", "_overhead_bytes", "_owner", "_parser", "_parts", "_pipe_bytes_left",
+        "_read_buffer", "_sink", "_spare_parser", "_transport", "headers", "idle_since", "origin", "status",
     )
     # fmt: on
 
@@ -80,6 +80,7 @@ class Connection(Deadlines, asyncio.BufferedProtocol):
         self.status = 0
         self.headers: dict[str, str] = {}
         self._owner = owner
+        self._read_buffer = owner.read_buffer
         self._has_slot = True
         self._transport: asyncio.Transport | None = None
         self._parser: httptools.HttpResponseParser | None = None
@@ -251,11 +252,29 @@ class Connection(Deadlines, asyncio.BufferedProtocol):
             self._transport.abort()  # it was discarded before it was made
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        return self._owner.read_buffer
+        return self._read_buffer
 
     def buffer_updated(self, nbytes: int) -> None:
-        self.data_received(self._owner.read_buffer[:nbytes])
-        if nbytes == MAX_READ_BYTES and not self._is_paused and self.is_usable():
+        parser = self._parser
+        if parser is None or self._fault is not None or self.is_complete:
+            self.close()  # no request is waiting for this
+            return
+        self._last_byte_at = self.now()
+        overhead = self._overhead_bytes
+        self._overhead_bytes = (overhead if overhead > 0 else 0) + nbytes
+        try:
+            parser.feed_data(self._read_buffer[:nbytes])
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
+            self._refuse("something that is not HTTP")
+            return
+        if self._overhead_bytes > MAX_HEADER_BYTES and not self.is_complete:
+            # The parser collects a line until it ends: on_header does not see a line that never ends.
+            self._refuse("with headers that have no end")
+        elif self._buffered_bytes > MAX_BUFFERED_BYTES:
+            if not self._is_paused and self.is_usable():
+                self._is_paused = True
+                cast("asyncio.Transport", self._transport).pause_reading()
+        elif nbytes == MAX_READ_BYTES and not self._is_paused and self.is_usable():
             # There is more, which libuv would read at once, up to 32 times; other connections have to get their turn.
             cast("asyncio.Transport", self._transport).pause_reading()
             self._owner.read_in_turn(self)
@@ -264,26 +283,6 @@ class Connection(Deadlines, asyncio.BufferedProtocol):
         """It is this connection's turn."""
         if not self._is_paused and self.is_usable():
             cast("asyncio.Transport", self._transport).resume_reading()
-
-    def data_received(self, data: bytes | memoryview) -> None:
-        parser = self._parser
-        if parser is None or self._fault is not None or self.is_complete:
-            self.close()  # no request is waiting for this
-            return
-        self._last_byte_at = self.now()
-        overhead = self._overhead_bytes
-        self._overhead_bytes = (overhead if overhead > 0 else 0) + len(data)
-        try:
-            parser.feed_data(data)
-        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
-            self._refuse("something that is not HTTP")
-            return
-        if self._overhead_bytes > MAX_HEADER_BYTES and not self.is_complete:
-            # The parser collects a line until it ends: on_header does not see a line that never ends.
-            self._refuse("with headers that have no end")
-        elif self._buffered_bytes > MAX_BUFFERED_BYTES and not self._is_paused and self.is_usable():
-            self._is_paused = True
-            cast("asyncio.Transport", self._transport).pause_reading()
 
     def connection_lost(self, exc: Exception | None) -> None:
         if not self.is_complete:

@@ -95,6 +95,7 @@ class RequestCycle:
     # The state in which a request begins: creating one sets only what differs.
     disconnected = response_started = response_complete = False
     on_disconnect: Callable[[], None] | None = None
+    on_pause: Callable[[], None] | None = None
     on_drain: Callable[[], None] | None = None
 
     received_bytes = 0
@@ -360,7 +361,10 @@ class RequestCycle:
             data = self._counted(data)
         elif data:
             data = b"%x\r\n%b\r\n" % (len(data), data)
-        self._write(data)
+        if self._headers or len(data) > FREE_BYTES:
+            self._write(data)
+        elif data:  # at once: a stream has hundreds of parts
+            self._transport.write(data)
 
     def end(self, data: bytes) -> None:
         """Send the last part. Raises RuntimeError if the body is not as long as its content-length."""

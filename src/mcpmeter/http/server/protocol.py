@@ -165,6 +165,8 @@ class ServerProtocol(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self._flow.pause_writing()
+        if self._answered is not None and self._answered.on_pause is not None:
+            self._answered.on_pause()
         self._count_unread()
         self._loop.call_soon(self._count_unread)  # of the parts of a stream that are written from the same read
 
