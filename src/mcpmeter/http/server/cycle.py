@@ -155,7 +155,8 @@ class RequestCycle:
                 # These would be circles of references, which only the garbage collector finds.
                 self.scope.pop("extensions", None)
                 self._on_complete, self._refusal = _nothing, None
-                self.release()
+                if self.hold is not None:
+                    self.release()
                 tasks.discard(asyncio.current_task())
 
     def release(self) -> None:
@@ -302,12 +303,13 @@ class RequestCycle:
 
     def respond(self, status: int, headers: Iterable[Header], body: bytes) -> None:
         """Send a complete response in one write. Its content-length is added."""
-        self._start(status, headers, len(body))
-        if self._bytes_left != len(body) or self.disconnected:  # a response to HEAD, for one
+        size = len(body)
+        self._start(status, headers, size)
+        if self._bytes_left != size or self.disconnected:  # a response to HEAD, for one
             self.end(body)
             return
         written, self._headers, self._bytes_left = self._headers, b"", 0
-        if len(body) <= FREE_BYTES:
+        if size <= FREE_BYTES:
             self._transport.write(written + body)
         else:
             self._flow.write_large((written, body))

@@ -249,19 +249,23 @@ class ServerProtocol(asyncio.Protocol):
 
     def _new_cycle(self, version: str) -> RequestCycle:
         received, error = self._headers, None
-        headers = {name: value.rstrip() for name, value in received}
-        host = headers.get(b"host")
+        headers = dict(received)
+        values = b"\n".join((*headers.values(), b""))
         if (
-            host != self._known_host
+            headers.get(b"host") != self._known_host
             or len(headers) != len(received)
+            or b" \n" in values
+            or b"\t\n" in values
             or b"transfer-encoding" in headers
             or self._url[:1] != b"/"
             or version != "1.1"
         ):
             check_framing(received, version, self._url)
-            self._known_host = host or self._known_host
             headers, error = joined(received), repeated(received)
-        scope = self._new_scope(version, headers)
+            received = list(headers.items())
+            self._known_host = headers.get(b"host", self._known_host)
+        scope = self._new_scope(version, received)
+        scope[HEADERS] = headers
         if error is not None:
             scope[REFUSAL] = error
         cycle = RequestCycle(
@@ -276,7 +280,7 @@ class ServerProtocol(asyncio.Protocol):
         cycle.memory = self._bounds.memory
         return cycle
 
-    def _new_scope(self, version: str, headers: dict[bytes, bytes]) -> Scope:
+    def _new_scope(self, version: str, headers: list[Header]) -> Scope:
         url = self._url
         if url[:1] == b"/" and not _NEEDS_PARSING(url):
             path, raw_path, query = url.decode("ascii"), url, b""
@@ -294,8 +298,7 @@ class ServerProtocol(asyncio.Protocol):
             "client": self._client,
             "scheme": self._scheme,
             "root_path": "",
-            "headers": list(headers.items()),
-            HEADERS: headers,
+            "headers": headers,
             "state": self._app_state.copy(),
             "path": path,
             "raw_path": raw_path,
