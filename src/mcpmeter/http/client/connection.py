@@ -141,7 +141,8 @@ class Connection(Deadlines, asyncio.BufferedProtocol):
             self._await_end()
             return
         self._parser = None
-        self._cancel_finish_timer()
+        if self._finish_timer is not None:
+            self._cancel_finish_timer()
         self._drop_parts()
         transport = self._transport
         # A provider that answers before it has taken the whole request may never read the rest of it.
@@ -312,15 +313,17 @@ class Connection(Deadlines, asyncio.BufferedProtocol):
             self._is_reusable = False
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._header_bytes += len(name) + len(value)
-        if self._header_bytes > MAX_HEADER_BYTES:
+        size = self._header_bytes = self._header_bytes + len(name) + len(value)
+        if size > MAX_HEADER_BYTES:
             self._refuse("with headers that have no end")
         elif not self._has_headers:  # else trailers, or a second response's
             # Blanks after a value are no part of it (RFC 9110, 5.5); the parser leaves them. A tab stays: with one the
             # parser does not recognise `chunked`, so it must be refused.
             key, text = name.decode("latin-1").lower(), value.decode("latin-1").rstrip(" ")
             headers = self.headers
-            headers[key] = f"{headers[key]}, {text}" if key in headers else text
+            if key in headers:
+                text = f"{headers[key]}, {text}"
+            headers[key] = text
 
     def on_headers_complete(self) -> None:
         if self._has_headers or self._fault is not None or self._parser is None:

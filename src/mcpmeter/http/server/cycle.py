@@ -16,6 +16,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from http import HTTPStatus
+from operator import itemgetter
 from typing import Final
 
 from mcpmeter.errors import ClientDisconnected, MeterError
@@ -30,6 +31,7 @@ NO_BODY_STATUSES: Final = (204, 304)
 FRAMING_HEADERS: Final = frozenset((b"content-length", b"connection", b"transfer-encoding"))
 """How a body is framed, and whether its connection closes, is decided here."""
 
+_name_of: Final = itemgetter(0)
 _STATUS_LINES: Final[Mapping[int, bytes]] = {
     status.value: b"HTTP/1.1 %d %b" % (status.value, status.phrase.encode()) for status in HTTPStatus
 }
@@ -110,6 +112,7 @@ class RequestCycle:
     _is_body_complete = False
     _is_body_taken = False
     _refusal: MeterError | None = None
+    _task: asyncio.Task[None] | None = None
     _event: asyncio.Event | None = None
     """Set at each change of the request's side; created for the first reader that has to wait."""
 
@@ -141,7 +144,8 @@ class RequestCycle:
     def run(self, app: App, loop: asyncio.AbstractEventLoop, tasks: set[asyncio.Task[None]]) -> None:
         """Run the application in a task that is among `tasks` until it ends."""
         self.scope["extensions"] = {DIRECT_RESPONSE: self}
-        tasks.add(loop.create_task(self._run(app, tasks)))
+        self._task = loop.create_task(self._run(app, tasks))
+        tasks.add(self._task)
 
     async def _run(self, app: App, tasks: set[asyncio.Task[None]]) -> None:
         try:
@@ -154,10 +158,12 @@ class RequestCycle:
             finally:
                 # These would be circles of references, which only the garbage collector finds.
                 self.scope.pop("extensions", None)
+                task, self._task = self._task, None
                 self._on_complete, self._refusal = _nothing, None
                 if self.hold is not None:
                     self.release()
-                tasks.discard(asyncio.current_task())
+                if task is not None:
+                    tasks.discard(task)
 
     def release(self) -> None:
         """The request has ended, or will never be answered: its body is not held any longer."""
@@ -212,12 +218,14 @@ class RequestCycle:
             self._body += part
         else:
             self._body = bytearray(self._body + part)
-        self._notify()
+        if self._event is not None:
+            self._event.set()
 
     def end_body(self) -> None:
         """The body is complete."""
         self._is_body_complete = True
-        self._notify()
+        if self._event is not None:
+            self._event.set()
 
     def refuse(self, error: MeterError) -> None:
         """Raise `error` from all further reading. The connection closes after the response."""
@@ -323,14 +331,10 @@ class RequestCycle:
         if self.response_started:
             raise RuntimeError("a response has started already")
         self._is_chunked, self._bytes_left = False, None  # of a start that failed
-        sent = list(self._default_headers)
-        for header in headers:
-            if header[0] not in FRAMING_HEADERS:
-                sent.append(header)
-            elif header[0] == b"content-length":
-                body_bytes = int(header[1])
-            elif header[0] == b"connection" and b"close" in header[1].lower():
-                self.keep_alive = False
+        given = list(headers)
+        if not FRAMING_HEADERS.isdisjoint(map(_name_of, given)):
+            given, body_bytes = self._without_framing(given, body_bytes)
+        sent = [*self._default_headers, *given]
         if not self._is_body_complete:
             self.keep_alive = False  # the rest of the body is not worth reading for the sake of the connection
         if status in NO_BODY_STATUSES:
@@ -347,6 +351,15 @@ class RequestCycle:
         self._headers = response_headers(status, sent)
         self.response_started = True
         self._expects_100_continue = False
+
+    def _without_framing(self, headers: list[Header], body_bytes: int | None) -> tuple[list[Header], int | None]:
+        """Obey an application's headers that frame its response; returns the others and the body's length."""
+        for name, value in headers:
+            if name == b"content-length":
+                body_bytes = int(value)
+            elif name == b"connection" and b"close" in value.lower():
+                self.keep_alive = False
+        return [header for header in headers if header[0] not in FRAMING_HEADERS], body_bytes
 
     def _frame(self, status: int, headers: list[Header]) -> None:
         if status in NO_BODY_STATUSES:

@@ -226,7 +226,8 @@ class ServerProtocol(asyncio.Protocol):
         self._headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
-        self._check_size(self._headers, self._url)
+        if self._overhead_bytes > MAX_HEADER_BYTES:
+            self._check_size(self._headers, self._url)
         if self._parser.should_upgrade():
             self._ignore_upgrade()
             return
@@ -257,7 +258,6 @@ class ServerProtocol(asyncio.Protocol):
             or b" \n" in values
             or b"\t\n" in values
             or b"transfer-encoding" in headers
-            or self._url[:1] != b"/"
             or version != "1.1"
         ):
             check_framing(received, version, self._url)
@@ -287,6 +287,8 @@ class ServerProtocol(asyncio.Protocol):
         elif b"#" in url:
             raise _not_http()  # RFC 9112, 3.2: a target has no fragment, and proxies differ in what they make of one
         else:
+            if url[:1] != b"/":
+                check_framing(headers, version, url)
             parsed = httptools.parse_url(url)
             raw_path, query = parsed.path or b"/", parsed.query or b""
             path = unquote(raw_path.decode("ascii"))
@@ -329,14 +331,15 @@ class ServerProtocol(asyncio.Protocol):
                 cycle.refuse(self._bounds.memory.error())
 
     def _check_trailers(self) -> None:
-        self._check_size(self._headers)
+        if self._overhead_bytes > MAX_HEADER_BYTES:
+            self._check_size(self._headers)
         # The parser obeys it and skips all that follows, on a connection that its headers keep alive.
         if any(name == b"connection" and b"close" in value.lower() for name, value in self._headers):
             raise _not_http()
 
     def _check_size(self, headers: list[Header], url: bytes = b"") -> None:
         """Refuse headers or trailers that are too large, even if they and their end arrive in one read."""
-        if self._overhead_bytes > MAX_HEADER_BYTES and size_of(headers, url) > MAX_HEADER_BYTES:
+        if size_of(headers, url) > MAX_HEADER_BYTES:
             raise _headers_too_large()
 
     # Responses ----------------------------------------------------------------------------------------------------
