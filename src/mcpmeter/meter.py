@@ -12,6 +12,8 @@ import os
 import sys
 import time
 from collections import deque
+from itertools import filterfalse
+from operator import methodcaller
 from typing import Final, Protocol
 from weakref import WeakMethod
 
@@ -30,7 +32,7 @@ _IDS_PER_BLOCK: Final = 64
 SETTLE_SECONDS: Final = 0.25
 """How long a settlement waits for the ledger before it goes to the file of pending ones."""
 
-_SWEEP_SECONDS: Final = 0.05
+_SWEEP_SECONDS: Final = 0.025
 
 
 class SettledTwice(ServiceFault):
@@ -182,7 +184,7 @@ class OpenCall:
         meter = self._meter
         if meter.store is not None and self._written:
             try:
-                await meter.send(settlement, self.started_ns + settlement.duration_ns)
+                await meter.send(settlement)
             except asyncio.CancelledError:
                 self._count_cancelled(settlement)
                 raise
@@ -236,33 +238,42 @@ class OpenCall:
         return settlement
 
 
+_is_answered: Final = methodcaller("done")
+
+
 class SettleDeadlines:
     """Ends the wait for settlements that the ledger does not answer in time.
 
-    One timer for all: it runs while any are waited for. A timer per call would cost more than all of this.
+    One timer for all: it runs while any are waited for. Each time it drops those that have their answer, most after a
+    few milliseconds, and the rest waits on together. A timer or an instant per call would cost more than all of this.
     """
 
     def __init__(self, seconds: float) -> None:
         self._limit_ns = int(seconds * 1e9)
         self._sweep_seconds = min(_SWEEP_SECONDS, seconds)
-        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+        self._new: list[asyncio.Future[None]] = []
+        """Those of this sweep."""
+        self._old: deque[tuple[int, list[asyncio.Future[None]]]] = deque()
+        """Those of earlier sweeps, with the instant of the sweep that saw them first."""
         self._is_sweeping = False
 
-    def add(self, answer: asyncio.Future[None], since_ns: int) -> None:
-        """Wait for an answer since an instant of the monotonic clock."""
-        self._waiting.append((since_ns, answer))
+    def add(self, answer: asyncio.Future[None]) -> None:
+        """Wait for an answer from now on."""
+        self._new.append(answer)
         if not self._is_sweeping:
             self._is_sweeping = True
             answer.get_loop().call_later(self._sweep_seconds, self._sweep)
 
     def _sweep(self) -> None:
-        waiting, latest_ns = self._waiting, time.monotonic_ns() - self._limit_ns
-        while waiting and (waiting[0][1].done() or waiting[0][0] <= latest_ns):
-            answer = waiting.popleft()[1]
-            if not answer.done():
+        now_ns, old = time.monotonic_ns(), self._old
+        if unanswered := list(filterfalse(_is_answered, self._new)):
+            old.append((now_ns, unanswered))
+        self._new = []
+        while old and old[0][0] <= now_ns - self._limit_ns:
+            for answer in filterfalse(_is_answered, old.popleft()[1]):
                 answer.set_exception(LedgerUnavailable("The ledger does not answer."))
-        self._is_sweeping = bool(waiting)
-        if waiting:
+        self._is_sweeping = bool(old)
+        if old:
             asyncio.get_running_loop().call_later(self._sweep_seconds, self._sweep)
 
 
@@ -316,7 +327,7 @@ class Meter:
         )
         return OpenCall(self, call, time.monotonic_ns())
 
-    def send(self, settlement: Settlement, since_ns: int) -> asyncio.Future[None]:
+    def send(self, settlement: Settlement) -> asyncio.Future[None]:
         """Give a settlement to the ledger, which has to answer in time, or to the pending ones while it is not healthy.
 
         Resolves when the settlement is durable.
@@ -329,7 +340,7 @@ class Meter:
         if not store.healthy:
             return pending.keep(settlement)
         answer = store.settle(settlement)
-        self._deadlines.add(answer, since_ns)
+        self._deadlines.add(answer)
         return answer
 
     def make_settlement(self, call: Call, result: CallResult, duration_ns: int) -> Settlement:

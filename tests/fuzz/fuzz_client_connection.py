@@ -39,7 +39,7 @@ async def outcome_of(parts: Sequence[bytes], *, piped: bool) -> Outcome:
     for part in parts:
         if wire.is_closing() or connection.is_complete:
             break
-        connection.data_received(part)
+        wire.receive(part)
         assert connection._buffered_bytes <= MAX_BUFFERED_BYTES + len(part)
         await asyncio.sleep(0)
     if not task.done():

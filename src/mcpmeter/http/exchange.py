@@ -26,6 +26,9 @@ REFUSAL: Final = "mcpmeter.refusal"
 class DirectResponse(Protocol):
     """The connection under a request, in callbacks and plain calls: tasks and messages cost more than the bytes."""
 
+    on_pause: Callable[[], None] | None
+    """Called when the client falls behind with reading."""
+
     on_drain: Callable[[], None] | None
     """Called when the client reads again."""
 

@@ -11,7 +11,7 @@ from typing import Final, ParamSpec, TypeVar
 
 from msgspec.structs import replace
 
-from mcpmeter.dialects.base import Dialect, RequestInfo, UnreadableResponse
+from mcpmeter.dialects.base import Dialect, RequestInfo, ResponseInfo, UnreadableResponse
 from mcpmeter.errors import (
     ClientDisconnected,
     MeterError,
@@ -195,8 +195,7 @@ class RelayedCall:
             raise upstream_errors.unreadable_response(provider.name, response.status, body) from None
         response.finish()
         body = withholding(self, target).success(body) if info.is_error else body
-        size = 0 if info.usage else len(self.body) + len(body)
-        found = await off_loop_if_large(size, result.usage_of_response, dialect, self.body, body, info)
+        found = result.reported(info.usage) if info.usage else await _estimated_usage(self, body, info)
         settlement = await self.opened.settle(result.of_success(provider, response, info, found))
         headers = response_headers(self.opened.call.id, target, self.attempts.made, response)
         await self.exchange.respond(response.status, [*headers, *cost_headers(settlement)], body)
@@ -248,6 +247,12 @@ class RelayedCall:
             return
         headers = attempt_headers(self._provider.name, self.attempts.made)
         await send_error(exchange, error, dialect.error_body(error, call_id), call_id, headers)
+
+
+async def _estimated_usage(call: RelayedCall, body: bytes, info: ResponseInfo) -> result.CallUsage:
+    """The usage of a response that does not report it."""
+    size = len(call.body) + len(body)
+    return await off_loop_if_large(size, result.usage_of_response, call.endpoint.dialect, call.body, body, info)
 
 
 def withholding(call: RelayedCall, target: Candidate) -> Withholding:

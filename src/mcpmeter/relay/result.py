@@ -45,7 +45,7 @@ NO_USAGE: Final = CallUsage()
 def usage_of_response(dialect: Dialect, request_body: bytes, response_body: bytes, info: ResponseInfo) -> CallUsage:
     """The usage of a whole response."""
     if info.usage is not None:
-        return _reported(info.usage)
+        return reported(info.usage)
     if info.is_error:
         return NO_USAGE
     return _estimated(dialect, request_body, dialect.completion_tokens(response_body), info)
@@ -55,7 +55,7 @@ def usage_of_stream(dialect: Dialect, request_body: bytes, tee: StreamTee) -> Ca
     """The usage of a complete stream. One that ends in the provider's own error is charged what it delivered."""
     info = tee.read
     if info.usage is not None:
-        return _reported(info.usage)
+        return reported(info.usage)
     if not info.is_error:
         return _estimated(dialect, request_body, tee.delivered_tokens(), info)
     delivered = _delivered(dialect, request_body, tee)
@@ -154,7 +154,7 @@ def _result(
     )
 
 
-def _reported(usage: Usage) -> CallUsage:
+def reported(usage: Usage) -> CallUsage:
     return CallUsage(usage, "upstream_broke" if usage.source == "partial" else "")
 
 

@@ -66,7 +66,8 @@ class StreamTee:
         self._template: EventTemplate | None = None
         self._next_template_at = 0 if self._text_mark else sys.maxsize
         self._kept: list[bytes] = []
-        self._kept_bytes = 0
+        self._kept_bytes: int | None = None
+        """Counted from `KEPT_FOR_ESTIMATES_BYTES` in total on; until then everything is kept."""
         self._estimate: int | None = None
         self.total_bytes = 0
         self.chunks = 0
@@ -75,11 +76,14 @@ class StreamTee:
 
     def feed(self, data: bytes) -> bytes:
         """Take bytes of the provider's; return the bytes that go on now. After `end` is set nothing more is taken."""
-        self.total_bytes += len(data)
+        total_bytes = self.total_bytes = self.total_bytes + len(data)
         template = self._template
         if template is not None and not self._held and (part := template(data)):
             self.chunks += 1
-            self._keep(part)
+            if total_bytes < KEPT_FOR_ESTIMATES_BYTES:
+                self._kept.append(part)
+            else:
+                self._keep(part)
             return part
         block = self._split(data)
         part = self._take(block) if block else b""
@@ -168,6 +172,11 @@ class StreamTee:
         return block
 
     def _keep(self, block: bytes) -> None:
+        if self.total_bytes < KEPT_FOR_ESTIMATES_BYTES:
+            self._kept.append(block)
+            return
+        if self._kept_bytes is None:
+            self._kept_bytes = sum(map(len, self._kept))
         if self._kept_bytes < KEPT_FOR_ESTIMATES_BYTES:
             self._kept.append(block)
             self._kept_bytes += len(block)
@@ -196,7 +205,7 @@ class StreamTee:
     def delivered_tokens(self) -> int:
         """Estimate of the completion tokens that went to the client, or the provider's own count if that is higher."""
         estimate = self._dialect.delivered_tokens(self._kept) if self._estimate is None else self._estimate
-        if self._kept_bytes >= KEPT_FOR_ESTIMATES_BYTES:
+        if self._kept_bytes is not None and self._kept_bytes >= KEPT_FOR_ESTIMATES_BYTES:
             estimate = estimate * self.total_bytes // self._kept_bytes
         # Zero delivered stays zero, though a provider may count a token before it writes one.
         return max(estimate, self.counted.completion_tokens) if estimate and self.counted else estimate
@@ -218,16 +227,15 @@ class Pipe:
         self._response = response
         self._tee = tee
         self._on_first_byte: Callable[[], None] | None = None
-        self._is_held = False
 
     async def run(self, limit_bytes: int, on_first_byte: Callable[[], None]) -> None:
         """Return when the last event is held back or the provider has ended. Raises as `UpstreamResponse.pipe`."""
         self._on_first_byte = on_first_byte
-        self._direct.on_drain = self._resume
+        self._direct.on_drain = self._response.resume
         try:
             await self._response.pipe(self._take, limit_bytes)
         finally:
-            self._direct.on_drain = None
+            self._direct.on_pause = self._direct.on_drain = None
 
     def _take(self, data: bytes) -> bool:
         direct, tee = self._direct, self._tee
@@ -236,6 +244,9 @@ class Pipe:
         if self._on_first_byte is not None:
             self._on_first_byte()
             self._on_first_byte = None
+            direct.on_pause = self._response.pause
+            if direct.is_backpressured:
+                self._response.pause()
             direct.write(tee.feed(data))
         elif part := tee.feed(data):
             direct.write(part)
@@ -244,14 +255,7 @@ class Pipe:
         if tee.end:
             direct.watch(None)
             return False
-        if direct.is_backpressured and not self._is_held:
-            self._is_held = True
-            self._response.pause()
         return True
-
-    def _resume(self) -> None:
-        self._is_held = False
-        self._response.resume()
 
 
 class ForwardedStream:

@@ -257,6 +257,14 @@ class MemoryTransport(asyncio.Transport):
         self._connection = connection
         self._is_closing = False
 
+    def receive(self, data: bytes) -> None:
+        """Deliver bytes as the event loop does, in one read if the connection takes as many at once."""
+        while data:
+            buffer = self._connection.get_buffer(-1)
+            size = min(len(data), len(buffer))
+            buffer[:size], data = data[:size], data[size:]
+            self._connection.buffer_updated(size)
+
     def is_closing(self) -> bool:
         return self._is_closing
 

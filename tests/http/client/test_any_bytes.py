@@ -28,13 +28,13 @@ from mcpmeter.http.client import Http1Client
 async def outcome_of(parts: Iterable[bytes], *, ends: bool = True) -> tuple[int, bytes] | type[MeterError]:
     """What a call makes of an response that comes in these parts."""
     client = Http1Client(PATIENT, max_connections=1)
-    connection, wire = connection_in_memory(client)
+    _connection, wire = connection_in_memory(client)
     task = asyncio.create_task(call(client, Provider(silent(), url="http://wire.example/")))
     await asyncio.sleep(0)
     for part in parts:
         if wire.is_closing():
             break
-        connection.data_received(part)
+        wire.receive(part)
         await asyncio.sleep(0)
     if ends:
         wire.end()
@@ -54,10 +54,10 @@ def cut(data: bytes, places: Iterable[int]) -> list[bytes]:
 
 async def test_junk_behind_a_piped_response_does_not_harm_it():
     client = Http1Client(PATIENT, max_connections=1)
-    connection, _wire = connection_in_memory(client)
+    _, wire = connection_in_memory(client)
     piping = asyncio.create_task(piped(client))
     await asyncio.sleep(0)
-    connection.data_received(SHORT + b"HTTP/1.1 junk")
+    wire.receive(SHORT + b"HTTP/1.1 junk")
     assert await piping == b"hello"
     await client.close()
     assert_nothing_is_left(client, 1)

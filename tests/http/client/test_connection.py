@@ -143,7 +143,7 @@ async def test_a_response_leaves_nothing_to_the_next(first):
             assert idle_connections(client) == [connection], name
             task = asyncio.create_task(post(client, provider))
             await asyncio.sleep(0)
-            connection.data_received(sent)
+            wire.receive(sent)
             received = await task
             read = await received.read(LIMIT)
             received.finish()
@@ -156,10 +156,10 @@ async def test_a_response_leaves_nothing_to_the_next(first):
 async def headers_alone(sent: bytes) -> dict[str, str]:
     """An response's headers on a connection of its own."""
     client = Http1Client(PATIENT, max_connections=1)
-    connection, _ = connection_in_memory(client)
+    _, wire = connection_in_memory(client)
     task = asyncio.create_task(post(client, Provider(silent(), url="http://wire.example/")))
     await asyncio.sleep(0)
-    connection.data_received(sent)
+    wire.receive(sent)
     received = await task
     received.finish()
     await client.close()
@@ -356,11 +356,11 @@ async def test_a_request_on_a_closed_connection_is_unreachable():
 
 async def test_junk_behind_a_whole_response_costs_its_connection():
     client = Http1Client(PATIENT, max_connections=1)
-    connection, wire = connection_in_memory(client)
+    _connection, wire = connection_in_memory(client)
     task = asyncio.create_task(call(client, Provider(silent(), url="http://wire.example/")))
     await asyncio.sleep(0)
-    connection.data_received(SHORT)
-    connection.data_received(b"junk")
+    wire.receive(SHORT)
+    wire.receive(b"junk")
     assert await task == (200, b"hello")
     assert wire.is_closing()
     assert idle_connections(client) == []
@@ -382,10 +382,10 @@ async def test_a_connection_made_after_its_discard_is_closed():
 
 async def test_a_closing_connection_is_not_kept():
     client = Http1Client(PATIENT, max_connections=1)
-    connection, wire = connection_in_memory(client)
+    _connection, wire = connection_in_memory(client)
     task = asyncio.create_task(client.post("acme", "http://wire.example/", HEADERS, BODY))
     await asyncio.sleep(0)
-    connection.data_received(SHORT)
+    wire.receive(SHORT)
     response = await task
     wire.end()
     response.finish()

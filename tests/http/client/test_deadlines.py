@@ -109,10 +109,10 @@ async def test_a_slow_reader_is_not_timed(network):
 
 async def test_a_response_finished_after_a_timeout_is_closed():
     client = Http1Client(Timeouts(idle_seconds=0.01), max_connections=1)
-    connection, wire = connection_in_memory(client)
+    _connection, wire = connection_in_memory(client)
     task = asyncio.create_task(client.post("acme", "http://wire.example/", HEADERS, BODY))
     await asyncio.sleep(0)
-    connection.data_received(HALF)
+    wire.receive(HALF)
     response = await task
     with pytest.raises(UpstreamTimedOut):
         await response.read(LIMIT)

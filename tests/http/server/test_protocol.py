@@ -85,14 +85,14 @@ async def test_an_unread_response_is_backpressure_until_it_drains() -> None:
     server.protocol.data_received(GET % b"/a")
     await server.until(lambda: server.scopes)
     cycle = server.scopes[0]["extensions"][DIRECT_RESPONSE]
-    drained: list[bool] = []
-    cycle.on_drain = lambda: drained.append(cycle.is_backpressured)
+    changes: list[bool] = []
+    cycle.on_pause = cycle.on_drain = lambda: changes.append(cycle.is_backpressured)
     server.protocol.pause_writing()
     assert cycle.is_backpressured
     waiting = asyncio.ensure_future(cycle.drain())
     server.protocol.resume_writing()
     await waiting
-    assert drained == [False]
+    assert changes == [True, False]
 
 
 @pytest.mark.parametrize("is_busy", [False, True])

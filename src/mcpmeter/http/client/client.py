@@ -109,7 +109,8 @@ class Http1Response:
         if not self._is_done:
             self._is_done = True
             self._connection.close()
-        self.release()
+        if self._hold is not None:
+            self.release()
 
     def release(self) -> None:
         """The body that `read` returned is not held any longer."""

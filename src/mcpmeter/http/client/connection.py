@@ -68,8 +68,8 @@ class Connection(Deadlines, asyncio.BufferedProtocol):
     # fmt: off
     __slots__ = (
         "_buffered_bytes", "_finish_timer", "_has_headers", "_has_slot", "_header_bytes", "_is_paused",
-        "_is_reusable", "_limit_bytes", "_overhead_bytes", "_owner", "_parser", "_parts", "_pipe_bytes_left", "_sink",
-        "_spare_parser", "_transport", "headers", "idle_since", "origin", "status",
+        "_is_reusable", "_limit_bytes", "_overhead_bytes", "_owner", "_parser", "_parts", "_pipe_bytes_left",
+        "_read_buffer", "_sink", "_spare_parser", "_transport", "headers", "idle_since", "origin", "status",
     )
     # fmt: on
 
@@ -80,6 +80,7 @@ class Connection(Deadlines, asyncio.BufferedProtocol):
         self.status = 0
         self.headers: dict[str, str] = {}
         self._owner = owner
+        self._read_buffer = owner.read_buffer
         self._has_slot = True
         self._transport: asyncio.Transport | None = None
         self._parser: httptools.HttpResponseParser | None = None
@@ -140,7 +141,8 @@ class Connection(Deadlines, asyncio.BufferedProtocol):
             self._await_end()
             return
         self._parser = None
-        self._cancel_finish_timer()
+        if self._finish_timer is not None:
+            self._cancel_finish_timer()
         self._drop_parts()
         transport = self._transport
         # A provider that answers before it has taken the whole request may never read the rest of it.
@@ -251,11 +253,29 @@ class Connection(Deadlines, asyncio.BufferedProtocol):
             self._transport.abort()  # it was discarded before it was made
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        return self._owner.read_buffer
+        return self._read_buffer
 
     def buffer_updated(self, nbytes: int) -> None:
-        self.data_received(self._owner.read_buffer[:nbytes])
-        if nbytes == MAX_READ_BYTES and not self._is_paused and self.is_usable():
+        parser = self._parser
+        if parser is None or self._fault is not None or self.is_complete:
+            self.close()  # no request is waiting for this
+            return
+        self._last_byte_at = self.now()
+        overhead = self._overhead_bytes
+        self._overhead_bytes = (overhead if overhead > 0 else 0) + nbytes
+        try:
+            parser.feed_data(self._read_buffer[:nbytes])
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
+            self._refuse("something that is not HTTP")
+            return
+        if self._overhead_bytes > MAX_HEADER_BYTES and not self.is_complete:
+            # The parser collects a line until it ends: on_header does not see a line that never ends.
+            self._refuse("with headers that have no end")
+        elif self._buffered_bytes > MAX_BUFFERED_BYTES:
+            if not self._is_paused and self.is_usable():
+                self._is_paused = True
+                cast("asyncio.Transport", self._transport).pause_reading()
+        elif nbytes == MAX_READ_BYTES and not self._is_paused and self.is_usable():
             # There is more, which libuv would read at once, up to 32 times; other connections have to get their turn.
             cast("asyncio.Transport", self._transport).pause_reading()
             self._owner.read_in_turn(self)
@@ -264,26 +284,6 @@ class Connection(Deadlines, asyncio.BufferedProtocol):
         """It is this connection's turn."""
         if not self._is_paused and self.is_usable():
             cast("asyncio.Transport", self._transport).resume_reading()
-
-    def data_received(self, data: bytes | memoryview) -> None:
-        parser = self._parser
-        if parser is None or self._fault is not None or self.is_complete:
-            self.close()  # no request is waiting for this
-            return
-        self._last_byte_at = self.now()
-        overhead = self._overhead_bytes
-        self._overhead_bytes = (overhead if overhead > 0 else 0) + len(data)
-        try:
-            parser.feed_data(data)
-        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
-            self._refuse("something that is not HTTP")
-            return
-        if self._overhead_bytes > MAX_HEADER_BYTES and not self.is_complete:
-            # The parser collects a line until it ends: on_header does not see a line that never ends.
-            self._refuse("with headers that have no end")
-        elif self._buffered_bytes > MAX_BUFFERED_BYTES and not self._is_paused and self.is_usable():
-            self._is_paused = True
-            cast("asyncio.Transport", self._transport).pause_reading()
 
     def connection_lost(self, exc: Exception | None) -> None:
         if not self.is_complete:
@@ -313,15 +313,17 @@ class Connection(Deadlines, asyncio.BufferedProtocol):
             self._is_reusable = False
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._header_bytes += len(name) + len(value)
-        if self._header_bytes > MAX_HEADER_BYTES:
+        size = self._header_bytes = self._header_bytes + len(name) + len(value)
+        if size > MAX_HEADER_BYTES:
             self._refuse("with headers that have no end")
         elif not self._has_headers:  # else trailers, or a second response's
             # Blanks after a value are no part of it (RFC 9110, 5.5); the parser leaves them. A tab stays: with one the
             # parser does not recognise `chunked`, so it must be refused.
             key, text = name.decode("latin-1").lower(), value.decode("latin-1").rstrip(" ")
             headers = self.headers
-            headers[key] = f"{headers[key]}, {text}" if key in headers else text
+            if key in headers:
+                text = f"{headers[key]}, {text}"
+            headers[key] = text
 
     def on_headers_complete(self) -> None:
         if self._has_headers or self._fault is not None or self._parser is None:

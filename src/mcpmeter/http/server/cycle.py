@@ -16,6 +16,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from http import HTTPStatus
+from operator import itemgetter
 from typing import Final
 
 from mcpmeter.errors import ClientDisconnected, MeterError
@@ -30,6 +31,7 @@ NO_BODY_STATUSES: Final = (204, 304)
 FRAMING_HEADERS: Final = frozenset((b"content-length", b"connection", b"transfer-encoding"))
 """How a body is framed, and whether its connection closes, is decided here."""
 
+_name_of: Final = itemgetter(0)
 _STATUS_LINES: Final[Mapping[int, bytes]] = {
     status.value: b"HTTP/1.1 %d %b" % (status.value, status.phrase.encode()) for status in HTTPStatus
 }
@@ -95,6 +97,7 @@ class RequestCycle:
     # The state in which a request begins: creating one sets only what differs.
     disconnected = response_started = response_complete = False
     on_disconnect: Callable[[], None] | None = None
+    on_pause: Callable[[], None] | None = None
     on_drain: Callable[[], None] | None = None
 
     received_bytes = 0
@@ -109,6 +112,7 @@ class RequestCycle:
     _is_body_complete = False
     _is_body_taken = False
     _refusal: MeterError | None = None
+    _task: asyncio.Task[None] | None = None
     _event: asyncio.Event | None = None
     """Set at each change of the request's side; created for the first reader that has to wait."""
 
@@ -140,7 +144,8 @@ class RequestCycle:
     def run(self, app: App, loop: asyncio.AbstractEventLoop, tasks: set[asyncio.Task[None]]) -> None:
         """Run the application in a task that is among `tasks` until it ends."""
         self.scope["extensions"] = {DIRECT_RESPONSE: self}
-        tasks.add(loop.create_task(self._run(app, tasks)))
+        self._task = loop.create_task(self._run(app, tasks))
+        tasks.add(self._task)
 
     async def _run(self, app: App, tasks: set[asyncio.Task[None]]) -> None:
         try:
@@ -153,9 +158,12 @@ class RequestCycle:
             finally:
                 # These would be circles of references, which only the garbage collector finds.
                 self.scope.pop("extensions", None)
+                task, self._task = self._task, None
                 self._on_complete, self._refusal = _nothing, None
-                self.release()
-                tasks.discard(asyncio.current_task())
+                if self.hold is not None:
+                    self.release()
+                if task is not None:
+                    tasks.discard(task)
 
     def release(self) -> None:
         """The request has ended, or will never be answered: its body is not held any longer."""
@@ -210,12 +218,14 @@ class RequestCycle:
             self._body += part
         else:
             self._body = bytearray(self._body + part)
-        self._notify()
+        if self._event is not None:
+            self._event.set()
 
     def end_body(self) -> None:
         """The body is complete."""
         self._is_body_complete = True
-        self._notify()
+        if self._event is not None:
+            self._event.set()
 
     def refuse(self, error: MeterError) -> None:
         """Raise `error` from all further reading. The connection closes after the response."""
@@ -301,12 +311,13 @@ class RequestCycle:
 
     def respond(self, status: int, headers: Iterable[Header], body: bytes) -> None:
         """Send a complete response in one write. Its content-length is added."""
-        self._start(status, headers, len(body))
-        if self._bytes_left != len(body) or self.disconnected:  # a response to HEAD, for one
+        size = len(body)
+        self._start(status, headers, size)
+        if self._bytes_left != size or self.disconnected:  # a response to HEAD, for one
             self.end(body)
             return
         written, self._headers, self._bytes_left = self._headers, b"", 0
-        if len(body) <= FREE_BYTES:
+        if size <= FREE_BYTES:
             self._transport.write(written + body)
         else:
             self._flow.write_large((written, body))
@@ -320,14 +331,10 @@ class RequestCycle:
         if self.response_started:
             raise RuntimeError("a response has started already")
         self._is_chunked, self._bytes_left = False, None  # of a start that failed
-        sent = list(self._default_headers)
-        for header in headers:
-            if header[0] not in FRAMING_HEADERS:
-                sent.append(header)
-            elif header[0] == b"content-length":
-                body_bytes = int(header[1])
-            elif header[0] == b"connection" and b"close" in header[1].lower():
-                self.keep_alive = False
+        given = list(headers)
+        if not FRAMING_HEADERS.isdisjoint(map(_name_of, given)):
+            given, body_bytes = self._without_framing(given, body_bytes)
+        sent = [*self._default_headers, *given]
         if not self._is_body_complete:
             self.keep_alive = False  # the rest of the body is not worth reading for the sake of the connection
         if status in NO_BODY_STATUSES:
@@ -345,6 +352,15 @@ class RequestCycle:
         self.response_started = True
         self._expects_100_continue = False
 
+    def _without_framing(self, headers: list[Header], body_bytes: int | None) -> tuple[list[Header], int | None]:
+        """Obey an application's headers that frame its response; returns the others and the body's length."""
+        for name, value in headers:
+            if name == b"content-length":
+                body_bytes = int(value)
+            elif name == b"connection" and b"close" in value.lower():
+                self.keep_alive = False
+        return [header for header in headers if header[0] not in FRAMING_HEADERS], body_bytes
+
     def _frame(self, status: int, headers: list[Header]) -> None:
         if status in NO_BODY_STATUSES:
             self._bytes_left = 0
@@ -360,7 +376,10 @@ class RequestCycle:
             data = self._counted(data)
         elif data:
             data = b"%x\r\n%b\r\n" % (len(data), data)
-        self._write(data)
+        if self._headers or len(data) > FREE_BYTES:
+            self._write(data)
+        elif data:  # at once: a stream has hundreds of parts
+            self._transport.write(data)
 
     def end(self, data: bytes) -> None:
         """Send the last part. Raises RuntimeError if the body is not as long as its content-length."""

@@ -165,6 +165,8 @@ class ServerProtocol(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self._flow.pause_writing()
+        if self._answered is not None and self._answered.on_pause is not None:
+            self._answered.on_pause()
         self._count_unread()
         self._loop.call_soon(self._count_unread)  # of the parts of a stream that are written from the same read
 
@@ -224,7 +226,8 @@ class ServerProtocol(asyncio.Protocol):
         self._headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
-        self._check_size(self._headers, self._url)
+        if self._overhead_bytes > MAX_HEADER_BYTES:
+            self._check_size(self._headers, self._url)
         if self._parser.should_upgrade():
             self._ignore_upgrade()
             return
@@ -247,19 +250,22 @@ class ServerProtocol(asyncio.Protocol):
 
     def _new_cycle(self, version: str) -> RequestCycle:
         received, error = self._headers, None
-        headers = {name: value.rstrip() for name, value in received}
-        host = headers.get(b"host")
+        headers = dict(received)
+        values = b"\n".join((*headers.values(), b""))
         if (
-            host != self._known_host
+            headers.get(b"host") != self._known_host
             or len(headers) != len(received)
+            or b" \n" in values
+            or b"\t\n" in values
             or b"transfer-encoding" in headers
-            or self._url[:1] != b"/"
             or version != "1.1"
         ):
             check_framing(received, version, self._url)
-            self._known_host = host or self._known_host
             headers, error = joined(received), repeated(received)
-        scope = self._new_scope(version, headers)
+            received = list(headers.items())
+            self._known_host = headers.get(b"host", self._known_host)
+        scope = self._new_scope(version, received)
+        scope[HEADERS] = headers
         if error is not None:
             scope[REFUSAL] = error
         cycle = RequestCycle(
@@ -274,13 +280,15 @@ class ServerProtocol(asyncio.Protocol):
         cycle.memory = self._bounds.memory
         return cycle
 
-    def _new_scope(self, version: str, headers: dict[bytes, bytes]) -> Scope:
+    def _new_scope(self, version: str, headers: list[Header]) -> Scope:
         url = self._url
         if url[:1] == b"/" and not _NEEDS_PARSING(url):
             path, raw_path, query = url.decode("ascii"), url, b""
         elif b"#" in url:
             raise _not_http()  # RFC 9112, 3.2: a target has no fragment, and proxies differ in what they make of one
         else:
+            if url[:1] != b"/":
+                check_framing(headers, version, url)
             parsed = httptools.parse_url(url)
             raw_path, query = parsed.path or b"/", parsed.query or b""
             path = unquote(raw_path.decode("ascii"))
@@ -292,8 +300,7 @@ class ServerProtocol(asyncio.Protocol):
             "client": self._client,
             "scheme": self._scheme,
             "root_path": "",
-            "headers": list(headers.items()),
-            HEADERS: headers,
+            "headers": headers,
             "state": self._app_state.copy(),
             "path": path,
             "raw_path": raw_path,
@@ -324,14 +331,15 @@ class ServerProtocol(asyncio.Protocol):
                 cycle.refuse(self._bounds.memory.error())
 
     def _check_trailers(self) -> None:
-        self._check_size(self._headers)
+        if self._overhead_bytes > MAX_HEADER_BYTES:
+            self._check_size(self._headers)
         # The parser obeys it and skips all that follows, on a connection that its headers keep alive.
         if any(name == b"connection" and b"close" in value.lower() for name, value in self._headers):
             raise _not_http()
 
     def _check_size(self, headers: list[Header], url: bytes = b"") -> None:
         """Refuse headers or trailers that are too large, even if they and their end arrive in one read."""
-        if self._overhead_bytes > MAX_HEADER_BYTES and size_of(headers, url) > MAX_HEADER_BYTES:
+        if size_of(headers, url) > MAX_HEADER_BYTES:
             raise _headers_too_large()
 
     # Responses ----------------------------------------------------------------------------------------------------
