@@ -41,7 +41,6 @@ def test_a_warm_request_runs_through_few_files(traces: Mapping[str, Any]) -> Non
 
 
 def test_a_call_is_traced_into_the_thread_of_the_ledger(traces: Mapping[str, Any]) -> None:
-    assert traces["call"].folders["ledger/"] > traces["scrape"].folders["ledger/"]
     assert any("writ" in file for file in traces["call"].functions if file.startswith("ledger/"))
 
 

@@ -51,6 +51,14 @@ def configured(name: str, target: Path, changes: dict[str, str]) -> str:
     return str(target)
 
 
+async def logged_ids(proxy: Proxy, count: int) -> list[str]:
+    """What the proxy logged as forwarded: it writes a line after the response, so the last ones may be yet to come."""
+    deadline = time.monotonic() + 20
+    while len(found := proxy.forwarded_ids()) < count and time.monotonic() < deadline:
+        await asyncio.sleep(0.05)
+    return found
+
+
 @asynccontextmanager
 async def running(command: Sequence[str], port: int, output: Path) -> AsyncIterator[None]:
     if shutil.which(command[0], path="/usr/sbin:/usr/bin:/bin") is None:
@@ -169,8 +177,9 @@ async def test_what_a_proxy_saw_as_one_request_is_one_for_us(trials: Any, tmp_pa
         behind = Seen()
         async with listening(behind.keeper) as port, start(port, folder) as proxy:
             await send_all(proxy.port)
-        ids = [request.headers[b"x-request-id"].decode() for request in behind.keeper.requests]
-        arrived, forwarded = len(ids) + len(behind.keeper.refusals), proxy.forwarded_ids()
+            ids = [request.headers[b"x-request-id"].decode() for request in behind.keeper.requests]
+            arrived = len(ids) + len(behind.keeper.refusals)
+            forwarded = await logged_ids(proxy, arrived)
         found = [f"not forwarded: {one}" for one in set(ids) - set(forwarded)]
         found += [f"{len(ids)} requests, {len(set(ids))} ids"] * (len(ids) != len(set(ids)))
         found += [f"{len(forwarded)} forwarded, {arrived} arrived"] * (len(forwarded) != arrived)

@@ -107,7 +107,10 @@ def make_store() -> MakeStore:
     """A store for a location of either engine, not started."""
 
     def make(location: Location, **options: Any) -> Store:
-        return SqliteStore(location, **options) if isinstance(location, Path) else PostgresStore(location, **options)
+        if isinstance(location, Path):
+            return SqliteStore(location, **options)
+        # The deadline is by the clock, and a machine under load may give a test less than a share of it.
+        return PostgresStore(location, **({"connect_s": 60.0} | options))
 
     return make
 
