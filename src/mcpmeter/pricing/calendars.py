@@ -48,7 +48,9 @@ class Validity(msgspec.Struct, frozen=True, kw_only=True):
 
     def active(self, at_ns: int) -> bool:
         """Whether the price is valid at an instant in Unix nanoseconds."""
-        if (self.from_ns is not None and at_ns < self.from_ns) or (self.until_ns is not None and at_ns >= self.until_ns):
+        if (self.from_ns is not None and at_ns < self.from_ns) or (
+            self.until_ns is not None and at_ns >= self.until_ns
+        ):
             return False
         day, of_day = divmod(at_ns, DAY_NS)
         if self.daily and not any(_within(of_day, *interval) for interval in self.daily):
@@ -108,10 +110,8 @@ def _parse(text: str, origin: str) -> Holidays:
     except msgspec.ValidationError as fault:
         raise ConfigInvalid(f"{origin}: {fault}.", hint=list_files.FORMAT_HINT) from None
     spans = [span for year in table.year for span in year.days]
-    days = {
-        (first + timedelta(days=number) - _EPOCH).days for first, last in spans for number in range((last - first).days + 1)
-    }
-    return Holidays(name=table.name, days=frozenset(days))
+    days = (first + timedelta(days=number) for first, last in spans for number in range((last - first).days + 1))
+    return Holidays(name=table.name, days=frozenset((day - _EPOCH).days for day in days))
 
 
 def _within(of_day: int, begin: int, end: int) -> bool:

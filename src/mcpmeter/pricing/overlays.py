@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import date
-from decimal import Decimal
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -17,6 +16,7 @@ from mcpmeter.errors import ConfigInvalid
 from mcpmeter.items import ITEMS
 from mcpmeter.pricing import list_files, names
 from mcpmeter.pricing.calendars import Holidays, Validity, bundled_holidays, interval_ns, midnight_ns
+from mcpmeter.records import Conditions
 
 Factor = Annotated[str, msgspec.Meta(pattern=r"^[0-9]{1,4}(\.[0-9]{1,6})?$")]
 Price = Annotated[str, msgspec.Meta(pattern=list_files.PRICE_PATTERN)]
@@ -36,13 +36,9 @@ class When(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_default
     completion_window: Condition = ""
     batch: Literal[False, True] = False
 
-    def pairs(self) -> frozenset[tuple[str, str]]:
-        """`{("tier", "flex")}`; batch is ("batch", "true")."""
-        return frozenset((name, value) for name, value in condition_pairs(self))
 
-
-def condition_pairs(conditions: Any) -> tuple[tuple[str, str], ...]:
-    """What differs from the standard of a `When` or of `records.Conditions`, by name."""
+def condition_pairs(conditions: When | Conditions) -> tuple[tuple[str, str], ...]:
+    """What differs from the standard, by name: `("tier", "flex")`, `("batch", "true")`."""
     found = [
         ("tier", conditions.tier),
         ("speed", conditions.speed),
@@ -84,16 +80,6 @@ class OverlayEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
             holidays=holidays[self.except_holidays] if self.except_holidays else None,
         )
 
-    def factor(self, item: str) -> Decimal | None:
-        """The factor of an item; None if the entry has none for it."""
-        if isinstance(self.times, str):
-            known = ITEMS.get(item)
-            return Decimal(self.times) if known is not None and known.unit == "token" else None
-        found: str | None = None
-        while item and (found := self.times.get(item)) is None:
-            item = _factor_parent(item)
-        return None if found is None else Decimal(found)
-
 
 class Overlay(msgspec.Struct, frozen=True, kw_only=True):
     """A file of prices for one provider of genai-prices."""
@@ -104,10 +90,11 @@ class Overlay(msgspec.Struct, frozen=True, kw_only=True):
     """Other names, in lower case, of models of this file or of genai-prices."""
 
 
-def bundled_overlays() -> tuple[Overlay, ...]:
-    """The overlays that come with mcpmeter. Raises ConfigInvalid."""
-    found = [file for file in files(__package__).joinpath("lists", "overlays").iterdir() if file.name.endswith(".toml")]
-    return tuple(load_overlay(file) for file in sorted(found, key=lambda file: file.name))
+def bundled_overlays(providers: Iterable[str]) -> tuple[Overlay, ...]:
+    """The overlays of these providers of genai-prices that come with mcpmeter. Raises ConfigInvalid."""
+    folder = files(__package__).joinpath("lists", "overlays")
+    found = [folder.joinpath(f"{provider}.toml") for provider in sorted(providers)]
+    return tuple(load_overlay(file) for file in found if file.is_file())
 
 
 def load_overlay(file: Traversable | Path) -> Overlay:
@@ -168,16 +155,12 @@ def _fault(entry: OverlayEntry, holidays: Mapping[str, Holidays]) -> str:
         return f"'times': '{strange[0]}' is no billable item"
     if not entry.prices and not entry.times:
         return "neither a price nor 'times'"
-    if entry.replaces and (entry.when.pairs() or entry.times or not entry.reason):
+    if (
+        condition_pairs(entry.when)
+        and not entry.times
+        and not any(ITEMS[item].unit == "token" for item in entry.prices)
+    ):
+        return "a condition without 'times' or a token's price"
+    if entry.replaces and (condition_pairs(entry.when) or entry.times or not entry.reason):
         return "'replaces' needs a 'reason', and takes neither 'when' nor 'times'"
     return ""
-
-
-def _factor_parent(item: str) -> str:
-    """The item whose factor applies to one that has none: a write of an hour rises with writes, these with prompts."""
-    known = ITEMS.get(item)
-    if known is None:
-        return ""
-    if known.like:
-        return known.like
-    return "cache_write" if known.component == "cache_write" else ""

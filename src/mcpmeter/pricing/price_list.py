@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from datetime import UTC, date, datetime
+from datetime import date
 from decimal import Decimal
 from importlib.resources import files
 from importlib.resources.abc import Traversable
@@ -15,8 +15,10 @@ import msgspec
 
 from mcpmeter.errors import ConfigInvalid
 from mcpmeter.pricing import list_files, names
+from mcpmeter.pricing.calendars import Validity, midnight_ns
 from mcpmeter.pricing.list_files import FORMAT_HINT
-from mcpmeter.pricing.rates import Dated, RateBand, Rates, Timeline, attousd_per_mtok, unix_ns
+from mcpmeter.pricing.rates import RateBand, Rates, attousd_per_mtok
+from mcpmeter.pricing.timelines import Dated, Timeline
 
 GENERAL_PURPOSE: Final = "General purpose"
 """The recommendation for models whose list has none."""
@@ -78,9 +80,8 @@ class PriceList(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
             cached_read=_rate(entry.cached_read),
             cache_write=_rate(entry.cache_write),
         )
-        midnight = datetime(entry.valid_from.year, entry.valid_from.month, entry.valid_from.day, tzinfo=UTC)
         rates = Rates(list_name=f"{self.name} {entry.valid_from.isoformat()}", bands=(band,))
-        return Dated(rates=rates, from_ns=unix_ns(midnight))
+        return Dated(rates=rates, valid=Validity(from_ns=midnight_ns(entry.valid_from)))
 
 
 _FORMAT: Final = list_files.Format(
