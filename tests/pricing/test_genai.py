@@ -16,11 +16,13 @@ from hypothesis import strategies as st
 
 from mcpmeter.errors import ConfigInvalid
 from mcpmeter.pricing import PriceBook, PriceSource
-from mcpmeter.pricing.rates import unix_ns
+from mcpmeter.pricing.calendars import unix_ns
 from mcpmeter.records import Usage
 
 IDS = [provider.id for provider in providers]
-BOOK = PriceBook(sources={provider_id: PriceSource(genai_id=provider_id) for provider_id in IDS})
+BOOK = PriceBook(
+    sources={provider_id: PriceSource(genai_id=provider_id) for provider_id in IDS}, has_bundled_overlays=False
+)
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
 # Units whose tokens usage counts, or that are not part of a call's tokens.
 SEEN = {

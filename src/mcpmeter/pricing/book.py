@@ -68,7 +68,7 @@ class PriceBook:
     """All prices of a service. Pure after construction, except for bounded caches; safe to share between threads.
 
     `fallback` is the price at which unpriced calls count against budgets, `fallback_unit_nanousd` that of one unpriced
-    unit that is no token; they are never a cost. `overlays`: by default those that come with mcpmeter.
+    unit that is no token; they are never a cost. `overlays` are applied after those that come with mcpmeter.
 
     Raises ConfigInvalid if a source names an unknown list or genai-prices provider, or if two lists have one name;
     MissingDependency if genai-prices is needed and not installed.
@@ -81,7 +81,8 @@ class PriceBook:
         sources: Mapping[str, PriceSource] | None = None,
         fallback: Rates | None = None,
         fallback_unit_nanousd: int = 0,
-        overlays: Sequence[Overlay] | None = None,
+        overlays: Sequence[Overlay] = (),
+        has_bundled_overlays: bool = True,
     ) -> None:
         self._fallback = fallback
         self._fallback_unit_nanousd = fallback_unit_nanousd
@@ -98,7 +99,8 @@ class PriceBook:
             _refuse_unknown("genai-prices provider", provider, source.genai_id, providers)
             _refuse_unknown("genai-prices provider", provider, source.like, providers)
         likes = {source.like or LIKE.get(source.genai_id or "") for source in self._sources.values()} - {None}
-        found = bundled_overlays(ids | likes) if overlays is None else overlays
+        bundled = bundled_overlays({*ids, *(like for like in likes if like)}) if has_bundled_overlays else ()
+        found = (*bundled, *overlays)
         self._alike = {
             like: ProviderPrices(like, GenaiPrices(providers[like]), found) for like in likes if like is not None
         }
@@ -126,14 +128,15 @@ class PriceBook:
         reported_is_part: bool = False,
     ) -> Charge:
         """What a call costs by its requested model; if that has no price (a router's name), by the responding model."""
-        charge = self.charge(
-            target.provider, target.model, usage, at_ns, reported_nanousd, reported_is_part=reported_is_part
-        )
-        if charge.source != "unpriced" or not response_model or response_model == target.model:
-            return charge
-        return self.charge(
-            target.provider, response_model, usage, at_ns, reported_nanousd, reported_is_part=reported_is_part
-        )
+        models = (target.model, response_model) if response_model not in {"", target.model} else (target.model,)
+        charge = Charge()
+        for model in models:
+            charge = self.charge(
+                target.provider, model, usage, at_ns, reported_nanousd, reported_is_part=reported_is_part
+            )
+            if charge.source != "unpriced":
+                return charge
+        return charge
 
     def charge(
         self,

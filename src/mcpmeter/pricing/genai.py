@@ -124,7 +124,7 @@ class GenaiPrices:
     def _rates(self, prices: ModelPrice) -> Rates | None:
         priced = _priced(prices)
         bands = tuple(_band(priced, start) for start in _starts(priced))
-        if not any(band.items for band in bands):
+        if not any(band.table() for band in bands):
             return None
         request = bands[0].items.get("request")
         return Rates(list_name=self._list_name, bands=bands, request=request.rate if request else 0)

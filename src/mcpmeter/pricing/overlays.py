@@ -16,6 +16,7 @@ from mcpmeter.errors import ConfigInvalid
 from mcpmeter.items import ITEMS
 from mcpmeter.pricing import list_files, names
 from mcpmeter.pricing.calendars import Holidays, Validity, bundled_holidays, interval_ns, midnight_ns
+from mcpmeter.pricing.price_list import PriceList, parse_price_list
 from mcpmeter.records import Conditions
 
 Factor = Annotated[str, msgspec.Meta(pattern=r"^[0-9]{1,4}(\.[0-9]{1,6})?$")]
@@ -102,6 +103,13 @@ def load_overlay(file: Traversable | Path) -> Overlay:
     return parse_overlay(list_files.read_text(file), str(file))
 
 
+def load_price_file(file: Traversable | Path) -> PriceList | Overlay:
+    """Load either kind of file: an overlay names a `provider`, a list has a name. Raises ConfigInvalid."""
+    text = list_files.read_text(file)
+    is_overlay = "provider" in list_files.parse_toml(text, str(file))
+    return parse_overlay(text, str(file)) if is_overlay else parse_price_list(text, str(file))
+
+
 def parse_overlay(text: str, origin: str) -> Overlay:
     """Parse an overlay; `origin` is its name in errors. Raises ConfigInvalid."""
     raw = list_files.parse_toml(text, origin)
@@ -113,9 +121,9 @@ def parse_overlay(text: str, origin: str) -> Overlay:
         raise _FORMAT.refusal(str(fault).replace(".prices[...]", ""), text, origin) from None
     holidays = bundled_holidays()
     for index, entry in enumerate(read.price):
-        if fault := _fault(entry, holidays):
+        if refused := _fault(entry, holidays):
             where = f"{origin}, line {list_files.line_of(text, index, None)}, entry {index + 1}"
-            raise ConfigInvalid(f"{where}: {fault}.", hint=list_files.FORMAT_HINT)
+            raise ConfigInvalid(f"{where}: {refused}.", hint=list_files.FORMAT_HINT)
     aliases = {name.lower(): model.lower() for name, model in read.aliases.items()}
     return Overlay(provider=read.provider, price=read.price, aliases=MappingProxyType(aliases))
 

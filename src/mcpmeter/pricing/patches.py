@@ -134,23 +134,23 @@ def _replace_prices(tables: Tables, variants: Sequence[Variant]) -> None:
     for variant in variants:
         _split(tables, variant.above_prompt_tokens)
     for start, table in tables.items():
-        variant = _reached(variants, start)
-        if variant is not None and variant.prices:
-            kept = {item: price for item, price in table.items() if not (variant.has_all_tokens and _is_token(item))}
-            tables[start] = {**kept, **{item: _named(price, variant.name) for item, price in variant.prices.items()}}
+        found = _reached(variants, start)
+        if found is not None and found.prices:
+            kept = {item: price for item, price in table.items() if not (found.has_all_tokens and _is_token(item))}
+            tables[start] = {**kept, **{item: _named(price, found.name) for item, price in found.prices.items()}}
 
 
 def _multiply(tables: Tables, variants: Sequence[Variant], name: str, list_name: str) -> None:
     for variant in variants:
         _split(tables, variant.above_prompt_tokens)
     for start, table in tables.items():
-        variant = _reached(variants, start)
-        if variant is None or variant.factors is None:
+        found = _reached(variants, start)
+        if found is None or found.factors is None:
             continue
         for item, price in table.items():
-            factor = None if item in variant.prices else _factor(variant.factors, item)
+            factor = None if item in found.prices else _factor(found.factors, item)
             if factor is not None:
-                origin = " + ".join(dict.fromkeys(one for one in (price.origin or list_name, variant.origin) if one))
+                origin = " + ".join(dict.fromkeys(one for one in (price.origin or list_name, found.origin) if one))
                 table[item] = price.times(factor, name, origin)
 
 
