@@ -12,7 +12,8 @@ genai-prices, `lists/README.md` the formats of files.
 
 from mcpmeter.money import MAX_NANOUSD, format_usd, nanousd_to_usd, plain_usd, usd_to_nanousd
 from mcpmeter.pricing.book import ModelPrice, PriceBook, PriceSource
-from mcpmeter.pricing.overlays import Overlay, load_price_file
+from mcpmeter.pricing.overlays import Overlay
+from mcpmeter.pricing.price_files import load_price_file
 from mcpmeter.pricing.price_list import PriceEntry, PriceList, bundled_price_lists, load_price_list, parse_price_list
 from mcpmeter.pricing.rates import RateBand, Rates
 

@@ -16,7 +16,6 @@ from mcpmeter.errors import ConfigInvalid
 from mcpmeter.items import ITEMS
 from mcpmeter.pricing import list_files, names
 from mcpmeter.pricing.calendars import Holidays, Validity, bundled_holidays, interval_ns, midnight_ns
-from mcpmeter.pricing.price_list import PriceList, parse_price_list
 from mcpmeter.records import Conditions
 
 Factor = Annotated[str, msgspec.Meta(pattern=r"^[0-9]{1,4}(\.[0-9]{1,6})?$")]
@@ -101,13 +100,6 @@ def bundled_overlays(providers: Iterable[str]) -> tuple[Overlay, ...]:
 def load_overlay(file: Traversable | Path) -> Overlay:
     """Load an overlay from its file. Raises ConfigInvalid with the file, the line and what to write instead."""
     return parse_overlay(list_files.read_text(file), str(file))
-
-
-def load_price_file(file: Traversable | Path) -> PriceList | Overlay:
-    """Load either kind of file: an overlay names a `provider`, a list has a name. Raises ConfigInvalid."""
-    text = list_files.read_text(file)
-    is_overlay = "provider" in list_files.parse_toml(text, str(file))
-    return parse_overlay(text, str(file)) if is_overlay else parse_price_list(text, str(file))
 
 
 def parse_overlay(text: str, origin: str) -> Overlay:
