@@ -128,15 +128,11 @@ class PriceBook:
         reported_is_part: bool = False,
     ) -> Charge:
         """What a call costs by its requested model; if that has no price (a router's name), by the responding model."""
-        models = (target.model, response_model) if response_model not in {"", target.model} else (target.model,)
-        charge = Charge()
-        for model in models:
-            charge = self.charge(
-                target.provider, model, usage, at_ns, reported_nanousd, reported_is_part=reported_is_part
-            )
-            if charge.source != "unpriced":
-                return charge
-        return charge
+        provider, is_part = target.provider, reported_is_part
+        charge = self.charge(provider, target.model, usage, at_ns, reported_nanousd, reported_is_part=is_part)
+        if charge.source != "unpriced" or not response_model or response_model == target.model:
+            return charge
+        return self.charge(provider, response_model, usage, at_ns, reported_nanousd, reported_is_part=is_part)
 
     def charge(
         self,
@@ -153,9 +149,12 @@ class PriceBook:
         Never raises for what a client or provider can send. A reported cost outside 0…MAX_NANOUSD is ignored. One that
         is a part only is a fee beside the listed cost.
         """
-        is_part = reported_is_part and reported_nanousd is not None
-        is_plain = not usage.items and not usage.unknown and usage.conditions == STANDARD and not is_part
-        listed = (self._listed if is_plain else self._itemised)(provider, model, usage, at_ns)
+        conditions = usage.conditions
+        is_standard = conditions is STANDARD or conditions == STANDARD
+        if usage.items or usage.unknown or reported_is_part or not is_standard:
+            listed = self._itemised(provider, model, usage, at_ns)
+        else:
+            listed = self._listed(provider, model, usage, at_ns)
         if reported_nanousd is None or not 0 <= reported_nanousd <= MAX_NANOUSD:
             return listed
         if reported_is_part:
