@@ -7,12 +7,20 @@ from datetime import UTC, datetime
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.pricing.test_lines import BOOK, MODELS, U
 
 from mcpmeter.items import ITEMS
+from mcpmeter.pricing import PriceBook, PriceSource, RateBand, Rates
 from mcpmeter.pricing.calendars import unix_ns
 from mcpmeter.records import STANDARD, Conditions, Usage, UsageItem
 
+U = UsageItem
+IDS = ("openai", "anthropic", "google", "deepseek", "mistral", "perplexity", "azure")
+BOOK = PriceBook(
+    sources={genai_id: PriceSource(genai_id=genai_id) for genai_id in IDS},
+    fallback=Rates(list_name="fallback", bands=(RateBand(prompt=3 * 10**18, completion=15 * 10**18),)),
+    fallback_unit_nanousd=50_000_000,
+)
+MODELS = [(genai_id, price.id) for genai_id in IDS for price in BOOK.models(genai_id)]
 NOW = unix_ns(datetime(2026, 11, 30, 2, tzinfo=UTC))
 PROMPT_ITEMS = [item for item, known in ITEMS.items() if known.side == "prompt"]
 COMPLETION_ITEMS = [item for item, known in ITEMS.items() if known.side == "completion"]

@@ -35,35 +35,35 @@ class _Draft(NamedTuple):
 
 def bill(usage: Usage, rates_of: RatesOf) -> Bill:
     """The lines of a call's usage, which add up to its cost; the cost is rounded once, half to even."""
-    items = usage.items or _items_of_counts(usage, rates_of(""))
+    own, own_missing = rates_of("")
+    items = usage.items or _items_of_counts(usage, own)
     if items is None or any(not 0 <= item.quantity <= MAX_QUANTITY for item in (*items, *usage.unknown)):
         return _unpriced(items or (), usage.unknown)
     drafts: list[_Draft] = []
-    determined, unpriced_conditions = True, dict[UsageItem, None]()
+    determined = bool(items) or not own_missing
+    unpriced_conditions = {} if items else _named(own_missing, "")
     for entry in _entries(items):
         rates, missing = rates_of(entry[0].model)
-        unpriced_conditions |= dict.fromkeys(UsageItem(name, 1, entry[0].model) for name in missing)
+        unpriced_conditions |= _named(missing, entry[0].model)
         found = [_draft(item, None if missing else rates, _prompt_of(entry)) for item in entry]
         # Another model's tokens are lines of their own: without a price they leave the call's own priced.
-        determined = determined and (bool(entry[0].model) or not any(map(_lacks_price, found)))
+        determined = determined and (bool(entry[0].model) or not (missing or any(map(_lacks_price, found))))
         drafts += found
-    if (fee := _request_fee(usage, rates_of)) is not None:
+    if own is not None and not own_missing and (fee := _request_fee(usage, own)) is not None:
         drafts.append(fee)
     unknown = (*usage.unknown, *unpriced_conditions)
     priced = [draft for draft in drafts if draft.amount is not None]
     nanousd = half_even(sum(draft.amount or 0 for draft in priced), SCALED_NANOUSD)
     nothing = not priced and (bool(drafts) or bool(unknown))
-    if not determined or nothing or rates_of("")[1] or nanousd > MAX_NANOUSD:
+    if not determined or nothing or nanousd > MAX_NANOUSD:
         return _unpriced(items, unknown)
     lists = list(dict.fromkeys(draft.price_list for draft in priced if draft.price_list))
-    own_list = rates_of("")[0]
-    price_list = " + ".join(lists[:_MAX_LISTS]) or (own_list.list_name if own_list else "")
+    price_list = " + ".join(lists[:_MAX_LISTS]) or (own.list_name if own else "")
     return Bill((*_rounded(drafts, nanousd), *_unpriced((), unknown).lines), nanousd, price_list)
 
 
-def _items_of_counts(usage: Usage, own: tuple[Rates | None, tuple[str, ...]]) -> tuple[UsageItem, ...] | None:
+def _items_of_counts(usage: Usage, rates: Rates | None) -> tuple[UsageItem, ...] | None:
     """The items of a plain call's counts; None if they do not determine them."""
-    rates = own[0]
     if contradictory(usage) or usage.audio_tokens:
         return None
     if rates is not None:
@@ -119,9 +119,12 @@ def _draft(item: UsageItem, rates: Rates | None, prompt_tokens: int) -> _Draft:
     )
 
 
-def _request_fee(usage: Usage, rates_of: RatesOf) -> _Draft | None:
-    rates, missing = rates_of("")
-    if rates is None or missing or not rates.request or any(item.item == "request" for item in usage.items):
+def _named(missing: Iterable[str], model: str) -> dict[UsageItem, None]:
+    return dict.fromkeys(UsageItem(name, 1, model) for name in missing)
+
+
+def _request_fee(usage: Usage, rates: Rates) -> _Draft | None:
+    if not rates.request or any(item.item == "request" for item in usage.items):
         return None
     return _draft(UsageItem("request", 1), rates, usage.prompt_tokens)
 
