@@ -17,7 +17,7 @@ from mcpmeter.errors import ConfigInvalid
 from mcpmeter.items import ITEMS
 from mcpmeter.money import MAX_NANOUSD
 from mcpmeter.pricing import names
-from mcpmeter.pricing.bounds import Bound
+from mcpmeter.pricing.bounds import NO_BOUND, Bound, bound_of, max_items_nanousd
 from mcpmeter.pricing.calendars import unix_ns
 from mcpmeter.pricing.genai import GenaiPrices, genai_providers
 from mcpmeter.pricing.lines import MAX_QUANTITY, bill
@@ -247,18 +247,14 @@ class PriceBook:
 
         `conditions` are those that it requests. They never lower the bound, since the provider may not serve them.
         """
-        fallback = self._fallback.max_cost_nanousd(prompt_tokens, completion_tokens) if self._fallback else None
         prices = self._resolve(provider, model)
-        bound = prices.bound(at_ns, conditions) if prices else None
-        cost = bound.max_cost_nanousd(prompt_tokens, completion_tokens) if bound else None
-        if cost is None:
-            cost = fallback or 0
-        elif bound is not None and bound.may_be_unpriced(prompt_tokens, completion_tokens):
-            cost = max(cost, fallback or 0)
-        if bound is not None:
-            cost += bound.max_items_nanousd(max_items, self._fallback_of)
-        else:
-            cost += sum(self._fallback_of(item.item, item.quantity) for item in max_items)
+        bound = prices.bound(at_ns, conditions) if prices is not None else None
+        cost = None if bound is None else _highest(bound, prompt_tokens, completion_tokens)
+        if cost is None or bound is None or bound.is_open or _is_hidden(bound, prompt_tokens, completion_tokens):
+            fallback = self._fallback.max_cost_nanousd(prompt_tokens, completion_tokens) if self._fallback else None
+            cost = max(cost or 0, fallback or 0)
+        if max_items:
+            cost += max_items_nanousd(bound or NO_BOUND, max_items, self._fallback_of)
         return min(cost, MAX_NANOUSD)
 
     def models(self, provider: str, at: datetime | None = None) -> list[ModelPrice]:
@@ -349,7 +345,7 @@ class _Prices:
             return None
         found = self._bounds.get(conditions)
         if found is None or found[0] is not span.rates:
-            found = (span.rates, Bound(span.rates, conditions))
+            found = (span.rates, bound_of(span.rates, conditions))
             _keep(self._bounds, conditions, found)
         return found[1]
 
@@ -407,6 +403,22 @@ def _refuse_unknown(kind: str, provider: str, wanted: str | None, known: Iterabl
     near = get_close_matches(wanted, names_known, n=1) or sorted(names_known)
     hint = f"There is: {', '.join(near)}." if near else "Give none, or add it."
     raise ConfigInvalid(f"Provider '{provider}' names the {kind} '{wanted}', which does not exist.", hint=hint)
+
+
+def _highest(bound: Bound, prompt_tokens: int, completion_tokens: int) -> int | None:
+    highest = None
+    for rates in bound.rates:
+        cost = rates.max_cost_nanousd(prompt_tokens, completion_tokens)
+        if cost is None:
+            return None
+        highest = cost if highest is None else max(highest, cost)
+    return highest
+
+
+def _is_hidden(bound: Bound, prompt_tokens: int, completion_tokens: int) -> bool:
+    return bool(bound.hidden) and (
+        (bool(prompt_tokens) and "prompt" in bound.hidden) or (bool(completion_tokens) and "completion" in bound.hidden)
+    )
 
 
 def _keep(kept: dict[Conditions, _Value], conditions: Conditions, value: _Value) -> None:

@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import Final
 
 import msgspec
+from msgspec.structs import force_setattr
 
 from mcpmeter.items import ITEMS
 from mcpmeter.money import plain_usd
@@ -86,6 +87,16 @@ class RateBand(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     reasoning: AttousdPerMtok | None = None
     items: Mapping[str, Price] = NO_PRICES
     """The prices of all other items, and of a direct one if it has an origin or factors, or is None above."""
+    max_prompt: int | None = None
+    max_completion: int | None = None
+    """The highest rates of all items of a side; computed. None if the side has no price."""
+
+    def __post_init__(self) -> None:
+        """Compute the highest rates."""
+        table = self.table()
+        for side in ("prompt", "completion"):
+            rates = [price.rate for item, price in table.items() if ITEMS[item].side == side]
+            force_setattr(self, f"max_{side}", max(rates) if side in table else None)
 
     def price(self, item: str) -> Price | None:
         """An item's price, else that of the item it is like."""
@@ -187,22 +198,15 @@ class Rates(msgspec.Struct, frozen=True, gc=False, kw_only=True):
 
     def max_cost_nanousd(self, prompt_tokens: int, completion_tokens: int) -> int | None:
         """The most that at most so many tokens can cost, whatever their items. None if a rate is missing."""
-        amount = self.request
-        for tokens, side in ((prompt_tokens, "prompt"), (completion_tokens, "completion")):
-            if tokens:
-                rate = self._highest(prompt_tokens, side)
-                if rate is None:
+        prompt = completion = 0
+        for band in self.bands:
+            if prompt_tokens > band.above_prompt_tokens or not band.above_prompt_tokens:
+                if (prompt_tokens and band.max_prompt is None) or (completion_tokens and band.max_completion is None):
                     return None
-                amount += rate * tokens
+                prompt, completion = max(prompt, band.max_prompt or 0), max(completion, band.max_completion or 0)
+        amount = self.request + prompt * prompt_tokens + completion * completion_tokens
         # Rounded up: a reservation is never less than the cost.
         return -(-amount // _ATTOUSD_PER_MTOK_IN_NANOUSD)
-
-    def _highest(self, prompt_tokens: int, side: str) -> AttousdPerMtok | None:
-        reached = [self.bands[0], *(band for band in self.bands[1:] if prompt_tokens > band.above_prompt_tokens)]
-        tables = [band.table() for band in reached]
-        if any(side not in table for table in tables):
-            return None
-        return max(price.rate for table in tables for item, price in table.items() if ITEMS[item].side == side)
 
 
 def amount_of(item: str, price: Price, quantity: int) -> int:
