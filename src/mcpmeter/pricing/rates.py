@@ -163,7 +163,7 @@ class Rates(msgspec.Struct, frozen=True, gc=False, kw_only=True):
         return self.bands[0]
 
     def cost_nanousd(self, usage: Usage) -> tuple[int, int] | None:
-        """The cost of a plain call and its completion's part, in nano-dollars, each rounded half to even once.
+        """The cost of a plain call in nano-dollars, rounded half to even once, and its completion's part, rounded down.
 
         None if usage and rates do not determine it: tokens without a rate, counts that contradict each other, or audio
         that has a price of its own and stands on no side.
@@ -191,10 +191,8 @@ class Rates(msgspec.Struct, frozen=True, gc=False, kw_only=True):
             return None  # billed by other units, of which the usage tells none
         if usage.audio_tokens and not _costs_as_text(band):
             return None
-        return (
-            half_even(amount + completion, _ATTOUSD_PER_MTOK_IN_NANOUSD),
-            half_even(completion, _ATTOUSD_PER_MTOK_IN_NANOUSD),
-        )
+        nanousd = half_even(amount + completion, _ATTOUSD_PER_MTOK_IN_NANOUSD)
+        return nanousd, completion // _ATTOUSD_PER_MTOK_IN_NANOUSD
 
     def max_cost_nanousd(self, prompt_tokens: int, completion_tokens: int) -> int | None:
         """The most that at most so many tokens can cost, whatever their items. None if a rate is missing."""
