@@ -80,6 +80,8 @@ def test_a_requested_tier_raises_the_bound() -> None:
     standard, priority = worst("openai", "gpt-5"), worst("openai", "gpt-5", Conditions(tier="priority"))
     assert priority == 2 * standard
     assert worst("openai", "gpt-5", Conditions(tier="unheard")) >= priority
+    # Prepaid capacity that is used up is served at the standard price.
+    assert worst("openai", "gpt-5", Conditions(tier="scale")) == standard
 
 
 @pytest.mark.parametrize(("fee", "nanousd"), [("web_search", 5 * 10_000_000), ("code_session", 5 * 50_000_000)])

@@ -7,7 +7,7 @@ from itertools import product
 from typing import Final, NamedTuple
 
 from mcpmeter.items import ITEMS
-from mcpmeter.pricing.patches import known_values, under
+from mcpmeter.pricing.patches import PREPAID, known_values, under
 from mcpmeter.pricing.rates import SCALED_NANOUSD, Rates, amount_of
 from mcpmeter.records import Conditions, UsageItem
 
@@ -71,4 +71,4 @@ def _values(rates: Rates, key: str, wanted: str) -> tuple[str, ...]:
     known = known_values(rates, key)[:_MAX_VALUES]
     if not wanted:
         return ("",)
-    return ("", wanted) if wanted in known else ("", wanted, *known)
+    return ("", wanted) if wanted in known or wanted in PREPAID else ("", wanted, *known)
