@@ -124,7 +124,14 @@ class Prices:
         self.charged: list[tuple[LlmTarget, str, Usage, int, int | None]] = []
 
     def charge_for(
-        self, target: LlmTarget, response_model: str, usage: Usage, at_ns: int, reported_nanousd: int | None
+        self,
+        target: LlmTarget,
+        response_model: str,
+        usage: Usage,
+        at_ns: int,
+        reported_nanousd: int | None,
+        *,
+        reported_is_part: bool = False,
     ) -> Charge:
         self.charged.append((target, response_model, usage, at_ns, reported_nanousd))
         nanousd = usage.prompt_tokens + usage.completion_tokens

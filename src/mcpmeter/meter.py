@@ -45,9 +45,16 @@ class Prices(Protocol):
     """What a call costs; `pricing.PriceBook` in the relay."""
 
     def charge_for(
-        self, target: LlmTarget, response_model: str, usage: Usage, at_ns: int, reported_nanousd: int | None
+        self,
+        target: LlmTarget,
+        response_model: str,
+        usage: Usage,
+        at_ns: int,
+        reported_nanousd: int | None,
+        *,
+        reported_is_part: bool = False,
     ) -> Charge:
-        """The charge of a call at `at_ns` (Unix ns), of which the provider may have reported the cost."""
+        """The charge of a call at `at_ns` (Unix ns), of which the provider may have reported the cost, or a part."""
 
 
 class Pending(Protocol):
@@ -116,6 +123,8 @@ class CallResult(msgspec.Struct, frozen=True, kw_only=True):
     is_refusal: bool = False
     is_empty: bool = False
     reported_nanousd: int | None = None
+    reported_is_part: bool = False
+    """The reported cost is a fee beside what the list has."""
     upstream_status: int = 0
     upstream_request_id: str = ""
     time_to_first_chunk_ns: int = 0
@@ -351,7 +360,12 @@ class Meter:
                 charge = Charge(reported_nanousd=result.reported_nanousd)
             else:
                 charge = self.prices.charge_for(
-                    call.llm, result.response_model, usage, call.started_at_ns, result.reported_nanousd
+                    call.llm,
+                    result.response_model,
+                    usage,
+                    call.started_at_ns,
+                    result.reported_nanousd,
+                    reported_is_part=result.reported_is_part,
                 )
         error_type = result.error_type or (error.error_type if error else "")
         return Settlement(

@@ -49,8 +49,37 @@ Transport = Literal["tcp", "pipe", "inproc"]
 """OpenTelemetry's `network.transport`: HTTP is tcp, stdio is pipe, a client in the same process is inproc."""
 
 
+class UsageItem(msgspec.Struct, frozen=True, gc=False, array_like=True):
+    """A quantity of one thing that a provider bills by."""
+
+    item: str
+    """A name of `items.ITEMS`; of an unknown item, the path of its field as the provider writes it."""
+    quantity: int
+    """In the item's unit."""
+    model: str = ""
+    """The model that it is billed at; empty for the call's own."""
+
+
+class Conditions(msgspec.Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
+    """What a price depends on beside model, date and size; all empty for the standard price."""
+
+    tier: str = ""
+    """The service tier that served the call: `flex`, `priority`, `ultrafast`, `scale`, `provisioned`, …"""
+    speed: str = ""
+    """`fast`, as Anthropic's `usage.speed` names it."""
+    region: str = ""
+    """The geography that the call was bound to: `us`, `eu`, …"""
+    completion_window: str = ""
+    """`2h`, `8h`, `24h`: the time within which the provider may complete the call."""
+    batch: bool = False
+
+
+STANDARD: Final = Conditions()
+"""Of a call at the standard price."""
+
+
 class Usage(msgspec.Struct, frozen=True, gc=False, kw_only=True):
-    """Tokens of one call. The four details are parts of the totals, never added to them."""
+    """What one call used. The four details are parts of the totals, never added to them."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -59,6 +88,29 @@ class Usage(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     reasoning_tokens: int = 0
     audio_tokens: int = 0
     source: TokenSource = "missing"
+    items: tuple[UsageItem, ...] = ()
+    """Everything that is billed, in disjoint parts; empty if the counts above say it all: a cache write of the default
+    time to live, no modality but text, nothing but tokens, one model."""
+    unknown: tuple[UsageItem, ...] = ()
+    """What the provider reports and no table knows. It has no price, and is counted."""
+    conditions: Conditions = STANDARD
+
+
+class ChargeLine(msgspec.Struct, frozen=True, gc=False, array_like=True):
+    """One line of a charge. The lines of a call add up to its cost."""
+
+    item: str
+    quantity: int
+    """In the item's unit."""
+    nanousd: int | None
+    """None: no price is known, and the line is counted as an unpriced item."""
+    unit_price: str = ""
+    """US dollars per unit as the list prints them (`2.50/Mtok`, `10/1000`), with what multiplies them; for display."""
+    price_list: str = ""
+    """The list and its date."""
+    source: CostSource = "unpriced"
+    model: str = ""
+    """The model that it is billed at; empty for the call's own."""
 
 
 class Charge(msgspec.Struct, frozen=True, gc=False, kw_only=True):
@@ -74,8 +126,12 @@ class Charge(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """The cost by the price list, also of a call whose cost was reported."""
     unpriced_reason: UnpricedReason = ""
     fallback_nanousd: int = 0
-    """An unpriced call at the configured fallback price. Budgets count it, so that such a call is limited too; it is
-    not a cost, and no report adds it to one."""
+    """What has no price, at the configured fallback price: an unpriced call, or the unpriced lines of a priced one.
+    Budgets count it, so that such a call is limited too; it is not a cost, and no report adds it to one."""
+    completion_nanousd: int = 0
+    """The part of a cost without lines that its completion takes; its prompt takes the rest."""
+    lines: tuple[ChargeLine, ...] = ()
+    """The cost line by line; empty if it is prompt and completion alone, at the standard price."""
 
 
 class Scope(msgspec.Struct, frozen=True, gc=False, kw_only=True):

@@ -13,7 +13,7 @@ from mcpmeter.errors import ConfigInvalid
 from mcpmeter.pricing import MAX_NANOUSD, PriceBook, PriceSource, RateBand, Rates, bundled_price_lists, parse_price_list
 from mcpmeter.pricing.book import CACHED_MODELS
 from mcpmeter.pricing.rates import attousd_per_mtok
-from mcpmeter.records import Charge, LlmTarget, Usage
+from mcpmeter.records import Charge, ChargeLine, LlmTarget, Usage
 
 NOW = datetime(2026, 11, 22, tzinfo=UTC)
 NOW_NS = int(NOW.timestamp()) * 10**9
@@ -67,7 +67,13 @@ def test_a_call_is_never_charged_the_blended_price(model: str) -> None:
     prompt, completion = (int(price.replace(".", "")) for price in CONTRACT[model][:2])
     charge = BOOK.charge("holysheep", model, usage, NOW_NS)
     nanousd = (prompt + completion) * 10**7
-    assert charge == Charge(nanousd=nanousd, source="listed", price_list="holysheep 2026-11-01", listed_nanousd=nanousd)
+    assert charge == Charge(
+        nanousd=nanousd,
+        source="listed",
+        price_list="holysheep 2026-11-01",
+        listed_nanousd=nanousd,
+        completion_nanousd=completion * 10**7,
+    )
 
 
 def test_a_list_has_precedence_over_genai_prices() -> None:
@@ -103,6 +109,7 @@ def test_a_reported_cost_is_charged_and_the_listed_one_kept() -> None:
         price_list=listed.price_list,
         reported_nanousd=123,
         listed_nanousd=listed.nanousd,
+        lines=(ChargeLine("reported_cost", 1, 123, source="reported"),),
     )
     assert BOOK.charge("unknown", "nothing", Usage(), NOW_NS, 0).source == "reported"
 

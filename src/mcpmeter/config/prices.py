@@ -6,16 +6,33 @@ from collections.abc import Iterable
 
 from mcpmeter.config.budgets import FallbackSettings
 from mcpmeter.config.settings import Settings
-from mcpmeter.pricing import PriceBook, PriceSource, RateBand, Rates, bundled_price_lists, load_price_list
+from mcpmeter.pricing import (
+    Overlay,
+    PriceBook,
+    PriceList,
+    PriceSource,
+    RateBand,
+    Rates,
+    bundled_price_lists,
+    load_price_file,
+    usd_to_nanousd,
+)
 from mcpmeter.pricing.rates import attousd_per_mtok
 from mcpmeter.providers import Provider
 
 
 def price_book(settings: Settings) -> PriceBook:
     """The bundled and the configured lists, with the source of each provider's prices. Raises ConfigInvalid."""
-    lists = [*bundled_price_lists(), *(load_price_list(path) for path in settings.pricing.files)]
-    sources = _sources(upstream.provider for upstream in settings.upstreams())
-    return PriceBook(lists, sources=sources, fallback=_fallback(settings.pricing.fallback))
+    files = [load_price_file(path) for path in settings.pricing.files]
+    lists = [*bundled_price_lists(), *(file for file in files if isinstance(file, PriceList))]
+    fallback = settings.pricing.fallback
+    return PriceBook(
+        lists,
+        sources=_sources(upstream.provider for upstream in settings.upstreams()),
+        fallback=_fallback(fallback),
+        fallback_unit_nanousd=usd_to_nanousd(fallback.per_unit_usd) or 0,
+        overlays=[file for file in files if isinstance(file, Overlay)],
+    )
 
 
 def _fallback(settings: FallbackSettings) -> Rates:

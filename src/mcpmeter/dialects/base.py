@@ -8,7 +8,7 @@ from typing import Protocol, runtime_checkable
 import msgspec
 
 from mcpmeter.errors import MeterError
-from mcpmeter.records import NO_PATH_PARAMS, PathParams, Usage
+from mcpmeter.records import NO_PATH_PARAMS, STANDARD, Conditions, PathParams, Usage, UsageItem
 
 
 class RequestInfo(msgspec.Struct, frozen=True, gc=False):
@@ -24,6 +24,15 @@ class RequestInfo(msgspec.Struct, frozen=True, gc=False):
     """None if the size of the body is the bound: no token is shorter than a byte."""
     max_completion_tokens: int | None = None
     """Of all choices together. None if the caller sets no limit."""
+    conditions: Conditions = STANDARD
+    """As the request asks for them; the response says what was served."""
+    references: tuple[str, ...] = ()
+    """Fields of the request that stand for a prompt that the body does not hold: `previous_response_id`, a file's id,
+    an image's URL, … The body's size bounds nothing then."""
+    max_items: tuple[UsageItem, ...] = ()
+    """The most that its hosted tools can bill; a quantity of 0 means that the request sets no bound."""
+    background: bool = False
+    """The provider answers before it works; the call is followed until its usage is known."""
 
 
 class ResponseInfo(msgspec.Struct, frozen=True, gc=False):
@@ -42,6 +51,18 @@ class ResponseInfo(msgspec.Struct, frozen=True, gc=False):
     """The response is finished and holds neither text nor a tool call."""
     reported_usd: str = ""
     """The cost of the call as the provider writes it in the body."""
+    reported_is_part: bool = False
+    """`reported_usd` is a part of the cost only: a fee on top of what another account pays."""
+    conditions: Conditions = STANDARD
+    """As served. In a stream they may arrive in another event than the usage."""
+    items: tuple[UsageItem, ...] = ()
+    """What is billed beside the usage object: searches and sessions that the output shows."""
+    unknown: tuple[UsageItem, ...] = ()
+    """What is billed beside the usage object and is not known."""
+    object_id: str = ""
+    """The provider's id of the response, of a call that runs in the background or may be continued."""
+    is_pending: bool = False
+    """The provider has taken the call and has not completed it."""
 
 
 def merge(before: ResponseInfo, now: ResponseInfo) -> ResponseInfo:
@@ -55,6 +76,12 @@ def merge(before: ResponseInfo, now: ResponseInfo) -> ResponseInfo:
         is_refusal=now.is_refusal or before.is_refusal,
         is_empty=now.is_empty or before.is_empty,
         reported_usd=now.reported_usd or before.reported_usd,
+        reported_is_part=now.reported_is_part if now.reported_usd else before.reported_is_part,
+        conditions=before.conditions if now.conditions == STANDARD else now.conditions,
+        items=now.items or before.items,
+        unknown=now.unknown or before.unknown,
+        object_id=now.object_id or before.object_id,
+        is_pending=now.is_pending,
     )
 
 
