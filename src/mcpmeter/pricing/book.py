@@ -426,9 +426,10 @@ def _with_fee(listed: Charge, nanousd: int) -> Charge:
     """A listed charge, and a fee that the provider reports beside it."""
     if listed.source == "unpriced":
         fee = ChargeLine("provider_fee", 1, None)
-        return replace(listed, fallback_nanousd=listed.fallback_nanousd + nanousd, lines=(*listed.lines, fee))
+        fallback = min(listed.fallback_nanousd + nanousd, MAX_NANOUSD)
+        return replace(listed, fallback_nanousd=fallback, lines=(*listed.lines, fee))
     fee = ChargeLine("provider_fee", 1, nanousd, source="reported")
-    total = listed.nanousd + nanousd
+    total = min(listed.nanousd + nanousd, MAX_NANOUSD)
     return replace(listed, nanousd=total, lines=(*listed.lines, fee), completion_nanousd=0)
 
 

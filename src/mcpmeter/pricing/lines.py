@@ -38,16 +38,18 @@ def bill(usage: Usage, rates_of: RatesOf) -> Bill:
     items = usage.items or _items_of_counts(usage, rates_of(""))
     if items is None or any(not 0 <= item.quantity <= MAX_QUANTITY for item in (*items, *usage.unknown)):
         return _unpriced(items or (), usage.unknown)
-    drafts, determined, unknown = [], True, dict.fromkeys(usage.unknown)
+    drafts: list[_Draft] = []
+    determined, unpriced_conditions = True, dict[UsageItem, None]()
     for entry in _entries(items):
         rates, missing = rates_of(entry[0].model)
-        unknown |= dict.fromkeys(UsageItem(name, 1, entry[0].model) for name in missing)
+        unpriced_conditions |= dict.fromkeys(UsageItem(name, 1, entry[0].model) for name in missing)
         found = [_draft(item, None if missing else rates, _prompt_of(entry)) for item in entry]
         # Another model's tokens are lines of their own: without a price they leave the call's own priced.
         determined = determined and (bool(entry[0].model) or not any(map(_lacks_price, found)))
         drafts += found
-    if own := _request_fee(usage, rates_of):
-        drafts.append(own)
+    if (fee := _request_fee(usage, rates_of)) is not None:
+        drafts.append(fee)
+    unknown = (*usage.unknown, *unpriced_conditions)
     priced = [draft for draft in drafts if draft.amount is not None]
     nanousd = half_even(sum(draft.amount or 0 for draft in priced), SCALED_NANOUSD)
     nothing = not priced and (bool(drafts) or bool(unknown))
