@@ -55,7 +55,8 @@ def test_the_order_is_promised_and_generic_is_last() -> None:
     names = list(BUILT_IN)
     assert names[:5] == ["holysheep", "openai", "anthropic", "gemini", "deepseek"]
     assert sorted(names[5:-1]) == [
-        "azure-deployments", "azure-openai", "groq", "mistral", "ollama", "openrouter", "together", "vllm",
+        "azure-deployments", "azure-openai", "dashscope", "groq", "mistral", "ollama", "openrouter", "perplexity",
+        "together", "vllm", "xai",
     ]  # fmt: skip
     assert names[-1] == GENERIC
     assert not BUILT_IN[GENERIC].key_env

@@ -66,6 +66,10 @@ _COUNTED_FAMILIES: Final = frozenset({"tokens", "tool_calls", "rerank", "request
 _RESOURCE_PREFIX: Final = {"google": "models/", "azure": "azure/"}
 
 
+LACKING: Final = ("dashscope",)
+"""Providers that genai-prices does not have; an overlay has all their prices."""
+
+
 class GenaiPrices:
     """The price list of one genai-prices provider. Lookups are not cached here."""
 
@@ -134,24 +138,26 @@ class GenaiPrices:
         if not when:
             return
         for start in _starts(priced):
-            if prices := _table(priced, start):
+            if prices := _table(priced, start, is_whole=False):
                 found = Variant(when=when, above_prompt_tokens=start, prices=prices)
                 yield Patch(valid=_valid(variant.constraint), variant=found, origin=self._list_name)
 
 
 def genai_providers() -> dict[str, Provider]:
-    """All providers of genai-prices by id. Raises MissingDependency.
+    """All providers of genai-prices by id, and those that only an overlay has. Raises MissingDependency.
 
     Imported here, as the library's own imports take a quarter of a second.
     """
     try:
+        from genai_prices import types  # noqa: PLC0415
         from genai_prices.data import providers  # noqa: PLC0415
     except ModuleNotFoundError as missing:
         raise MissingDependency(
             f"Prices need the package '{missing.name}', which is not installed.",
             hint="Run: pip install 'mcpmeter[server]'",
         ) from None
-    return {provider.id: provider for provider in providers}
+    lacking = {name: types.Provider(id=name, name=name, api_pattern="") for name in LACKING}
+    return {**lacking, **{provider.id: provider for provider in providers}}
 
 
 def _printed_names(match: MatchLogic) -> Iterator[str]:
@@ -201,12 +207,13 @@ def _price_above(price: Decimal | TieredPrices, start: int) -> Decimal:
     return passed[-1] if passed else price.base
 
 
-def _table(priced: Priced, start: int) -> dict[str, Price]:
+def _table(priced: Priced, start: int, *, is_whole: bool = True) -> dict[str, Price]:
+    """The prices by item. A part of a model's prices leaves what it does not name as it is."""
     found = {item: next((priced[key] for key in keys if key in priced), None) for item, keys in _PRICE_KEYS.items()}
     table = {
         item: Price(rate_of(item, _price_above(price, start))) for item, price in found.items() if price is not None
     }
-    for modality in ("audio", "image", "video"):
+    for modality in ("audio", "image", "video") if is_whole else ():
         # Without any price of cached tokens, the library bills those of a modality like the others of it.
         if f"prompt_{modality}" in table and "cached_read" not in table:
             table.setdefault(f"cached_read_{modality}", table[f"prompt_{modality}"])
