@@ -10,8 +10,8 @@ import msgspec
 import pytest
 
 from mcpmeter import errors
+from mcpmeter.dialects import gemini
 from mcpmeter.dialects.base import UnreadableResponse
-from mcpmeter.dialects.gemini import read_usage
 from mcpmeter.dialects.gemini_generate import GeminiGenerate, GeminiGenerateArray
 from mcpmeter.dialects.json_body import MAX_MODEL_NAME_LENGTH
 from mcpmeter.dialects.sse import split_events
@@ -104,7 +104,8 @@ def test_a_response_without_text_or_call_is_empty(part, is_empty):
 
 
 def read(text: str) -> tuple[Usage | None, bool]:
-    return read_usage(msgspec.Raw(text.encode()))
+    counts, bad = gemini.counts_of(msgspec.Raw(text.encode()))
+    return gemini.usage_of(counts), bad
 
 
 def reported(prompt: int, completion: int, **details: int) -> tuple[Usage, bool]:
