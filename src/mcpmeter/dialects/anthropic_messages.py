@@ -300,11 +300,22 @@ def _combined(before: _Counts | dict[str, Any], now: _Counts | dict[str, Any] | 
             input_tokens=_greater(before.input_tokens, now.input_tokens),
             cache_creation_input_tokens=_greater(before.cache_creation_input_tokens, now.cache_creation_input_tokens),
             cache_read_input_tokens=_greater(before.cache_read_input_tokens, now.cache_read_input_tokens),
-            output_tokens=_greater(before.output_tokens, now.output_tokens),
+            output_tokens=_output(before.output_tokens, now.output_tokens),
             output_tokens_details=_OutputDetails(thinking) if thinking else None,
             cache_creation=now.cache_creation or before.cache_creation,
         )
-    return greatest(_fields(before), _fields(now))
+    first, last = _fields(before), _fields(now)
+    output = {"output_tokens": 0} if _is_placeholder(first.get("output_tokens"), last.get("output_tokens")) else {}
+    return greatest(first, last) | output
+
+
+def _output(before: int | None, now: int | None) -> int | None:
+    return 0 if _is_placeholder(before, now) else _greater(before, now)
+
+
+def _is_placeholder(before: Any, now: Any) -> bool:
+    """Whether a count of 1 is not a true one: `message_start` counts a token before there is any."""
+    return bool(before == 1 and now == 0)
 
 
 def _greater(before: int | None, now: int | None) -> int | None:

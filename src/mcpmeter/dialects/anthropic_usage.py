@@ -1,8 +1,9 @@
 """Anthropic's usage beyond the plain counts: times to live, iterations, server tools, conditions, refusals.
 
 `iterations`, if the object has it, is the bill: one set of items per entry at the entry's own model, in order and not
-added up, because a price band is that of one pass over a context. The top level leaves compaction and advisor out, and
-other attempts too, so it is a check only: what exceeds the sum of all entries is unknown.
+added up, because a price band is that of one pass over a context. The top level is the sum of the entries that are
+neither compaction nor advisor, or of fewer of them, so it is a check only: what it counts beyond them is unknown. It is
+billed only if there is no such entry.
 https://platform.claude.com/docs/en/build-with-claude/compaction-threshold#understanding-usage
 
 An attempt that declined before any output is not billed, though its tokens are reported.
@@ -30,11 +31,12 @@ MAX_ENTRIES: Final = 64
 """Iterations that keep items of their own; the others are added up per model."""
 
 _BILLED: Final = ("message", "compaction", "advisor_message", "fallback_message")
+_BESIDE_THE_TOP: Final = ("compaction", "advisor_message")
 _ATTEMPTS: Final = ("message", "fallback_message")
 """Entries that a safety classifier can decline."""
 
 _MAX_DECLINED_TOKENS: Final = 1
-"""Output of a refusal before any output: a stream's first event counts a token, and so do some platforms."""
+"""Output of a refusal before any output, as some platforms count it."""
 
 MAX_SUM: Final = 3 * MAX_TOKENS
 """Of a prompt or a completion: more is invalid, as a larger count is."""
@@ -66,7 +68,7 @@ _TABLE: Final = MappingProxyType(
         "inference_geo": text("region"),
         # The counts are those after the credit: cache writes that it turned into reads.
         "fallback_credit": FREE,
-        "iterations": FREE,
+        "iterations": FREE,  # read one by one
     }
 )
 _ENTRY_TABLE: Final = MappingProxyType(
@@ -103,12 +105,15 @@ def usage_of(fields: Mapping[str, Any], *, source: TokenSource, model: str, is_r
     `model` is the call's own.
     """
     top = read(fields, _TABLE)
-    entries = fields.get("iterations")
-    passes, strange = _iterations(entries if isinstance(entries, list) else [], model, is_refusal=is_refusal)
-    if passes:
-        _add(strange, _excess(top, entries or []))
-    elif top.counts.keys() >= {"prompt", "completion"}:
-        passes = [_pass(top, "", is_billed=not is_refusal or top.counts["completion"] > _MAX_DECLINED_TOKENS)]
+    listed = fields.get("iterations")
+    entries = listed if isinstance(listed, list) else []
+    passes, strange = _iterations(entries, model, is_refusal=is_refusal)
+    answered = [entry for entry in entries if json_body.under(entry, "type") not in _BESIDE_THE_TOP]
+    if answered and passes:
+        _add(strange, _excess(top, answered))
+    elif passes or top.counts.keys() >= {"prompt", "completion"}:
+        is_billed = not is_refusal or top.counts.get("completion", 0) > _MAX_DECLINED_TOKENS
+        passes.append(_pass(top, "", is_billed=is_billed))
     else:
         return None
     _add(strange, _quantities(top))
@@ -154,12 +159,13 @@ def _pass(reading: Reading, model: str, *, is_billed: bool) -> _Pass:
     counts = reading.counts
     prompt, cached, completion = (counts.get(name, 0) for name in ("prompt", "cached_read", "completion"))
     ttls = {name: counts.get(name, 0) for name in _TTLS}
+    rest = max(0, counts.get("cache_write", 0) - sum(ttls.values()))
     unknown = sum(number for path, number in reading.unknown_counts.items() if "cache_creation." in path)
-    default = max(0, counts.get("cache_write", 0) - sum(ttls.values()) - unknown)
-    written = default + sum(ttls.values()) + unknown
+    default = max(0, rest - unknown)
+    written = rest + sum(ttls.values())
     quantities = {"prompt": prompt, "cached_read": cached, "cache_write": default, **ttls, "completion": completion}
     if not is_billed:
-        quantities = {"prompt_unbilled": prompt + cached + written - unknown, "completion_unbilled": completion}
+        quantities = {"prompt_unbilled": prompt + cached + written - rest + default, "completion_unbilled": completion}
     items = tuple(UsageItem(name, number, model) for name, number in quantities.items() if number)
     return _Pass(items, prompt + cached + written, completion, cached, written)
 
@@ -180,12 +186,13 @@ def _items(passes: list[_Pass], top: Reading) -> tuple[UsageItem, ...]:
     """All that is billed; empty if the counts alone say it."""
     items = tuple(item for part in passes for item in part.items)
     fees = tuple(UsageItem(name, top.counts[name]) for name in _FEES if top.counts.get(name))
-    is_plain = len(passes) == 1 and not fees and all(item.item in _PLAIN and not item.model for item in items)
+    plain = sum(item.quantity for item in items if item.item in _PLAIN and not item.model)
+    is_plain = len(passes) == 1 and not fees and plain == passes[0].prompt + passes[0].completion
     return () if is_plain else items + fees
 
 
 def _excess(top: Reading, entries: list[Any]) -> dict[str, int]:
-    """What the top level counts beyond the sum of all entries."""
+    """What the top level counts beyond the sum of entries."""
     sums = {field: sum(whole(json_body.under(entry, field)) or 0 for entry in entries) for field in _TOTALS}
     return {field: top.counts.get(name, 0) - sums[field] for field, name in _TOTALS.items()}
 

@@ -101,7 +101,7 @@ def usage_of(fields: Mapping[str, Any], source: TokenSource, *, are_tools_billed
     quantities = {
         "prompt": heard[""],
         "prompt_tool": results.get("", 0),
-        "prompt_unbilled": 0 if are_tools_billed else tool,
+        "prompt_unbilled": 0 if are_tools_billed else max(0, tool - _unknown(reading, "tool")),
         **{f"prompt_{medium}": heard[medium] + results.get(medium, 0) for medium in _MEDIA},
         "cached_read": kept[""],
         **{f"cached_read_{medium}": kept[medium] for medium in _MEDIA},
@@ -110,6 +110,7 @@ def usage_of(fields: Mapping[str, Any], source: TokenSource, *, are_tools_billed
         "reasoning": thoughts,
     }
     items = tuple(UsageItem(name, quantity) for name, quantity in quantities.items() if quantity)
+    is_plain = sum(item.quantity for item in items if item.item in _PLAIN) == prompt + tool + candidates + thoughts
     strange = {item.item: item.quantity for item in reading.unknown}
     return Usage(
         prompt_tokens=prompt + tool,
@@ -118,7 +119,7 @@ def usage_of(fields: Mapping[str, Any], source: TokenSource, *, are_tools_billed
         reasoning_tokens=thoughts,
         audio_tokens=quantities["prompt_audio"] + quantities["cached_read_audio"] + quantities["completion_audio"],
         source=source,
-        items=() if all(item.item in _PLAIN for item in items) else items,
+        items=() if is_plain else items,
         unknown=unknown_items(strange | {"totalTokenCount": rest}),
         conditions=conditions_of(reading.texts.get("traffic", ""), reading.texts.get("tier", "")),
     )
