@@ -14,7 +14,7 @@ import msgspec
 from msgspec.structs import replace
 
 from mcpmeter.dialects import gemini, gemini_grounding, gemini_usage, json_body, sse, tokens
-from mcpmeter.dialects.base import RequestInfo, ResponseInfo, StreamingDialect, UnreadableResponse, merge_all
+from mcpmeter.dialects.base import RequestInfo, ResponseInfo, StreamingDialect, UnreadableResponse, merge, merge_all
 from mcpmeter.dialects.cumulative import greatest
 from mcpmeter.dialects.gemini_grounding import NO_GROUNDING, Grounding, grounding_of
 from mcpmeter.errors import InvalidRequest, MeterError
@@ -124,8 +124,8 @@ class GeminiGenerate(gemini.GeminiDialect, StreamingDialect):
             responses = _odd_responses(json_body.value_of(body))
         if not any(map(_is_response, responses)):
             raise UnreadableResponse("no candidates")
-        info = ResponseInfo()
-        for response in responses:
+        info = _info(responses[0])
+        for response in responses[1:]:
             info = self.merge(info, _info(response))
         is_empty = not (info.is_error or info.is_refusal or any(map(_has_content, responses)))
         usage = None if info.bad_usage else info.usage
@@ -146,33 +146,26 @@ class GeminiGenerate(gemini.GeminiDialect, StreamingDialect):
 
     def merge(self, before: ResponseInfo, now: ResponseInfo) -> ResponseInfo:
         """Combine two reports. No count falls; the last one is final after a finish reason."""
-        latest, grounding = (now.counts, now.grounding) if isinstance(now, _EventInfo) else (None, NO_GROUNDING)
-        usage, model = now.usage or before.usage, now.model or before.model
-        if usage is not None and usage is now.usage and before.finish_reason:
+        if not isinstance(before, _EventInfo) or not isinstance(now, _EventInfo):
+            return now if isinstance(now, _EventInfo) else merge(before, now)
+        usage, counts = now.usage or before.usage, now.counts
+        if usage is now.usage and usage is not None and before.finish_reason:
             usage = replace(usage, source="reported")
-        counts = latest
-        if isinstance(before, _EventInfo) and before.counts is not None:
-            counts = _combined(before.counts, latest)
-            if usage is not None and counts is not latest and counts is not before.counts:
+        if before.counts is not None:
+            counts = _combined(before.counts, now.counts)
+            if usage is not None and counts is not now.counts and counts is not before.counts:
                 usage = gemini.usage_of(counts, usage.source)
-        if isinstance(before, _EventInfo) and before.grounding is not NO_GROUNDING:
-            grounding = before.grounding.joined(grounding)
-        items, unknown = now.items or before.items, now.unknown or before.unknown
-        if grounding is not NO_GROUNDING:
-            usage, items, unknown = _grounded(usage, counts, grounding, model)
-        return _EventInfo(
+        merged = _EventInfo(
             usage=usage,
             bad_usage=now.bad_usage or (before.bad_usage and now.usage is None),
-            model=model,
+            model=now.model or before.model,
             finish_reason=now.finish_reason or before.finish_reason,
             is_error=now.is_error or before.is_error,
             is_refusal=now.is_refusal or before.is_refusal,
-            conditions=before.conditions if now.conditions is STANDARD else now.conditions,
-            items=items,
-            unknown=unknown,
             counts=counts,
-            grounding=grounding,
         )
+        is_plain = before.grounding is now.grounding is NO_GROUNDING and before.conditions is now.conditions
+        return merged if is_plain else _regrounded(merged, before, now)
 
     def has_content(self, block: bytes) -> bool:
         """Whether a block holds text or a tool call; thoughts are neither."""
@@ -282,27 +275,32 @@ def _info(response: _Response) -> ResponseInfo:
         reason = _reason(candidate.finish_reason) or reason
         has_tools = has_tools or _has_tools(candidate)
     counts, bad = gemini.counts_of(response.usage_metadata)
-    usage = gemini.usage_of(counts, "reported" if reason else "partial")
-    model, tier = json_body.cleaned(response.model_version), response.service_tier or response.tier_in_snake_case
-    grounding = NO_GROUNDING
-    items: tuple[UsageItem, ...] = ()
-    unknown: tuple[UsageItem, ...] = ()
-    if has_tools or isinstance(counts, dict):
-        grounding = _grounding(response.candidates or ())
-        usage, items, unknown = _grounded(usage, counts, grounding, model)
-    return _EventInfo(
-        usage=usage,
+    info = _EventInfo(
+        usage=gemini.usage_of(counts, "reported" if reason else "partial"),
         bad_usage=bad,
-        model=model,
+        model=json_body.cleaned(response.model_version),
         finish_reason=reason,
         is_error=json_body.is_error(response.error),
         is_refusal=bool(blocked) or reason in _FILTERED,
-        conditions=gemini_usage.conditions_of(tier) if tier else STANDARD,
-        items=items,
-        unknown=unknown,
         counts=counts,
-        grounding=grounding,
     )
+    tier = response.service_tier or response.tier_in_snake_case
+    is_plain = not (has_tools or tier or isinstance(counts, dict))
+    return info if is_plain else _detailed(info, response.candidates or (), tier or "")
+
+
+def _detailed(info: _EventInfo, candidates: Sequence[_Candidate], tier: str) -> _EventInfo:
+    grounding = _grounding(candidates)
+    usage, items, unknown = _grounded(info.usage, info.counts, grounding, info.model)
+    conditions = gemini_usage.conditions_of(tier)
+    return replace(info, usage=usage, items=items, unknown=unknown, conditions=conditions, grounding=grounding)
+
+
+def _regrounded(merged: _EventInfo, before: _EventInfo, now: _EventInfo) -> _EventInfo:
+    grounding = before.grounding.joined(now.grounding)
+    usage, items, unknown = _grounded(merged.usage, merged.counts, grounding, merged.model)
+    conditions = before.conditions if now.conditions == STANDARD else now.conditions
+    return replace(merged, usage=usage, items=items, unknown=unknown, conditions=conditions, grounding=grounding)
 
 
 def _combined(

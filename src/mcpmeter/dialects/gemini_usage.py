@@ -82,9 +82,10 @@ def decoded(raw: msgspec.Raw) -> dict[str, Any] | None:
     if not isinstance(fields, dict):
         return None
     reading = read(fields, _TABLE)
-    if "prompt" not in reading.counts and reading.counts.keys() & _REQUIRED:
-        return None
-    return None if reading.invalid & _REQUIRED else fields
+    is_counted = "prompt" in reading.counts
+    # Vertex AI names the traffic's type in every event and counts only in the last.
+    is_announced = not is_counted and fields.get("promptTokenCount") is None and not reading.counts.keys() & _REQUIRED
+    return fields if (is_counted or is_announced) and not reading.invalid & _REQUIRED else None
 
 
 def usage_of(fields: Mapping[str, Any], source: TokenSource, *, are_tools_billed: bool = True) -> Usage | None:
