@@ -188,20 +188,20 @@ def test_a_refusal_after_some_output_is_billed():
         (
             [attempt("message", 0), attempt("fallback_message", 50, "claude-opus-5")],
             "end_turn",
-            {("prompt_unbilled", ""): 420, ("prompt", "claude-opus-5"): 400, ("cached_read", "claude-opus-5"): 20}
+            {("prompt_unbilled", MODEL): 420, ("prompt", "claude-opus-5"): 400, ("cached_read", "claude-opus-5"): 20}
             | {("completion", "claude-opus-5"): 50},
         ),
         (
             [attempt("message", 30), attempt("fallback_message", 50, "claude-opus-5")],
             "end_turn",
-            {("prompt", ""): 400, ("cached_read", ""): 20, ("completion", ""): 30}
+            {("prompt", MODEL): 400, ("cached_read", MODEL): 20, ("completion", MODEL): 30}
             | {("prompt", "claude-opus-5"): 400, ("cached_read", "claude-opus-5"): 20}
             | {("completion", "claude-opus-5"): 50},
         ),
         (
             [attempt("message", 0), attempt("message", 1, "claude-opus-5")],
             "refusal",
-            {("prompt_unbilled", ""): 420, ("prompt_unbilled", "claude-opus-5"): 420}
+            {("prompt_unbilled", MODEL): 420, ("prompt_unbilled", "claude-opus-5"): 420}
             | {("completion_unbilled", "claude-opus-5"): 1},
         ),
     ],

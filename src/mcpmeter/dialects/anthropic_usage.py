@@ -139,6 +139,9 @@ def _iterations(entries: list[Any], model: str, *, is_refusal: bool) -> tuple[li
     kinds = [json_body.under(entry, "type") for entry in entries]
     last_attempt = max((index for index, kind in enumerate(kinds) if kind in _ATTEMPTS), default=0)
     served = max((index for index, kind in enumerate(kinds) if kind == "fallback_message"), default=0)
+    # The response names the model that answered, which after a fallback is not the one that the call is priced by.
+    others = {_model(entry) for kind, entry in zip(kinds, entries, strict=True) if kind != "advisor_message"}
+    is_own = "fallback_message" not in kinds and others <= {"", model}
     for index, (kind, entry) in enumerate(zip(kinds, entries, strict=True)):
         reading = read({"iterations": [entry]}, _ENTRY_TABLE)
         _add(strange, _quantities(reading))
@@ -149,10 +152,14 @@ def _iterations(entries: list[Any], model: str, *, is_refusal: bool) -> tuple[li
             is_billed = written > _MAX_DECLINED_TOKENS
         else:
             is_billed = written > 0 or kind not in _ATTEMPTS or not (is_refusal or index < served)
-        named = entry.get("model")
-        own = json_body.cleaned(named) if isinstance(named, str) else ""
-        passes.append(_pass(reading, "" if own == model else own, is_billed=is_billed))
+        name = _model(entry)
+        passes.append(_pass(reading, "" if is_own and name == model else name, is_billed=is_billed))
     return _bounded(passes), strange
+
+
+def _model(entry: Any) -> str:
+    name = json_body.under(entry, "model")
+    return json_body.cleaned(name) if isinstance(name, str) else ""
 
 
 def _pass(reading: Reading, model: str, *, is_billed: bool) -> _Pass:
