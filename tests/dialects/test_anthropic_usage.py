@@ -69,7 +69,7 @@ PLAIN = {"input_tokens": 10, "output_tokens": 5}
         (100, {}, {}),
     ],
 )
-def test_cache_writes_are_told_apart_by_time_to_live(total, ttls, expected):
+def test_cache_writes_are_separated_by_time_to_live(total, ttls, expected):
     written = {f"ephemeral_{ttl}_input_tokens": number for ttl, number in ttls.items()}
     usage = read({**PLAIN, "cache_creation_input_tokens": total, "cache_creation": written})
     assert own(usage) == expected
@@ -234,7 +234,7 @@ def test_searches_are_billed_and_fetches_are_free():
         ({"service_tier": "tomorrow", "inference_geo": "EU"}, Conditions(tier="tomorrow", region="eu")),
     ],
 )
-def test_the_response_tells_the_conditions_of_its_price(fields, conditions):
+def test_the_response_reports_the_conditions_of_its_price(fields, conditions):
     usage = read({**PLAIN, **fields})
     assert (usage.conditions, usage.items, usage.unknown) == (conditions, (), ())
 

@@ -98,7 +98,7 @@ def details(**counts: int) -> list[dict[str, Any]]:
         ),
     ],
 )
-def test_tokens_are_told_apart_by_modality(fields, expected):
+def test_tokens_are_separated_by_modality(fields, expected):
     usage = read(PLAIN | fields)
     assert (items(usage), usage.unknown) == (expected, ())
     assert usage.prompt_tokens == 100 + fields.get("toolUsePromptTokenCount", 0)
@@ -321,7 +321,7 @@ def test_every_number_of_a_usage_object_is_accounted_for(trials):
         if usage.get("candidatesTokenCount") is None:
             assert billed == max(counted, total)
         else:
-            # Some models count thoughts or tool results twice, which the total tells.
+            # Some models count thoughts or tool results twice, which the total shows.
             assert billed == counted or (billed == total < counted)
         assert found.reasoning_tokens == sum_of(usage, "thoughtsTokenCount")
         assert found.cached_read_tokens <= sum_of(usage, "promptTokenCount")

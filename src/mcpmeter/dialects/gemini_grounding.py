@@ -34,7 +34,7 @@ class Grounding(NamedTuple):
 
     searches: frozenset[str] = frozenset()
     retrievals: frozenset[str] = frozenset()
-    """Queries to the caller's own data (Vertex AI Search), at a price that the response does not tell."""
+    """Queries to the caller's own data (Vertex AI Search), at a price that the response does not hold."""
     has_maps: bool = False
     has_other_tools: bool = False
     """Tools whose results are billed as input."""
@@ -53,7 +53,7 @@ NO_GROUNDING: Final = Grounding()
 
 
 def grounding_of(metadata: Iterable[msgspec.Raw], *, has_other_tools: bool) -> Grounding:
-    """What the `groundingMetadata` of an event's candidates tells."""
+    """What the `groundingMetadata` of an event's candidates shows."""
     searches: set[str] = set()
     retrievals: set[str] = set()
     has_maps = False

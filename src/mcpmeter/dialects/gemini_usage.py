@@ -1,7 +1,7 @@
 """Gemini's usage beyond the plain counts: modalities, tool results, tiers.
 
 Tokens of tool results stand outside `promptTokenCount`, thoughts outside `candidatesTokenCount`, and cached tokens
-inside the prompt. Some older models count thoughts among the candidates, or tool results in the prompt; the total tells
+inside the prompt. Some older models count thoughts among the candidates, or tool results in the prompt; the total shows
 which. https://ai.google.dev/api/generate-content#UsageMetadata
 
 A document is billed as images, an unspecified modality as text. Modalities without a share of their own in the details
