@@ -152,11 +152,16 @@ def test_an_iteration_of_an_unknown_type_has_no_price():
     }
 
 
-def test_many_iterations_are_added_up_per_model():
-    usage = read({"input_tokens": 0, "output_tokens": 0, "iterations": [MESSAGE, ADVISOR] * 500})
-    assert len(usage.items) == 64 * 2 + 4
-    assert items(usage)["prompt", "claude-opus-5-5"] == 500 * 823
-    assert usage.completion_tokens == 500 * 2_612
+@pytest.mark.parametrize("listed", [{"a": {"b": 5}}, 5, [5], [[5]]])
+def test_iterations_of_another_type_are_unknown(listed):
+    usage = read({**PLAIN, "iterations": listed})
+    assert (usage.prompt_tokens, usage.completion_tokens, [*unknown(usage).values()]) == (10, 5, [5])
+
+
+def test_iterations_beyond_the_bound_are_unknown():
+    usage = read({"input_tokens": 0, "output_tokens": 0, "iterations": [MESSAGE] * 128 + [ADVISOR] * 100_000})
+    assert (usage.completion_tokens, len(usage.items)) == (128_000, 256)
+    assert unknown(usage) == {"iterations": 100_000 * (823 + 1_612)}
 
 
 # Refusals ------------------------------------------------------------------------------------------------------------

@@ -202,8 +202,9 @@ def test_the_queries_of_several_candidates_count_once():
 def test_googles_own_count_of_billed_calls_holds():
     calls = [{"tool": "GOOGLE_SEARCH_RETRIEVAL", "successfulToolCallCount": 3}]
     assert info(PLAIN | {"billedToolCalls": calls}, QUERIES).items == (UsageItem("web_search", 3),)
-    calls.append({"tool": "teleport", "successfulToolCallCount": 2})
+    calls.append({"tool": "teleport", "successfulToolCallCount": 2, "miles": 4})
     found = info(PLAIN | {"billedToolCalls": calls})
+    assert unknown(found.usage) == {"billedToolCalls[].miles": 4}
     assert (found.items, found.unknown) == (
         (UsageItem("web_search", 3),),
         (UsageItem("billedToolCalls[TELEPORT]", 2),),

@@ -27,8 +27,8 @@ from mcpmeter.dialects.tokens import MAX_TOKENS
 from mcpmeter.dialects.usage_fields import FREE, Reading, count, parsed, read, text, unknown_items, whole
 from mcpmeter.records import STANDARD, Conditions, TokenSource, Usage, UsageItem
 
-MAX_ENTRIES: Final = 64
-"""Iterations that keep items of their own; the others are added up per model."""
+MAX_ENTRIES: Final = 128
+"""Iterations that are read; a response has some ten. The tokens of the others are unknown."""
 
 _BILLED: Final = ("message", "compaction", "advisor_message", "fallback_message")
 _BESIDE_THE_TOP: Final = ("compaction", "advisor_message")
@@ -107,7 +107,10 @@ def usage_of(fields: Mapping[str, Any], *, source: TokenSource, model: str, is_r
     top = read(fields, _TABLE)
     listed = fields.get("iterations")
     entries = listed if isinstance(listed, list) else []
-    passes, strange = _iterations(entries, model, is_refusal=is_refusal)
+    passes, strange = _iterations(entries[:MAX_ENTRIES], model, is_refusal=is_refusal)
+    _add(strange, {"iterations": sum(_sums(entries[MAX_ENTRIES:]).values())})
+    if entries is not listed:
+        _add(strange, _quantities(read({"iterations": listed}, {})))
     answered = [entry for entry in entries if json_body.under(entry, "type") not in _BESIDE_THE_TOP]
     if answered and passes:
         _add(strange, _excess(top, answered))
@@ -154,7 +157,7 @@ def _iterations(entries: list[Any], model: str, *, is_refusal: bool) -> tuple[li
             is_billed = written > 0 or kind not in _ATTEMPTS or not (is_refusal or index < served)
         name = _model(entry)
         passes.append(_pass(reading, "" if is_own and name == model else name, is_billed=is_billed))
-    return _bounded(passes), strange
+    return passes, strange
 
 
 def _model(entry: Any) -> str:
@@ -177,18 +180,6 @@ def _pass(reading: Reading, model: str, *, is_billed: bool) -> _Pass:
     return _Pass(items, prompt + cached + written, completion, cached, written)
 
 
-def _bounded(passes: list[_Pass]) -> list[_Pass]:
-    """The passes, those beyond `MAX_ENTRIES` as one."""
-    if len(passes) <= MAX_ENTRIES:
-        return passes
-    sums: dict[tuple[str, str], int] = {}
-    for item in (item for part in passes[MAX_ENTRIES:] for item in part.items):
-        sums[item.item, item.model] = sums.get((item.item, item.model), 0) + item.quantity
-    items = tuple(UsageItem(name, number, model) for (name, model), number in sums.items())
-    totals = (sum(column) for column in zip(*(part[1:] for part in passes[MAX_ENTRIES:]), strict=True))
-    return [*passes[:MAX_ENTRIES], _Pass(items, *totals)]
-
-
 def _items(passes: list[_Pass], top: Reading) -> tuple[UsageItem, ...]:
     """All that is billed; empty if the counts alone say it."""
     items = tuple(item for part in passes for item in part.items)
@@ -200,8 +191,12 @@ def _items(passes: list[_Pass], top: Reading) -> tuple[UsageItem, ...]:
 
 def _excess(top: Reading, entries: list[Any]) -> dict[str, int]:
     """What the top level counts beyond the sum of entries."""
-    sums = {field: sum(whole(json_body.under(entry, field)) or 0 for entry in entries) for field in _TOTALS}
+    sums = _sums(entries)
     return {field: top.counts.get(name, 0) - sums[field] for field, name in _TOTALS.items()}
+
+
+def _sums(entries: list[Any]) -> dict[str, int]:
+    return {field: sum(whole(json_body.under(entry, field)) or 0 for entry in entries) for field in _TOTALS}
 
 
 def _conditions(texts: Mapping[str, str]) -> Conditions:

@@ -59,7 +59,9 @@ _TABLE: Final = MappingProxyType(
         },
         "trafficType": text("traffic"),
         "serviceTier": text("tier"),
-        "billedToolCalls": FREE,  # read by gemini_grounding
+        # Read by `gemini_grounding`.
+        "billedToolCalls[].tool": FREE,
+        "billedToolCalls[].successfulToolCallCount": FREE,
     }
 )
 
