@@ -25,6 +25,8 @@ class Item(NamedTuple):
     unit: str = "token"
     like: str = ""
     """The item whose price applies where a list has none for this one; empty for none."""
+    is_free: bool = False
+    """Counted, and never billed: its price is 0 in every list."""
 
 
 _TOKENS: Final = {
@@ -33,6 +35,7 @@ _TOKENS: Final = {
     "prompt_image": Item("prompt", "prompt", like="prompt"),
     "prompt_video": Item("prompt", "prompt", like="prompt"),
     "prompt_tool": Item("prompt", "prompt", like="prompt"),
+    "prompt_unbilled": Item("prompt", "prompt", is_free=True),
     "cached_read": Item("prompt", "cached_read", like="prompt"),
     "cached_read_implicit": Item("prompt", "cached_read", like="cached_read"),
     "cached_read_audio": Item("prompt", "cached_read", like="cached_read"),
@@ -47,6 +50,7 @@ _TOKENS: Final = {
     "completion_audio": Item("completion", "completion", like="completion"),
     "completion_image": Item("completion", "completion", like="completion"),
     "completion_video": Item("completion", "completion", like="completion"),
+    "completion_unbilled": Item("completion", "completion", is_free=True),
     "reasoning": Item("completion", "completion", like="completion"),
     "citation": Item("beside", "other"),
 }

@@ -234,6 +234,23 @@ def cleaned(text: str | None) -> str:
     return short if short.isprintable() else "".join(char if char.isprintable() else "?" for char in short)
 
 
+def name_in(value: Any) -> str | None:
+    """The name that an enum's field of another type holds: a text in it, or the number; None if it is empty."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)[:MAX_NAME_LENGTH]
+    return next((text for text in strings_in(value) if text), "other") if value else None
+
+
+def raw(value: Any) -> msgspec.Raw:
+    """A parsed value as a field's bytes; absent for None and for what JSON cannot hold."""
+    try:
+        return ABSENT if value is None else msgspec.Raw(msgspec.json.encode(value))
+    except (OverflowError, RecursionError):
+        return ABSENT
+
+
 def dicts_in(value: Any) -> Iterator[dict[str, Any]]:
     """The objects in a list; nothing if it is not a list."""
     for item in value if isinstance(value, list) else ():

@@ -111,7 +111,9 @@ def _begins_entry(item: UsageItem, last: Sequence[UsageItem]) -> bool:
 
 
 def _draft(item: UsageItem, rates: Rates | None, prompt_tokens: int) -> _Draft:
-    price = None if rates is None or item.item not in ITEMS else rates.band(prompt_tokens).price(item.item)
+    if (known := ITEMS.get(item.item)) is not None and known.is_free:
+        return _Draft(item, 0, "0")
+    price = None if rates is None or known is None else rates.band(prompt_tokens).price(item.item)
     if price is None or rates is None:
         return _Draft(item)
     return _Draft(
