@@ -134,6 +134,27 @@ class Charge(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """The cost line by line; empty if it is prompt and completion alone, at the standard price."""
 
 
+def unpriced_items(usage: Usage, charge: Charge) -> list[str]:
+    """What of a call has no price, by name. An unpriced call is counted as a whole, so its lines are left out here."""
+    lines = () if charge.source == "unpriced" else charge.lines
+    return [line.item for line in lines if line.nanousd is None] + [unknown.item for unknown in usage.unknown]
+
+
+def lines_that_add_up(charge: Charge) -> tuple[ChargeLine, ...]:
+    """The lines of a charge, which add up to its cost whatever made them.
+
+    Those of an unpriced call have no amount. What a reported cost has beyond its lines is a line of its own; if it is
+    less than they are, they explain nothing, and it is the only line.
+    """
+    if charge.source == "unpriced":
+        return tuple([msgspec.structs.replace(line, nanousd=None) for line in charge.lines])
+    rest = charge.nanousd - sum(line.nanousd or 0 for line in charge.lines)
+    if not rest or not charge.lines:
+        return charge.lines
+    fee = ChargeLine("provider_fee", 1, rest if rest > 0 else charge.nanousd, source=charge.source)
+    return (*charge.lines, fee) if rest > 0 else (fee,)
+
+
 class Scope(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """The calls that a limit covers; an empty field matches all of them."""
 

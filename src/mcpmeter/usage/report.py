@@ -12,7 +12,8 @@ import msgspec
 
 from mcpmeter.errors import InvalidRequest
 from mcpmeter.ledger.location import Location
-from mcpmeter.ledger.queries.totals import GROUPINGS, Grouping, Selection, Total, select
+from mcpmeter.ledger.queries.selection import GROUPINGS, Grouping, Selection
+from mcpmeter.ledger.queries.totals import Total, select
 from mcpmeter.money import nanousd_to_usd, plain_usd, usd_text
 from mcpmeter.usage.periods import Span, time_zone, utc_text
 

@@ -14,7 +14,8 @@ from typing import Final
 import msgspec
 
 from mcpmeter.ledger.location import Location
-from mcpmeter.ledger.queries.totals import Selection, Total, select
+from mcpmeter.ledger.queries.selection import Selection
+from mcpmeter.ledger.queries.totals import Total, select
 from mcpmeter.money import nanousd_to_usd
 from mcpmeter.usage.periods import Span, time_zone
 from mcpmeter.usage.report import Currency, summed

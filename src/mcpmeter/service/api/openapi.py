@@ -10,7 +10,7 @@ import msgspec
 
 from mcpmeter.access.key_view import ShownKey
 from mcpmeter.budgets.view import BudgetReport
-from mcpmeter.ledger.queries.totals import GROUPINGS
+from mcpmeter.ledger.queries.selection import GROUPINGS
 from mcpmeter.quota.tracker import QuotaReport
 from mcpmeter.service.api.keys import KeyList, KeyRevocation, KeyRotation, KeyWithSecret, NewKey
 from mcpmeter.usage import UsageReport
