@@ -122,6 +122,13 @@ SPEND: Final = Row(
             stacked=True,
         ),
         Panel(
+            "Cost by component",
+            "US dollars per hour: what prompts, completions, caches and fees of tools cost.",
+            (Query(f"{HOUR} * {q.rate(money.COMPONENT_COST, 'component')}", "{{component}}"),),
+            "currencyUSD",
+            stacked=True,
+        ),
+        Panel(
             "Cost by provider",
             "US dollars per hour, by source: reported by the provider, or from a dated price list.",
             (Query(f"{HOUR} * {q.rate(money.COST, 'provider', 'source')}", "{{provider}}, {{source}}"),),
@@ -243,6 +250,13 @@ TRUST: Final = Row(
             "Calls without a price, by reason",
             "Unpriced calls per second, by provider and reason.",
             (Query(q.moving(money.UNPRICED, "provider", "reason"), "{{provider}}: {{reason}}"),),
+            "reqps",
+            stacked=True,
+        ),
+        Panel(
+            "Items without a price",
+            "Unpriced items of calls per second, by provider and item. Their cost is missing in all figures here.",
+            (Query(q.moving(money.UNPRICED_ITEMS, "provider", "item"), "{{provider}}: {{item}}"),),
             "reqps",
             stacked=True,
         ),
