@@ -163,6 +163,13 @@ class MethodNotAllowed(InvalidRequest):
     jsonrpc_code = -32601
 
 
+class CallNotFound(InvalidRequest):
+    """The ledger has no call with this ID that the caller may see."""
+
+    id = "call_not_found"
+    http_status = 404
+
+
 class KeyNotFound(InvalidRequest):
     """No key has this ID."""
 

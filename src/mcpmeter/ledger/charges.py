@@ -22,7 +22,7 @@ from mcpmeter.records import (
     Usage,
     UsageItem,
     lines_that_add_up,
-    unpriced_items,
+    unknown_items,
 )
 
 _Value = TypeVar("_Value")
@@ -39,6 +39,7 @@ CHARGE_COLUMNS: Final = (
     "unpriced_items",
     "other_models",
     "fallback_nanousd",
+    "listed_nanousd",
 )
 INSERT_CHARGE_SQL: Final = (
     f"INSERT INTO charges ({', '.join(CHARGE_COLUMNS)}) VALUES ({', '.join('?' * len(CHARGE_COLUMNS))})"  # noqa: S608
@@ -71,15 +72,18 @@ def charge_values(settlement: Settlement) -> tuple[Any, ...]:
     charge = settlement.charge or _NO_CHARGE
     target = settlement.call.llm or _NO_MODEL
     lines = compact(lines_that_add_up(charge), (target.model, settlement.response_model))
+    unknown = unknown_items(usage, charge)
+    is_priced = charge.source != "unpriced"
     return (
         settlement.call.id,
         settlement.call.started_at_ns,
         msgspec.json.encode(lines).decode(),
-        msgspec.json.encode(usage.unknown).decode(),
+        msgspec.json.encode(unknown).decode(),
         msgspec.json.encode(usage.conditions).decode(),
-        len(unpriced_items(usage, charge)),
+        len(unknown) + sum(is_priced and line.nanousd is None for line in lines),
         int(any(line.model for line in lines)),
-        0 if charge.source == "unpriced" else charge.fallback_nanousd,
+        charge.fallback_nanousd if is_priced else 0,
+        charge.listed_nanousd,
     )
 
 
@@ -107,7 +111,7 @@ def compact(lines: Iterable[ChargeLine], own_models: Sequence[str]) -> list[Char
 
 def charge_of(row: Sequence[Any]) -> KeptCharge:
     """A charge from its columns, in the order of `CHARGE_COLUMNS`. Raises `LedgerNotUsable` if it cannot be read."""
-    _, _, lines, unknown, conditions, _, _, fallback_nanousd = row
+    _, _, lines, unknown, conditions, _, _, fallback_nanousd, _ = row
     return KeptCharge(
         lines=lines_of(lines),
         unknown=unknown_of(unknown),

@@ -62,7 +62,8 @@ CHARGES_SQL: Final = """
     conditions TEXT NOT NULL,
     unpriced_items INTEGER NOT NULL CHECK (unpriced_items >= 0),
     other_models INTEGER NOT NULL CHECK (other_models = 0 OR other_models = 1),
-    fallback_nanousd INTEGER NOT NULL CHECK (fallback_nanousd >= 0)
+    fallback_nanousd INTEGER NOT NULL CHECK (fallback_nanousd >= 0),
+    listed_nanousd INTEGER CHECK (listed_nanousd >= 0)
   ) STRICT;
   CREATE INDEX charges_by_start ON charges (call_started_at_ns);
 

@@ -67,6 +67,8 @@ def summed(rows: list[LedgerRow]) -> dict[str, int]:
         "listed_cost_nanousd": sum(row.cost_nanousd for row in settled if row.cost_source == "listed"),
         "fallback_calls": sum(row.fallback_cost_nanousd > 0 for row in settled),
         "fallback_cost_nanousd": sum(row.fallback_cost_nanousd for row in settled),
+        "unpriced_item_calls": 0,
+        "unpriced_items": 0,
         **{f"{source}_calls": sources[source] for source in ("reported", "estimated", "partial", "missing")},
     }
 

@@ -36,7 +36,7 @@ TABLES: Final = (
     "balances",
     "audit",
 )
-MIN_COLUMNS: Final = {"calls": 37, "charges": 8, "keys": 7, "audit": 8}
+MIN_COLUMNS: Final = {"calls": 37, "charges": 9, "keys": 7, "audit": 8}
 """Of a row as the first migration made it. Rows of these tables are recognised by their content."""
 
 _STATES: Final = ("open", "settled")

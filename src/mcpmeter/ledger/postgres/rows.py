@@ -29,7 +29,7 @@ from mcpmeter.records import Call, LedgerRow, Settlement
 _TEXTS: Final = frozenset(
     name for name, kind in LedgerRow.__annotations__.items() if "str" in str(kind) or "Literal" in str(kind)
 ) | {"call_id", "lines", "unknown", "conditions"}
-_MAY_BE_NULL: Final = frozenset({"reported_cost_nanousd"})
+_MAY_BE_NULL: Final = frozenset({"reported_cost_nanousd", "listed_nanousd"})
 
 
 def _arrays(columns: Sequence[str]) -> str:
