@@ -11,6 +11,7 @@ MeterError
 │   │   ├── UnsupportedTransferEncoding  501
 │   │   ├── RouteNotFound        404
 │   │   ├── MethodNotAllowed     405
+│   │   ├── CallNotFound         404
 │   │   ├── KeyNotFound          404
 │   │   └── KeyConfigured        409
 │   ├── NotAuthenticated         401   auth_error
