@@ -13,15 +13,16 @@ from tests.ledger.conftest import BUDGET, STARTED_AT_NS
 from tests.ledger.raw_rows import write_rows
 
 from mcpmeter.items import ITEMS
-from mcpmeter.ledger.charges import MAX_LINES, compact
+from mcpmeter.ledger.charges import MAX_LINES, charge_values, compact
 from mcpmeter.ledger.maintenance.prune import prune
 from mcpmeter.ledger.maintenance.verify import verify
 from mcpmeter.ledger.queries.charge_lines import sums_by_item
 from mcpmeter.ledger.queries.reader import open_reader, open_writer
 from mcpmeter.ledger.queries.selection import GROUPINGS, Selection
 from mcpmeter.ledger.queries.totals import find_call, find_charge, select_in
+from mcpmeter.ledger.rows import has_charge_row
 from mcpmeter.ledger.store import SettlementConflict
-from mcpmeter.records import Charge, ChargeLine, Conditions, Usage, UsageItem
+from mcpmeter.records import Charge, ChargeLine, Conditions, Settlement, Usage, UsageItem
 from mcpmeter.usage import Span
 from mcpmeter.usage.items import item_report, unpriced_in
 
@@ -132,6 +133,15 @@ async def test_a_batch_of_plain_and_itemised_calls_is_written_together(store, le
     )
     assert charges(ledger) == 5
     assert verify(ledger).wrong == []
+
+
+def test_a_settlement_keeps_its_lines_while_it_waits_for_the_ledger(make_call, make_settlement):
+    settlement = make_settlement(make_call(), usage=USAGE, charge=CHARGE)
+    waiting = msgspec.msgpack.decode(msgspec.msgpack.encode(settlement), type=Settlement)
+    assert waiting == settlement
+    assert charge_values(waiting) == charge_values(settlement)
+    plain = make_settlement(make_call())
+    assert not has_charge_row(msgspec.msgpack.decode(msgspec.msgpack.encode(plain), type=Settlement))
 
 
 def test_many_lines_become_a_bounded_number_that_adds_up():
