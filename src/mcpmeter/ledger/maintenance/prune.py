@@ -73,7 +73,7 @@ _AMOUNTS: Final = ", ".join(FALLBACK_SQL if name == "fallback_cost_nanousd" else
 _SELECT_SQL: Final = (
     "SELECT id, claims, coalesce((SELECT unpriced_items FROM charges WHERE call_id = calls.id), 0),"  # noqa: S608
     f" reported_cost_nanousd, started_at_ns, {', '.join(GROUP)}, {_AMOUNTS} {_OLD}"
-    " ORDER BY started_at_ns, id LIMIT ?2"
+    " ORDER BY started_at_ns LIMIT ?2"
 )
 _CHARGES_SQL: Final = (
     f"SELECT call_id, started_at_ns, {', '.join(GROUP)}, lines, unknown FROM charges CROSS JOIN calls"  # noqa: S608
