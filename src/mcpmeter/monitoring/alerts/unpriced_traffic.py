@@ -24,7 +24,7 @@ def alert(q: Queries) -> Alert:
         name=NAME,
         area="money",
         parameters=PARAMETERS,
-        rules=(Rule(expr=calls), Rule(expr=items)),
+        rules=(Rule(expr=f"{calls} or {items}"),),
         summary="Calls to {{ $labels.provider }} have no price, in whole or in part.",
         description="{{ $value | humanize }} calls to {{ $labels.provider }} in the last hour have no price, or an "
         "item without one ({{ $labels.reason }}{{ $labels.item }}). That cost is missing in budgets and reports.",
