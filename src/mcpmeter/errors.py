@@ -11,6 +11,7 @@ MeterError
 │   │   ├── UnsupportedTransferEncoding  501
 │   │   ├── RouteNotFound        404
 │   │   ├── MethodNotAllowed     405
+│   │   ├── CallNotFound         404
 │   │   ├── KeyNotFound          404
 │   │   └── KeyConfigured        409
 │   ├── NotAuthenticated         401   auth_error
@@ -161,6 +162,13 @@ class MethodNotAllowed(InvalidRequest):
     id = "method_not_allowed"
     http_status = 405
     jsonrpc_code = -32601
+
+
+class CallNotFound(InvalidRequest):
+    """The ledger has no call with this ID that the caller may see."""
+
+    id = "call_not_found"
+    http_status = 404
 
 
 class KeyNotFound(InvalidRequest):

@@ -10,6 +10,8 @@ from typing import Final, Literal
 
 import msgspec
 
+from mcpmeter.items import ITEMS
+
 TokenSource = Literal["reported", "estimated", "partial", "missing"]
 """Origin of token counts: the provider's own usage; our estimate of a complete response; our estimate of what was
 delivered before the response broke off; unknown."""
@@ -132,6 +134,39 @@ class Charge(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """The part of a cost without lines that its completion takes; its prompt takes the rest."""
     lines: tuple[ChargeLine, ...] = ()
     """The cost line by line; empty if it is prompt and completion alone, at the standard price."""
+
+
+def unknown_items(usage: Usage, charge: Charge) -> list[UsageItem]:
+    """What no table knows: fields that the provider reports, and conditions that no price list has."""
+    lines = (UsageItem(line.item, line.quantity, line.model) for line in charge.lines if _is_unknown(line))
+    return list({(item.item, item.model): item for item in (*usage.unknown, *lines)}.values())
+
+
+def unpriced_items(usage: Usage, charge: Charge) -> list[str]:
+    """What of a call has no price, by name. An unpriced call counts as a whole, so only unknown items are named."""
+    lines = () if charge.source == "unpriced" else charge.lines
+    known = [line.item for line in lines if line.nanousd is None and not _is_unknown(line)]
+    return known + [item.item for item in unknown_items(usage, charge)]
+
+
+def _is_unknown(line: ChargeLine) -> bool:
+    return line.nanousd is None and line.item not in ITEMS
+
+
+def lines_that_add_up(charge: Charge) -> tuple[ChargeLine, ...]:
+    """The lines of a charge, without unknown items; they add up to its cost whatever made them.
+
+    Those of an unpriced call have no amount. What a reported cost has beyond its lines is a line of its own; if it is
+    less than they are, they explain nothing, and it is the only line.
+    """
+    lines = tuple([line for line in charge.lines if not _is_unknown(line)])
+    if charge.source == "unpriced":
+        return tuple([msgspec.structs.replace(line, nanousd=None) for line in lines])
+    rest = charge.nanousd - sum(line.nanousd or 0 for line in lines)
+    if not rest or not lines:
+        return lines
+    unexplained = ChargeLine("reported_cost", 1, rest if rest > 0 else charge.nanousd, source=charge.source)
+    return (*lines, unexplained) if rest > 0 else (unexplained,)
 
 
 class Scope(msgspec.Struct, frozen=True, gc=False, kw_only=True):

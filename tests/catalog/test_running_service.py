@@ -22,6 +22,7 @@ from pydantic import SecretStr
 from mcpmeter.catalog import ALL
 from mcpmeter.catalog import budget as budget_rows
 from mcpmeter.catalog import mcp as mcp_rows
+from mcpmeter.catalog import money as money_rows
 from mcpmeter.catalog import quota as quota_rows
 from mcpmeter.catalog import service as service_rows
 from mcpmeter.catalog import upstream as upstream_rows
@@ -55,6 +56,7 @@ NOT_MOVED_BY_A_HEALTHY_RELAY = {
     service_rows.LIMIT_REACHED.name: "moves when a limit is reached",
     upstream_rows.CIRCUIT_OPEN.name: "moves when a provider fails again and again",
     upstream_rows.RETRIES.name: "moves when a route has another upstream",
+    money_rows.UNPRICED_ITEMS.name: "moves when a call has an item without a price",
     budget_rows.REFUSALS.name: "moves when a budget is exhausted",
     quota_rows.EXHAUSTION.name: "moves when a quota is used up before its reset",
 }

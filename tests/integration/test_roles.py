@@ -53,6 +53,7 @@ OPEN = (200, 200, 200, 200, 200)
 CALLERS = (401, 401, 401, 200, 200)
 ADMINS = (401, 401, 401, 403, 200)
 NO_SUCH_KEY = (401, 401, 401, 403, 404)
+NO_SUCH_CALL = (401, 401, 401, 404, 404)
 GEMINI = {"contents": [{"parts": [{"text": "Hello"}]}]}
 
 EXPECTED: dict[tuple[str, str], Row] = {
@@ -83,6 +84,7 @@ EXPECTED: dict[tuple[str, str], Row] = {
     ("GET", "/api/quota"): Row(CALLERS),
     ("GET", "/api/budgets"): Row(CALLERS),
     ("GET", "/api/usage"): Row(CALLERS),
+    ("GET", "/api/call"): Row(NO_SUCH_CALL),
     ("GET", "/api/openapi.json"): Row(CALLERS),
     ("GET", "/api/keys"): Row(ADMINS),
     ("POST", "/api/keys"): Row(ADMINS, {"name": "made", "team": "search"}, headers=JSON),

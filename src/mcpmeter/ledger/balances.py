@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import msgspec
 
-from mcpmeter.ledger.rows import decode_reservations, taken_by_row
+from mcpmeter.ledger.rows import FALLBACK_SQL, decode_reservations, taken_by_row
 from mcpmeter.ledger.sums import MAX_INT64, halves, whole_of
 from mcpmeter.records import Balance, Reservation, TopUp, Unit
 
@@ -45,13 +45,18 @@ _SPENT: Final[dict[Unit, tuple[str, ...]]] = {
     "requests": ("CAST(1 AS bigint)",),  # PostgreSQL shifts a plain 1 as 32 bits
     "tokens": ("prompt_tokens", "completion_tokens"),
 }
+# CROSS JOIN keeps SQLite from reading every call of the period to look up the few that have such a row.
+_UNPRICED_ITEMS_SQL: Final = (
+    f"SELECT {halves('fallback_nanousd')} FROM charges CROSS JOIN calls WHERE call_id = calls.id"  # noqa: S608
+    f" AND call_started_at_ns >= ?1 AND (?2 = 0 OR call_started_at_ns < ?2) AND {_IN_SCOPE}"
+)
 _RESERVED: Final[dict[Unit, str]] = {
     "nanousd": "reserved_nanousd",
     "requests": "1",
     "tokens": "prompt_tokens_estimate",
 }
 _RESERVING_SQL: Final = (
-    "SELECT state, claims, cost_nanousd, fallback_cost_nanousd, prompt_tokens, completion_tokens"
+    f"SELECT state, claims, cost_nanousd, {FALLBACK_SQL}, prompt_tokens, completion_tokens"  # noqa: S608
     " FROM calls WHERE claims <> ''"
 )
 
@@ -59,10 +64,11 @@ _RESERVING_SQL: Final = (
 def spent_sql(unit: Unit) -> str:
     """Rows of halves: what the settled calls of a scope spent, those that were pruned included."""
     pruned = ("calls",) if unit == "requests" else _SPENT[unit]
-    return (
+    sql = (
         f"SELECT {halves(*_SPENT[unit])} FROM calls WHERE state = 'settled' AND {_IN_SCOPE}"  # noqa: S608
         f" UNION ALL SELECT {halves(*pruned)} FROM pruned_calls WHERE {_IN_SCOPE}"
     )
+    return f"{sql} UNION ALL {_UNPRICED_ITEMS_SQL}" if unit == "nanousd" else sql
 
 
 def spent_of(rows: Iterable[Sequence[Any]]) -> int:

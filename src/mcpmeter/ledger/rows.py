@@ -7,7 +7,7 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
-from mcpmeter.records import Call, Charge, Key, LedgerRow, LlmTarget, Settlement, Unit, Usage
+from mcpmeter.records import STANDARD, Call, Charge, Key, LedgerRow, LlmTarget, Settlement, Unit, Usage
 
 _Record = TypeVar("_Record", bound=msgspec.Struct)
 
@@ -60,13 +60,18 @@ SETTLED_COLUMNS: Final = (
 ROW_COLUMNS: Final = LedgerRow.__struct_fields__
 KEY_COLUMNS: Final = Key.__struct_fields__
 
+FALLBACK_SQL: Final = (
+    "fallback_cost_nanousd + coalesce((SELECT fallback_nanousd FROM charges WHERE call_id = calls.id), 0)"
+)
+"""What budgets count of a row of `calls` beside its cost: an unpriced call, or the unpriced items of a priced one."""
+
 # Only the constants above are ever joined into SQL; every value is a parameter.
 OPEN_SQL: Final = f"INSERT INTO calls ({', '.join(OPEN_COLUMNS)}) VALUES ({', '.join('?' * len(OPEN_COLUMNS))})"  # noqa: S608
 _SET_SETTLED: Final = ", ".join(f"{column} = ?{number}" for number, column in enumerate(SETTLED_COLUMNS, start=2))
 SETTLE_SQL: Final = f"UPDATE calls SET state = 'settled', {_SET_SETTLED} WHERE id = ?1 AND state = 'open'"  # noqa: S608
 REPLACE_RECOVERED_SQL: Final = f"UPDATE calls SET {_SET_SETTLED} WHERE id = ?1 AND outcome = 'recovered'"  # noqa: S608
 RECOVERED_SQL: Final = (
-    "SELECT claims, cost_nanousd + fallback_cost_nanousd, prompt_tokens + completion_tokens"
+    f"SELECT claims, cost_nanousd + {FALLBACK_SQL}, prompt_tokens + completion_tokens"  # noqa: S608
     " FROM calls WHERE id = ?1 AND outcome = 'recovered'"
 )
 """What a recovered row reserved, and what it took of its balances: nano-dollars, tokens."""
@@ -134,7 +139,8 @@ def settled_values(settlement: Settlement) -> tuple[Any, ...]:
         charge.source if settlement.charge else "",
         charge.price_list,
         charge.reported_nanousd,
-        charge.fallback_nanousd,
+        # That of a priced call's unpriced items is in its row of `charges`.
+        charge.fallback_nanousd if charge.source == "unpriced" else 0,
         settlement.response_model,
         settlement.finish_reason,
         settlement.upstream_status,
@@ -142,6 +148,22 @@ def settled_values(settlement: Settlement) -> tuple[Any, ...]:
         settlement.time_to_first_chunk_ns,
         settlement.chunks,
     )
+
+
+def has_charge_row(settlement: Settlement) -> bool:
+    """Whether a call is billed by more than plain prompt and completion, so that it has a row in `charges`."""
+    usage, charge = settlement.usage, settlement.charge
+    if charge is not None:
+        lines = charge.lines
+        # The row itself says that all of its cost was reported.
+        if lines and (len(lines) > 1 or lines[0].item != "reported_cost"):
+            return True
+        if charge.fallback_nanousd and charge.source != "unpriced":
+            return True
+    if usage is None:
+        return False
+    has_conditions = usage.conditions is not STANDARD and usage.conditions != STANDARD
+    return bool(usage.items or usage.unknown or has_conditions)
 
 
 def row_of(row: Sequence[Any]) -> LedgerRow:

@@ -65,6 +65,7 @@ from mcpmeter.service.routes import (
     route_table,
 )
 from mcpmeter.usage import Currency, UsageQuery, UsageReport, usage_report
+from mcpmeter.usage.call_view import ShownCall, call_view
 
 log = logging.getLogger("mcpmeter")
 
@@ -399,6 +400,7 @@ class Service:
             version=self.version,
             models=self.models,
             usage=self._usage,
+            find_call=self._find_call,
             audit=self._audit,
             reload_keys=self._reload_keys,
             reload=self.reload,
@@ -448,6 +450,9 @@ class Service:
         return await asyncio.to_thread(
             usage_report, self.ledger_path, msgspec.structs.replace(query, currency=currency)
         )
+
+    async def _find_call(self, call_id: str) -> ShownCall | None:
+        return await asyncio.to_thread(call_view, self.ledger_path, call_id)
 
     # Own numbers -----------------------------------------------------------------------------------------------------
 

@@ -35,9 +35,17 @@ from mcpmeter.ledger.postgres.reconnecting import (
     refusal,
     unavailable,
 )
-from mcpmeter.ledger.postgres.rows import checked_open, checked_settled, insert_open, settle_rows, withdraw_rows
+from mcpmeter.ledger.postgres.rows import (
+    checked_charge,
+    checked_open,
+    checked_settled,
+    insert_open,
+    settle_rows,
+    withdraw_rows,
+)
 from mcpmeter.ledger.postgres.sql import Db, execute
 from mcpmeter.ledger.postgres.waiting import Wait, is_overdue
+from mcpmeter.ledger.rows import has_charge_row
 from mcpmeter.ledger.write_queue import (
     BatchResult,
     OpenEntry,
@@ -348,6 +356,8 @@ def _split_storable(batch: Sequence[RowEntry]) -> tuple[list[RowEntry], Refused]
                 checked_open(entry.call)
             else:
                 checked_settled(entry.settlement)
+                if has_charge_row(entry.settlement):
+                    checked_charge(entry.settlement)
             storable.append(entry)
         except MeterError as error:
             refused.append((entry, error))

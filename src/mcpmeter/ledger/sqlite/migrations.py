@@ -16,7 +16,7 @@ from typing import Final
 import apsw
 
 from mcpmeter.errors import LedgerNotUsable
-from mcpmeter.ledger.migrations import AUDIT_SQL, PRUNED_CALLS_SQL, Migration, applied_names, outdated
+from mcpmeter.ledger.migrations import AUDIT_SQL, CHARGES_SQL, PRUNED_CALLS_SQL, Migration, applied_names, outdated
 
 MIGRATIONS: Final = (
     Migration(
@@ -139,6 +139,10 @@ MIGRATIONS: Final = (
     Migration(
         "0005_audit",
         AUDIT_SQL,
+    ),
+    Migration(
+        "0006_charges",
+        CHARGES_SQL,
     ),
 )
 

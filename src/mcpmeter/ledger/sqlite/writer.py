@@ -28,12 +28,19 @@ import apsw
 import msgspec
 
 from mcpmeter.errors import LedgerNotUsable, LedgerUnavailable, MeterError
+from mcpmeter.ledger.charges import (
+    DELETE_CHARGE_SQL,
+    INSERT_CHARGE_SQL,
+    SELECT_CHARGE_SQL,
+    charge_values,
+)
 from mcpmeter.ledger.rows import (
     OPEN_SQL,
     RECOVERED_SQL,
     REPLACE_RECOVERED_SQL,
     SETTLE_SQL,
     SETTLED_COLUMNS,
+    has_charge_row,
     open_values,
     settled_values,
 )
@@ -199,7 +206,7 @@ class Writer:
         try:
             self._require_same_file()
             self._keeps_balances = self._keeps_balances or any(entry.call.reservations for entry in opens)
-            if len(entries) == 1 and not self._keeps_balances:
+            if len(entries) == 1 and not self._keeps_balances and not _has_charge(entries[0]):
                 refused = _write_alone(db, entries[0])
             else:
                 refused = _write_together(db, opens, settles, keeps_balances=self._keeps_balances)
@@ -251,6 +258,10 @@ class _NotAllSettled(Exception):
     """Rolls the transaction back: a row is unknown or was settled before."""
 
 
+def _has_charge(entry: RowEntry) -> bool:
+    return isinstance(entry, SettleEntry) and has_charge_row(entry.settlement)
+
+
 def _write_alone(db: apsw.Connection, entry: RowEntry) -> Refused | None:
     """Write one row by one statement, which is a transaction of its own. None, and nothing written, if it is faulty."""
     try:
@@ -299,6 +310,9 @@ def _admitted(db: apsw.Connection, opens: list[OpenEntry], refused: Refused) -> 
 
 def _settle_together(db: apsw.Connection, settles: list[SettleEntry], *, keeps_balances: bool) -> None:
     values = [settled_values(entry.settlement) for entry in settles]
+    charges = [charge_values(entry.settlement) for entry in settles if has_charge_row(entry.settlement)]
+    if charges:
+        db.executemany(INSERT_CHARGE_SQL, charges)
     if not keeps_balances:
         before = db.total_changes()
         db.executemany(SETTLE_SQL, values)
@@ -340,11 +354,20 @@ def _settle_one(db: apsw.Connection, settlement: Settlement) -> None:
     values = settled_values(settlement)
     settled = db.execute(SETTLE_RETURNING_SQL, values).fetchall()
     if settled:
+        if has_charge_row(settlement):
+            db.execute(INSERT_CHARGE_SQL, charge_values(settlement))
         post(db, str(settled[0][0]), settlement)
         return
     same = db.execute(_SETTLED_ALREADY_SQL, values).fetchone()
-    if same is None or not (same[0] or _replace_recovered(db, settlement, values)):
+    if same is None or not (
+        (same[0] and _has_same_charge(db, settlement)) or _replace_recovered(db, settlement, values)
+    ):
         raise settlement_conflict(opened=same is not None)
+
+
+def _has_same_charge(db: apsw.Connection, settlement: Settlement) -> bool:
+    kept = db.execute(SELECT_CHARGE_SQL, (settlement.call.id,)).fetchone()
+    return kept == (charge_values(settlement) if has_charge_row(settlement) else None)
 
 
 def _replace_recovered(db: apsw.Connection, settlement: Settlement, values: tuple[Any, ...]) -> bool:
@@ -355,6 +378,9 @@ def _replace_recovered(db: apsw.Connection, settlement: Settlement, values: tupl
     if estimated is None:
         return False
     db.execute(REPLACE_RECOVERED_SQL, values)
+    db.execute(DELETE_CHARGE_SQL, (settlement.call.id,))
+    if has_charge_row(settlement):
+        db.execute(INSERT_CHARGE_SQL, charge_values(settlement))
     claims, nanousd, tokens = estimated
     post_difference(db, str(claims), settlement, nanousd=int(nanousd), tokens=int(tokens))
     return True
