@@ -20,7 +20,7 @@ from mcpmeter.dialects.sse import split_events
 from mcpmeter.http.memory import Hold, MemoryBudget
 from mcpmeter.http.server.cycle import RequestCycle
 from mcpmeter.relay import stream
-from mcpmeter.relay.stream import StreamTee
+from mcpmeter.relay.stream import Pipe, StreamTee
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "openai_chat"
 EXPECTED = {n: e for n, e in json.loads((GOLDEN / "expected.json").read_text()).items() if n.endswith(".sse")}
@@ -346,3 +346,28 @@ def test_what_events_report_does_not_depend_on_the_segments(name):
             passed += b"" if tee.end else tee.feed(piece)
         found.append((tee.read, tee.counted, passed))
     assert found[0] == found[1]
+
+
+async def test_a_stream_behind_an_unread_response_is_paused_from_its_start():
+    calls = []
+
+    class Direct:
+        disconnected, is_backpressured = False, True
+        on_pause = on_drain = None
+
+        def write(self, data):
+            calls.append(data)
+
+    class Response:
+        async def pipe(self, sink, limit_bytes):
+            assert sink(USAGE_EVENT)
+
+        def pause(self):
+            calls.append("paused")
+
+        def resume(self):
+            calls.append("resumed")
+
+    pipe = Pipe(Direct(), Response(), StreamTee(OpenAiChat(), withhold_usage=False))
+    await pipe.run(1000, lambda: calls.append("started"))
+    assert calls == ["started", "paused", USAGE_EVENT]
