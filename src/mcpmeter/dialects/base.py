@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 import msgspec
@@ -173,6 +173,19 @@ class EventReader(Protocol):
 @runtime_checkable
 class StreamingDialect(Dialect, EventReader, Protocol):
     """A provider API whose responses may be streams."""
+
+
+@runtime_checkable
+class AliasingDialect(Dialect, Protocol):
+    """A dialect that reads usage by a table of names, which a provider's own names can extend."""
+
+    def with_aliases(self, aliases: Mapping[str, str]) -> Dialect:
+        """This dialect for a provider: paths of fields to names of `items.ITEMS`. Raises ValueError for others."""
+
+
+def with_aliases(dialect: Dialect, aliases: Mapping[str, str]) -> Dialect:
+    """The dialect for a provider's `usage_aliases`; itself if there are none, or if it has no table."""
+    return dialect.with_aliases(aliases) if aliases and isinstance(dialect, AliasingDialect) else dialect
 
 
 class UnreadEvents(EventReader):
