@@ -601,6 +601,12 @@ def test_an_odd_field_does_not_cost_a_response_its_usage(fields):
     assert counts(response(USAGE, output, **fields).usage) == (1000, 100, 0, 0, 0)
 
 
+@pytest.mark.parametrize("fields", [{"item": 7}, {"item": [], "type": 7}, {"sequence_number": "x", "error": False}])
+def test_an_odd_field_does_not_cost_an_event_its_usage(fields):
+    event = {"type": "response.completed", "response": {"output": [], "usage": USAGE}, **fields}
+    assert counts(RESPONSES.read_events(b"data: " + json.dumps(event).encode() + b"\n\n").usage) == (1000, 100, 0, 0, 0)
+
+
 def test_whole_numbers_may_be_written_as_fractions():
     floats = {"prompt_tokens": 1200.0, "completion_tokens": 30.0, "total_tokens": 1230.0}
     assert counts(chat(floats).usage) == counts(stream(floats).usage) == (1200, 30, 0, 0, 0)

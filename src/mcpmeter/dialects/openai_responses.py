@@ -78,7 +78,7 @@ class _NoToolUsage(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=
 
 
 class _EventType(msgspec.Struct, frozen=True, gc=False):
-    type: str | None = None
+    type: Any = None
 
 
 class _Incomplete(msgspec.Struct, frozen=True, gc=False):
@@ -104,10 +104,19 @@ class _Event(msgspec.Struct, frozen=True, gc=False):
     error: msgspec.Raw = json_body.ABSENT
 
 
+class _AnyEvent(msgspec.Struct, frozen=True, gc=False):
+    """An event whose other fields are not what the dialect says."""
+
+    type: Any = None
+    response: msgspec.Raw = json_body.ABSENT
+    error: msgspec.Raw = json_body.ABSENT
+
+
 _request_decoder = msgspec.json.Decoder(_Request)
 _usage_decoder = msgspec.json.Decoder(openai.CommonResponsesUsage)
 _response_decoder = msgspec.json.Decoder(_Response)
 _event_decoder = msgspec.json.Decoder(_Event)
+_any_event_decoder = msgspec.json.Decoder(_AnyEvent)
 _type_decoder = msgspec.json.Decoder(_EventType)
 _no_tool_usage_decoder = msgspec.json.Decoder(_NoToolUsage)
 _incomplete_decoder = msgspec.json.Decoder(_Incomplete)
@@ -193,7 +202,7 @@ class OpenAiResponses(openai.OpenAiDialect, StreamingDialect):
 
     def _read_event(self, payload: bytes) -> ResponseInfo | None:
         try:
-            event = json_body.decode_response(_event_decoder, payload)
+            event = _decoded(payload)
         except UnreadableResponse:
             # The bytes pass anyway; an unreadable event reports nothing, so the usage counts as missing.
             return None
@@ -235,6 +244,15 @@ def _is_delta(data: bytes) -> bool:
     return data.rfind(b'"response"') < 0 and data.rfind(b'"error"') < 0
 
 
+def _decoded(payload: bytes) -> _Event:
+    """Raises UnreadableResponse."""
+    try:
+        return json_body.decode_response(_event_decoder, payload)
+    except UnreadableResponse:
+        found = json_body.decode_response(_any_event_decoder, payload)
+    return _Event(found.type, json_body.decode_field(_response_decoder, found.response, None), error=found.error)
+
+
 def _has_content(payload: bytes) -> bool:
     try:
         event = json_body.decode_response(_event_decoder, payload)
@@ -251,9 +269,10 @@ def _has_content(payload: bytes) -> bool:
 
 def _type_of(payload: bytes) -> str | None:
     try:
-        return json_body.decode_response(_type_decoder, payload).type
+        kind = json_body.decode_response(_type_decoder, payload).type
     except UnreadableResponse:
         return None
+    return kind if isinstance(kind, str) else None
 
 
 def _has_tool_usage(tool_usage: msgspec.Raw) -> bool:
