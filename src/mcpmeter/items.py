@@ -76,6 +76,17 @@ _UNITS: Final = {
 ITEMS: Final = MappingProxyType({**_TOKENS, **_UNITS})
 """Every item that a price list can have a price for."""
 
+TOTALS: Final = ("prompt_tokens", "completion_tokens", "total_tokens")
+"""Names of counts that are no items, for the aliases of a provider's fields."""
+
+FREE: Final = "free"
+"""What an alias names a field that is never billed."""
+
+
+def is_alias_target(name: str) -> bool:
+    """Whether a provider's own field can stand for it: an item, a total, or `free`."""
+    return name in ITEMS or name in TOTALS or name == FREE
+
 
 def component_of(item: str) -> Component:
     """The part of the cost that an item belongs to; `other` for a name that is not known."""

@@ -12,6 +12,7 @@ from mcpmeter.budgets.reservations import ASSUMED_COMPLETION_TOKENS
 from mcpmeter.config.fields import (
     ApiKey,
     BaseUrl,
+    BillableItem,
     Bytes,
     Milliseconds,
     ModelName,
@@ -20,6 +21,7 @@ from mcpmeter.config.fields import (
     Section,
     Share,
     Switch,
+    UsagePath,
     Weight,
     Whole,
     name_alone,
@@ -180,6 +182,11 @@ class ProviderSettings(Section):
     price_list: Name | None = setting(
         None, help="Price list that takes precedence over the public one.", example="holysheep"
     )
+    usage_aliases: Mapping[UsagePath, BillableItem] = setting(
+        {},
+        help="Its own names of counts in `usage`: a field to the billable item that it counts, or to `free`.",
+        example={"usage.my_cached": "cached_read"},
+    )
     weight: Weight = setting(1, help="Its share of the calls in weighted routes that set no weight.", example=3)
     timeouts: ProviderTimeoutSettings = setting(
         ProviderTimeoutSettings(), help="Its own timeouts.", example={"first_byte_seconds": 300.0}
@@ -196,7 +203,9 @@ class ProviderSettings(Section):
         base = builtin.get(self.type or self.name)
         if base is None:
             raise ConfigInvalid(f"No provider is of type '{self.type or self.name}'.", hint="Use type: generic.")
-        return base.renamed(self.name, base_url=self.base_url, price_list=self.price_list)
+        return base.renamed(
+            self.name, base_url=self.base_url, price_list=self.price_list, usage_aliases=self.usage_aliases
+        )
 
 
 class RouteUpstreamSettings(Section):

@@ -186,6 +186,19 @@ class StreamingDialect(Dialect, EventReader, Protocol):
     """A provider API whose responses may be streams."""
 
 
+@runtime_checkable
+class AliasingDialect(Dialect, Protocol):
+    """A dialect that reads usage by a table of names, which a provider's own names can extend."""
+
+    def with_aliases(self, aliases: Mapping[str, str]) -> Dialect:
+        """This dialect for a provider: paths of fields to names of `items.ITEMS`. Raises ValueError for others."""
+
+
+def with_aliases(dialect: Dialect, aliases: Mapping[str, str]) -> Dialect:
+    """The dialect for a provider's `usage_aliases`; itself if there are none, or if it has no table."""
+    return dialect.with_aliases(aliases) if aliases and isinstance(dialect, AliasingDialect) else dialect
+
+
 class UnreadEvents(EventReader):
     """Reads nothing: for a stream that a provider sends in a dialect that has none. Such a stream is never complete."""
 

@@ -26,6 +26,9 @@ MAX_MODEL_NAME_LENGTH: Final = 256
 MAX_NAME_LENGTH: Final = 256
 """Characters kept of a provider's text, which ends up in a row of the ledger."""
 
+MAX_SHOWN_NUMBER: Final = 10**15
+"""Greater numbers are no counts, and a float holds them only roughly."""
+
 UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 """Raised by msgspec for bytes that do not fit the type."""
 
@@ -185,10 +188,15 @@ def strict_json(body: bytes) -> bytes:
     """
     try:
         # Fractions become text: NaN in usage then reads as invalid, and a cost keeps every digit.
-        value: Any = json.loads(body, parse_float=str, parse_constant=str)
+        value: Any = json.loads(body, parse_float=_whole_or_text, parse_constant=str)
         return json.dumps(value, ensure_ascii=False).encode("utf-8", "replace")
     except (ValueError, RecursionError) as fault:
         raise UnreadableResponse(str(fault)) from None
+
+
+def _whole_or_text(written: str) -> int | str:
+    number = float(written)
+    return int(number) if abs(number) < MAX_SHOWN_NUMBER and number.is_integer() else written
 
 
 def value_of(response: bytes) -> Any:
@@ -230,7 +238,9 @@ def is_blank(raw: msgspec.Raw) -> bool:
 
 def cleaned(text: str | None) -> str:
     """A provider's text for a row: bounded, without control characters."""
-    short = (text or "")[:MAX_NAME_LENGTH]
+    if not text:
+        return ""
+    short = text[:MAX_NAME_LENGTH]
     return short if short.isprintable() else "".join(char if char.isprintable() else "?" for char in short)
 
 
@@ -249,6 +259,17 @@ def raw(value: Any) -> msgspec.Raw:
         return ABSENT if value is None else msgspec.Raw(msgspec.json.encode(value))
     except (OverflowError, RecursionError):
         return ABSENT
+
+
+def text_of(value: Any) -> str:
+    """A field for a row that a provider should send as text: of a number its digits, of an object its type."""
+    if isinstance(value, dict):
+        value = value.get("type") or value.get("reason") or "other"
+    if isinstance(value, str):
+        return cleaned(value)
+    if value is None:
+        return ""
+    return cleaned(str(value)) if isinstance(value, int | float) and abs(value) <= MAX_SHOWN_NUMBER else "other"
 
 
 def dicts_in(value: Any) -> Iterator[dict[str, Any]]:

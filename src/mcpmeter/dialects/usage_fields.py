@@ -17,9 +17,9 @@ from typing import Any, Final, Literal, NamedTuple
 
 import msgspec
 
+from mcpmeter import items
 from mcpmeter.dialects import json_body
 from mcpmeter.dialects.tokens import MAX_TOKENS
-from mcpmeter.items import ITEMS
 from mcpmeter.records import UsageItem
 
 MAX_DEPTH: Final = 8
@@ -38,19 +38,13 @@ ENTRY_NAMES: Final = ("modality", "type")
 _ENTRY_NAMES: Final = tuple(f"].{name}" for name in ENTRY_NAMES)
 """The text that names an entry of a list is no item itself."""
 
-TOTALS: Final = ("prompt_tokens", "completion_tokens", "total_tokens")
-"""Names of counts that are no items, in tables and aliases."""
-
-ALIAS_FREE: Final = "free"
-"""What an alias names a field that is never billed."""
-
 
 class Field(NamedTuple):
     """What stands at a path."""
 
     role: Literal["count", "known", "text"]
     name: str = ""
-    """Canonical name of a count or a text: an item, one of `TOTALS`, or a dialect's own."""
+    """Canonical name of a count or a text: an item, one of `items.TOTALS`, or a dialect's own."""
     scale: int = 1
     """Multiplies the number as written: seconds become milliseconds."""
 
@@ -140,10 +134,10 @@ def unknown_items(quantities: Mapping[str, int]) -> tuple[UsageItem, ...]:
     """Unknown items by path, without zeros; at most `MAX_UNKNOWN`, then one that counts the rest."""
     named = [(path, number) for path, number in quantities.items() if number and path != MORE]
     rest = quantities.get(MORE, 0) + len(named[MAX_UNKNOWN:])
-    items = [
+    shown = [
         UsageItem(printable(path, MAX_PATH_LENGTH), min(number, MAX_TOKENS)) for path, number in named[:MAX_UNKNOWN]
     ]
-    return (*items, UsageItem(MORE, rest)) if rest else tuple(items)
+    return (*shown, UsageItem(MORE, rest)) if rest else tuple(shown)
 
 
 def with_aliases(table: Table, aliases: Mapping[str, str]) -> Table:
@@ -153,9 +147,9 @@ def with_aliases(table: Table, aliases: Mapping[str, str]) -> Table:
     """
     added: dict[str, Field] = {}
     for path, name in aliases.items():
-        if name != ALIAS_FREE and name not in TOTALS and name not in ITEMS:
+        if not items.is_alias_target(name):
             raise ValueError(f"'{name}' is no billable item")
-        added[path.removeprefix("usage.")] = FREE if name == ALIAS_FREE else count(name)
+        added[path.removeprefix("usage.")] = FREE if name == items.FREE else count(name)
     return MappingProxyType({**table, **added})
 
 

@@ -21,6 +21,7 @@ from urllib.parse import quote, urlsplit
 import msgspec
 
 from mcpmeter.errors import ConfigInvalid
+from mcpmeter.items import is_alias_target
 
 GENERIC: Final = "generic"
 """Base of an upstream without a file of its own; it has neither address nor key variable."""
@@ -73,6 +74,8 @@ class Provider:
     """Beginnings of names of its own response headers that go to clients (`openai-`), beside those of all providers."""
     cost_in_body: bool = False
     """Whether `usage.cost` in its responses is US dollars: some relays report credits or cents."""
+    usage_aliases: Mapping[str, Text] = field(default_factory=dict)
+    """Its own names of counts: a field's path (`usage.my_cached`) to an item (`cached_read`), a total, or `free`."""
     cost_header: str = ""
     """The response header with the call's cost in USD, lower case; "" for none."""
 
@@ -90,11 +93,19 @@ class Provider:
         auth = self.path_auth.get(path_name, self.auth)
         return {auth.header: f"{auth.scheme} {api_key}".strip()} if api_key else {}
 
-    def renamed(self, name: str, *, base_url: str | None = None, price_list: str | None = None) -> Provider:
-        """This provider with the name, address and price list of configuration."""
+    def renamed(
+        self,
+        name: str,
+        *,
+        base_url: str | None = None,
+        price_list: str | None = None,
+        usage_aliases: Mapping[str, str] | None = None,
+    ) -> Provider:
+        """This provider with the name, address, price list and further aliases of configuration."""
         moved = self if base_url is None else replace(self, base_url=base_url.rstrip("/"))
         priced = moved if price_list is None else replace(moved, price_list=price_list)
-        return replace(priced, name=name, otel_name=self.otel_name or name)
+        aliases = {**self.usage_aliases, **(usage_aliases or {})}
+        return replace(priced, name=name, otel_name=self.otel_name or name, usage_aliases=aliases)
 
 
 def load_providers(folder: Traversable | None = None) -> Mapping[str, Provider]:
@@ -158,6 +169,9 @@ def _refuse_contradictions(provider: Provider, filename: str) -> None:
         )
     if not provider.paths or not all(path.startswith("/") for path in provider.paths.values()):
         raise msgspec.ValidationError("'paths' needs at least one dialect, and each path begins with '/'")
+    for path, name in provider.usage_aliases.items():
+        if not is_alias_target(name):
+            raise msgspec.ValidationError(f"'usage_aliases' gives '{path}' to '{name}', which is no billable item")
     if provider.name == GENERIC:
         return
     if unknown := provider.path_auth.keys() - provider.paths.keys():
