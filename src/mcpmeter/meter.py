@@ -114,6 +114,8 @@ class CallResult(msgspec.Struct, frozen=True, kw_only=True):
     is_refusal: bool = False
     is_empty: bool = False
     reported_nanousd: int | None = None
+    reported_is_part: bool = False
+    """`reported_nanousd` is a part of the cost only."""
     upstream_status: int = 0
     upstream_request_id: str = ""
     time_to_first_chunk_ns: int = 0

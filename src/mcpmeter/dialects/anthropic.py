@@ -7,7 +7,7 @@ from typing import Final
 import msgspec
 
 from mcpmeter.dialects import json_body
-from mcpmeter.dialects.base import RequestInfo
+from mcpmeter.dialects.base import PricedByBody, RequestInfo
 from mcpmeter.errors import InvalidRequest, MeterError
 
 METERED_FIELDS: Final = json_body.quoted("model", "stream", "messages")
@@ -33,7 +33,7 @@ class Request(msgspec.Struct, frozen=True, gc=False):
 _request_decoder = msgspec.json.Decoder(Request)
 
 
-class AnthropicDialect:
+class AnthropicDialect(PricedByBody):
     """What is the same in all of Anthropic's dialects."""
 
     passed_headers = frozenset((b"anthropic-version", b"anthropic-beta"))

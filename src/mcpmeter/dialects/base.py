@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 import msgspec
@@ -120,6 +120,9 @@ class Dialect(Protocol):
     def read_response(self, body: bytes) -> ResponseInfo:
         """Usage, finish reason and error of a whole response. Raises UnreadableResponse."""
 
+    def response_conditions(self, headers: Mapping[str, str]) -> Conditions:
+        """What the response's headers tell of the price; names are lower case."""
+
     def prompt_tokens(self, body: bytes) -> int:
         """Estimate of a prompt's tokens, for responses without usage."""
 
@@ -131,6 +134,14 @@ class Dialect(Protocol):
 
     def error_event(self, error: MeterError, call_id: str) -> bytes:
         """The same as an event, to end a stream that has begun."""
+
+
+class PricedByBody:
+    """For dialects whose headers tell nothing of the price."""
+
+    def response_conditions(self, headers: Mapping[str, str]) -> Conditions:
+        """Standard: the body tells."""
+        return STANDARD
 
 
 class EventReader(Protocol):

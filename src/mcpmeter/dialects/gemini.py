@@ -7,7 +7,7 @@ from typing import Any, Final
 import msgspec
 
 from mcpmeter.dialects import json_body, tokens
-from mcpmeter.dialects.base import RequestInfo
+from mcpmeter.dialects.base import PricedByBody, RequestInfo
 from mcpmeter.dialects.tokens import Tokens
 from mcpmeter.errors import InvalidRequest, MeterError
 from mcpmeter.records import PathParams, TokenSource, Usage
@@ -43,7 +43,7 @@ _count_decoder = msgspec.json.Decoder(Tokens)
 _modalities_decoder = msgspec.json.Decoder(list[_Modality])
 
 
-class GeminiDialect:
+class GeminiDialect(PricedByBody):
     """What is the same in all of Gemini's dialects."""
 
     passed_headers = frozenset((b"x-server-timeout",))

@@ -8,7 +8,7 @@ from typing import Any, Final
 import msgspec
 
 from mcpmeter.dialects import json_body
-from mcpmeter.dialects.base import RequestInfo
+from mcpmeter.dialects.base import PricedByBody, RequestInfo
 from mcpmeter.dialects.tokens import Tokens
 from mcpmeter.errors import MeterError
 from mcpmeter.records import Usage
@@ -78,7 +78,7 @@ _NO_PROMPT_DETAILS: Final = _PromptDetails()
 _NO_COMPLETION_DETAILS: Final = _CompletionDetails()
 
 
-class OpenAiDialect:
+class OpenAiDialect(PricedByBody):
     """What is the same in all OpenAI dialects."""
 
     passed_headers = frozenset((b"openai-beta",))

@@ -21,6 +21,8 @@ from mcpmeter.http.client.interface import UpstreamResponse
 from mcpmeter.http.exchange import DirectResponse, Exchange
 from mcpmeter.http.memory import FREE_BYTES
 from mcpmeter.records import Usage
+from mcpmeter.relay.body_kind import BOM, ODD_STARTS, kind_of
+from mcpmeter.relay.drains import Drain
 from mcpmeter.relay.event_template import EventTemplate, event_template
 from mcpmeter.relay.upstream_errors import Withholding
 
@@ -219,6 +221,9 @@ class Pipe:
         self._tee = tee
         self._on_first_byte: Callable[[], None] | None = None
         self._is_held = False
+        self._drain: Drain | None = None
+        self.other_start = b""
+        """The first bytes of a body that is no stream, which ends the pipe."""
 
     async def run(self, limit_bytes: int, on_first_byte: Callable[[], None]) -> None:
         """Return when the last event is held back or the provider has ended. Raises as `UpstreamResponse.pipe`."""
@@ -229,14 +234,23 @@ class Pipe:
         finally:
             self._direct.on_drain = None
 
+    def read_on(self, drain: Drain) -> None:
+        """The client has disconnected: read the rest without writing it."""
+        self._drain = drain
+        if self._is_held:
+            self._resume()
+
     def _take(self, data: bytes) -> bool:
         direct, tee = self._direct, self._tee
-        if direct.disconnected:
+        if direct.disconnected and not self._is_drained():
             return True  # the task is about to be cancelled; these bytes were not delivered
         if self._on_first_byte is not None:
+            if data[0] in ODD_STARTS and kind_of(data) == "json":
+                self.other_start = data
+                return False
             self._on_first_byte()
             self._on_first_byte = None
-            direct.write(tee.feed(data))
+            direct.write(tee.feed(data.removeprefix(BOM)))
         elif part := tee.feed(data):
             direct.write(part)
         elif not tee.end:
@@ -247,6 +261,13 @@ class Pipe:
         if direct.is_backpressured and not self._is_held:
             self._is_held = True
             self._response.pause()
+        return True
+
+    def _is_drained(self) -> bool:
+        drain = self._drain
+        if drain is None:
+            return False
+        drain.note(self._tee.total_bytes)
         return True
 
     def _resume(self) -> None:
@@ -271,6 +292,16 @@ class ForwardedStream:
         self._response = response
         self._headers = headers
         self._elapsed_ns = elapsed_ns
+        self._pipe: Pipe | None = None
+        self._drain: Drain | None = None
+        self.other_body = b""
+        """The body, if it is JSON and no stream."""
+
+    def read_on(self, drain: Drain) -> None:
+        """The client has disconnected: read the rest without sending it."""
+        self._drain = drain
+        if self._pipe is not None:
+            self._pipe.read_on(drain)
 
     async def run(self, limit_bytes: int) -> bool:
         """Forward all but the last event, which `tee.end` holds. False: the stream broke off before it was complete.
@@ -280,11 +311,18 @@ class ForwardedStream:
         exchange, tee, direct = self._exchange, self.tee, self._exchange.direct_response
         tee.memory = direct
         if direct is not None and self._response.is_plain:
-            await Pipe(direct, self._response, tee).run(limit_bytes, lambda: self._start_direct(direct))
+            pipe = self._pipe = Pipe(direct, self._response, tee)
+            if self._drain is not None:
+                pipe.read_on(self._drain)
+            await pipe.run(limit_bytes, lambda: self._start_direct(direct))
+            if pipe.other_start:
+                self.other_body = pipe.other_start + await self._response.read(limit_bytes)
         else:
             await self._copy(limit_bytes)
         if tee.end:
             return True
+        if self.other_body:
+            return False
         rest = tee.finish()
         if not tee.is_whole:
             return False
@@ -298,8 +336,12 @@ class ForwardedStream:
 
     async def _copy(self, limit_bytes: int) -> None:
         exchange, tee = self._exchange, self.tee
+        other: list[bytes] = []
         async with aclosing(self._response.chunks(limit_bytes)) as chunks:
             async for data in chunks:
+                if other or (not tee.total_bytes and data[0] in ODD_STARTS and kind_of(data) == "json"):
+                    other.append(data)
+                    continue
                 if not exchange.started:
                     self.first_chunk_ns = self._elapsed_ns()
                     await exchange.start(self._response.status, self._headers)
@@ -307,3 +349,6 @@ class ForwardedStream:
                     await exchange.send(part)
                 if tee.end:
                     return
+                if self._drain is not None:
+                    self._drain.note(tee.total_bytes)
+        self.other_body = b"".join(other)
