@@ -115,7 +115,7 @@ class CallResult(msgspec.Struct, frozen=True, kw_only=True):
     is_empty: bool = False
     reported_nanousd: int | None = None
     reported_is_part: bool = False
-    """`reported_nanousd` is a part of the cost only."""
+    """The reported cost is a fee beside what the list has."""
     upstream_status: int = 0
     upstream_request_id: str = ""
     time_to_first_chunk_ns: int = 0

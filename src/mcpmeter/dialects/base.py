@@ -169,6 +169,10 @@ class EventReader(Protocol):
         """Whether an event holds only the usage that the relay requests."""
         return False
 
+    def without_usage(self, event: bytes) -> bytes:
+        """An event that ends a choice, without the usage that the relay's request adds beside it."""
+        return event
+
     def without_null_usage(self, block: bytes) -> bytes:
         """A block without the other changes that requesting usage makes to events."""
         return block
@@ -184,6 +188,19 @@ class EventReader(Protocol):
 @runtime_checkable
 class StreamingDialect(Dialect, EventReader, Protocol):
     """A provider API whose responses may be streams."""
+
+
+@runtime_checkable
+class AliasingDialect(Dialect, Protocol):
+    """A dialect that reads usage by a table of names, which a provider's own names can extend."""
+
+    def with_aliases(self, aliases: Mapping[str, str]) -> Dialect:
+        """This dialect for a provider: paths of fields to names of `items.ITEMS`. Raises ValueError for others."""
+
+
+def with_aliases(dialect: Dialect, aliases: Mapping[str, str]) -> Dialect:
+    """The dialect for a provider's `usage_aliases`; itself if there are none, or if it has no table."""
+    return dialect.with_aliases(aliases) if aliases and isinstance(dialect, AliasingDialect) else dialect
 
 
 class UnreadEvents(EventReader):

@@ -80,6 +80,8 @@ class Provider:
     """How the key is sent on paths where `auth` does not apply."""
     asks_stream_usage: bool = True
     """Whether a stream reports usage only if `stream_options` requests it; False: always, or never."""
+    usage_aliases: Mapping[str, str] = field(default_factory=dict)
+    """Names of its own for counts of a usage object: the path of a field to a billable item, a total, or `free`."""
     quota: str = ""
     """Style of its rate-limit headers, a key of `quota.rate_limit_headers.STYLES`; "" to try all."""
     error_marks: ErrorMarks = ErrorMarks()

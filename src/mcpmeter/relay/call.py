@@ -179,7 +179,7 @@ class RelayedCall:
             return await response.read(max_bytes)
         only_we_ask_usage = request.stream and not request.usage_requested and self.runtime.asks_usage(provider)
         errors = partial(withholding, self, target)
-        tee = StreamTee(self.endpoint.events, withhold_usage=only_we_ask_usage, errors=errors)
+        tee = StreamTee(self.endpoint.of(provider).events, withhold_usage=only_we_ask_usage, errors=errors)
         headers = response_headers(self.opened.call.id, target, self.attempts.made, response)
         stream = self.stream = ForwardedStream(self.exchange, response, tee, headers, self.opened.elapsed_ns)
         if self.drain is not None:
@@ -203,7 +203,8 @@ class RelayedCall:
         return settlement
 
     async def _forward_response(self, target: Candidate, response: UpstreamResponse, body: bytes) -> Settlement:
-        provider, dialect, large = target.upstream.provider, self.endpoint.dialect, len(body) > MAX_ON_LOOP_BYTES
+        provider, large = target.upstream.provider, len(body) > MAX_ON_LOOP_BYTES
+        dialect = self.endpoint.of(provider).dialect
         try:
             info = await asyncio.to_thread(dialect.read_response, body) if large else dialect.read_response(body)
         except UnreadableResponse:

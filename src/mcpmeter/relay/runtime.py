@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, ParamSpec, TypeVar
 
 from mcpmeter.access.callers import Attribution, Caller
 from mcpmeter.access.keys import KeyRing
 from mcpmeter.budgets.reservations import Limits
-from mcpmeter.dialects.base import Dialect, EventReader, PricedByBody, event_reader
+from mcpmeter.dialects.base import Dialect, EventReader, PricedByBody, event_reader, with_aliases
 from mcpmeter.errors import InvalidRequest, NotAuthenticated
 from mcpmeter.http.client.interface import UpstreamClient
 from mcpmeter.providers import Provider
@@ -116,7 +116,20 @@ class EndpointConfig:
     read_headers: HeaderReader | None = field(init=False, repr=False, compare=False)
     """Reads the conditions of the price from headers; None if they report none."""
 
+    _variants: dict[tuple[tuple[str, str], ...], EndpointConfig] = field(init=False, repr=False, compare=False)
+    """By the names that a provider's usage has: as many as there are such providers."""
+
+    def of(self, provider: Provider) -> EndpointConfig:
+        """This endpoint for a provider whose usage has names of its own."""
+        if not provider.usage_aliases:
+            return self
+        key = tuple(sorted(provider.usage_aliases.items()))
+        if key not in self._variants:
+            self._variants[key] = replace(self, dialect=with_aliases(self.dialect, provider.usage_aliases))
+        return self._variants[key]
+
     def __post_init__(self) -> None:
+        object.__setattr__(self, "_variants", {})
         object.__setattr__(self, "events", event_reader(self.dialect))
         read = self.dialect.response_conditions
         is_silent = getattr(read, "__func__", None) is PricedByBody.response_conditions

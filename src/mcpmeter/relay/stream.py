@@ -65,6 +65,7 @@ class StreamTee:
         self._content_seen = False
         self._info = ResponseInfo()
         self._usage_block = self._last_event = b""
+        self._usage_seen = False
         self._template: EventTemplate | None = None
         self._next_template_at = 0 if self._text_mark else sys.maxsize
         self._kept: list[bytes] = []
@@ -182,7 +183,16 @@ class StreamTee:
         return next(filter(self._dialect.only_usage, events), b"")
 
     def _without_usage_event(self, block: bytes) -> bytes:
-        return b"".join(event for event in sse.split_events(block) if not self._dialect.only_usage(event))
+        """A block without the usage that only the relay requests: alone in an event, or beside the finish reason.
+
+        A running count is in events before these: such a server sends it unasked.
+        """
+        kept: list[bytes] = []
+        for event in sse.split_events(block):
+            if not self._dialect.only_usage(event):
+                kept.append(event if self._usage_seen else self._dialect.without_usage(event))
+                self._usage_seen = self._usage_seen or b'"usage"' in event
+        return b"".join(kept)
 
     def _hold_back_end(self, block: bytes) -> bytes:
         events = sse.split_events(block)
