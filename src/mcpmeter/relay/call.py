@@ -21,7 +21,7 @@ from mcpmeter.providers import Provider
 from mcpmeter.quota.tracker import QuotaTracker
 from mcpmeter.records import LlmTarget, Settlement
 from mcpmeter.relay import error_bodies, failure, result, upstream_errors
-from mcpmeter.relay.body_kind import is_events, relabel
+from mcpmeter.relay.body_kind import BOM, is_events, kind_of, relabel
 from mcpmeter.relay.drains import Drain, Drains
 from mcpmeter.relay.error_bodies import SentRequest
 from mcpmeter.relay.headers import (
@@ -208,6 +208,8 @@ class RelayedCall:
         try:
             info = await asyncio.to_thread(dialect.read_response, body) if large else dialect.read_response(body)
         except UnreadableResponse:
+            if kind_of(body) == "events":
+                return await _forward_events(self, target, response, body)
             raise upstream_errors.unreadable_response(provider.name, response.status, body) from None
         response.finish()
         body = withholding(self, target).success(body) if info.is_error else body
@@ -236,6 +238,22 @@ def withholding(call: RelayedCall, target: Candidate) -> Withholding:
     """Replaces the provider's errors that show a credential."""
     name, secret = target.upstream.provider.name, target.credential.secret
     return Withholding(call.endpoint.dialect, name, secret, call.opened.call.id)
+
+
+async def _forward_events(call: RelayedCall, target: Candidate, response: UpstreamResponse, body: bytes) -> Settlement:
+    """Forward a stream that was not requested and did not say that it is one."""
+    provider = target.upstream.provider
+    tee = StreamTee(call.endpoint.of(provider).events, withhold_usage=False, errors=partial(withholding, call, target))
+    events = await off_loop_if_large(len(body), tee.feed_all, body.removeprefix(BOM))
+    if not tee.is_whole:
+        raise upstream_errors.unreadable_response(provider.name, response.status, body)
+    response.finish()
+    relabel(response, "text/event-stream")
+    found = await off_loop_if_large(len(call.body), result.usage_of_stream, call.endpoint.dialect, call.body, tee)
+    await call.opened.settle(result.of_success(call.exchanged, tee.read, found, None, call.drain))
+    headers = response_headers(call.opened.call.id, target, call.attempts.made, response)
+    await call.exchange.respond(response.status, [*headers, *cost_headers(call.opened.settled)], events)
+    return call.opened.settled
 
 
 def target_of(provider: Provider, model: str, dialect: Dialect, request: RequestInfo) -> LlmTarget:

@@ -95,6 +95,11 @@ class StreamTee:
             self._drop_event()
         return part
 
+    def feed_all(self, body: bytes) -> bytes:
+        """Take a whole stream; return all that goes on of it."""
+        sent = self.feed(body)
+        return sent + self.end if self.end else sent + self.finish()
+
     def _keep_event(self, held_bytes: int) -> bool:
         """Count what is held of an event, and what one more read can add. False if it is too much."""
         size = held_bytes + FREE_BYTES - self._counted_bytes
