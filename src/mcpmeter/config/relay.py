@@ -225,7 +225,7 @@ class ProviderSettings(Section):
     asks_stream_usage: Switch | None = setting(
         None,
         help="Whether the relay adds `stream_options.include_usage` to streams; default: the built-in provider's. An "
-        "upstream that refuses the field is not asked again until a reload.",
+        "upstream that refuses the field does not get it again until a reload.",
         example=False,
     )
     usage_aliases: Mapping[FieldPath, ItemName] = setting(

@@ -121,7 +121,7 @@ class Dialect(Protocol):
         """Usage, finish reason and error of a whole response. Raises UnreadableResponse."""
 
     def response_conditions(self, headers: Mapping[str, str]) -> Conditions:
-        """What the response's headers tell of the price; names are lower case."""
+        """What the response's headers report of the price; names are lower case."""
 
     def prompt_tokens(self, body: bytes) -> int:
         """Estimate of a prompt's tokens, for responses without usage."""
@@ -140,7 +140,7 @@ class PricedByBody:
     """For dialects whose headers tell nothing of the price."""
 
     def response_conditions(self, headers: Mapping[str, str]) -> Conditions:
-        """Standard: the body tells."""
+        """Standard: the body reports them."""
         return STANDARD
 
 

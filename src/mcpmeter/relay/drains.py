@@ -12,7 +12,7 @@ from typing import Literal
 
 import msgspec
 
-from mcpmeter.catalog.upstream import DISCONNECTS
+from mcpmeter.catalog import upstream as rows
 from mcpmeter.errors import MeterError
 from mcpmeter.metrics.recorder import Recorder
 
@@ -74,4 +74,4 @@ class Drains:
 
     def count(self, provider: str, policy: Literal["cancel", "drain"]) -> None:
         """Count a client that disconnected."""
-        self._recorder.add(DISCONNECTS, provider=provider, policy=policy)
+        self._recorder.add(rows.DISCONNECTS, provider=provider, policy=policy)

@@ -51,7 +51,7 @@ async def read(sent: SentRequest, runtime: Runtime, response: UpstreamResponse) 
     if response.status in (400, 422) and runtime.asks_usage(sent.provider) and _adds_usage(sent):
         again = await _ask_without_usage(response, sent.post_unchanged)
         if again is not None:
-            log.warning("%s refuses stream_options, so its streams are not asked for usage", name)
+            log.warning("%s refuses stream_options, so the usage of its streams is not requested", name)
             runtime.usage_refusers.add(name)
             return ErrorResponse(again, again.status)
     return await _read(sent.provider, response, runtime.options.max_answer_bytes)

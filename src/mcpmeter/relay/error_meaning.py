@@ -79,8 +79,8 @@ def retry_seconds(body: bytes) -> Decimal | None:
     """How long the body of a 429 or 503 asks to wait: Google's RetryInfo, OpenRouter's `retry_after_seconds`."""
     error = _error_of(body)
     inner = json_body.under(error, "error")
-    told = json_body.under(inner, "metadata", "retry_after_seconds")
-    found = [seconds_of(f"{told}")] if isinstance(told, (int, float)) and not isinstance(told, bool) else []
+    seconds = json_body.under(inner, "metadata", "retry_after_seconds")
+    found = [seconds_of(f"{seconds}")] if isinstance(seconds, (int, float)) and not isinstance(seconds, bool) else []
     for detail in _details(inner):
         delay = detail.get("retryDelay")
         if detail.get("@type") == RETRY_INFO and isinstance(delay, str):

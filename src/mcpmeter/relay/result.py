@@ -178,13 +178,17 @@ def _reported(usage: Usage) -> CallUsage:
 
 def _usage(call: Exchanged, info: ResponseInfo, usage: Usage | None) -> Usage | None:
     """The usage with what the response reports elsewhere, which for most responses is nothing."""
-    asked, told = call.request.conditions, STANDARD
+    requested, in_headers = call.request.conditions, STANDARD
     if usage is None:
         return None
     if call.read_headers is not None and call.response is not None:
-        told = call.read_headers(call.response.headers)
-    is_plain = asked is STANDARD and told is STANDARD and info.conditions is STANDARD
-    return usage if is_plain and not (info.items or info.unknown) else usage_parts.joined(usage, info, asked, told)
+        in_headers = call.read_headers(call.response.headers)
+    is_plain = requested is STANDARD and in_headers is STANDARD and info.conditions is STANDARD
+    return (
+        usage
+        if is_plain and not (info.items or info.unknown)
+        else usage_parts.joined(usage, info, requested, in_headers)
+    )
 
 
 def _reported_nanousd(provider: Provider, headers: Mapping[str, str], in_body: str) -> int | None:

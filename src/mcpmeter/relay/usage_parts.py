@@ -15,14 +15,14 @@ MORE: Final = "more"
 """The unknown item that stands for all beyond `MAX_UNKNOWN`."""
 
 
-def joined(usage: Usage, info: ResponseInfo, asked: Conditions, told: Conditions) -> Usage:
-    """The usage with what else the response reports (`info`), the conditions of the request (`asked`) and those of the
-    response's headers (`told`)."""
+def joined(usage: Usage, info: ResponseInfo, requested: Conditions, in_headers: Conditions) -> Usage:
+    """The usage with what else the response reports (`info`), the conditions of the request (`requested`) and those of the
+    response's headers (`in_headers`)."""
     return replace(
         usage,
         items=_items(usage, info.items),
         unknown=_bounded((*usage.unknown, *_new(info.unknown, usage.unknown))),
-        conditions=_conditions(usage, info.conditions, asked, told),
+        conditions=_conditions(usage, info.conditions, requested, in_headers),
     )
 
 
@@ -58,18 +58,18 @@ def _bounded(unknown: tuple[UsageItem, ...]) -> tuple[UsageItem, ...]:
     return (*kept, UsageItem(MORE, len(unknown) - len(kept)))
 
 
-def _conditions(usage: Usage, served: Conditions, asked: Conditions, told: Conditions) -> Conditions:
-    """What the response says, in its body and then in its headers. The completion window and batches are only in the
-    request; so is the tier of a response that broke off before it said anything."""
-    found = [served, usage.conditions, told]
+def _conditions(usage: Usage, served: Conditions, requested: Conditions, in_headers: Conditions) -> Conditions:
+    """What the response reports, in its body and then in its headers. The completion window and batches are only in the
+    request; so is the tier of a response that broke off before it reported one."""
+    found = [served, usage.conditions, in_headers]
     if usage.source != "reported":
-        found.append(asked)
+        found.append(requested)
     joint = Conditions(
         tier=_first(one.tier for one in found),
         speed=_first(one.speed for one in found),
         region=_first(one.region for one in found),
-        completion_window=_first(one.completion_window for one in (*found, asked)),
-        batch=asked.batch or any(one.batch for one in found),
+        completion_window=_first(one.completion_window for one in (*found, requested)),
+        batch=requested.batch or any(one.batch for one in found),
     )
     return STANDARD if joint == STANDARD else joint
 
