@@ -16,8 +16,7 @@ MORE: Final = "more"
 
 
 def joined(usage: Usage, info: ResponseInfo, requested: Conditions, in_headers: Conditions) -> Usage:
-    """The usage with what else the response reports (`info`), the conditions of the request (`requested`) and those of the
-    response's headers (`in_headers`)."""
+    """The usage with what else the response reports (`info`), and the conditions of the request and of the headers."""
     return replace(
         usage,
         items=_items(usage, info.items),
