@@ -71,7 +71,9 @@ class RelayedCall:
     @property
     def exchanged(self) -> Exchanged:
         """What was sent, and what answered."""
-        return Exchanged(self.provider, self.request, self.response, self.endpoint.read_headers)
+        target = self.target
+        provider = target.upstream.provider if target else self.attempts.first
+        return Exchanged(provider, self.request, self.response, self.endpoint.read_headers)
 
     def cut(self, error: MeterError) -> None:
         """End the call now, for a reason of the service's own."""
@@ -179,7 +181,8 @@ class RelayedCall:
             return await response.read(max_bytes)
         only_we_ask_usage = request.stream and not request.usage_requested and self.runtime.asks_usage(provider)
         errors = partial(withholding, self, target)
-        tee = StreamTee(self.endpoint.of(provider).events, withhold_usage=only_we_ask_usage, errors=errors)
+        endpoint = self.endpoint.of(provider) if provider.usage_aliases else self.endpoint
+        tee = StreamTee(endpoint.events, withhold_usage=only_we_ask_usage, errors=errors)
         headers = response_headers(self.opened.call.id, target, self.attempts.made, response)
         stream = self.stream = ForwardedStream(self.exchange, response, tee, headers, self.opened.elapsed_ns)
         if self.drain is not None:
@@ -204,7 +207,7 @@ class RelayedCall:
 
     async def _forward_response(self, target: Candidate, response: UpstreamResponse, body: bytes) -> Settlement:
         provider, large = target.upstream.provider, len(body) > MAX_ON_LOOP_BYTES
-        dialect = self.endpoint.of(provider).dialect
+        dialect = (self.endpoint.of(provider) if provider.usage_aliases else self.endpoint).dialect
         try:
             info = await asyncio.to_thread(dialect.read_response, body) if large else dialect.read_response(body)
         except UnreadableResponse:
