@@ -134,7 +134,8 @@ class Connection(Deadlines, asyncio.BufferedProtocol):
     async def peek(self, size: int, idle_seconds: float) -> bytes:
         """Wait for `size` bytes of the body, or its end; they stay. Raises as `wait`."""
         while self._buffered_bytes < min(size, MAX_PEEK_BYTES) and not self.is_complete:
-            self._read_on_if_paused()
+            if self._is_paused:
+                self._read_again()
             await self.wait(idle_seconds, STREAM_TIMEOUT_TEXT)
         return b"".join(self._parts)
 
@@ -194,13 +195,13 @@ class Connection(Deadlines, asyncio.BufferedProtocol):
     def _drop_parts(self) -> None:
         self._parts.clear()
         self._buffered_bytes = 0
-        self._read_on_if_paused()
-
-    def _read_on_if_paused(self) -> None:
         if self._is_paused:
-            self._is_paused = False
-            if self._transport is not None and not self._transport.is_closing():
-                self._transport.resume_reading()
+            self._read_again()
+
+    def _read_again(self) -> None:
+        self._is_paused = False
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.resume_reading()
 
     async def pipe(self, sink: Callable[[bytes], bool], limit_bytes: int, idle_seconds: float) -> None:
         """Call `sink` with each part, from inside the parser's callback, until it returns False or the body ends."""
