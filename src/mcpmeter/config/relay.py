@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from decimal import Decimal
-from typing import Annotated, Final, Literal
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -22,35 +22,17 @@ from mcpmeter.config.fields import (
     Switch,
     Weight,
     Whole,
-    matching,
-    must,
     name_alone,
     setting,
     some,
 )
 from mcpmeter.errors import ConfigInvalid
 from mcpmeter.http.client.interface import Timeouts
-from mcpmeter.items import ITEMS
 from mcpmeter.providers import Provider
 from mcpmeter.relay.drains import DrainOptions
 from mcpmeter.routing.circuit_breaker import CircuitOptions
 from mcpmeter.routing.retries import RetryOptions
 from mcpmeter.routing.routes import RouteRule, RuleUpstream
-
-
-def _count_name(name: str) -> str:
-    if name not in COUNT_NAMES:
-        raise must("must be a billable item, `prompt_tokens`, `completion_tokens`, `total_tokens` or `free`")
-    return name
-
-
-COUNT_NAMES: Final = frozenset((*ITEMS, "prompt_tokens", "completion_tokens", "total_tokens", "free"))
-"""What a provider's own name for a count can stand for."""
-
-FieldPath = Annotated[
-    str, AfterValidator(matching(r"[!-~]{1,200}", "must be 1 to 200 printable characters, no blanks"))
-]
-ItemName = Annotated[str, AfterValidator(_count_name)]
 
 
 class TimeoutSettings(Section):
@@ -228,12 +210,6 @@ class ProviderSettings(Section):
         "upstream that refuses the field does not get it again until a reload.",
         example=False,
     )
-    usage_aliases: Mapping[FieldPath, ItemName] = setting(
-        {},
-        help="Names of its own for counts in a usage object: the path of a field to a billable item, to "
-        "`prompt_tokens`, `completion_tokens` or `total_tokens`, or to `free`.",
-        example={"usage.prompt_details.hits": "cached_read"},
-    )
     cost_in_body: Switch | None = setting(
         None,
         help="Whether `usage.cost` of its responses is the cost in US dollars; set `false` for credits or cents.",
@@ -267,7 +243,6 @@ class ProviderSettings(Section):
             price_list=self.price_list,
             asks_stream_usage=self.asks_stream_usage,
             cost_in_body=self.cost_in_body,
-            usage_aliases=self.usage_aliases or None,
             drains=self.on_disconnect == "drain",
         )
 

@@ -80,8 +80,6 @@ class Provider:
     """How the key is sent on paths where `auth` does not apply."""
     asks_stream_usage: bool = True
     """Whether a stream reports usage only if `stream_options` requests it; False: always, or never."""
-    usage_aliases: Mapping[str, str] = field(default_factory=dict)
-    """Names of its own for counts of a usage object: the path of a field to a billable item, a total, or `free`."""
     quota: str = ""
     """Style of its rate-limit headers, a key of `quota.rate_limit_headers.STYLES`; "" to try all."""
     error_marks: ErrorMarks = ErrorMarks()
@@ -92,6 +90,8 @@ class Provider:
     reports credits or cents."""
     drains: bool = False
     """Whether a response is read to its end after the client has disconnected, for the provider's own count."""
+    usage_aliases: Mapping[str, Text] = field(default_factory=dict)
+    """Its own names of counts: a field's path (`usage.my_cached`) to an item (`cached_read`), a total, or `free`."""
     cost_header: str = ""
     """The response header with the call's cost in USD, lower case; "" for none."""
 
@@ -109,9 +109,20 @@ class Provider:
         auth = self.path_auth.get(path_name, self.auth)
         return {auth.header: f"{auth.scheme} {api_key}".strip()} if api_key else {}
 
-    def renamed(self, name: str, *, base_url: str | None = None, **settings: Any) -> Provider:
-        """This provider with the name, address and other settings of configuration; None leaves its own."""
-        moved = self if base_url is None else replace(self, base_url=base_url.rstrip("/"))
+    def renamed(
+        self,
+        name: str,
+        *,
+        base_url: str | None = None,
+        usage_aliases: Mapping[str, str] | None = None,
+        **settings: Any,
+    ) -> Provider:
+        """This provider with the name, address, further aliases and other settings of configuration; None leaves its
+        own."""
+        aliases = {**self.usage_aliases, **(usage_aliases or {})}
+        moved = replace(self, usage_aliases=aliases)
+        if base_url is not None:
+            moved = replace(moved, base_url=base_url.rstrip("/"))
         given = {field: value for field, value in settings.items() if value is not None}
         return replace(moved, name=name, otel_name=self.otel_name or name, **given)
 
