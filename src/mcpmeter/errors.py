@@ -235,7 +235,7 @@ class UpstreamFault(MeterError):
 
 
 class UpstreamRefusedAccount(UpstreamFault):
-    """The provider refused the relay's own credential (401, 402 or 403): for the operator to fix, never the client."""
+    """The provider refused the relay's own credential, credit or rights: for the operator to fix, never the client."""
 
     id = "upstream_refused_account"
 

@@ -55,6 +55,7 @@ NOT_MOVED_BY_A_HEALTHY_RELAY = {
     service_rows.SETTLEMENTS_REJECTED.name: "moves when the ledger refuses what was pending",
     service_rows.LIMIT_REACHED.name: "moves when a limit is reached",
     upstream_rows.CIRCUIT_OPEN.name: "moves when a provider fails again and again",
+    upstream_rows.DISCONNECTS.name: "moves when a client disconnects before the end",
     upstream_rows.RETRIES.name: "moves when a route has another upstream",
     money_rows.UNPRICED_ITEMS.name: "moves when a call has an item without a price",
     budget_rows.REFUSALS.name: "moves when a budget is exhausted",

@@ -101,9 +101,10 @@ def test_azure_has_two_kinds_of_addresses() -> None:
     assert newer.auth_headers("k", "chat") == older.auth_headers("k", "chat") == {"api-key": "k"}
 
 
-def test_only_holysheep_reports_the_cost_in_a_header() -> None:
+def test_the_cost_in_a_header_is_holysheeps_and_litellms() -> None:
     assert {name: provider.cost_header for name, provider in BUILT_IN.items() if provider.cost_header} == {
-        "holysheep": "x-cost-usd"
+        "holysheep": "x-cost-usd",
+        "generic": "x-litellm-response-cost",
     }
 
 

@@ -31,6 +31,7 @@ from mcpmeter.config.fields import (
 from mcpmeter.errors import ConfigInvalid
 from mcpmeter.http.client.interface import Timeouts
 from mcpmeter.providers import Provider
+from mcpmeter.relay.drains import DrainOptions
 from mcpmeter.routing.circuit_breaker import CircuitOptions
 from mcpmeter.routing.retries import RetryOptions
 from mcpmeter.routing.routes import RouteRule, RuleUpstream
@@ -73,6 +74,11 @@ class RetrySettings(Section):
         help="Maximum pause. If Retry-After is longer, the call moves to another provider instead of waiting.",
         example=2000,
     )
+    max_retry_after_seconds: Seconds = setting(
+        300.0,
+        help="Maximum time a Retry-After is honoured. After it, one call tries whether the provider answers again.",
+        example=60.0,
+    )
     same_place: Switch = setting(
         False,
         help="Also retry with the provider and key that failed. SDKs do this too, and the retries multiply.",
@@ -91,6 +97,7 @@ class RetrySettings(Section):
             budget_ratio=self.budget_ratio,
             base_seconds=self.base_ms / 1000,
             cap_seconds=self.cap_ms / 1000,
+            max_wait_seconds=self.max_retry_after_seconds,
             same_place=self.same_place,
             after_timeout=self.after_timeout,
         )
@@ -112,6 +119,20 @@ class CircuitSettings(Section):
         return CircuitOptions(
             failures=self.failures, window_seconds=self.window_seconds, open_seconds=self.open_seconds
         )
+
+
+class DisconnectSettings(Section):
+    """Limits of responses that are read to their end after the client has disconnected."""
+
+    drain_seconds: Seconds = setting(120.0, help="Maximum time a response is read on.", example=60.0)
+    drain_bytes: Bytes = setting(16_777_216, help="Maximum number of bytes read on, per response.", example=4_194_304)
+    max_drains: Annotated[Whole, Field(ge=0, le=65_536)] = setting(
+        64, help="Responses read on at the same time; further ones are cancelled.", example=16
+    )
+
+    def options(self) -> DrainOptions:
+        """As the relay takes them."""
+        return DrainOptions(seconds=self.drain_seconds, max_bytes=self.drain_bytes, max_drains=self.max_drains)
 
 
 class RelaySettings(Section):
@@ -136,6 +157,9 @@ class RelaySettings(Section):
     )
     retries: RetrySettings = setting(RetrySettings(), help="Retries.", example={"max_attempts": 2})
     circuit: CircuitSettings = setting(CircuitSettings(), help="The circuit breaker.", example={"open_seconds": 30.0})
+    disconnects: DisconnectSettings = setting(
+        DisconnectSettings(), help="Limits of `on_disconnect: drain`.", example={"drain_seconds": 60.0}
+    )
 
 
 class ProviderTimeoutSettings(Section):
@@ -187,6 +211,23 @@ class ProviderSettings(Section):
         help="Its own names of counts in `usage`: a field to the billable item that it counts, or to `free`.",
         example={"usage.my_cached": "cached_read"},
     )
+    asks_stream_usage: Switch | None = setting(
+        None,
+        help="Whether the relay adds `stream_options.include_usage` to streams; default: the built-in provider's. An "
+        "upstream that refuses the field does not get it again until a reload.",
+        example=False,
+    )
+    cost_in_body: Switch | None = setting(
+        None,
+        help="Whether `usage.cost` of its responses is the cost in US dollars; set `false` for credits or cents.",
+        example=False,
+    )
+    on_disconnect: Literal["cancel", "drain"] = setting(
+        "cancel",
+        help="When the client disconnects: `cancel` the request, or `drain`: read on, within `relay.disconnects`, for "
+        "the provider's own count.",
+        example="drain",
+    )
     weight: Weight = setting(1, help="Its share of the calls in weighted routes that set no weight.", example=3)
     timeouts: ProviderTimeoutSettings = setting(
         ProviderTimeoutSettings(), help="Its own timeouts.", example={"first_byte_seconds": 300.0}
@@ -204,7 +245,13 @@ class ProviderSettings(Section):
         if base is None:
             raise ConfigInvalid(f"No provider is of type '{self.type or self.name}'.", hint="Use type: generic.")
         return base.renamed(
-            self.name, base_url=self.base_url, price_list=self.price_list, usage_aliases=self.usage_aliases
+            self.name,
+            base_url=self.base_url,
+            price_list=self.price_list,
+            usage_aliases=self.usage_aliases,
+            asks_stream_usage=self.asks_stream_usage,
+            cost_in_body=self.cost_in_body,
+            drains=self.on_disconnect == "drain",
         )
 
 

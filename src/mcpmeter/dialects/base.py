@@ -169,6 +169,10 @@ class EventReader(Protocol):
         """Whether an event holds only the usage that the relay requests."""
         return False
 
+    def without_usage(self, event: bytes) -> bytes:
+        """An event that ends a choice, without the usage that the relay's request adds beside it."""
+        return event
+
     def without_null_usage(self, block: bytes) -> bytes:
         """A block without the other changes that requesting usage makes to events."""
         return block

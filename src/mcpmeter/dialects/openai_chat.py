@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
-from mcpmeter.dialects import json_body, openai, sse, tokens
+from mcpmeter.dialects import json_body, openai, openai_usage_event, sse, tokens
 from mcpmeter.dialects.base import RequestInfo, ResponseInfo, StreamingDialect, UnreadableResponse, merge_all
 from mcpmeter.errors import InvalidRequest
 from mcpmeter.records import NO_PATH_PARAMS, PathParams, UsageItem
@@ -213,6 +213,10 @@ class OpenAiChat(openai.OpenAiDialect, StreamingDialect):
         except UnreadableResponse:
             return False
         return bool(responses) and all(map(_has_only_usage, responses))
+
+    def without_usage(self, event: bytes) -> bytes:
+        """An event that ends a choice, without the usage beside it; every other byte stays."""
+        return openai_usage_event.without_usage(event)
 
     def without_null_usage(self, block: bytes) -> bytes:
         """A block without the `"usage":null` that `include_usage` adds to each event; every other byte stays."""

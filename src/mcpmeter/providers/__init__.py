@@ -41,6 +41,21 @@ class Auth:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ErrorMarks:
+    """How a provider's errors are read beyond their status. A mark is a code, or how the message begins, with `*` for
+    what varies."""
+
+    account: tuple[Text, ...] = ()
+    """The relay's own key or account is refused or exhausted, whatever the status."""
+    caller: tuple[Text, ...] = ()
+    """A 403 about the content of the request."""
+    configuration: tuple[Text, ...] = ()
+    """A 403 about a tool or model that is not enabled for the relay's account; its key is valid."""
+    rate_limit: tuple[Text, ...] = ()
+    """A 402 that passes by itself."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Provider:
     """A provider as its file describes it. Holds no key."""
 
@@ -68,12 +83,14 @@ class Provider:
     """Whether a stream reports usage only if `stream_options` requests it; False: always, or never."""
     quota: str = ""
     """Style of its rate-limit headers, a key of `quota.rate_limit_headers.STYLES`; "" to try all."""
-    refused_account_marks: tuple[Text, ...] = ()
-    """Text in an error's body, of any status, that says the relay's own key was refused."""
+    error_marks: ErrorMarks = ErrorMarks()
     passed_headers: tuple[HeaderFamily, ...] = ()
     """Beginnings of names of its own response headers that go to clients (`openai-`), beside those of all providers."""
-    cost_in_body: bool = False
-    """Whether `usage.cost` in its responses is US dollars: some relays report credits or cents."""
+    cost_in_body: bool = True
+    """Whether `usage.cost` in its responses is US dollars, as OpenRouter's is and LiteLLM's; False for a provider that
+    reports credits or cents."""
+    drains: bool = False
+    """Whether a response is read to its end after the client has disconnected, for the provider's own count."""
     usage_aliases: Mapping[str, Text] = field(default_factory=dict)
     """Its own names of counts: a field's path (`usage.my_cached`) to an item (`cached_read`), a total, or `free`."""
     cost_header: str = ""
@@ -98,14 +115,17 @@ class Provider:
         name: str,
         *,
         base_url: str | None = None,
-        price_list: str | None = None,
         usage_aliases: Mapping[str, str] | None = None,
+        **settings: Any,
     ) -> Provider:
-        """This provider with the name, address, price list and further aliases of configuration."""
-        moved = self if base_url is None else replace(self, base_url=base_url.rstrip("/"))
-        priced = moved if price_list is None else replace(moved, price_list=price_list)
+        """This provider with the name, address, further aliases and other settings of configuration; None leaves its
+        own."""
         aliases = {**self.usage_aliases, **(usage_aliases or {})}
-        return replace(priced, name=name, otel_name=self.otel_name or name, usage_aliases=aliases)
+        moved = replace(self, usage_aliases=aliases)
+        if base_url is not None:
+            moved = replace(moved, base_url=base_url.rstrip("/"))
+        given = {field: value for field, value in settings.items() if value is not None}
+        return replace(moved, name=name, otel_name=self.otel_name or name, **given)
 
 
 def load_providers(folder: Traversable | None = None) -> Mapping[str, Provider]:
@@ -125,6 +145,7 @@ def load_provider(file: Traversable) -> Provider:
         _refuse_unknown_keys(raw, Provider)
         for auth in (raw.get("auth", {}), *_tables(raw.get("path_auth"))):
             _refuse_unknown_keys(auth, Auth)
+        _refuse_unknown_keys(raw.get("error_marks"), ErrorMarks)
         provider = msgspec.convert(raw, Provider)
         _refuse_contradictions(provider, file.name)
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, msgspec.ValidationError) as fault:

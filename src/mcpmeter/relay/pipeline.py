@@ -29,9 +29,10 @@ from mcpmeter.ledger.store import InsufficientBudget
 from mcpmeter.meter import CallResult, Meter, OpenCall
 from mcpmeter.quota.tracker import QuotaTracker
 from mcpmeter.records import Outcome, Reservation, Settlement
-from mcpmeter.relay.call import MAX_ON_LOOP_BYTES, RelayedCall, off_loop_if_large, target_of
+from mcpmeter.relay.call import RelayedCall, target_of
+from mcpmeter.relay.drains import Drains
 from mcpmeter.relay.headers import send_error
-from mcpmeter.relay.runtime import EndpointConfig, RelayOptions, Runtime
+from mcpmeter.relay.runtime import MAX_ON_LOOP_BYTES, EndpointConfig, RelayOptions, Runtime, off_loop_if_large
 from mcpmeter.routing.failover import Failover
 from mcpmeter.routing.routes import Plan
 
@@ -59,6 +60,7 @@ class Pipeline:
         self.active_calls: set[RelayedCall] = set()
         self._failover = failover
         self._quota = quota
+        self._drains = Drains(meter.recorder)
         self._memory = memory or MemoryBudget()
         self._calls_by_key: dict[str, int] = {}
         """Calls in progress by key id, while `max_calls_per_key` is set."""
@@ -164,6 +166,7 @@ class Pipeline:
             runtime=runtime,
             attempts=self._failover.begin(plan, plan.total_seconds),
             quota=self._quota,
+            drains=self._drains,
             request=request,
             body=body,
         )

@@ -264,6 +264,7 @@ class Service:
                 max_answer_bytes=settings.relay.max_answer_bytes,
                 max_calls=_capacity(settings).concurrent_calls,
                 max_calls_per_key=settings.server.limits.concurrent_calls_per_key,
+                drains=settings.relay.disconnects.options(),
                 default_team=DEFAULT_TEAM,
                 keys_optional=self._keys_optional,
             ),

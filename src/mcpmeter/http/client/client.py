@@ -64,6 +64,10 @@ class Http1Response:
             parts.append(part)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
+    async def peek(self, size: int) -> bytes:
+        """Wait for `size` bytes of the body, or its end, and leave them. Raises as `read`."""
+        return await self._connection.peek(size, self._idle_seconds)
+
     async def chunks(self, limit_bytes: int) -> AsyncGenerator[bytes, None]:
         """Yield the body as it arrives. Only the upstream is timed, never a client that reads slowly."""
         encoding = self.headers.get("content-encoding")

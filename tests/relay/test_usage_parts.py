@@ -1,0 +1,64 @@
+"""One usage of what a response reports in several places."""
+
+from __future__ import annotations
+
+from mcpmeter.dialects.base import ResponseInfo
+from mcpmeter.records import STANDARD, Conditions, Usage, UsageItem
+from mcpmeter.relay.usage_parts import MAX_UNKNOWN, MORE, joined
+
+COUNTS = Usage(
+    prompt_tokens=100,
+    completion_tokens=40,
+    cached_read_tokens=30,
+    cache_write_tokens=20,
+    reasoning_tokens=15,
+    source="reported",
+)
+
+
+def parts(usage: Usage) -> dict[str, int]:
+    return {item.item: item.quantity for item in usage.items}
+
+
+def test_a_fee_beside_plain_counts_completes_them() -> None:
+    usage = joined(COUNTS, ResponseInfo(items=(UsageItem("web_search", 2),)), STANDARD, STANDARD)
+    assert parts(usage) == {
+        "prompt": 50,
+        "cached_read": 30,
+        "cache_write": 20,
+        "completion": 25,
+        "reasoning": 15,
+        "web_search": 2,
+    }
+
+
+def test_what_usage_and_output_both_show_counts_once() -> None:
+    usage = Usage(prompt_tokens=5, items=(UsageItem("prompt", 5), UsageItem("web_search", 3)), source="reported")
+    info = ResponseInfo(items=(UsageItem("web_search", 2), UsageItem("file_search", 1)))
+    assert parts(joined(usage, info, STANDARD, STANDARD)) == {"prompt": 5, "web_search": 3, "file_search": 1}
+
+
+def test_unknown_items_are_joined_and_bounded() -> None:
+    usage = Usage(unknown=tuple(UsageItem(f"a{n}", 1) for n in range(20)), source="reported")
+    info = ResponseInfo(unknown=tuple(UsageItem(f"b{n}", 1) for n in range(20)))
+    unknown = joined(usage, info, STANDARD, STANDARD).unknown
+    assert len(unknown) == MAX_UNKNOWN + 1
+    assert unknown[-1] == UsageItem(MORE, 8)
+
+
+def test_the_body_precedes_headers_and_the_request() -> None:
+    asked = Conditions(tier="priority", completion_window="2h", batch=True)
+    info = ResponseInfo(conditions=Conditions(tier="flex"))
+    told = Conditions(tier="priority", region="us")
+    expected = Conditions(tier="flex", region="us", completion_window="2h", batch=True)
+    assert joined(COUNTS, info, asked, told).conditions == expected
+
+
+def test_a_tier_that_was_only_requested_is_not_billed() -> None:
+    asked = Conditions(tier="priority")
+    assert joined(COUNTS, ResponseInfo(), asked, STANDARD).conditions == STANDARD
+
+
+def test_a_response_that_broke_off_has_the_requested_tier() -> None:
+    asked = Conditions(tier="priority")
+    assert joined(Usage(source="partial"), ResponseInfo(), asked, STANDARD).conditions == asked
