@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import msgspec
 
-from mcpmeter.dialects import anthropic, json_body, sse, tokens
+from mcpmeter.dialects import anthropic, json_body, request_bounds, sse, tokens
 from mcpmeter.dialects.base import RequestInfo, ResponseInfo, StreamingDialect, UnreadableResponse, merge, merge_all
 from mcpmeter.dialects.tokens import Tokens
 from mcpmeter.records import NO_PATH_PARAMS, PathParams, TokenSource, Usage
@@ -114,7 +114,11 @@ class AnthropicMessages(anthropic.AnthropicDialect, StreamingDialect):
             stream=bool(request.stream),
             usage_requested=True,
             prompt_tokens_estimate=tokens.quick_estimate(body),
-            max_completion_tokens=tokens.max_completion_tokens(request.max_tokens),
+            max_completion_tokens=tokens.greatest_limit(request.max_tokens)[0],
+            conditions=request_bounds.conditions(
+                json_body.ABSENT, speed=request.speed, region=request.inference_geo
+            ),
+            has_bounds=True,
         )
 
     def read_response(self, body: bytes) -> ResponseInfo:

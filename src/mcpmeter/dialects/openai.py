@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import msgspec
 
-from mcpmeter.dialects import json_body
+from mcpmeter.dialects import json_body, request_bounds
 from mcpmeter.dialects.base import RequestInfo
 from mcpmeter.dialects.tokens import Tokens
 from mcpmeter.errors import MeterError
@@ -83,6 +83,10 @@ class OpenAiDialect:
 
     passed_headers = frozenset((b"openai-beta",))
     """Only switches of features. `openai-organization` and `openai-project` name the account that pays: the relay's."""
+
+    def bounded(self, body: bytes, request: RequestInfo) -> RequestInfo:
+        """The request with its limits, references and hosted tools. Raises InvalidRequest."""
+        return request_bounds.of_openai(body, request)
 
     def forwarded(self, body: bytes, request: RequestInfo, model: str) -> bytes:
         """The body unchanged, unless the model's name differs."""

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from operator import attrgetter
 from typing import Annotated, Any, Final
 
 import msgspec
 
-from mcpmeter.dialects import json_body, openai, sse, tokens
+from mcpmeter.dialects import json_body, openai, request_bounds, sse, tokens
 from mcpmeter.dialects.base import RequestInfo, ResponseInfo, StreamingDialect, UnreadableResponse, merge_all
 from mcpmeter.errors import InvalidRequest
-from mcpmeter.records import NO_PATH_PARAMS, PathParams
+from mcpmeter.records import NO_PATH_PARAMS, STANDARD, PathParams
 
 METERED_FIELDS: Final = json_body.quoted("model", "stream", "stream_options", "messages")
 """The fields of a request that are read; each may be named once."""
@@ -48,7 +49,29 @@ class _Request(msgspec.Struct, frozen=True, gc=False):
     stream_options: _StreamOptions | None = None
     max_completion_tokens: msgspec.Raw = json_body.ABSENT
     max_tokens: msgspec.Raw = json_body.ABSENT
+    service_tier: msgspec.Raw = json_body.ABSENT
+    # What only `bounded` reads; in most requests all of it is absent.
     n: msgspec.Raw = json_body.ABSENT
+    best_of: msgspec.Raw = json_body.ABSENT
+    max_output_tokens: msgspec.Raw = json_body.ABSENT
+    max_new_tokens: msgspec.Raw = json_body.ABSENT
+    max_gen_len: msgspec.Raw = json_body.ABSENT
+    max_length: msgspec.Raw = json_body.ABSENT
+    n_predict: msgspec.Raw = json_body.ABSENT
+    num_predict: msgspec.Raw = json_body.ABSENT
+    thinking_budget: msgspec.Raw = json_body.ABSENT
+    thinking: msgspec.Raw = json_body.ABSENT
+    reasoning: msgspec.Raw = json_body.ABSENT
+    tools: msgspec.Raw = json_body.ABSENT
+    models: msgspec.Raw = json_body.ABSENT
+    plugins: msgspec.Raw = json_body.ABSENT
+    prediction: msgspec.Raw = json_body.ABSENT
+    web_search_options: msgspec.Raw = json_body.ABSENT
+    search_parameters: msgspec.Raw = json_body.ABSENT
+    enable_search: msgspec.Raw = json_body.ABSENT
+    previous_response_id: msgspec.Raw = json_body.ABSENT
+    conversation: msgspec.Raw = json_body.ABSENT
+    prompt: msgspec.Raw = json_body.ABSENT
 
 
 class _Message(msgspec.Struct, frozen=True, gc=False):
@@ -110,6 +133,8 @@ class _CommonResponse(msgspec.Struct, frozen=True, gc=False):
     error: None = None
 
 
+_BOUNDING: Final = attrgetter(*_Request.__struct_fields__[_Request.__struct_fields__.index("n") :])
+_UNBOUNDED: Final = _BOUNDING(_Request(messages=[]))
 _request_decoder = msgspec.json.Decoder(_Request)
 _common_decoder = msgspec.json.Decoder(_CommonResponse)
 _response_decoder = msgspec.json.Decoder(_Response)
@@ -135,20 +160,21 @@ class OpenAiChat(openai.OpenAiDialect, StreamingDialect):
     def read_request(self, body: bytes, path: PathParams = NO_PATH_PARAMS) -> RequestInfo:
         """Read model, stream, limits and whether usage is requested. Raises InvalidRequest."""
         request = json_body.decode_request(_request_decoder, body, kind="a chat completion", hint=_HINT)
-        json_body.refuse_repeated(body, METERED_FIELDS)
+        is_spelled_otherwise = json_body.refuse_repeated(body, METERED_FIELDS)
         if not request.messages:
             raise InvalidRequest("'messages' is empty.", hint="Send at least one message with a role and content.")
         if request.model is not None:
             json_body.check_model(request.model)
         options = request.stream_options
+        limit, is_faulty = tokens.greatest_limit(request.max_completion_tokens, request.max_tokens)
         return RequestInfo(
             model=request.model or "",
             stream=bool(request.stream),
             usage_requested=bool(options and options.include_usage),
             prompt_tokens_estimate=tokens.quick_estimate(body),
-            max_completion_tokens=tokens.max_completion_tokens(
-                request.max_completion_tokens, request.max_tokens, choices=request.n
-            ),
+            max_completion_tokens=limit,
+            conditions=STANDARD if request.service_tier is json_body.ABSENT else request_bounds.conditions(request.service_tier),
+            has_bounds=is_faulty or is_spelled_otherwise or _has_bounds(body, request),
         )
 
     def forwarded(self, body: bytes, request: RequestInfo, model: str) -> bytes:
@@ -328,6 +354,21 @@ def _is_thought(content: msgspec.Raw) -> bool:
         return False
     parts = json_body.decode_field(_parts_decoder, content, None)
     return parts is not None and all(part.type == "thinking" for part in parts)
+
+
+def _has_bounds(body: bytes, request: _Request) -> bool:
+    """Whether more than one limit and the texts' size bounds the cost: cheap, as every call asks."""
+    if _BOUNDING(request) != _UNBOUNDED or body.count(b'"max_tokens"') > 1:
+        return True
+    if request.max_completion_tokens is not json_body.ABSENT and body.count(b'"max_completion_tokens"') > 1:
+        return True
+    for message in request.messages:
+        if message.content.__class__ is list:
+            return True
+    for part in request_bounds.SEARCHING_MODELS if request.model else ():
+        if part in request.model:
+            return True
+    return False
 
 
 def _prompt_tokens(request: Any) -> int:
