@@ -173,7 +173,9 @@ class OpenAiChat(openai.OpenAiDialect, StreamingDialect):
             usage_requested=bool(options and options.include_usage),
             prompt_tokens_estimate=tokens.quick_estimate(body),
             max_completion_tokens=limit,
-            conditions=STANDARD if request.service_tier is json_body.ABSENT else request_bounds.conditions(request.service_tier),
+            conditions=STANDARD
+            if request.service_tier is json_body.ABSENT
+            else request_bounds.conditions(request.service_tier),
             has_bounds=is_faulty or is_spelled_otherwise or _has_bounds(body, request),
         )
 
@@ -365,10 +367,7 @@ def _has_bounds(body: bytes, request: _Request) -> bool:
     for message in request.messages:
         if message.content.__class__ is list:
             return True
-    for part in request_bounds.SEARCHING_MODELS if request.model else ():
-        if part in request.model:
-            return True
-    return False
+    return request.model is not None and request_bounds.SEARCHING_MODEL.search(request.model) is not None
 
 
 def _prompt_tokens(request: Any) -> int:

@@ -1,7 +1,7 @@
 """What bounds the cost of a request that is more than text and one limit: limits, media, references, hosted tools.
 
-Entered only for requests that hold such fields, and only if a limit applies to the caller. The tables name fields as the
-providers' pages and SDKs do. A tool of an unknown type counts as one with a fee.
+Entered only for requests that hold such fields, and only if a limit applies to the caller. The tables name fields as
+the providers' pages and SDKs do. A tool of an unknown type counts as one with a fee.
 """
 
 from __future__ import annotations
@@ -89,8 +89,8 @@ _OPENAI_CLIENT_TOOLS: Final = (
     "programmatic_tool_calling",
 )
 _SESSION: Final = "code_session"
-SEARCHING_MODELS: Final = ("search", ":online", "compound")
-"""Parts of the names of models that search without a tool: OpenAI's search models, OpenRouter's suffix, Groq's."""
+SEARCHING_MODEL: Final = re.compile(r"search|:online|compound")
+"""In the names of models that search without a tool: OpenAI's search models, OpenRouter's suffix, Groq's."""
 
 ANTHROPIC_LIMITS: Final = ("max_tokens",)
 ANTHROPIC_REFERENCES: Final = ("container", "mcp_servers", "thread")
@@ -224,7 +224,7 @@ class _Bounds:
             self.add_medium(found[1], url, name)
 
     def add_medium(self, mime: Any, data: Any, name: str, default: str = "") -> None:
-        """Base64 of a kind: an image has a known maximum, text is text, and anything else can be as long as it likes."""
+        """Base64 of a kind: an image has a maximum, text is text, and nothing bounds anything else."""
         kind = mime.lower() if isinstance(mime, str) and mime else default
         if not isinstance(data, str):
             return
@@ -273,7 +273,8 @@ def of_openai(body: bytes, request: RequestInfo) -> RequestInfo:
     for part in _dicts(value.get("messages"), value.get("input"), value.get("instructions")):
         _read_openai_part(found, part)
     _read_openai_tools(found)
-    for model in value.get("models") if isinstance(value.get("models"), list) else ():
+    models = value.get("models")
+    for model in models if isinstance(models, list) else ():
         if isinstance(model, str):
             found.added.append(AddedCall(model=model, is_instead=True))
     if value.get("context_management"):
@@ -319,7 +320,7 @@ def _read_openai_tools(found: _Bounds) -> None:
     if isinstance(searches, dict) and searches.get("mode") != "off":
         found.refer("search_parameters")
         found.add_item("web_search", searches.get("max_search_results"))
-    searches_by_name = any(part in found.request.model for part in SEARCHING_MODELS)
+    searches_by_name = SEARCHING_MODEL.search(found.request.model)
     if "web_search_options" in value or value.get("enable_search") or searches_by_name:
         found.refer("web_search_options")
         found.add_item("web_search_preview")

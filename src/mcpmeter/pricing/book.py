@@ -17,7 +17,7 @@ from mcpmeter.pricing import names
 from mcpmeter.pricing.genai import GenaiPrices, genai_providers
 from mcpmeter.pricing.price_list import GENERAL_PURPOSE, PriceList
 from mcpmeter.pricing.rates import Rates, Timeline, unix_ns, usd_per_mtok
-from mcpmeter.records import Charge, LlmTarget, Usage
+from mcpmeter.records import STANDARD, Charge, Conditions, LlmTarget, Usage, UsageItem
 
 CACHED_MODELS: Final = 4096
 
@@ -127,7 +127,15 @@ class PriceBook:
         return min(cost or 0, MAX_NANOUSD)
 
     def max_cost_nanousd(
-        self, provider: str, model: str, at_ns: int, *, prompt_tokens: int, completion_tokens: int
+        self,
+        provider: str,
+        model: str,
+        at_ns: int,
+        *,
+        prompt_tokens: int,
+        completion_tokens: int,
+        conditions: Conditions = STANDARD,
+        max_items: Sequence[UsageItem] = (),
     ) -> int:
         """The most that a call of at most so many tokens can cost, by its list, else by the fallback price."""
         rates = self._rates(provider, model, at_ns)
@@ -136,6 +144,14 @@ class PriceBook:
             if cost is not None:
                 return min(cost, MAX_NANOUSD)
         return 0
+
+    def context_window(self, provider: str, model: str) -> int | None:
+        """The most tokens that a model can read, if genai-prices knows it."""
+        source, name = self._sources.get(provider), names.normal(model)
+        if source is None or source.genai_id is None or name is None:
+            return None
+        found = self._genai[source.genai_id].model(name)
+        return None if found is None else found.context_window
 
     def models(self, provider: str, at: datetime | None = None) -> list[ModelPrice]:
         """The models with a price at an instant (default: now): the list's in its order, then genai-prices'."""

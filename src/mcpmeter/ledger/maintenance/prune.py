@@ -17,12 +17,12 @@ from mcpmeter.errors import SetupError
 from mcpmeter.ledger.audit import INSERT_AUDIT_SQL, audit_entry, audit_values, encode_change, utc_text
 from mcpmeter.ledger.location import Location
 from mcpmeter.ledger.queries.reader import Writer, open_reader, open_writer, require_ledger
-from mcpmeter.ledger.rows import decode_reservations, taken_by_row
+from mcpmeter.ledger.rows import Taken, decode_reservations
 from mcpmeter.ledger.sqlite.connection import explain, open_for_writing
 from mcpmeter.ledger.sqlite.migrations import transaction
 from mcpmeter.ledger.sqlite.reader import SqliteWriter
 from mcpmeter.ledger.sums import MAX_INT64
-from mcpmeter.records import Actor, AuditEntry, Unit
+from mcpmeter.records import Actor, AuditEntry
 
 Begin = Callable[[], contextlib.AbstractContextManager[Writer]]
 
@@ -158,12 +158,13 @@ def sums(rows: Iterable[tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:
 def _spent_by_balance(rows: Iterable[tuple[Any, ...]]) -> Iterator[tuple[str, int, int]]:
     spent: Counter[tuple[str, int]] = Counter()
     for row in rows:
-        for balance, period_start_ns, unit, _ in decode_reservations(row[1]):
-            spent[balance, period_start_ns] += _taken(unit, row)
+        taken = _taken(row)
+        for kept in decode_reservations(row[1]):
+            spent[kept.balance, kept.period_start_ns] += taken.of(kept)
     yield from ((balance, start, min(amount, MAX_INT64)) for (balance, start), amount in spent.items())
 
 
-def _taken(unit: Unit, row: tuple[Any, ...]) -> int:
-    amounts = dict(zip(SUMMED, row[4 + len(GROUP) :], strict=True))
+def _taken(row: tuple[Any, ...]) -> Taken:
+    values = dict(zip(GROUP + SUMMED, row[4:], strict=True))
     cost, tokens = ("cost_nanousd", "fallback_cost_nanousd"), ("prompt_tokens", "completion_tokens")
-    return taken_by_row(unit, sum(amounts[name] for name in cost), sum(amounts[name] for name in tokens))
+    return Taken(values["model"], sum(values[name] for name in cost), sum(values[name] for name in tokens))

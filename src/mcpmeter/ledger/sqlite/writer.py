@@ -34,6 +34,7 @@ from mcpmeter.ledger.rows import (
     REPLACE_RECOVERED_SQL,
     SETTLE_SQL,
     SETTLED_COLUMNS,
+    Taken,
     open_values,
     settled_values,
 )
@@ -198,7 +199,11 @@ class Writer:
         entries: Sequence[RowEntry] = [*opens, *settles]
         try:
             self._require_same_file()
-            self._keeps_balances = self._keeps_balances or any(entry.call.reservations for entry in opens)
+            self._keeps_balances = (
+                self._keeps_balances
+                or any(entry.call.reservations for entry in opens)
+                or any(entry.settlement.postings for entry in settles)
+            )
             if len(entries) == 1 and not self._keeps_balances:
                 refused = _write_alone(db, entries[0])
             else:
@@ -355,8 +360,8 @@ def _replace_recovered(db: apsw.Connection, settlement: Settlement, values: tupl
     if estimated is None:
         return False
     db.execute(REPLACE_RECOVERED_SQL, values)
-    claims, nanousd, tokens = estimated
-    post_difference(db, str(claims), settlement, nanousd=int(nanousd), tokens=int(tokens))
+    claims, *taken = estimated
+    post_difference(db, str(claims), settlement, Taken(*taken))
     return True
 
 
