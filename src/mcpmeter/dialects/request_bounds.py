@@ -84,6 +84,7 @@ _OPENAI_CLIENT_TOOLS: Final = (
     "computer",
     "apply_patch",
     "local_shell",
+    "shell",
     "namespace",
     "tool_search",
     "programmatic_tool_calling",
@@ -306,8 +307,8 @@ def _read_openai_tools(found: _Bounds) -> None:
     for tool in tools:
         kind = tool["type"] if isinstance(tool["type"], str) else "?"
         item = _tool_of(kind, _OPENAI_TOOLS, _OPENAI_CLIENT_TOOLS)
-        if kind == "shell":
-            item = _SESSION if "container" in str(json_body.under(tool, "environment", "type")) else None
+        if kind == "shell" and "container" in str(json_body.under(tool, "environment", "type")):
+            item = _SESSION
         if item is None:
             continue
         hosted += 1
