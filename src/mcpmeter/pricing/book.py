@@ -146,12 +146,19 @@ class PriceBook:
         return 0
 
     def context_window(self, provider: str, model: str) -> int | None:
-        """The most tokens that a model can read, if genai-prices knows it."""
+        """The most tokens that a model can read, if genai-prices knows it, of this provider or else of any.
+
+        It rounds 1,048,576 down to a million, so 5 % are added.
+        """
         source, name = self._sources.get(provider), names.normal(model)
-        if source is None or source.genai_id is None or name is None:
+        if name is None:
             return None
-        found = self._genai[source.genai_id].model(name)
-        return None if found is None else found.context_window
+        own = self._genai.get(source.genai_id or "") if source else None
+        for lists in ([own] if own else [], self._genai.values()):
+            known = [found.context_window for prices in lists if (found := prices.model(name)) is not None]
+            if windows := [window for window in known if window]:
+                return max(windows) + max(windows) // 20
+        return None
 
     def models(self, provider: str, at: datetime | None = None) -> list[ModelPrice]:
         """The models with a price at an instant (default: now): the list's in its order, then genai-prices'."""
