@@ -75,6 +75,7 @@ class PriceBook:
         self._genai = {genai_id: GenaiPrices(providers[genai_id]) for genai_id in ids}
         # Bounded, least recently used first out: a flood of invented names cannot grow it.
         self._prices = lru_cache(maxsize=CACHED_MODELS)(self._find)
+        self._windows = lru_cache(maxsize=CACHED_MODELS)(self._find_window)
 
     def rates(self, provider: str, model: str, at: datetime) -> Rates | None:
         """The rates at an instant (aware, else ValueError), or None if there is no price."""
@@ -150,13 +151,13 @@ class PriceBook:
 
         It rounds 1,048,576 down to a million, so 5 % are added.
         """
+        return None if len(model) > names.MAX_MODEL_CHARS else self._windows(provider, model)
+
+    def _find_window(self, provider: str, model: str) -> int | None:
         source, name = self._sources.get(provider), names.normal(model)
-        if name is None:
-            return None
         own = self._genai.get(source.genai_id or "") if source else None
-        for lists in ([own] if own else [], self._genai.values()):
-            known = [found.context_window for prices in lists if (found := prices.model(name)) is not None]
-            if windows := [window for window in known if window]:
+        for known in ([own] if own else [], self._genai.values()):
+            if windows := [window for prices in known if name and (window := prices.context_window(name))]:
                 return max(windows) + max(windows) // 20
         return None
 

@@ -165,6 +165,7 @@ def _spent_by_balance(rows: Iterable[tuple[Any, ...]]) -> Iterator[tuple[str, in
 
 
 def _taken(row: tuple[Any, ...]) -> Taken:
-    values = dict(zip(GROUP + SUMMED, row[4:], strict=True))
+    names = GROUP + SUMMED
+    values = dict(zip(names, row[-len(names) :], strict=True))
     cost, tokens = ("cost_nanousd", "fallback_cost_nanousd"), ("prompt_tokens", "completion_tokens")
     return Taken(values["model"], sum(values[name] for name in cost), sum(values[name] for name in tokens))
