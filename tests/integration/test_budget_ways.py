@@ -26,7 +26,8 @@ from mcpmeter.records import TopUp
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 CALLS = 12
-ROUNDS_IN_FULL = 200
+ROUNDS_IN_FULL = 10
+"""For each way: more than four hundred."""
 AMPLE = 1000 * 10**9
 KEY = SecretStr("sk-another-credential-0123456789")
 
