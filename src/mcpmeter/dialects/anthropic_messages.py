@@ -114,7 +114,6 @@ class AnthropicMessages(anthropic.AnthropicDialect, StreamingDialect):
             stream=bool(request.stream),
             usage_requested=True,
             prompt_tokens_estimate=tokens.quick_estimate(body),
-            max_completion_tokens=tokens.greatest_limit(request.max_tokens)[0],
             conditions=request_bounds.conditions(json_body.ABSENT, speed=request.speed, region=request.inference_geo),
             has_bounds=True,
         )

@@ -53,6 +53,15 @@ def decode_request(decoder: msgspec.json.Decoder[_T], body: bytes, *, kind: str,
         raise _not_json(fault) from None
 
 
+def decode_if_it_fits(decoder: msgspec.json.Decoder[_T], body: bytes) -> _T | None:
+    """Decode a request's most frequent form; None for any other, valid or not. Raises InvalidRequest."""
+    _refuse_bad_text(body)
+    try:
+        return decoder.decode(body)
+    except UNREADABLE:
+        return None
+
+
 def parsed(body: bytes) -> Any:
     """A request as Python values. Raises InvalidRequest with the position at which the JSON is invalid."""
     try:

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from operator import attrgetter
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
 from mcpmeter.dialects import json_body, openai, request_bounds, sse, tokens
 from mcpmeter.dialects.base import RequestInfo, ResponseInfo, StreamingDialect, UnreadableResponse, merge_all
+from mcpmeter.dialects.tokens import Tokens
 from mcpmeter.errors import InvalidRequest
 from mcpmeter.records import NO_PATH_PARAMS, STANDARD, PathParams
 
@@ -47,31 +47,48 @@ class _Request(msgspec.Struct, frozen=True, gc=False):
     model: str | None = None
     stream: bool | None = None
     stream_options: _StreamOptions | None = None
-    max_completion_tokens: msgspec.Raw = json_body.ABSENT
-    max_tokens: msgspec.Raw = json_body.ABSENT
     service_tier: msgspec.Raw = json_body.ABSENT
-    # What only `bounded` reads; in most requests all of it is absent.
-    n: msgspec.Raw = json_body.ABSENT
-    best_of: msgspec.Raw = json_body.ABSENT
-    max_output_tokens: msgspec.Raw = json_body.ABSENT
-    max_new_tokens: msgspec.Raw = json_body.ABSENT
-    max_gen_len: msgspec.Raw = json_body.ABSENT
-    max_length: msgspec.Raw = json_body.ABSENT
-    n_predict: msgspec.Raw = json_body.ABSENT
-    num_predict: msgspec.Raw = json_body.ABSENT
-    thinking_budget: msgspec.Raw = json_body.ABSENT
-    thinking: msgspec.Raw = json_body.ABSENT
-    reasoning: msgspec.Raw = json_body.ABSENT
-    tools: msgspec.Raw = json_body.ABSENT
-    models: msgspec.Raw = json_body.ABSENT
-    plugins: msgspec.Raw = json_body.ABSENT
-    prediction: msgspec.Raw = json_body.ABSENT
-    web_search_options: msgspec.Raw = json_body.ABSENT
-    search_parameters: msgspec.Raw = json_body.ABSENT
-    enable_search: msgspec.Raw = json_body.ABSENT
-    previous_response_id: msgspec.Raw = json_body.ABSENT
-    conversation: msgspec.Raw = json_body.ABSENT
-    prompt: msgspec.Raw = json_body.ABSENT
+
+
+class _PlainMessage(msgspec.Struct, frozen=True, gc=False):
+    role: str
+    content: str | None = None
+
+
+class _PlainRequest(msgspec.Struct, frozen=True, gc=False):
+    """The most frequent form of a request: texts, and limits that bound its cost alone.
+
+    Decoding fails if it has a field that `bounded` has to read; so the plain form costs no look at each of them.
+    """
+
+    messages: list[_PlainMessage]
+    model: str | None = None
+    stream: bool | None = None
+    stream_options: _StreamOptions | None = None
+    max_completion_tokens: Tokens | None = None
+    max_tokens: Tokens | None = None
+    service_tier: Literal["auto", "default"] | None = None
+    n: Literal[1] | None = None
+    best_of: None = None
+    max_output_tokens: None = None
+    max_new_tokens: None = None
+    max_gen_len: None = None
+    max_length: None = None
+    n_predict: None = None
+    num_predict: None = None
+    thinking_budget: None = None
+    thinking: None = None
+    reasoning: None = None
+    tools: None = None
+    models: None = None
+    plugins: None = None
+    prediction: None = None
+    web_search_options: None = None
+    search_parameters: None = None
+    enable_search: Literal[False] | None = None
+    previous_response_id: None = None
+    conversation: None = None
+    prompt: None = None
 
 
 class _Message(msgspec.Struct, frozen=True, gc=False):
@@ -133,8 +150,7 @@ class _CommonResponse(msgspec.Struct, frozen=True, gc=False):
     error: None = None
 
 
-_BOUNDING: Final = attrgetter(*_Request.__struct_fields__[_Request.__struct_fields__.index("n") :])
-_UNBOUNDED: Final = _BOUNDING(_Request(messages=[]))
+_plain_decoder = msgspec.json.Decoder(_PlainRequest)
 _request_decoder = msgspec.json.Decoder(_Request)
 _common_decoder = msgspec.json.Decoder(_CommonResponse)
 _response_decoder = msgspec.json.Decoder(_Response)
@@ -159,24 +175,22 @@ class OpenAiChat(openai.OpenAiDialect, StreamingDialect):
 
     def read_request(self, body: bytes, path: PathParams = NO_PATH_PARAMS) -> RequestInfo:
         """Read model, stream, limits and whether usage is requested. Raises InvalidRequest."""
-        request = json_body.decode_request(_request_decoder, body, kind="a chat completion", hint=_HINT)
+        plain = json_body.decode_if_it_fits(_plain_decoder, body)
+        request = plain or json_body.decode_request(_request_decoder, body, kind="a chat completion", hint=_HINT)
         is_spelled_otherwise = json_body.refuse_repeated(body, METERED_FIELDS)
         if not request.messages:
             raise InvalidRequest("'messages' is empty.", hint="Send at least one message with a role and content.")
         if request.model is not None:
             json_body.check_model(request.model)
         options = request.stream_options
-        limit, is_faulty = tokens.greatest_limit(request.max_completion_tokens, request.max_tokens)
         return RequestInfo(
             model=request.model or "",
             stream=bool(request.stream),
             usage_requested=bool(options and options.include_usage),
             prompt_tokens_estimate=tokens.quick_estimate(body),
-            max_completion_tokens=limit,
-            conditions=STANDARD
-            if request.service_tier is json_body.ABSENT
-            else request_bounds.conditions(request.service_tier),
-            has_bounds=is_faulty or is_spelled_otherwise or _has_bounds(body, request),
+            max_completion_tokens=_limit(plain) if plain else None,
+            conditions=request_bounds.conditions(request.service_tier) if isinstance(request, _Request) else STANDARD,
+            has_bounds=plain is None or is_spelled_otherwise or _has_bounds(body, plain),
         )
 
     def forwarded(self, body: bytes, request: RequestInfo, model: str) -> bytes:
@@ -358,15 +372,18 @@ def _is_thought(content: msgspec.Raw) -> bool:
     return parts is not None and all(part.type == "thinking" for part in parts)
 
 
-def _has_bounds(body: bytes, request: _Request) -> bool:
-    """Whether more than one limit and the texts' size bounds the cost: cheap, as every call asks."""
-    if _BOUNDING(request) != _UNBOUNDED or body.count(b'"max_tokens"') > 1:
+def _limit(request: _PlainRequest) -> int | None:
+    """A provider may read either field, so that only the greater one bounds the response."""
+    one, other = request.max_completion_tokens, request.max_tokens
+    return other if one is None else one if other is None else max(one, other)
+
+
+def _has_bounds(body: bytes, request: _PlainRequest) -> bool:
+    """Whether a plain request names a limit twice, or a model that searches without a tool."""
+    if request.max_tokens is not None and body.count(b'"max_tokens"') > 1:
         return True
-    if request.max_completion_tokens is not json_body.ABSENT and body.count(b'"max_completion_tokens"') > 1:
+    if request.max_completion_tokens is not None and body.count(b'"max_completion_tokens"') > 1:
         return True
-    for message in request.messages:
-        if message.content.__class__ is list:
-            return True
     return request.model is not None and request_bounds.SEARCHING_MODEL.search(request.model) is not None
 
 

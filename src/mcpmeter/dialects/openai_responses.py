@@ -124,7 +124,6 @@ class OpenAiResponses(openai.OpenAiDialect, StreamingDialect):
             stream=bool(request.stream),
             usage_requested=True,
             prompt_tokens_estimate=tokens.quick_estimate(body),
-            max_completion_tokens=tokens.greatest_limit(request.max_output_tokens)[0],
             conditions=request_bounds.conditions(request.service_tier, background=request.background_options),
             has_bounds=True,
         )

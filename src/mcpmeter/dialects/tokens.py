@@ -7,7 +7,7 @@ from typing import Annotated, Any, Final
 
 import msgspec
 
-from mcpmeter.dialects.json_body import ABSENT, NULL, parsed
+from mcpmeter.dialects.json_body import parsed
 from mcpmeter.errors import InvalidRequest
 
 MAX_TOKENS: Final = 10**12
@@ -72,23 +72,6 @@ def prompt_parts(value: Any, is_media: Callable[[dict[str, Any]], bool]) -> tupl
             else:
                 stack.extend(item.values())
     return " ".join(texts), media
-
-
-def greatest_limit(*limits: msgspec.Raw) -> tuple[int | None, bool]:
-    """The greatest of the limits that are given, and whether one of them is no whole number.
-
-    A provider may read either of two fields, so that only the greatest bounds the response. None if none is given.
-    """
-    bound, is_faulty = None, False
-    for raw in limits:
-        if raw is ABSENT:
-            continue
-        text = bytes(raw)
-        if not text.isdigit() or len(text) > MAX_COUNT_LENGTH:
-            is_faulty = is_faulty or raw != NULL
-        elif bound is None or int(text) > bound:
-            bound = int(text)
-    return bound, is_faulty
 
 
 def media_tokens(size: int) -> int:

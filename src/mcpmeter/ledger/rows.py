@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, TypeVar
 
 import msgspec
 
@@ -173,7 +173,7 @@ def _record(record: type[_Record], columns: tuple[str, ...], row: Sequence[Any])
 # Reservations. Their column and its JSON are called `claims`: the ledger's format is older than the word. -----------
 
 
-class KeptReservation(NamedTuple):
+class KeptReservation(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """A reservation in a row. Rows hold the first four fields, and the others only if they say something."""
 
     balance: str
@@ -185,28 +185,38 @@ class KeptReservation(NamedTuple):
     posted: int | None = None
     """What was posted, of a call that several models are billed for; None if that follows from the row."""
 
+    @property
+    def key(self) -> tuple[str, int]:
+        """Its balance and period."""
+        return self.balance, self.period_start_ns
+
 
 _decoder = msgspec.json.Decoder(list[KeptReservation])
+_encoder = msgspec.json.Encoder()
 
 
 def encode_call_reservations(call: Call) -> str:
     """The reservations of a call as its row stores them: a JSON array, or empty."""
     if not call.reservations:
         return ""
-    return msgspec.json.encode(
+    return _encoded(
         [
             (r.balance, r.period_start_ns, r.unit, r.amount, r.answered_by)
             if r.answered_by
             else (r.balance, r.period_start_ns, r.unit, r.amount)
             for r in call.reservations
         ]
-    ).decode()
+    )
+
+
+def _encoded(rows: list[Any]) -> str:
+    return _encoder.encode(rows).decode()
 
 
 def encode_reservations(reservations: Sequence[KeptReservation]) -> str:
     """Reservations as a row stores them."""
-    kept = [one if one.posted is not None else one[:5] if one.answered_by else one[:4] for one in reservations]
-    return msgspec.json.encode(kept).decode()
+    kept = [(one, msgspec.structs.astuple(one)) for one in reservations]
+    return _encoded([row if one.posted is not None else row[: 5 if one.answered_by else 4] for one, row in kept])
 
 
 def decode_reservations(claims: str) -> list[KeptReservation]:
@@ -227,14 +237,14 @@ def with_postings(claims: str, settlement: Settlement) -> str:
 
     A row that says so itself stays right for `verify` and `prune`, which cannot know which lines were whose.
     """
-    kept = {(one.balance, one.period_start_ns): one for one in decode_reservations(claims)}
+    kept = {one.key: one for one in decode_reservations(claims)}
     for one in unreserved(settlement):
         key = (one.balance, one.period_start_ns)
         kept.setdefault(key, KeptReservation(*key, one.unit, 0, one.scope.model))
     for one in settlement.postings:
         key = (one.balance, one.period_start_ns)
         if key in kept:
-            kept[key] = kept[key]._replace(posted=one.amount)
+            kept[key] = msgspec.structs.replace(kept[key], posted=one.amount)
     return encode_reservations(list(kept.values()))
 
 
@@ -247,7 +257,7 @@ def unreserved(settlement: Settlement) -> list[Reservation]:
     return [one for one in settlement.postings if one.scope.model != own]
 
 
-class Taken(NamedTuple):
+class Taken(msgspec.Struct, frozen=True, gc=False):
     """What a settled row took of limits."""
 
     model: str

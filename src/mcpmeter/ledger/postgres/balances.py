@@ -97,7 +97,7 @@ def postings_of(settlement: Settlement, claims: str) -> list[Posting]:
 
 def postings_of_row(claims: str, before: Taken, settlement: Settlement) -> list[Posting]:
     """What a settled row changes if `settlement` replaces it."""
-    changes = Counter({kept[:2]: -before.of(kept) for kept in decode_reservations(claims)})
+    changes = Counter({kept.key: -before.of(kept) for kept in decode_reservations(claims)})
     for balance, start_ns, _, spent in postings_of(settlement, claims):
         changes[balance, start_ns] += spent
     return [Posting(*key, 0, change) for key, change in changes.items()]

@@ -82,12 +82,12 @@ def post(db: apsw.Connection, claims: str, settlement: Settlement) -> None:
 
 def post_difference(db: apsw.Connection, claims: str, settlement: Settlement, estimated: Taken) -> None:
     """Replace what a settled row took by what its call really took."""
-    before = {kept[:2]: estimated.of(kept) for kept in decode_reservations(claims)}
+    before = {kept.key: estimated.of(kept) for kept in decode_reservations(claims)}
     if settlement.postings:
         claims = _rewrite(db, claims, settlement)
     taken = taken_by(settlement)
     for kept in decode_reservations(claims):
-        more = taken.of(kept) - before.get(kept[:2], 0)
+        more = taken.of(kept) - before.get(kept.key, 0)
         db.execute(_MOVE_SQL, (kept.balance, kept.period_start_ns, more))
 
 
