@@ -24,7 +24,7 @@ from mcpmeter.catalog import service
 from mcpmeter.errors import LedgerUnavailable, MeterError, ServiceFault
 from mcpmeter.ledger.store import InsufficientBudget, RowRefused, SettlementConflict, Store
 from mcpmeter.metrics.recorder import Recorder
-from mcpmeter.records import Call, Charge, LedgerRow, LlmTarget, McpTarget, Outcome, Settlement, Usage
+from mcpmeter.records import Call, Charge, LedgerRow, LlmTarget, McpTarget, Outcome, Reservation, Settlement, Usage
 
 _RANDOM_BYTES: Final = 10
 _IDS_PER_BLOCK: Final = 64
@@ -55,6 +55,12 @@ class Prices(Protocol):
         reported_is_part: bool = False,
     ) -> Charge:
         """The charge of a call at `at_ns` (Unix ns), of which the provider may have reported the cost, or a part."""
+
+
+class Postings(Protocol):
+    """What the budgets of single models get of a charge; `budgets.Limits.postings` in the relay."""
+
+    def __call__(self, call: Call, charge: Charge) -> tuple[Reservation, ...]: ...
 
 
 class Pending(Protocol):
@@ -305,6 +311,8 @@ class Meter:
         self.store = store
         self.prices = prices
         self.pending = pending
+        self.postings: Postings | None = None
+        """Splits the charge of a call that several models are billed for; budgets of single models need it."""
         self._deadlines = SettleDeadlines(settle_seconds)
         self.requests_counted: set[str] = set()
         """Calls that are counted as requests while their rows, which could not be settled, wait for recovery."""
@@ -367,6 +375,7 @@ class Meter:
                     result.reported_nanousd,
                     reported_is_part=result.reported_is_part,
                 )
+        postings = self.postings(call, charge) if self.postings is not None and charge and charge.lines else ()
         error_type = result.error_type or (error.error_type if error else "")
         return Settlement(
             call=call,
@@ -389,6 +398,7 @@ class Meter:
             time_to_first_chunk_ns=result.time_to_first_chunk_ns,
             chunks=result.chunks,
             missing_reason=result.missing_reason,
+            postings=postings,
         )
 
     async def recover(self) -> int:

@@ -178,6 +178,21 @@ class Scope(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     model: str = ""
 
 
+class AddedCall(msgspec.Struct, frozen=True, gc=False):
+    """A model call that a provider may make beyond, or instead of, the one that a request names."""
+
+    model: str = ""
+    """Empty for the call's own."""
+    times: int = 1
+    """At most; 0 if the request sets no bound."""
+    max_completion_tokens: int | None = None
+    """None if the request sets no limit."""
+    by_reference: bool = False
+    """Its prompt may fill the model's context window; otherwise it is the call's own."""
+    is_instead: bool = False
+    """Only one of the models answers, and is billed."""
+
+
 class Reservation(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """An amount that a call reserves of one limit before it is sent. Its settlement posts the true amount instead."""
 
@@ -195,6 +210,8 @@ class Reservation(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """False: the balance may exceed its limit, which is reported only."""
     scope: Scope = Scope()
     """Selects the calls that were settled before the balance existed and count into it."""
+    answered_by: str = ""
+    """The model that has to answer for the call to be posted; empty for any. Set if the call may go to several."""
 
 
 class Balance(msgspec.Struct, frozen=True, kw_only=True):
@@ -314,6 +331,9 @@ class Settlement(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """Output chunks delivered by a stream."""
     missing_reason: str = ""
     """Why usage was not reported, if it was not: `no_usage`, `client_gone`, `upstream_broke`, `crash`, …"""
+    postings: tuple[Reservation, ...] = ()
+    """What the budgets of single models get of a call that several models are billed for; empty for all other calls,
+    which post their cost to every balance that they reserved."""
 
 
 class Key(msgspec.Struct, frozen=True, kw_only=True):

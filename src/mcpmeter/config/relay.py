@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from mcpmeter.budgets.reservations import ASSUMED_COMPLETION_TOKENS
+from mcpmeter.budgets.reservations import ASSUMED_COMPLETION_TOKENS, ASSUMED_TOOL_USES
 from mcpmeter.config.fields import (
     ApiKey,
     BaseUrl,
@@ -148,6 +148,17 @@ class RelaySettings(Section):
         ASSUMED_COMPLETION_TOKENS,
         help="Completion tokens that a call without a token limit reserves of budgets and rate limits.",
         example=16_384,
+    )
+    assumed_prompt_tokens: Annotated[Whole, Field(ge=1, le=100_000_000)] | None = setting(
+        None,
+        help="Prompt tokens that a call with a prompt by reference (`previous_response_id`, a file, a URL) reserves "
+        "beside its body; default: the model's context window, or 200,000 if that is not known.",
+        example=50_000,
+    )
+    assumed_tool_uses: Annotated[Whole, Field(ge=1, le=10_000)] = setting(
+        ASSUMED_TOOL_USES,
+        help="Uses that a call reserves of each tool that the provider runs and bills, if the request sets no maximum.",
+        example=5,
     )
     max_answer_bytes: Bytes = setting(
         67_108_864, help="Maximum size of a provider's response, in bytes.", example=16_777_216

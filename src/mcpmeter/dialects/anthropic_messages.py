@@ -15,7 +15,7 @@ from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
-from mcpmeter.dialects import anthropic, anthropic_usage, json_body, sse, tokens
+from mcpmeter.dialects import anthropic, anthropic_usage, json_body, request_bounds, sse, tokens
 from mcpmeter.dialects.base import RequestInfo, ResponseInfo, StreamingDialect, UnreadableResponse, merge, merge_all
 from mcpmeter.dialects.cumulative import greatest
 from mcpmeter.dialects.tokens import Tokens
@@ -126,7 +126,8 @@ class AnthropicMessages(anthropic.AnthropicDialect, StreamingDialect):
             stream=bool(request.stream),
             usage_requested=True,
             prompt_tokens_estimate=tokens.quick_estimate(body),
-            max_completion_tokens=tokens.max_completion_tokens(request.max_tokens),
+            conditions=request_bounds.conditions(json_body.ABSENT, speed=request.speed, region=request.inference_geo),
+            has_bounds=True,
         )
 
     def read_response(self, body: bytes) -> ResponseInfo:

@@ -8,7 +8,7 @@ from typing import Protocol, runtime_checkable
 import msgspec
 
 from mcpmeter.errors import MeterError
-from mcpmeter.records import NO_PATH_PARAMS, STANDARD, Conditions, PathParams, Usage, UsageItem
+from mcpmeter.records import NO_PATH_PARAMS, STANDARD, AddedCall, Conditions, PathParams, Usage, UsageItem
 
 
 class RequestInfo(msgspec.Struct, frozen=True, gc=False):
@@ -33,6 +33,14 @@ class RequestInfo(msgspec.Struct, frozen=True, gc=False):
     """The most that its hosted tools can bill; a quantity of 0 means that the request sets no bound."""
     background: bool = False
     """The provider answers before it works; the call is followed until its usage is known."""
+    choices: int = 1
+    """Responses that it asks for at once."""
+    added_calls: tuple[AddedCall, ...] = ()
+    """Model calls that the provider may make beside it."""
+    limit_fault: str = ""
+    """Why its limits bound nothing: a sentence for the caller. Only a limit that refuses calls needs them."""
+    has_bounds: bool = False
+    """It holds fields that bound its cost and were not read: `Dialect.bounded` does."""
 
 
 class ResponseInfo(msgspec.Struct, frozen=True, gc=False):
@@ -113,6 +121,9 @@ class Dialect(Protocol):
 
     def read_request(self, body: bytes, path: PathParams = NO_PATH_PARAMS) -> RequestInfo:
         """Read the metered fields. Raises InvalidRequest."""
+
+    def bounded(self, body: bytes, request: RequestInfo) -> RequestInfo:
+        """The request with all that bounds its cost; for those that say `has_bounds`. Raises InvalidRequest."""
 
     def forwarded(self, body: bytes, request: RequestInfo, model: str) -> bytes:
         """The body for upstream: unchanged except for the model's name and for usage in streams."""

@@ -7,7 +7,7 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from mcpmeter.dialects import gemini_usage, json_body, tokens
+from mcpmeter.dialects import gemini_usage, json_body, request_bounds, tokens
 from mcpmeter.dialects.base import RequestInfo
 from mcpmeter.dialects.tokens import Tokens
 from mcpmeter.errors import InvalidRequest, MeterError
@@ -75,6 +75,10 @@ class GeminiDialect:
     """What is the same in all of Gemini's dialects."""
 
     passed_headers = frozenset((b"x-server-timeout",))
+
+    def bounded(self, body: bytes, request: RequestInfo) -> RequestInfo:
+        """The request with its limits, references and hosted tools. Raises InvalidRequest."""
+        return request_bounds.of_gemini(body, request)
 
     def forwarded(self, body: bytes, request: RequestInfo, model: str) -> bytes:
         """The body unchanged, unless it repeats a path's model that has another name upstream."""

@@ -122,7 +122,9 @@ def _decoded(body: bytes) -> _Request:
 
 
 def _request_info(model: str, body: bytes) -> RequestInfo:
-    return RequestInfo(model=model, prompt_tokens_estimate=tokens.quick_estimate(body), max_completion_tokens=0)
+    return RequestInfo(
+        model=model, prompt_tokens_estimate=tokens.quick_estimate(body), max_completion_tokens=0, has_bounds=True
+    )
 
 
 def _prompt_tokens(request: Any) -> int:

@@ -13,7 +13,7 @@ from typing import Any, Final
 import msgspec
 from msgspec.structs import replace
 
-from mcpmeter.dialects import gemini, gemini_grounding, gemini_usage, json_body, sse, tokens
+from mcpmeter.dialects import gemini, gemini_grounding, gemini_usage, json_body, request_bounds, sse, tokens
 from mcpmeter.dialects.base import RequestInfo, ResponseInfo, StreamingDialect, UnreadableResponse, merge, merge_all
 from mcpmeter.dialects.cumulative import greatest
 from mcpmeter.dialects.gemini_grounding import NO_GROUNDING, Grounding, grounding_of
@@ -38,12 +38,7 @@ _FILTERED: Final = frozenset(
 class _Request(msgspec.Struct, frozen=True, gc=False):
     contents: list[dict[str, msgspec.Raw]] | dict[str, msgspec.Raw]  # Google accepts one object for a list of one
     model: str | None = None
-    generation_config: msgspec.Raw = msgspec.field(default=json_body.ABSENT, name="generationConfig")
-
-
-class _Limits(msgspec.Struct, frozen=True, gc=False, rename="camel"):
-    max_output_tokens: msgspec.Raw = json_body.ABSENT
-    candidate_count: msgspec.Raw = json_body.ABSENT
+    service_tier: msgspec.Raw = msgspec.field(default=json_body.ABSENT, name="serviceTier")
 
 
 class _Content(msgspec.Struct, frozen=True, gc=False):
@@ -80,10 +75,8 @@ class _EventInfo(ResponseInfo, frozen=True, gc=False):
 
 
 _request_decoder = msgspec.json.Decoder(_Request)
-_limits_decoder = msgspec.json.Decoder(_Limits)
 _response_decoder = msgspec.json.Decoder(_Response)
 _array_decoder = msgspec.json.Decoder(list[_Response])
-_NO_LIMITS: Final = _Limits()
 
 
 class GeminiGenerate(gemini.GeminiDialect, StreamingDialect):
@@ -102,15 +95,13 @@ class GeminiGenerate(gemini.GeminiDialect, StreamingDialect):
         json_body.refuse_repeated(body, METERED_FIELDS)
         if not request.contents:
             raise InvalidRequest("'contents' is empty.", hint="Send at least one content with parts.")
-        limits = json_body.decode_field(_limits_decoder, request.generation_config, _NO_LIMITS)
         return RequestInfo(
             model=gemini.model_of(path, request.model),
             stream=path.stream,
             usage_requested=True,
             prompt_tokens_estimate=tokens.quick_estimate(body),
-            max_completion_tokens=tokens.max_completion_tokens(
-                limits.max_output_tokens, choices=limits.candidate_count
-            ),
+            conditions=request_bounds.conditions(request.service_tier),
+            has_bounds=True,
         )
 
     def read_response(self, body: bytes) -> ResponseInfo:

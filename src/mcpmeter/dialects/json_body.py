@@ -56,6 +56,15 @@ def decode_request(decoder: msgspec.json.Decoder[_T], body: bytes, *, kind: str,
         raise _not_json(fault) from None
 
 
+def decode_if_it_fits(decoder: msgspec.json.Decoder[_T], body: bytes) -> _T | None:
+    """Decode a request's most frequent form; None for any other, valid or not. Raises InvalidRequest."""
+    _refuse_bad_text(body)
+    try:
+        return decoder.decode(body)
+    except UNREADABLE:
+        return None
+
+
 def parsed(body: bytes) -> Any:
     """A request as Python values. Raises InvalidRequest with the position at which the JSON is invalid."""
     try:
@@ -105,18 +114,27 @@ def quoted(*names: str) -> tuple[bytes, ...]:
     return tuple(f'"{name}"'.encode() for name in names)
 
 
-def refuse_repeated(body: bytes, names: Sequence[bytes]) -> None:
+def refuse_repeated(body: bytes, names: Sequence[bytes]) -> bool:
     """Refuse an object that names one of these fields, as `quoted` gives them, twice. `body` is valid JSON.
 
     Parsers differ on which of the two counts, so a call could be metered as one model and served by another.
-    Raises InvalidRequest.
+    Returns whether names may stand in it in another spelling than ours. Raises InvalidRequest.
     """
     for name in names:
         if body.count(name) > 1:
             break
     else:
         if BACKSLASH not in body or _ESCAPED_LETTER.search(body) is None:
-            return
+            return False
+    if repeated := repeated_field(body, names):
+        raise InvalidRequest(f"The body names '{repeated}' twice.", hint="Name each field once.")
+    return True
+
+
+def repeated_field(body: bytes, names: Sequence[bytes]) -> str:
+    """The first of these fields, as `quoted` gives them, that an object names twice; empty if there is none."""
+    if all(body.count(name) <= 1 for name in names) and _ESCAPED_LETTER.search(body) is None:
+        return ""
     # The hook runs for each object, for the outermost last; only the outermost keys count.
     try:
         # Numbers stay text: Python refuses to parse more than 4300 digits, which JSON allows.
@@ -124,9 +142,8 @@ def refuse_repeated(body: bytes, names: Sequence[bytes]) -> None:
     except RecursionError as fault:
         raise _not_json(fault) from None  # at a depth that the other parser just takes
     keys = [key for key, _value in pairs]
-    for field in (name.strip(b'"').decode() for name in names):
-        if keys.count(field) > 1:
-            raise InvalidRequest(f"The body names '{field}' twice.", hint="Name each field once.")
+    fields = (name.strip(b'"').decode() for name in names)
+    return next((field for field in fields if keys.count(field) > 1), "")
 
 
 def check_model(name: str) -> None:

@@ -10,7 +10,7 @@ from typing import Any, Final, Literal, Self
 import msgspec
 from msgspec.structs import replace
 
-from mcpmeter.dialects import base, json_body, openai_usage, usage_fields, usage_merging
+from mcpmeter.dialects import base, json_body, openai_usage, request_bounds, usage_fields, usage_merging
 from mcpmeter.dialects.base import PricedByBody, RequestInfo, ResponseInfo
 from mcpmeter.dialects.openai_usage import TABLE
 from mcpmeter.dialects.tokens import Tokens
@@ -138,6 +138,10 @@ class OpenAiDialect(PricedByBody):
 
     def _read_usage(self, usage: msgspec.Raw) -> tuple[Usage | None, bool]:
         return read_usage(usage, None if self._has_own_names else _usage_decoder.decode, self._table)
+
+    def bounded(self, body: bytes, request: RequestInfo) -> RequestInfo:
+        """The request with its limits, references and hosted tools. Raises InvalidRequest."""
+        return request_bounds.of_openai(body, request)
 
     def forwarded(self, body: bytes, request: RequestInfo, model: str) -> bytes:
         """The body unchanged, unless the model's name differs."""

@@ -11,10 +11,11 @@ from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
-from mcpmeter.dialects import json_body, openai, openai_usage_event, sse, tokens
+from mcpmeter.dialects import json_body, openai, openai_usage_event, request_bounds, sse, tokens
 from mcpmeter.dialects.base import RequestInfo, ResponseInfo, StreamingDialect, UnreadableResponse, merge_all
+from mcpmeter.dialects.tokens import Tokens
 from mcpmeter.errors import InvalidRequest
-from mcpmeter.records import NO_PATH_PARAMS, PathParams, UsageItem
+from mcpmeter.records import NO_PATH_PARAMS, STANDARD, PathParams, UsageItem
 
 METERED_FIELDS: Final = json_body.quoted("model", "stream", "stream_options", "messages")
 """The fields of a request that are read; each may be named once."""
@@ -52,9 +53,48 @@ class _Request(msgspec.Struct, frozen=True, gc=False):
     model: str | None = None
     stream: bool | None = None
     stream_options: _StreamOptions | None = None
-    max_completion_tokens: msgspec.Raw = json_body.ABSENT
-    max_tokens: msgspec.Raw = json_body.ABSENT
-    n: msgspec.Raw = json_body.ABSENT
+    service_tier: msgspec.Raw = json_body.ABSENT
+
+
+class _PlainMessage(msgspec.Struct, frozen=True, gc=False):
+    role: str
+    content: str | None = None
+
+
+class _PlainRequest(msgspec.Struct, frozen=True, gc=False):
+    """The most frequent form of a request: texts, and limits that bound its cost alone.
+
+    Decoding fails if it has a field that `bounded` has to read; so the plain form costs no look at each of them.
+    """
+
+    messages: list[_PlainMessage]
+    model: str | None = None
+    stream: bool | None = None
+    stream_options: _StreamOptions | None = None
+    max_completion_tokens: Tokens | None = None
+    max_tokens: Tokens | None = None
+    service_tier: Literal["auto", "default"] | None = None
+    n: Literal[1] | None = None
+    best_of: None = None
+    max_output_tokens: None = None
+    max_new_tokens: None = None
+    max_gen_len: None = None
+    max_length: None = None
+    n_predict: None = None
+    num_predict: None = None
+    thinking_budget: None = None
+    thinking: None = None
+    reasoning: None = None
+    tools: None = None
+    models: None = None
+    plugins: None = None
+    prediction: None = None
+    web_search_options: None = None
+    search_parameters: None = None
+    enable_search: Literal[False] | None = None
+    previous_response_id: None = None
+    conversation: None = None
+    prompt: None = None
 
 
 class _Message(msgspec.Struct, frozen=True, gc=False):
@@ -129,6 +169,7 @@ class _CommonResponse(msgspec.Struct, frozen=True, gc=False):
     service_tier: PlainTier = None
 
 
+_plain_decoder = msgspec.json.Decoder(_PlainRequest)
 _request_decoder = msgspec.json.Decoder(_Request)
 _common_decoder = msgspec.json.Decoder(_CommonResponse)
 _response_decoder = msgspec.json.Decoder(_Response)
@@ -158,8 +199,9 @@ class OpenAiChat(openai.OpenAiDialect, StreamingDialect):
 
     def read_request(self, body: bytes, path: PathParams = NO_PATH_PARAMS) -> RequestInfo:
         """Read model, stream, limits and whether usage is requested. Raises InvalidRequest."""
-        request = json_body.decode_request(_request_decoder, body, kind="a chat completion", hint=_HINT)
-        json_body.refuse_repeated(body, METERED_FIELDS)
+        plain = json_body.decode_if_it_fits(_plain_decoder, body)
+        request = plain or json_body.decode_request(_request_decoder, body, kind="a chat completion", hint=_HINT)
+        is_spelled_otherwise = json_body.refuse_repeated(body, METERED_FIELDS)
         if not request.messages:
             raise InvalidRequest("'messages' is empty.", hint="Send at least one message with a role and content.")
         if request.model is not None:
@@ -170,9 +212,9 @@ class OpenAiChat(openai.OpenAiDialect, StreamingDialect):
             stream=bool(request.stream),
             usage_requested=bool(options and options.include_usage),
             prompt_tokens_estimate=tokens.quick_estimate(body),
-            max_completion_tokens=tokens.max_completion_tokens(
-                request.max_completion_tokens, request.max_tokens, choices=request.n
-            ),
+            max_completion_tokens=_limit(plain) if plain else None,
+            conditions=request_bounds.conditions(request.service_tier) if isinstance(request, _Request) else STANDARD,
+            has_bounds=plain is None or is_spelled_otherwise or _has_bounds(body, plain),
         )
 
     def forwarded(self, body: bytes, request: RequestInfo, model: str) -> bytes:
@@ -391,6 +433,21 @@ def _is_thought(content: msgspec.Raw) -> bool:
         return False
     parts = json_body.decode_field(_parts_decoder, content, None)
     return parts is not None and all(part.type == "thinking" for part in parts)
+
+
+def _limit(request: _PlainRequest) -> int | None:
+    """A provider may read either field, so that only the greater one bounds the response."""
+    one, other = request.max_completion_tokens, request.max_tokens
+    return other if one is None else one if other is None else max(one, other)
+
+
+def _has_bounds(body: bytes, request: _PlainRequest) -> bool:
+    """Whether a plain request names a limit twice, or a model that searches without a tool."""
+    if request.max_tokens is not None and body.count(b'"max_tokens"') > 1:
+        return True
+    if request.max_completion_tokens is not None and body.count(b'"max_completion_tokens"') > 1:
+        return True
+    return request.model is not None and request_bounds.SEARCHING_MODEL.search(request.model) is not None
 
 
 def _prompt_tokens(request: Any) -> int:

@@ -13,7 +13,7 @@ from typing import Any, Final
 import msgspec
 from msgspec.structs import replace
 
-from mcpmeter.dialects import hosted_tools, json_body, openai, sse, tokens
+from mcpmeter.dialects import hosted_tools, json_body, openai, request_bounds, sse, tokens
 from mcpmeter.dialects.base import RequestInfo, ResponseInfo, StreamingDialect, UnreadableResponse, merge_all
 from mcpmeter.errors import InvalidRequest, MeterError
 from mcpmeter.records import NO_PATH_PARAMS, PathParams, Usage, UsageItem
@@ -41,6 +41,8 @@ class _Request(msgspec.Struct, frozen=True, gc=False):
     previous_response_id: msgspec.Raw = json_body.ABSENT
     conversation: msgspec.Raw = json_body.ABSENT
     max_output_tokens: msgspec.Raw = json_body.ABSENT
+    service_tier: msgspec.Raw = json_body.ABSENT
+    background_options: msgspec.Raw = json_body.ABSENT
 
 
 class _Response(msgspec.Struct, frozen=True, gc=False):
@@ -154,7 +156,8 @@ class OpenAiResponses(openai.OpenAiDialect, StreamingDialect):
             stream=bool(request.stream),
             usage_requested=True,
             prompt_tokens_estimate=tokens.quick_estimate(body),
-            max_completion_tokens=tokens.max_completion_tokens(request.max_output_tokens),
+            conditions=request_bounds.conditions(request.service_tier, background=request.background_options),
+            has_bounds=True,
         )
 
     def read_response(self, body: bytes) -> ResponseInfo:

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import msgspec
 
-from mcpmeter.ledger.rows import FALLBACK_SQL, decode_reservations, taken_by_row
+from mcpmeter.ledger.rows import FALLBACK_SQL, Taken, decode_reservations
 from mcpmeter.ledger.sums import MAX_INT64, halves, whole_of
 from mcpmeter.records import Balance, Reservation, TopUp, Unit
 
@@ -56,7 +56,7 @@ _RESERVED: Final[dict[Unit, str]] = {
     "tokens": "prompt_tokens_estimate",
 }
 _RESERVING_SQL: Final = (
-    f"SELECT state, claims, cost_nanousd, {FALLBACK_SQL}, prompt_tokens, completion_tokens"  # noqa: S608
+    f"SELECT state, claims, model, cost_nanousd, {FALLBACK_SQL}, prompt_tokens, completion_tokens"  # noqa: S608
     " FROM calls WHERE claims <> ''"
 )
 
@@ -121,12 +121,13 @@ def amounts_by_balance(
     """What all calls, pruned ones included, spent and reserve of each balance. `rows` runs a SELECT."""
     spent: Counter[BalanceKey] = Counter()
     reserved: Counter[BalanceKey] = Counter()
-    for state, claims, cost, fallback, prompt, completion in rows(_RESERVING_SQL):
-        for balance, start_ns, unit, amount in decode_reservations(claims):
+    for state, claims, model, cost, fallback, prompt, completion in rows(_RESERVING_SQL):
+        taken = Taken(model, cost + fallback, prompt + completion)
+        for kept in decode_reservations(claims):
             if state == "open":
-                reserved[balance, start_ns] += amount
+                reserved[kept.balance, kept.period_start_ns] += kept.amount
             else:
-                spent[balance, start_ns] += taken_by_row(unit, cost + fallback, prompt + completion)
+                spent[kept.balance, kept.period_start_ns] += taken.of(kept)
     for balance, start_ns, amount in rows("SELECT balance, period_start_ns, spent FROM pruned_claims"):
         spent[balance, start_ns] += amount
     return spent, reserved

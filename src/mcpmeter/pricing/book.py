@@ -38,6 +38,8 @@ deployments cost what OpenAI's models do: https://azure.microsoft.com/pricing/de
 _Value = TypeVar("_Value")
 _MAX_CONDITIONS: Final = 64
 _FEW_UNITS: Final = 100
+_CONDITIONS: Final = tuple(f"{name}:" for name in Conditions.__struct_fields__)
+"""How the items begin that name a condition without a price."""
 
 
 class PriceSource(msgspec.Struct, frozen=True):
@@ -111,6 +113,7 @@ class PriceBook:
         }
         # Bounded, least recently used first out: a flood of invented names cannot grow it.
         self._prices = lru_cache(maxsize=CACHED_MODELS)(self._find)
+        self._windows = lru_cache(maxsize=CACHED_MODELS)(self._find_window)
 
     def rates(self, provider: str, model: str, at: datetime, conditions: Conditions = STANDARD) -> Rates | None:
         """The rates at an instant (aware, else ValueError), or None if there is no price under these conditions."""
@@ -256,6 +259,21 @@ class PriceBook:
         if max_items:
             cost += max_items_nanousd(bound or NO_BOUND, max_items, self._fallback_of)
         return min(cost, MAX_NANOUSD)
+
+    def context_window(self, provider: str, model: str) -> int | None:
+        """The most tokens that a model can read, if genai-prices knows it, of this provider or else of any.
+
+        It rounds 1,048,576 down to a million, so 5 % are added.
+        """
+        return None if len(model) > names.MAX_MODEL_CHARS else self._windows(provider, model)
+
+    def _find_window(self, provider: str, model: str) -> int | None:
+        source, name = self._sources.get(provider), names.normal(model)
+        own = self._genai.get(source) if source else None
+        for known in ([own] if own else [], self._genai.values()):
+            if windows := [window for prices in known if name and (window := prices.context_window(name))]:
+                return max(windows) + max(windows) // 20
+        return None
 
     def models(self, provider: str, at: datetime | None = None) -> list[ModelPrice]:
         """The models with a price at an instant (default: now): the list's in its order, then genai-prices'."""
@@ -429,9 +447,9 @@ def _keep(kept: dict[Conditions, _Value], conditions: Conditions, value: _Value)
 
 
 def _is_counted(item: str) -> bool:
-    """Whether an item's quantity is part of the call's two totals."""
+    """Whether an item is part of the call's two totals, or a condition of their price."""
     known = ITEMS.get(item)
-    return known is not None and known.side != "beside"
+    return item.startswith(_CONDITIONS) or (known is not None and known.side != "beside")
 
 
 def _with_fee(listed: Charge, nanousd: int) -> Charge:

@@ -111,6 +111,11 @@ class GenaiPrices:
         otherwise = entries[0].rates if entries else None
         return Timeline(model=model.id, entries=tuple(entries), otherwise=otherwise, patches=patches)
 
+    def context_window(self, name: str) -> int | None:
+        """The most tokens that the model of a lower-case name can read, if that is known."""
+        found = self.model(name)
+        return found.context_window if found else None
+
     def models(self) -> Iterator[ModelInfo]:
         """The models that `model` finds by their id, in the library's order."""
         return (model for model in self._provider.models if self.model(model.id.lower()) is model)

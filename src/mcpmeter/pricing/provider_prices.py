@@ -40,6 +40,11 @@ class ProviderPrices:
         new = next((base for base in bases if base is not None and base in self._patches), None)
         return None if new is None else self._patched(Timeline(model=new, entries=()), {new: None})
 
+    def context_window(self, name: str) -> int | None:
+        """The most tokens that the model of a lower-case name can read, if that is known."""
+        window = self._genai.context_window(self._genai.bare(name))
+        return window or (self._like.context_window(name) if self._like else None)
+
     def ids(self) -> Iterator[str]:
         """The models by id: genai-prices' in its order, then those of the overlays alone."""
         known = [model.id for model in self._genai.models()]

@@ -5,14 +5,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from msgspec.structs import replace
 
 from mcpmeter.access.callers import Attribution, Caller
 from mcpmeter.catalog.service import LIMIT_REACHED
 from mcpmeter.dialects.base import Dialect, RequestInfo
-from mcpmeter.dialects.tokens import max_prompt_tokens
 from mcpmeter.errors import (
     ClientDisconnected,
     Draining,
@@ -133,32 +132,12 @@ class Pipeline:
         if not model:
             raise InvalidRequest("'model' is missing.", hint="Name a model of GET /v1/models.")
         plan = runtime.plan(model, dialect.path_name(request))
-        first = plan.first
         if caller.models:
-            caller.require_model(model, first.model)
+            caller.require_model(model, plan.first.model)
         if runtime.attribution is not None:
             caller = caller.refined(runtime.attribution, _attributed_to(exchange, runtime.attribution))
 
-        reservations: tuple[Reservation, ...] = ()
-        max_cost_nanousd = 0
-        if runtime.limits.apply_to(caller):
-            reservations, max_cost_nanousd = await _worst_case(
-                runtime, caller, plan, request=request, body=body, at_ns=opened.call.started_at_ns
-            )
-        call = replace(
-            opened.call,
-            team=caller.team,
-            project=caller.project,
-            key_id=caller.key_id,
-            llm=target_of(first.upstream.provider, first.model, dialect, request),
-            reservations=reservations,
-            reserved_nanousd=max_cost_nanousd,
-        )
-        try:
-            await opened.write_down(call)
-        except InsufficientBudget as refused:
-            raise runtime.limits.refusal(refused, time.time_ns()) from None
-
+        plan = await self._reserve(opened, runtime, caller, plan, dialect=dialect, request=request, body=body)
         return RelayedCall(
             opened=opened,
             exchange=exchange,
@@ -170,6 +149,58 @@ class Pipeline:
             request=request,
             body=body,
         )
+
+    async def _reserve(
+        self,
+        opened: OpenCall,
+        runtime: Runtime,
+        caller: Caller,
+        plan: Plan,
+        *,
+        dialect: Dialect,
+        request: RequestInfo,
+        body: bytes,
+    ) -> Plan:
+        """Write the call's row with its reservations. Returns the routes whose budgets have room for it.
+
+        A route to a model whose own budget is full is left out. Raises BudgetExhausted, RateLimited, InvalidRequest.
+        """
+        limits, max_cost_nanousd = runtime.limits, 0
+        reservations: tuple[Reservation, ...] = ()
+        applies = limits.apply_to(caller)
+        if applies and request.has_bounds:
+            request = await off_loop_if_large(len(body), dialect.bounded, body, request)
+        while True:
+            first = plan.first
+            if applies:
+                reservations, max_cost_nanousd = limits.reserve(
+                    caller,
+                    [(route.upstream.name, route.model) for route in plan.routes],
+                    request,
+                    size=len(body),
+                    at_ns=opened.call.started_at_ns,
+                )
+                if request.limit_fault:
+                    _refuse_boundless(request, reservations)
+            call = replace(
+                opened.call,
+                team=caller.team,
+                project=caller.project,
+                key_id=caller.key_id,
+                llm=target_of(first.upstream.provider, first.model, dialect, request),
+                reservations=reservations,
+                reserved_nanousd=max_cost_nanousd,
+            )
+            try:
+                await opened.write_down(call)
+            except InsufficientBudget as refused:
+                model = refused.reservation.answered_by
+                others = plan.without(model) if model else None
+                if others is None:
+                    raise limits.refusal(refused, time.time_ns()) from None
+                plan = others
+            else:
+                return plan
 
     def end_streams(self, keeps: Callable[[str], bool]) -> int:
         """End the streams of keys that are no longer valid, by `keeps`; returns how many.
@@ -235,20 +266,11 @@ def _draining() -> Draining:
     return Draining("The service is stopping and takes no new calls.", hint="Retry; another replica may answer.")
 
 
-async def _worst_case(
-    runtime: Runtime, caller: Caller, plan: Plan, *, request: RequestInfo, body: bytes, at_ns: int
-) -> tuple[tuple[Reservation, ...], int]:
-    """What a call reserves of the limits on its caller, and the most it can cost in nano-dollars on any route."""
-    prompt_tokens = request.max_prompt_tokens
-    if prompt_tokens is None:
-        prompt_tokens = await off_loop_if_large(len(body), max_prompt_tokens, body)
-    return runtime.limits.reserve(
-        caller,
-        [(route.upstream.name, route.model) for route in plan.routes],
-        max_prompt_tokens=prompt_tokens,
-        max_completion_tokens=request.max_completion_tokens,
-        at_ns=at_ns,
-    )
+def _refuse_boundless(request: RequestInfo, reservations: Sequence[Reservation]) -> None:
+    """Raises InvalidRequest if a limit that refuses calls would rest on a request's faulty limits."""
+    if any(one.refuses and one.unit != "requests" for one in reservations):
+        hint = "Send one whole number for it: a budget holds only if the request bounds its cost."
+        raise InvalidRequest(request.limit_fault, hint=hint)
 
 
 def _attributed_to(exchange: Exchange, attribution: Attribution) -> str | None:

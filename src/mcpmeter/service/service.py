@@ -276,6 +276,9 @@ class Service:
                 budgets=budgets_of(settings),
                 max_cost_nanousd=self._book.max_cost_nanousd,
                 assumed_completion_tokens=settings.relay.assumed_completion_tokens,
+                assumed_prompt_tokens=settings.relay.assumed_prompt_tokens,
+                assumed_tool_uses=settings.relay.assumed_tool_uses,
+                context_window=self._book.context_window,
                 on_refusal=self.budgets.note_refusal,
             ),
         )
@@ -371,6 +374,7 @@ class Service:
         self._failover_metrics.register([upstream.name for upstream in self._upstreams])
         self._failover.configure(settings.relay.retries.options(), settings.relay.circuit.options(), self._upstreams)
         self.budgets.configure(self.pipeline.runtime.limits.budgets)
+        self.meter.postings = self.pipeline.runtime.limits.postings
 
     def _known_as(self, provider: str, model: str) -> str | None:
         return self._book.canonical(provider, model)

@@ -18,12 +18,12 @@ from mcpmeter.ledger.audit import INSERT_AUDIT_SQL, audit_entry, audit_values, e
 from mcpmeter.ledger.charges import DELETE_CHARGE_SQL, lines_of, unknown_of
 from mcpmeter.ledger.location import Location
 from mcpmeter.ledger.queries.reader import Writer, open_reader, open_writer, require_ledger
-from mcpmeter.ledger.rows import FALLBACK_SQL, decode_reservations, taken_by_row
+from mcpmeter.ledger.rows import FALLBACK_SQL, Taken, decode_reservations
 from mcpmeter.ledger.sqlite.connection import explain, open_for_writing
 from mcpmeter.ledger.sqlite.migrations import transaction
 from mcpmeter.ledger.sqlite.reader import SqliteWriter
 from mcpmeter.ledger.sums import MAX_INT64
-from mcpmeter.records import Actor, AuditEntry, Unit
+from mcpmeter.records import Actor, AuditEntry
 
 Begin = Callable[[], contextlib.AbstractContextManager[Writer]]
 
@@ -211,12 +211,14 @@ def _pruned_lines(writer: Writer, rows: Sequence[tuple[Any, ...]]) -> Iterator[t
 def _spent_by_balance(rows: Iterable[tuple[Any, ...]]) -> Iterator[tuple[str, int, int]]:
     spent: Counter[tuple[str, int]] = Counter()
     for row in rows:
-        for balance, period_start_ns, unit, _ in decode_reservations(row[1]):
-            spent[balance, period_start_ns] += _taken(unit, row)
+        taken = _taken(row)
+        for kept in decode_reservations(row[1]):
+            spent[kept.balance, kept.period_start_ns] += taken.of(kept)
     yield from ((balance, start, min(amount, MAX_INT64)) for (balance, start), amount in spent.items())
 
 
-def _taken(unit: Unit, row: tuple[Any, ...]) -> int:
-    amounts = dict(zip(SUMMED, row[5 + len(GROUP) :], strict=True))
+def _taken(row: tuple[Any, ...]) -> Taken:
+    names = GROUP + SUMMED
+    values = dict(zip(names, row[-len(names) :], strict=True))
     cost, tokens = ("cost_nanousd", "fallback_cost_nanousd"), ("prompt_tokens", "completion_tokens")
-    return taken_by_row(unit, sum(amounts[name] for name in cost), sum(amounts[name] for name in tokens))
+    return Taken(values["model"], sum(values[name] for name in cost), sum(values[name] for name in tokens))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from mcpmeter.ledger.charges import CHARGE_COLUMNS, charge_values
@@ -11,6 +11,7 @@ from mcpmeter.ledger.postgres.balances import (
     postings_of,
     postings_of_row,
     reserve_and_settle,
+    rewrite_claims,
     voidings_of,
 )
 from mcpmeter.ledger.postgres.sql import Db, execute
@@ -18,9 +19,11 @@ from mcpmeter.ledger.rows import (
     FALLBACK_SQL,
     OPEN_COLUMNS,
     SETTLED_COLUMNS,
+    Taken,
     has_charge_row,
     open_values,
     settled_values,
+    with_postings,
 )
 from mcpmeter.ledger.store import SettlementConflict, row_refused, settlement_conflict
 from mcpmeter.ledger.sums import MAX_INT64
@@ -57,7 +60,7 @@ _SETTLED_ALREADY_SQL: Final = (
     + " AND ".join(f"calls.{name} IS NOT DISTINCT FROM s.{name}" for name in SETTLED_COLUMNS)
     + f" FROM unnest({_arrays(_SETTLE_COLUMNS)}) AS s({', '.join(_SETTLE_COLUMNS)}) JOIN calls ON calls.id = s.id"
 ).encode()
-_TAKEN: Final = f"claims, cost_nanousd + {FALLBACK_SQL}, prompt_tokens + completion_tokens"
+_TAKEN: Final = f"claims, model, cost_nanousd + {FALLBACK_SQL}, prompt_tokens + completion_tokens"
 _LOCK_RECOVERED_SQL: Final = (
     f"SELECT id, {_TAKEN} FROM calls WHERE id = ANY($1::text[]) AND outcome = 'recovered' ORDER BY id FOR UPDATE"  # noqa: S608
 )
@@ -129,6 +132,7 @@ async def settle_rows(db: Db, settlements: Sequence[Settlement]) -> tuple[list[P
     rows = [checked_settled(settlement) for settlement in settlements]
     settled = await execute(db, SETTLE_SQL, _columns(rows))
     postings = [posting for call_id, claims in settled for posting in postings_of(by_id[call_id], claims)]
+    await _keep_postings(db, settled, by_id)
     await _insert_charges(db, [by_id[call_id] for call_id, _ in settled])
     if len(settled) == len(rows):
         return postings, {}
@@ -165,20 +169,27 @@ async def _replace_recovered(db: Db, by_id: Mapping[str, Settlement]) -> list[Po
         return []
     rows = [checked_settled(true[call_id]) for call_id, *_ in recovered]
     await execute(db, _REPLACE_SQL, _columns(rows))
+    await _keep_postings(db, [(call_id, claims) for call_id, claims, *_ in recovered], true)
     await execute(db, _DELETE_CHARGES_SQL, ([row[0] for row in rows],))
     await _insert_charges(db, [true[row[0]] for row in rows])
     return [
         posting
-        for call_id, claims, nanousd, tokens in recovered
-        for posting in postings_of_row(claims, nanousd, tokens, true[call_id])
+        for call_id, claims, *taken in recovered
+        for posting in postings_of_row(claims, Taken(*taken), true[call_id])
     ]
+
+
+async def _keep_postings(db: Db, rows: Iterable[tuple[Any, ...]], by_id: Mapping[str, Settlement]) -> None:
+    """Write what each balance gets of calls of several models into their rows."""
+    split = [(call_id, claims) for call_id, claims in rows if by_id[call_id].postings]
+    await rewrite_claims(db, {call_id: with_postings(claims, by_id[call_id]) for call_id, claims in split})
 
 
 async def withdraw_rows(db: Db, ids: Sequence[str]) -> None:
     """Delete rows of calls that were never made, whether open or recovered by another replica, and what they took."""
     postings: list[Posting] = []
-    for state, claims, nanousd, tokens in await execute(db, _WITHDRAW_SQL, (ids,)):
-        postings += voidings_of(claims) if state == "open" else postings_of_row(claims, nanousd, tokens)
+    for state, claims, *taken in await execute(db, _WITHDRAW_SQL, (ids,)):
+        postings += voidings_of(state, claims, Taken(*taken))
     await execute(db, _DELETE_ORPHANS_SQL, (ids,))
     await reserve_and_settle(db, (), postings)
 

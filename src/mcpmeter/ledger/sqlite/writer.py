@@ -40,6 +40,7 @@ from mcpmeter.ledger.rows import (
     REPLACE_RECOVERED_SQL,
     SETTLE_SQL,
     SETTLED_COLUMNS,
+    Taken,
     has_charge_row,
     open_values,
     settled_values,
@@ -205,7 +206,11 @@ class Writer:
         entries: Sequence[RowEntry] = [*opens, *settles]
         try:
             self._require_same_file()
-            self._keeps_balances = self._keeps_balances or any(entry.call.reservations for entry in opens)
+            self._keeps_balances = (
+                self._keeps_balances
+                or any(entry.call.reservations for entry in opens)
+                or any(entry.settlement.postings for entry in settles)
+            )
             if len(entries) == 1 and not self._keeps_balances and not _has_charge(entries[0]):
                 refused = _write_alone(db, entries[0])
             else:
@@ -381,8 +386,8 @@ def _replace_recovered(db: apsw.Connection, settlement: Settlement, values: tupl
     db.execute(DELETE_CHARGE_SQL, (settlement.call.id,))
     if has_charge_row(settlement):
         db.execute(INSERT_CHARGE_SQL, charge_values(settlement))
-    claims, nanousd, tokens = estimated
-    post_difference(db, str(claims), settlement, nanousd=int(nanousd), tokens=int(tokens))
+    claims, *taken = estimated
+    post_difference(db, str(claims), settlement, Taken(*taken))
     return True
 
 
