@@ -178,7 +178,7 @@ class Scope(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     model: str = ""
 
 
-class AddedCall(msgspec.Struct, frozen=True, gc=False):
+class AddedCall(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """A model call that a provider may make beyond, or instead of, the one that a request names."""
 
     model: str = ""

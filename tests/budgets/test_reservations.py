@@ -123,11 +123,16 @@ def test_the_requested_tier_multiplies_the_reservation():
 
 
 def test_further_model_calls_of_the_provider_are_reserved():
-    instead = AddedCall("other", is_instead=True)
+    instead = AddedCall(model="other", is_instead=True)
     assert cost(added_calls=(instead,)) == 27 * 7
-    assert cost(added_calls=(AddedCall("other", 2, 4),)) == 27 * 3 + 2 * 47 * 7
-    assert cost(added_calls=(AddedCall("", 0, 4),), assumed_tool_uses=3) == 27 * 3 + 3 * 47 * 3
-    assert cost(added_calls=(AddedCall("", 1, 4, by_reference=True),)) == max(27 * 3 + 540 * 3, 27 + 200_047)
+    assert cost(added_calls=(AddedCall(model="other", times=2, max_completion_tokens=4),)) == 27 * 3 + 2 * 47 * 7
+    assert (
+        cost(added_calls=(AddedCall(model="", times=0, max_completion_tokens=4),), assumed_tool_uses=3)
+        == 27 * 3 + 3 * 47 * 3
+    )
+    assert cost(added_calls=(AddedCall(model="", times=1, max_completion_tokens=4, by_reference=True),)) == max(
+        27 * 3 + 540 * 3, 27 + 200_047
+    )
 
 
 def test_budgets_of_every_model_that_may_answer_are_reserved():

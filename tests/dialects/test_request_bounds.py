@@ -324,15 +324,19 @@ def test_older_gemini_models_bill_one_grounded_prompt():
 @pytest.mark.parametrize(
     ("name", "request_", "call"),
     [
-        ("chat", {"models": ["b"]}, AddedCall("b", is_instead=True)),
-        ("messages", {"fallbacks": [{"model": "b", "max_tokens": 7}]}, AddedCall("b", 1, 7)),
-        ("messages", {"fallbacks": [{"model": "b"}]}, AddedCall("b", 1, 9)),
-        ("messages", {"fallbacks": "default"}, AddedCall("", 1, 9)),
-        ("messages", {"compaction": {"type": "summarize"}}, AddedCall("", 1, 9)),
+        ("chat", {"models": ["b"]}, AddedCall(model="b", is_instead=True)),
+        (
+            "messages",
+            {"fallbacks": [{"model": "b", "max_tokens": 7}]},
+            AddedCall(model="b", times=1, max_completion_tokens=7),
+        ),
+        ("messages", {"fallbacks": [{"model": "b"}]}, AddedCall(model="b", times=1, max_completion_tokens=9)),
+        ("messages", {"fallbacks": "default"}, AddedCall(model="", times=1, max_completion_tokens=9)),
+        ("messages", {"compaction": {"type": "summarize"}}, AddedCall(model="", times=1, max_completion_tokens=9)),
         (
             "messages",
             {"tools": [{"type": "advisor_20260301", "model": "b", "max_uses": 2, "max_tokens": 8}]},
-            AddedCall("b", 2, 8, by_reference=True),
+            AddedCall(model="b", times=2, max_completion_tokens=8, by_reference=True),
         ),
     ],
 )

@@ -389,7 +389,7 @@ def _read_anthropic_tools(found: _Bounds) -> None:
             uses = tool.get("max_uses")
             times = uses if type(uses) is int and 0 < uses <= MAX_CHOICES else 0
             model = tool["model"] if isinstance(tool.get("model"), str) else ""
-            found.added.append(AddedCall(model, times, limit, by_reference=True))
+            found.added.append(AddedCall(model=model, times=times, max_completion_tokens=limit, by_reference=True))
         elif not str(kind).startswith("tool_search"):
             found.refer(str(kind)[:64])
     found.add_tools(len(tools), hosted)
@@ -401,11 +401,15 @@ def _read_anthropic_attempts(found: _Bounds) -> None:
     for fallback in json_body.dicts_in(fallbacks):
         limit = found.count(fallback.get("max_tokens"), "max_tokens")
         model = fallback["model"] if isinstance(fallback.get("model"), str) else ""
-        found.added.append(AddedCall(model, 1, found.limit if limit is None else limit, bool(found.references)))
+        found.added.append(_added(found, model, found.limit if limit is None else limit))
     if fallbacks == "default":
-        found.added.append(AddedCall("", 1, found.limit, bool(found.references)))
+        found.added.append(_added(found, "", found.limit))
     if found.value.get("compaction") or found.value.get("context_management"):
-        found.added.append(AddedCall("", 1, found.limit, bool(found.references)))
+        found.added.append(_added(found, "", found.limit))
+
+
+def _added(found: _Bounds, model: str, limit: int | None) -> AddedCall:
+    return AddedCall(model=model, max_completion_tokens=limit, by_reference=bool(found.references))
 
 
 # Gemini ---------------------------------------------------------------------------------------------------------------

@@ -62,7 +62,7 @@ class Price(msgspec.Struct, frozen=True, gc=False):
         """`2.50/Mtok x 0.5 (tier flex)`."""
         unit = ITEMS[item].unit
         rate = self.rate if self.listed is None else self.listed
-        shown = rate if unit in _UNIT_TEXTS else Decimal(rate) / 1000
+        shown = rate if unit in _UNIT_TEXTS else Decimal(rate).scaleb(-3, _EXACT)
         return (
             f"{plain_usd(Decimal(shown).scaleb(-_ATTO_DIGITS, _EXACT))}{_UNIT_TEXTS.get(unit, '/1000')}{self.factors}"
         )

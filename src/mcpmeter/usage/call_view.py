@@ -46,7 +46,7 @@ class ShownCall(msgspec.Struct, frozen=True, kw_only=True):
     state: str
     started_at: str | None
     ended_at: str | None
-    duration_seconds: float
+    duration_ms: int
     endpoint: str
     method: str
     team: str
@@ -102,7 +102,7 @@ def _shown(row: LedgerRow, charge: KeptCharge) -> ShownCall:
         **same,
         started_at=utc_text(row.started_at_ns),
         ended_at=utc_text(row.ended_at_ns),
-        duration_seconds=row.duration_ns / 1e9,
+        duration_ms=row.duration_ns // 1_000_000,
         cost_usd=usd_text(row.cost_nanousd) if is_priced else None,
         reported_cost_usd=None if reported is None else usd_text(reported),
         fallback_cost_usd=usd_text(row.fallback_cost_nanousd + charge.fallback_nanousd),
