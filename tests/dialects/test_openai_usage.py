@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -229,6 +230,11 @@ def test_what_a_total_leaves_unexplained_is_unknown():
     assert (counts(usage), tally(usage.unknown)) == ((9, 1, 3, 0, 0), {"total_tokens": 20})
 
 
+def test_googles_thoughts_are_completion_beside_cached_tokens_too():
+    read = chat({**base(9, 1), "total_tokens": 30, "prompt_tokens_details": {"cached_tokens": 3}}).usage
+    assert (counts(read), read.unknown) == ((9, 21, 3, 0, 0), ())
+
+
 def test_an_unknown_field_explains_a_total():
     usage = chat({"prompt_tokens": 9, "completion_tokens": 1, "total_tokens": 30, "smell_tokens": 20}).usage
     assert (counts(usage), tally(usage.unknown)) == ((9, 1, 0, 0, 0), {"smell_tokens": 20})
@@ -359,6 +365,25 @@ def test_xai_counts_its_searches_and_tells_its_cost():
 def test_openrouters_upstream_cost_is_added_only_with_an_own_key(usage, usd, is_part):
     read = chat(base(**usage))
     assert (read.reported_usd, read.reported_is_part) == (usd, is_part)
+
+
+@pytest.mark.parametrize(
+    ("usage", "usd"),
+    [
+        ({"cost": {"total_cost": 0.5, "currency": "USD"}}, "0.5"),
+        ({"cost": 0.5, "currency": "USD"}, "0.5"),
+        ({"cost": {"total_cost": 0.5, "currency": "CNY"}}, ""),
+        ({"cost": 0.5, "currency": "EUR"}, ""),
+    ],
+)
+def test_a_cost_in_another_currency_is_not_read_as_dollars(usage, usd):
+    read = chat(base(**usage))
+    assert (read.reported_usd, read.usage.unknown) == (usd, ())
+
+
+@pytest.mark.parametrize("ticks", [37_756_000, 37_756_000.0, "37756000"])
+def test_ticks_are_read_however_they_are_written(ticks):
+    assert Decimal(chat(base(cost_in_usd_ticks=ticks)).reported_usd) == Decimal("0.0037756")
 
 
 def test_openrouters_searches_are_items():
@@ -527,6 +552,11 @@ ZERO = base(0, 0)
 )
 def test_cumulative_counts_do_not_fall(usages, expected):
     assert counts(stream(*usages).usage) == expected
+
+
+@pytest.mark.parametrize("costs", [(0.01, 0), (0.002, 0.01), (0.002, 0.01, 0.0), (0, 0.01, None)])
+def test_the_last_cost_of_a_stream_that_is_not_zero_counts(costs):
+    assert stream(*(base(cost=cost) for cost in costs)).reported_usd == "0.01"
 
 
 def test_items_of_a_stream_add_up_after_a_merge():

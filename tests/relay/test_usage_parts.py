@@ -59,6 +59,13 @@ def test_a_tier_that_was_only_requested_is_not_billed() -> None:
     assert joined(COUNTS, ResponseInfo(), asked, STANDARD).conditions == STANDARD
 
 
+def test_a_response_without_a_tier_has_the_requested_one() -> None:
+    asked = Conditions(tier="priority")
+    assert joined(COUNTS, ResponseInfo(lacks_tier=True), asked, STANDARD).conditions == asked
+    told = ResponseInfo(lacks_tier=True, conditions=Conditions(tier="flex"))
+    assert joined(COUNTS, told, asked, STANDARD).conditions == Conditions(tier="flex")
+
+
 def test_a_response_that_broke_off_has_the_requested_tier() -> None:
     asked = Conditions(tier="priority")
     assert joined(Usage(source="partial"), ResponseInfo(), asked, STANDARD).conditions == asked

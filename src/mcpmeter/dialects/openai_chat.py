@@ -320,6 +320,7 @@ class OpenAiChat(openai.OpenAiDialect, StreamingDialect):
             reported_usd=usd,
             reported_is_part=is_part,
             conditions=conditions,
+            lacks_tier=not json_body.is_set(response.service_tier),
             items=_searches(model) if usage else (),
             unknown=unknown,
         )
@@ -355,6 +356,7 @@ def _read_common(body: bytes) -> ResponseInfo | None:
         model=model,
         finish_reason=json_body.cleaned(choice.finish_reason),
         reported_usd=openai.usd_of(response.usage.cost),
+        lacks_tier=response.service_tier is None,
     )
 
 

@@ -236,6 +236,7 @@ class OpenAiResponses(openai.OpenAiDialect, StreamingDialect):
             reported_usd=usd,
             reported_is_part=is_part,
             conditions=conditions,
+            lacks_tier=not json_body.is_set(response.service_tier),
             items=billed,
             unknown=unknown,
             object_id=json_body.text_of(response.id),

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Final, NamedTuple
 
+from msgspec.structs import replace
+
 from mcpmeter.dialects.base import Dialect, RequestInfo, ResponseInfo
 from mcpmeter.errors import (
     ClientDisconnected,
@@ -184,11 +186,11 @@ def _usage(call: Exchanged, info: ResponseInfo, usage: Usage | None) -> Usage | 
     if call.read_headers is not None and call.response is not None:
         in_headers = call.read_headers(call.response.headers)
     is_plain = requested is STANDARD and in_headers is STANDARD and info.conditions is STANDARD
-    return (
-        usage
-        if is_plain and not (info.items or info.unknown)
-        else usage_parts.joined(usage, info, requested, in_headers)
-    )
+    if is_plain and not (info.items or info.unknown):
+        return usage
+    if info.lacks_tier and not call.provider.genai_prices_id:
+        info = replace(info, lacks_tier=False)  # lists of the user's own have no tiers
+    return usage_parts.joined(usage, info, requested, in_headers)
 
 
 def _reported_nanousd(provider: Provider, headers: Mapping[str, str], in_body: str) -> int | None:

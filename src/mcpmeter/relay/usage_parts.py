@@ -21,7 +21,7 @@ def joined(usage: Usage, info: ResponseInfo, requested: Conditions, in_headers: 
         usage,
         items=_items(usage, info.items),
         unknown=_bounded((*usage.unknown, *_new(info.unknown, usage.unknown))),
-        conditions=_conditions(usage, info.conditions, requested, in_headers),
+        conditions=_conditions(usage, info, requested, in_headers),
     )
 
 
@@ -57,14 +57,14 @@ def _bounded(unknown: tuple[UsageItem, ...]) -> tuple[UsageItem, ...]:
     return (*kept, UsageItem(MORE, len(unknown) - len(kept)))
 
 
-def _conditions(usage: Usage, served: Conditions, requested: Conditions, in_headers: Conditions) -> Conditions:
+def _conditions(usage: Usage, info: ResponseInfo, requested: Conditions, in_headers: Conditions) -> Conditions:
     """What the response reports, in its body and then in its headers. The completion window and batches are only in the
-    request; so is the tier of a response that broke off before it reported one."""
-    found = [served, usage.conditions, in_headers]
+    request; so is the tier of a response that reports none, or broke off before."""
+    found = [info.conditions, usage.conditions, in_headers]
     if usage.source != "reported":
         found.append(requested)
     joint = Conditions(
-        tier=_first(one.tier for one in found),
+        tier=_first(one.tier for one in (*found, *((requested,) if info.lacks_tier else ()))),
         speed=_first(one.speed for one in found),
         region=_first(one.region for one in found),
         completion_window=_first(one.completion_window for one in (*found, requested)),
