@@ -642,3 +642,16 @@ def test_whole_numbers_may_be_written_as_fractions():
     assert counts(chat(floats).usage) == counts(stream(floats).usage) == (1200, 30, 0, 0, 0)
     data = {"input_tokens": 1200.0, "output_tokens": 30.0, "input_tokens_details": {"cached_tokens": 8.0}}
     assert counts(response(data).usage) == (1200, 30, 8, 0, 0)
+
+
+def test_a_tier_that_a_stream_lowers_to_the_default_is_not_billed():
+    def events(*stated: dict[str, str]) -> bytes:
+        return b"".join(
+            b"data: " + json.dumps({"type": "response.in_progress", "response": {"id": "r", **each}}).encode() + b"\n\n"
+            for each in stated
+        )
+
+    lowered = RESPONSES.read_events(events({"service_tier": "priority"}, {"service_tier": "default"}))
+    assert lowered.conditions == Conditions()
+    kept = RESPONSES.read_events(events({"service_tier": "priority"}, {}) + b'data: {"type":"error"}\n\n')
+    assert (kept.conditions, kept.lacks_tier) == (Conditions(tier="priority"), False)

@@ -135,8 +135,11 @@ class OpenAiDialect(PricedByBody):
 
     def merge(self, before: ResponseInfo, now: ResponseInfo) -> ResponseInfo:
         """Combine two events of a stream. Counts are cumulative: the greater ones of each side count, and the last cost
-        that is not zero."""
+        that is not zero. The last tier holds, also `default`: a call may be served at a lower one than its first events
+        name."""
         merged = base.merge(before, now)
+        if not now.lacks_tier and merged.conditions.tier != now.conditions.tier:
+            merged = replace(merged, conditions=replace(merged.conditions, tier=now.conditions.tier))
         if before.reported_usd and now.reported_usd and not usd_to_nanousd(now.reported_usd):
             merged = replace(merged, reported_usd=before.reported_usd, reported_is_part=before.reported_is_part)
         if before.usage is None or now.usage is None:

@@ -211,7 +211,11 @@ class OpenAiResponses(openai.OpenAiDialect, StreamingDialect):
             return None
         if event.response is not None:
             return self._info(event.response)
-        return ResponseInfo(is_error=True) if event.type == "error" or json_body.is_error(event.error) else None
+        return (
+            ResponseInfo(is_error=True, lacks_tier=True)
+            if event.type == "error" or json_body.is_error(event.error)
+            else None
+        )
 
     def _read_usage(self, usage: msgspec.Raw) -> tuple[Usage | None, bool]:
         return openai.read_usage(usage, None if self._has_own_names else _usage_decoder.decode, self._table)
