@@ -655,3 +655,26 @@ def test_a_tier_that_a_stream_lowers_to_the_default_is_not_billed():
     assert lowered.conditions == Conditions()
     kept = RESPONSES.read_events(events({"service_tier": "priority"}, {}) + b'data: {"type":"error"}\n\n')
     assert (kept.conditions, kept.lacks_tier) == (Conditions(tier="priority"), False)
+
+
+def test_groqs_own_tools_are_billed_or_unknown():
+    names = ("browser.search", "browser.search", "browser.open", "python", "wolfram_alpha")
+    tools = [{"index": index, "type": "builtin", "name": name} for index, name in enumerate(names)]
+    choice = {"message": {"role": "assistant", "content": "ok", "executed_tools": tools}, "finish_reason": "stop"}
+    read = chat(base(), choices=[choice])
+    assert tally(read.items) == {"web_search": 2, "web_fetch": 1, "code_execution": 1}
+    assert tally(read.unknown) == {"executed_tools.wolfram_alpha": 1}
+
+
+def test_groqs_own_tools_in_a_stream_are_counted_without_a_price():
+    deltas = [
+        {"content": "a", "executed_tools": [{"index": 0, "type": "search"}]},
+        {"executed_tools": [{"index": 0, "output": "x"}]},
+        {"executed_tools": [{"index": 1, "type": "search", "output": "x"}]},
+        {"content": '"executed_tools"'},
+    ]
+    events = [{"choices": [{"index": 0, "delta": delta, "finish_reason": None}]} for delta in deltas]
+    blocks = [b"data: " + json.dumps(event, separators=(",", ":")).encode() + b"\n\n" for event in events]
+    assert CHAT.read_events(blocks[-1]) is None
+    read = CHAT.read_events(b"".join(blocks))
+    assert (read.items, tally(read.unknown)) == ((), {"executed_tools": 2})
