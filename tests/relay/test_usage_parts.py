@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from mcpmeter.dialects.base import ResponseInfo
+from mcpmeter.dialects.usage_fields import MAX_UNKNOWN, MORE
 from mcpmeter.records import STANDARD, Conditions, Usage, UsageItem
-from mcpmeter.relay.usage_parts import MAX_UNKNOWN, MORE, joined
+from mcpmeter.relay.usage_parts import joined
 
 COUNTS = Usage(
     prompt_tokens=100,

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Final
 
 from msgspec.structs import replace
 
 from mcpmeter.dialects.base import ResponseInfo
+from mcpmeter.dialects.usage_fields import MAX_UNKNOWN, MORE
+from mcpmeter.dialects.usage_merging import items_of
 from mcpmeter.records import STANDARD, Conditions, Usage, UsageItem
-
-MAX_UNKNOWN: Final = 32
-MORE: Final = "more"
-"""The unknown item that stands for all beyond `MAX_UNKNOWN`."""
 
 
 def joined(usage: Usage, info: ResponseInfo, requested: Conditions, in_headers: Conditions) -> Usage:
@@ -29,20 +26,8 @@ def _items(usage: Usage, more: tuple[UsageItem, ...]) -> tuple[UsageItem, ...]:
     """All items. What the usage object reports is not counted again because the output shows it too."""
     if not more:
         return usage.items
-    items = usage.items or _parts_of(usage)
+    items = items_of(usage)
     return (*items, *_new(more, items))
-
-
-def _parts_of(usage: Usage) -> tuple[UsageItem, ...]:
-    """The items of a usage whose counts say it all."""
-    counts = {
-        "prompt": usage.prompt_tokens - usage.cached_read_tokens - usage.cache_write_tokens,
-        "cached_read": usage.cached_read_tokens,
-        "cache_write": usage.cache_write_tokens,
-        "completion": usage.completion_tokens - usage.reasoning_tokens,
-        "reasoning": usage.reasoning_tokens,
-    }
-    return tuple(UsageItem(item, quantity) for item, quantity in counts.items() if quantity > 0)
 
 
 def _new(more: Iterable[UsageItem], known: Iterable[UsageItem]) -> list[UsageItem]:
