@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from mcpmeter.dialects.base import ResponseInfo
 from mcpmeter.dialects.usage_fields import MAX_UNKNOWN, MORE
 from mcpmeter.records import STANDARD, Conditions, Usage, UsageItem
@@ -65,6 +67,13 @@ def test_a_response_without_a_tier_has_the_requested_one() -> None:
     assert joined(COUNTS, ResponseInfo(lacks_tier=True), asked, STANDARD).conditions == asked
     told = ResponseInfo(lacks_tier=True, conditions=Conditions(tier="flex"))
     assert joined(COUNTS, told, asked, STANDARD).conditions == Conditions(tier="flex")
+
+
+@pytest.mark.parametrize("usage", [COUNTS, Usage(source="partial")])
+@pytest.mark.parametrize("tier", ["flex", "scale"])
+def test_a_cheaper_tier_that_was_only_requested_lowers_no_bill(tier: str, usage: Usage) -> None:
+    asked = Conditions(tier=tier)
+    assert joined(usage, ResponseInfo(lacks_tier=True), asked, STANDARD).conditions == STANDARD
 
 
 def test_a_response_that_broke_off_has_the_requested_tier() -> None:

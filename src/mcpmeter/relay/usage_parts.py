@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Final
 
 from msgspec.structs import replace
 
@@ -10,6 +11,9 @@ from mcpmeter.dialects.base import ResponseInfo
 from mcpmeter.dialects.usage_fields import MAX_UNKNOWN, MORE
 from mcpmeter.dialects.usage_merging import items_of
 from mcpmeter.records import STANDARD, Conditions, Usage, UsageItem
+
+CHEAPER: Final = frozenset({"flex", "scale", "provisioned"})
+"""Tiers below the standard price: a client's word alone lowers no bill, since the provider may not have served them."""
 
 
 def joined(usage: Usage, info: ResponseInfo, requested: Conditions, in_headers: Conditions) -> Usage:
@@ -46,10 +50,13 @@ def _conditions(usage: Usage, info: ResponseInfo, requested: Conditions, in_head
     """What the response reports, in its body and then in its headers. The completion window and batches are only in the
     request; so is the tier of a response that reports none, or broke off before."""
     found = [info.conditions, usage.conditions, in_headers]
+    tiers = [one.tier for one in found]
     if usage.source != "reported":
         found.append(requested)
+    if (usage.source != "reported" or info.lacks_tier) and requested.tier not in CHEAPER:
+        tiers.append(requested.tier)
     joint = Conditions(
-        tier=_first(one.tier for one in (*found, *((requested,) if info.lacks_tier else ()))),
+        tier=_first(tiers),
         speed=_first(one.speed for one in found),
         region=_first(one.region for one in found),
         completion_window=_first(one.completion_window for one in (*found, requested)),
