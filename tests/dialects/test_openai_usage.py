@@ -678,3 +678,11 @@ def test_groqs_own_tools_in_a_stream_are_counted_without_a_price():
     assert CHAT.read_events(blocks[-1]) is None
     read = CHAT.read_events(b"".join(blocks))
     assert (read.items, tally(read.unknown)) == ((), {"executed_tools": 2})
+
+
+def test_an_empty_output_hides_which_hosted_tools_ran():
+    told = {"input_tokens": 9, "output_tokens": 5, "total_tokens": 14}
+    assert tally(response(told, [], tools=[{"type": "web_search"}]).unknown) == {"output": 1}
+    assert response(told, [], tools=[{"type": "function", "name": "web"}]).unknown == ()
+    assert response(told, [{"type": "message"}], tools=[{"type": "web_search"}]).unknown == ()
+    assert response(None, [], tools=[{"type": "web_search"}]).unknown == ()

@@ -107,6 +107,12 @@ def read(output: msgspec.Raw, tools: msgspec.Raw, tool_usage: msgspec.Raw) -> To
     )
 
 
+def are_offered(tools: msgspec.Raw) -> bool:
+    """Whether a response says that it could call a tool that bills more than tokens."""
+    kinds = [json_body.text_of(tool.get("type")) for tool in _objects(tools)]
+    return any(kind.startswith(call.removesuffix("_call")) for kind in kinds for call in BILLED)
+
+
 def executed(tools: Sequence[Any], *, is_stream: bool = False) -> tuple[tuple[UsageItem, ...], tuple[UsageItem, ...]]:
     """(items, unknown items) of Groq's `executed_tools`, of all messages: https://console.groq.com/docs/tool-use/built-in-tools
 

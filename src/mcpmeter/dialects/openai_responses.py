@@ -230,6 +230,9 @@ class OpenAiResponses(openai.OpenAiDialect, StreamingDialect):
         if _has_tool_usage(response.tool_usage) or any(item.type in hosted_tools.BILLED for item in items):
             tools = hosted_tools.read(response.output, response.tools, response.tool_usage)
             usage, billed, unknown = tools.beside(usage), tools.items_beside(usage), (*unknown, *tools.unknown)
+        elif usage and json_body.is_blank(response.output) and hosted_tools.are_offered(response.tools):
+            # Proxies end a stream with an empty output: https://github.com/QuantumNous/new-api/issues/4362
+            unknown = (*unknown, UsageItem("output", 1))
         return ResponseInfo(
             usage=usage,
             bad_usage=bad,
