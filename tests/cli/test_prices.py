@@ -82,6 +82,37 @@ def test_show_names_list_source_and_day(capsys: pytest.CaptureFixture[str]) -> N
     assert "region=us" in out
 
 
+@pytest.fixture
+def configured(tmp_path: Path) -> Path:
+    """A configuration with a list and an overlay of its own."""
+    (tmp_path / "own.toml").write_text(
+        'name = "own"\ncurrency = "USD"\n[[price]]\nmodel = "our-model"\nfrom = 2026-01-01\n'
+        'prompt = "3"\ncompletion = "9"\n'
+    )
+    (tmp_path / "contract.toml").write_text(
+        'provider = "openai"\n[[price]]\nmodels = ["gpt-4.1"]\nfrom = 2026-11-01\nwhen = {tier = "priority"}\n'
+        'times = "1.9"\nsource = "contract 7"\nread = 2026-11-01\n'
+    )
+    config = tmp_path / "mcpmeter.yaml"
+    config.write_text(
+        "providers:\n"
+        "  - {name: ours, type: generic, base_url: 'http://127.0.0.1:9', price_list: own}\n"
+        "  - {name: openai, api_key: sk-0123456789abcdef0123456789abcdef}\n"
+        "pricing: {files: [own.toml, contract.toml]}\n"
+    )
+    return config
+
+
+def test_show_reads_the_files_of_a_configuration(configured: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = ("--config", str(configured))
+    listed = shown(capsys, "our-model", *config, *DAY)
+    assert (listed["provider"], prices(listed)["", "completion", 0]) == ("ours", "9.00")
+    contract = shown(capsys, "gpt-4.1", "--tier", "priority", *config, *DAY)
+    assert prices(contract)["tier=priority", "prompt", 0] == "3.80"
+    assert "contract 7" in [source["source"] for source in contract["sources"]]
+    assert shown(capsys, "claude-opus-4-8", *config, *DAY)["provider"] == "anthropic"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

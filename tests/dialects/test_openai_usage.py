@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -229,6 +230,11 @@ def test_what_a_total_leaves_unexplained_is_unknown():
     assert (counts(usage), tally(usage.unknown)) == ((9, 1, 3, 0, 0), {"total_tokens": 20})
 
 
+def test_googles_thoughts_are_completion_beside_cached_tokens_too():
+    read = chat({**base(9, 1), "total_tokens": 30, "prompt_tokens_details": {"cached_tokens": 3}}).usage
+    assert (counts(read), read.unknown) == ((9, 21, 3, 0, 0), ())
+
+
 def test_an_unknown_field_explains_a_total():
     usage = chat({"prompt_tokens": 9, "completion_tokens": 1, "total_tokens": 30, "smell_tokens": 20}).usage
     assert (counts(usage), tally(usage.unknown)) == ((9, 1, 0, 0, 0), {"smell_tokens": 20})
@@ -359,6 +365,25 @@ def test_xai_counts_its_searches_and_tells_its_cost():
 def test_openrouters_upstream_cost_is_added_only_with_an_own_key(usage, usd, is_part):
     read = chat(base(**usage))
     assert (read.reported_usd, read.reported_is_part) == (usd, is_part)
+
+
+@pytest.mark.parametrize(
+    ("usage", "usd"),
+    [
+        ({"cost": {"total_cost": 0.5, "currency": "USD"}}, "0.5"),
+        ({"cost": 0.5, "currency": "USD"}, "0.5"),
+        ({"cost": {"total_cost": 0.5, "currency": "CNY"}}, ""),
+        ({"cost": 0.5, "currency": "EUR"}, ""),
+    ],
+)
+def test_a_cost_in_another_currency_is_not_read_as_dollars(usage, usd):
+    read = chat(base(**usage))
+    assert (read.reported_usd, read.usage.unknown) == (usd, ())
+
+
+@pytest.mark.parametrize("ticks", [37_756_000, 37_756_000.0, "37756000"])
+def test_ticks_are_read_however_they_are_written(ticks):
+    assert Decimal(chat(base(cost_in_usd_ticks=ticks)).reported_usd) == Decimal("0.0037756")
 
 
 def test_openrouters_searches_are_items():
@@ -529,6 +554,11 @@ def test_cumulative_counts_do_not_fall(usages, expected):
     assert counts(stream(*usages).usage) == expected
 
 
+@pytest.mark.parametrize("costs", [(0.01, 0), (0.002, 0.01), (0.002, 0.01, 0.0), (0, 0.01, None)])
+def test_the_last_cost_of_a_stream_that_is_not_zero_counts(costs):
+    assert stream(*(base(cost=cost) for cost in costs)).reported_usd == "0.01"
+
+
 def test_items_of_a_stream_add_up_after_a_merge():
     sound = {"audio_tokens": 800}
     read = stream(
@@ -612,3 +642,47 @@ def test_whole_numbers_may_be_written_as_fractions():
     assert counts(chat(floats).usage) == counts(stream(floats).usage) == (1200, 30, 0, 0, 0)
     data = {"input_tokens": 1200.0, "output_tokens": 30.0, "input_tokens_details": {"cached_tokens": 8.0}}
     assert counts(response(data).usage) == (1200, 30, 8, 0, 0)
+
+
+def test_a_tier_that_a_stream_lowers_to_the_default_is_not_billed():
+    def events(*stated: dict[str, str]) -> bytes:
+        return b"".join(
+            b"data: " + json.dumps({"type": "response.in_progress", "response": {"id": "r", **each}}).encode() + b"\n\n"
+            for each in stated
+        )
+
+    lowered = RESPONSES.read_events(events({"service_tier": "priority"}, {"service_tier": "default"}))
+    assert lowered.conditions == Conditions()
+    kept = RESPONSES.read_events(events({"service_tier": "priority"}, {}) + b'data: {"type":"error"}\n\n')
+    assert (kept.conditions, kept.lacks_tier) == (Conditions(tier="priority"), False)
+
+
+def test_groqs_own_tools_are_billed_or_unknown():
+    names = ("browser.search", "browser.search", "browser.open", "python", "wolfram_alpha")
+    tools = [{"index": index, "type": "builtin", "name": name} for index, name in enumerate(names)]
+    choice = {"message": {"role": "assistant", "content": "ok", "executed_tools": tools}, "finish_reason": "stop"}
+    read = chat(base(), choices=[choice])
+    assert tally(read.items) == {"web_search": 2, "web_fetch": 1, "code_execution": 1}
+    assert tally(read.unknown) == {"executed_tools.wolfram_alpha": 1}
+
+
+def test_groqs_own_tools_in_a_stream_are_counted_without_a_price():
+    deltas = [
+        {"content": "a", "executed_tools": [{"index": 0, "type": "search"}]},
+        {"executed_tools": [{"index": 0, "output": "x"}]},
+        {"executed_tools": [{"index": 1, "type": "search", "output": "x"}]},
+        {"content": '"executed_tools"'},
+    ]
+    events = [{"choices": [{"index": 0, "delta": delta, "finish_reason": None}]} for delta in deltas]
+    blocks = [b"data: " + json.dumps(event, separators=(",", ":")).encode() + b"\n\n" for event in events]
+    assert CHAT.read_events(blocks[-1]) is None
+    read = CHAT.read_events(b"".join(blocks))
+    assert (read.items, tally(read.unknown)) == ((), {"executed_tools": 2})
+
+
+def test_an_empty_output_hides_which_hosted_tools_ran():
+    told = {"input_tokens": 9, "output_tokens": 5, "total_tokens": 14}
+    assert tally(response(told, [], tools=[{"type": "web_search"}]).unknown) == {"output": 1}
+    assert response(told, [], tools=[{"type": "function", "name": "web"}]).unknown == ()
+    assert response(told, [{"type": "message"}], tools=[{"type": "web_search"}]).unknown == ()
+    assert response(None, [], tools=[{"type": "web_search"}]).unknown == ()

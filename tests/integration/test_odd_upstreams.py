@@ -250,6 +250,12 @@ class TestCosts:
         _, row = await outcome_of(relay, model)
         assert (row.reported_cost_nanousd, counts_of(row)) == (nanousd, REPORTED)
 
+    @pytest.mark.parametrize(("header", "nanousd"), [("0.0", None), ("1.5e-05", 15_000)])
+    async def test_a_zero_in_the_header_of_a_stream_is_no_cost(self, relay, raw_upstream, header, nanousd):
+        raw_upstream.play(http(STREAM, f"x-litellm-response-cost: {header}", kind="text/event-stream"))
+        _, row = await outcome_of(relay, "local-llama", stream=True)
+        assert (row.reported_cost_nanousd, counts_of(row)) == (nanousd, REPORTED)
+
 
 class TestDisconnects:
     """`on_disconnect: drain` reads on for the provider's own count."""

@@ -14,7 +14,7 @@ from mcpmeter.items import ITEMS
 from mcpmeter.pricing import MAX_NANOUSD, PriceBook, PriceSource, RateBand, Rates
 from mcpmeter.pricing.calendars import unix_ns
 from mcpmeter.pricing.rates import attousd_per_mtok
-from mcpmeter.records import STANDARD, Charge, Conditions, Usage, UsageItem
+from mcpmeter.records import STANDARD, Charge, Conditions, Usage, UsageItem, unpriced_items
 
 NOW = unix_ns(datetime(2026, 11, 30, 2, tzinfo=UTC))
 FALLBACK = Rates(
@@ -117,6 +117,13 @@ def test_a_model_billed_by_units_alone_is_priced_by_them() -> None:
     found = BOOK.charge("groq", "whisper-large-v3", usage, NOW)
     assert (found.nanousd, found.lines[0].unit_price) == (2_775_000, "0.111/hour")
     assert BOOK.charge("groq", "whisper-large-v3", Usage(source="reported"), NOW).source == "unpriced"
+
+
+def test_a_reported_cost_includes_what_the_list_has_no_price_for() -> None:
+    usage = usage_of(U("prompt", 1_000), U("maps_search", 2))
+    assert unpriced_items(usage, charge("gpt-4.1", usage)) == ["maps_search"]
+    found = charge("gpt-4.1", usage, 2_000_000)
+    assert (found.source, unpriced_items(usage, found)) == ("reported", [])
 
 
 def test_a_fee_that_is_reported_stands_beside_the_list() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mcpmeter.errors import ConfigInvalid
-from mcpmeter.pricing import PriceBook, PriceSource
+from mcpmeter.pricing import PriceBook, PriceSource, parse_price_list
 from mcpmeter.pricing.calendars import unix_ns
 from mcpmeter.pricing.overlays import load_overlay, parse_overlay
 from mcpmeter.records import STANDARD, Charge, Conditions, LlmTarget, Usage, UsageItem
@@ -207,3 +207,18 @@ def test_azure_costs_what_openai_does_and_says_so(requested: str, responded: str
     assert (found.source, found.nanousd) == ("listed", 2_600_000)
     assert "openai's prices for azure" in found.price_list
     assert prices.charge("other", "azure/gpt-4o", usage, unix_ns(NOON)).source == "unpriced"
+
+
+def test_an_azure_deployment_costs_what_its_model_does_whatever_its_name() -> None:
+    prices_of_gpt5 = 'model = "gpt-5"\nfrom = 2026-01-01\nprompt = "7"\ncompletion = "7"\n'
+    own = parse_price_list(f'name = "own"\ncurrency = "USD"\n[[price]]\n{prices_of_gpt5}', "own.toml")
+    sources = {"azure": PriceSource(genai_id="azure"), "listed": PriceSource("own", "azure")}
+    prices = PriceBook([own], sources=sources)
+    usage = Usage(prompt_tokens=MILLION, source="reported")
+
+    def cost(provider: str, requested: str, responded: str) -> int:
+        return prices.charge_for(LlmTarget(provider=provider, model=requested), responded, usage, unix_ns(NOON)).nanousd
+
+    assert cost("azure", "gpt-4o", "gpt-4o-mini-2024-07-18") == usd("0.15")
+    assert cost("azure", "gpt-4o", "unknown") == usd("2.50")
+    assert cost("listed", "gpt-5", "gpt-4o-mini-2024-07-18") == usd("7")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
+
 from mcpmeter.dialects.base import ResponseInfo
+from mcpmeter.dialects.usage_fields import MAX_UNKNOWN, MORE
 from mcpmeter.records import STANDARD, Conditions, Usage, UsageItem
-from mcpmeter.relay.usage_parts import MAX_UNKNOWN, MORE, joined
+from mcpmeter.relay.usage_parts import joined
 
 COUNTS = Usage(
     prompt_tokens=100,
@@ -57,6 +60,20 @@ def test_the_body_precedes_headers_and_the_request() -> None:
 def test_a_tier_that_was_only_requested_is_not_billed() -> None:
     asked = Conditions(tier="priority")
     assert joined(COUNTS, ResponseInfo(), asked, STANDARD).conditions == STANDARD
+
+
+def test_a_response_without_a_tier_has_the_requested_one() -> None:
+    asked = Conditions(tier="priority")
+    assert joined(COUNTS, ResponseInfo(lacks_tier=True), asked, STANDARD).conditions == asked
+    told = ResponseInfo(lacks_tier=True, conditions=Conditions(tier="flex"))
+    assert joined(COUNTS, told, asked, STANDARD).conditions == Conditions(tier="flex")
+
+
+@pytest.mark.parametrize("usage", [COUNTS, Usage(source="partial")])
+@pytest.mark.parametrize("tier", ["flex", "scale"])
+def test_a_cheaper_tier_that_was_only_requested_lowers_no_bill(tier: str, usage: Usage) -> None:
+    asked = Conditions(tier=tier)
+    assert joined(usage, ResponseInfo(lacks_tier=True), asked, STANDARD).conditions == STANDARD
 
 
 def test_a_response_that_broke_off_has_the_requested_tier() -> None:

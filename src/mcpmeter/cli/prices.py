@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,14 +11,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from mcpmeter.cli._options import json_option
+from mcpmeter.cli._options import config_faults_as_usage_errors, config_option_for, json_option
 from mcpmeter.cli._tables import plain
 from mcpmeter.cli.models import built_in_sources
 from mcpmeter.errors import SetupError
 
 if TYPE_CHECKING:
-    from mcpmeter.pricing import PriceBook, Rates
-    from mcpmeter.pricing.overlays import OverlayEntry
+    from mcpmeter.pricing import PriceBook, PriceSource, Rates
+    from mcpmeter.pricing.overlays import Overlay, OverlayEntry
     from mcpmeter.pricing.price_table import TableRow
     from mcpmeter.records import Conditions
 
@@ -51,6 +52,9 @@ def command() -> None:
 
 @command.command("show")
 @click.argument("model")
+@config_option_for(
+    "Also show the prices of this configuration; default: $MCPMETER_CONFIG, else ./mcpmeter.yaml, if any."
+)
 @click.option("--provider", help="The provider of the model; default: the first one that has a price for it.")
 @click.option("--at", type=Instant(), help="The day or instant (UTC) of the prices; default: now.")
 @click.option("--tier", default="", help="Only the prices of this service tier: flex, priority, ultrafast.")
@@ -62,6 +66,7 @@ def command() -> None:
 def show(
     model: str,
     *,
+    config_path: Path | None,
     provider: str | None,
     at: datetime | None,
     tier: str,
@@ -73,6 +78,8 @@ def show(
 ) -> None:
     """Show all prices of a model: per item, condition and size of the prompt, with the list, the source and its date.
 
+    With a configuration, its providers come first, and its `pricing.files` apply as they do to calls.
+
     \b
     Example:
       mcpmeter prices show claude-opus-5-5
@@ -83,7 +90,7 @@ def show(
     from mcpmeter.records import STANDARD, Conditions
 
     wanted = Conditions(tier=tier, speed=speed, region=region, completion_window=completion_window, batch=batch)
-    found = _find(model, provider, at or datetime.now(UTC), wanted)
+    found = _find(_prices(config_path), model, provider, at or datetime.now(UTC), wanted)
     rows = price_table(found.rates) if wanted == STANDARD else list(rows_under(found.rates, wanted))
     if as_json:
         click.echo(json.dumps(_shown(found, rows), indent=2))
@@ -105,18 +112,44 @@ class _Found(NamedTuple):
     """Other providers that have a price for the model."""
 
 
-def _find(model: str, provider: str | None, at: datetime, wanted: Conditions) -> _Found:
+class _Prices(NamedTuple):
+    """The price book with what it is made of."""
+
+    book: PriceBook
+    sources: dict[str, PriceSource]
+    overlays: list[Overlay]
+    """Those of the configuration."""
+
+
+def _prices(config_path: Path | None) -> _Prices:
+    from mcpmeter.config import find_file, load
+    from mcpmeter.config.prices import price_files, price_sources
     from mcpmeter.pricing import PriceBook, bundled_price_lists
+
+    if (path := find_file(config_path, os.environ)) is None:
+        sources = built_in_sources()
+        return _Prices(PriceBook(bundled_price_lists(), sources=sources), sources, [])
+    with config_faults_as_usage_errors():
+        settings = load(path, os.environ)
+        lists, overlays = price_files(settings)
+        configured = price_sources(upstream.provider for upstream in settings.upstreams())
+        others = {name: source for name, source in built_in_sources().items() if name not in configured}
+        sources = {**configured, **others}
+        return _Prices(
+            PriceBook([*bundled_price_lists(), *lists], sources=sources, overlays=overlays), sources, overlays
+        )
+
+
+def _find(prices: _Prices, model: str, provider: str | None, at: datetime, wanted: Conditions) -> _Found:
     from mcpmeter.pricing.book import LIKE
     from mcpmeter.pricing.genai import genai_providers
     from mcpmeter.pricing.overlays import condition_pairs
     from mcpmeter.pricing.price_table import condition_text, entries_of, rows_under
     from mcpmeter.records import STANDARD
 
-    sources = built_in_sources()
+    book, sources = prices.book, prices.sources
     if provider is not None and provider not in sources:
         raise SetupError(f"No prices for a provider '{provider}'.", hint=f"Known providers: {', '.join(sources)}.")
-    book = PriceBook(bundled_price_lists(), sources=sources)
     priced = {name: rates for name in sources if (rates := book.rates(name, model, at)) is not None}
     chosen = [name for name in priced if provider in (None, name) and any(rows_under(priced[name], wanted))]
     if not chosen:
@@ -127,7 +160,7 @@ def _find(model: str, provider: str | None, at: datetime, wanted: Conditions) ->
     ids = {each for each in (source.genai_id, source.like or LIKE.get(source.genai_id or "")) if each}
     entries = [
         entry
-        for entry in entries_of(ids, canonical, at.astimezone(UTC).date())
+        for entry in entries_of(ids, canonical, at.astimezone(UTC).date(), prices.overlays)
         if wanted == STANDARD or set(condition_pairs(entry.when)) <= set(condition_pairs(wanted))
     ]
     pages = [page for each in ids for page in genai_providers()[each].pricing_urls or ()]

@@ -23,16 +23,22 @@ from mcpmeter.providers import Provider
 
 def price_book(settings: Settings) -> PriceBook:
     """The bundled and the configured lists, with the source of each provider's prices. Raises ConfigInvalid."""
-    files = [load_price_file(path) for path in settings.pricing.files]
-    lists = [*bundled_price_lists(), *(file for file in files if isinstance(file, PriceList))]
+    lists, overlays = price_files(settings)
     fallback = settings.pricing.fallback
     return PriceBook(
-        lists,
-        sources=_sources(upstream.provider for upstream in settings.upstreams()),
+        [*bundled_price_lists(), *lists],
+        sources=price_sources(upstream.provider for upstream in settings.upstreams()),
         fallback=_fallback(fallback),
         fallback_unit_nanousd=usd_to_nanousd(fallback.per_unit_usd) or 0,
-        overlays=[file for file in files if isinstance(file, Overlay)],
+        overlays=overlays,
     )
+
+
+def price_files(settings: Settings) -> tuple[list[PriceList], list[Overlay]]:
+    """The configured price lists and overlays. Raises ConfigInvalid."""
+    files = [load_price_file(path) for path in settings.pricing.files]
+    lists = [file for file in files if isinstance(file, PriceList)]
+    return lists, [file for file in files if isinstance(file, Overlay)]
 
 
 def _fallback(settings: FallbackSettings) -> Rates:
@@ -40,7 +46,8 @@ def _fallback(settings: FallbackSettings) -> Rates:
     return Rates(list_name="fallback", bands=(RateBand(prompt=prompt, completion=completion),))
 
 
-def _sources(providers: Iterable[Provider]) -> dict[str, PriceSource]:
+def price_sources(providers: Iterable[Provider]) -> dict[str, PriceSource]:
+    """The source of each provider's prices, by its name."""
     return {
         provider.name: PriceSource(list=provider.price_list or None, genai_id=provider.genai_prices_id or None)
         for provider in providers

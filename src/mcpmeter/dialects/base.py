@@ -63,6 +63,8 @@ class ResponseInfo(msgspec.Struct, frozen=True, gc=False):
     """`reported_usd` is a part of the cost only: a fee on top of what another account pays."""
     conditions: Conditions = STANDARD
     """As served. In a stream they may arrive in another event than the usage."""
+    lacks_tier: bool = False
+    """It does not say which tier served it, although the dialect's responses do: then the requested one counts."""
     items: tuple[UsageItem, ...] = ()
     """What is billed beside the usage object: searches and sessions that the output shows."""
     unknown: tuple[UsageItem, ...] = ()
@@ -86,6 +88,7 @@ def merge(before: ResponseInfo, now: ResponseInfo) -> ResponseInfo:
         reported_usd=now.reported_usd or before.reported_usd,
         reported_is_part=now.reported_is_part if now.reported_usd else before.reported_is_part,
         conditions=before.conditions if now.conditions == STANDARD else now.conditions,
+        lacks_tier=now.lacks_tier and before.lacks_tier,
         items=now.items or before.items,
         unknown=now.unknown or before.unknown,
         object_id=now.object_id or before.object_id,

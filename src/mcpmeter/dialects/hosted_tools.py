@@ -21,6 +21,17 @@ WEB_SEARCH: Final = "web_search_call"
 BILLED: Final = (WEB_SEARCH, "file_search_call", "code_interpreter_call", "shell_call", "image_generation_call")
 """Types of items in an output. Functions, MCP servers and the client's own tools bill tokens only."""
 
+EXECUTED: Final = MappingProxyType(
+    {
+        "search": "web_search",
+        "open": "web_fetch",
+        "visit": "web_fetch",
+        "python": "code_execution",
+        "code": "code_execution",
+    }
+)
+"""Parts of the names of Groq's tools, and what each bills."""
+
 FREE_ACTIONS: Final = ("open_page", "find", "find_in_page")
 PREVIEW: Final = "web_search_preview"
 IMAGES: Final = "image_gen"
@@ -94,6 +105,31 @@ def read(output: msgspec.Raw, tools: msgspec.Raw, tool_usage: msgspec.Raw) -> To
         drawn if model else None,
         model,
     )
+
+
+def are_offered(tools: msgspec.Raw) -> bool:
+    """Whether a response says that it could call a tool that bills more than tokens."""
+    kinds = [json_body.text_of(tool.get("type")) for tool in _objects(tools)]
+    return any(kind.startswith(call.removesuffix("_call")) for kind in kinds for call in BILLED)
+
+
+def executed(tools: Sequence[Any], *, is_stream: bool = False) -> tuple[tuple[UsageItem, ...], tuple[UsageItem, ...]]:
+    """(items, unknown items) of Groq's `executed_tools`, of all messages: https://console.groq.com/docs/tool-use/built-in-tools
+
+    A stream repeats an entry as it grows, some without the tool's name; so its entries are counted without a price.
+    """
+    calls = [call for raw in tools for call in _objects(raw)]
+    if is_stream:
+        places = [place for call in calls if (place := usage_fields.whole(call.get("index"))) is not None]
+        return (), usage_fields.unknown_items({"executed_tools": max(places, default=len(calls) - 1) + 1})
+    quantities: dict[str, int] = {}
+    strange: dict[str, int] = {}
+    for call in calls:
+        kind = json_body.text_of(call.get("name")) or json_body.text_of(call.get("type"))
+        item = next((item for part, item in EXECUTED.items() if part in kind), "")
+        into, name = (quantities, item) if item else (strange, f"executed_tools.{kind}")
+        into[name] = into.get(name, 0) + 1
+    return tuple(UsageItem(*each) for each in quantities.items()), usage_fields.unknown_items(strange)
 
 
 def _objects(raw: msgspec.Raw) -> _Calls:

@@ -16,6 +16,7 @@ from mcpmeter.dialects.openai_usage import TABLE
 from mcpmeter.dialects.tokens import Tokens
 from mcpmeter.dialects.usage_fields import Table
 from mcpmeter.errors import MeterError
+from mcpmeter.money import usd_to_nanousd
 from mcpmeter.records import STANDARD, Conditions, Usage, UsageItem
 
 DONE: Final = b"[DONE]"
@@ -27,6 +28,7 @@ MAX_AMOUNT_LENGTH: Final = 64
 
 TICK_DIGITS: Final = 10
 TRUE: Final = msgspec.Raw(b"true")
+US_DOLLARS: Final = (*map(msgspec.Raw, (b"", b"null", b'""', b'"USD"', b'"usd"')),)
 PLAIN_TIERS: Final = (*map(msgspec.Raw, (b'"default"', b"null", b'"auto"', b'"standard"')),)
 Nothing = Literal[0] | None
 """A count that is billed apart, in usage that has none."""
@@ -93,6 +95,7 @@ class _CostDetails(msgspec.Struct, frozen=True, gc=False):
 
 class _UsageWithCost(msgspec.Struct, frozen=True, gc=False):
     cost: msgspec.Raw = json_body.ABSENT
+    currency: msgspec.Raw = json_body.ABSENT
     cost_details: msgspec.Raw = json_body.ABSENT
     is_byok: msgspec.Raw = json_body.ABSENT
     cost_in_usd_ticks: msgspec.Raw = json_body.ABSENT
@@ -101,6 +104,7 @@ class _UsageWithCost(msgspec.Struct, frozen=True, gc=False):
 
 class _CostInParts(msgspec.Struct, frozen=True, gc=False):
     total_cost: msgspec.Raw = json_body.ABSENT
+    currency: msgspec.Raw = json_body.ABSENT
 
 
 _usage_decoder = msgspec.json.Decoder(CommonUsage)
@@ -130,8 +134,14 @@ class OpenAiDialect(PricedByBody):
         return dialect
 
     def merge(self, before: ResponseInfo, now: ResponseInfo) -> ResponseInfo:
-        """Combine two events of a stream. Counts are cumulative, so the greater ones of each side count."""
+        """Combine two events of a stream. Counts are cumulative: the greater ones of each side count, and the last cost
+        that is not zero. The last tier holds, also `default`: a call may be served at a lower one than its first events
+        name."""
         merged = base.merge(before, now)
+        if not now.lacks_tier and merged.conditions.tier != now.conditions.tier:
+            merged = replace(merged, conditions=replace(merged.conditions, tier=now.conditions.tier))
+        if before.reported_usd and now.reported_usd and not usd_to_nanousd(now.reported_usd):
+            merged = replace(merged, reported_usd=before.reported_usd, reported_is_part=before.reported_is_part)
         if before.usage is None or now.usage is None:
             return merged
         return replace(merged, usage=usage_merging.merged(before.usage, now.usage))
@@ -219,6 +229,8 @@ def reported_cost(usage: msgspec.Raw) -> tuple[str, bool]:
         reported = _cost_decoder.decode(usage)
     except json_body.UNREADABLE:
         return "", False
+    if reported.currency not in US_DOLLARS:
+        return "", False
     usd = usd_of(reported.cost) or _usd_of_ticks(reported.cost_in_usd_ticks) or usd_of(reported.estimated_cost)
     if reported.is_byok != TRUE:
         return usd, False
@@ -233,16 +245,20 @@ def reported_cost(usage: msgspec.Raw) -> tuple[str, bool]:
 def _usd_of_ticks(ticks: msgspec.Raw) -> str:
     """https://docs.x.ai/developers/cost-tracking"""
     written = usd_of(ticks)
-    return str(Decimal(written).scaleb(-TICK_DIGITS)) if written.isdecimal() else ""
+    try:
+        return str(Decimal(written).scaleb(-TICK_DIGITS)) if written else ""
+    except InvalidOperation:
+        return ""
 
 
 def usd_of(cost: msgspec.Raw) -> str:
-    """An amount with its own digits; empty if it is none."""
+    """An amount with its own digits; empty if it is none, or in another currency."""
     if cost is json_body.ABSENT:
         return ""
     try:
         if bytes(cost).startswith(b"{"):
-            cost = _parts_decoder.decode(cost).total_cost
+            parts = _parts_decoder.decode(cost)
+            cost = parts.total_cost if parts.currency in US_DOLLARS else json_body.ABSENT
         written = bytes(cost).decode().strip('"')
     except json_body.UNREADABLE:
         return ""

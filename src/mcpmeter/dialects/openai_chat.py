@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
-from mcpmeter.dialects import json_body, openai, openai_usage_event, request_bounds, sse, tokens
+from mcpmeter.dialects import hosted_tools, json_body, openai, openai_usage_event, request_bounds, sse, tokens
 from mcpmeter.dialects.base import RequestInfo, ResponseInfo, StreamingDialect, UnreadableResponse, merge_all
 from mcpmeter.dialects.tokens import Tokens
 from mcpmeter.errors import InvalidRequest
@@ -106,6 +106,8 @@ class _Message(msgspec.Struct, frozen=True, gc=False):
     function_call: msgspec.Raw = json_body.ABSENT
     audio: msgspec.Raw = json_body.ABSENT
     images: msgspec.Raw = json_body.ABSENT
+    executed_tools: msgspec.Raw = json_body.ABSENT
+    """Groq's own tools."""
 
 
 class _Choice(msgspec.Struct, frozen=True, gc=False):
@@ -152,6 +154,7 @@ class _AnyResponse(msgspec.Struct, frozen=True, gc=False):
 class _CommonMessage(msgspec.Struct, frozen=True, gc=False):
     content: msgspec.Raw
     refusal: None = None
+    executed_tools: None = None
 
 
 class _CommonChoice(msgspec.Struct, frozen=True, gc=False):
@@ -296,10 +299,15 @@ class OpenAiChat(openai.OpenAiDialect, StreamingDialect):
         except UnreadableResponse:
             # The bytes pass anyway; an unreadable event reports nothing, so the usage counts as missing.
             return None
-        return self._info(response, [_message(choice.delta) for choice in response.choices or ()])
+        return self._info(response, [_message(choice.delta) for choice in response.choices or ()], is_stream=True)
 
     def _info(
-        self, response: _Response, messages: Sequence[_Message | None], *, is_empty: bool = False
+        self,
+        response: _Response,
+        messages: Sequence[_Message | None],
+        *,
+        is_empty: bool = False,
+        is_stream: bool = False,
     ) -> ResponseInfo:
         groq = json_body.decode_field(_groq_decoder, response.x_groq, _NO_GROQ)
         reported = _reported_usage(response, groq)
@@ -309,6 +317,10 @@ class OpenAiChat(openai.OpenAiDialect, StreamingDialect):
         model = json_body.text_of(response.model)
         usd, is_part = openai.reported_cost(reported)
         conditions, unknown = openai.conditions_of(response.service_tier, usage)
+        items = _searches(model) if usage else ()
+        if tools := [one.executed_tools for one in messages if one and not json_body.is_blank(one.executed_tools)]:
+            executed, strange = hosted_tools.executed(tools, is_stream=is_stream)
+            items, unknown = (*items, *executed), (*unknown, *strange)
         return ResponseInfo(
             usage=usage,
             bad_usage=bad,
@@ -320,7 +332,8 @@ class OpenAiChat(openai.OpenAiDialect, StreamingDialect):
             reported_usd=usd,
             reported_is_part=is_part,
             conditions=conditions,
-            items=_searches(model) if usage else (),
+            lacks_tier=not json_body.is_set(response.service_tier),
+            items=items,
             unknown=unknown,
         )
 
@@ -332,6 +345,7 @@ def _is_delta(data: bytes) -> bool:
         and data.count(b'"finish_reason"') == data.count(b'"finish_reason":null')
         and (data.rfind(b'"refusal"') < 0 or data.count(b'"refusal"') == data.count(b'"refusal":null'))
         and data.rfind(b'"error"') < 0
+        and data.rfind(b'"executed_tools"') < 0
     )
 
 
@@ -355,6 +369,7 @@ def _read_common(body: bytes) -> ResponseInfo | None:
         model=model,
         finish_reason=json_body.cleaned(choice.finish_reason),
         reported_usd=openai.usd_of(response.usage.cost),
+        lacks_tier=response.service_tier is None,
     )
 
 

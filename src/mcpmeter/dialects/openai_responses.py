@@ -211,7 +211,11 @@ class OpenAiResponses(openai.OpenAiDialect, StreamingDialect):
             return None
         if event.response is not None:
             return self._info(event.response)
-        return ResponseInfo(is_error=True) if event.type == "error" or json_body.is_error(event.error) else None
+        return (
+            ResponseInfo(is_error=True, lacks_tier=True)
+            if event.type == "error" or json_body.is_error(event.error)
+            else None
+        )
 
     def _read_usage(self, usage: msgspec.Raw) -> tuple[Usage | None, bool]:
         return openai.read_usage(usage, None if self._has_own_names else _usage_decoder.decode, self._table)
@@ -226,6 +230,9 @@ class OpenAiResponses(openai.OpenAiDialect, StreamingDialect):
         if _has_tool_usage(response.tool_usage) or any(item.type in hosted_tools.BILLED for item in items):
             tools = hosted_tools.read(response.output, response.tools, response.tool_usage)
             usage, billed, unknown = tools.beside(usage), tools.items_beside(usage), (*unknown, *tools.unknown)
+        elif usage and json_body.is_blank(response.output) and hosted_tools.are_offered(response.tools):
+            # Proxies end a stream with an empty output: https://github.com/QuantumNous/new-api/issues/4362
+            unknown = (*unknown, UsageItem("output", 1))
         return ResponseInfo(
             usage=usage,
             bad_usage=bad,
@@ -236,6 +243,7 @@ class OpenAiResponses(openai.OpenAiDialect, StreamingDialect):
             reported_usd=usd,
             reported_is_part=is_part,
             conditions=conditions,
+            lacks_tier=not json_body.is_set(response.service_tier),
             items=billed,
             unknown=unknown,
             object_id=json_body.text_of(response.id),

@@ -112,6 +112,7 @@ _TOP: Final = {
     "cost_details": MONEY,
     "is_byok": MONEY,
     "estimated_cost": MONEY,
+    "currency": MONEY,
     "service_tier": text("tier"),
     "speed": text("speed"),
     "inference_geo": text("region"),
@@ -229,7 +230,8 @@ class _Composition:
         others = {*self._unknown.values(), self._count("citation")}
         if beyond in others or self._count("prompt_audio_ms"):
             return  # counted under its own name
-        if self._has_completion and set(self._reading.paths) <= BARE and not self._unknown:
+        details = {path for name, path in self._reading.paths.items() if name not in BARE}
+        if self._has_completion and details <= {"prompt_tokens_details.cached_tokens"} and not self._unknown:
             # Google counts thoughts nowhere else, and bills them as completion:
             # https://ai.google.dev/gemini-api/docs/openai
             self._completion += beyond

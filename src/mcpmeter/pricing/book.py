@@ -130,12 +130,25 @@ class PriceBook:
         *,
         reported_is_part: bool = False,
     ) -> Charge:
-        """What a call costs by its requested model; if that has no price (a router's name), by the responding model."""
-        provider, is_part = target.provider, reported_is_part
-        charge = self.charge(provider, target.model, usage, at_ns, reported_nanousd, reported_is_part=is_part)
-        if charge.source != "unpriced" or not response_model or response_model == target.model:
+        """What a call costs by its requested model; if that has no price (a router's name), by the responding model.
+
+        The other way round where a name is the user's own: an Azure deployment `gpt-4o` may serve any model.
+        """
+        provider, is_part, model, other = target.provider, reported_is_part, target.model, response_model
+        if other and other != model and self._has_own_names(provider, model):
+            model, other = other, model
+        charge = self.charge(provider, model, usage, at_ns, reported_nanousd, reported_is_part=is_part)
+        if charge.source != "unpriced" or not other or other == model:
             return charge
-        return self.charge(provider, response_model, usage, at_ns, reported_nanousd, reported_is_part=is_part)
+        return self.charge(provider, other, usage, at_ns, reported_nanousd, reported_is_part=is_part)
+
+    def _has_own_names(self, provider: str, model: str) -> bool:
+        """Whether the provider's models have names of the user's, and its own price list has not this one."""
+        source = self._sources.get(provider)
+        if source is None or source.genai_id not in LIKE:
+            return False
+        name = names.normal(model)
+        return source.list is None or name is None or self._lists[source.list].timeline(name) is None
 
     def charge(
         self,
@@ -163,6 +176,8 @@ class PriceBook:
         if reported_is_part:
             return _with_fee(listed, reported_nanousd)
         is_same = listed.source == "listed" and listed.nanousd == reported_nanousd
+        # The reported cost includes what the list has no price for.
+        is_same = is_same and not any(line.nanousd is None and line.item in ITEMS for line in listed.lines)
         return Charge(
             nanousd=reported_nanousd,
             source="reported",

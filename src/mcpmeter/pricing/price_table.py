@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from datetime import date
 from decimal import Decimal
 from typing import NamedTuple
 
 from mcpmeter.items import ITEMS
-from mcpmeter.pricing.overlays import OverlayEntry, bundled_overlays
+from mcpmeter.pricing.overlays import Overlay, OverlayEntry, bundled_overlays
 from mcpmeter.pricing.patches import under
 from mcpmeter.pricing.rates import Price, Rates
 from mcpmeter.records import STANDARD, Conditions
@@ -70,12 +70,14 @@ def condition_text(conditions: Conditions) -> str:
     return " ".join([*parts, "batch"] if conditions.batch else parts)
 
 
-def entries_of(provider_ids: Iterable[str], model: str, on: date) -> list[OverlayEntry]:
+def entries_of(
+    provider_ids: Collection[str], model: str, on: date, overlays: Iterable[Overlay] = ()
+) -> list[OverlayEntry]:
     """The overlay entries of a model that are valid on a day (UTC), with their sources; ids are genai-prices'."""
     return [
         entry
-        for overlay in bundled_overlays(provider_ids)
-        for entry in overlay.price
+        for overlay in (*bundled_overlays(provider_ids), *overlays)
+        for entry in (overlay.price if overlay.provider in provider_ids else ())
         if model in entry.models and entry.valid_from <= on and (entry.until is None or on < entry.until)
     ]
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Final, NamedTuple
 
+from msgspec.structs import replace
+
 from mcpmeter.dialects.base import Dialect, RequestInfo, ResponseInfo
 from mcpmeter.errors import (
     ClientDisconnected,
@@ -163,7 +165,7 @@ def _result(
         finish_reason=info.finish_reason,
         is_refusal=info.is_refusal,
         is_empty=info.is_empty,
-        reported_nanousd=_reported_nanousd(call.provider, response.headers, info.reported_usd) if response else None,
+        reported_nanousd=_reported_nanousd(call, info.reported_usd, is_stream=stream is not None),
         reported_is_part=info.reported_is_part,
         upstream_status=response.status if response else 0,
         upstream_request_id=request_id(response.headers) if response else "",
@@ -184,20 +186,21 @@ def _usage(call: Exchanged, info: ResponseInfo, usage: Usage | None) -> Usage | 
     if call.read_headers is not None and call.response is not None:
         in_headers = call.read_headers(call.response.headers)
     is_plain = requested is STANDARD and in_headers is STANDARD and info.conditions is STANDARD
-    return (
-        usage
-        if is_plain and not (info.items or info.unknown)
-        else usage_parts.joined(usage, info, requested, in_headers)
-    )
+    if is_plain and not (info.items or info.unknown):
+        return usage
+    if info.lacks_tier and not call.provider.genai_prices_id:
+        info = replace(info, lacks_tier=False)  # lists of the user's own have no tiers
+    return usage_parts.joined(usage, info, requested, in_headers)
 
 
-def _reported_nanousd(provider: Provider, headers: Mapping[str, str], in_body: str) -> int | None:
-    """The cost in dollars that a response reports. A header's zero is no cost: it may be older than the work."""
-    amount = headers.get(provider.cost_header) if provider.cost_header else None
+def _reported_nanousd(call: Exchanged, in_body: str, *, is_stream: bool) -> int | None:
+    """The cost in dollars that a response reports. A zero in a stream's header is none: it is older than the work."""
+    provider, response = call.provider, call.response
+    amount = response.headers.get(provider.cost_header) if response and provider.cost_header else None
     nanousd = usd_to_nanousd(amount) if amount else None
     if not nanousd and provider.cost_in_body and in_body:
         return usd_to_nanousd(in_body)
-    return nanousd
+    return None if is_stream and not nanousd else nanousd
 
 
 def _estimated(dialect: Dialect, request_body: bytes, completion_tokens: int, info: ResponseInfo) -> CallUsage:

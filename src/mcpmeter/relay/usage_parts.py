@@ -8,11 +8,12 @@ from typing import Final
 from msgspec.structs import replace
 
 from mcpmeter.dialects.base import ResponseInfo
+from mcpmeter.dialects.usage_fields import MAX_UNKNOWN, MORE
+from mcpmeter.dialects.usage_merging import items_of
 from mcpmeter.records import STANDARD, Conditions, Usage, UsageItem
 
-MAX_UNKNOWN: Final = 32
-MORE: Final = "more"
-"""The unknown item that stands for all beyond `MAX_UNKNOWN`."""
+CHEAPER: Final = frozenset({"flex", "scale", "provisioned"})
+"""Tiers below the standard price: a client's word alone lowers no bill, since the provider may not have served them."""
 
 
 def joined(usage: Usage, info: ResponseInfo, requested: Conditions, in_headers: Conditions) -> Usage:
@@ -21,7 +22,7 @@ def joined(usage: Usage, info: ResponseInfo, requested: Conditions, in_headers: 
         usage,
         items=_items(usage, info.items),
         unknown=_bounded((*usage.unknown, *_new(info.unknown, usage.unknown))),
-        conditions=_conditions(usage, info.conditions, requested, in_headers),
+        conditions=_conditions(usage, info, requested, in_headers),
     )
 
 
@@ -29,20 +30,8 @@ def _items(usage: Usage, more: tuple[UsageItem, ...]) -> tuple[UsageItem, ...]:
     """All items. What the usage object reports is not counted again because the output shows it too."""
     if not more:
         return usage.items
-    items = usage.items or _parts_of(usage)
+    items = items_of(usage)
     return (*items, *_new(more, items))
-
-
-def _parts_of(usage: Usage) -> tuple[UsageItem, ...]:
-    """The items of a usage whose counts say it all."""
-    counts = {
-        "prompt": usage.prompt_tokens - usage.cached_read_tokens - usage.cache_write_tokens,
-        "cached_read": usage.cached_read_tokens,
-        "cache_write": usage.cache_write_tokens,
-        "completion": usage.completion_tokens - usage.reasoning_tokens,
-        "reasoning": usage.reasoning_tokens,
-    }
-    return tuple(UsageItem(item, quantity) for item, quantity in counts.items() if quantity > 0)
 
 
 def _new(more: Iterable[UsageItem], known: Iterable[UsageItem]) -> list[UsageItem]:
@@ -57,14 +46,17 @@ def _bounded(unknown: tuple[UsageItem, ...]) -> tuple[UsageItem, ...]:
     return (*kept, UsageItem(MORE, len(unknown) - len(kept)))
 
 
-def _conditions(usage: Usage, served: Conditions, requested: Conditions, in_headers: Conditions) -> Conditions:
+def _conditions(usage: Usage, info: ResponseInfo, requested: Conditions, in_headers: Conditions) -> Conditions:
     """What the response reports, in its body and then in its headers. The completion window and batches are only in the
-    request; so is the tier of a response that broke off before it reported one."""
-    found = [served, usage.conditions, in_headers]
+    request; so is the tier of a response that reports none, or broke off before."""
+    found = [info.conditions, usage.conditions, in_headers]
+    tiers = [one.tier for one in found]
     if usage.source != "reported":
         found.append(requested)
+    if (usage.source != "reported" or info.lacks_tier) and requested.tier not in CHEAPER:
+        tiers.append(requested.tier)
     joint = Conditions(
-        tier=_first(one.tier for one in found),
+        tier=_first(tiers),
         speed=_first(one.speed for one in found),
         region=_first(one.region for one in found),
         completion_window=_first(one.completion_window for one in (*found, requested)),
