@@ -155,6 +155,7 @@ def test_the_type_of_traffic_is_the_tier(written, tier):
 def test_the_tier_is_read_wherever_it_stands(written, tier):
     expected = Conditions(tier=tier)
     assert read(PLAIN | {"serviceTier": written}).conditions == expected
+    assert read(PLAIN | {"service_tier": written}).conditions == expected
     assert info(PLAIN, serviceTier=written).conditions == expected
     assert info(PLAIN, service_tier=written).conditions == expected
     assert GENERATE.response_conditions({"x-gemini-service-tier": written}) == expected
@@ -253,9 +254,13 @@ def test_grounding_in_parts_is_counted_once():
     assert (items(tee.read.usage)["prompt_unbilled"], tee.read.usage.source) == (30, "reported")
 
 
-def test_code_in_an_earlier_event_makes_tool_results_input():
-    code = event(PLAIN, content={"parts": [{"executableCode": {"code": "1"}}]})
-    tee = tee_of(code, event(PLAIN | {"toolUsePromptTokenCount": 30}, "STOP", **QUERIES))
+@pytest.mark.parametrize(
+    "tool",
+    [{"content": {"parts": [{"executableCode": {"code": "1"}}]}}, {"urlContextMetadata": {"urlMetadata": [{}]}}],
+)
+@pytest.mark.parametrize("counts", [PLAIN, None])
+def test_a_tool_in_an_earlier_event_makes_its_results_input(tool, counts):
+    tee = tee_of(event(counts, **tool), event(PLAIN | {"toolUsePromptTokenCount": 30}, "STOP", **QUERIES))
     assert items(tee.read.usage)["prompt_tool"] == 30
 
 

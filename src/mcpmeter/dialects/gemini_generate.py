@@ -25,7 +25,14 @@ METERED_FIELDS: Final = json_body.quoted("contents", "model")
 
 _HINT: Final = 'The least is {"contents": [{"role": "user", "parts": [{"text": "…"}]}]}.'
 _UNSPECIFIED: Final = ("FINISH_REASON_UNSPECIFIED", "BLOCKED_REASON_UNSPECIFIED", "BLOCK_REASON_UNSPECIFIED")
-_READ_MARKS: Final = (b'"usageMetadata"', b'Reason"', b'"error"', b'"groundingMetadata"')
+_READ_MARKS: Final = (
+    b'"usageMetadata"',
+    b'Reason"',
+    b'"error"',
+    b'"groundingMetadata"',
+    b'"urlContextMetadata"',
+    b'"executableCode"',
+)
 _CODE: Final = frozenset(("executableCode", "codeExecutionResult"))
 """Parts of a tool whose results are billed as input."""
 
@@ -125,12 +132,14 @@ class GeminiGenerate(gemini.GeminiDialect, StreamingDialect):
         return replace(info, usage=usage, is_empty=is_empty)
 
     def read_events(self, block: bytes) -> ResponseInfo | None:
-        """Usage, finish reason, blocked prompt or error of a block."""
+        """Usage, finish reason, blocked prompt, error or tools of a block."""
         if (
             block.rfind(b'"usageMetadata"') < 0
             and block.rfind(b'Reason"') < 0
             and block.rfind(b'"error"') < 0
             and block.rfind(b'"groundingMetadata"') < 0
+            and block.rfind(b'"urlContextMetadata"') < 0
+            and block.rfind(b'"executableCode"') < 0
         ):
             return None
         return merge_all(map(_info, _events(block, *_READ_MARKS)), self.merge)

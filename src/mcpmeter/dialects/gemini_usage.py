@@ -59,6 +59,7 @@ _TABLE: Final = MappingProxyType(
         },
         "trafficType": text("traffic"),
         "serviceTier": text("tier"),
+        "service_tier": text("tier"),
         # Read by `gemini_grounding`.
         "billedToolCalls[].tool": FREE,
         "billedToolCalls[].successfulToolCallCount": FREE,
