@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.dialects.completeness import DEPTHS, counts_of_json, invented, planted, sum_of
 
-from mcpmeter.dialects.base import ResponseInfo
+from mcpmeter.dialects.base import ResponseInfo, with_aliases
 from mcpmeter.dialects.gemini_embeddings import GeminiEmbed
 from mcpmeter.dialects.gemini_generate import GeminiGenerate
 from mcpmeter.items import ITEMS
@@ -230,6 +230,14 @@ def test_queries_to_own_data_have_no_price():
 def test_text_that_a_search_retrieves_is_not_billed_as_input(candidate, item):
     usage = read(PLAIN | {"toolUsePromptTokenCount": 30, "totalTokenCount": 150}, candidate)
     assert (items(usage)[item], usage.prompt_tokens) == (30, 130)
+
+
+def test_an_alias_names_a_count_of_a_provider():
+    dialect = with_aliases(GENERATE, {"usageMetadata.mine": "cached_read", "usage.joules": "free", "usage.x": "image"})
+    response = event(PLAIN | {"mine": 30, "joules": 7.5, "x": 2}, "STOP")
+    body = json.dumps(response).encode()
+    for found in (dialect.read_response(body).usage, dialect.read_events(b"data: %s\n\n" % body).usage):
+        assert (found.cached_read_tokens, found.prompt_tokens, unknown(found)) == (30, 100, {"x": 2})
 
 
 # Streams -------------------------------------------------------------------------------------------------------------

@@ -122,6 +122,8 @@ class GeminiGenerate(gemini.GeminiDialect, StreamingDialect):
             responses = _odd_responses(json_body.value_of(body))
         if not any(map(_is_response, responses)):
             raise UnreadableResponse("no candidates")
+        if self._own:
+            responses = [self._renamed(response) for response in responses]
         info = _info(responses[0])
         for response in responses[1:]:
             info = self.merge(info, _info(response))
@@ -142,7 +144,11 @@ class GeminiGenerate(gemini.GeminiDialect, StreamingDialect):
             and block.rfind(b'"executableCode"') < 0
         ):
             return None
-        return merge_all(map(_info, _events(block, *_READ_MARKS)), self.merge)
+        events = _events(block, *_READ_MARKS)
+        return merge_all(map(_info, map(self._renamed, events) if self._own else events), self.merge)
+
+    def _renamed(self, response: _Response) -> _Response:
+        return replace(response, usage_metadata=self.renamed_usage(response.usage_metadata))
 
     def merge(self, before: ResponseInfo, now: ResponseInfo) -> ResponseInfo:
         """Combine two reports. No count falls; the last one is final after a finish reason."""

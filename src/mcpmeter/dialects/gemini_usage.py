@@ -66,6 +66,18 @@ _TABLE: Final = MappingProxyType(
     }
 )
 
+NAMES: Final = MappingProxyType(
+    {
+        "prompt_tokens": "promptTokenCount",
+        "prompt_tool": "toolUsePromptTokenCount",
+        "cached_read": "cachedContentTokenCount",
+        "completion": "candidatesTokenCount",
+        "reasoning": "thoughtsTokenCount",
+        "total_tokens": "totalTokenCount",
+    }
+)
+"""An item or a total to its field."""
+
 MAX_TIER_LENGTH: Final = 64
 _TIERS: Final = MappingProxyType(
     {
