@@ -142,7 +142,7 @@ class AnthropicMessages(anthropic.AnthropicDialect, OwnNames, StreamingDialect):
         has_error = json_body.is_error(message.error)
         if message.content is None and not has_error and not json_body.is_set(message.usage):
             raise UnreadableResponse("no content")
-        counts, bad = _counts_of(self.renamed_usage(message.usage))
+        counts, bad = _counts_of(self.renamed_usage(message.usage) if self._own else message.usage)
         model, refused = json_body.cleaned(message.model), message.stop_reason == "refusal"
         usage = _usage(counts, "reported", model, is_refusal=refused)
         return ResponseInfo(

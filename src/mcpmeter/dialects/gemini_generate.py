@@ -33,9 +33,6 @@ _READ_MARKS: Final = (
     b'"urlContextMetadata"',
     b'"executableCode"',
 )
-_CODE: Final = frozenset(("executableCode", "codeExecutionResult"))
-"""Parts of a tool whose results are billed as input."""
-
 _FILTERED: Final = frozenset(
     ("SAFETY", "BLOCKLIST", "PROHIBITED_CONTENT", "SPII", "IMAGE_SAFETY", "IMAGE_PROHIBITED_CONTENT", "MODEL_ARMOR")
 )
@@ -322,16 +319,25 @@ def _combined(
 def _has_tools(candidate: _Candidate) -> bool:
     if candidate.grounding_metadata is not json_body.ABSENT or candidate.url_context_metadata is not json_body.ABSENT:
         return True
+    return _has_code(candidate)
+
+
+def _has_code(candidate: _Candidate) -> bool:
+    """Whether it holds a tool whose results are billed as input."""
     parts = candidate.content.parts if candidate.content is not None else None
-    return parts is not None and not all(map(_CODE.isdisjoint, parts))
+    # A loop is twice as fast here as `any` over one or two parts.
+    for part in parts or ():  # noqa: SIM110
+        if "executableCode" in part or "codeExecutionResult" in part:
+            return True
+    return False
 
 
 def _grounding(candidates: Sequence[_Candidate]) -> Grounding:
-    parts = (part for candidate in candidates if candidate.content for part in candidate.content.parts or ())
-    has_read_pages = any(json_body.is_set(candidate.url_context_metadata) for candidate in candidates)
     return grounding_of(
         (candidate.grounding_metadata for candidate in candidates if json_body.is_set(candidate.grounding_metadata)),
-        has_other_tools=has_read_pages or not all(map(_CODE.isdisjoint, parts)),
+        has_other_tools=any(
+            json_body.is_set(candidate.url_context_metadata) or _has_code(candidate) for candidate in candidates
+        ),
     )
 
 

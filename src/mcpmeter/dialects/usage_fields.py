@@ -173,7 +173,7 @@ class OwnNames:
 
     def renamed_usage(self, usage: msgspec.Raw) -> msgspec.Raw:
         """A usage object in the dialect's names, without what is free."""
-        fields = parsed(usage) if self._own and json_body.is_set(usage) else None
+        fields = parsed(usage) if json_body.is_set(usage) else None
         if not isinstance(fields, dict):
             return usage
         found = {path: _taken(fields, path) for path in self._own}
