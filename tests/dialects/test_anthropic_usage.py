@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from tests.dialects.completeness import DEPTHS, counts_of_json, invented, planted, sum_of, unpublished
 
 from mcpmeter.dialects.anthropic_messages import AnthropicMessages
+from mcpmeter.dialects.base import with_aliases
 from mcpmeter.items import ITEMS
 from mcpmeter.records import Conditions, Usage
 from mcpmeter.relay.stream import StreamTee
@@ -275,6 +276,24 @@ def test_a_streams_field_of_another_type_hides_no_usage():
     ):
         tee.feed(b"data: %s\n\n" % json.dumps(event).encode())
     assert (tee.read.usage, tee.read.model, tee.read.finish_reason) == (read(PLAIN), "7", "end_turn")
+
+
+def test_an_alias_names_a_count_of_a_provider():
+    names = {
+        "usage.mine.reads": "cached_read",
+        "usage.hour": "cache_write_1h",
+        "usage.joules": "free",
+        "usage.x": "image",
+    }
+    dialect = with_aliases(AnthropicMessages(), names)
+    usage = {"input_tokens": 5, "output_tokens": 7, "mine": {"reads": 30}, "hour": 4, "joules": 7.5, "x": 2}
+    body = json.dumps({"content": [], "usage": usage}).encode()
+    start = {"type": "message_start", "message": {"usage": usage}}
+    delta = {"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": usage}
+    block = b"".join(b"data: %s\n\n" % json.dumps(event).encode() for event in (start, delta))
+    for found in (dialect.read_response(body).usage, dialect.read_events(block).usage):
+        assert own(found) == {"prompt": 5, "cached_read": 30, "cache_write_1h": 4, "completion": 7}
+        assert unknown(found) == {"x": 2}
 
 
 # Streams -------------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.dialects.completeness import DEPTHS, counts_of_json, invented, planted, sum_of
 
-from mcpmeter.dialects.base import ResponseInfo
+from mcpmeter.dialects.base import ResponseInfo, with_aliases
 from mcpmeter.dialects.gemini_embeddings import GeminiEmbed
 from mcpmeter.dialects.gemini_generate import GeminiGenerate
 from mcpmeter.items import ITEMS
@@ -155,6 +155,7 @@ def test_the_type_of_traffic_is_the_tier(written, tier):
 def test_the_tier_is_read_wherever_it_stands(written, tier):
     expected = Conditions(tier=tier)
     assert read(PLAIN | {"serviceTier": written}).conditions == expected
+    assert read(PLAIN | {"service_tier": written}).conditions == expected
     assert info(PLAIN, serviceTier=written).conditions == expected
     assert info(PLAIN, service_tier=written).conditions == expected
     assert GENERATE.response_conditions({"x-gemini-service-tier": written}) == expected
@@ -231,6 +232,14 @@ def test_text_that_a_search_retrieves_is_not_billed_as_input(candidate, item):
     assert (items(usage)[item], usage.prompt_tokens) == (30, 130)
 
 
+def test_an_alias_names_a_count_of_a_provider():
+    dialect = with_aliases(GENERATE, {"usageMetadata.mine": "cached_read", "usage.joules": "free", "usage.x": "image"})
+    response = event(PLAIN | {"mine": 30, "joules": 7.5, "x": 2}, "STOP")
+    body = json.dumps(response).encode()
+    for found in (dialect.read_response(body).usage, dialect.read_events(b"data: %s\n\n" % body).usage):
+        assert (found.cached_read_tokens, found.prompt_tokens, unknown(found)) == (30, 100, {"x": 2})
+
+
 # Streams -------------------------------------------------------------------------------------------------------------
 
 
@@ -253,9 +262,13 @@ def test_grounding_in_parts_is_counted_once():
     assert (items(tee.read.usage)["prompt_unbilled"], tee.read.usage.source) == (30, "reported")
 
 
-def test_code_in_an_earlier_event_makes_tool_results_input():
-    code = event(PLAIN, content={"parts": [{"executableCode": {"code": "1"}}]})
-    tee = tee_of(code, event(PLAIN | {"toolUsePromptTokenCount": 30}, "STOP", **QUERIES))
+@pytest.mark.parametrize(
+    "tool",
+    [{"content": {"parts": [{"executableCode": {"code": "1"}}]}}, {"urlContextMetadata": {"urlMetadata": [{}]}}],
+)
+@pytest.mark.parametrize("counts", [PLAIN, None])
+def test_a_tool_in_an_earlier_event_makes_its_results_input(tool, counts):
+    tee = tee_of(event(counts, **tool), event(PLAIN | {"toolUsePromptTokenCount": 30}, "STOP", **QUERIES))
     assert items(tee.read.usage)["prompt_tool"] == 30
 
 

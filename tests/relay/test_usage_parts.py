@@ -7,7 +7,7 @@ import pytest
 from mcpmeter.dialects.base import ResponseInfo
 from mcpmeter.dialects.usage_fields import MAX_UNKNOWN, MORE
 from mcpmeter.records import STANDARD, Conditions, Usage, UsageItem
-from mcpmeter.relay.usage_parts import joined
+from mcpmeter.relay.usage_parts import joined, with_completion
 
 COUNTS = Usage(
     prompt_tokens=100,
@@ -79,3 +79,24 @@ def test_a_cheaper_tier_that_was_only_requested_lowers_no_bill(tier: str, usage:
 def test_a_response_that_broke_off_has_the_requested_tier() -> None:
     asked = Conditions(tier="priority")
     assert joined(Usage(source="partial"), ResponseInfo(), asked, STANDARD).conditions == asked
+
+
+def test_a_stream_that_broke_off_keeps_the_parts_of_its_prompt() -> None:
+    counted = Usage(
+        prompt_tokens=100,
+        completion_tokens=1,
+        cached_read_tokens=60,
+        items=(UsageItem("prompt", 40), UsageItem("cached_read", 60), UsageItem("completion", 1)),
+        conditions=Conditions(region="us"),
+        source="partial",
+    )
+    delivered = with_completion(counted, 25, "partial")
+    assert parts(delivered) == {"prompt": 40, "cached_read": 60, "completion": 25}
+    assert (delivered.completion_tokens, delivered.conditions) == (25, Conditions(region="us"))
+    assert parts(with_completion(counted, 0, "partial")) == {"prompt": 40, "cached_read": 60}
+
+
+def test_plain_counts_of_a_broken_stream_keep_the_cached() -> None:
+    delivered = with_completion(COUNTS, 10, "estimated")
+    assert (delivered.cached_read_tokens, delivered.cache_write_tokens) == (30, 20)
+    assert (delivered.completion_tokens, delivered.reasoning_tokens, delivered.source) == (10, 10, "estimated")

@@ -14,11 +14,13 @@ from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
+from msgspec.structs import replace
 
 from mcpmeter.dialects import anthropic, anthropic_usage, json_body, request_bounds, sse, tokens
 from mcpmeter.dialects.base import RequestInfo, ResponseInfo, StreamingDialect, UnreadableResponse, merge, merge_all
 from mcpmeter.dialects.cumulative import greatest
 from mcpmeter.dialects.tokens import Tokens
+from mcpmeter.dialects.usage_fields import OwnNames
 from mcpmeter.records import NO_PATH_PARAMS, PathParams, TokenSource, Usage
 
 TOKENS_PER_MEDIUM: Final = 1600
@@ -107,12 +109,13 @@ class _EventInfo(ResponseInfo, frozen=True, gc=False):
     """The completion was counted together with the stop reason or after it."""
 
 
-class AnthropicMessages(anthropic.AnthropicDialect, StreamingDialect):
+class AnthropicMessages(anthropic.AnthropicDialect, OwnNames, StreamingDialect):
     """The messages dialect. Stateless. Every stream carries its usage, so none is requested."""
 
     operation = "chat"
     end_marks = (b"message_stop",)
     text_mark = b'"text":"'
+    names_of_counts = anthropic_usage.NAMES
 
     def path_name(self, request: RequestInfo) -> str:
         """`messages`, streamed or not."""
@@ -139,7 +142,7 @@ class AnthropicMessages(anthropic.AnthropicDialect, StreamingDialect):
         has_error = json_body.is_error(message.error)
         if message.content is None and not has_error and not json_body.is_set(message.usage):
             raise UnreadableResponse("no content")
-        counts, bad = _counts_of(message.usage)
+        counts, bad = _counts_of(self.renamed_usage(message.usage) if self._own else message.usage)
         model, refused = json_body.cleaned(message.model), message.stop_reason == "refusal"
         usage = _usage(counts, "reported", model, is_refusal=refused)
         return ResponseInfo(
@@ -157,7 +160,12 @@ class AnthropicMessages(anthropic.AnthropicDialect, StreamingDialect):
         # message_start, message_delta and message_stop; inside a text the quote before it would be escaped.
         if block.rfind(b'"message_') < 0 and block.rfind(b'"error"') < 0:
             return None
-        return merge_all(map(_read_event, _events(block, b'"message_', b'"error"')), self.merge)
+        events = _events(block, b'"message_', b'"error"')
+        return merge_all(map(_read_event, map(self._renamed, events) if self._own else events), self.merge)
+
+    def _renamed(self, event: _Event) -> _Event:
+        message = event.message and replace(event.message, usage=self.renamed_usage(event.message.usage))
+        return replace(event, usage=self.renamed_usage(event.usage), message=message)
 
     def merge(self, before: ResponseInfo, now: ResponseInfo) -> ResponseInfo:
         """Combine two reports; a count that the later one leaves out or lowers keeps its value."""

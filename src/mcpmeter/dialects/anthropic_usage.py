@@ -71,6 +71,12 @@ _TABLE: Final = MappingProxyType(
         "iterations": FREE,  # read one by one
     }
 )
+NAMES: Final = MappingProxyType(
+    {field.name: path for path, field in _TABLE.items() if field.role == "count"}
+    | {"completion_tokens": "output_tokens"}
+)
+"""An item, or the total that is one, to its path."""
+
 _ENTRY_TABLE: Final = MappingProxyType(
     {
         f"iterations[{kind}]{path}": field

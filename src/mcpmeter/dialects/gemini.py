@@ -10,6 +10,7 @@ import msgspec
 from mcpmeter.dialects import gemini_usage, json_body, request_bounds, tokens
 from mcpmeter.dialects.base import RequestInfo
 from mcpmeter.dialects.tokens import Tokens
+from mcpmeter.dialects.usage_fields import OwnNames
 from mcpmeter.errors import InvalidRequest, MeterError
 from mcpmeter.records import STANDARD, Conditions, PathParams, TokenSource, Usage
 
@@ -71,9 +72,10 @@ class Counts(msgspec.Struct, frozen=True, gc=False, rename="camel", forbid_unkno
 _counts_decoder = msgspec.json.Decoder(Counts)
 
 
-class GeminiDialect:
+class GeminiDialect(OwnNames):
     """What is the same in all of Gemini's dialects."""
 
+    names_of_counts = gemini_usage.NAMES
     passed_headers = frozenset((b"x-server-timeout",))
 
     def bounded(self, body: bytes, request: RequestInfo) -> RequestInfo:

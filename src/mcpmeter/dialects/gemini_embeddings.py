@@ -64,7 +64,9 @@ class GeminiEmbed(gemini.GeminiDialect):
         has_error = json_body.is_error(response.error)
         if not json_body.is_set(response.embedding) and response.embeddings is None and not has_error:
             raise UnreadableResponse("no vector")
-        counts, bad = gemini.counts_of(response.usage_metadata)
+        counts, bad = gemini.counts_of(
+            self.renamed_usage(response.usage_metadata) if self._own else response.usage_metadata
+        )
         usage = gemini.usage_of(counts)
         if usage is not None:
             items = tuple(item for item in usage.items if ITEMS[item.item].side == "prompt")

@@ -25,10 +25,14 @@ METERED_FIELDS: Final = json_body.quoted("contents", "model")
 
 _HINT: Final = 'The least is {"contents": [{"role": "user", "parts": [{"text": "…"}]}]}.'
 _UNSPECIFIED: Final = ("FINISH_REASON_UNSPECIFIED", "BLOCKED_REASON_UNSPECIFIED", "BLOCK_REASON_UNSPECIFIED")
-_READ_MARKS: Final = (b'"usageMetadata"', b'Reason"', b'"error"', b'"groundingMetadata"')
-_CODE: Final = frozenset(("executableCode", "codeExecutionResult"))
-"""Parts of a tool whose results are billed as input."""
-
+_READ_MARKS: Final = (
+    b'"usageMetadata"',
+    b'Reason"',
+    b'"error"',
+    b'"groundingMetadata"',
+    b'"urlContextMetadata"',
+    b'"executableCode"',
+)
 _FILTERED: Final = frozenset(
     ("SAFETY", "BLOCKLIST", "PROHIBITED_CONTENT", "SPII", "IMAGE_SAFETY", "IMAGE_PROHIBITED_CONTENT", "MODEL_ARMOR")
 )
@@ -115,6 +119,8 @@ class GeminiGenerate(gemini.GeminiDialect, StreamingDialect):
             responses = _odd_responses(json_body.value_of(body))
         if not any(map(_is_response, responses)):
             raise UnreadableResponse("no candidates")
+        if self._own:
+            responses = [self._renamed(response) for response in responses]
         info = _info(responses[0])
         for response in responses[1:]:
             info = self.merge(info, _info(response))
@@ -125,15 +131,21 @@ class GeminiGenerate(gemini.GeminiDialect, StreamingDialect):
         return replace(info, usage=usage, is_empty=is_empty)
 
     def read_events(self, block: bytes) -> ResponseInfo | None:
-        """Usage, finish reason, blocked prompt or error of a block."""
+        """Usage, finish reason, blocked prompt, error or tools of a block."""
         if (
             block.rfind(b'"usageMetadata"') < 0
             and block.rfind(b'Reason"') < 0
             and block.rfind(b'"error"') < 0
             and block.rfind(b'"groundingMetadata"') < 0
+            and block.rfind(b'"urlContextMetadata"') < 0
+            and block.rfind(b'"executableCode"') < 0
         ):
             return None
-        return merge_all(map(_info, _events(block, *_READ_MARKS)), self.merge)
+        events = _events(block, *_READ_MARKS)
+        return merge_all(map(_info, map(self._renamed, events) if self._own else events), self.merge)
+
+    def _renamed(self, response: _Response) -> _Response:
+        return replace(response, usage_metadata=self.renamed_usage(response.usage_metadata))
 
     def merge(self, before: ResponseInfo, now: ResponseInfo) -> ResponseInfo:
         """Combine two reports. No count falls; the last one is final after a finish reason."""
@@ -307,16 +319,25 @@ def _combined(
 def _has_tools(candidate: _Candidate) -> bool:
     if candidate.grounding_metadata is not json_body.ABSENT or candidate.url_context_metadata is not json_body.ABSENT:
         return True
+    return _has_code(candidate)
+
+
+def _has_code(candidate: _Candidate) -> bool:
+    """Whether it holds a tool whose results are billed as input."""
     parts = candidate.content.parts if candidate.content is not None else None
-    return parts is not None and not all(map(_CODE.isdisjoint, parts))
+    # A loop is twice as fast here as `any` over one or two parts.
+    for part in parts or ():  # noqa: SIM110
+        if "executableCode" in part or "codeExecutionResult" in part:
+            return True
+    return False
 
 
 def _grounding(candidates: Sequence[_Candidate]) -> Grounding:
-    parts = (part for candidate in candidates if candidate.content for part in candidate.content.parts or ())
-    has_read_pages = any(json_body.is_set(candidate.url_context_metadata) for candidate in candidates)
     return grounding_of(
         (candidate.grounding_metadata for candidate in candidates if json_body.is_set(candidate.grounding_metadata)),
-        has_other_tools=has_read_pages or not all(map(_CODE.isdisjoint, parts)),
+        has_other_tools=any(
+            json_body.is_set(candidate.url_context_metadata) or _has_code(candidate) for candidate in candidates
+        ),
     )
 
 

@@ -59,11 +59,24 @@ _TABLE: Final = MappingProxyType(
         },
         "trafficType": text("traffic"),
         "serviceTier": text("tier"),
+        "service_tier": text("tier"),
         # Read by `gemini_grounding`.
         "billedToolCalls[].tool": FREE,
         "billedToolCalls[].successfulToolCallCount": FREE,
     }
 )
+
+NAMES: Final = MappingProxyType(
+    {
+        "prompt_tokens": "promptTokenCount",
+        "prompt_tool": "toolUsePromptTokenCount",
+        "cached_read": "cachedContentTokenCount",
+        "completion": "candidatesTokenCount",
+        "reasoning": "thoughtsTokenCount",
+        "total_tokens": "totalTokenCount",
+    }
+)
+"""An item or a total to its field."""
 
 MAX_TIER_LENGTH: Final = 64
 _TIERS: Final = MappingProxyType(

@@ -29,6 +29,9 @@ MAX_NAME_LENGTH: Final = 256
 MAX_SHOWN_NUMBER: Final = 10**15
 """Greater numbers are no counts, and a float holds them only roughly."""
 
+MAX_INT_LENGTH: Final = 40
+"""Characters of an integer in a response; a longer one is no count and is kept as text."""
+
 UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 """Raised by msgspec for bytes that do not fit the type."""
 
@@ -205,10 +208,15 @@ def strict_json(body: bytes) -> bytes:
     """
     try:
         # Fractions become text: NaN in usage then reads as invalid, and a cost keeps every digit.
-        value: Any = json.loads(body, parse_float=_whole_or_text, parse_constant=str)
+        value: Any = json.loads(body, parse_int=_int_or_text, parse_float=_whole_or_text, parse_constant=str)
         return json.dumps(value, ensure_ascii=False).encode("utf-8", "replace")
     except (ValueError, RecursionError) as fault:
         raise UnreadableResponse(str(fault)) from None
+
+
+def _int_or_text(written: str) -> int | str:
+    # Python refuses to parse more than 4300 digits, and takes quadratic time for fewer.
+    return int(written) if len(written) <= MAX_INT_LENGTH else written
 
 
 def _whole_or_text(written: str) -> int | str:

@@ -10,10 +10,11 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping
+from copy import copy
 from decimal import Decimal
 from itertools import islice
 from types import MappingProxyType
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple, Self
 
 import msgspec
 
@@ -151,6 +152,51 @@ def with_aliases(table: Table, aliases: Mapping[str, str]) -> Table:
             raise ValueError(f"'{name}' is no billable item")
         added[path.removeprefix("usage.")] = FREE if name == items.FREE else count(name)
     return MappingProxyType({**table, **added})
+
+
+class OwnNames:
+    """For dialects that decode usage in one piece: a provider's own names become the dialect's before that."""
+
+    names_of_counts: Mapping[str, str] = MappingProxyType({})
+    """An item or a total to the path at which the dialect counts it."""
+    _own: Mapping[str, str] = MappingProxyType({})
+
+    def with_aliases(self, aliases: Mapping[str, str]) -> Self:
+        """This dialect for a provider with names of its own. An item that the dialect does not count stays unknown."""
+        dialect = copy(self)
+        dialect._own = {
+            path.removeprefix("usage.").removeprefix("usageMetadata."): self.names_of_counts.get(name, "")
+            for path, name in aliases.items()
+            if name == items.FREE or name in self.names_of_counts
+        }
+        return dialect
+
+    def renamed_usage(self, usage: msgspec.Raw) -> msgspec.Raw:
+        """A usage object in the dialect's names, without what is free."""
+        fields = parsed(usage) if json_body.is_set(usage) else None
+        if not isinstance(fields, dict):
+            return usage
+        found = {path: _taken(fields, path) for path in self._own}
+        for path, value in found.items():
+            if value is not None and self._own[path]:
+                _put(fields, self._own[path], value)
+        return json_body.raw(fields)
+
+
+def _taken(fields: dict[str, Any], path: str) -> Any:
+    """Remove the value at a path; None if there is none."""
+    *parents, name = path.split(".")
+    inner = json_body.under(fields, *parents)
+    return inner.pop(name, None) if isinstance(inner, dict) else None
+
+
+def _put(fields: dict[str, Any], path: str, value: Any) -> None:
+    *parents, name = path.split(".")
+    for parent in parents:
+        if not isinstance(fields.get(parent), dict):
+            fields[parent] = {}
+        fields = fields[parent]
+    fields[name] = value
 
 
 def whole(value: Any, scale: int = 1) -> int | None:

@@ -60,6 +60,9 @@ def usage_of_stream(dialect: Dialect, request_body: bytes, tee: StreamTee) -> Ca
     info = tee.read
     if info.usage is not None:
         return reported(info.usage)
+    if not info.is_error and tee.counted is not None:
+        used = usage_parts.with_completion(tee.counted, tee.delivered_tokens(), "estimated")
+        return CallUsage(used, _missing_reason(info))
     if not info.is_error:
         return _estimated(dialect, request_body, tee.delivered_tokens(), info)
     delivered = _delivered(dialect, request_body, tee)
@@ -206,12 +209,17 @@ def _reported_nanousd(call: Exchanged, in_body: str, *, is_stream: bool) -> int 
 def _estimated(dialect: Dialect, request_body: bytes, completion_tokens: int, info: ResponseInfo) -> CallUsage:
     prompt_tokens = dialect.prompt_tokens(request_body)
     usage = Usage(prompt_tokens=prompt_tokens, completion_tokens=completion_tokens, source="estimated")
-    return CallUsage(usage, "bad_usage" if info.bad_usage else "no_usage")
+    return CallUsage(usage, _missing_reason(info))
+
+
+def _missing_reason(info: ResponseInfo) -> str:
+    return "bad_usage" if info.bad_usage else "no_usage"
 
 
 def _delivered(dialect: Dialect, request_body: bytes, tee: StreamTee | None) -> Usage:
-    counted = tee.counted if tee is not None else None
-    # The provider's own count of the prompt, if it sent one at the beginning, is exact.
-    prompt_tokens = counted.prompt_tokens if counted else dialect.prompt_tokens(request_body)
     completion_tokens = tee.delivered_tokens() if tee is not None else 0
+    if tee is not None and tee.counted is not None:
+        # The provider's own count of the prompt, if it sent one at the beginning, is exact.
+        return usage_parts.with_completion(tee.counted, completion_tokens, "partial")
+    prompt_tokens = dialect.prompt_tokens(request_body)
     return Usage(prompt_tokens=prompt_tokens, completion_tokens=completion_tokens, source="partial")

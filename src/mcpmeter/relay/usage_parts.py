@@ -10,7 +10,8 @@ from msgspec.structs import replace
 from mcpmeter.dialects.base import ResponseInfo
 from mcpmeter.dialects.usage_fields import MAX_UNKNOWN, MORE
 from mcpmeter.dialects.usage_merging import items_of
-from mcpmeter.records import STANDARD, Conditions, Usage, UsageItem
+from mcpmeter.items import ITEMS
+from mcpmeter.records import STANDARD, Conditions, TokenSource, Usage, UsageItem
 
 CHEAPER: Final = frozenset({"flex", "scale", "provisioned"})
 """Tiers below the standard price: a client's word alone lowers no bill, since the provider may not have served them."""
@@ -23,6 +24,26 @@ def joined(usage: Usage, info: ResponseInfo, requested: Conditions, in_headers: 
         items=_items(usage, info.items),
         unknown=_bounded((*usage.unknown, *_new(info.unknown, usage.unknown))),
         conditions=_conditions(usage, info, requested, in_headers),
+    )
+
+
+def with_completion(counted: Usage, completion_tokens: int, source: TokenSource) -> Usage:
+    """A usage that a stream did not complete, with the completion that was delivered.
+
+    The prompt keeps its parts and the conditions of its price.
+    """
+    if completion_tokens == counted.completion_tokens:
+        return replace(counted, source=source)
+    items = counted.items
+    if items:
+        kept = tuple(item for item in items if item.item not in ITEMS or ITEMS[item.item].side != "completion")
+        items = (*kept, UsageItem("completion", completion_tokens)) if completion_tokens else kept
+    return replace(
+        counted,
+        completion_tokens=completion_tokens,
+        reasoning_tokens=min(counted.reasoning_tokens, completion_tokens),
+        items=items,
+        source=source,
     )
 
 
