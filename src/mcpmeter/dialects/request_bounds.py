@@ -370,6 +370,9 @@ def of_anthropic(body: bytes, request: RequestInfo, models: Sequence[str]) -> Re
     found.refer_to_fields(_ANTHROPIC_REFERENCES)
     for block in _dicts(value.get("messages"), value.get("system")):
         _read_anthropic_block(found, block)
+    cached = [value, *_dicts(value.get("messages"), value.get("system"), value.get("tools"))]
+    if any(json_body.under(block, "cache_control", "ttl") not in (None, "5m") for block in cached):
+        found.add_item("cache_write_1h")  # not every list has a price for it
     _read_anthropic_tools(found)
     _read_anthropic_attempts(found)
     return found.info()

@@ -263,7 +263,7 @@ class PriceBook:
     def context_window(self, provider: str, model: str) -> int | None:
         """The most tokens that a model can read, if genai-prices knows it, of this provider or else of any.
 
-        It rounds 1,048,576 down to a million, so 5 % are added.
+        It rounds powers of two down, 131,072 to 128,000 and 1,048,576 to a million.
         """
         return None if len(model) > names.MAX_MODEL_CHARS else self._windows(provider, model)
 
@@ -272,7 +272,7 @@ class PriceBook:
         own = self._genai.get(source) if source else None
         for known in ([own] if own else [], self._genai.values()):
             if windows := [window for prices in known if name and (window := prices.context_window(name))]:
-                return max(windows) + max(windows) // 20
+                return _unrounded(max(windows))
         return None
 
     def models(self, provider: str, at: datetime | None = None) -> list[ModelPrice]:
@@ -421,6 +421,14 @@ def _refuse_unknown(kind: str, provider: str, wanted: str | None, known: Iterabl
     near = get_close_matches(wanted, names_known, n=1) or sorted(names_known)
     hint = f"There is: {', '.join(near)}." if near else "Give none, or add it."
     raise ConfigInvalid(f"Provider '{provider}' names the {kind} '{wanted}', which does not exist.", hint=hint)
+
+
+def _unrounded(window: int) -> int:
+    """A window that may be a power of two, or millions of 1,048,576, as that; any other as it is printed."""
+    if window % 1_000_000 == 0:
+        return window // 1_000_000 * 2**20
+    power = 1 << (window - 1).bit_length()
+    return power if 20 * power <= 21 * window else window
 
 
 def _highest(bound: Bound, prompt_tokens: int, completion_tokens: int) -> int | None:

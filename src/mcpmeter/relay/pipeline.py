@@ -198,7 +198,7 @@ class Pipeline:
                 model = refused.reservation.answered_by
                 others = plan.without(model) if model else None
                 if others is None:
-                    raise limits.refusal(refused, time.time_ns()) from None
+                    raise limits.refusal(refused, time.time_ns(), request) from None
                 plan = others
             else:
                 return plan
