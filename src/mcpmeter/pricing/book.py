@@ -196,6 +196,7 @@ class PriceBook:
         def rates_of(item_model: str) -> tuple[Rates | None, tuple[str, ...]]:
             return self._rates_under(provider, item_model or model, at_ns, usage.conditions)
 
+        usage = self._with_own_model(provider, model, usage)
         has_items = any(item.quantity for item in (*usage.items, *usage.unknown))
         if usage.source == "missing" and not usage.prompt_tokens and not usage.completion_tokens and not has_items:
             return Charge(unpriced_reason="unknown_model" if rates_of("")[0] is None else "usage_missing")
@@ -217,6 +218,15 @@ class PriceBook:
             fallback_nanousd=min(fallback, MAX_NANOUSD),
             lines=found.lines,
         )
+
+    def _with_own_model(self, provider: str, model: str, usage: Usage) -> Usage:
+        """The usage with the call's own model unnamed where its items name it with a date, as a response does."""
+        names = {item.model for item in usage.items if item.model}
+        own = self.canonical(provider, model) if names else None
+        same = {name for name in names if own is not None and self.canonical(provider, name) == own}
+        if not same:
+            return usage
+        return replace(usage, items=tuple(replace(i, model="") if i.model in same else i for i in usage.items))
 
     def _fallback_cost(self, usage: Usage) -> int:
         if self._fallback is None:
