@@ -144,10 +144,10 @@ async def test_pruning_keeps_what_each_model_spent(store, ledger, make_call, mak
 
 
 async def test_a_budget_that_is_added_later_counts_each_models_lines(store, ledger, make_call, make_settlement):
-    for _ in range(2):
+    for response_model in ("cheap", "dear"):  # as an advisor, and after a fallback
         call = make_call(model="cheap")
         await store.open(call)
-        await store.settle(of_two_models(call, make_settlement, 5, 8, postings=()))
+        await store.settle(of_two_models(call, make_settlement, 5, 8, postings=(), response_model=response_model))
     assert await spent(store, "", "cheap", "dear") == [(26, 0), (10, 0), (16, 0)]
     await asyncio.to_thread(prune, ledger, MONTH[1], MONTH[1] + 3 * DAY_NS, BY)
     later = [replace(budget_of(model), balance=f"later {model}") for model in ("", "cheap", "dear")]
