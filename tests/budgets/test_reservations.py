@@ -118,6 +118,10 @@ def test_hosted_tools_reserve_their_fees():
     assert cost(max_items=items, assumed_tool_uses=2) == 27 * 3 + FEE * 7
 
 
+def test_tokens_without_a_limit_are_at_most_those_of_the_prompt():
+    assert cost(max_items=(UsageItem("cache_write_1h", 0),)) == 27 * 3 + FEE * 7
+
+
 def test_the_requested_tier_multiplies_the_reservation():
     assert cost(conditions=Conditions(tier="priority")) == 2 * 27 * 3
 
@@ -204,9 +208,9 @@ def test_a_refusal_is_the_error_of_its_limit_and_reported():
     refused: list[Reservation] = []
     limits = Limits(budgets=Budgets([BUDGET]), max_cost_nanousd=max_cost, on_refusal=refused.append)
     money = BUDGET.reservation(81, NOON)
-    assert isinstance(limits.refusal(InsufficientBudget(money, left=3), NOON), BudgetExhausted)
+    assert isinstance(limits.refusal(InsufficientBudget(money, left=3), NOON, RequestInfo("m")), BudgetExhausted)
     (_, tokens, _), _ = reserve(limits, LIMITED, prompt=60, completion=0)
-    refusal = limits.refusal(InsufficientBudget(tokens, left=-3), NOON + 30 * 10**9)
+    refusal = limits.refusal(InsufficientBudget(tokens, left=-3), NOON + 30 * 10**9, RequestInfo("m"))
     assert isinstance(refusal, RateLimited)
     assert refusal.retry_after == "30"
     assert "100 tokens a minute; 0 are left" in refusal.message

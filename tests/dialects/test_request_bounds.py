@@ -23,13 +23,13 @@ NESTED = st.recursive(
 )
 
 
-def bounded(name: str, body: bytes | dict[str, Any], model: str = "m") -> RequestInfo:
+def bounded(name: str, body: bytes | dict[str, Any], model: str = "m", models: tuple[str, ...] = ()) -> RequestInfo:
     """As the relay reads a request under a limit."""
     raw = body if isinstance(body, bytes) else json.dumps({**CASES[name].request, **body}).encode()
     dialect = CASES[name].dialect
     path = PathParams(model=model) if name == "generate" or "content" in name else MODEL
     request = dialect.read_request(raw, path)
-    return dialect.bounded(raw, request) if request.has_bounds else request
+    return dialect.bounded(raw, request, models) if request.has_bounds else request
 
 
 def gemini(**config: object) -> dict[str, Any]:
@@ -52,6 +52,10 @@ def gemini_with(part: object) -> dict[str, Any]:
     return {"contents": [{"parts": [part]}]}
 
 
+PICTURE = {"type": "base64", "media_type": "image/png", "data": LONG}
+BLOB = {"inlineData": {"mimeType": "image/png", "data": LONG}}
+
+
 # Limits ---------------------------------------------------------------------------------------------------------------
 
 
@@ -67,6 +71,9 @@ def gemini_with(part: object) -> dict[str, Any]:
         ("chat", {"max_tokens": 50, "n": 3}, 150),
         ("chat", {"max_tokens": 50, "n": 2, "best_of": 5}, 250),
         ("chat", {"max_tokens": None, "n": 3}, None),
+        ("chat", {"max_tokens": 0}, None),
+        ("generate", gemini(maxOutputTokens=0), None),
+        ("messages", {"max_tokens": 0}, 0),
         ("chat", {"max_tokens": 50, "thinking_budget": 30}, 80),
         ("chat", {"max_tokens": 50, "reasoning": {"max_tokens": 30}}, 80),
         ("responses", {}, None),
@@ -112,6 +119,10 @@ def test_choices_count_without_a_limit_too():
         ("chat", {"max_tokens": 16, "max_new_tokens": "9"}, "max_new_tokens"),
         ("chat", {"max_tokens": 16, "n": "5"}, "'n'"),
         ("chat", {"max_tokens": 16, "n": 10**9}, "'n'"),
+        ("chat", {"max_tokens": 16, "thinking_budget": "900"}, "thoughts"),
+        ("generate", gemini(maxOutputTokens=16, thinkingConfig={"thinkingBudget": 900.0}), "thoughts"),
+        ("responses", {"tools": [{"type": "web_search"}], "max_tool_calls": 50.0}, "uses"),
+        ("messages", {"tools": [{"type": "web_search_20250305", "max_uses": "50"}]}, "uses"),
         ("chat", b'{"model":"m","max_tokens":1,"messages":[{"role":"user","content":"x"}],"max_tokens":90}', "twice"),
         (
             "chat",
@@ -134,6 +145,22 @@ def test_choices_count_without_a_limit_too():
             "twice",
         ),
         ("generate", b'{"generationConfig":{},"contents":[{"parts":[]}],"generationConfig":{}}', "twice"),
+        (
+            "generate",
+            b'{"contents":[{"parts":[]}],"generationConfig":{"thinkingConfig":{"thinkingBudget":1,"thinkingBudget":9}}}',
+            "'thinkingBudget' twice",
+        ),
+        (
+            "messages",
+            b'{"model":"m","max_tokens":1,"messages":[{"role":"user","content":"x"}],'
+            b'"tools":[{"type":"web_search_20250305","max_uses":1,"max_\\u0075ses":9}]}',
+            "'max_uses' twice",
+        ),
+        (
+            "responses",
+            b'{"model":"m","input":[{"role":"user","content":"\\u0022\\u0022","content":"y"}]}',
+            "'content' twice",
+        ),
     ],
 )
 def test_a_limit_that_bounds_nothing_is_a_fault(name, limits, named):
@@ -167,6 +194,19 @@ def test_only_counting_tokens_bounds_the_prompt_to_nothing(name):
         ("generate", gemini_with({"text": f";base64,{LONG}"})),
         ("generate", gemini_with({"inlineData": {"mimeType": "text/plain", "data": LONG}})),
         ("chat", chat_with({"type": "file", "file": {"file_data": f"data:text/plain;base64,{LONG}"}})),
+        (
+            "messages",
+            {
+                "messages": [
+                    {
+                        "role": "assistant",
+                        "content": [{"type": "tool_use", "name": "f", "input": message_with("image", **PICTURE)}],
+                    }
+                ]
+            },
+        ),
+        ("generate", gemini_with({"functionCall": {"name": "f", "args": gemini_with(BLOB)}})),
+        ("generate", gemini_with({"functionResponse": {"name": "f", "response": BLOB}})),
     ],
 )
 def test_base64_in_a_text_counts_by_its_bytes(name, request_):
@@ -199,6 +239,16 @@ def test_a_small_picture_counts_as_a_large_one():
     part = {"type": "image_url", "image_url": {"url": url}}
     assert bounded("chat", chat_with(part)).max_prompt_tokens > 5_000
     assert bounded("chat", {"model": "gpt-4o-mini", **chat_with(part)}).max_prompt_tokens > 37_000
+    assert bounded("chat", {"model": "gpt-5.4", **chat_with(part)}).max_prompt_tokens > 10_000
+
+
+def test_a_model_behind_an_alias_counts_by_its_own_name():
+    part = {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBOR"}}
+    assert bounded("chat", chat_with(part), models=("gpt-4o-mini",)).max_prompt_tokens > 37_000
+    assert bounded("chat", {"max_tokens": 9, "tools": []}, models=("openai/gpt-4.1:online",)).max_items
+    grounded = {"tools": [{"googleSearch": {}}]}
+    (item,) = bounded("generate", grounded, models=("gemini-2.5-flash", "gemini-3.5-flash")).max_items
+    assert item.item == "web_search"
 
 
 def test_tools_add_what_a_provider_says_about_them():
@@ -216,6 +266,17 @@ def test_tools_add_what_a_provider_says_about_them():
         ("chat", chat_with({"type": "file", "file": {"file_id": "file-1"}})),
         ("chat", chat_with({"type": "file", "file": {"file_data": "data:application/pdf;base64,JVBERi0="}})),
         ("chat", chat_with({"type": "video_url", "video_url": {"url": "https://x.example/a.mp4"}})),
+        ("chat", {"messages": [{"role": "assistant", "content": None, "audio": {"id": "audio_1"}}]}),
+        ("chat", chat_with({"type": "document_url", "document_url": "https://x.example/a.pdf"})),
+        ("chat", chat_with({"type": "input_audio", "input_audio": "https://x.example/a.mp3"})),
+        ("chat", chat_with({"type": "input_audio", "input_audio": {"data": "https://x.example/a.mp3"}})),
+        ("chat", chat_with({"type": "video", "video": ["https://x.example/1.png"]})),
+        ("chat", {"preset": "long-context"}),
+        ("chat", {"data_sources": [{"type": "azure_search"}]}),
+        ("chat", {"extra_body": {"google": {"cached_content": "cachedContents/1"}}}),
+        ("responses", {"input": [{"type": "reasoning", "id": "rs_1", "summary": []}]}),
+        ("responses", {"input": [{"type": "image_generation_call", "id": "ig_1"}]}),
+        ("messages", message_with("video", type="base64", media_type="video/mp4", data="AAAA")),
         ("responses", {"previous_response_id": "resp_1"}),
         ("responses", {"conversation": "conv_1"}),
         ("responses", {"conversation": {"id": "conv_1"}}),
@@ -264,9 +325,16 @@ def test_a_prompt_that_the_body_does_not_hold_is_a_reference(name, request_):
     assert bounded(name, {"max_tokens": 9, **request_}).references
 
 
-@pytest.mark.parametrize("name", ["chat", "responses", "messages", "generate"])
-def test_a_text_is_no_reference(name):
-    request = bounded(name, {"max_tokens": 9})
+@pytest.mark.parametrize(
+    ("name", "request_"),
+    [
+        *((name, {}) for name in ("chat", "responses", "messages", "generate")),
+        ("responses", {"input": [{"type": "reasoning", "id": "rs_1", "encrypted_content": "gAAA"}]}),
+        ("chat", {"tools": [{"function": {"name": "f"}}, {"type": "function", "function": {"name": "g"}}]}),
+    ],
+)
+def test_a_text_is_no_reference(name, request_):
+    request = bounded(name, {"max_tokens": 9, **request_})
     assert (request.references, request.max_items, request.added_calls) == ((), (), ())
 
 
@@ -289,6 +357,8 @@ def test_a_text_is_no_reference(name):
         ("responses", {"tools": [{"type": "shell", "environment": {"type": "container_auto"}}]}, {"code_session": 1}),
         ("responses", {"tools": [{"type": "shell", "environment": {"type": "local"}}]}, {}),
         ("responses", {"tools": [{"type": "invented_tomorrow"}]}, {"provider_fee": 0}),
+        ("chat", {"tools": [{"google_search": {}}]}, {"provider_fee": 0}),
+        ("chat", {"plugins": ["plugin_web_search"]}, {"provider_fee": 0}),
         ("responses", {"tools": [{"type": "namespace", "tools": [{"type": "web_search"}]}]}, {"web_search": 0}),
         ("responses", {"tools": [{"type": "function", "name": "web_search"}]}, {}),
         ("responses", {"tools": [{"type": "custom"}, {"type": "computer_use_preview"}]}, {}),
@@ -302,6 +372,8 @@ def test_a_text_is_no_reference(name):
         ("chat", {"tools": [{"type": "builtin_function", "function": {"name": "$web_search"}}]}, {"web_search": 0}),
         ("messages", {"tools": [{"type": "web_search_20250305", "max_uses": 5}]}, {"web_search": 5}),
         ("messages", {"tools": [{"type": "web_search_20260318", "max_uses": "5"}]}, {"web_search": 0}),
+        ("messages", {"cache_control": {"type": "ephemeral", "ttl": "1h"}}, {"cache_write_1h": 0}),
+        ("messages", {"cache_control": {"type": "ephemeral", "ttl": "5m"}}, {}),
         ("messages", {"tools": [{"type": "code_execution_20260521"}]}, {"code_session": 1}),
         ("messages", {"tools": [{"type": "bash_20250124"}, {"name": "f", "input_schema": {}}]}, {}),
         ("generate", {"tools": [{"googleSearch": {}}]}, {"web_search": 0}),
@@ -313,7 +385,7 @@ def test_a_text_is_no_reference(name):
 def test_a_hosted_tool_bills_at_most_so_many(name, request_, items):
     request = bounded(name, {"max_tokens": 9, **request_}, model="gemini-3.5-flash")
     assert {item.item: item.quantity for item in request.max_items} == items
-    assert bool(request.references) == bool(items)
+    assert bool(request.references) == bool(items.keys() - {"cache_write_1h"})
 
 
 def test_older_gemini_models_bill_one_grounded_prompt():
@@ -361,6 +433,7 @@ def test_further_model_calls_of_a_provider_count(name, request_, call):
         ("messages", {"speed": "fast", "inference_geo": "us"}, Conditions(speed="fast", region="us")),
         ("messages", {"speed": "standard", "inference_geo": "global"}, Conditions()),
         ("generate", {"serviceTier": "FLEX"}, Conditions(tier="flex")),
+        ("generate", {"service_tier": "priority"}, Conditions(tier="priority")),
     ],
 )
 def test_a_request_says_what_it_wants_to_be_served_by(name, request_, wanted):
@@ -378,7 +451,7 @@ FIELDS += ("fallbacks", "generationConfig", "generation_config", "serviceTier", 
 def test_any_value_of_any_field_is_read(name, more):
     raw = json.dumps({**CASES[name].request, **more}).encode()
     request = CASES[name].dialect.read_request(raw, MODEL)
-    known = CASES[name].dialect.bounded(raw, request)
+    known = CASES[name].dialect.bounded(raw, request, ())
     for count in (known.max_prompt_tokens, known.max_completion_tokens, known.choices):
         assert count is None or count >= 0
     assert all(item.quantity >= 0 for item in known.max_items)

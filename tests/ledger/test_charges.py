@@ -146,7 +146,7 @@ def test_a_settlement_keeps_its_lines_while_it_waits_for_the_ledger(make_call, m
 
 def test_many_lines_become_a_bounded_number_that_adds_up():
     lines = [ChargeLine("prompt", 1, n, source="listed", model=f"m{n % 300}") for n in range(1, 1_001)]
-    kept = compact([*lines, ChargeLine("image", 1, None), ChargeLine("page", 1, None)], ("m0",))
+    kept = compact([*lines, ChargeLine("image", 1, None), ChargeLine("page", 1, None)], "m0")
     assert len(kept) == MAX_LINES + 2
     assert sum(line.nanousd or 0 for line in kept) == sum(range(1, 1_001))
     assert [(line.item, line.nanousd is None) for line in kept[-2:]] == [("more", False), ("more", True)]

@@ -12,7 +12,7 @@ from tests.acting import BY
 from mcpmeter.ledger.maintenance.prune import prune
 from mcpmeter.ledger.maintenance.verify import verify
 from mcpmeter.ledger.store import InsufficientBudget, Store
-from mcpmeter.records import Call, LlmTarget, Reservation, Scope, Settlement
+from mcpmeter.records import Call, Charge, ChargeLine, LlmTarget, Reservation, Scope, Settlement
 
 MONTH = (1_793_491_200_000_000_000, 1_796_083_200_000_000_000)  # November 2026, UTC
 DAY_NS = 86_400 * 10**9
@@ -90,7 +90,9 @@ async def test_a_budget_made_while_a_call_runs_counts_its_own_model_only(store, 
 def of_two_models(call: Call, make_settlement: Any, own: int, other: int, **more: Any) -> Settlement:
     """A call of `cheap` at which an advisor of the model `dear` was billed too."""
     postings = (budget_of("cheap", own, several=False), budget_of("dear", other, several=False))
-    return make_settlement(call, nanousd=own + other, postings=postings, **more)
+    lines = (ChargeLine("prompt", 3, own), ChargeLine("prompt", 3, other, model="dear"))
+    charge = Charge(nanousd=own + other, source="listed", listed_nanousd=own + other, lines=lines)
+    return make_settlement(call, **{"charge": charge, "postings": postings, **more})
 
 
 async def test_each_models_budget_gets_its_own_lines(store, ledger, make_call, make_settlement):
@@ -138,4 +140,16 @@ async def test_pruning_keeps_what_each_model_spent(store, ledger, make_call, mak
     await store.settle(of_two_models(call, make_settlement, 1, 2))
     assert await asyncio.to_thread(prune, ledger, MONTH[1], MONTH[1] + 3 * DAY_NS, BY) == 3
     assert await spent(store, "", "cheap", "dear") == [(43, 0), (1, 0), (42, 0)]
+    assert await intact(store, ledger)
+
+
+async def test_a_budget_that_is_added_later_counts_each_models_lines(store, ledger, make_call, make_settlement):
+    for response_model in ("cheap", "dear"):  # as an advisor, and after a fallback
+        call = make_call(model="cheap")
+        await store.open(call)
+        await store.settle(of_two_models(call, make_settlement, 5, 8, postings=(), response_model=response_model))
+    assert await spent(store, "", "cheap", "dear") == [(26, 0), (10, 0), (16, 0)]
+    await asyncio.to_thread(prune, ledger, MONTH[1], MONTH[1] + 3 * DAY_NS, BY)
+    later = [replace(budget_of(model), balance=f"later {model}") for model in ("", "cheap", "dear")]
+    assert [balance.spent for balance in await store.balances(later)] == [26, 10, 16]
     assert await intact(store, ledger)

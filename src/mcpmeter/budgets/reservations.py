@@ -15,6 +15,7 @@ from msgspec.structs import replace
 from mcpmeter.access.callers import Caller
 from mcpmeter.budgets.budget import Budgets
 from mcpmeter.errors import MeterError, RateLimited
+from mcpmeter.items import ITEMS
 from mcpmeter.ledger.store import InsufficientBudget
 from mcpmeter.records import STANDARD, AddedCall, Call, Charge, Conditions, Reservation, Scope, Unit, UsageItem
 
@@ -170,7 +171,8 @@ class Limits:
             return held, cost
         prompt = self._by_reference(provider, model, held) if demand.references else held
         items = tuple(
-            UsageItem(item.item, item.quantity or self.assumed_tool_uses, item.model) for item in demand.max_items
+            UsageItem(item.item, item.quantity or self._assumed(item.item, prompt), item.model)
+            for item in demand.max_items
         )
 
         def cost_of(model: str, prompt_tokens: int, completion_tokens: int, items: tuple[UsageItem, ...] = ()) -> int:
@@ -195,6 +197,11 @@ class Limits:
             else:
                 added += (call.times or self.assumed_tool_uses) * cost_of(other, read, written)
         return prompt, cost + added
+
+    def _assumed(self, item: str, prompt_tokens: int) -> int:
+        """The quantity of an item that the request does not limit."""
+        known = ITEMS.get(item)
+        return prompt_tokens if known and known.side == "prompt" else self.assumed_tool_uses
 
     def _by_reference(self, provider: str, model: str, held: int) -> int:
         """The most prompt tokens of a request that names a prompt and holds another part of it."""
@@ -242,12 +249,12 @@ class Limits:
             )
         return tuple(one for one in found if one.scope.model)
 
-    def refusal(self, refused: InsufficientBudget, now_ns: int) -> MeterError:
+    def refusal(self, refused: InsufficientBudget, now_ns: int, demand: Demand) -> MeterError:
         """The error for a refused reservation: RateLimited, or BudgetExhausted."""
         reservation = refused.reservation
         self.on_refusal(reservation)
         if reservation.unit == "nanousd":
-            return self.budgets.refusal(reservation, refused.left)
+            return self.budgets.refusal(reservation, refused.left, demand.references)
         return _rate_limited(reservation, refused.left, now_ns)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 import msgspec
@@ -40,9 +41,9 @@ class AnthropicDialect(PricedByBody):
 
     passed_headers = frozenset((b"anthropic-version", b"anthropic-beta"))
 
-    def bounded(self, body: bytes, request: RequestInfo) -> RequestInfo:
+    def bounded(self, body: bytes, request: RequestInfo, models: Sequence[str]) -> RequestInfo:
         """The request with its limits, references and hosted tools. Raises InvalidRequest."""
-        return request_bounds.of_anthropic(body, request)
+        return request_bounds.of_anthropic(body, request, models)
 
     def forwarded(self, body: bytes, request: RequestInfo, model: str) -> bytes:
         """The body unchanged, unless the model's name differs."""

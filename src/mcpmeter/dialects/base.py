@@ -125,8 +125,11 @@ class Dialect(Protocol):
     def read_request(self, body: bytes, path: PathParams = NO_PATH_PARAMS) -> RequestInfo:
         """Read the metered fields. Raises InvalidRequest."""
 
-    def bounded(self, body: bytes, request: RequestInfo) -> RequestInfo:
-        """The request with all that bounds its cost; for those that say `has_bounds`. Raises InvalidRequest."""
+    def bounded(self, body: bytes, request: RequestInfo, models: Sequence[str]) -> RequestInfo:
+        """The request with all that bounds its cost at any of these models; for those that say `has_bounds`.
+
+        Raises InvalidRequest.
+        """
 
     def forwarded(self, body: bytes, request: RequestInfo, model: str) -> bytes:
         """The body for upstream: unchanged except for the model's name and for usage in streams."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal
 
 import msgspec
@@ -78,9 +78,9 @@ class GeminiDialect(OwnNames):
     names_of_counts = gemini_usage.NAMES
     passed_headers = frozenset((b"x-server-timeout",))
 
-    def bounded(self, body: bytes, request: RequestInfo) -> RequestInfo:
+    def bounded(self, body: bytes, request: RequestInfo, models: Sequence[str]) -> RequestInfo:
         """The request with its limits, references and hosted tools. Raises InvalidRequest."""
-        return request_bounds.of_gemini(body, request)
+        return request_bounds.of_gemini(body, request, models)
 
     def forwarded(self, body: bytes, request: RequestInfo, model: str) -> bytes:
         """The body unchanged, unless it repeats a path's model that has another name upstream."""

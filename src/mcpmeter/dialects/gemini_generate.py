@@ -43,6 +43,7 @@ class _Request(msgspec.Struct, frozen=True, gc=False):
     contents: list[dict[str, msgspec.Raw]] | dict[str, msgspec.Raw]  # Google accepts one object for a list of one
     model: str | None = None
     service_tier: msgspec.Raw = msgspec.field(default=json_body.ABSENT, name="serviceTier")
+    tier_in_snake_case: msgspec.Raw = msgspec.field(default=json_body.ABSENT, name="service_tier")
 
 
 class _Content(msgspec.Struct, frozen=True, gc=False):
@@ -104,7 +105,9 @@ class GeminiGenerate(gemini.GeminiDialect, StreamingDialect):
             stream=path.stream,
             usage_requested=True,
             prompt_tokens_estimate=tokens.quick_estimate(body),
-            conditions=request_bounds.conditions(request.service_tier),
+            conditions=request_bounds.conditions(
+                request.service_tier if json_body.is_set(request.service_tier) else request.tier_in_snake_case
+            ),
             has_bounds=True,
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, Final, TypeVar
 
@@ -147,6 +148,27 @@ def repeated_field(body: bytes, names: Sequence[bytes]) -> str:
     keys = [key for key, _value in pairs]
     fields = (name.strip(b'"').decode() for name in names)
     return next((field for field in fields if keys.count(field) > 1), "")
+
+
+def repeated_anywhere(body: bytes, value: Any) -> str:
+    """The first field that an object at any depth names twice; empty if there is none. `value` is the parsed body.
+
+    A field that the parser dropped takes its quotes with it, so that most bodies need no second parsing.
+    """
+    if b"\\u0022" not in body and body.count(b'"') == msgspec.json.encode(value).count(b'"'):
+        return ""
+    found: list[str] = []
+
+    def note(pairs: list[tuple[str, Any]]) -> None:
+        names = [name for name, _value in pairs]
+        if len(set(names)) < len(names):
+            found.append(next(name for name, times in Counter(names).items() if times > 1))
+
+    try:
+        json.loads(body, object_pairs_hook=note, parse_int=str, parse_float=str)
+    except RecursionError as fault:
+        raise _not_json(fault) from None
+    return cleaned(found[0])[:64] if found else ""
 
 
 def check_model(name: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from decimal import Decimal, InvalidOperation
 from typing import Any, Final, Literal, Self
@@ -149,9 +149,9 @@ class OpenAiDialect(PricedByBody):
     def _read_usage(self, usage: msgspec.Raw) -> tuple[Usage | None, bool]:
         return read_usage(usage, None if self._has_own_names else _usage_decoder.decode, self._table)
 
-    def bounded(self, body: bytes, request: RequestInfo) -> RequestInfo:
+    def bounded(self, body: bytes, request: RequestInfo, models: Sequence[str]) -> RequestInfo:
         """The request with its limits, references and hosted tools. Raises InvalidRequest."""
-        return request_bounds.of_openai(body, request)
+        return request_bounds.of_openai(body, request, models)
 
     def forwarded(self, body: bytes, request: RequestInfo, model: str) -> bytes:
         """The body unchanged, unless the model's name differs."""

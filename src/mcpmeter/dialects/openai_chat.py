@@ -13,7 +13,6 @@ import msgspec
 
 from mcpmeter.dialects import hosted_tools, json_body, openai, openai_usage_event, request_bounds, sse, tokens
 from mcpmeter.dialects.base import RequestInfo, ResponseInfo, StreamingDialect, UnreadableResponse, merge_all
-from mcpmeter.dialects.tokens import Tokens
 from mcpmeter.errors import InvalidRequest
 from mcpmeter.records import NO_PATH_PARAMS, STANDARD, PathParams, UsageItem
 
@@ -33,6 +32,7 @@ SEARCH_MODELS: Final = {"-search-preview": "web_search_preview", "-search-api": 
 """Marks of models that search the web once for each response: https://platform.openai.com/docs/guides/tools-web-search"""
 
 SEARCH_MARK: Final = "-search-"
+_Limit = Annotated[int, msgspec.Meta(ge=1, le=tokens.MAX_TOKENS)]
 PlainTier = Literal["default", "auto", "standard", "on_demand"] | None
 
 QUOTE: Final = ord('"')
@@ -59,6 +59,7 @@ class _Request(msgspec.Struct, frozen=True, gc=False):
 class _PlainMessage(msgspec.Struct, frozen=True, gc=False):
     role: str
     content: str | None = None
+    audio: None = None
 
 
 class _PlainRequest(msgspec.Struct, frozen=True, gc=False):
@@ -71,8 +72,8 @@ class _PlainRequest(msgspec.Struct, frozen=True, gc=False):
     model: str | None = None
     stream: bool | None = None
     stream_options: _StreamOptions | None = None
-    max_completion_tokens: Tokens | None = None
-    max_tokens: Tokens | None = None
+    max_completion_tokens: _Limit | None = None
+    max_tokens: _Limit | None = None
     service_tier: Literal["auto", "default"] | None = None
     n: Literal[1] | None = None
     best_of: None = None
@@ -95,6 +96,10 @@ class _PlainRequest(msgspec.Struct, frozen=True, gc=False):
     previous_response_id: None = None
     conversation: None = None
     prompt: None = None
+    preset: None = None
+    data_sources: None = None
+    extra_body: None = None
+    google: None = None
 
 
 class _Message(msgspec.Struct, frozen=True, gc=False):

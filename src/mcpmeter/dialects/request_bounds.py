@@ -7,7 +7,7 @@ the providers' pages and SDKs do. A tool of an unknown type counts as one with a
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -28,16 +28,18 @@ TOOL_PROMPT_TOKENS: Final = 1000
 """What a provider adds to the prompt to explain tools, and for each tool of its own. Anthropic's page has up to 735:
 https://platform.claude.com/docs/en/agents-and-tools/tool-use/overview#pricing"""
 
-LARGE_IMAGE_TOKENS: Final = 40_000
-LARGE_IMAGE_MODELS: Final = ("4o-mini",)
-"""Models that count an image as up to 36,835 tokens: https://platform.openai.com/docs/guides/images-vision"""
+_LARGE_IMAGES: Final = {"4o-mini": 40_000, "gpt-5.": 12_000, "qwen": 17_000, "qvq": 17_000}
+"""The most tokens of an image, by a part of the model's name, where a small file can take more than
+`MIN_TOKENS_PER_MEDIUM`: https://platform.openai.com/docs/guides/images-vision (36,835; 10,000 patches with the detail
+`original`), https://help.aliyun.com/zh/model-studio/vision (16,384)."""
 
 _STANDARD: Final = frozenset(("", "standard", "standard_only", "default", "auto", "on_demand", "global", "soonest"))
 _TIERS: Final = {"fast": "priority"}
+_MAX_SCHEME: Final = 16
 _DATA_URL: Final = re.compile(r"data:([^;,]{0,128})[;,]")
 _TEXTUAL: Final = ("text/", "application/json", "application/xml", "application/x-javascript")
 
-OPENAI_LIMITS: Final = (
+_OPENAI_LIMITS: Final = (
     "max_tokens",
     "max_completion_tokens",
     "max_output_tokens",
@@ -47,23 +49,23 @@ OPENAI_LIMITS: Final = (
     "n_predict",
     "num_predict",
 )
-OPENAI_CHOICES: Final = ("n", "best_of")
-OPENAI_THOUGHTS: Final = (("thinking_budget",), ("reasoning", "max_tokens"), ("thinking", "budget_tokens"))
+_OPENAI_CHOICES: Final = ("n", "best_of")
+_OPENAI_THOUGHTS: Final = (("thinking_budget",), ("reasoning", "max_tokens"), ("thinking", "budget_tokens"))
 """Limits of thoughts that some providers (DashScope, SiliconFlow) count beside the response's own limit."""
 
-OPENAI_REFERENCES: Final = ("previous_response_id", "conversation", "prompt")
-OPENAI_OTHERS: Final = (
-    "tools",
-    "models",
-    "plugins",
-    "prediction",
-    "web_search_options",
-    "search_parameters",
-    "enable_search",
-    "max_tool_calls",
-    "context_management",
-    "service_tier",
-)
+_OPENAI_REFERENCES: Final = ("previous_response_id", "conversation", "prompt", "preset", "data_sources")
+"""`preset` is OpenRouter's, `data_sources` Azure's."""
+_GOOGLE_REFERENCES: Final = (("extra_body", "google", "cached_content"), ("google", "cached_content"))
+"""Of Gemini in OpenAI's dialect: https://ai.google.dev/gemini-api/docs/openai#extra-body"""
+_URL_FIELDS: Final = ("image_url", "video_url", "audio_url", "document_url", "video", "input_video")
+_STORED_ITEMS: Final = {
+    "reasoning": "encrypted_content",
+    "image_generation_call": "result",
+    "web_search_call": "",
+    "file_search_call": "",
+    "code_interpreter_call": "",
+}
+"""Items of an input that the provider completes from its store by their `id`, unless this field of them is set."""
 _OPENAI_TOOLS: Final = {
     "web_search": "web_search",
     "web_search_preview": "web_search_preview",
@@ -89,13 +91,12 @@ _OPENAI_CLIENT_TOOLS: Final = (
     "tool_search",
     "programmatic_tool_calling",
 )
+_PLUGINS: Final = {"web": "web_search", "file-parser": "page"}
 _SESSION: Final = "code_session"
-SEARCHING_MODEL: Final = re.compile(r"search|:online|compound")
-"""In the names of models that search without a tool: OpenAI's search models, OpenRouter's suffix, Groq's."""
+SEARCHING_MODEL: Final = re.compile(r"search|:online|compound|@preset/")
+"""In the names of models that search without a tool: OpenAI's own, OpenRouter's suffix and presets, Groq's."""
 
-ANTHROPIC_LIMITS: Final = ("max_tokens",)
-ANTHROPIC_REFERENCES: Final = ("container", "mcp_servers", "thread")
-ANTHROPIC_OTHERS: Final = ("tools", "fallbacks", "compaction", "context_management", "thinking", "speed")
+_ANTHROPIC_REFERENCES: Final = ("container", "mcp_servers", "thread")
 _ANTHROPIC_TOOLS: Final = {
     "web_search": "web_search",
     "web_fetch": "",
@@ -149,10 +150,12 @@ def _name(value: Any) -> str:
 class _Bounds:
     """What is found in one request."""
 
-    def __init__(self, body: bytes, request: RequestInfo) -> None:
-        self.body, self.request = body, request
+    def __init__(self, body: bytes, request: RequestInfo, models: Sequence[str]) -> None:
+        self.request, self.models = request, models or (request.model,)
         self.value: dict[str, Any] = json_body.parsed(body)
         self.fault = ""
+        if repeated := json_body.repeated_anywhere(body, self.value):
+            self.fault = f"The body names '{repeated}' twice, so that it is not known which one bounds the cost."
         self.limit: int | None = None
         self.choices = 1
         self.thoughts = 0
@@ -177,16 +180,10 @@ class _Bounds:
 
     # Limits -----------------------------------------------------------------------------------------------------------
 
-    def read_once(self, body: bytes, names: Iterable[str], fields: Mapping[str, Any]) -> None:
-        """Note a field that is given twice."""
-        present = json_body.quoted(*(name for name in names if name in fields))
-        if repeated := json_body.repeated_field(body, present):
-            self.fault = f"The body names '{repeated}' twice, so that it is not known which one bounds the cost."
-
     def read_limits(self, fields: Mapping[str, Any], limits: Iterable[str], choices: Iterable[str] = ()) -> None:
-        """The greatest of all limits, and of all numbers of choices."""
+        """The greatest of all limits, and of all numbers of choices. Some servers read a limit of 0 as none."""
         for name in limits:
-            if (count := self.count(fields.get(name), name)) is not None:
+            if count := self.count(fields.get(name), name):
                 self.limit = max(self.limit or 0, count)
         for name in choices:
             if (count := self.count(fields.get(name), name)) is None:
@@ -204,8 +201,9 @@ class _Bounds:
         return None
 
     def read_thoughts(self, *values: Any) -> None:
-        """Limits of thoughts that add to the response's own."""
-        self.thoughts += max((v for v in values if type(v) is int and 0 < v <= MAX_TOKENS), default=0)
+        """Limits of thoughts that add to the response's own; -1 leaves them to the model, within that limit."""
+        counts = [self.count(value, "a limit of thoughts") for value in values if value != -1]
+        self.thoughts += max((count for count in counts if count), default=0)
 
     # The prompt -------------------------------------------------------------------------------------------------------
 
@@ -236,19 +234,22 @@ class _Bounds:
             self.prompt -= len(data)
 
     def _image_tokens(self, size: int) -> int:
-        large = any(part in self.request.model for part in LARGE_IMAGE_MODELS)
-        return max(LARGE_IMAGE_TOKENS if large else MIN_TOKENS_PER_MEDIUM, media_tokens(size))
+        large = [most for part, most in _LARGE_IMAGES.items() if any(part in model for model in self.models)]
+        return max(MIN_TOKENS_PER_MEDIUM, media_tokens(size), *large)
 
-    def add_sound(self, data: Any) -> None:
-        """WAV or MP3 in base64, whose least rate bounds its length."""
-        if isinstance(data, str):
+    def add_sound(self, sound: Any) -> None:
+        """WAV or MP3 in base64, whose least rate bounds its length; Mistral and DashScope take a URL too."""
+        data = sound.get("data") if isinstance(sound, dict) else sound
+        if not isinstance(data, str) or "://" in data[:_MAX_SCHEME]:
+            self.refer("input_audio")
+        else:
             self.prompt += max(MIN_TOKENS_PER_MEDIUM, media_tokens(len(data))) - len(data)
 
     # Tools ------------------------------------------------------------------------------------------------------------
 
     def add_item(self, item: str, uses: Any = None) -> None:
         """A fee, and its maximum number; 0 if the request sets none."""
-        bound = uses if type(uses) is int and 0 < uses <= MAX_TOKENS else 0
+        bound = self.count(uses, "a maximum of uses") or 0
         known = self.items.get(item)
         self.items[item] = bound if known is None else (known + bound if known and bound else 0)
 
@@ -260,33 +261,35 @@ class _Bounds:
 # OpenAI ---------------------------------------------------------------------------------------------------------------
 
 
-def of_openai(body: bytes, request: RequestInfo) -> RequestInfo:
+def of_openai(body: bytes, request: RequestInfo, models: Sequence[str]) -> RequestInfo:
     """The bounds of a chat completion or a response."""
-    found = _Bounds(body, request)
+    found = _Bounds(body, request, models)
     value = found.value
-    found.read_once(body, (*OPENAI_LIMITS, *OPENAI_CHOICES, *OPENAI_REFERENCES, *OPENAI_OTHERS), value)
-    found.read_limits(value, OPENAI_LIMITS, OPENAI_CHOICES)
-    found.read_thoughts(*(json_body.under(value, *path) for path in OPENAI_THOUGHTS))
+    found.read_limits(value, _OPENAI_LIMITS, _OPENAI_CHOICES)
+    found.read_thoughts(*(json_body.under(value, *path) for path in _OPENAI_THOUGHTS))
     if (prediction := value.get("prediction")) and found.limit is not None:
         # Rejected tokens of a prediction are billed as completion; no token is shorter than a byte.
         found.limit += len(msgspec.json.encode(prediction))
-    found.refer_to_fields(OPENAI_REFERENCES)
+    found.refer_to_fields(_OPENAI_REFERENCES)
+    found.refer(*(path[-1] for path in _GOOGLE_REFERENCES if json_body.under(value, *path)))
     for part in _dicts(value.get("messages"), value.get("input"), value.get("instructions")):
         _read_openai_part(found, part)
-    _read_openai_tools(found)
-    models = value.get("models")
-    for model in models if isinstance(models, list) else ():
-        if isinstance(model, str):
-            found.added.append(AddedCall(model=model, is_instead=True))
+    others = value.get("models")
+    others = [model for model in others if isinstance(model, str)] if isinstance(others, list) else []
+    _read_openai_tools(found, [*found.models, *others])
+    found.added += (AddedCall(model=model, is_instead=True) for model in others)
     if value.get("context_management"):
         found.added.append(AddedCall(by_reference=bool(found.references)))
     return found.info()
 
 
 def _read_openai_part(found: _Bounds, part: dict[str, Any]) -> None:
-    if part.get("type") == "item_reference":
+    kind = part.get("type")
+    if kind == "item_reference":
         found.refer("item_reference")
-    for name in ("image_url", "video_url", "audio_url"):
+    if isinstance(kind, str) and kind in _STORED_ITEMS and part.get("id") and not part.get(_STORED_ITEMS[kind]):
+        found.refer(kind)
+    for name in _URL_FIELDS:
         if url := part.get(name):
             found.add_url(url.get("url") if isinstance(url, dict) else url, name)
     for name in ("file_id", "file_url"):
@@ -294,18 +297,20 @@ def _read_openai_part(found: _Bounds, part: dict[str, Any]) -> None:
             found.refer(name)
     if data := part.get("file_data"):
         found.add_url(data, "file_data")
-    if isinstance(sound := part.get("input_audio"), dict):
-        found.add_sound(sound.get("data"))
-    if part.get("type") == "image_generation_call":
+    if sound := part.get("input_audio"):
+        found.add_sound(sound)
+    if json_body.under(part, "audio", "id"):  # an earlier response's sound
+        found.refer("audio")
+    if kind == "image_generation_call":
         found.add_medium("image/png", part.get("result"), "image")
 
 
-def _read_openai_tools(found: _Bounds) -> None:
+def _read_openai_tools(found: _Bounds, models: Iterable[str]) -> None:
     value = found.value
-    tools = [tool for tool in _dicts(value.get("tools"), into=("tools",)) if "type" in tool]
+    tools = list(_dicts(value.get("tools"), into=("tools",)))
     uses, hosted = value.get("max_tool_calls"), 0
     for tool in tools:
-        kind = tool["type"] if isinstance(tool["type"], str) else "?"
+        kind = _kind_of(tool)
         item = _tool_of(kind, _OPENAI_TOOLS, _OPENAI_CLIENT_TOOLS)
         if kind == "shell" and "container" in str(json_body.under(tool, "environment", "type")):
             item = _SESSION
@@ -321,13 +326,22 @@ def _read_openai_tools(found: _Bounds) -> None:
     if isinstance(searches, dict) and searches.get("mode") != "off":
         found.refer("search_parameters")
         found.add_item("web_search", searches.get("max_search_results"))
-    searches_by_name = SEARCHING_MODEL.search(found.request.model)
-    if "web_search_options" in value or value.get("enable_search") or searches_by_name:
+    searching = [model for model in models if SEARCHING_MODEL.search(model)]
+    if "web_search_options" in value or value.get("enable_search") or searching:
         found.refer("web_search_options")
         found.add_item("web_search_preview")
-    for plugin in json_body.dicts_in(value.get("plugins")):
+    plugins = value.get("plugins")
+    for plugin in plugins if isinstance(plugins, list) else ():
         found.refer("plugins")
-        found.add_item({"web": "web_search", "file-parser": "page"}.get(str(plugin.get("id")), "provider_fee"))
+        found.add_item(_PLUGINS.get(str(json_body.under(plugin, "id")), "provider_fee"))
+
+
+def _kind_of(tool: dict[str, Any]) -> str:
+    """A tool's type; one without a type is a function, if it says so, or else of an unknown kind."""
+    kind = tool.get("type")
+    if kind is None and ("function" in tool or "name" in tool):
+        return "function"
+    return kind if isinstance(kind, str) else "?"
 
 
 def _tool_of(kind: str, hosted: Mapping[str, str], client: tuple[str, ...]) -> str | None:
@@ -344,18 +358,21 @@ def _tool_of(kind: str, hosted: Mapping[str, str], client: tuple[str, ...]) -> s
 # Anthropic ------------------------------------------------------------------------------------------------------------
 
 
-def of_anthropic(body: bytes, request: RequestInfo) -> RequestInfo:
+def of_anthropic(body: bytes, request: RequestInfo, models: Sequence[str]) -> RequestInfo:
     """The bounds of a message."""
-    found = _Bounds(body, request)
+    found = _Bounds(body, request, models)
     value = found.value
-    found.read_once(body, (*ANTHROPIC_LIMITS, *ANTHROPIC_REFERENCES, *ANTHROPIC_OTHERS), value)
-    found.read_limits(value, ANTHROPIC_LIMITS)
+    # A limit of 0 only fills the cache.
+    found.limit = found.count(value.get("max_tokens"), "max_tokens")
     if found.limit is not None:
         budget = json_body.under(value, "thinking", "budget_tokens")
         found.limit = max(found.limit, found.count(budget, "budget_tokens") or 0)
-    found.refer_to_fields(ANTHROPIC_REFERENCES)
+    found.refer_to_fields(_ANTHROPIC_REFERENCES)
     for block in _dicts(value.get("messages"), value.get("system")):
         _read_anthropic_block(found, block)
+    cached = [value, *_dicts(value.get("messages"), value.get("system"), value.get("tools"))]
+    if any(json_body.under(block, "cache_control", "ttl") not in (None, "5m") for block in cached):
+        found.add_item("cache_write_1h")  # not every list has a price for it
     _read_anthropic_tools(found)
     _read_anthropic_attempts(found)
     return found.info()
@@ -365,7 +382,7 @@ def _read_anthropic_block(found: _Bounds, block: dict[str, Any]) -> None:
     kind, source = block.get("type"), block.get("source")
     if kind == "container_upload":
         found.refer("container_upload")
-    if kind not in ("image", "document") or not isinstance(source, dict):
+    if not isinstance(source, dict):
         return
     if source.get("type") == "base64":
         default = "image/" if kind == "image" else ""
@@ -415,17 +432,13 @@ def _added(found: _Bounds, model: str, limit: int | None) -> AddedCall:
 # Gemini ---------------------------------------------------------------------------------------------------------------
 
 
-def of_gemini(body: bytes, request: RequestInfo) -> RequestInfo:
+def of_gemini(body: bytes, request: RequestInfo, models: Sequence[str]) -> RequestInfo:
     """The bounds of a generateContent request, or of an embedding's. Google reads names in both spellings."""
-    found = _Bounds(body, request)
+    found = _Bounds(body, request, models)
     value = found.value
-    found.read_once(body, (*_GEMINI_CONFIGS, *_GEMINI_REFERENCES, "tools"), value)
-    raw = json_body.fields_of(body)
     for name in _GEMINI_CONFIGS:
         config = value.get(name)
         if isinstance(config, dict):
-            names = (*_GEMINI_LIMITS, *_GEMINI_CHOICES)
-            found.read_once(bytes(raw[name]), names, config)
             found.read_limits(config, _GEMINI_LIMITS, _GEMINI_CHOICES)
             for thinking in (config.get("thinkingConfig"), config.get("thinking_config")):
                 budgets = (json_body.under(thinking, "thinkingBudget"), json_body.under(thinking, "thinking_budget"))
@@ -451,7 +464,7 @@ def _read_gemini_tools(found: _Bounds) -> None:
     tools = list(json_body.dicts_in(found.value.get("tools")))
     names = {_camel(name) for tool in tools for name in tool}
     hosted = names - _GEMINI_CLIENT_TOOLS
-    by_prompt = found.request.model.startswith(_BY_PROMPT)
+    by_prompt = all(model.startswith(_BY_PROMPT) for model in found.models)
     found.refer(*sorted(hosted)[:MAX_REFERENCES])
     if hosted & _GEMINI_SEARCHES:
         found.add_item("grounded_prompt" if by_prompt else "web_search", 1 if by_prompt else 0)
@@ -468,12 +481,20 @@ def _camel(name: str) -> str:
 
 
 def _dicts(*values: Any, into: tuple[str, ...] = ()) -> Iterator[dict[str, Any]]:
-    """Every object in these values, at any depth; of an object only the fields of `into`, if any are named."""
+    """Every object in these values, at any depth, but for what a tool gets and returns, which is text to a model.
+
+    Of an object only the fields of `into`, if any are named.
+    """
     stack: list[Any] = list(values)
     while stack:
         item = stack.pop()
         if isinstance(item, dict):
             yield item
-            stack.extend([item.get(name) for name in into] if into else item.values())
+            stack.extend(item.get(name) for name in into or item.keys() - _opaque(item))
         elif isinstance(item, list):
             stack.extend(item)
+
+
+def _opaque(item: dict[str, Any]) -> Iterable[str]:
+    """The fields of an object that hold JSON of the caller's own: it may look like a picture and is text."""
+    return ("input",) if str(item.get("type")).endswith("tool_use") else ("args", "response")

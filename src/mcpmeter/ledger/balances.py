@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import msgspec
 
+from mcpmeter.ledger.charges import lines_of
 from mcpmeter.ledger.rows import FALLBACK_SQL, Taken, decode_reservations
 from mcpmeter.ledger.sums import MAX_INT64, halves, whole_of
 from mcpmeter.records import Balance, Reservation, TopUp, Unit
@@ -61,6 +62,25 @@ _RESERVING_SQL: Final = (
 )
 
 
+_OTHER_LINES: Final = (
+    "SELECT model, '', lines, 0 FROM charges CROSS JOIN calls WHERE call_id = calls.id AND other_models = 1"
+    " AND call_started_at_ns >= ?1 AND (?2 = 0 OR call_started_at_ns < ?2) AND ",
+    "SELECT model, line_model, '', line_nanousd FROM pruned_lines WHERE line_model <> '' AND ",
+)
+_IN_SCOPE_OF_ANY_MODEL: Final = _IN_SCOPE.replace("(?6 = '' OR model = ?6)", "?6 <> ''")
+OTHER_LINES_SQL: Final = " UNION ALL ".join(select + _IN_SCOPE_OF_ANY_MODEL for select in _OTHER_LINES)
+"""What other models than their own the calls of a scope with a model were billed for; the model is not compared."""
+
+
+def moved_by_lines(rows: Iterable[Sequence[Any]], model: str) -> int:
+    """What the rows of `OTHER_LINES_SQL` change of the sum of `spent_sql`, which counts calls by their own model."""
+    moved = 0
+    for own, line_model, lines, nanousd in rows:
+        parts = [(line_model, nanousd)] if line_model else [(line.model, line.nanousd or 0) for line in lines_of(lines)]
+        moved += sum(amount * ((other == model) - (own == model)) for other, amount in parts if other)
+    return moved
+
+
 def spent_sql(unit: Unit) -> str:
     """Rows of halves: what the settled calls of a scope spent, those that were pruned included."""
     pruned = ("calls",) if unit == "requests" else _SPENT[unit]
@@ -71,9 +91,9 @@ def spent_sql(unit: Unit) -> str:
     return f"{sql} UNION ALL {_UNPRICED_ITEMS_SQL}" if unit == "nanousd" else sql
 
 
-def spent_of(rows: Iterable[Sequence[Any]]) -> int:
-    """The sum of the rows of `spent_sql`, as far as a column can hold it."""
-    return min(whole_of(rows), MAX_INT64)
+def spent_of(rows: Iterable[Sequence[Any]], other_lines: Iterable[Sequence[Any]] = (), model: str = "") -> int:
+    """The sum of the rows of `spent_sql`, with those of `OTHER_LINES_SQL`, as far as a column can hold it."""
+    return min(max(whole_of(rows) + moved_by_lines(other_lines, model), 0), MAX_INT64)
 
 
 def open_calls_sql(unit: Unit, calls: str = "calls") -> str:

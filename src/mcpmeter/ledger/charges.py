@@ -71,7 +71,7 @@ def charge_values(settlement: Settlement) -> tuple[Any, ...]:
     usage = settlement.usage or _NO_USAGE
     charge = settlement.charge or _NO_CHARGE
     target = settlement.call.llm or _NO_MODEL
-    lines = compact(lines_that_add_up(charge), (target.model, settlement.response_model))
+    lines = compact(lines_that_add_up(charge), target.model)
     unknown = unknown_items(usage, charge)
     is_priced = charge.source != "unpriced"
     return (
@@ -87,14 +87,14 @@ def charge_values(settlement: Settlement) -> tuple[Any, ...]:
     )
 
 
-def compact(lines: Iterable[ChargeLine], own_models: Sequence[str]) -> list[ChargeLine]:
-    """The lines with equal ones summed; the call's own models have no name in them.
+def compact(lines: Iterable[ChargeLine], own_model: str) -> list[ChargeLine]:
+    """The lines with equal ones summed; the call's own model has no name in them.
 
     Lines after `MAX_LINES` become one per source, which holds their amount and not their items.
     """
     kept: dict[tuple[Any, ...], ChargeLine] = {}
     for line in lines:
-        model = "" if line.model in own_models else line.model
+        model = "" if line.model == own_model else line.model
         key: tuple[Any, ...] = (line.item, line.unit_price, line.price_list, line.source, model, line.nanousd is None)
         if key not in kept and len(kept) >= MAX_LINES:
             key = ("more", line.source, line.nanousd is None)

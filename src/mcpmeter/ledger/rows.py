@@ -273,7 +273,7 @@ def with_postings(claims: str, settlement: Settlement) -> str:
 def unreserved(settlement: Settlement) -> list[Reservation]:
     """The postings to budgets of other models than the one that the row names, which its call need not have reserved.
 
-    A balance of the row's own model counts the row when it is made.
+    A balance of the row's own model counts the row, without other models' lines, when it is made.
     """
     own = settlement.call.llm.model if settlement.call.llm else ""
     return [one for one in settlement.postings if one.scope.model != own]

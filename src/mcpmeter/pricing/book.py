@@ -211,6 +211,7 @@ class PriceBook:
         def rates_of(item_model: str) -> tuple[Rates | None, tuple[str, ...]]:
             return self._rates_under(provider, item_model or model, at_ns, usage.conditions)
 
+        usage = self._with_own_model(provider, model, usage)
         has_items = any(item.quantity for item in (*usage.items, *usage.unknown))
         if usage.source == "missing" and not usage.prompt_tokens and not usage.completion_tokens and not has_items:
             return Charge(unpriced_reason="unknown_model" if rates_of("")[0] is None else "usage_missing")
@@ -232,6 +233,15 @@ class PriceBook:
             fallback_nanousd=min(fallback, MAX_NANOUSD),
             lines=found.lines,
         )
+
+    def _with_own_model(self, provider: str, model: str, usage: Usage) -> Usage:
+        """The usage with the call's own model unnamed where its items name it with a date, as a response does."""
+        names = {item.model for item in usage.items if item.model}
+        own = self.canonical(provider, model) if names else None
+        same = {name for name in names if own is not None and self.canonical(provider, name) == own}
+        if not same:
+            return usage
+        return replace(usage, items=tuple(replace(i, model="") if i.model in same else i for i in usage.items))
 
     def _fallback_cost(self, usage: Usage) -> int:
         if self._fallback is None:
@@ -278,7 +288,7 @@ class PriceBook:
     def context_window(self, provider: str, model: str) -> int | None:
         """The most tokens that a model can read, if genai-prices knows it, of this provider or else of any.
 
-        It rounds 1,048,576 down to a million, so 5 % are added.
+        It rounds powers of two down, 131,072 to 128,000 and 1,048,576 to a million.
         """
         return None if len(model) > names.MAX_MODEL_CHARS else self._windows(provider, model)
 
@@ -287,7 +297,7 @@ class PriceBook:
         own = self._genai.get(source) if source else None
         for known in ([own] if own else [], self._genai.values()):
             if windows := [window for prices in known if name and (window := prices.context_window(name))]:
-                return max(windows) + max(windows) // 20
+                return _unrounded(max(windows))
         return None
 
     def models(self, provider: str, at: datetime | None = None) -> list[ModelPrice]:
@@ -436,6 +446,14 @@ def _refuse_unknown(kind: str, provider: str, wanted: str | None, known: Iterabl
     near = get_close_matches(wanted, names_known, n=1) or sorted(names_known)
     hint = f"There is: {', '.join(near)}." if near else "Give none, or add it."
     raise ConfigInvalid(f"Provider '{provider}' names the {kind} '{wanted}', which does not exist.", hint=hint)
+
+
+def _unrounded(window: int) -> int:
+    """A window that may be a power of two, or millions of 1,048,576, as that; any other as it is printed."""
+    if window % 1_000_000 == 0:
+        return window // 1_000_000 * 2**20
+    power = 1 << (window - 1).bit_length()
+    return power if 20 * power <= 21 * window else window
 
 
 def _highest(bound: Bound, prompt_tokens: int, completion_tokens: int) -> int | None:

@@ -48,10 +48,13 @@ def max_items_nanousd(bound: Bound, items: Iterable[UsageItem], fallback: Callab
 
 
 def _max_item(bound: Bound, item: UsageItem, fallback: Callable[[str, int], int]) -> int:
+    """What an item can add. Tokens with a price add nothing: the highest rate of their side counts them already."""
     bands = [band for rates in bound.rates for band in rates.bands] if item.item in ITEMS else []
     prices = [price for band in bands if (price := band.price(item.item)) is not None]
     if not prices:
         return fallback(item.item, item.quantity)
+    if ITEMS[item.item].side != "beside":
+        return 0
     return max(-(-amount_of(item.item, price, item.quantity) // SCALED_NANOUSD) for price in prices)
 
 

@@ -168,8 +168,9 @@ class Pipeline:
         limits, max_cost_nanousd = runtime.limits, 0
         reservations: tuple[Reservation, ...] = ()
         applies = limits.apply_to(caller)
-        if applies and request.has_bounds:
-            request = await off_loop_if_large(len(body), dialect.bounded, body, request)
+        if applies and _needs_bounds(request, plan):
+            models = [route.model for route in plan.routes]
+            request = await off_loop_if_large(len(body), dialect.bounded, body, request, models)
         while True:
             first = plan.first
             if applies:
@@ -197,7 +198,7 @@ class Pipeline:
                 model = refused.reservation.answered_by
                 others = plan.without(model) if model else None
                 if others is None:
-                    raise limits.refusal(refused, time.time_ns()) from None
+                    raise limits.refusal(refused, time.time_ns(), request) from None
                 plan = others
             else:
                 return plan
@@ -264,6 +265,13 @@ class Pipeline:
 
 def _draining() -> Draining:
     return Draining("The service is stopping and takes no new calls.", hint="Retry; another replica may answer.")
+
+
+def _needs_bounds(request: RequestInfo, plan: Plan) -> bool:
+    """Whether the body has to be read for what bounds its cost: for its fields, or for what an alias stands for."""
+    if request.has_bounds:
+        return True
+    return request.max_completion_tokens != 0 and any(route.model != request.model for route in plan.routes)
 
 
 def _refuse_boundless(request: RequestInfo, reservations: Sequence[Reservation]) -> None:

@@ -17,6 +17,7 @@ from mcpmeter.ledger.balances import (
     CREDIT_SQL,
     INSERT_BALANCE_SQL,
     INSERT_TOP_UP_SQL,
+    OTHER_LINES_SQL,
     SELECT_BALANCES_SQL,
     SET_CREDIT_SQL,
     BalanceKey,
@@ -199,7 +200,7 @@ async def make_balances(db: Db, reservations: Sequence[Reservation]) -> None:
 async def _make(db: Db, reservation: Reservation) -> None:
     balance = new_balance(
         reservation,
-        spent=spent_of(await execute_portable(db, spent_sql(reservation.unit), scope_values(reservation))),
+        spent=await _spent(db, reservation, scope_values(reservation)),
         reserved=await _reserve_for_open_calls(db, reservation),
         credit=await _credit(db, reservation.balance),
     )
@@ -215,9 +216,13 @@ async def _reserve_for_open_calls(db: Db, reservation: Reservation) -> int:
 
 async def burn_nanousd(db: Db, reservation: Reservation, since_ns: int, until_ns: int) -> int:
     """The budgeted cost of settled calls in a reservation's scope that started in [since, until)."""
-    return spent_of(
-        await execute_portable(db, spent_sql("nanousd"), scope_values(reservation, since_ns, until_ns)),
-    )
+    return await _spent(db, reservation, scope_values(reservation, since_ns, until_ns))
+
+
+async def _spent(db: Db, reservation: Reservation, values: tuple[int | str, ...]) -> int:
+    other_lines = await execute_portable(db, OTHER_LINES_SQL, values) if reservation.unit == "nanousd" else ()
+    rows = await execute_portable(db, spent_sql(reservation.unit), values)
+    return spent_of(rows, other_lines, reservation.scope.model)
 
 
 async def forget_minutes(db: Db, before_ns: int) -> None:

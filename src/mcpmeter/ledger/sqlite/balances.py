@@ -16,6 +16,7 @@ from mcpmeter.ledger.balances import (
     CREDIT_SQL,
     INSERT_BALANCE_SQL,
     INSERT_TOP_UP_SQL,
+    OTHER_LINES_SQL,
     SELECT_BALANCES_SQL,
     SET_CREDIT_SQL,
     balance_of,
@@ -71,6 +72,15 @@ def _reserve_one(db: apsw.Connection, reservation: Reservation) -> bool:
     return bool(db.changes())
 
 
+def ensure_unreserved(db: apsw.Connection, settlement: Settlement) -> None:
+    """Make the balances that a call of several models needs and need not have reserved.
+
+    Before its lines are written: a balance counts those that it finds, and they are posted to it.
+    """
+    for posting in unreserved(settlement):
+        ensure(db, posting)
+
+
 def post(db: apsw.Connection, claims: str, settlement: Settlement) -> None:
     """Replace what a call's row had reserved by what the call took."""
     if settlement.postings:
@@ -92,10 +102,8 @@ def post_difference(db: apsw.Connection, claims: str, settlement: Settlement, es
 
 
 def _rewrite(db: apsw.Connection, claims: str, settlement: Settlement) -> str:
-    """Write what each balance gets of a call of several models into its row, and make the balances it needs."""
+    """Write what each balance gets of a call of several models into its row."""
     more = with_postings(claims, settlement)
-    for posting in unreserved(settlement):
-        ensure(db, posting)
     db.execute(_SET_CLAIMS_SQL, (more, settlement.call.id))
     return more
 
@@ -107,7 +115,7 @@ def ensure(db: apsw.Connection, reservation: Reservation) -> Balance:
         return found
     balance = new_balance(
         reservation,
-        spent=spent_of(_rows(db, spent_sql(reservation.unit), scope_values(reservation))),
+        spent=_spent(db, reservation, scope_values(reservation)),
         reserved=_reserve_for_open_calls(db, reservation),
         credit=_credit(db, reservation.balance),
     )
@@ -133,7 +141,12 @@ def _reserve_for_open_calls(db: apsw.Connection, reservation: Reservation) -> in
 
 def burn_nanousd(db: apsw.Connection, reservation: Reservation, since_ns: int, until_ns: int) -> int:
     """The budgeted cost of settled calls in a reservation's scope that started in [since, until)."""
-    return spent_of(_rows(db, spent_sql("nanousd"), scope_values(reservation, since_ns, until_ns)))
+    return _spent(db, reservation, scope_values(reservation, since_ns, until_ns))
+
+
+def _spent(db: apsw.Connection, reservation: Reservation, values: tuple[int | str, ...]) -> int:
+    other_lines = _rows(db, OTHER_LINES_SQL, values) if reservation.unit == "nanousd" else ()
+    return spent_of(_rows(db, spent_sql(reservation.unit), values), other_lines, reservation.scope.model)
 
 
 def read_balances(db: apsw.Connection) -> list[Balance]:

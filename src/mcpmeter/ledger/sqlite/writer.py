@@ -45,7 +45,7 @@ from mcpmeter.ledger.rows import (
     open_values,
     settled_values,
 )
-from mcpmeter.ledger.sqlite.balances import post, post_difference, reserve
+from mcpmeter.ledger.sqlite.balances import ensure_unreserved, post, post_difference, reserve
 from mcpmeter.ledger.sqlite.connection import FileLock, Synchronous, open_for_writing
 from mcpmeter.ledger.sqlite.migrations import transaction
 from mcpmeter.ledger.store import InsufficientBudget, RowRefused, SettlementConflict, row_refused, settlement_conflict
@@ -315,6 +315,9 @@ def _admitted(db: apsw.Connection, opens: list[OpenEntry], refused: Refused) -> 
 
 def _settle_together(db: apsw.Connection, settles: list[SettleEntry], *, keeps_balances: bool) -> None:
     values = [settled_values(entry.settlement) for entry in settles]
+    for entry in settles:
+        if entry.settlement.postings:
+            ensure_unreserved(db, entry.settlement)
     charges = [charge_values(entry.settlement) for entry in settles if has_charge_row(entry.settlement)]
     if charges:
         db.executemany(INSERT_CHARGE_SQL, charges)
@@ -357,6 +360,7 @@ def _settle_one(db: apsw.Connection, settlement: Settlement) -> None:
     """Settle one row, also over an estimate of recovery. The same settlement again is fine; any other raises
     `SettlementConflict`."""
     values = settled_values(settlement)
+    ensure_unreserved(db, settlement)
     settled = db.execute(SETTLE_RETURNING_SQL, values).fetchall()
     if settled:
         if has_charge_row(settlement):
