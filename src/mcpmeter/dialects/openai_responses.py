@@ -1,8 +1,8 @@
 """OpenAI responses (`/responses`): https://platform.openai.com/docs/api-reference/responses
 
 `store`, `previous_response_id` and `conversation` pass unchanged: the reported usage includes the provider's copy of
-earlier turns, and only the estimates cannot. With `background` the provider responds before it works, so there is no
-usage yet: the call passes and its usage counts as missing.
+earlier turns, and only the estimates cannot. With `background` the provider responds before it works: the
+call stays open, and `relay.background` follows it until its usage is known.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ class _Request(msgspec.Struct, frozen=True, gc=False):
     previous_response_id: msgspec.Raw = json_body.ABSENT
     conversation: msgspec.Raw = json_body.ABSENT
     max_output_tokens: msgspec.Raw = json_body.ABSENT
+    background: msgspec.Raw = json_body.ABSENT
 
 
 class _Usage(openai.ReportedUsage, frozen=True, gc=False):
@@ -51,6 +52,7 @@ class _Usage(openai.ReportedUsage, frozen=True, gc=False):
 
 
 class _Response(msgspec.Struct, frozen=True, gc=False):
+    id: Any = None
     model: str | None = None
     status: str | None = None
     incomplete_details: msgspec.Raw = json_body.ABSENT
@@ -123,6 +125,7 @@ class OpenAiResponses(openai.OpenAiDialect, StreamingDialect):
             usage_requested=True,
             prompt_tokens_estimate=tokens.quick_estimate(body),
             max_completion_tokens=tokens.max_completion_tokens(request.max_output_tokens),
+            background=bytes(request.background) == b"true",
         )
 
     def read_response(self, body: bytes) -> ResponseInfo:
@@ -215,6 +218,8 @@ def _info(response: _Response) -> ResponseInfo:
         is_error=json_body.is_error(response.error) or response.status == "failed",
         is_refusal=any(part.type == "refusal" for part in parts),
         reported_usd=openai.reported_usd(response.usage),
+        object_id=response.id if isinstance(response.id, str) else "",
+        is_pending=response.status in PENDING,
     )
 
 
