@@ -133,7 +133,9 @@ class ObjectRequests:
                     await self._background.settle_from_events(followed, target, stream.tee.read)
                 await exchange.end(stream.tee.end)
                 return 200
-            return await self._answer(exchange, opened, target, response, kept, body)
+            if response.status < 300 and (followed := await self._background.found(kept)):
+                await self._background.settle_from_body(followed, target, body)
+            return await self._answer(exchange, opened, target, response, body)
         finally:
             if response is not None:
                 response.abort()  # does nothing after `finish` but release the body
@@ -160,13 +162,7 @@ class ObjectRequests:
         return stream
 
     async def _answer(
-        self,
-        exchange: Exchange,
-        opened: OpenCall,
-        target: Candidate,
-        response: UpstreamResponse,
-        kept: ProviderObject,
-        body: bytes,
+        self, exchange: Exchange, opened: OpenCall, target: Candidate, response: UpstreamResponse, body: bytes
     ) -> int:
         status, headers = response.status, response_headers(opened.call.id, target, 1, response)
         if status == 404:
@@ -176,8 +172,6 @@ class ObjectRequests:
             if not upstream_errors.passes_unchanged(error, status, maps_faults=False):
                 raise error
             headers, body = self._withholding(opened, target).response(error, status, headers, body)
-        elif followed := await self._background.found(kept):
-            await self._background.settle_from_body(followed, target, body)
         await exchange.respond(status, headers, body)
         return status
 
