@@ -117,7 +117,7 @@ class BackgroundSettings(Section):
     """How responses with `background: true` are followed at their providers until their usage is known."""
 
     first_poll_seconds: Seconds = setting(1.0, help="Pause before the first request for a response.", example=0.5)
-    longest_poll_seconds: Seconds = setting(
+    max_poll_seconds: Seconds = setting(
         30.0, help="Maximum pause between two of them; pauses grow by half each time.", example=10.0
     )
     give_up_seconds: Seconds = setting(

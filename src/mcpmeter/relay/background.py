@@ -171,10 +171,10 @@ class BackgroundCalls:
                 log.debug("a background response is not known yet: %s", fault.message)
             except Exception as fault:  # of one poll; the next one may see it
                 log.error("fault while following a background response: %s", type(fault).__name__)
-            pause = max(min(pause * PAUSE_GROWTH, options.longest_poll_seconds), retry_after)
+            pause = max(min(pause * PAUSE_GROWTH, options.max_poll_seconds), retry_after)
 
     async def look(self, followed: Followed) -> None:
-        """Ask the provider now. What it does not answer is asked again later."""
+        """Ask the provider now. What it does not answer is tried again later."""
         with suppress(MeterError):
             await self._poll(followed, self._options())
 
@@ -364,7 +364,7 @@ class _IdReader(EventReader):
 
 
 def is_object_id(text: str) -> bool:
-    """Whether an id can be kept and asked for."""
+    """Whether an id can be kept and requested."""
     return 0 < len(text) <= MAX_ID_LENGTH and text.isascii() and text.isprintable() and " " not in text
 
 

@@ -10,6 +10,6 @@ class BackgroundOptions:
     """The settings of `relay.background`."""
 
     first_poll_seconds: float = 1.0
-    longest_poll_seconds: float = 30.0
+    max_poll_seconds: float = 30.0
     give_up_seconds: float = 86_400.0
     max_calls: int = 10_000

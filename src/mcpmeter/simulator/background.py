@@ -39,13 +39,17 @@ class _Kept:
         self.created = time.monotonic()
         self.ended = asyncio.Event()
         self.is_cancelled = False
-        self.timer = asyncio.get_running_loop().call_later(seconds, self._complete)
+        self.timer = asyncio.get_running_loop().call_later(seconds, self.complete)
 
     @property
     def id(self) -> str:
         return str(self.body["id"])
 
-    def _complete(self) -> None:
+    def complete(self) -> None:
+        """End the work, unless it was cancelled."""
+        if self.ended.is_set():
+            return
+        self.timer.cancel()
         self.record.bill("complete", self.response.billed, delivered=self.response.billed.completion)
         self.ended.set()
 
@@ -83,7 +87,7 @@ class BackgroundResponses:
         seconds: float,
         headers: Mapping[str, str],
     ) -> None:
-        """Begin a response and answer, by a stream if that was asked for."""
+        """Begin a response and answer, by a stream if the request wants one."""
         if len(self._kept) >= MAX_KEPT:
             self.forget_all()
         kept = _Kept(response, record, seconds)
@@ -118,6 +122,11 @@ class BackgroundResponses:
                 await respond(request, _json(answer), headers)
             case _:
                 raise InvalidRequest("Not allowed on a response.")
+
+    def complete_all(self) -> None:
+        """End the work on all responses now."""
+        for kept in self._kept.values():
+            kept.complete()
 
     def forget_all(self) -> None:
         """Forget every response; those in progress are still completed, and billed."""
