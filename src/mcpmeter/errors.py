@@ -158,13 +158,6 @@ class RouteNotFound(InvalidRequest):
     jsonrpc_code = -32601
 
 
-class ResponseNotFound(InvalidRequest):
-    """No background response of this id was made by the caller's team, or the provider no longer has it."""
-
-    id = "response_not_found"
-    http_status = 404
-
-
 class MethodNotAllowed(InvalidRequest):
     """The path exists, for other HTTP methods."""
 
@@ -177,6 +170,13 @@ class CallNotFound(InvalidRequest):
     """The ledger has no call with this ID that the caller may see."""
 
     id = "call_not_found"
+    http_status = 404
+
+
+class ResponseNotFound(InvalidRequest):
+    """No background response of this id was made by the caller's team, or the provider no longer has it."""
+
+    id = "response_not_found"
     http_status = 404
 
 
@@ -261,16 +261,16 @@ class UpstreamResponseTooLarge(UpstreamFault):
     id = "upstream_answer_too_large"
 
 
-class BackgroundLost(UpstreamFault):
-    """A background response whose usage the provider can no longer report; settled at its reservation."""
-
-    id = "background_lost"
-
-
 class UpstreamDisconnected(UpstreamFault):
     """The provider closed the connection before its response was complete."""
 
     id = "upstream_broke"
+
+
+class BackgroundLost(UpstreamFault):
+    """A background response whose usage the provider can no longer report; settled at its reservation."""
+
+    id = "background_lost"
 
 
 class UpstreamUnreachable(UpstreamFault):

@@ -19,7 +19,7 @@ from contextlib import suppress
 from typing import Final
 from urllib.parse import quote
 
-from mcpmeter.catalog.service import BACKGROUND_CALLS, LIMIT_REACHED
+from mcpmeter.catalog import service
 from mcpmeter.dialects.base import Dialect, EventReader, ResponseInfo, UnreadableResponse
 from mcpmeter.dialects.openai_responses import OpenAiResponses
 from mcpmeter.errors import BackgroundLost, LedgerUnavailable, MeterError, Overloaded, UpstreamFault
@@ -80,7 +80,7 @@ class BackgroundCalls:
         """Raises Overloaded if as many background calls are pending as the configuration allows."""
         limit = self._options().max_calls
         if len(self._followed) + len(self._held) >= limit:
-            self._meter.recorder.add(LIMIT_REACHED, limit="background_calls")
+            self._meter.recorder.add(service.LIMIT_REACHED, limit="background_calls")
             raise Overloaded(
                 f"{limit} background responses are pending.",
                 hint="Retry once some have ended; the operator can raise relay.background.max_calls.",
@@ -147,7 +147,7 @@ class BackgroundCalls:
         self._show_number()
 
     def _show_number(self) -> None:
-        self._meter.recorder.set(BACKGROUND_CALLS, len(self._followed))
+        self._meter.recorder.set(service.BACKGROUND_CALLS, len(self._followed))
 
     async def end_object(self, kept: ProviderObject, state: ObjectState) -> None:
         """Note that an object's call is settled. If that fails, the next start sees it."""
