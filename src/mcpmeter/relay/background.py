@@ -97,7 +97,7 @@ class BackgroundCalls:
         """Follow the pending objects that a previous process or a dead replica left. Returns how many."""
         found = 0
         for kept, row in await self._store.pending_objects():
-            if kept.call_id in self._held or kept.call_id in self._followed:
+            if kept.call_id in self._held or kept.call_id in self._followed or self.has_settlement(kept.call_id):
                 continue
             if row.state == "settled":
                 await self._store.end_object(kept, "settled", time.time_ns())
@@ -105,6 +105,10 @@ class BackgroundCalls:
             self._follow(kept, row)
             found += 1
         return found
+
+    def has_settlement(self, call_id: str) -> bool:
+        """Whether a call's settlement waits for the ledger."""
+        return self._meter.pending is not None and call_id in self._meter.pending
 
     async def close(self) -> None:
         """Stop following. The rows stay open, and the next process follows them on."""
@@ -301,7 +305,7 @@ class _Hold:
                 await background.follow(kept)
                 return settlement
             settlement = await opened.settle(result)
-            if kept is not None:
+            if kept is not None and not background.has_settlement(call_id):
                 await background.end_object(kept, "settled")
             return settlement
         finally:

@@ -316,6 +316,7 @@ class Service:
             try:
                 if not self._store.healthy:
                     await self._store.probe()
+                    await self._background.resume()  # what could not be read or written meanwhile
                 await self._recover_for_others()
                 if self._keys_are_old or await self._store.keys_changed():
                     await self._reload_keys()
