@@ -15,6 +15,7 @@ from tests.integration.conftest import UPSTREAM_KEY, Relay
 
 from mcpmeter.config import KeySettings, ProviderSettings
 from mcpmeter.config.relay import BackgroundSettings
+from mcpmeter.ledger.maintenance.verify import verify
 from mcpmeter.ledger.objects import PENDING_IDS_SQL
 from mcpmeter.ledger.queries.reader import open_reader
 from mcpmeter.simulator import Simulator
@@ -195,6 +196,7 @@ async def test_a_forgotten_response_is_settled_at_its_reservation(start):
     assert row.completion_tokens == 500
     assert 0 < row.cost_nanousd <= open_row.reserved_nanousd
     assert await reserved_and_spent(relay) == (0, open_row.reserved_nanousd)
+    assert verify(relay.ledger).wrong == []
     missing = (await relay.scrape()).of("mcp_usage_missing_total", reason="background_lost")
     assert missing == 1
 
@@ -285,6 +287,7 @@ async def test_a_restart_follows_pending_responses_on(start):
     assert row.state == "open"
     relay = await start()
     assert relay.service.recovered == 0
+    assert verify(relay.ledger).wrong == []
     relay.simulator.background.complete_all()
     await until_settled(relay)
     async with client(relay) as sdk:
