@@ -47,6 +47,13 @@ AuditAction = Literal[
 AuditOutcome = Literal["done", "refused"]
 """`refused`: the act was not allowed, or its input was invalid; nothing was changed."""
 
+ObjectKind = Literal["response", "batch", "file"]
+"""What a provider keeps: a response that it works on in the background; batches and their files."""
+
+ObjectState = Literal["pending", "settled", "lost"]
+"""Of the call that made an object: followed until its usage is known; settled; settled at its reservation, since the
+provider no longer knows the object or did not end it in time."""
+
 Transport = Literal["tcp", "pipe", "inproc"]
 """OpenTelemetry's `network.transport`: HTTP is tcp, stdio is pipe, a client in the same process is inproc."""
 
@@ -334,6 +341,32 @@ class Settlement(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     postings: tuple[Reservation, ...] = ()
     """What the budgets of single models get of a call that several models are billed for; empty for all other calls,
     which post their cost to every balance that they reserved."""
+    is_pending: bool = False
+    """The provider works on after its response. The call's row stays open, and is settled later."""
+
+
+class ProviderObject(msgspec.Struct, frozen=True, kw_only=True):
+    """Something that a provider keeps for a team, as the ledger keeps who made it and which call pays for it."""
+
+    provider: str
+    id: str
+    """The provider's id: `resp_…`."""
+    kind: ObjectKind = "response"
+    call_id: str
+    team: str
+    project: str = ""
+    key_id: str = ""
+    """The key that made it. Keys rotate, so it is the team that may read it."""
+    credential_id: str
+    """The credential of ours that made it, as in `openai-1`: another account does not know the object."""
+    model: str
+    max_completion_tokens: int = 0
+    """The limit of the request, or the assumed one."""
+    conditions: Conditions = STANDARD
+    """As the request asks for them."""
+    created_at_ns: int
+    state: ObjectState = "pending"
+    settled_at_ns: int | None = None
 
 
 class Key(msgspec.Struct, frozen=True, kw_only=True):

@@ -50,6 +50,7 @@ JSON = {"content-type": "application/json", "accept": "application/json, text/ev
 NOT_MOVED_BY_A_HEALTHY_RELAY = {
     mcp_rows.CLIENT_OPERATION_DURATION.name: "fed by a proxy",
     service_rows.INTERNAL_FAULTS.name: "moves when the meter itself is broken",
+    service_rows.BACKGROUND_CALLS.name: "moves while a background response is pending",
     service_rows.SETTLEMENTS_PENDING.name: "moves while the ledger is away",
     service_rows.SETTLEMENTS_UNWRITTEN.name: "moves when neither ledger nor pending file can be written",
     service_rows.SETTLEMENTS_REJECTED.name: "moves when the ledger refuses what was pending",

@@ -31,6 +31,7 @@ from mcpmeter.config.fields import (
 from mcpmeter.errors import ConfigInvalid
 from mcpmeter.http.client.interface import Timeouts
 from mcpmeter.providers import Provider
+from mcpmeter.relay.background_options import BackgroundOptions
 from mcpmeter.relay.drains import DrainOptions
 from mcpmeter.routing.circuit_breaker import CircuitOptions
 from mcpmeter.routing.retries import RetryOptions
@@ -135,6 +136,27 @@ class DisconnectSettings(Section):
         return DrainOptions(seconds=self.drain_seconds, max_bytes=self.drain_bytes, max_drains=self.max_drains)
 
 
+class BackgroundSettings(Section):
+    """How responses with `background: true` are followed at their providers until their usage is known."""
+
+    first_poll_seconds: Seconds = setting(1.0, help="Pause before the first request for a response.", example=0.5)
+    max_poll_seconds: Seconds = setting(
+        30.0, help="Maximum pause between two of them; pauses grow by half each time.", example=10.0
+    )
+    give_up_seconds: Seconds = setting(
+        86_400.0,
+        help="A response that is still pending after so long is settled at its reservation.",
+        example=7200.0,
+    )
+    max_calls: Annotated[Whole, Field(ge=1, le=100_000)] = setting(
+        10_000, help="Maximum number of pending background responses; further ones are refused.", example=1000
+    )
+
+    def options(self) -> BackgroundOptions:
+        """As `relay` takes them."""
+        return BackgroundOptions(**self.model_dump())
+
+
 class RelaySettings(Section):
     """How calls are relayed to providers."""
 
@@ -170,6 +192,9 @@ class RelaySettings(Section):
     circuit: CircuitSettings = setting(CircuitSettings(), help="The circuit breaker.", example={"open_seconds": 30.0})
     disconnects: DisconnectSettings = setting(
         DisconnectSettings(), help="Limits of `on_disconnect: drain`.", example={"drain_seconds": 60.0}
+    )
+    background: BackgroundSettings = setting(
+        BackgroundSettings(), help="Background responses.", example={"give_up_seconds": 7200.0}
     )
 
 

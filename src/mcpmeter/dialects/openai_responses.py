@@ -1,8 +1,8 @@
 """OpenAI responses (`/responses`): https://platform.openai.com/docs/api-reference/responses
 
 `store`, `previous_response_id` and `conversation` pass unchanged: the reported usage includes the provider's copy of
-earlier turns, and only the estimates cannot. With `background` the provider responds before it works, so there is no
-usage yet: the call passes and its usage counts as missing.
+earlier turns, and only the estimates cannot. With `background` the provider responds before it works: the
+call stays open, and `relay.background` follows it until its usage is known.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ class _Request(msgspec.Struct, frozen=True, gc=False):
     conversation: msgspec.Raw = json_body.ABSENT
     max_output_tokens: msgspec.Raw = json_body.ABSENT
     service_tier: msgspec.Raw = json_body.ABSENT
+    background: msgspec.Raw = json_body.ABSENT
     background_options: msgspec.Raw = json_body.ABSENT
 
 
@@ -151,14 +152,18 @@ class OpenAiResponses(openai.OpenAiDialect, StreamingDialect):
             raise InvalidRequest("'input' is empty.", hint="Send a text, or a list of at least one item.")
         if request.model is not None:
             json_body.check_model(request.model)
-        return RequestInfo(
+        is_background = bytes(request.background) == b"true"
+        info = RequestInfo(
             model=request.model or "",
             stream=bool(request.stream),
             usage_requested=True,
             prompt_tokens_estimate=tokens.quick_estimate(body),
             conditions=request_bounds.conditions(request.service_tier, background=request.background_options),
             has_bounds=True,
+            background=is_background,
         )
+        # Its limit is kept with it, for the day on which the provider has forgotten the response.
+        return self.bounded(body, info, [info.model]) if is_background else info
 
     def read_response(self, body: bytes) -> ResponseInfo:
         """Usage, status and error of a response object. Raises UnreadableResponse."""

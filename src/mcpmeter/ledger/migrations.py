@@ -90,6 +90,27 @@ CHARGES_SQL: Final = """
   CREATE INDEX pruned_lines_by_start ON pruned_lines (started_at_ns);
 """
 
+PROVIDER_OBJECTS_SQL: Final = """
+  CREATE TABLE provider_objects (
+    id TEXT NOT NULL CHECK (id <> ''),
+    provider TEXT NOT NULL CHECK (provider <> ''),
+    kind TEXT NOT NULL CHECK (kind = 'response' OR kind = 'batch' OR kind = 'file'),
+    call_id TEXT NOT NULL CHECK (call_id <> ''),
+    team TEXT NOT NULL,
+    project TEXT NOT NULL,
+    key_id TEXT NOT NULL,
+    credential_id TEXT NOT NULL,
+    model TEXT NOT NULL,
+    max_completion_tokens INTEGER NOT NULL CHECK (max_completion_tokens >= 0),
+    conditions TEXT NOT NULL,
+    created_at_ns INTEGER NOT NULL CHECK (created_at_ns >= 0),
+    state TEXT NOT NULL CHECK (state = 'pending' OR state = 'settled' OR state = 'lost'),
+    settled_at_ns INTEGER CHECK (settled_at_ns >= 0),
+    PRIMARY KEY (id, provider)
+  ) STRICT, WITHOUT ROWID;
+  CREATE INDEX provider_objects_pending ON provider_objects (call_id) WHERE state = 'pending';
+"""
+
 AUDIT_SQL: Final = """
   CREATE TABLE audit (
     id TEXT NOT NULL PRIMARY KEY CHECK (id <> ''),

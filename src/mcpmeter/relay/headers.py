@@ -103,6 +103,8 @@ def passed_response_headers(
 def cost_headers(settlement: Settlement) -> list[Header]:
     """What the call cost, where that figure comes from, and how many items it lacks a price for, if any."""
     charge = settlement.charge
+    if settlement.is_pending:
+        return [(b"x-mcpmeter-cost-source", b"pending")]
     if charge is None or charge.source == "unpriced":
         return [(b"x-mcpmeter-cost-source", b"unpriced")]
     headers = [

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 from msgspec.structs import replace
 
@@ -28,6 +29,7 @@ from mcpmeter.ledger.store import InsufficientBudget
 from mcpmeter.meter import CallResult, Meter, OpenCall
 from mcpmeter.quota.tracker import QuotaTracker
 from mcpmeter.records import Outcome, Reservation, Settlement
+from mcpmeter.relay.background import BackgroundCalls
 from mcpmeter.relay.call import RelayedCall, target_of
 from mcpmeter.relay.drains import Drains
 from mcpmeter.relay.headers import send_error
@@ -56,6 +58,8 @@ class Pipeline:
         self.meter = meter
         self.runtime = runtime
         self.draining = False
+        self.background: BackgroundCalls | None = None
+        """Follows responses that providers work on after they answered."""
         self.active_calls: set[RelayedCall] = set()
         self._failover = failover
         self._quota = quota
@@ -79,7 +83,7 @@ class Pipeline:
                 exchange.endpoint, exchange.method, trace_id=exchange.trace_id, parent_id=exchange.parent_id
             )
             try:
-                caller = self._identify(exchange, runtime)
+                caller = self.identify(exchange, runtime)
                 if runtime.options.max_calls_per_key is not None:
                     limited_key = self._enter(caller, runtime.options.max_calls_per_key)
                 call = await self._admit(opened, exchange, endpoint, runtime, caller)
@@ -89,6 +93,8 @@ class Pipeline:
                 cancelled = ClientDisconnected("The call was cancelled before it was sent.")
                 await asyncio.shield(opened.end(CallResult(status="499", outcome="partial", error=cancelled)))
                 raise
+            if call.request.background and self.background is not None:
+                self.background.attach(call)
             self.active_calls.add(call)
             try:
                 return await call.run()
@@ -99,7 +105,17 @@ class Pipeline:
                 self._leave(limited_key)
             self._release(client)
 
-    def _identify(self, exchange: Exchange, runtime: Runtime) -> Caller:
+    @contextmanager
+    def using_runtime(self) -> Iterator[Runtime]:
+        """The runtime of now, whose client stays open meanwhile."""
+        runtime = self.runtime
+        self._users[runtime.client] = self._users.get(runtime.client, 0) + 1
+        try:
+            yield runtime
+        finally:
+            self._release(runtime.client)
+
+    def identify(self, exchange: Exchange, runtime: Runtime) -> Caller:
         """The caller of a call that the service has room for. Raises Draining, NotAuthenticated, Overloaded."""
         if self.draining:
             raise _draining()
@@ -127,6 +143,8 @@ class Pipeline:
             request = await asyncio.to_thread(dialect.read_request, body, exchange.path_params)
         if self.draining:  # since a slow upload began
             raise _draining()
+        if request.background and self.background is not None:
+            self.background.admit()
 
         model = request.model or endpoint.default_model
         if not model:

@@ -174,6 +174,8 @@ def _result(
         upstream_request_id=request_id(response.headers) if response else "",
         time_to_first_chunk_ns=stream.first_chunk_ns if stream else 0,
         chunks=stream.tee.chunks if stream else 0,
+        object_id=info.object_id,
+        is_pending=info.is_pending,
     )
 
 

@@ -68,9 +68,16 @@ class UpstreamClient(Protocol):
     """Sends calls to upstream servers."""
 
     async def post(
-        self, provider: str, url: str, headers: Mapping[str, str], body: bytes, timeouts: Timeouts | None = None
+        self,
+        provider: str,
+        url: str,
+        headers: Mapping[str, str],
+        body: bytes,
+        timeouts: Timeouts | None = None,
+        *,
+        method: str = "POST",
     ) -> UpstreamResponse:
-        """POST and wait for the response headers; `timeouts` replace the client's own.
+        """POST, or send another method, and wait for the response headers; `timeouts` replace the client's own.
 
         Raises UpstreamUnreachable, UpstreamTimedOut, UpstreamDisconnected, …
         """

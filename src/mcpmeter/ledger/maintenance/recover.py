@@ -35,6 +35,7 @@ TABLES: Final = (
     "top_ups",
     "balances",
     "audit",
+    "provider_objects",
 )
 MIN_COLUMNS: Final = {"calls": 37, "charges": 9, "keys": 7, "audit": 8}
 """Of a row as the first migration made it. Rows of these tables are recognised by their content."""

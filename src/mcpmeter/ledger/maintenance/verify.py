@@ -13,6 +13,7 @@ from mcpmeter.ledger.audit import AUDIT_ACTIONS
 from mcpmeter.ledger.balances import SELECT_BALANCES_SQL, amounts_by_balance, balance_of
 from mcpmeter.ledger.charges import CHARGE_COLUMNS, charge_of
 from mcpmeter.ledger.location import Location
+from mcpmeter.ledger.objects import PENDING_IDS_SQL
 from mcpmeter.ledger.queries.reader import Reader, open_reader
 from mcpmeter.ledger.queries.selection import GROUPINGS, Selection
 from mcpmeter.ledger.queries.totals import Total, select_in
@@ -41,6 +42,8 @@ _CHARGES_SQL: Final = (
     f"SELECT state, cost_source, cost_nanousd, {', '.join(CHARGE_COLUMNS)}"  # noqa: S608 (constants only)
     " FROM charges LEFT JOIN calls ON call_id = calls.id"
 )
+_OPEN_SQL: Final = f"SELECT count(*) FROM calls WHERE state = 'open' AND id NOT IN ({PENDING_IDS_SQL})"  # noqa: S608
+"""Without the calls of background responses: those are followed on."""
 _AUDIT_SQL: Final = "SELECT id, action, change FROM audit"
 _FIGURES: Final = tuple(name for name in Total.__struct_fields__ if name != "group")
 _NO_CALLS: Final = Total(group=(), **dict.fromkeys(_FIGURES, 0))
@@ -180,7 +183,7 @@ def _is_object(text: str) -> bool:
 
 def _open_faults(reader: Reader, service: str, since_ns: int) -> Iterator[str]:
     before = since_ns if service else 2**63 - 1
-    ((count,),) = reader.rows("SELECT count(*) FROM calls WHERE state = 'open' AND started_at_ns < ?", (before,))
+    ((count,),) = reader.rows(f"{_OPEN_SQL} AND started_at_ns < ?", (before,))
     if count and service:
         yield f"{count} calls are open that started before the service did (process {service})."
     elif count:
@@ -189,8 +192,6 @@ def _open_faults(reader: Reader, service: str, since_ns: int) -> Iterator[str]:
 
 def _orphans(reader: Reader) -> Iterator[str]:
     """Open calls of replicas that no longer exist; on PostgreSQL a call belongs to a replica."""
-    ((count,),) = reader.rows(
-        "SELECT count(*) FROM calls WHERE state = 'open' AND owner NOT IN (SELECT id FROM replicas)"
-    )
+    ((count,),) = reader.rows(f"{_OPEN_SQL} AND owner NOT IN (SELECT id FROM replicas)")  # noqa: S608
     if count:
         yield f"{count} calls are open whose replica has ended: the next start settles them as recovered."
