@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
+import zlib
 from typing import Any
 
 import pytest
@@ -56,6 +58,7 @@ async def relay(start_module_relay, raw_upstream) -> Any:
             local("strict", asks_stream_usage=False),
             local("credits", cost_in_body=False),
             local("fussy"),
+            local("packed"),
             local("router", type="openrouter", api_keys=(SecretStr("k-1"), SecretStr("k-2"))),
             local("google", type="gemini", api_key=SecretStr("k-3")),
         ),
@@ -121,13 +124,54 @@ class TestLabels:
         assert (reply.headers["content-type"], reply.body) == ("application/json", WHOLE)
         assert counts_of(row) == REPORTED
 
+    @pytest.mark.parametrize("encoding", ["identity", "gzip"])
+    async def test_json_behind_blanks_is_json(self, relay, raw_upstream, encoding):
+        parts = [b"\n", b"  \r\n", WHOLE]
+        packed = zlib.compressobj(wbits=31)
+        flushed = [packed.compress(part) + packed.flush(zlib.Z_SYNC_FLUSH) for part in parts]
+
+        async def respond(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            head = f"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Encoding: {encoding}\r\n\r\n"
+            writer.write(head.encode())
+            for part in flushed if encoding == "gzip" else parts:
+                writer.write(part)
+                await writer.drain()
+                await asyncio.sleep(0)
+            writer.write(packed.flush() if encoding == "gzip" else b"")
+            writer.close()
+
+        raw_upstream.play(respond)
+        reply, row = await outcome_of(relay, stream=True)
+        assert (reply.headers["content-type"], reply.body) == ("application/json", b"".join(parts))
+        assert counts_of(row) == REPORTED
+
+    @pytest.mark.parametrize(
+        ("before", "after", "kind"),
+        [
+            (b": KEEP-ALIVE\n\n", b"", "application/json"),
+            (b"", b"\n\ndata: [DONE]\n\n", "application/json"),
+            (b"", b"\n\ndata: [DONE]\n\n", "text/event-stream"),
+        ],
+    )
+    async def test_json_with_events_around_it_is_json(self, relay, raw_upstream, before, after, kind):
+        raw_upstream.play(http(before + WHOLE + after, kind=kind))
+        reply, row = await outcome_of(relay)
+        assert (reply.headers["content-type"], reply.body) == ("application/json", WHOLE)
+        assert counts_of(row) == REPORTED
+
+    async def test_a_compressed_unlabelled_stream_keeps_what_was_asked(self, relay, raw_upstream):
+        raw_upstream.play(http(gzip.compress(STREAM), "Content-Encoding: gzip"))
+        reply, row = await outcome_of(relay, stream=True)
+        assert (reply.headers["content-type"], reply.body) == ("text/event-stream", TEXT + STOP + DONE)
+        assert counts_of(row) == REPORTED
+
     async def test_a_stream_that_was_not_requested_is_metered(self, relay, raw_upstream):
         raw_upstream.play(http(STREAM))
         reply, row = await outcome_of(relay)
         assert (reply.headers["content-type"], reply.body) == ("text/event-stream", STREAM)
         assert counts_of(row) == REPORTED
 
-    @pytest.mark.parametrize("body", [b"<html>", b"dat", b"", b" " * 600 + STREAM])
+    @pytest.mark.parametrize("body", [b"<html>", b"dat", b"", b" " * 600])
     async def test_other_bodies_stay_unreadable(self, relay, raw_upstream, body):
         raw_upstream.play(http(body, kind="text/plain"))
         reply, row = await outcome_of(relay, stream=True)
@@ -151,6 +195,18 @@ class TestStreamOptions:
         assert caplog.text.count("fussy refuses stream_options") == 1
         attempts = (await relay.scrape()).since(before, "mcp_upstream_attempts_total")
         assert attempts == {("ok", "fussy"): 3}
+
+    async def test_a_compressed_refusal_is_read(self, relay, raw_upstream):
+        body = gzip.compress(self.REFUSAL.partition(b"\r\n\r\n")[2])
+
+        async def respond(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            refused = http(body, "Content-Encoding: gzip", status=400)
+            writer.write(refused if b"stream_options" in raw_upstream.requests[-1] else http(TEXT + STOP + DONE))
+            writer.close()
+
+        raw_upstream.play(respond)
+        reply, row = await outcome_of(relay, "packed-llama", stream=True)
+        assert (reply.status, row.outcome, len(raw_upstream.requests)) == (200, "ok", 2)
 
     async def test_what_the_client_added_is_its_own(self, relay, raw_upstream):
         self.upstream = raw_upstream

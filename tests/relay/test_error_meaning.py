@@ -60,6 +60,26 @@ BODIES = {
         {"code": "x", "error": "Your team 16f2 has either used all available credits or reached its limit"},
         "account",
     ),
+    "xai's credit at xai": (
+        "xai",
+        403,
+        {"code": "permission-denied", "error": "Your team 16f2 has either used all available credits or reached"},
+        "account",
+    ),
+    "a workspace at anthropic": (
+        "anthropic",
+        400,
+        error("You have reached your specified workspace API usage limits.", type="invalid_request_error"),
+        "account",
+    ),
+    "google's prepayment": ("gemini", 429, error("Your prepayment credits are depleted. Please go to"), "account"),
+    "another's file": ("gemini", 403, error("You do not have permission to access the File x or it may"), "caller"),
+    "groq's spend limit": ("groq", 400, error("blocked", code="blocked_api_access"), "account"),
+    "dashscope's arrears": ("dashscope", 400, {"code": "Arrearage", "message": "Access denied"}, "account"),
+    "dashscope's free tier": ("dashscope", 403, error("exhausted", code="AllocationQuota.FreeTierOnly"), "account"),
+    "moonshot's balance": ("generic", 429, error("suspended", type="exceeded_current_quota_error"), "account"),
+    "zhipu's balance": ("generic", 429, error("no resources", code="1113"), "account"),
+    "a block of cloudflare": ("openai", 403, {"title": "Error 1020", "cloudflare_error": True}, "edge"),
     "a prompt that repeats a mark": ("openai", 400, error("Invalid value: 'insufficient_quota'"), ""),
     "a prompt that repeats a message": ("generic", 400, error("Invalid: Key limit exceeded (total)"), ""),
     "a server's fault": ("openai", 500, error(code="insufficient_quota"), ""),
@@ -74,7 +94,11 @@ def test_a_body_says_whose_fault_an_error_is(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("headers", "body"),
-    [({"content-type": "text/html; charset=UTF-8"}, b"blocked"), ({}, b"\n<!DOCTYPE html><title>Just a moment")],
+    [
+        ({"content-type": "text/html; charset=UTF-8"}, b"blocked"),
+        ({}, b"\n<!DOCTYPE html><title>Just a moment"),
+        ({"content-type": "text/plain"}, b"error code: 1020"),
+    ],
 )
 def test_a_page_with_403_is_of_the_edge(headers: dict[str, str], body: bytes) -> None:
     assert meaning_of(PROVIDERS["openai"], 403, headers, body) == "edge"
@@ -89,6 +113,7 @@ RETRY_INFO = {"@type": "type.googleapis.com/google.rpc.RetryInfo"}
     [
         (error(details=[{**RETRY_INFO, "retryDelay": "34.074824224s"}]), "34.074824224"),
         ([error(details=[{"@type": "x"}, {**RETRY_INFO, "retryDelay": "7s"}])], "7"),
+        (error(details=[{**RETRY_INFO, "retryDelay": {"seconds": "34", "nanos": 5}}]), "34"),
         (error(metadata={"retry_after_seconds": 3}), "3"),
         (error(details=[{**RETRY_INFO, "retryDelay": "999999999s"}]), "86400"),
         (error(details=[{**RETRY_INFO, "retryDelay": "-1s"}]), None),

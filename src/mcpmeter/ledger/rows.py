@@ -154,16 +154,14 @@ def has_charge_row(settlement: Settlement) -> bool:
     """Whether a call is billed by more than plain prompt and completion, so that it has a row in `charges`."""
     usage, charge = settlement.usage, settlement.charge
     if charge is not None:
-        lines = charge.lines
         # The row itself says that all of its cost was reported.
-        if lines and (len(lines) > 1 or lines[0].item != "reported_cost"):
+        if charge.lines and (len(charge.lines) > 1 or charge.lines[0].item != "reported_cost"):
             return True
         if charge.fallback_nanousd and charge.source != "unpriced":
             return True
-    if usage is None:
+    if usage is None or (usage.conditions is STANDARD and not usage.items and not usage.unknown):
         return False
-    has_conditions = usage.conditions is not STANDARD and usage.conditions != STANDARD
-    return bool(usage.items or usage.unknown or has_conditions)
+    return bool(usage.items or usage.unknown or usage.conditions != STANDARD)
 
 
 def row_of(row: Sequence[Any]) -> LedgerRow:

@@ -132,12 +132,12 @@ class Recorder:
         if call.llm is not None:
             calls = self._calls_of(settlement, call.llm)
             calls.count(settlement, at)
-            charge = settlement.charge
-            if charge is not None and charge.reported_nanousd is not None:
-                self._count_reported(settlement, charge, charge.reported_nanousd, calls.labels.provider)
-            usage = settlement.usage
-            if charge is not None and usage is not None and (charge.lines or usage.unknown):
-                self._count_unpriced_items(unpriced_items(usage, charge), calls.labels.provider)
+            charge, usage = settlement.charge, settlement.usage
+            if charge is not None and usage is not None:
+                if charge.reported_nanousd is not None:
+                    self._count_reported(settlement, charge, charge.reported_nanousd, calls.labels.provider)
+                if charge.lines or usage.unknown:
+                    self._count_unpriced_items(unpriced_items(usage, charge), calls.labels.provider)
 
     def _count_request(self, settlement: Settlement, at: float) -> None:
         call = settlement.call

@@ -21,7 +21,7 @@ from mcpmeter.providers import Provider
 from mcpmeter.quota.tracker import QuotaTracker
 from mcpmeter.records import LlmTarget, Settlement
 from mcpmeter.relay import error_bodies, failure, result, upstream_errors
-from mcpmeter.relay.body_kind import BOM, is_events, kind_of, relabel
+from mcpmeter.relay.body_kind import BOM, is_events, json_alone, kind_of, relabel
 from mcpmeter.relay.drains import Drain, Drains
 from mcpmeter.relay.error_bodies import SentRequest
 from mcpmeter.relay.headers import (
@@ -179,9 +179,9 @@ class RelayedCall:
         max_bytes, request, provider = self.runtime.options.max_answer_bytes, self.request, target.upstream.provider
         if response.status >= 300 or not (_is_stream(response) or (request.stream and await _is_unlabelled(response))):
             return await response.read(max_bytes)
-        only_we_ask_usage = request.stream and not request.usage_requested and self.runtime.asks_usage(provider)
         errors = partial(withholding, self, target)
         endpoint = self.endpoint.of(provider) if provider.usage_aliases else self.endpoint
+        only_we_ask_usage = self.runtime.only_relay_asks_usage(provider, request)
         tee = StreamTee(endpoint.events, withhold_usage=only_we_ask_usage, errors=errors)
         headers = response_headers(self.opened.call.id, target, self.attempts.made, response)
         stream = self.stream = ForwardedStream(self.exchange, response, tee, headers, self.opened.elapsed_ns)
@@ -211,9 +211,12 @@ class RelayedCall:
         try:
             info = await asyncio.to_thread(dialect.read_response, body) if large else dialect.read_response(body)
         except UnreadableResponse:
-            if kind_of(body) == "events":
-                return await _forward_events(self, target, response, body)
-            raise upstream_errors.unreadable_response(provider.name, response.status, body) from None
+            body = await off_loop_if_large(len(body), json_alone, received := body)
+            if len(body) < len(received) and kind_of(body) == "json":
+                return await self._forward_response(target, response, body)
+            if kind_of(received) == "events":
+                return await _forward_events(self, target, response, received)
+            raise upstream_errors.unreadable_response(provider.name, response.status, received) from None
         response.finish()
         body = withholding(self, target).success(body) if info.is_error else body
         found = result.reported(info.usage) if info.usage else await _estimated_usage(self, body, info)
@@ -251,7 +254,9 @@ def withholding(call: RelayedCall, target: Candidate) -> Withholding:
 async def _forward_events(call: RelayedCall, target: Candidate, response: UpstreamResponse, body: bytes) -> Settlement:
     """Forward a stream that was not requested and did not say that it is one."""
     provider = target.upstream.provider
-    tee = StreamTee(call.endpoint.of(provider).events, withhold_usage=False, errors=partial(withholding, call, target))
+    errors, endpoint = partial(withholding, call, target), call.endpoint.of(provider)
+    only_we_ask_usage = call.runtime.only_relay_asks_usage(provider, call.request)
+    tee = StreamTee(endpoint.events, withhold_usage=only_we_ask_usage, errors=errors)
     events = await off_loop_if_large(len(body), tee.feed_all, body.removeprefix(BOM))
     if not tee.is_whole:
         raise upstream_errors.unreadable_response(provider.name, response.status, body)

@@ -47,22 +47,22 @@ class SentRequest(NamedTuple):
 
 async def read(sent: SentRequest, runtime: Runtime, response: UpstreamResponse) -> ErrorResponse:
     """Read an error response, or the response to the same request without what the relay has added to it."""
-    name = sent.provider.name
-    if response.status in (400, 422) and runtime.asks_usage(sent.provider) and _adds_usage(sent):
-        again = await _ask_without_usage(response, sent.post_unchanged)
+    provider, name = sent.provider, sent.provider.name
+    if response.status not in READ_STATUSES:
+        return ErrorResponse(response, response.status)
+    body = b"" if response.is_plain else await _read_or_abort(response, runtime.options.max_answer_bytes)
+    start = body or await _start_of(response)
+    if response.status in (400, 422) and runtime.asks_usage(provider) and _adds_usage(sent):
+        again = await _ask_without_usage(response, start, sent.post_unchanged)
         if again is not None:
             log.warning("%s refuses stream_options, so the usage of its streams is not requested", name)
             runtime.usage_refusers.add(name)
             return ErrorResponse(again, again.status)
-    return await _read(sent.provider, response, runtime.options.max_answer_bytes)
+    return _meant(provider, response, start, body)
 
 
-async def _read(provider: Provider, response: UpstreamResponse, limit_bytes: int) -> ErrorResponse:
+def _meant(provider: Provider, response: UpstreamResponse, start: bytes, body: bytes) -> ErrorResponse:
     """What an error response amounts to. A wait that its body asks for is added to its headers."""
-    if response.status not in READ_STATUSES:
-        return ErrorResponse(response, response.status)
-    body = b"" if response.is_plain else await _read_or_abort(response, limit_bytes)
-    start = body or await _start_of(response)
     meaning = error_meaning.meaning_of(provider, response.status, response.headers, start)
     status = EFFECTIVE_STATUS.get(meaning, response.status)
     if status in (429, 503) and (seconds := error_meaning.retry_seconds(start)) is not None:
@@ -79,13 +79,13 @@ def _adds_usage(sent: SentRequest) -> bool:
 
 
 async def _ask_without_usage(
-    response: UpstreamResponse, post_again: Callable[[], Awaitable[UpstreamResponse]]
+    response: UpstreamResponse, start: bytes, post_again: Callable[[], Awaitable[UpstreamResponse]]
 ) -> UpstreamResponse | None:
     """The response to the request without `stream_options`, if the provider refused these and the response is good.
 
     An error may repeat the prompt: the text alone must not end the counting of a provider's streams.
     """
-    if not error_meaning.names_stream_options(await _start_of(response)):
+    if not error_meaning.names_stream_options(start):
         return None
     try:
         again = await post_again()

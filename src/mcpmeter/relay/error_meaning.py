@@ -48,6 +48,8 @@ RETRY_INFO: Final = "type.googleapis.com/google.rpc.RetryInfo"
 MAX_BODY_BYTES: Final = 64 * 1024
 MAX_MESSAGE_LENGTH: Final = 1000
 MAX_DETAILS: Final = 64
+_PAGE_STARTS: Final = (b"<!doctype html", b"<html", b"error code: 1")
+"""The last is Cloudflare's page for a client that wants no HTML; the numbers of its blocks begin with 1."""
 _CODES: Final = ("code", "type", "status")
 _METADATA_CODES: Final = ("error_type", "limit_source", "reason", "provider_code")
 """OpenRouter's; other fields of its metadata repeat the prompt."""
@@ -62,6 +64,8 @@ def meaning_of(provider: Provider, status: int, headers: Mapping[str, str], body
     error = _error_of(body)
     if error is None:
         return ""
+    if status == 403 and error.get("cloudflare_error") is True:
+        return "edge"
     words, message = set(_words(error)), _message(error)
     for marks in (provider.error_marks, COMMON_MARKS):
         if status == 402 and _matches(marks.rate_limit, words, message):
@@ -82,10 +86,16 @@ def retry_seconds(body: bytes) -> Decimal | None:
     seconds = json_body.under(inner, "metadata", "retry_after_seconds")
     found = [seconds_of(f"{seconds}")] if isinstance(seconds, (int, float)) and not isinstance(seconds, bool) else []
     for detail in _details(inner):
-        delay = detail.get("retryDelay")
-        if detail.get("@type") == RETRY_INFO and isinstance(delay, str):
-            found.append(seconds_of(delay.removesuffix("s")))
+        if detail.get("@type") == RETRY_INFO:
+            found.append(_duration(detail.get("retryDelay")))
     return max((seconds for seconds in found if seconds is not None), default=None)
+
+
+def _duration(value: object) -> Decimal | None:
+    """A `google.protobuf.Duration`: as text, or as some clients of the gRPC API write it."""
+    if isinstance(value, str):
+        return seconds_of(value.removesuffix("s"))
+    return seconds_of(f"{value.get('seconds', 0)}") if isinstance(value, dict) else None
 
 
 def with_retry_after(headers: Mapping[str, str], seconds: Decimal) -> Mapping[str, str]:
@@ -102,7 +112,7 @@ def names_stream_options(body: bytes) -> bool:
 
 def _is_page(headers: Mapping[str, str], body: bytes) -> bool:
     is_html = headers.get("content-type", "").partition(";")[0].strip().lower() == "text/html"
-    return is_html or body[:64].lstrip().lower().startswith((b"<!doctype html", b"<html"))
+    return is_html or body[:64].lstrip().lower().startswith(_PAGE_STARTS)
 
 
 def _error_of(body: bytes) -> dict[str, Any] | None:

@@ -28,7 +28,7 @@ from mcpmeter.http.memory import MemoryBudget
 from mcpmeter.ledger.store import InsufficientBudget
 from mcpmeter.meter import CallResult, Meter, OpenCall
 from mcpmeter.quota.tracker import QuotaTracker
-from mcpmeter.records import Outcome, Reservation, Settlement
+from mcpmeter.records import Call, Outcome, Reservation, Settlement
 from mcpmeter.relay.background import BackgroundCalls
 from mcpmeter.relay.call import RelayedCall, target_of
 from mcpmeter.relay.drains import Drains
@@ -155,7 +155,10 @@ class Pipeline:
         if runtime.attribution is not None:
             caller = caller.refined(runtime.attribution, _attributed_to(exchange, runtime.attribution))
 
-        plan = await self._reserve(opened, runtime, caller, plan, dialect=dialect, request=request, body=body)
+        if runtime.limits.apply_to(caller):
+            plan = await self._reserve(opened, runtime, caller, plan, dialect=dialect, request=request, body=body)
+        else:
+            await opened.write_down(_row(opened.call, caller, plan, dialect, request))
         return RelayedCall(
             opened=opened,
             exchange=exchange,
@@ -179,39 +182,27 @@ class Pipeline:
         request: RequestInfo,
         body: bytes,
     ) -> Plan:
-        """Write the call's row with its reservations. Returns the routes whose budgets have room for it.
+        """Write the row of a call that limits apply to. Returns the routes whose budgets have room for it.
 
         A route to a model whose own budget is full is left out. Raises BudgetExhausted, RateLimited, InvalidRequest.
         """
-        limits, max_cost_nanousd = runtime.limits, 0
-        reservations: tuple[Reservation, ...] = ()
-        applies = limits.apply_to(caller)
-        if applies and _needs_bounds(request, plan):
+        limits = runtime.limits
+        if _needs_bounds(request, plan):
             models = [route.model for route in plan.routes]
             request = await off_loop_if_large(len(body), dialect.bounded, body, request, models)
         while True:
-            first = plan.first
-            if applies:
-                reservations, max_cost_nanousd = limits.reserve(
-                    caller,
-                    [(route.upstream.name, route.model) for route in plan.routes],
-                    request,
-                    size=len(body),
-                    at_ns=opened.call.started_at_ns,
-                )
-                if request.limit_fault:
-                    _refuse_boundless(request, reservations)
-            call = replace(
-                opened.call,
-                team=caller.team,
-                project=caller.project,
-                key_id=caller.key_id,
-                llm=target_of(first.upstream.provider, first.model, dialect, request),
-                reservations=reservations,
-                reserved_nanousd=max_cost_nanousd,
+            reservations, max_cost_nanousd = limits.reserve(
+                caller,
+                [(route.upstream.name, route.model) for route in plan.routes],
+                request,
+                size=len(body),
+                at_ns=opened.call.started_at_ns,
             )
+            if request.limit_fault:
+                _refuse_boundless(request, reservations)
+            row = _row(opened.call, caller, plan, dialect, request)
             try:
-                await opened.write_down(call)
+                await opened.write_down(replace(row, reservations=reservations, reserved_nanousd=max_cost_nanousd))
             except InsufficientBudget as refused:
                 model = refused.reservation.answered_by
                 others = plan.without(model) if model else None
@@ -279,6 +270,18 @@ class Pipeline:
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiters.append(waiter)
         await waiter
+
+
+def _row(call: Call, caller: Caller, plan: Plan, dialect: Dialect, request: RequestInfo) -> Call:
+    """A call as it is written down, without reservations."""
+    first = plan.first
+    return replace(
+        call,
+        team=caller.team,
+        project=caller.project,
+        key_id=caller.key_id,
+        llm=target_of(first.upstream.provider, first.model, dialect, request),
+    )
 
 
 def _draining() -> Draining:

@@ -185,13 +185,11 @@ def reported(usage: Usage) -> CallUsage:
 
 def _usage(call: Exchanged, info: ResponseInfo, usage: Usage | None) -> Usage | None:
     """The usage with what the response reports elsewhere, which for most responses is nothing."""
-    requested, in_headers = call.request.conditions, STANDARD
     if usage is None:
         return None
-    if call.read_headers is not None and call.response is not None:
-        in_headers = call.read_headers(call.response.headers)
-    is_plain = requested is STANDARD and in_headers is STANDARD and info.conditions is STANDARD
-    if is_plain and not (info.items or info.unknown):
+    requested, read = call.request.conditions, call.read_headers
+    in_headers = read(call.response.headers) if read is not None and call.response is not None else STANDARD
+    if requested is info.conditions is in_headers is STANDARD and not info.items and not info.unknown:
         return usage
     if info.lacks_tier and not call.provider.genai_prices_id:
         info = replace(info, lacks_tier=False)  # lists of the user's own have no tiers

@@ -10,7 +10,7 @@ from typing import Final, ParamSpec, TypeVar
 from mcpmeter.access.callers import Attribution, Caller
 from mcpmeter.access.keys import KeyRing
 from mcpmeter.budgets.reservations import Limits
-from mcpmeter.dialects.base import Dialect, EventReader, PricedByBody, event_reader, with_aliases
+from mcpmeter.dialects.base import Dialect, EventReader, PricedByBody, RequestInfo, event_reader, with_aliases
 from mcpmeter.errors import InvalidRequest, NotAuthenticated
 from mcpmeter.http.client.interface import UpstreamClient
 from mcpmeter.providers import Provider
@@ -62,6 +62,10 @@ class Runtime:
     def asks_usage(self, provider: Provider) -> bool:
         """Whether the relay requests the usage of a provider's streams if the client does not."""
         return provider.asks_stream_usage and provider.name not in self.usage_refusers
+
+    def only_relay_asks_usage(self, provider: Provider, request: RequestInfo) -> bool:
+        """Whether the client has not requested the usage of its stream, but the relay has."""
+        return request.stream and not request.usage_requested and self.asks_usage(provider)
 
     def identify(self, secret: str | None) -> Caller:
         """The caller a key belongs to; until a key exists, the default team as admin. Raises NotAuthenticated."""

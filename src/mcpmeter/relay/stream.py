@@ -21,7 +21,7 @@ from mcpmeter.http.client.interface import UpstreamResponse
 from mcpmeter.http.exchange import DirectResponse, Exchange
 from mcpmeter.http.memory import FREE_BYTES
 from mcpmeter.records import Usage
-from mcpmeter.relay.body_kind import BOM, ODD_STARTS, kind_of
+from mcpmeter.relay.body_kind import BOM, ODD_STARTS, is_blank, kind_of
 from mcpmeter.relay.drains import Drain
 from mcpmeter.relay.event_template import EventTemplate, event_template
 from mcpmeter.relay.upstream_errors import Withholding
@@ -245,6 +245,8 @@ class Pipe:
         self._tee = tee
         self._on_first_byte: Callable[[], None] | None = None
         self._drain: Drain | None = None
+        self._start = b""
+        """The first bytes while they are blank, which begin JSON as well as events."""
         self.other_start = b""
         """The first bytes of a body that is no stream, which ends the pipe."""
 
@@ -268,9 +270,13 @@ class Pipe:
         if direct.disconnected and not self._is_drained():
             return True  # the task is about to be cancelled; these bytes were not delivered
         if self._on_first_byte is not None:
-            if data[0] in ODD_STARTS and kind_of(data) == "json":
-                self.other_start = data
-                return False
+            if self._start or data[0] in ODD_STARTS:
+                data = self._start = self._start + data
+                if is_blank(data):
+                    return True
+                if kind_of(data) == "json":
+                    self.other_start = data
+                    return False
             self._on_first_byte()
             self._on_first_byte = None
             direct.on_pause = self._response.pause
@@ -355,13 +361,21 @@ class ForwardedStream:
 
     async def _copy(self, limit_bytes: int) -> None:
         exchange, tee = self._exchange, self.tee
-        other: list[bytes] = []
+        start, other = b"", list[bytes]()
         async with aclosing(self._response.chunks(limit_bytes)) as chunks:
-            async for data in chunks:
-                if other or (not tee.total_bytes and data[0] in ODD_STARTS and kind_of(data) == "json"):
+            async for chunk in chunks:
+                data = chunk
+                if other:
                     other.append(data)
                     continue
                 if not exchange.started:
+                    data = start = start + data
+                    if is_blank(data):
+                        continue
+                    if kind_of(data) == "json":
+                        other.append(data)
+                        continue
+                    data = data.removeprefix(BOM)
                     self.first_chunk_ns = self._elapsed_ns()
                     await exchange.start(self._response.status, self._headers)
                 if part := tee.feed(data):

@@ -20,7 +20,7 @@ FLOOR: Final = 10
 """Retries available before requests have earned any, and the most a quiet period can save: what 50 requests earn at
 the ratio of 0.2. Without it the first failures after a start could not fail over."""
 
-_NUMBER: Final = re.compile(r"[0-9]{1,12}(\.[0-9]{1,9})?")
+_NUMBER: Final = re.compile(r"[0-9]{1,30}(\.[0-9]{1,30})?")
 _NS_PER_MS: Final = 1_000_000
 _MILLI: Final = 1000
 

@@ -206,14 +206,14 @@ class Writer:
         entries: Sequence[RowEntry] = [*opens, *settles]
         try:
             self._require_same_file()
-            self._keeps_balances = (
-                self._keeps_balances
-                or any(entry.call.reservations for entry in opens)
-                or any(entry.settlement.postings for entry in settles)
-            )
-            if len(entries) == 1 and not self._keeps_balances and not _has_charge(entries[0]):
+            if len(entries) == 1 and not self._keeps_balances and _is_plain(opens, settles):
                 refused = _write_alone(db, entries[0])
             else:
+                self._keeps_balances = (
+                    self._keeps_balances
+                    or any(entry.call.reservations for entry in opens)
+                    or any(entry.settlement.postings for entry in settles)
+                )
                 refused = _write_together(db, opens, settles, keeps_balances=self._keeps_balances)
             if refused is None:
                 refused = _write_one_by_one(db, entries)
@@ -263,8 +263,11 @@ class _NotAllSettled(Exception):
     """Rolls the transaction back: a row is unknown or was settled before."""
 
 
-def _has_charge(entry: RowEntry) -> bool:
-    return isinstance(entry, SettleEntry) and has_charge_row(entry.settlement)
+def _is_plain(opens: list[OpenEntry], settles: list[SettleEntry]) -> bool:
+    """Whether the only entry of a batch is one row, with neither balances nor a charge beside it."""
+    if opens:
+        return not opens[0].call.reservations
+    return not settles[0].settlement.postings and not has_charge_row(settles[0].settlement)
 
 
 def _write_alone(db: apsw.Connection, entry: RowEntry) -> Refused | None:
