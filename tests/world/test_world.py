@@ -14,6 +14,8 @@ from tests.integration.conftest import RawUpstream, Relay, _files_in, raw_upstre
 from tests.world.bodies import FOLDER, NOW, Body, World, worlds
 
 from mcpmeter.config import PricingSettings, ProviderSettings
+from mcpmeter.ledger.queries.reader import open_reader
+from mcpmeter.ledger.rows import SELECT_ROWS_SQL, row_of
 from mcpmeter.records import LedgerRow, Settlement
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -49,10 +51,15 @@ class Meter:
         path, request = world.request_to(body)
         reply = await self._relay.ask(request, path)
         assert reply.status == 200, reply.body
-        await self._relay.until(lambda: bool(self._settled), seconds=5)
+        call_id = reply.headers["x-mcpmeter-call-id"]
+        await self._relay.until(lambda: bool(self._settled) and self._row(call_id).state == "settled", seconds=5)
         (settlement,) = self._settled
-        (row,) = [row for row in self._relay.rows() if row.id == settlement.call.id]
-        return row, settlement
+        return self._row(call_id), settlement
+
+    def _row(self, call_id: str) -> LedgerRow:
+        with open_reader(self._relay.ledger) as reader:
+            (row,) = reader.rows(f"{SELECT_ROWS_SQL} WHERE id = '{call_id}'")
+            return row_of(row)
 
     async def _serve(self, world: World) -> None:
         provider = ProviderSettings(

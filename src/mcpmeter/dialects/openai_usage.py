@@ -17,6 +17,7 @@ from mcpmeter.records import STANDARD, Conditions, Usage, UsageItem
 PROMPT_DETAILS: Final = tuple(f"{name}_details." for name in ("prompt_tokens", "input_tokens", "prompt_token"))
 COMPLETION_DETAILS: Final = tuple(f"{name}_details." for name in ("completion_tokens", "output_tokens"))
 BARE: Final = frozenset(("prompt_tokens", "completion_tokens", "total_tokens"))
+BILLED: Final = BARE - {"total_tokens"}
 MODALITIES: Final = ("audio", "image", "video")
 LIFETIMES: Final = ("5m", "30m", "1h", "12h")
 PLAIN_ITEMS: Final = frozenset(("prompt", "cached_read", "cache_write", "completion", "reasoning"))
@@ -165,7 +166,7 @@ def usage_of(value: Any, table: Table = TABLE, *, has_completion: bool = True) -
     prompt, completion, total = map(counts.get, ("prompt_tokens", "completion_tokens", "total_tokens"))
     if not has_completion:
         prompt, completion = (total if prompt is None else prompt), 0
-    if prompt is None or (completion is None and total is None) or not BARE.isdisjoint(reading.invalid):
+    if prompt is None or (completion is None and total is None) or not BILLED.isdisjoint(reading.invalid):
         return None, True
     if completion is None:
         completion = max(0, (total or 0) - prompt)

@@ -111,8 +111,9 @@ def _begins_entry(item: UsageItem, last: Sequence[UsageItem]) -> bool:
 
 
 def _draft(item: UsageItem, rates: Rates | None, prompt_tokens: int) -> _Draft:
-    if (known := ITEMS.get(item.item)) is not None and known.is_free:
-        return _Draft(item, 0, "0")
+    known = ITEMS.get(item.item)
+    if known is not None and known.is_free and rates is not None:
+        return _Draft(item, 0, "0", rates.list_name)
     price = None if rates is None or known is None else rates.band(prompt_tokens).price(item.item)
     if price is None or rates is None:
         return _Draft(item)
