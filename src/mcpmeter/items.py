@@ -56,6 +56,8 @@ _TOKENS: Final = {
 }
 _UNITS: Final = {
     "request": Item("beside", "other", "request"),
+    "request_low": Item("beside", "other", "request", like="request"),
+    "request_medium": Item("beside", "other", "request", like="request"),
     "web_search": Item("beside", "tool_fee", "search"),
     "web_search_preview": Item("beside", "tool_fee", "search", like="web_search"),
     "social_search": Item("beside", "tool_fee", "search"),

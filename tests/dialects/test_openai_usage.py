@@ -301,9 +301,14 @@ def test_perplexitys_reasoning_and_citations_stand_beside():
         "reasoning": 73997,
         "citation": 20016,
         "web_search": 18,
-        "request": 1,
+        "request_low": 1,
     }
     assert (usage.completion_tokens, usage.unknown) == (7163 + 73997, ())
+
+
+def test_a_total_of_another_type_hides_no_count():
+    usage = chat(base(total_tokens="1500")).usage
+    assert (counts(usage), tally(usage.unknown)) == ((1000, 500, 0, 0, 0), {"total_tokens": 1})
 
 
 def test_a_searching_response_of_perplexity():

@@ -78,6 +78,15 @@ def test_an_item_without_a_price_is_a_line_and_the_others_count() -> None:
     ]
 
 
+def test_tokens_that_are_not_billed_cost_nothing() -> None:
+    found = charge("claude-opus-5-5", usage_of(U("prompt_unbilled", 1200), U("completion_unbilled", 1)))
+    assert (found.nanousd, found.source) == (0, "listed")
+    assert [(line.item, line.quantity, line.nanousd) for line in found.lines] == [
+        ("prompt_unbilled", 1200, 0),
+        ("completion_unbilled", 1, 0),
+    ]
+
+
 @pytest.mark.parametrize(
     ("name", "quantity", "fallback"),
     [

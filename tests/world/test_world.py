@@ -95,9 +95,7 @@ async def meter(
 
 
 @pytest.mark.parametrize(("world", "body"), BODIES)
-async def test_costs_what_the_page_says(
-    meter: Meter, clock: time_machine.Traveller, world: World, body: Body
-) -> None:
+async def test_costs_what_the_page_says(meter: Meter, clock: time_machine.Traveller, world: World, body: Body) -> None:
     clock.move_to(body.at, tick=True)
     row, settlement = await meter.row_of(world, body)
     charge = settlement.charge

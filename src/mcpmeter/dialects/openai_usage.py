@@ -32,6 +32,9 @@ SECOND_NAMES: Final = MappingProxyType(
 )
 """Counts that are read in an item's place."""
 
+REQUESTS: Final = MappingProxyType({"low": "request_low", "medium": "request_medium"})
+"""Perplexity's fee for a request, by the size of its search context; the largest has the list's price of a request."""
+
 PRICED_AS_STANDARD: Final = frozenset(
     ("", "default", "auto", "standard", "on_demand", "global", "not_available", "none", "null")
 )
@@ -308,8 +311,9 @@ class _Composition:
         for name, quantity in self._counts.items():
             if quantity and name in ITEMS and ITEMS[name].side == "beside":
                 self._items[name] = quantity
-        if "search_context_size" in self._reading.texts:
-            self._items["request"] = 1  # Perplexity's fee per request depends on it
+        size = self._reading.texts.get("search_context_size")
+        if size is not None:
+            self._items[REQUESTS.get(size, "request")] = 1
 
     def _take(self, pools: dict[str, int], pool: str, quantity: int, name: str) -> int:
         taken = min(quantity, pools[pool])

@@ -127,7 +127,7 @@ def _named(missing: Iterable[str], model: str) -> dict[UsageItem, None]:
 
 
 def _request_fee(usage: Usage, rates: Rates) -> _Draft | None:
-    if not rates.request or any(item.item == "request" for item in usage.items):
+    if not rates.request or any(item.item.startswith("request") for item in usage.items):
         return None
     return _draft(UsageItem("request", 1), rates, usage.prompt_tokens)
 
