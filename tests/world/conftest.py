@@ -1,3 +1,5 @@
 """The loop of the tests in this folder."""
 
-from tests.integration.conftest import pytest_asyncio_loop_factories as pytest_asyncio_loop_factories
+from tests.integration import conftest
+
+pytest_asyncio_loop_factories = conftest.pytest_asyncio_loop_factories
