@@ -15,6 +15,7 @@ from tests.dialects.cases import STREAMING
 from tests.http.fakes import Transport, cycle_on
 
 from mcpmeter.dialects.base import ResponseInfo, merge
+from mcpmeter.dialects.gemini_generate import GeminiGenerate
 from mcpmeter.dialects.openai_chat import OpenAiChat
 from mcpmeter.dialects.sse import split_events
 from mcpmeter.http.memory import Hold, MemoryBudget
@@ -113,6 +114,36 @@ def test_a_stream_in_any_pieces_keeps_bytes_and_usage(name, places, withhold):
     data = (GOLDEN / name).read_bytes()
     edges = [0, *sorted(place for place in places if place < len(data)), len(data)]
     check(name, [data[a:b] for a, b in itertools.pairwise(edges)], withhold=withhold)
+
+
+@pytest.mark.parametrize(
+    ("dialect", "events"),
+    [
+        (
+            GeminiGenerate(),
+            [
+                b'data: {"candidates":[{"content":{"parts":[{"functionCall":{"args":{"error":""}}}]}}]}\n\n',
+                b'data: \n\n{"candidates":[{"finishReason":"STOP"}],"usageMetadata":{"promptTokenCount":6}}\n\n',
+            ],
+        ),
+        (
+            OpenAiChat(),
+            [
+                b'dat: {"usage":1}\n\n',
+                b'data: {"choices":[{"delta":{},"finish_reason":"stop"}],'
+                b'"usage":{"prompt_tokens":4,"completion_tokens":2}}\n\n',
+            ],
+        ),
+    ],
+    ids=["an error's name in an argument", "a usage's name in a line that is no data"],
+)
+def test_what_an_event_reports_does_not_depend_on_others_of_its_block(dialect, events):
+    def outcome(pieces):
+        tee = StreamTee(dialect, withhold_usage=True)
+        passed = b"".join(map(tee.feed, pieces)) + tee.finish()
+        return passed, tee.read, tee.counted
+
+    assert outcome(events) == outcome([b"".join(events)])
 
 
 def test_only_usage_that_the_relay_requested_is_withheld():

@@ -221,7 +221,7 @@ def _events(block: bytes, *marks: bytes) -> Iterator[_Response]:
     payloads = sse.payloads(block)
     if b'"error"' in block:
         # Google breaks a stream off with an error object that stands outside any event.
-        payloads += map(sse.lines_outside_events, sse.split_events(block))
+        payloads += (sse.lines_outside_events(event) for event in sse.split_events(block) if b'"error"' in event)
     for payload in payloads:
         if not any(mark in payload for mark in marks):
             continue

@@ -205,8 +205,13 @@ class StreamTee:
         for event in sse.split_events(block):
             if not self._dialect.only_usage(event):
                 kept.append(event if self._usage_seen else self._dialect.without_usage(event))
-                self._usage_seen = self._usage_seen or b'"usage"' in event
+                self._usage_seen = self._usage_seen or self._reports_usage(event)
         return b"".join(kept)
+
+    def _reports_usage(self, event: bytes) -> bool:
+        # By itself, since it may have arrived in a block with others.
+        info = self._read_events(event)
+        return info is not None and (info.usage is not None or info.bad_usage)
 
     def _hold_back_end(self, block: bytes) -> bytes:
         events = sse.split_events(block)
