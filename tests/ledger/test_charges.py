@@ -166,6 +166,8 @@ def calls_and_charges(draw):
     lines = draw(st.lists(st.builds(ChargeLine, ITEM_NAMES, st.integers(0, 10**6), AMOUNTS, model=MODELS), max_size=7))
     unknown = draw(st.lists(st.builds(UsageItem, st.sampled_from(["a.b", "usage.invented"]), st.integers(1, 9))))
     source = draw(st.sampled_from(["listed", "reported", "unpriced"]))
+    if source == "unpriced":  # then no line has a price
+        lines = [msgspec.structs.replace(line, nanousd=None) for line in lines]
     added = sum(line.nanousd or 0 for line in lines)
     cost = 0 if source == "unpriced" else added + (draw(st.integers(0, 99)) if source == "reported" or not lines else 0)
     tokens = {"prompt": 0, "completion": 0, "beside": 0}

@@ -215,7 +215,11 @@ def test_items_cost_the_same_as_in_the_library(which: tuple[Provider, ModelInfo]
     usage = usage_of_items(priced)
     charge = BOOK.charge(provider.id, model.id, usage, unix_ns(NOW))
     assume(charge.source == "listed")
-    assert charge.nanousd == round(library_cost(provider, model, priced))
+    try:
+        in_library = library_cost(provider, model, priced)
+    except ValueError:  # it has no sum for some sets of items, such as a picture beside a cached read
+        assume(condition=False)
+    assert charge.nanousd == round(in_library)
     assert sum(line.nanousd or 0 for line in charge.lines) == charge.nanousd
 
 

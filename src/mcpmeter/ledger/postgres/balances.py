@@ -216,7 +216,9 @@ async def _reserve_for_open_calls(db: Db, reservation: Reservation) -> int:
 
 async def burn_nanousd(db: Db, reservation: Reservation, since_ns: int, until_ns: int) -> int:
     """The budgeted cost of settled calls in a reservation's scope that started in [since, until)."""
-    return await _spent(db, reservation, scope_values(reservation, since_ns, until_ns))
+    return await _spent(
+        db, msgspec.structs.replace(reservation, unit="nanousd"), scope_values(reservation, since_ns, until_ns)
+    )
 
 
 async def _spent(db: Db, reservation: Reservation, values: tuple[int | str, ...]) -> int:

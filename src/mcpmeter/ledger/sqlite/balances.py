@@ -141,7 +141,9 @@ def _reserve_for_open_calls(db: apsw.Connection, reservation: Reservation) -> in
 
 def burn_nanousd(db: apsw.Connection, reservation: Reservation, since_ns: int, until_ns: int) -> int:
     """The budgeted cost of settled calls in a reservation's scope that started in [since, until)."""
-    return _spent(db, reservation, scope_values(reservation, since_ns, until_ns))
+    return _spent(
+        db, msgspec.structs.replace(reservation, unit="nanousd"), scope_values(reservation, since_ns, until_ns)
+    )
 
 
 def _spent(db: apsw.Connection, reservation: Reservation, values: tuple[int | str, ...]) -> int:
