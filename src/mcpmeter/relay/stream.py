@@ -203,9 +203,12 @@ class StreamTee:
         """
         kept: list[bytes] = []
         for event in sse.split_events(block):
-            if not self._dialect.only_usage(event):
-                kept.append(event if self._usage_seen else self._dialect.without_usage(event))
-                self._usage_seen = self._usage_seen or self._reports_usage(event)
+            if self._dialect.only_usage(event):
+                continue
+            if not self._usage_seen and self._reports_usage(event):
+                self._usage_seen = True
+                event = self._dialect.without_usage(event)  # noqa: PLW2901
+            kept.append(event)
         return b"".join(kept)
 
     def _reports_usage(self, event: bytes) -> bool:
