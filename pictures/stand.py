@@ -45,6 +45,7 @@ PRICES: Final = {
 ODD_CALLS: Final[tuple[Mapping[str, Any], ...]] = (
     {"model": "llama-of-our-own"},
     {"model": "gpt-4.1", "metadata": {"simulate": "usage=missing"}},
+    {"model": "gpt-4.1", "metadata": {"simulate": "usage=invented"}},
     {"model": "deepseek-v3.2", "metadata": {"simulate": "cached_tokens=40,reasoning_tokens=20,completion_tokens=90"}},
     {"model": "deepseek-v3.2", "metadata": {"simulate": "completion_tokens=0"}},
     {"model": "claude-sonnet-4.5", "metadata": {"simulate": "refusal=true"}},

@@ -26,7 +26,18 @@ from mcpmeter.ledger.store import RowRefused, SettlementConflict, Store
 from mcpmeter.ledger.write_queue import fail, resolve
 from mcpmeter.meter import CallIds, CallResult, Meter, OpenCall, SettledTwice, new_call_id
 from mcpmeter.metrics.recorder import Recorder
-from mcpmeter.records import Call, Charge, Key, LedgerRow, LlmTarget, McpTarget, Settlement, Usage
+from mcpmeter.records import (
+    Call,
+    Charge,
+    Key,
+    LedgerRow,
+    LlmTarget,
+    McpTarget,
+    ObjectState,
+    ProviderObject,
+    Settlement,
+    Usage,
+)
 
 TARGET = LlmTarget(provider="holysheep", model="gpt-4.1", stream=True, prompt_tokens_estimate=11)
 USAGE = Usage(prompt_tokens=10, completion_tokens=5, source="reported")
@@ -90,6 +101,21 @@ class MemoryStore:
         if self.settled.setdefault(settlement.call.id, settlement) != settlement:
             raise SettlementConflict("The row was settled with another payload.")
 
+    async def add_object(self, kept: ProviderObject) -> None:
+        raise NotImplementedError
+
+    async def find_object(self, object_id: str, team: str) -> ProviderObject | None:
+        raise NotImplementedError
+
+    async def end_object(self, kept: ProviderObject, state: ObjectState, at_ns: int) -> None:
+        raise NotImplementedError
+
+    async def pending_objects(self) -> Sequence[tuple[ProviderObject, LedgerRow]]:
+        raise NotImplementedError
+
+    async def row_of_call(self, call_id: str) -> LedgerRow | None:
+        raise NotImplementedError
+
     async def left_open(self) -> Sequence[LedgerRow]:
         return [row for row in self.left if row.id not in self.settled]
 
@@ -124,7 +150,14 @@ class Prices:
         self.charged: list[tuple[LlmTarget, str, Usage, int, int | None]] = []
 
     def charge_for(
-        self, target: LlmTarget, response_model: str, usage: Usage, at_ns: int, reported_nanousd: int | None
+        self,
+        target: LlmTarget,
+        response_model: str,
+        usage: Usage,
+        at_ns: int,
+        reported_nanousd: int | None,
+        *,
+        reported_is_part: bool = False,
     ) -> Charge:
         self.charged.append((target, response_model, usage, at_ns, reported_nanousd))
         nanousd = usage.prompt_tokens + usage.completion_tokens

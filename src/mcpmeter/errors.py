@@ -11,6 +11,8 @@ MeterError
 │   │   ├── UnsupportedTransferEncoding  501
 │   │   ├── RouteNotFound        404
 │   │   ├── MethodNotAllowed     405
+│   │   ├── CallNotFound         404
+│   │   ├── ResponseNotFound     404
 │   │   ├── KeyNotFound          404
 │   │   └── KeyConfigured        409
 │   ├── NotAuthenticated         401   auth_error
@@ -23,6 +25,7 @@ MeterError
 │   ├── InvalidUpstreamResponse  502
 │   ├── UpstreamResponseTooLarge 502
 │   ├── UpstreamDisconnected     502
+│   ├── BackgroundLost           502
 │   ├── UpstreamUnreachable      502   upstream_unreachable
 │   ├── UpstreamTimedOut         504   upstream_timeout
 │   └── UpstreamRateLimited      429   upstream_rate_limited
@@ -163,6 +166,20 @@ class MethodNotAllowed(InvalidRequest):
     jsonrpc_code = -32601
 
 
+class CallNotFound(InvalidRequest):
+    """The ledger has no call with this ID that the caller may see."""
+
+    id = "call_not_found"
+    http_status = 404
+
+
+class ResponseNotFound(InvalidRequest):
+    """No background response of this id was made by the caller's team, or the provider no longer has it."""
+
+    id = "response_not_found"
+    http_status = 404
+
+
 class KeyNotFound(InvalidRequest):
     """No key has this ID."""
 
@@ -227,7 +244,7 @@ class UpstreamFault(MeterError):
 
 
 class UpstreamRefusedAccount(UpstreamFault):
-    """The provider refused the relay's own credential (401, 402 or 403): for the operator to fix, never the client."""
+    """The provider refused the relay's own credential, credit or rights: for the operator to fix, never the client."""
 
     id = "upstream_refused_account"
 
@@ -248,6 +265,12 @@ class UpstreamDisconnected(UpstreamFault):
     """The provider closed the connection before its response was complete."""
 
     id = "upstream_broke"
+
+
+class BackgroundLost(UpstreamFault):
+    """A background response whose usage the provider can no longer report; settled at its reservation."""
+
+    id = "background_lost"
 
 
 class UpstreamUnreachable(UpstreamFault):

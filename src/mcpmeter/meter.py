@@ -12,6 +12,7 @@ import os
 import sys
 import time
 from collections import deque
+from collections.abc import Awaitable
 from itertools import filterfalse
 from operator import methodcaller
 from typing import Final, Protocol
@@ -24,7 +25,7 @@ from mcpmeter.catalog import service
 from mcpmeter.errors import LedgerUnavailable, MeterError, ServiceFault
 from mcpmeter.ledger.store import InsufficientBudget, RowRefused, SettlementConflict, Store
 from mcpmeter.metrics.recorder import Recorder
-from mcpmeter.records import Call, Charge, LedgerRow, LlmTarget, McpTarget, Outcome, Settlement, Usage
+from mcpmeter.records import Call, Charge, LedgerRow, LlmTarget, McpTarget, Outcome, Reservation, Settlement, Usage
 
 _RANDOM_BYTES: Final = 10
 _IDS_PER_BLOCK: Final = 64
@@ -45,9 +46,22 @@ class Prices(Protocol):
     """What a call costs; `pricing.PriceBook` in the relay."""
 
     def charge_for(
-        self, target: LlmTarget, response_model: str, usage: Usage, at_ns: int, reported_nanousd: int | None
+        self,
+        target: LlmTarget,
+        response_model: str,
+        usage: Usage,
+        at_ns: int,
+        reported_nanousd: int | None,
+        *,
+        reported_is_part: bool = False,
     ) -> Charge:
-        """The charge of a call at `at_ns` (Unix ns), of which the provider may have reported the cost."""
+        """The charge of a call at `at_ns` (Unix ns), of which the provider may have reported the cost, or a part."""
+
+
+class Postings(Protocol):
+    """What the budgets of single models get of a charge; `budgets.Limits.postings` in the relay."""
+
+    def __call__(self, call: Call, charge: Charge) -> tuple[Reservation, ...]: ...
 
 
 class Pending(Protocol):
@@ -116,21 +130,35 @@ class CallResult(msgspec.Struct, frozen=True, kw_only=True):
     is_refusal: bool = False
     is_empty: bool = False
     reported_nanousd: int | None = None
+    reported_is_part: bool = False
+    """The reported cost is a fee beside what the list has."""
     upstream_status: int = 0
     upstream_request_id: str = ""
     time_to_first_chunk_ns: int = 0
     chunks: int = 0
+    object_id: str = ""
+    """The provider's id of the response."""
+    is_pending: bool = False
+    """The provider has taken the call and has not completed it."""
+
+
+class Deferral(Protocol):
+    """Decides when a call is settled whose provider may work on after its response."""
+
+    def settle(self, opened: OpenCall, result: CallResult) -> Awaitable[Settlement]:
+        """Settle the call, or put that off."""
 
 
 class OpenCall:
     """A call between its opening and its one settlement."""
 
-    __slots__ = ("_meter", "_written", "call", "settlement", "started_ns")
+    __slots__ = ("_meter", "_written", "call", "deferral", "settlement", "started_ns")
 
     def __init__(self, meter: Meter, call: Call, started_ns: int) -> None:
         self.call = call
         self.started_ns = started_ns
         self.settlement: Settlement | None = None
+        self.deferral: Deferral | None = None
         self._meter = meter
         self._written = False
 
@@ -180,6 +208,8 @@ class OpenCall:
         Raises LedgerUnavailable if neither took it, and the call is counted as our failure, without tokens or cost.
         These are counted if it becomes durable later. A row that the ledger refuses stays open to be recovered.
         """
+        if self.deferral is not None:
+            return await self.deferral.settle(self, result)
         settlement = self._settlement(result)
         meter = self._meter
         if meter.store is not None and self._written:
@@ -192,6 +222,17 @@ class OpenCall:
                 await self._settle_elsewhere(settlement, fault)
         meter.recorder.settle(settlement)
         return settlement
+
+    def defer(self, result: CallResult) -> Settlement:
+        """Count the request and leave the row open: `Meter.settle_late` settles it."""
+        if self.settlement is not None:
+            raise SettledTwice(f"Call {self.call.id} was settled before.")
+        counted = structs.replace(result, usage=None, reported_nanousd=None, missing_reason="")
+        settlement = self._meter.make_settlement(self.call, counted, self.elapsed_ns())
+        self.settlement = structs.replace(settlement, is_pending=True)
+        # Without the model call, which is counted with its tokens once they are known.
+        self._meter.recorder.settle(structs.replace(settlement, call=structs.replace(self.call, llm=None)))
+        return self.settlement
 
     async def _settle_elsewhere(self, settlement: Settlement, fault: Exception) -> None:
         """Keep a settlement that the ledger did not take, unless it refuses the row. Raises LedgerUnavailable."""
@@ -296,6 +337,8 @@ class Meter:
         self.store = store
         self.prices = prices
         self.pending = pending
+        self.postings: Postings | None = None
+        """Splits the charge of a call that several models are billed for; budgets of single models need it."""
         self._deadlines = SettleDeadlines(settle_seconds)
         self.requests_counted: set[str] = set()
         """Calls that are counted as requests while their rows, which could not be settled, wait for recovery."""
@@ -351,8 +394,14 @@ class Meter:
                 charge = Charge(reported_nanousd=result.reported_nanousd)
             else:
                 charge = self.prices.charge_for(
-                    call.llm, result.response_model, usage, call.started_at_ns, result.reported_nanousd
+                    call.llm,
+                    result.response_model,
+                    usage,
+                    call.started_at_ns,
+                    result.reported_nanousd,
+                    reported_is_part=result.reported_is_part,
                 )
+        postings = self.postings(call, charge) if self.postings is not None and charge and charge.lines else ()
         error_type = result.error_type or (error.error_type if error else "")
         return Settlement(
             call=call,
@@ -375,7 +424,25 @@ class Meter:
             time_to_first_chunk_ns=result.time_to_first_chunk_ns,
             chunks=result.chunks,
             missing_reason=result.missing_reason,
+            postings=postings,
         )
+
+    async def settle_late(self, call: Call, result: CallResult, *, reserved_nanousd: int = 0) -> Settlement | None:
+        """Settle a deferred call, whose request is counted. None if it was settled by another way.
+
+        `reserved_nanousd` is what budgets get of it at least. Raises LedgerUnavailable; then it can be tried again.
+        """
+        if self.store is None:
+            return None
+        settlement = self.make_settlement(call, result, max(0, time.time_ns() - call.started_at_ns))
+        if reserved_nanousd and settlement.charge is not None:
+            settlement = structs.replace(settlement, charge=_kept_reserved(settlement.charge, reserved_nanousd))
+        try:
+            await self.store.settle(settlement)
+        except SettlementConflict:
+            return None
+        self.recorder.settle(settlement, request_counted=True)
+        return settlement
 
     async def recover(self) -> int:
         """Settle the rows that an earlier process left open. Returns how many.
@@ -388,7 +455,7 @@ class Meter:
         for row in rows:
             if self.pending is not None and row.id in self.pending:
                 continue  # its true figures are known
-            settlement = self.make_settlement(_call_of(row), _recovered(row), 0)
+            settlement = self.make_settlement(call_of(row), _recovered(row), 0)
             request_counted = row.id in self.requests_counted
             try:
                 await self.store.settle(settlement)
@@ -407,6 +474,12 @@ class Meter:
         self.recorder.settle(settlement, request_counted=True)
 
 
+def _kept_reserved(charge: Charge, reserved_nanousd: int) -> Charge:
+    """The charge with what budgets keep of a reservation beside it: it bounds the true cost, and no list has that."""
+    beside = reserved_nanousd - charge.nanousd
+    return structs.replace(charge, fallback_nanousd=max(beside, charge.fallback_nanousd))
+
+
 def _recovered(row: LedgerRow) -> CallResult:
     return CallResult(
         status="500",
@@ -417,13 +490,15 @@ def _recovered(row: LedgerRow) -> CallResult:
     )
 
 
-def _call_of(row: LedgerRow) -> Call:
+def call_of(row: LedgerRow) -> Call:
+    """The call of a row, as far as its settlement needs it."""
     return Call(
         id=row.id,
         started_at_ns=row.started_at_ns,
         endpoint=row.endpoint,
         method=row.method,
         team=row.team,
+        project=row.project,
         key_id=row.key_id,
         parent_id=row.parent_id,
         trace_id=row.trace_id,

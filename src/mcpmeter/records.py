@@ -10,6 +10,8 @@ from typing import Final, Literal
 
 import msgspec
 
+from mcpmeter.items import ITEMS
+
 TokenSource = Literal["reported", "estimated", "partial", "missing"]
 """Origin of token counts: the provider's own usage; our estimate of a complete response; our estimate of what was
 delivered before the response broke off; unknown."""
@@ -45,12 +47,48 @@ AuditAction = Literal[
 AuditOutcome = Literal["done", "refused"]
 """`refused`: the act was not allowed, or its input was invalid; nothing was changed."""
 
+ObjectKind = Literal["response", "batch", "file"]
+"""What a provider keeps: a response that it works on in the background; batches and their files."""
+
+ObjectState = Literal["pending", "settled", "lost"]
+"""Of the call that made an object: followed until its usage is known; settled; settled at its reservation, since the
+provider no longer knows the object or did not end it in time."""
+
 Transport = Literal["tcp", "pipe", "inproc"]
 """OpenTelemetry's `network.transport`: HTTP is tcp, stdio is pipe, a client in the same process is inproc."""
 
 
+class UsageItem(msgspec.Struct, frozen=True, gc=False, array_like=True):
+    """A quantity of one thing that a provider bills by."""
+
+    item: str
+    """A name of `items.ITEMS`; of an unknown item, the path of its field as the provider writes it."""
+    quantity: int
+    """In the item's unit."""
+    model: str = ""
+    """The model that it is billed at; empty for the call's own."""
+
+
+class Conditions(msgspec.Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
+    """What a price depends on beside model, date and size; all empty for the standard price."""
+
+    tier: str = ""
+    """The service tier that served the call: `flex`, `priority`, `ultrafast`, `scale`, `provisioned`, …"""
+    speed: str = ""
+    """`fast`, as Anthropic's `usage.speed` names it."""
+    region: str = ""
+    """The geography that the call was bound to: `us`, `eu`, …"""
+    completion_window: str = ""
+    """`2h`, `8h`, `24h`: the time within which the provider may complete the call."""
+    batch: bool = False
+
+
+STANDARD: Final = Conditions()
+"""Of a call at the standard price."""
+
+
 class Usage(msgspec.Struct, frozen=True, gc=False, kw_only=True):
-    """Tokens of one call. The four details are parts of the totals, never added to them."""
+    """What one call used. The four details are parts of the totals, never added to them."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -59,6 +97,29 @@ class Usage(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     reasoning_tokens: int = 0
     audio_tokens: int = 0
     source: TokenSource = "missing"
+    items: tuple[UsageItem, ...] = ()
+    """Everything that is billed, in disjoint parts; empty if the counts above say it all: a cache write of the default
+    time to live, no modality but text, nothing but tokens, one model."""
+    unknown: tuple[UsageItem, ...] = ()
+    """What the provider reports and no table knows. It has no price, and is counted."""
+    conditions: Conditions = STANDARD
+
+
+class ChargeLine(msgspec.Struct, frozen=True, gc=False, array_like=True):
+    """One line of a charge. The lines of a call add up to its cost."""
+
+    item: str
+    quantity: int
+    """In the item's unit."""
+    nanousd: int | None
+    """None: no price is known, and the line is counted as an unpriced item."""
+    unit_price: str = ""
+    """US dollars per unit as the list prints them (`2.50/Mtok`, `10/1000`), with what multiplies them; for display."""
+    price_list: str = ""
+    """The list and its date."""
+    source: CostSource = "unpriced"
+    model: str = ""
+    """The model that it is billed at; empty for the call's own."""
 
 
 class Charge(msgspec.Struct, frozen=True, gc=False, kw_only=True):
@@ -74,8 +135,45 @@ class Charge(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """The cost by the price list, also of a call whose cost was reported."""
     unpriced_reason: UnpricedReason = ""
     fallback_nanousd: int = 0
-    """An unpriced call at the configured fallback price. Budgets count it, so that such a call is limited too; it is
-    not a cost, and no report adds it to one."""
+    """What has no price, at the configured fallback price: an unpriced call, or the unpriced lines of a priced one.
+    Budgets count it, so that such a call is limited too; it is not a cost, and no report adds it to one."""
+    completion_nanousd: int = 0
+    """The part of a cost without lines that its completion takes; its prompt takes the rest."""
+    lines: tuple[ChargeLine, ...] = ()
+    """The cost line by line; empty if it is prompt and completion alone, at the standard price."""
+
+
+def unknown_items(usage: Usage, charge: Charge) -> list[UsageItem]:
+    """What no table knows: fields that the provider reports, and conditions that no price list has."""
+    lines = (UsageItem(line.item, line.quantity, line.model) for line in charge.lines if _is_unknown(line))
+    return list({(item.item, item.model): item for item in (*usage.unknown, *lines)}.values())
+
+
+def unpriced_items(usage: Usage, charge: Charge) -> list[str]:
+    """What of a call has no price, by name. An unpriced call counts as a whole, so only unknown items are named."""
+    lines = () if charge.source == "unpriced" else charge.lines
+    known = [line.item for line in lines if line.nanousd is None and not _is_unknown(line)]
+    return known + [item.item for item in unknown_items(usage, charge)]
+
+
+def _is_unknown(line: ChargeLine) -> bool:
+    return line.nanousd is None and line.item not in ITEMS
+
+
+def lines_that_add_up(charge: Charge) -> tuple[ChargeLine, ...]:
+    """The lines of a charge, without unknown items; they add up to its cost whatever made them.
+
+    Those of an unpriced call have no amount. What a reported cost has beyond its lines is a line of its own; if it is
+    less than they are, they explain nothing, and it is the only line.
+    """
+    lines = tuple([line for line in charge.lines if not _is_unknown(line)])
+    if charge.source == "unpriced":
+        return tuple([msgspec.structs.replace(line, nanousd=None) for line in lines])
+    rest = charge.nanousd - sum(line.nanousd or 0 for line in lines)
+    if not rest or not lines:
+        return lines
+    unexplained = ChargeLine("reported_cost", 1, rest if rest > 0 else charge.nanousd, source=charge.source)
+    return (*lines, unexplained) if rest > 0 else (unexplained,)
 
 
 class Scope(msgspec.Struct, frozen=True, gc=False, kw_only=True):
@@ -85,6 +183,21 @@ class Scope(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     project: str = ""
     key_id: str = ""
     model: str = ""
+
+
+class AddedCall(msgspec.Struct, frozen=True, gc=False, kw_only=True):
+    """A model call that a provider may make beyond, or instead of, the one that a request names."""
+
+    model: str = ""
+    """Empty for the call's own."""
+    times: int = 1
+    """At most; 0 if the request sets no bound."""
+    max_completion_tokens: int | None = None
+    """None if the request sets no limit."""
+    by_reference: bool = False
+    """Its prompt may fill the model's context window; otherwise it is the call's own."""
+    is_instead: bool = False
+    """Only one of the models answers, and is billed."""
 
 
 class Reservation(msgspec.Struct, frozen=True, gc=False, kw_only=True):
@@ -104,6 +217,8 @@ class Reservation(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """False: the balance may exceed its limit, which is reported only."""
     scope: Scope = Scope()
     """Selects the calls that were settled before the balance existed and count into it."""
+    answered_by: str = ""
+    """The model that has to answer for the call to be posted; empty for any. Set if the call may go to several."""
 
 
 class Balance(msgspec.Struct, frozen=True, kw_only=True):
@@ -223,6 +338,35 @@ class Settlement(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """Output chunks delivered by a stream."""
     missing_reason: str = ""
     """Why usage was not reported, if it was not: `no_usage`, `client_gone`, `upstream_broke`, `crash`, …"""
+    postings: tuple[Reservation, ...] = ()
+    """What the budgets of single models get of a call that several models are billed for; empty for all other calls,
+    which post their cost to every balance that they reserved."""
+    is_pending: bool = False
+    """The provider works on after its response. The call's row stays open, and is settled later."""
+
+
+class ProviderObject(msgspec.Struct, frozen=True, kw_only=True):
+    """Something that a provider keeps for a team, as the ledger keeps who made it and which call pays for it."""
+
+    provider: str
+    id: str
+    """The provider's id: `resp_…`."""
+    kind: ObjectKind = "response"
+    call_id: str
+    team: str
+    project: str = ""
+    key_id: str = ""
+    """The key that made it. Keys rotate, so it is the team that may read it."""
+    credential_id: str
+    """The credential of ours that made it, as in `openai-1`: another account does not know the object."""
+    model: str
+    max_completion_tokens: int = 0
+    """The limit of the request, or the assumed one."""
+    conditions: Conditions = STANDARD
+    """As the request asks for them."""
+    created_at_ns: int
+    state: ObjectState = "pending"
+    settled_at_ns: int | None = None
 
 
 class Key(msgspec.Struct, frozen=True, kw_only=True):

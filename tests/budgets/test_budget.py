@@ -149,6 +149,12 @@ class TestRefusal:
         assert error.message.endswith("It is prepaid and does not reset.")
         assert "mcpmeter budgets top-up search --usd AMOUNT" in error.hint
 
+    def test_names_the_field_that_stands_for_a_prompt(self) -> None:
+        reservation = budget().reservation(2_000_000_000, NOON)
+        error = Budgets([budget()]).refusal(reservation, 1_000_000_000, ("image_url",))
+        assert "'image_url' can stand for as long a prompt as the model reads" in error.message
+        assert "relay.assumed_prompt_tokens" in error.hint
+
     def test_a_budget_removed_by_a_reload_still_refuses(self) -> None:
         error = Budgets().refusal(budget().reservation(2, NOON), 1)
         assert error.message.startswith("A budget has $0.000000001 left")

@@ -22,6 +22,7 @@ from pydantic import SecretStr
 from mcpmeter.catalog import ALL
 from mcpmeter.catalog import budget as budget_rows
 from mcpmeter.catalog import mcp as mcp_rows
+from mcpmeter.catalog import money as money_rows
 from mcpmeter.catalog import quota as quota_rows
 from mcpmeter.catalog import service as service_rows
 from mcpmeter.catalog import upstream as upstream_rows
@@ -49,12 +50,15 @@ JSON = {"content-type": "application/json", "accept": "application/json, text/ev
 NOT_MOVED_BY_A_HEALTHY_RELAY = {
     mcp_rows.CLIENT_OPERATION_DURATION.name: "fed by a proxy",
     service_rows.INTERNAL_FAULTS.name: "moves when the meter itself is broken",
+    service_rows.BACKGROUND_CALLS.name: "moves while a background response is pending",
     service_rows.SETTLEMENTS_PENDING.name: "moves while the ledger is away",
     service_rows.SETTLEMENTS_UNWRITTEN.name: "moves when neither ledger nor pending file can be written",
     service_rows.SETTLEMENTS_REJECTED.name: "moves when the ledger refuses what was pending",
     service_rows.LIMIT_REACHED.name: "moves when a limit is reached",
     upstream_rows.CIRCUIT_OPEN.name: "moves when a provider fails again and again",
+    upstream_rows.DISCONNECTS.name: "moves when a client disconnects before the end",
     upstream_rows.RETRIES.name: "moves when a route has another upstream",
+    money_rows.UNPRICED_ITEMS.name: "moves when a call has an item without a price",
     budget_rows.REFUSALS.name: "moves when a budget is exhausted",
     quota_rows.EXHAUSTION.name: "moves when a quota is used up before its reset",
 }

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from pathlib import Path
 
 import pytest
 from tests.acting import BY
+from tests.ledger.raw_rows import write_rows
 
 from mcpmeter.cli._group import run
+from mcpmeter.ledger.queries.reader import open_writer
 from mcpmeter.ledger.sqlite.store import SqliteStore
 from mcpmeter.records import Key
 
 SECRET = "sk-very-secret-q7Zk2vXw9LtRbN4mJcHs8d"
+DAY_NS = 86_400 * 10**9
 
 
 @pytest.fixture(autouse=True)
@@ -220,3 +224,24 @@ def test_live_checks_as_json_are_one_line_each(tmp_path: Path, capsys: pytest.Ca
 def test_addresses_of_services_need_live(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["check", "--prometheus", "http://127.0.0.1:9090"]) == 2
     assert "need --live" in capsys.readouterr().err
+
+
+def test_items_without_a_price_of_recent_calls_are_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "k")
+    ledger, now_ns = tmp_path / "state" / "ledger.db", time.time_ns()
+    ledger.parent.mkdir()
+    recent, old = {"id": "call_1", "started_at_ns": now_ns}, {"id": "call_2", "started_at_ns": now_ns - 8 * DAY_NS}
+    with open_writer(ledger):
+        pass
+    write_rows(ledger, [recent, old])
+    with open_writer(ledger) as writer:
+        for row, item in ((recent, "web_search"), (old, "image")):
+            lines = f'[["{item}",2,null]]'
+            values = (row["id"], row["started_at_ns"], lines, "[]", "{}", 1, 0, 0, None)
+            writer.execute(f"INSERT INTO charges VALUES ({', '.join('?' * 9)})", values)
+    assert run(["check"]) == 0
+    warnings = capsys.readouterr().err
+    assert "items without a price: web_search (1). Add their prices" in warnings
+    assert "image" not in warnings

@@ -39,9 +39,10 @@ OPENAI_FIELDS = ("prompt_tokens", "completion_tokens", "total_tokens", "prompt_c
 OPENAI_FIELDS += ("cached_tokens", "prompt_audio_seconds", "prompt_tokens_details", "completion_tokens_details")
 RESPONSES_FIELDS = ("input_tokens", "output_tokens", "total_tokens", "input_tokens_details", "output_tokens_details")
 ANTHROPIC_FIELDS = ("input_tokens", "output_tokens", "cache_read_input_tokens", "cache_creation_input_tokens")
-ANTHROPIC_FIELDS += ("output_tokens_details",)
+ANTHROPIC_FIELDS += ("output_tokens_details", "cache_creation", "server_tool_use", "iterations", "service_tier", "new")
 GEMINI_FIELDS = ("promptTokenCount", "candidatesTokenCount", "thoughtsTokenCount", "toolUsePromptTokenCount")
 GEMINI_FIELDS += ("totalTokenCount", "cachedContentTokenCount", "promptTokensDetails", "candidatesTokensDetails")
+GEMINI_FIELDS += ("cacheTokensDetails", "toolUsePromptTokensDetails", "billedToolCalls", "trafficType", "new")
 
 CASES = {
     "chat": Case(
@@ -103,3 +104,4 @@ def assert_fits(usage: Usage) -> None:
     assert 0 <= usage.cached_read_tokens + usage.cache_write_tokens <= usage.prompt_tokens
     assert 0 <= usage.reasoning_tokens <= usage.completion_tokens
     assert 0 <= usage.audio_tokens <= usage.prompt_tokens + usage.completion_tokens
+    assert all(item.quantity > 0 for item in (*usage.items, *usage.unknown))

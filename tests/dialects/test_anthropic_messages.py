@@ -45,8 +45,6 @@ def pass_through(pieces: list[bytes]) -> tuple[bytes, StreamTee]:
     "body",
     [
         b'{"content":"none"}',
-        b'{"content":[7]}',
-        b'{"content":[],"stop_reason":7}',
         b'{"type":"message"}',
         b'{"choices":[{}]}',
         b'{"content":[{}]',
@@ -107,14 +105,20 @@ def test_totals_are_read_as_reported_or_not_at_all(text, expected):
         ("{}", 0),
         ("null", 0),
         ("[]", 0),
-        ('{"thinking_tokens":-1}', 0),
-        ('{"thinking_tokens":"4"}', 0),
-        ('{"thinking_tokens":1.5}', 0),
+        ('{"thinking_tokens":4.0}', 4),
     ],
 )
 def test_thinking_stays_within_the_total_and_never_spoils_it(details, thinking):
     text = f'{{"input_tokens":1,"output_tokens":7,"output_tokens_details":{details}}}'
     assert usage_of(text) == reported(1, 7, reasoning_tokens=thinking)
+
+
+@pytest.mark.parametrize("thinking", ["-1", '"4"', "1.5"])
+def test_thinking_that_is_no_count_is_an_unknown_item(thinking):
+    text = f'{{"input_tokens":1,"output_tokens":7,"output_tokens_details":{{"thinking_tokens":{thinking}}}}}'
+    (usage, bad) = usage_of(text)
+    assert (usage.completion_tokens, usage.reasoning_tokens, bad) == (7, 0, False)
+    assert [item.item for item in usage.unknown] == ["output_tokens_details.thinking_tokens"]
 
 
 # Streams -------------------------------------------------------------------------------------------------------------
@@ -147,8 +151,9 @@ def test_nothing_delivered_is_nothing_though_one_is_announced():
         (['{"input_tokens":5,"output_tokens":1}', '{"output_tokens":-7}'], None, True),
         (['{"input_tokens":5,"output_tokens":1}', '{"output_tokens":"7"}'], None, True),
         (['{"input_tokens":NaN,"output_tokens":1}', '{"input_tokens":5,"output_tokens":7}'], (5, 7), False),
-        (['{"input_tokens":5,"output_tokens":1}', '{"input_tokens":0,"output_tokens":0}'], (0, 0), False),
-        (['{"input_tokens":5,"output_tokens":9}', '{"input_tokens":null,"output_tokens":7}'], (5, 7), False),
+        (['{"input_tokens":5,"output_tokens":1}', '{"input_tokens":0,"output_tokens":0}'], (5, 0), False),
+        (['{"input_tokens":5,"output_tokens":9}', '{"input_tokens":0,"output_tokens":0}'], (5, 9), False),
+        (['{"input_tokens":5,"output_tokens":9}', '{"input_tokens":null,"output_tokens":7}'], (5, 9), False),
     ],
 )
 def test_an_invalid_part_spoils_the_usage_until_a_valid_one(reported_usages, usage, bad):

@@ -10,8 +10,8 @@ import msgspec
 import pytest
 
 from mcpmeter import errors
+from mcpmeter.dialects import gemini
 from mcpmeter.dialects.base import UnreadableResponse
-from mcpmeter.dialects.gemini import read_usage
 from mcpmeter.dialects.gemini_generate import GeminiGenerate, GeminiGenerateArray
 from mcpmeter.dialects.json_body import MAX_MODEL_NAME_LENGTH
 from mcpmeter.dialects.sse import split_events
@@ -49,8 +49,7 @@ def test_an_arrays_count_is_final_unless_it_ends_in_an_error():
         b"[7]",
         b"[{}]",
         b'{"candidates":"none"}',
-        b'{"candidates":[{"finishReason":7}]}',
-        b'{"candidates":[{"content":{"parts":[7]}}]}',
+        b'{"candidates":{"finishReason":7}}',
         b'{"promptFeedback":{}}',
         b'{"choices":[{}]}',
         b'{"candidates":[{}]',
@@ -104,7 +103,8 @@ def test_a_response_without_text_or_call_is_empty(part, is_empty):
 
 
 def read(text: str) -> tuple[Usage | None, bool]:
-    return read_usage(msgspec.Raw(text.encode()))
+    counts, bad = gemini.counts_of(msgspec.Raw(text.encode()))
+    return gemini.usage_of(counts), bad
 
 
 def reported(prompt: int, completion: int, **details: int) -> tuple[Usage, bool]:
@@ -138,8 +138,6 @@ AUDIO = {"audio_tokens": 1}
             '{"promptTokenCount":5,"candidatesTokenCount":2,"thoughtsTokenCount":9}',
             reported(5, 11, reasoning_tokens=9),
         ),
-        ('{"promptTokenCount":5,"toolUsePromptTokenCount":30,"candidatesTokenCount":2}', reported(35, 2)),
-        ('{"promptTokenCount":5,"toolUsePromptTokenCount":30,"totalTokenCount":37}', reported(35, 2)),
         ('{"candidatesTokenCount":5}', BAD),
         ('{"totalTokenCount":5}', BAD),
         ('{"thoughtsTokenCount":5}', BAD),
@@ -159,24 +157,33 @@ def test_totals_are_read_as_reported_or_not_at_all(text, expected):
         ('"cachedContentTokenCount":4', {"cached_read_tokens": 4}),
         ('"cachedContentTokenCount":0', {}),
         ('"cachedContentTokenCount":99', {"cached_read_tokens": 10}),
-        ('"cachedContentTokenCount":-1', {}),
-        ('"cachedContentTokenCount":"4"', {}),
         ('"cachedContentTokenCount":null', {}),
         ('"promptTokensDetails":[{"modality":"TEXT","tokenCount":9},{"modality":"AUDIO"}]', {}),
-        ('"promptTokensDetails":[{"modality":"TEXT","tokenCount":9},{"modality":"AUDIO","tokenCount":1}]', AUDIO),
-        ('"promptTokensDetails":[{"modality":"AUDIO","tokenCount":99}]', {"audio_tokens": 10}),
-        ('"candidatesTokensDetails":[{"modality":"AUDIO","tokenCount":3}]', {"audio_tokens": 3}),
-        ('"candidatesTokensDetails":[{"modality":"AUDIO","tokenCount":99}]', {"audio_tokens": 5}),
-        ('"toolUsePromptTokensDetails":[{"modality":"AUDIO","tokenCount":2}]', {"audio_tokens": 2}),
         ('"promptTokensDetails":[{"modality":"AUDIO"}]', {}),
-        ('"promptTokensDetails":[{"modality":"AUDIO","tokenCount":-3}]', {}),
-        ('"promptTokensDetails":[{"modality":7,"tokenCount":3}]', {}),
-        ('"promptTokensDetails":{},"candidatesTokensDetails":7', {}),
+        ('"promptTokensDetails":{},"candidatesTokensDetails":[]', {}),
         ('"promptTokensDetails":null,"candidatesTokensDetails":null', {}),
     ],
 )
-def test_details_stay_within_the_totals_and_never_spoil_them(details, expected):
+def test_details_of_text_are_within_the_totals(details, expected):
     assert read(f'{{"promptTokenCount":10,"candidatesTokenCount":5,{details}}}') == reported(10, 5, **expected)
+
+
+@pytest.mark.parametrize(
+    ("details", "name"),
+    [
+        ('"cachedContentTokenCount":-1', "cachedContentTokenCount"),
+        ('"cachedContentTokenCount":"4"', "cachedContentTokenCount"),
+        (
+            '"promptTokensDetails":[{"modality":"AUDIO","tokenCount":-3}]',
+            "promptTokensDetails[AUDIO].tokenCount",
+        ),
+        ('"candidatesTokensDetails":7', "candidatesTokensDetails"),
+    ],
+)
+def test_a_detail_that_is_no_count_is_an_unknown_item(details, name):
+    (usage, bad) = read(f'{{"promptTokenCount":10,"candidatesTokenCount":5,{details}}}')
+    assert (usage.prompt_tokens, usage.completion_tokens, bad) == (10, 5, False)
+    assert [item.item for item in usage.unknown] == [name]
 
 
 # Streams -------------------------------------------------------------------------------------------------------------
@@ -194,13 +201,13 @@ def test_a_broken_stream_has_counted_tokens_but_is_not_final():
     [
         (['{"promptTokenCount":-1}', '{"promptTokenCount":5,"candidatesTokenCount":7}'], (5, 7), False),
         (['{"promptTokenCount":5,"candidatesTokenCount":7}', '{"promptTokenCount":"5"}'], None, True),
-        (['{"promptTokenCount":5,"candidatesTokenCount":9}', '{"promptTokenCount":5}'], (5, 0), False),
-        (['{"promptTokenCount":9,"totalTokenCount":9}', '{"promptTokenCount":5,"totalTokenCount":12}'], (5, 7), False),
+        (['{"promptTokenCount":5,"candidatesTokenCount":9}', '{"promptTokenCount":5}'], (5, 9), False),
+        (['{"promptTokenCount":9,"totalTokenCount":9}', '{"promptTokenCount":5,"totalTokenCount":12}'], (9, 3), False),
         (['{"promptTokenCount":5,"candidatesTokenCount":7}', "null"], None, False),
         (['{"promptTokenCount":NaN}', "null"], None, True),
     ],
 )
-def test_only_the_last_count_of_a_stream_counts(counts, usage, bad):
+def test_a_streams_last_count_is_final_and_none_falls(counts, usage, bad):
     first, last = counts
     _out, tee = pass_through(
         [

@@ -162,7 +162,7 @@ def test_a_providers_text_is_bounded_and_printable(name, body):
     assert (info.finish_reason, len(info.model)) == ("e?d?", 256)
 
 
-INVALID = ["-1", "1.5", "1.0", "1e400", "NaN", "Infinity", '"12"', "true", "[]", str(MAX_TOKENS + 1), "9" * 5000]
+INVALID = ["-1", "1.5", "1e400", "NaN", "Infinity", '"12"', "true", "[]", str(MAX_TOKENS + 1), "9" * 5000]
 
 
 @billed_dialects

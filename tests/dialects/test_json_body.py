@@ -45,6 +45,7 @@ def test_a_body_too_deep_for_counting_names_is_invalid():
         (b'{"a":NaN,"b":[Infinity,-Infinity]}', b'{"a": "NaN", "b": ["Infinity", "-Infinity"]}'),
         (b'{"a":"\\ud83d"}', b'{"a": "?"}'),
         (b'{"a":1e400,"b":0.10,"c":12}', b'{"a": "1e400", "b": "0.10", "c": 12}'),
+        (b'{"a":%b}' % (b"9" * 5000), b'{"a": "%b"}' % (b"9" * 5000)),
     ],
 )
 def test_lenient_json_becomes_strict_and_loses_no_digit(body, strict):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import msgspec
 import pytest
@@ -10,20 +11,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mcpmeter.dialects.json_body import fields_of, strict_json
-from mcpmeter.dialects.openai import MAX_AMOUNT_LENGTH, error_body, read_usage, reported_usd
+from mcpmeter.dialects.openai import MAX_AMOUNT_LENGTH, error_body, read_usage, reported_cost
 from mcpmeter.dialects.openai_chat import OpenAiChat
 from mcpmeter.dialects.openai_responses import OpenAiResponses
 from mcpmeter.errors import LedgerUnavailable, UpstreamDisconnected
 from mcpmeter.pricing import usd_to_nanousd
-from mcpmeter.records import Usage
+from mcpmeter.records import Usage, UsageItem
 
 
 def usage(text: str) -> tuple[Usage | None, bool]:
     return read_usage(msgspec.Raw(text.encode()))
 
 
-def reported(prompt: int, completion: int, **details: int) -> tuple[Usage, bool]:
-    return Usage(prompt_tokens=prompt, completion_tokens=completion, source="reported", **details), False
+def reported(prompt: int, completion: int, unknown: dict[str, int] | None = None, **details: Any) -> tuple[Usage, bool]:
+    items = tuple(UsageItem(path, quantity) for path, quantity in (unknown or {}).items())
+    return Usage(prompt_tokens=prompt, completion_tokens=completion, source="reported", unknown=items, **details), False
+
+
+def items(**quantities: int) -> tuple[UsageItem, ...]:
+    return tuple(UsageItem(name, quantity) for name, quantity in quantities.items())
 
 
 NONE = (None, False)
@@ -53,17 +59,20 @@ BAD = (None, True)
         (
             '{"prompt_tokens":9,"completion_tokens":8,"total_tokens":30,"completion_tokens_details":'
             '{"reasoning_tokens":6}}',
-            reported(9, 8, reasoning_tokens=6),
+            reported(9, 8, {"total_tokens": 13}, reasoning_tokens=6),
         ),
-        ('{"prompt_tokens":9,"completion_tokens":1,"total_tokens":103,"prompt_audio_seconds":7}', reported(9, 1)),
+        (
+            '{"prompt_tokens":9,"completion_tokens":1,"total_tokens":103,"prompt_audio_seconds":7}',
+            reported(9, 1, items=items(prompt=9, completion=1, prompt_audio_ms=7000)),
+        ),
         (
             '{"prompt_tokens":9,"completion_tokens":1,"total_tokens":74,"prompt_tokens_details":'
             '{"cached_tokens":60,"cache_write_tokens":4}}',
-            reported(9, 1, cached_read_tokens=9),
+            reported(73, 1, cached_read_tokens=60, cache_write_tokens=4),
         ),
         (
             '{"prompt_tokens":9,"completion_tokens":1,"total_tokens":70,"prompt_tokens_details":{"cached_tokens":60}}',
-            reported(9, 1, cached_read_tokens=9),
+            reported(69, 1, cached_read_tokens=60),
         ),
         ('{"prompt_tokens":9,"completion_tokens":1,"total_tokens":20,"prompt_audio_seconds":null}', reported(9, 11)),
         ('{"prompt_tokens":5}', BAD),
@@ -78,42 +87,56 @@ def test_totals_are_read_as_reported_or_not_at_all(text, expected):
 
 
 @pytest.mark.parametrize(
-    ("details", "expected"),
+    ("details", "counts", "unknown"),
     [
-        ('"prompt_tokens_details":{"cached_tokens":4}', {"cached_read_tokens": 4}),
-        ('"prompt_tokens_details":{"cached_tokens":0}', {}),
-        ('"prompt_tokens_details":{"cached_tokens":99}', {"cached_read_tokens": 10}),
+        ('"prompt_tokens_details":{"cached_tokens":4}', {"cached_read_tokens": 4}, {}),
+        ('"prompt_tokens_details":{"cached_tokens":0}', {}, {}),
+        (
+            '"prompt_tokens_details":{"cached_tokens":99}',
+            {"cached_read_tokens": 10},
+            {"prompt_tokens_details.cached_tokens": 89},
+        ),
         (
             '"prompt_tokens_details":{"cached_tokens":8,"cache_write_tokens":9}',
             {"cached_read_tokens": 8, "cache_write_tokens": 2},
+            {"prompt_tokens_details.cache_write_tokens": 7},
         ),
-        ('"prompt_cache_hit_tokens":6', {"cached_read_tokens": 6}),
-        ('"num_cached_tokens":6', {"cached_read_tokens": 6}),
-        ('"cached_tokens":6', {"cached_read_tokens": 6}),
-        ('"cached_tokens":99', {"cached_read_tokens": 10}),
-        ('"cached_tokens":-1,"num_cached_tokens":"many"', {}),
-        ('"prompt_tokens_details":{"cached_tokens":0},"cached_tokens":6', {}),
-        ('"completion_tokens_details":{"reasoning_tokens":99}', {"reasoning_tokens": 5}),
+        ('"prompt_cache_hit_tokens":6,"prompt_cache_miss_tokens":4', {"cached_read_tokens": 6}, {}),
+        ('"num_cached_tokens":6', {"cached_read_tokens": 6}, {}),
+        ('"cached_tokens":6', {"cached_read_tokens": 6}, {}),
+        ('"cached_tokens":99', {"cached_read_tokens": 10}, {"cached_tokens": 89}),
+        ('"cached_tokens":-1,"num_cached_tokens":"many"', {}, {"cached_tokens": 1, "num_cached_tokens": 1}),
+        ('"prompt_tokens_details":{"cached_tokens":0},"cached_tokens":6', {"cached_read_tokens": 6}, {}),
         (
-            '"prompt_tokens_details":{"audio_tokens":9},"completion_tokens_details":{"audio_tokens":9}',
-            {"audio_tokens": 15},
+            '"completion_tokens_details":{"reasoning_tokens":99}',
+            {"reasoning_tokens": 5},
+            {"completion_tokens_details.reasoning_tokens": 94},
         ),
-        ('"prompt_tokens_details":null,"completion_tokens_details":null', {}),
-        ('"prompt_tokens_details":{"cached_tokens":-1}', {}),
-        ('"prompt_tokens_details":{"cached_tokens":"4"}', {}),
-        ('"prompt_tokens_details":[],"completion_tokens_details":7', {}),
-        ('"completion_tokens_details":{"reasoning_tokens":1.5}', {}),
+        (
+            '"prompt_tokens_details":{"audio_tokens":19},"completion_tokens_details":{"audio_tokens":5}',
+            {"audio_tokens": 15, "items": items(prompt_audio=10, completion_audio=5)},
+            {"prompt_tokens_details.audio_tokens": 9},
+        ),
+        ('"prompt_tokens_details":null,"completion_tokens_details":null', {}, {}),
+        ('"prompt_tokens_details":{"cached_tokens":-1}', {}, {"prompt_tokens_details.cached_tokens": 1}),
+        ('"prompt_tokens_details":{"cached_tokens":"4"}', {}, {"prompt_tokens_details.cached_tokens": 1}),
+        ('"prompt_tokens_details":[],"completion_tokens_details":7', {}, {"completion_tokens_details": 7}),
+        (
+            '"completion_tokens_details":{"reasoning_tokens":1.5}',
+            {},
+            {"completion_tokens_details.reasoning_tokens": 2},
+        ),
     ],
 )
-def test_details_stay_within_the_totals_and_never_spoil_them(details, expected):
-    assert usage(f'{{"prompt_tokens":10,"completion_tokens":5,{details}}}') == reported(10, 5, **expected)
+def test_details_stay_within_the_totals_and_never_spoil_them(details, counts, unknown):
+    assert usage(f'{{"prompt_tokens":10,"completion_tokens":5,{details}}}') == reported(10, 5, unknown, **counts)
 
 
 # Cost ----------------------------------------------------------------------------------------------------------------
 
 
 def cost(text: str) -> str:
-    return reported_usd(msgspec.Raw(f'{{"prompt_tokens":1,"cost":{text}}}'.encode()))
+    return reported_cost(msgspec.Raw(f'{{"prompt_tokens":1,"cost":{text}}}'.encode()))[0]
 
 
 @pytest.mark.parametrize(
@@ -146,14 +169,15 @@ def test_a_cost_keeps_its_digits_or_is_left_out(written, reported):
 
 @pytest.mark.parametrize("text", [b"", b"null", b"{}", b"[]", b'"cost"', b'{"cost"', b'["cost"]', b'{"cost":"\xff"}'])
 def test_usage_without_a_readable_cost_reports_none(text):
-    assert reported_usd(msgspec.Raw(text)) == ""
+    assert reported_cost(msgspec.Raw(text)) == ("", False)
 
 
 @given(st.decimals(min_value=0, max_value=10**6, places=12))
 def test_a_cost_reaches_the_ledger_without_a_float(amount):
     text = f"{amount:f}"
     response = strict_json(f'{{"x":NaN,"usage":{{"cost":{text}}}}}'.encode())
-    assert cost(text) == reported_usd(fields_of(response)["usage"]) == text
+    assert cost(text) == text
+    assert usd_to_nanousd(reported_cost(fields_of(response)["usage"])[0]) == usd_to_nanousd(amount)
     assert usd_to_nanousd(text) == usd_to_nanousd(amount)
 
 

@@ -27,7 +27,6 @@ def refusal(body: bytes) -> str:
     "body",
     [
         b'{"choices":"none"}',
-        b'{"choices":[{"finish_reason":7}]}',
         b'{"object":"error","message":"too long"}',
         b'{"choices":[{}]',
     ],

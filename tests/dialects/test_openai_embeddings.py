@@ -7,7 +7,7 @@ import pytest
 from mcpmeter.dialects.base import UnreadableResponse
 from mcpmeter.dialects.openai_embeddings import OpenAiEmbeddings
 from mcpmeter.errors import InvalidRequest
-from mcpmeter.records import Usage
+from mcpmeter.records import Usage, UsageItem
 
 EMBEDDINGS = OpenAiEmbeddings()
 INPUT = b'"input":"Hello"'
@@ -80,8 +80,9 @@ def test_vectors_are_not_read(vector):
 BAD = (None, True)
 
 
-def reported(prompt: int) -> tuple[Usage, bool]:
-    return Usage(prompt_tokens=prompt, source="reported"), False
+def reported(prompt: int, **unknown: int) -> tuple[Usage, bool]:
+    items = tuple(UsageItem(path, quantity) for path, quantity in unknown.items())
+    return Usage(prompt_tokens=prompt, source="reported", unknown=items), False
 
 
 @pytest.mark.parametrize(
@@ -89,9 +90,9 @@ def reported(prompt: int) -> tuple[Usage, bool]:
     [
         ('{"prompt_tokens":0,"total_tokens":0}', reported(0)),
         ('{"prompt_tokens":8,"total_tokens":8}', reported(8)),
-        ('{"prompt_tokens":8,"total_tokens":9}', reported(8)),
-        ('{"prompt_tokens":8,"completion_tokens":5}', reported(8)),
-        ('{"prompt_tokens":0,"total_tokens":9}', reported(0)),
+        ('{"prompt_tokens":8,"total_tokens":9}', reported(8, total_tokens=1)),
+        ('{"prompt_tokens":8,"completion_tokens":5}', reported(8, completion_tokens=5)),
+        ('{"prompt_tokens":0,"total_tokens":9}', reported(0, total_tokens=9)),
         ('{"total_tokens":9}', reported(9)),
         ('{"completion_tokens":9}', BAD),
         ('{"prompt_tokens":null}', BAD),

@@ -9,7 +9,7 @@ import pytest
 from mcpmeter.dialects.base import UnreadableResponse
 from mcpmeter.dialects.openai_responses import OpenAiResponses
 from mcpmeter.errors import InvalidRequest
-from mcpmeter.records import Usage
+from mcpmeter.records import Usage, UsageItem
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "openai_responses"
 RESPONSES = OpenAiResponses()
@@ -96,8 +96,9 @@ NONE = (None, False)
 BAD = (None, True)
 
 
-def reported(prompt: int, completion: int, **details: int) -> tuple[Usage, bool]:
-    return Usage(prompt_tokens=prompt, completion_tokens=completion, source="reported", **details), False
+def reported(prompt: int, completion: int, unknown: dict[str, int] | None = None, **details: int) -> tuple[Usage, bool]:
+    items = tuple(UsageItem(path, quantity) for path, quantity in (unknown or {}).items())
+    return Usage(prompt_tokens=prompt, completion_tokens=completion, unknown=items, source="reported", **details), False
 
 
 @pytest.mark.parametrize(
@@ -110,16 +111,24 @@ def reported(prompt: int, completion: int, **details: int) -> tuple[Usage, bool]
         ('{"input_tokens":5,"total_tokens":7}', reported(5, 2)),
         ('{"input_tokens":5}', BAD),
         ('{"output_tokens":5}', BAD),
-        ('{"prompt_tokens":5,"completion_tokens":2}', BAD),
+        ('{"prompt_tokens":5,"completion_tokens":2}', reported(5, 2)),
         (
             '{"input_tokens":5,"output_tokens":2,"input_tokens_details":{"cached_tokens":9,"cache_write_tokens":9}}',
-            reported(5, 2, cached_read_tokens=5),
+            reported(
+                5,
+                2,
+                {"input_tokens_details.cached_tokens": 4, "input_tokens_details.cache_write_tokens": 9},
+                cached_read_tokens=5,
+            ),
         ),
         (
             '{"input_tokens":5,"output_tokens":2,"output_tokens_details":{"reasoning_tokens":9}}',
-            reported(5, 2, reasoning_tokens=2),
+            reported(5, 2, {"output_tokens_details.reasoning_tokens": 7}, reasoning_tokens=2),
         ),
-        ('{"input_tokens":5,"output_tokens":2,"input_tokens_details":7,"output_tokens_details":[]}', reported(5, 2)),
+        (
+            '{"input_tokens":5,"output_tokens":2,"input_tokens_details":7,"output_tokens_details":[]}',
+            reported(5, 2, {"input_tokens_details": 7}),
+        ),
     ],
 )
 def test_totals_are_read_as_reported_or_not_at_all(usage, expected):

@@ -324,7 +324,7 @@ def check_row_by_row(rows: list[dict[str, Any]], calls: list[dict[str, Any]], lo
 def expected_cost_source(row: Mapping[str, Any]) -> str:
     if row["model"] == UNPRICED_MODEL:
         return "unpriced"
-    return "reported" if row["model"] == REPORTED_MODEL and not row["stream"] else "listed"
+    return "reported" if row["model"] == REPORTED_MODEL else "listed"
 
 
 async def check_counts(stand: Any, ask: Query, rows: list[dict[str, Any]], log: Log) -> None:

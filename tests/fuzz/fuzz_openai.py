@@ -5,7 +5,7 @@ from __future__ import annotations
 from tests.fuzz.dialect_checks import JSON_WORDS, checks_of
 from tests.fuzz.harness import Target
 
-from mcpmeter.dialects.openai_chat import OpenAiChat, _decoded, _info, _only_message, _read_common
+from mcpmeter.dialects.openai_chat import OpenAiChat, _decoded, _only_message, _read_common
 from mcpmeter.dialects.openai_embeddings import OpenAiEmbeddings
 from mcpmeter.dialects.openai_responses import OpenAiResponses
 
@@ -24,7 +24,8 @@ WORDS = tuple(
         '"embedding":[1]', '"input":[1,2],', '"type":"response.output_text.delta","delta":"a"',
     )
 )  # fmt: skip
-_check = checks_of((OpenAiChat(), OpenAiResponses(), OpenAiEmbeddings()))
+_CHAT = OpenAiChat()
+_check = checks_of((_CHAT, OpenAiResponses(), OpenAiEmbeddings()))
 
 
 def check(data: bytes) -> None:
@@ -33,7 +34,7 @@ def check(data: bytes) -> None:
     quick = _read_common(data)
     if quick is not None:
         response = _decoded(data)
-        assert quick == _info(response, [_only_message(choice) for choice in response.choices or ()])
+        assert quick == _CHAT._info(response, [_only_message(choice) for choice in response.choices or ()])
 
 
 TARGET = Target("openai", check, _check, JSON_WORDS + WORDS, ("golden/openai_*/*.*",))

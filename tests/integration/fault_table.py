@@ -240,7 +240,9 @@ def check_counters(row: Row, stored: Any, moved: Moved) -> None:
     assert sum(moved.get("mcp_cost_usd_total", {}).values()) == stored.cost_nanousd
     reasons = sum(moved.get("mcp_finish_reasons_total", {}).values())
     assert reasons == (1 if stored.finish_reason else 0)
-    assert moved.keys() <= {*expected, "mcp_tokens_total", "mcp_cost_usd_total", "mcp_finish_reasons_total"}
+    assert sum(moved.get("mcp_cost_component_usd_total", {}).values()) == stored.cost_nanousd
+    money = {"mcp_tokens_total", "mcp_cost_usd_total", "mcp_cost_component_usd_total"}
+    assert moved.keys() <= {*expected, *money, "mcp_finish_reasons_total"}
 
 
 SOURCES = {"reported", "estimated", "partial"}

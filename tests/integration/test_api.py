@@ -28,6 +28,7 @@ from mcpmeter.service.api.api import ApiPages
 from mcpmeter.service.api.openapi import OPERATIONS
 from mcpmeter.service.app import App, HostGuard, PageEndpoint
 from mcpmeter.usage import UsageQuery, UsageReport, usage_report
+from mcpmeter.usage.call_view import ShownCall, call_view
 
 KEY = "mk_a-key-that-this-service-knows"
 USD = 10**9
@@ -91,11 +92,22 @@ class Api:
         recorder = Recorder(rows=tuple(dict.fromkeys((*ALL, *rows.ROWS))))
         self.board = QuotaTracker(recorder)
         self.budgets = Budgets()
-        pages = ApiPages(self.board, self.budgets, identify, "1.2.3", query_usage=self.ask_usage, now=lambda: NOW)
+        pages = ApiPages(
+            self.board,
+            self.budgets,
+            identify,
+            "1.2.3",
+            query_usage=self.ask_usage,
+            find_call=self.find_call,
+            now=lambda: NOW,
+        )
         meter = Meter(recorder)
         routes = {path: {"GET": PageEndpoint(meter, path, make)} for path, make in pages.routes()}
         self.paths = list(routes)
         self._app = App(meter, routes, HostGuard(["localhost"]))
+
+    async def find_call(self, call_id: str) -> ShownCall | None:
+        return call_view(self.ledger, call_id)
 
     async def ask_usage(self, query: UsageQuery) -> UsageReport:
         self.asked.append(query)
@@ -327,6 +339,29 @@ class TestUsage:
         assert not schema.is_valid({**body, "total": {**body["total"], "cost_usd": 0.1}})
         names = {parameter["name"] for parameter in described["paths"]["/api/usage"]["get"]["parameters"]}
         assert names == {"by", "since", "until", "month", "last", "time_zone", "team", "limit", "cursor"}
+
+
+class TestOneCall:
+    async def test_it_is_shown_line_by_line_to_its_team_only(self, api: Api) -> None:
+        lines = '[["web_search",2,7,"10/1000","l","listed"],["code_session",1,null]]'
+        with open_writer(api.ledger) as writer:
+            insert = 'INSERT INTO charges VALUES (?, 1, ?, \'[["usage.new",4]]\', \'{"tier":"flex"}\', 2, 0, 5, 7)'
+            writer.execute(insert, ("call_1_search", lines))
+        _, _, described = await api.get("/api/openapi.json")
+        for key in (KEY, "mk_of-search"):
+            status, _, call = await api.get("/api/call?id=call_1_search", key)
+            assert (status, call["team"], call["conditions"]) == (200, "search", {"tier": "flex"})
+            assert [(line["item"], line["quantity"], line["cost_usd"]) for line in call["lines"]] == [
+                ("web_search", 2, "0.000000007"),
+                ("code_session", 1, None),
+            ]
+            assert [line["item"] for line in call["unpriced_items"]] == ["usage.new"]
+            TestDescription().schema(described, "/api/call", "200").validate(call)
+
+    @pytest.mark.parametrize("query", ["id=call_1_support", "id=call_9", "id=", "", "id=%00", "id=" + "9" * 65])
+    async def test_another_teams_call_looks_like_one_that_does_not_exist(self, api: Api, query: str) -> None:
+        status, _, body = await api.get(f"/api/call?{query}", "mk_of-search")
+        assert (status, body["error"]["code"]) == (404, "call_not_found")
 
 
 class TestDescription:

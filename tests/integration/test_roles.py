@@ -53,6 +53,8 @@ OPEN = (200, 200, 200, 200, 200)
 CALLERS = (401, 401, 401, 200, 200)
 ADMINS = (401, 401, 401, 403, 200)
 NO_SUCH_KEY = (401, 401, 401, 403, 404)
+NO_SUCH_RESPONSE = (401, 401, 401, 404, 404)
+NO_SUCH_CALL = (401, 401, 401, 404, 404)
 GEMINI = {"contents": [{"parts": [{"text": "Hello"}]}]}
 
 EXPECTED: dict[tuple[str, str], Row] = {
@@ -73,6 +75,9 @@ EXPECTED: dict[tuple[str, str], Row] = {
     ("POST", "/mcp/chat"): Row(CALLERS, CHAT_BODY),
     ("POST", "/v1/chat/completions"): Row(CALLERS, CHAT_BODY),
     ("POST", "/v1/responses"): Row(CALLERS, {"model": "gpt-4.1", "input": "Hello"}),
+    ("GET", "/v1/responses/{response_id}"): Row(NO_SUCH_RESPONSE, path="/v1/responses/resp_of_no_team"),
+    ("DELETE", "/v1/responses/{response_id}"): Row(NO_SUCH_RESPONSE, path="/v1/responses/resp_of_no_team"),
+    ("POST", "/v1/responses/{response_id}/cancel"): Row(NO_SUCH_RESPONSE, path="/v1/responses/resp_of_no_team/cancel"),
     ("POST", "/v1/embeddings"): Row(CALLERS, {"model": "text-embedding-3-small", "input": "Hello"}),
     ("POST", "/v1/messages"): Row(CALLERS, {**CLAUDE_BODY, "max_tokens": 9}),
     ("POST", "/v1/messages/count_tokens"): Row(CALLERS, CLAUDE_BODY),
@@ -83,6 +88,7 @@ EXPECTED: dict[tuple[str, str], Row] = {
     ("GET", "/api/quota"): Row(CALLERS),
     ("GET", "/api/budgets"): Row(CALLERS),
     ("GET", "/api/usage"): Row(CALLERS),
+    ("GET", "/api/call"): Row(NO_SUCH_CALL),
     ("GET", "/api/openapi.json"): Row(CALLERS),
     ("GET", "/api/keys"): Row(ADMINS),
     ("POST", "/api/keys"): Row(ADMINS, {"name": "made", "team": "search"}, headers=JSON),
@@ -168,7 +174,7 @@ async def keyless(start_module_relay: StartRelay) -> Relay:
 def routes_of(relay: Relay) -> set[tuple[str, str]]:
     app = relay.service.app
     return {(verb, path) for path, verbs in app._routes.items() for verb in verbs} | {
-        ("POST", template.label) for template in app._templates
+        (verb, template.label) for template in app._templates for verb in template.verbs
     }
 
 
@@ -181,6 +187,7 @@ def rows_of(relay: Relay) -> dict[tuple[str, str], Row]:
             template.label.replace("{model}", "gemini-2.5-flash"),
         )
         for template in relay.service.app._templates
+        if "{model}" in template.label
     }
     return {**EXPECTED, **gemini}
 

@@ -10,7 +10,7 @@ import mcp
 import pytest
 
 from mcpmeter.cli._group import run
-from mcpmeter.ledger.queries.totals import GROUPINGS
+from mcpmeter.ledger.queries.selection import GROUPINGS
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ def write_rows(ledger: Location, rows: Iterable[Mapping[str, object]]) -> list[L
     """Replace all calls of a ledger by these."""
     records = [{**DEFAULTS, "id": f"call_{number}", **row} for number, row in enumerate(rows)]
     with open_writer(ledger) as writer:
-        for table in ("calls", "pruned_calls"):
+        for table in ("calls", "charges", "pruned_calls", "pruned_lines"):
             writer.execute(f"DELETE FROM {table}")
         for record in records:
             writer.execute(INSERT, [record[name] for name in ROW_COLUMNS])

@@ -13,7 +13,7 @@ from mcpmeter.catalog import ALL, OTHER
 from mcpmeter.metrics import recorder as recorder_module
 from mcpmeter.metrics.family import Labels
 from mcpmeter.metrics.recorder import Recorder
-from mcpmeter.records import Settlement
+from mcpmeter.records import ChargeLine, Settlement, UsageItem
 
 Make = Callable[..., Settlement]
 Counts = Callable[[Recorder, str], Mapping[Labels, int]]
@@ -27,6 +27,8 @@ CHANGES = st.fixed_dictionaries({}, optional={
     "outcome": st.sampled_from(["ok", "error", "partial", "recovered"]),
     "usage_source": st.sampled_from(["reported", "estimated", "missing", "guessed"]),
     "usage_completion_tokens": st.integers(0, 3),
+    "usage_unknown": st.sampled_from([(), (UsageItem("invented", 1),)]),
+    "charge_lines": st.sampled_from([(), (ChargeLine("web_search", 1, 97_500), ChargeLine("image", 1, None))]),
     "usage_reasoning_tokens": st.integers(0, 2),
     "charge_source": st.sampled_from(["listed", "reported", "unpriced", "invented"]),
     "charge_reported_nanousd": st.none() | st.integers(0, 9),
@@ -115,3 +117,52 @@ def test_the_number_of_cached_label_combinations_is_bounded(
         assert len(recorder._model_calls) <= 2  # the bound is not visible from outside
     assert sum(counts(recorder, "mcp_requests_total").values()) == 7
     assert counts(recorder, "mcp_cost_usd_total") == {("gpt-4.1", "search", "holysheep", "listed"): 7 * 97_500}
+
+
+LINES = (
+    ChargeLine("prompt", 100, 250, source="listed"),
+    ChargeLine("prompt_audio", 5, 40, source="listed"),
+    ChargeLine("cache_write_1h", 10, 75, source="listed"),
+    ChargeLine("reasoning", 7, 70, source="listed"),
+    ChargeLine("web_search", 2, 20_000_000, source="listed", model="gpt-4.1-search"),
+    ChargeLine("file_search", 1, None),
+)
+
+
+@pytest.mark.parametrize(
+    ("changes", "components"),
+    [
+        ({"charge_completion_nanousd": 40_000}, {"prompt": 57_500, "completion": 40_000}),
+        ({"charge_source": "reported"}, {"other": 97_500}),
+        (
+            {"charge_lines": LINES, "charge_nanousd": 20_000_435},
+            {"prompt": 290, "cache_write": 75, "completion": 70, "tool_fee": 20_000_000},
+        ),
+        (
+            {"charge_lines": LINES[:2], "charge_source": "reported", "charge_nanousd": 300},
+            {"prompt": 290, "other": 10},
+        ),
+        ({"charge_lines": LINES[:2], "charge_source": "reported", "charge_nanousd": 200}, {"other": 200}),
+        ({"charge_lines": LINES, "charge_source": "unpriced", "charge_nanousd": 0}, {}),
+    ],
+)
+def test_components_add_up_to_the_cost(
+    recorder: Recorder, make_settlement: Make, counts: Counts, changes: dict[str, Any], components: dict[str, int]
+) -> None:
+    for _ in range(2):
+        recorder.settle(make_settlement(**changes))
+    found = counts(recorder, "mcp_cost_component_usd_total")
+    assert found == {("gpt-4.1", "holysheep", name): 2 * nanousd for name, nanousd in components.items()}
+    assert sum(found.values()) == sum(counts(recorder, "mcp_cost_usd_total").values())
+
+
+def test_invented_items_get_series_up_to_a_bound(recorder: Recorder, make_settlement: Make, counts: Counts) -> None:
+    items = [f"usage.invented_{number}" for number in range(recorder_module.MAX_INVENTED_ITEMS + 5)]
+    for item in (*items, *items[:3]):
+        unknown = (UsageItem(item, 3),)
+        recorder.settle(make_settlement(usage_unknown=unknown, charge_lines=LINES, charge_nanousd=20_000_435))
+    found = counts(recorder, "mcp_unpriced_items_total")
+    assert found.pop(("holysheep", "file_search")) == len(items) + 3
+    assert found.pop(("holysheep", OTHER)) == 5
+    assert found == {("holysheep", item): 2 if item in items[:3] else 1 for item in items[:-5]}
+    assert counts(recorder, "mcp_label_overflow_total") == {("item",): 5}

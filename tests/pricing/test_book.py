@@ -13,7 +13,7 @@ from mcpmeter.errors import ConfigInvalid
 from mcpmeter.pricing import MAX_NANOUSD, PriceBook, PriceSource, RateBand, Rates, bundled_price_lists, parse_price_list
 from mcpmeter.pricing.book import CACHED_MODELS
 from mcpmeter.pricing.rates import attousd_per_mtok
-from mcpmeter.records import Charge, LlmTarget, Usage
+from mcpmeter.records import Charge, ChargeLine, LlmTarget, Usage, UsageItem
 
 NOW = datetime(2026, 11, 22, tzinfo=UTC)
 NOW_NS = int(NOW.timestamp()) * 10**9
@@ -67,7 +67,13 @@ def test_a_call_is_never_charged_the_blended_price(model: str) -> None:
     prompt, completion = (int(price.replace(".", "")) for price in CONTRACT[model][:2])
     charge = BOOK.charge("holysheep", model, usage, NOW_NS)
     nanousd = (prompt + completion) * 10**7
-    assert charge == Charge(nanousd=nanousd, source="listed", price_list="holysheep 2026-11-01", listed_nanousd=nanousd)
+    assert charge == Charge(
+        nanousd=nanousd,
+        source="listed",
+        price_list="holysheep 2026-11-01",
+        listed_nanousd=nanousd,
+        completion_nanousd=completion * 10**7,
+    )
 
 
 def test_a_list_has_precedence_over_genai_prices() -> None:
@@ -103,6 +109,7 @@ def test_a_reported_cost_is_charged_and_the_listed_one_kept() -> None:
         price_list=listed.price_list,
         reported_nanousd=123,
         listed_nanousd=listed.nanousd,
+        lines=(ChargeLine("reported_cost", 1, 123, source="reported"),),
     )
     assert BOOK.charge("unknown", "nothing", Usage(), NOW_NS, 0).source == "reported"
 
@@ -312,3 +319,21 @@ def test_without_a_fallback_an_unknown_model_reserves_nothing():
     book = PriceBook(bundled_price_lists(), sources={"holysheep": PriceSource("holysheep")})
     assert book.max_cost_nanousd("holysheep", "no-such", NOW_NS, prompt_tokens=10, completion_tokens=10) == 0
     assert book.charge("holysheep", "no-such", Usage(prompt_tokens=1, source="reported"), NOW_NS).fallback_nanousd == 0
+
+
+def test_the_dated_name_of_the_calls_own_model_is_no_other_model() -> None:
+    book = PriceBook(sources={"anthropic": PriceSource(genai_id="anthropic")})
+    items = (
+        UsageItem("prompt", 60, "claude-sonnet-4-5-20250929"),
+        UsageItem("completion", 16, "claude-sonnet-4-5-20250929"),
+        UsageItem("prompt", 60, "claude-opus-4-1-20250805"),
+        UsageItem("completion", 16, "claude-opus-4-1-20250805"),
+    )
+    usage = Usage(prompt_tokens=120, completion_tokens=32, items=items, source="reported")
+    charge = book.charge("anthropic", "claude-sonnet-4-5", usage, NOW_NS)
+    assert [(line.model, line.nanousd) for line in charge.lines] == [
+        ("", 180_000),
+        ("", 240_000),
+        ("claude-opus-4-1-20250805", 900_000),
+        ("claude-opus-4-1-20250805", 1_200_000),
+    ]

@@ -7,7 +7,9 @@ from decimal import Decimal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mcpmeter.pricing.rates import DAY_NS, Dated, RateBand, Rates, Timeline, attousd_per_mtok
+from mcpmeter.pricing.calendars import DAY_NS, Holidays, Validity
+from mcpmeter.pricing.rates import RateBand, Rates, attousd_per_mtok
+from mcpmeter.pricing.timelines import Dated, Timeline
 
 HOUR_NS = DAY_NS // 24
 
@@ -20,11 +22,14 @@ def timelines(draw: st.DrawFn) -> Timeline:
     entries = []
     for number in range(draw(st.integers(0, 4))):
         rates = Rates(list_name=str(number), bands=(RateBand(),))
-        begin = draw(st.none() | INSTANTS)
-        if draw(st.booleans()):
-            entries.append(Dated(rates=rates, from_ns=begin))
-        else:
-            entries.append(Dated(rates=rates, from_ns=begin, daily_from_ns=draw(hours), daily_to_ns=draw(hours)))
+        valid = Validity(
+            from_ns=draw(st.none() | INSTANTS),
+            until_ns=draw(st.none() | INSTANTS),
+            daily=draw(st.lists(st.tuples(hours, hours), max_size=2).map(tuple)),
+            weekdays=draw(st.frozensets(st.integers(0, 6), max_size=5)),
+            holidays=draw(st.none() | st.builds(Holidays, name=st.just("h"), days=st.frozensets(st.integers(-3, 6)))),
+        )
+        entries.append(Dated(rates=rates, valid=valid))
     return Timeline(model="m", entries=tuple(entries), otherwise=Rates(list_name="otherwise", bands=(RateBand(),)))
 
 
@@ -49,7 +54,10 @@ def test_rates_that_never_change_have_an_endless_span() -> None:
 
 def test_a_span_ends_when_the_next_rates_begin() -> None:
     old, new = (Rates(list_name=name, bands=(RateBand(),)) for name in ("old", "new"))
-    timeline = Timeline(model="m", entries=(Dated(rates=old, from_ns=0), Dated(rates=new, from_ns=2 * DAY_NS)))
+    timeline = Timeline(
+        model="m",
+        entries=(Dated(rates=old, valid=Validity(from_ns=0)), Dated(rates=new, valid=Validity(from_ns=2 * DAY_NS))),
+    )
     before, after = timeline.span(DAY_NS), timeline.span(2 * DAY_NS)
     assert (before.rates, before.from_ns, before.until_ns) == (old, 0, 2 * DAY_NS)
     assert (after.rates, after.from_ns) == (new, 2 * DAY_NS)

@@ -55,7 +55,8 @@ def test_the_order_is_promised_and_generic_is_last() -> None:
     names = list(BUILT_IN)
     assert names[:5] == ["holysheep", "openai", "anthropic", "gemini", "deepseek"]
     assert sorted(names[5:-1]) == [
-        "azure-deployments", "azure-openai", "groq", "mistral", "ollama", "openrouter", "together", "vllm",
+        "azure-deployments", "azure-openai", "dashscope", "groq", "mistral", "ollama", "openrouter", "perplexity",
+        "together", "vllm", "xai",
     ]  # fmt: skip
     assert names[-1] == GENERIC
     assert not BUILT_IN[GENERIC].key_env
@@ -100,9 +101,10 @@ def test_azure_has_two_kinds_of_addresses() -> None:
     assert newer.auth_headers("k", "chat") == older.auth_headers("k", "chat") == {"api-key": "k"}
 
 
-def test_only_holysheep_reports_the_cost_in_a_header() -> None:
+def test_the_cost_in_a_header_is_holysheeps_and_litellms() -> None:
     assert {name: provider.cost_header for name, provider in BUILT_IN.items() if provider.cost_header} == {
-        "holysheep": "x-cost-usd"
+        "holysheep": "x-cost-usd",
+        "generic": "x-litellm-response-cost",
     }
 
 
@@ -134,6 +136,7 @@ def test_a_new_provider_is_one_file(tmp_path: Path) -> None:
         (("[paths]\n", "[paths\n"), "line 12"),
         (('["acme-*"]', '["acme-*", ""]'), "length >= 1"),
         (('"x-api-key"', '"x api key"'), "matching regex"),
+        (("[paths]", "[usage_aliases]\n'usage.x' = 'y'\n\n[paths]"), "'usage_aliases' gives 'usage.x' to 'y'"),
     ],
 )
 def test_a_faulty_file_is_refused_by_name(tmp_path: Path, change: tuple[str, str], message: str) -> None:
@@ -155,6 +158,14 @@ def test_renaming_changes_name_address_and_prices_only() -> None:
     assert (renamed.name, renamed.base_url, renamed.price_list) == ("second", "http://127.0.0.1:1/v1", "ours")
     assert (renamed.otel_name, renamed.models) == ("openai", BUILT_IN["openai"].models)
     assert BUILT_IN[GENERIC].renamed("vllm", base_url="http://x").otel_name == "vllm"
+
+
+def test_configuration_adds_aliases_to_those_of_a_file() -> None:
+    first = BUILT_IN[GENERIC].renamed("x", usage_aliases={"usage.a": "cached_read"})
+    assert first.renamed("x", usage_aliases={"usage.b": "free"}).usage_aliases == {
+        "usage.a": "cached_read",
+        "usage.b": "free",
+    }
 
 
 def test_without_a_key_no_header_is_sent() -> None:

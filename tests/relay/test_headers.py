@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+
 from mcpmeter.providers import Provider, load_providers
-from mcpmeter.relay.headers import RequestHeaders
+from mcpmeter.records import Call, Charge, ChargeLine, Settlement, Usage, UsageItem
+from mcpmeter.relay.headers import RequestHeaders, cost_headers
 from mcpmeter.routing.candidates import Candidate
 from mcpmeter.routing.routes import Credential, Upstream
 
@@ -48,3 +51,22 @@ def test_without_a_key_no_auth_header_is_sent() -> None:
     provider = PROVIDERS["ollama"]
     _, headers = RequestHeaders().of(target(provider, Credential(id="ollama-1")), "chat", stream=False)
     assert provider.auth.header not in headers
+
+
+@pytest.mark.parametrize(
+    ("charge", "usage", "headers"),
+    [
+        (Charge(nanousd=10**9, source="listed"), Usage(), {"cost-usd": "1.000000000", "cost-source": "listed"}),
+        (
+            Charge(nanousd=7, source="listed", lines=(ChargeLine("prompt", 1, 7), ChargeLine("web_search", 1, None))),
+            Usage(unknown=(UsageItem("usage.new", 1),)),
+            {"cost-usd": "0.000000007", "cost-source": "listed", "unpriced-items": "2"},
+        ),
+        (Charge(lines=(ChargeLine("prompt", 1, None),)), Usage(), {"cost-source": "unpriced"}),
+    ],
+)
+def test_the_cost_names_the_number_of_its_unpriced_items(charge: Charge, usage: Usage, headers: dict[str, str]) -> None:
+    call = Call(id="call_1", started_at_ns=1, endpoint="/", method="POST")
+    settlement = Settlement(call=call, ended_at_ns=1, duration_ns=1, status="200", usage=usage, charge=charge)
+    expected = {f"x-mcpmeter-{name}": value for name, value in headers.items()}
+    assert {name.decode(): value.decode() for name, value in cost_headers(settlement)} == expected

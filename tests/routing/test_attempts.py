@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import format_datetime
 
@@ -14,11 +15,18 @@ from mcpmeter.errors import (
     UpstreamRateLimited,
 )
 from mcpmeter.providers import Provider
-from mcpmeter.routing.attempts import Refuse, Send, Wait
+from mcpmeter.routing.attempts import Attempts, Refuse, Send, Wait
 from mcpmeter.routing.candidates import Candidate
 from mcpmeter.routing.circuit_breaker import CircuitOptions
 from mcpmeter.routing.retries import RetryOptions
 from mcpmeter.routing.routes import Plan, Route, Upstream
+
+
+def sent(world: World) -> Attempts:
+    """A call whose first attempt is in flight."""
+    attempts = world.begin(A)
+    assert isinstance(attempts.next(), Send)
+    return attempts
 
 
 class TestWhere:
@@ -198,6 +206,47 @@ class TestWhen:
             step = waiting.next()
             assert isinstance(step, Refuse)
             assert type(step.error) is kind
+
+    def test_after_the_longest_wait_one_call_tries(self) -> None:
+        world = World(RetryOptions(max_attempts=1, max_wait_seconds=300))
+        assert not sent(world).answered(429, {"retry-after": "7200"})
+        assert world.call([A], 200) == ["UpstreamRateLimited"]
+        world.advance(300)
+        trial = sent(world)
+        assert world.call([A], 200) == ["UpstreamRateLimited"]
+        assert not trial.answered(200, {})
+        assert world.call([A], 200) == ["a-1"]
+
+    @pytest.mark.parametrize(
+        ("reply", "headers", "seconds"), [(429, {"retry-after": "7"}, 7), (429, {}, 300), (500, {}, 300)]
+    )
+    def test_a_trial_that_is_refused_waits_as_it_says(
+        self, reply: int, headers: Mapping[str, str], seconds: int
+    ) -> None:
+        world = World(RetryOptions(max_attempts=1, max_wait_seconds=300))
+        sent(world).answered(429, {"retry-after": "7200"})
+        world.advance(300)
+        assert not sent(world).answered(reply, headers)
+        world.advance(seconds - 0.5)
+        assert isinstance(world.begin(A).next(), Refuse)
+        world.advance(0.5)
+        assert isinstance(world.begin(A).next(), Send)
+
+    def test_an_abandoned_trial_is_followed_by_another(self) -> None:
+        world = World(RetryOptions(max_attempts=1, max_wait_seconds=300))
+        sent(world).answered(429, {"retry-after": "7200"})
+        world.advance(300)
+        sent(world).close()
+        assert isinstance(world.begin(A).next(), Refuse)
+        world.advance(300)
+        assert isinstance(world.begin(A).next(), Send)
+
+    def test_a_success_from_before_a_wait_does_not_end_it(self) -> None:
+        world = World(RetryOptions(max_attempts=1))
+        slow = sent(world)
+        sent(world).answered(429, {"retry-after": "7200"})
+        assert not slow.answered(200, {})
+        assert isinstance(world.begin(A).next(), Refuse)
 
     @pytest.mark.parametrize("status", [429, 503])
     def test_a_wait_for_one_model_does_not_stop_another(self, status: int) -> None:

@@ -5,7 +5,7 @@ The ledger knows what is spent: it takes the reservations with the call's row, o
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from decimal import ROUND_FLOOR, Decimal
 from functools import cached_property
@@ -134,20 +134,27 @@ class Budgets:
         """The budget of a reservation; None for other limits, and for a budget that a reload removed."""
         return self._by_balance.get(reservation.balance)
 
-    def refusal(self, reservation: Reservation, left: int) -> BudgetExhausted:
-        """The error for a refused reservation. `left` comes from the ledger; negative if the budget is overspent."""
+    def refusal(self, reservation: Reservation, left: int, references: Sequence[str] = ()) -> BudgetExhausted:
+        """The error for a refused reservation. `left` comes from the ledger; negative if the budget is overspent.
+
+        `references` are the fields for which a context window was reserved.
+        """
         budget = self.of(reservation)
         name = f"The budget '{budget.name}'" if budget else "A budget"
         message = f"{name} {_status(reservation, left)}; this call could cost up to {format_usd(reservation.amount)}."
+        if references:
+            message += f" '{references[0]}' can stand for as long a prompt as the model reads."
         if budget is None:
             return BudgetExhausted(message, hint="Ask the operator.")
         if not reservation.period_end_ns:
             advice = f"mcpmeter budgets top-up {budget.name} --usd AMOUNT"
+            advice += " or a lower relay.assumed_prompt_tokens" if references else ""
             return BudgetExhausted(f"{message} It is prepaid and does not reset.", hint=f"Ask the operator: {advice}.")
         resets_at = budget.period.local_time(reservation.period_end_ns).isoformat()
+        fewer = "set relay.assumed_prompt_tokens" if references else f"raise 'limit_usd' of '{budget.name}'"
         return BudgetExhausted(
             f"{message} It resets at {resets_at}.",
-            hint=f"Wait until then, ask for fewer tokens, or ask the operator to raise 'limit_usd' of '{budget.name}'.",
+            hint=f"Wait until then, ask for fewer tokens, or ask the operator to {fewer}.",
         )
 
 

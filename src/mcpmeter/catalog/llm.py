@@ -32,7 +32,17 @@ OTEL_CHUNK_SECONDS: Final = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.
 OTEL_TOKENS: Final = (1, 4, 16, 64, 256, 1024, 4096, 16384, 65536, 262144, 1048576, 4194304, 16777216, 67108864)
 
 MISSING_REASON: Final = Label(
-    "reason", ("no_usage", "bad_usage", "client_gone", "upstream_broke", "service_stopped", "key_ended", "crash")
+    "reason",
+    (
+        "no_usage",
+        "bad_usage",
+        "client_gone",
+        "upstream_broke",
+        "service_stopped",
+        "key_ended",
+        "crash",
+        "background_lost",
+    ),
 )
 
 TOKENS: Final = Metric(

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, get_args
 
 from mcpmeter.catalog import labels
 from mcpmeter.catalog.spec import NANO, Label, Metric
+from mcpmeter.items import Component
 
 UNPRICED_REASON: Final = Label("reason", ("unknown_model", "usage_missing", "not_determined"))
+COMPONENT: Final = Label("component", get_args(Component))
+ITEM: Final = Label("item", allowlist="unpriced_item")
+"""Known items, and up to `recorder.MAX_INVENTED_ITEMS` names that only providers know."""
 
 COST: Final = Metric(
     "mcp_cost_usd_total",
@@ -23,6 +27,22 @@ UNPRICED: Final = Metric(
     "counter",
     "Model calls without a known price. They are not free: their cost is missing from mcp_cost_usd_total.",
     (labels.PROVIDER, UNPRICED_REASON),
+)
+COMPONENT_COST: Final = Metric(
+    "mcp_cost_component_usd_total",
+    "counter",
+    "Parts of mcp_cost_usd_total in US dollars: prompt, completion, cached_read, cache_write, tool_fee (searches, "
+    "sessions), other (a reported cost that nothing divides). Never add them to it.",
+    (labels.MODEL, labels.PROVIDER, COMPONENT),
+    unit="usd",
+    scale=NANO,
+)
+UNPRICED_ITEMS: Final = Metric(
+    "mcp_unpriced_items_total",
+    "counter",
+    "Items that calls were billed by, or that a provider reported, and that no price list knows, one per call and "
+    "item. They are not free: their cost is missing from mcp_cost_usd_total.",
+    (labels.PROVIDER, ITEM),
 )
 PROVIDER_REPORTED_COST: Final = Metric(
     "mcp_provider_reported_cost_usd_total",
@@ -42,4 +62,4 @@ COST_DRIFT: Final = Metric(
     scale=NANO,
 )
 
-ROWS: Final = (COST, UNPRICED, PROVIDER_REPORTED_COST, COST_DRIFT)
+ROWS: Final = (COST, COMPONENT_COST, UNPRICED, UNPRICED_ITEMS, PROVIDER_REPORTED_COST, COST_DRIFT)

@@ -28,6 +28,7 @@ ALLOWLISTS: Final = {
     "credential": "the providers' keys, by provider and position in the configuration",
     "tool": "tools in the server's own list; empty if there is none",
     "server": "servers metered by this process",
+    "unpriced_item": "items of our tables, and the first 64 names that a provider invents",
     "label": "the names of all labels",
     "build": "the running versions",
 }

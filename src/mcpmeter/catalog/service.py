@@ -15,6 +15,11 @@ LEDGER_COMMIT: Final = Metric(
     scale=NANO,
 )
 LEDGER_OPEN_ROWS: Final = Metric("mcp_ledger_open_rows", "gauge", "Calls recorded in the ledger and not settled yet.")
+BACKGROUND_CALLS: Final = Metric(
+    "mcp_background_calls",
+    "gauge",
+    "Background responses that are followed at their providers. Their calls are settled once their usage is known.",
+)
 LEDGER_HEALTHY: Final = Metric(
     "mcp_ledger_healthy", "gauge", "1 while the ledger is writable. While it is 0, calls are refused."
 )
@@ -52,6 +57,7 @@ LIMITS: Final = (
     "connections_per_address",
     "concurrent_calls",
     "concurrent_calls_per_key",
+    "background_calls",
     "memory",
     "headers",
     "mcp_sessions",
@@ -82,6 +88,7 @@ CONFIG_RELOAD_TIMESTAMP: Final = Metric(
 ROWS: Final = (
     LEDGER_COMMIT,
     LEDGER_OPEN_ROWS,
+    BACKGROUND_CALLS,
     LEDGER_HEALTHY,
     LEDGER_RECOVERED,
     SETTLEMENTS_PENDING,

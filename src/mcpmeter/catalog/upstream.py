@@ -47,4 +47,12 @@ ATTEMPTS: Final = Metric(
     (labels.PROVIDER, Label("outcome", OUTCOMES)),
 )
 
-ROWS: Final = (UP, CIRCUIT_OPEN, RETRIES, ATTEMPTS)
+DISCONNECTS: Final = Metric(
+    "mcp_client_disconnects_total",
+    "counter",
+    "Clients that disconnected before the provider's response was complete. `cancel`: the request was cancelled. "
+    "`drain`: the response is read on for the provider's own count.",
+    (labels.PROVIDER, Label("policy", ("cancel", "drain"))),
+)
+
+ROWS: Final = (UP, CIRCUIT_OPEN, RETRIES, ATTEMPTS, DISCONNECTS)

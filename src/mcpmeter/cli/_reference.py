@@ -53,6 +53,11 @@ REMEDIES: Final = {
     "unsupported_transfer_encoding": "Send `Transfer-Encoding: chunked`, or a Content-Length.",
     "route_not_found": "Use a path that `GET /` lists.",
     "method_not_allowed": "Use an HTTP method that the message names.",
+    "response_not_found": "Only responses with `background: true` are served, to the team that made them. The provider "
+    "keeps them for a limited time.",
+    "background_lost": "The row is an estimate: compare it with the provider's bill. Raise `give_up_seconds` in "
+    "`relay.background` if responses take longer.",
+    "call_not_found": "Use the ID of a response's header `x-mcpmeter-call-id`. A prune removes single calls.",
     "key_not_found": "Use an ID that `GET /api/keys` or `mcpmeter keys list` shows.",
     "key_configured": "Change the key in the configuration and reload the service: docs/keys.md.",
     "not_authenticated": "Send a key: `Authorization: Bearer …`. `mcpmeter keys create` creates one.",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Collection, Mapping, Sequence
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -37,3 +38,10 @@ def _cell(value: object) -> str:
 def printable(value: str) -> str:
     """A name without control characters; `-` for an empty one."""
     return "".join(letter if letter.isprintable() else "\ufffd" for letter in value) or "-"
+
+
+def plain(usd: Decimal | None) -> str:
+    """An amount with all its decimals and at least two; empty for none."""
+    from mcpmeter.money import plain_usd
+
+    return "" if usd is None else plain_usd(usd)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -12,6 +13,7 @@ from urllib.parse import urlsplit
 import click
 
 from mcpmeter.cli._options import config_option, json_option
+from mcpmeter.cli._tables import printable
 from mcpmeter.errors import ConfigInvalid, LedgerNotUsable, MissingDependency
 
 if TYPE_CHECKING:
@@ -22,6 +24,9 @@ if TYPE_CHECKING:
     from mcpmeter.routing.routes import Upstream
 
 COLUMN: Final = 14
+RECENT_DAYS: Final = 7
+MAX_NAMED: Final = 10
+"""Unpriced items in a warning."""
 
 
 @click.command()
@@ -135,7 +140,7 @@ def _plan(settings: Settings) -> dict[str, Any]:
         "keys": keys,
         "ledger": ledger,
         "price_lists": _price_lists(settings),
-        "warnings": list(_warnings(settings, upstreams)),
+        "warnings": [*_warnings(settings, upstreams), *(_unpriced(settings) if ledger["exists"] else ())],
         "problems": problems,
     }
 
@@ -271,6 +276,27 @@ def _warnings(settings: Settings, upstreams: tuple[Upstream, ...]) -> Iterator[s
             yield f"The key of '{upstream.name}' would cross the network in clear text. Use an https:// base_url."
         if not _priced_by(upstream):
             yield f"'{upstream.name}' has no prices, so its calls count as unpriced. Set its price_list."
+
+
+def _unpriced(settings: Settings) -> Iterator[str]:
+    """The items of recent calls that have no price: what the provider bills for them is in no cost."""
+    from mcpmeter.ledger.queries.reader import open_reader
+    from mcpmeter.ledger.queries.selection import Selection
+    from mcpmeter.usage.items import unpriced_in
+
+    since_ns = time.time_ns() - RECENT_DAYS * 86_400 * 10**9
+    try:
+        with open_reader(settings.ledger.location) as reader:
+            items = unpriced_in(reader, Selection(since_ns=since_ns))
+    except (LedgerNotUsable, MissingDependency):
+        return  # said among the problems
+    if items:
+        named = ", ".join(f"{printable(item.item)} ({item.occurrences:,})" for item in items[:MAX_NAMED])
+        more = f" and {len(items) - MAX_NAMED} more" if len(items) > MAX_NAMED else ""
+        yield (
+            f"Calls of the last {RECENT_DAYS} days have items without a price: {named}{more}. "
+            "Add their prices to a price list, pricing.files."
+        )
 
 
 def _print_plan(plan: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ from mcpmeter.access.key_view import instant, shown
 from mcpmeter.cli._options import config_option, json_option, ledger_at, ledger_option
 from mcpmeter.cli._tables import print_rows
 from mcpmeter.errors import SetupError
-from mcpmeter.pricing.rates import unix_ns
+from mcpmeter.pricing.calendars import unix_ns
 from mcpmeter.records import Key, Role
 
 if TYPE_CHECKING:

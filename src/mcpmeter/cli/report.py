@@ -6,6 +6,7 @@ import csv
 import io
 import os
 import time
+from collections.abc import Sequence
 from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,12 +22,13 @@ from mcpmeter.cli._options import (
     ledger_at,
     ledger_option,
 )
-from mcpmeter.cli._tables import console, printable
+from mcpmeter.cli._tables import console, print_rows, printable
 from mcpmeter.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from mcpmeter.ledger.location import Location
     from mcpmeter.usage import Currency, Span, UsageReport, UsageRow
+    from mcpmeter.usage.items import ItemRow
 
 _TABLE_COLUMNS = {
     "calls": "calls",
@@ -36,6 +38,7 @@ _TABLE_COLUMNS = {
     "partial_calls": "partial",
     "missing_calls": "missing",
     "unpriced_calls": "unpriced",
+    "unpriced_items": "unpriced items",
     "fallback_calls": "fallback",
     "open_calls": "open",
 }
@@ -71,12 +74,14 @@ def command(context: click.Context, /, *, as_json: bool, as_csv: bool, **query: 
     """Sum up calls, tokens and cost from the ledger. A service may keep writing to it.
 
     US dollars are exact; amounts in a second currency are rounded half to even at nine decimals. Unpriced calls are
-    counted but cost nothing here; those that budgets count at the fallback price are counted as well.
+    counted but cost nothing here; those that budgets count at the fallback price are counted as well. Items without a
+    price, in calls that have one, are counted and named below the table.
 
     \b
     Example:
       mcpmeter report --by team --by model --since 2026-11-01 --until 2026-12-01
       mcpmeter report --by day --last 7d --time-zone Europe/Berlin --csv > days.csv
+      mcpmeter report items --last 7d
       mcpmeter report statement --month 2026-11 --html november.html
     """
     if context.invoked_subcommand is not None:
@@ -143,6 +148,80 @@ def statement(
         if file is not None:
             file.write_text(text(made), encoding="utf-8")
     click.echo(f"{len(made.lines)} lines, {made.total.calls:,} calls, ${usd_text(made.total.cost_nanousd)}.", err=True)
+
+
+@command.command()
+@click.option(
+    "--by",
+    multiple=True,
+    type=click.Choice(["team", "project", "model", "provider", "key", "day", "outcome"]),
+    help="Group by this; repeatable.",
+)
+@click.option("--since", default="", metavar="INSTANT", help="Calls started at or after this day or instant.")
+@click.option("--until", default="", metavar="INSTANT", help="Calls started before this day or instant.")
+@click.option("--month", default="", metavar="YYYY-MM", help="Calls of this month.")
+@click.option("--last", default="", metavar="TIME", help="Calls of the last hours, days or weeks: 24h, 7d, 4w.")
+@click.option("--time-zone", default="UTC", show_default=True, help="Time zone of days and months: Europe/Berlin.")
+@click.option("--team", help="Only this team's calls.")
+@_config_option
+@ledger_option
+@json_option()
+def items(
+    *,
+    by: tuple[str, ...],
+    since: str,
+    until: str,
+    month: str,
+    last: str,
+    time_zone: str,
+    team: str | None,
+    config_path: Path | None,
+    ledger: Location | None,
+    as_json: bool,
+) -> None:
+    """Sum up what calls were billed by: tokens by kind, caches, searches, sessions, and what has no price.
+
+    Calls of plain prompt and completion have no lines; their cost is the item `plain`. The rows add up to the cost of
+    the report over the same period.
+
+    \b
+    Example:
+      mcpmeter report items --last 7d
+      mcpmeter report items --by model --month 2026-11 --json | jq '.rows[] | select(.unpriced_lines > 0)'
+    """
+    import msgspec
+
+    from mcpmeter.usage import grouping
+    from mcpmeter.usage.items import item_report
+
+    report = item_report(
+        ledger_at(ledger, config_path),
+        by=tuple(grouping(name) for name in by),
+        span=_span(since=since, until=until, month=month, last=last, zone=time_zone),
+        zone=time_zone,
+        team=team,
+    )
+    if as_json:
+        click.echo(msgspec.json.format(msgspec.json.encode(report), indent=2).decode())
+    elif report.rows:
+        rows = [_item_row(report.by, row) for row in report.rows]
+        print_rows(rows, right=("quantity", "lines", "unpriced", "USD"))
+        click.echo(f"Total: ${report.total_usd}")
+    else:
+        click.echo("The ledger has no costs in this period.", err=True)
+
+
+def _item_row(by: Sequence[str], row: ItemRow) -> dict[str, str]:
+    return {
+        **{name: printable(getattr(row, name)) for name in by},
+        "item": printable(row.item),
+        "component": row.component or "",
+        "quantity": f"{row.quantity:,}",
+        "unit": row.unit,
+        "lines": f"{row.lines:,}",
+        "unpriced": f"{row.unpriced_lines:,}",
+        "USD": row.cost_usd,
+    }
 
 
 def _report(
@@ -237,6 +316,8 @@ def _print_table(report: UsageReport) -> None:
         figures = [f"{getattr(row, name):,}" for name in _TABLE_COLUMNS]
         table.add_row(*groups, *figures, *(getattr(row, name) for name in _amounts(report).values()))
     console().print(table)
+    for item in report.unpriced_items:
+        click.echo(f"No price: {printable(item.item)}, {item.quantity:,} in {item.occurrences:,} lines.", err=True)
 
 
 def _amounts(report: UsageReport) -> dict[str, str]:

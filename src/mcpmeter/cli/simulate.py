@@ -35,6 +35,9 @@ CURL = """  curl {url}/v1/chat/completions -H 'Content-Type: application/json'{k
 @click.option("--chunks-per-second", default="", help="Rate of a stream's chunks, written alike. Default: no delay.")
 @click.option("--completion-tokens", default="lognormal:60,0.6", show_default=True, help="Length of completions.")
 @click.option(
+    "--background-ms", default="500", show_default=True, help="Time that a background response takes, written alike."
+)
+@click.option(
     "--fault",
     "faults",
     multiple=True,
@@ -59,6 +62,7 @@ def command(
     latency_ms: str,
     chunks_per_second: str,
     completion_tokens: str,
+    background_ms: str,
     faults: Sequence[str],
     key: str | None,
     prices: Sequence[str],
@@ -82,6 +86,7 @@ def command(
         first_byte=Latency.parse(latency_ms),
         between_chunks=Latency.from_rate(chunks_per_second) if chunks_per_second else Latency(),
         completion_tokens=Spread.parse(completion_tokens),
+        background=Latency.parse(background_ms),
         tool_calls=tool_calls,
         dated_models=dated_models,
         key=key,

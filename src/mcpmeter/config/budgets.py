@@ -168,11 +168,16 @@ class AttributionSettings(Section):
 
 
 class FallbackSettings(Section):
-    """Prices at which models without a price count against budgets. No report adds them to the cost."""
+    """Prices at which models and items without a price count against budgets. No report adds them to the cost."""
 
     prompt_usd_per_mtok: Price = setting(
         Decimal(3), help="US dollars per million prompt tokens.", example=Decimal("2.5")
     )
     completion_usd_per_mtok: Price = setting(
         Decimal(15), help="US dollars per million completion tokens.", example=Decimal(10)
+    )
+    per_unit_usd: Price = setting(
+        Decimal("0.05"),
+        help="US dollars per search, session or other unit that is no token.",
+        example=Decimal("0.01"),
     )

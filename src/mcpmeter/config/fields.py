@@ -14,6 +14,7 @@ from pydantic_core import PydanticCustomError
 
 from mcpmeter.access.keys import MAX_PER_MINUTE, weakness_of
 from mcpmeter.http.origins import authority_of, origin_of
+from mcpmeter.items import is_alias_target
 from mcpmeter.providers import base_url_fault
 
 INSTANT_SENTENCE: Final = "must be a date, or an instant such as 2027-01-31T12:00:00Z"
@@ -81,6 +82,12 @@ def some(items: tuple[Any, ...]) -> tuple[Any, ...]:
 def _label(text: str) -> str:
     if text == "other":
         raise must("must not be 'other', which is the label of unnamed values")
+    return text
+
+
+def _billable_item(text: str) -> str:
+    if not is_alias_target(text):
+        raise must("must be a billable item such as 'cached_read', a total such as 'prompt_tokens', or 'free'")
     return text
 
 
@@ -178,6 +185,10 @@ AliasTarget = Annotated[
     str,
     AfterValidator(matching(rf"{NAME_PATTERN}/[!-~]{{1,200}}", "must be 'provider/model', one of 'providers' first")),
 ]
+UsagePath = Annotated[
+    str, AfterValidator(matching(r"[!-~]{1,200}", "must be the path of a field: names joined by dots"))
+]
+BillableItem = Annotated[str, AfterValidator(_billable_item)]
 BaseUrl = Annotated[str, AfterValidator(_base_url)]
 LedgerUrl = Annotated[SecretStr, AfterValidator(_ledger_url)]
 Lease = Annotated[Seconds, Field(ge=1)]

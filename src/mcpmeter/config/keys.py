@@ -9,7 +9,7 @@ from pydantic import model_validator
 
 from mcpmeter.access.keys import KeyLimits
 from mcpmeter.config.fields import Instant, ModelName, PerMinute, Secret, Section, Sha256, TeamName, must, setting
-from mcpmeter.pricing.rates import unix_ns
+from mcpmeter.pricing.calendars import unix_ns
 
 
 class KeySettings(Section):

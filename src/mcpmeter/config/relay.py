@@ -8,10 +8,11 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from mcpmeter.budgets.reservations import ASSUMED_COMPLETION_TOKENS
+from mcpmeter.budgets.reservations import ASSUMED_COMPLETION_TOKENS, ASSUMED_TOOL_USES
 from mcpmeter.config.fields import (
     ApiKey,
     BaseUrl,
+    BillableItem,
     Bytes,
     Milliseconds,
     ModelName,
@@ -20,6 +21,7 @@ from mcpmeter.config.fields import (
     Section,
     Share,
     Switch,
+    UsagePath,
     Weight,
     Whole,
     name_alone,
@@ -29,6 +31,8 @@ from mcpmeter.config.fields import (
 from mcpmeter.errors import ConfigInvalid
 from mcpmeter.http.client.interface import Timeouts
 from mcpmeter.providers import Provider
+from mcpmeter.relay.background_options import BackgroundOptions
+from mcpmeter.relay.drains import DrainOptions
 from mcpmeter.routing.circuit_breaker import CircuitOptions
 from mcpmeter.routing.retries import RetryOptions
 from mcpmeter.routing.routes import RouteRule, RuleUpstream
@@ -71,6 +75,11 @@ class RetrySettings(Section):
         help="Maximum pause. If Retry-After is longer, the call moves to another provider instead of waiting.",
         example=2000,
     )
+    max_retry_after_seconds: Seconds = setting(
+        300.0,
+        help="Maximum time a Retry-After is honoured. After it, one call tries whether the provider answers again.",
+        example=60.0,
+    )
     same_place: Switch = setting(
         False,
         help="Also retry with the provider and key that failed. SDKs do this too, and the retries multiply.",
@@ -89,6 +98,7 @@ class RetrySettings(Section):
             budget_ratio=self.budget_ratio,
             base_seconds=self.base_ms / 1000,
             cap_seconds=self.cap_ms / 1000,
+            max_wait_seconds=self.max_retry_after_seconds,
             same_place=self.same_place,
             after_timeout=self.after_timeout,
         )
@@ -112,6 +122,41 @@ class CircuitSettings(Section):
         )
 
 
+class DisconnectSettings(Section):
+    """Limits of responses that are read to their end after the client has disconnected."""
+
+    drain_seconds: Seconds = setting(120.0, help="Maximum time a response is read on.", example=60.0)
+    drain_bytes: Bytes = setting(16_777_216, help="Maximum number of bytes read on, per response.", example=4_194_304)
+    max_drains: Annotated[Whole, Field(ge=0, le=65_536)] = setting(
+        64, help="Responses read on at the same time; further ones are cancelled.", example=16
+    )
+
+    def options(self) -> DrainOptions:
+        """As the relay takes them."""
+        return DrainOptions(seconds=self.drain_seconds, max_bytes=self.drain_bytes, max_drains=self.max_drains)
+
+
+class BackgroundSettings(Section):
+    """How responses with `background: true` are followed at their providers until their usage is known."""
+
+    first_poll_seconds: Seconds = setting(1.0, help="Pause before the first request for a response.", example=0.5)
+    max_poll_seconds: Seconds = setting(
+        30.0, help="Maximum pause between two of them; pauses grow by half each time.", example=10.0
+    )
+    give_up_seconds: Seconds = setting(
+        86_400.0,
+        help="A response that is still pending after so long is settled at its reservation.",
+        example=7200.0,
+    )
+    max_calls: Annotated[Whole, Field(ge=1, le=100_000)] = setting(
+        10_000, help="Maximum number of pending background responses; further ones are refused.", example=1000
+    )
+
+    def options(self) -> BackgroundOptions:
+        """As `relay` takes them."""
+        return BackgroundOptions(**self.model_dump())
+
+
 class RelaySettings(Section):
     """How calls are relayed to providers."""
 
@@ -126,6 +171,17 @@ class RelaySettings(Section):
         help="Completion tokens that a call without a token limit reserves of budgets and rate limits.",
         example=16_384,
     )
+    assumed_prompt_tokens: Annotated[Whole, Field(ge=1, le=100_000_000)] | None = setting(
+        None,
+        help="Prompt tokens that a call with a prompt by reference (`previous_response_id`, a file, a URL) reserves "
+        "beside its body; default: the model's context window, or 200,000 if that is not known.",
+        example=50_000,
+    )
+    assumed_tool_uses: Annotated[Whole, Field(ge=1, le=10_000)] = setting(
+        ASSUMED_TOOL_USES,
+        help="Uses that a call reserves of each tool that the provider runs and bills, if the request sets no maximum.",
+        example=5,
+    )
     max_answer_bytes: Bytes = setting(
         67_108_864, help="Maximum size of a provider's response, in bytes.", example=16_777_216
     )
@@ -134,6 +190,12 @@ class RelaySettings(Section):
     )
     retries: RetrySettings = setting(RetrySettings(), help="Retries.", example={"max_attempts": 2})
     circuit: CircuitSettings = setting(CircuitSettings(), help="The circuit breaker.", example={"open_seconds": 30.0})
+    disconnects: DisconnectSettings = setting(
+        DisconnectSettings(), help="Limits of `on_disconnect: drain`.", example={"drain_seconds": 60.0}
+    )
+    background: BackgroundSettings = setting(
+        BackgroundSettings(), help="Background responses.", example={"give_up_seconds": 7200.0}
+    )
 
 
 class ProviderTimeoutSettings(Section):
@@ -180,6 +242,28 @@ class ProviderSettings(Section):
     price_list: Name | None = setting(
         None, help="Price list that takes precedence over the public one.", example="holysheep"
     )
+    usage_aliases: Mapping[UsagePath, BillableItem] = setting(
+        {},
+        help="Its own names of counts in `usage`: a field to the billable item that it counts, or to `free`.",
+        example={"usage.my_cached": "cached_read"},
+    )
+    asks_stream_usage: Switch | None = setting(
+        None,
+        help="Whether the relay adds `stream_options.include_usage` to streams; default: the built-in provider's. An "
+        "upstream that refuses the field does not get it again until a reload.",
+        example=False,
+    )
+    cost_in_body: Switch | None = setting(
+        None,
+        help="Whether `usage.cost` of its responses is the cost in US dollars; set `false` for credits or cents.",
+        example=False,
+    )
+    on_disconnect: Literal["cancel", "drain"] = setting(
+        "cancel",
+        help="When the client disconnects: `cancel` the request, or `drain`: read on, within `relay.disconnects`, for "
+        "the provider's own count.",
+        example="drain",
+    )
     weight: Weight = setting(1, help="Its share of the calls in weighted routes that set no weight.", example=3)
     timeouts: ProviderTimeoutSettings = setting(
         ProviderTimeoutSettings(), help="Its own timeouts.", example={"first_byte_seconds": 300.0}
@@ -196,7 +280,15 @@ class ProviderSettings(Section):
         base = builtin.get(self.type or self.name)
         if base is None:
             raise ConfigInvalid(f"No provider is of type '{self.type or self.name}'.", hint="Use type: generic.")
-        return base.renamed(self.name, base_url=self.base_url, price_list=self.price_list)
+        return base.renamed(
+            self.name,
+            base_url=self.base_url,
+            price_list=self.price_list,
+            usage_aliases=self.usage_aliases,
+            asks_stream_usage=self.asks_stream_usage,
+            cost_in_body=self.cost_in_body,
+            drains=self.on_disconnect == "drain",
+        )
 
 
 class RouteUpstreamSettings(Section):

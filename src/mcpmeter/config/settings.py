@@ -186,14 +186,14 @@ class PricingSettings(Section):
     """Prices in addition to the built-in lists."""
 
     files: tuple[FilePath, ...] = setting(
-        (), help="Additional price lists, relative to this file's folder.", example=["prices/ours.toml"]
+        (), help="Additional price lists and overlays, relative to this file's folder.", example=["prices/ours.toml"]
     )
     currency: CurrencySettings | None = setting(
         None, help="A second currency for display.", example={"code": "CNY", "rate": Decimal("7.2")}
     )
     fallback: FallbackSettings = setting(
         FallbackSettings(),
-        help="Prices at which models without a price count against budgets.",
+        help="Prices at which models and items without a price count against budgets.",
         example={"prompt_usd_per_mtok": Decimal("2.5")},
     )
 

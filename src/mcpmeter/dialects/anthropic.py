@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 import msgspec
 
-from mcpmeter.dialects import json_body
-from mcpmeter.dialects.base import RequestInfo
+from mcpmeter.dialects import json_body, request_bounds
+from mcpmeter.dialects.base import PricedByBody, RequestInfo
 from mcpmeter.errors import InvalidRequest, MeterError
 
 METERED_FIELDS: Final = json_body.quoted("model", "stream", "messages")
@@ -28,15 +29,21 @@ class Request(msgspec.Struct, frozen=True, gc=False):
     model: str | None = None
     stream: bool | None = None
     max_tokens: msgspec.Raw = json_body.ABSENT
+    speed: msgspec.Raw = json_body.ABSENT
+    inference_geo: msgspec.Raw = json_body.ABSENT
 
 
 _request_decoder = msgspec.json.Decoder(Request)
 
 
-class AnthropicDialect:
+class AnthropicDialect(PricedByBody):
     """What is the same in all of Anthropic's dialects."""
 
     passed_headers = frozenset((b"anthropic-version", b"anthropic-beta"))
+
+    def bounded(self, body: bytes, request: RequestInfo, models: Sequence[str]) -> RequestInfo:
+        """The request with its limits, references and hosted tools. Raises InvalidRequest."""
+        return request_bounds.of_anthropic(body, request, models)
 
     def forwarded(self, body: bytes, request: RequestInfo, model: str) -> bytes:
         """The body unchanged, unless the model's name differs."""

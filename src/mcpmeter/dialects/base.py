@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 import msgspec
 
 from mcpmeter.errors import MeterError
-from mcpmeter.records import NO_PATH_PARAMS, PathParams, Usage
+from mcpmeter.records import NO_PATH_PARAMS, STANDARD, AddedCall, Conditions, PathParams, Usage, UsageItem
 
 
 class RequestInfo(msgspec.Struct, frozen=True, gc=False):
@@ -24,6 +24,23 @@ class RequestInfo(msgspec.Struct, frozen=True, gc=False):
     """None if the size of the body is the bound: no token is shorter than a byte."""
     max_completion_tokens: int | None = None
     """Of all choices together. None if the caller sets no limit."""
+    conditions: Conditions = STANDARD
+    """As the request asks for them; the response says what was served."""
+    references: tuple[str, ...] = ()
+    """Fields of the request that stand for a prompt that the body does not hold: `previous_response_id`, a file's id,
+    an image's URL, … The body's size bounds nothing then."""
+    max_items: tuple[UsageItem, ...] = ()
+    """The most that its hosted tools can bill; a quantity of 0 means that the request sets no bound."""
+    background: bool = False
+    """The provider answers before it works; the call is followed until its usage is known."""
+    choices: int = 1
+    """Responses that it asks for at once."""
+    added_calls: tuple[AddedCall, ...] = ()
+    """Model calls that the provider may make beside it."""
+    limit_fault: str = ""
+    """Why its limits bound nothing: a sentence for the caller. Only a limit that refuses calls needs them."""
+    has_bounds: bool = False
+    """It holds fields that bound its cost and were not read: `Dialect.bounded` does."""
 
 
 class ResponseInfo(msgspec.Struct, frozen=True, gc=False):
@@ -42,6 +59,20 @@ class ResponseInfo(msgspec.Struct, frozen=True, gc=False):
     """The response is finished and holds neither text nor a tool call."""
     reported_usd: str = ""
     """The cost of the call as the provider writes it in the body."""
+    reported_is_part: bool = False
+    """`reported_usd` is a part of the cost only: a fee on top of what another account pays."""
+    conditions: Conditions = STANDARD
+    """As served. In a stream they may arrive in another event than the usage."""
+    lacks_tier: bool = False
+    """It does not say which tier served it, although the dialect's responses do: then the requested one counts."""
+    items: tuple[UsageItem, ...] = ()
+    """What is billed beside the usage object: searches and sessions that the output shows."""
+    unknown: tuple[UsageItem, ...] = ()
+    """What is billed beside the usage object and is not known."""
+    object_id: str = ""
+    """The provider's id of the response, of a call that runs in the background or may be continued."""
+    is_pending: bool = False
+    """The provider has taken the call and has not completed it."""
 
 
 def merge(before: ResponseInfo, now: ResponseInfo) -> ResponseInfo:
@@ -55,6 +86,13 @@ def merge(before: ResponseInfo, now: ResponseInfo) -> ResponseInfo:
         is_refusal=now.is_refusal or before.is_refusal,
         is_empty=now.is_empty or before.is_empty,
         reported_usd=now.reported_usd or before.reported_usd,
+        reported_is_part=now.reported_is_part if now.reported_usd else before.reported_is_part,
+        conditions=before.conditions if now.conditions == STANDARD else now.conditions,
+        lacks_tier=now.lacks_tier and before.lacks_tier,
+        items=now.items or before.items,
+        unknown=now.unknown or before.unknown,
+        object_id=now.object_id or before.object_id,
+        is_pending=now.is_pending,
     )
 
 
@@ -87,11 +125,20 @@ class Dialect(Protocol):
     def read_request(self, body: bytes, path: PathParams = NO_PATH_PARAMS) -> RequestInfo:
         """Read the metered fields. Raises InvalidRequest."""
 
+    def bounded(self, body: bytes, request: RequestInfo, models: Sequence[str]) -> RequestInfo:
+        """The request with all that bounds its cost at any of these models; for those that say `has_bounds`.
+
+        Raises InvalidRequest.
+        """
+
     def forwarded(self, body: bytes, request: RequestInfo, model: str) -> bytes:
         """The body for upstream: unchanged except for the model's name and for usage in streams."""
 
     def read_response(self, body: bytes) -> ResponseInfo:
         """Usage, finish reason and error of a whole response. Raises UnreadableResponse."""
+
+    def response_conditions(self, headers: Mapping[str, str]) -> Conditions:
+        """What the response's headers report of the price; names are lower case."""
 
     def prompt_tokens(self, body: bytes) -> int:
         """Estimate of a prompt's tokens, for responses without usage."""
@@ -104,6 +151,14 @@ class Dialect(Protocol):
 
     def error_event(self, error: MeterError, call_id: str) -> bytes:
         """The same as an event, to end a stream that has begun."""
+
+
+class PricedByBody:
+    """For dialects whose headers tell nothing of the price."""
+
+    def response_conditions(self, headers: Mapping[str, str]) -> Conditions:
+        """Standard: the body reports them."""
+        return STANDARD
 
 
 class EventReader(Protocol):
@@ -131,6 +186,10 @@ class EventReader(Protocol):
         """Whether an event holds only the usage that the relay requests."""
         return False
 
+    def without_usage(self, event: bytes) -> bytes:
+        """An event that ends a choice, without the usage that the relay's request adds beside it."""
+        return event
+
     def without_null_usage(self, block: bytes) -> bytes:
         """A block without the other changes that requesting usage makes to events."""
         return block
@@ -146,6 +205,19 @@ class EventReader(Protocol):
 @runtime_checkable
 class StreamingDialect(Dialect, EventReader, Protocol):
     """A provider API whose responses may be streams."""
+
+
+@runtime_checkable
+class AliasingDialect(Dialect, Protocol):
+    """A dialect that reads usage by a table of names, which a provider's own names can extend."""
+
+    def with_aliases(self, aliases: Mapping[str, str]) -> Dialect:
+        """This dialect for a provider: paths of fields to names of `items.ITEMS`. Raises ValueError for others."""
+
+
+def with_aliases(dialect: Dialect, aliases: Mapping[str, str]) -> Dialect:
+    """The dialect for a provider's `usage_aliases`; itself if there are none, or if it has no table."""
+    return dialect.with_aliases(aliases) if aliases and isinstance(dialect, AliasingDialect) else dialect
 
 
 class UnreadEvents(EventReader):

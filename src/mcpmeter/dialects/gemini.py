@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, Literal
 
 import msgspec
 
-from mcpmeter.dialects import json_body, tokens
+from mcpmeter.dialects import gemini_usage, json_body, request_bounds, tokens
 from mcpmeter.dialects.base import RequestInfo
 from mcpmeter.dialects.tokens import Tokens
+from mcpmeter.dialects.usage_fields import OwnNames
 from mcpmeter.errors import InvalidRequest, MeterError
-from mcpmeter.records import PathParams, TokenSource, Usage
+from mcpmeter.records import STANDARD, Conditions, PathParams, TokenSource, Usage
 
 TOKENS_PER_MEDIUM: Final = 258
 """Google's figure for an image, or for each tile of a larger one."""
@@ -18,39 +20,76 @@ TOKENS_PER_MEDIUM: Final = 258
 PREFIX: Final = "models/"
 """Precedes a model's name in bodies, and in the path with some SDKs."""
 
+TIER_HEADER: Final = "x-gemini-service-tier"
+_NO_TIER: Final = (None, "", "standard")
+
 _MEDIA: Final = ("inlineData", "inline_data", "fileData", "file_data")
 
 
-class _Usage(msgspec.Struct, frozen=True, gc=False, rename="camel"):
-    prompt_token_count: Tokens | None = None
-    tool_use_prompt_token_count: Tokens | None = None
-    candidates_token_count: Tokens | None = None
-    thoughts_token_count: Tokens | None = None
-    total_token_count: Tokens | None = None
-    cached_content_token_count: msgspec.Raw = json_body.ABSENT
-    prompt_tokens_details: msgspec.Raw = json_body.ABSENT
-    tool_use_prompt_tokens_details: msgspec.Raw = json_body.ABSENT
-    candidates_tokens_details: msgspec.Raw = json_body.ABSENT
+_Standard = Literal["ON_DEMAND", "TRAFFIC_TYPE_UNSPECIFIED", "standard", "STANDARD", "unspecified", "UNSPECIFIED"]
 
 
-class _Modality(msgspec.Struct, frozen=True, gc=False, rename="camel"):
-    modality: str = ""
+class _TextCount(msgspec.Struct, frozen=True, gc=False, rename="camel", forbid_unknown_fields=True):
+    modality: Literal["TEXT"] = "TEXT"
     token_count: Tokens = 0
 
 
-_usage_decoder = msgspec.json.Decoder(_Usage)
-_count_decoder = msgspec.json.Decoder(Tokens)
-_modalities_decoder = msgspec.json.Decoder(list[_Modality])
+class Counts(msgspec.Struct, frozen=True, gc=False, rename="camel", forbid_unknown_fields=True):
+    """Plain counts of a usage object: of text at the standard price, without tool results. None if one is left out."""
+
+    prompt_token_count: Tokens | None = None
+    candidates_token_count: Tokens | None = None
+    thoughts_token_count: Tokens | None = None
+    total_token_count: Tokens | None = None
+    cached_content_token_count: Tokens | None = None
+    prompt_tokens_details: list[_TextCount] | None = None
+    candidates_tokens_details: list[_TextCount] | None = None
+    cache_tokens_details: list[_TextCount] | None = None
+    traffic_type: _Standard | None = None
+    service_tier: _Standard | None = None
+
+    def is_plain(self) -> bool:
+        """Whether the prompt is counted and the total explained by the other counts."""
+        prompt, total, written = self.prompt_token_count, self.total_token_count, self.candidates_token_count
+        if prompt is None or (self.cached_content_token_count or 0) > prompt:
+            return False
+        if total is None:
+            return True
+        rest = total - prompt - (self.thoughts_token_count or 0)
+        return rest >= 0 if written is None else rest == written
+
+    def covers(self, before: Counts) -> bool:
+        """Whether no count is lower than before."""
+        return (
+            (self.prompt_token_count or 0) >= (before.prompt_token_count or 0)
+            and (self.candidates_token_count or 0) >= (before.candidates_token_count or 0)
+            and (self.thoughts_token_count or 0) >= (before.thoughts_token_count or 0)
+            and (self.total_token_count or 0) >= (before.total_token_count or 0)
+            and (self.cached_content_token_count or 0) >= (before.cached_content_token_count or 0)
+        )
 
 
-class GeminiDialect:
+_counts_decoder = msgspec.json.Decoder(Counts)
+
+
+class GeminiDialect(OwnNames):
     """What is the same in all of Gemini's dialects."""
 
+    names_of_counts = gemini_usage.NAMES
     passed_headers = frozenset((b"x-server-timeout",))
+
+    def bounded(self, body: bytes, request: RequestInfo, models: Sequence[str]) -> RequestInfo:
+        """The request with its limits, references and hosted tools. Raises InvalidRequest."""
+        return request_bounds.of_gemini(body, request, models)
 
     def forwarded(self, body: bytes, request: RequestInfo, model: str) -> bytes:
         """The body unchanged, unless it repeats a path's model that has another name upstream."""
         return body if request.model == model else renamed(body, model)
+
+    def response_conditions(self, headers: Mapping[str, str]) -> Conditions:
+        """The tier that served the call, which a header names."""
+        tier = headers.get(TIER_HEADER)
+        return STANDARD if tier in _NO_TIER else gemini_usage.conditions_of(tier or "")
 
     def error_body(self, error: MeterError, call_id: str) -> bytes:
         """Google's error object (google.rpc.Status), with our ids in an ErrorInfo."""
@@ -93,44 +132,43 @@ def _is_media(part: dict[str, Any]) -> bool:
     return any(name in part for name in _MEDIA)
 
 
-def read_usage(raw: msgspec.Raw, source: TokenSource = "reported") -> tuple[Usage | None, bool]:
-    """(usage, whether it is present and invalid). Google leaves zeros out: a prompt alone means no completion."""
+def counts_of(raw: msgspec.Raw) -> tuple[Counts | dict[str, Any] | None, bool]:
+    """(the counts of a usage object, whether they are present and invalid). Of one that is not plain, its fields."""
     if not json_body.is_set(raw):
         return None, False
     try:
-        reported = _usage_decoder.decode(raw)
+        counts = _counts_decoder.decode(raw)
+        if counts.is_plain():
+            return counts, False
     except json_body.UNREADABLE:
-        return None, True
-    thoughts, total = reported.thoughts_token_count, reported.total_token_count
-    if reported.prompt_token_count is None:
-        # Vertex AI names the traffic's type in every event and counts only in the last.
-        counts = (reported.tool_use_prompt_token_count, reported.candidates_token_count, thoughts, total)
-        return None, any(count is not None for count in counts)
-    prompt = reported.prompt_token_count + (reported.tool_use_prompt_token_count or 0)
-    thoughts = thoughts or 0
-    written = reported.candidates_token_count
-    if written is None:
-        written = max(0, (total or 0) - prompt - thoughts)
-    completion = written + thoughts
-    usage = Usage(
+        pass
+    fields = gemini_usage.decoded(raw)
+    return fields, fields is None
+
+
+def fields_of(counts: Counts | dict[str, Any]) -> dict[str, Any]:
+    """The fields of a usage object."""
+    return msgspec.to_builtins(counts) if isinstance(counts, Counts) else counts
+
+
+def usage_of(
+    counts: Counts | dict[str, Any] | None, source: TokenSource = "reported", *, are_tools_billed: bool = True
+) -> Usage | None:
+    """The usage; None if nothing is counted. Google leaves zeros out: a prompt alone means no completion."""
+    if not isinstance(counts, Counts):
+        return gemini_usage.usage_of(counts, source, are_tools_billed=are_tools_billed) if counts else None
+    prompt, thoughts, written = counts.prompt_token_count or 0, counts.thoughts_token_count or 0, 0
+    if counts.candidates_token_count is not None:
+        written = counts.candidates_token_count
+    elif counts.total_token_count:
+        written = counts.total_token_count - prompt - thoughts
+    return Usage(
         prompt_tokens=prompt,
-        completion_tokens=completion,
-        cached_read_tokens=min(json_body.decode_field(_count_decoder, reported.cached_content_token_count, 0), prompt),
+        completion_tokens=written + thoughts,
+        cached_read_tokens=counts.cached_content_token_count or 0,
         reasoning_tokens=thoughts,
-        audio_tokens=_audio_within(reported, prompt, completion) if b'"AUDIO"' in bytes(raw) else 0,
         source=source,
     )
-    return usage, False
-
-
-def _audio_within(reported: _Usage, prompt: int, completion: int) -> int:
-    heard = _audio(reported.prompt_tokens_details) + _audio(reported.tool_use_prompt_tokens_details)
-    return min(heard, prompt) + min(_audio(reported.candidates_tokens_details), completion)
-
-
-def _audio(raw: msgspec.Raw) -> int:
-    modalities = json_body.decode_field(_modalities_decoder, raw, ())
-    return sum(entry.token_count for entry in modalities if entry.modality == "AUDIO")
 
 
 def _error_body(error: MeterError, call_id: str) -> bytes:

@@ -13,6 +13,7 @@ import msgspec
 from mcpmeter.dialects import gemini, json_body, tokens
 from mcpmeter.dialects.base import RequestInfo, ResponseInfo, UnreadableResponse
 from mcpmeter.errors import InvalidRequest
+from mcpmeter.items import ITEMS
 from mcpmeter.records import NO_PATH_PARAMS, PathParams
 
 METERED_FIELDS: Final = json_body.quoted("content", "model")
@@ -63,9 +64,13 @@ class GeminiEmbed(gemini.GeminiDialect):
         has_error = json_body.is_error(response.error)
         if not json_body.is_set(response.embedding) and response.embeddings is None and not has_error:
             raise UnreadableResponse("no vector")
-        usage, bad = gemini.read_usage(response.usage_metadata)
+        counts, bad = gemini.counts_of(
+            self.renamed_usage(response.usage_metadata) if self._own else response.usage_metadata
+        )
+        usage = gemini.usage_of(counts)
         if usage is not None:
-            usage = msgspec.structs.replace(usage, completion_tokens=0, reasoning_tokens=0)
+            items = tuple(item for item in usage.items if ITEMS[item.item].side == "prompt")
+            usage = msgspec.structs.replace(usage, completion_tokens=0, reasoning_tokens=0, items=items)
         return ResponseInfo(
             usage=usage,
             bad_usage=bad,
@@ -119,7 +124,9 @@ def _decoded(body: bytes) -> _Request:
 
 
 def _request_info(model: str, body: bytes) -> RequestInfo:
-    return RequestInfo(model=model, prompt_tokens_estimate=tokens.quick_estimate(body), max_completion_tokens=0)
+    return RequestInfo(
+        model=model, prompt_tokens_estimate=tokens.quick_estimate(body), max_completion_tokens=0, has_bounds=True
+    )
 
 
 def _prompt_tokens(request: Any) -> int:

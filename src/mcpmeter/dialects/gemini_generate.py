@@ -2,6 +2,7 @@
 
 The path names the model and chooses streaming. No event marks the end of a stream: it is complete after a finish
 reason. Each event may count the tokens so far; the count that arrives with the finish reason, or after it, is final.
+Counts are cumulative, so none falls. Grounding may come in parts, and parts may repeat.
 """
 
 from __future__ import annotations
@@ -12,16 +13,26 @@ from typing import Any, Final
 import msgspec
 from msgspec.structs import replace
 
-from mcpmeter.dialects import gemini, json_body, sse, tokens
+from mcpmeter.dialects import gemini, gemini_grounding, gemini_usage, json_body, request_bounds, sse, tokens
 from mcpmeter.dialects.base import RequestInfo, ResponseInfo, StreamingDialect, UnreadableResponse, merge, merge_all
+from mcpmeter.dialects.cumulative import greatest
+from mcpmeter.dialects.gemini_grounding import NO_GROUNDING, Grounding, grounding_of
 from mcpmeter.errors import InvalidRequest, MeterError
-from mcpmeter.records import NO_PATH_PARAMS, PathParams
+from mcpmeter.records import NO_PATH_PARAMS, STANDARD, PathParams, Usage, UsageItem
 
 METERED_FIELDS: Final = json_body.quoted("contents", "model")
 """The fields of a request that are read; each may be named once."""
 
 _HINT: Final = 'The least is {"contents": [{"role": "user", "parts": [{"text": "…"}]}]}.'
 _UNSPECIFIED: Final = ("FINISH_REASON_UNSPECIFIED", "BLOCKED_REASON_UNSPECIFIED", "BLOCK_REASON_UNSPECIFIED")
+_READ_MARKS: Final = (
+    b'"usageMetadata"',
+    b'Reason"',
+    b'"error"',
+    b'"groundingMetadata"',
+    b'"urlContextMetadata"',
+    b'"executableCode"',
+)
 _FILTERED: Final = frozenset(
     ("SAFETY", "BLOCKLIST", "PROHIBITED_CONTENT", "SPII", "IMAGE_SAFETY", "IMAGE_PROHIBITED_CONTENT", "MODEL_ARMOR")
 )
@@ -31,12 +42,8 @@ _FILTERED: Final = frozenset(
 class _Request(msgspec.Struct, frozen=True, gc=False):
     contents: list[dict[str, msgspec.Raw]] | dict[str, msgspec.Raw]  # Google accepts one object for a list of one
     model: str | None = None
-    generation_config: msgspec.Raw = msgspec.field(default=json_body.ABSENT, name="generationConfig")
-
-
-class _Limits(msgspec.Struct, frozen=True, gc=False, rename="camel"):
-    max_output_tokens: msgspec.Raw = json_body.ABSENT
-    candidate_count: msgspec.Raw = json_body.ABSENT
+    service_tier: msgspec.Raw = msgspec.field(default=json_body.ABSENT, name="serviceTier")
+    tier_in_snake_case: msgspec.Raw = msgspec.field(default=json_body.ABSENT, name="service_tier")
 
 
 class _Content(msgspec.Struct, frozen=True, gc=False):
@@ -46,6 +53,8 @@ class _Content(msgspec.Struct, frozen=True, gc=False):
 class _Candidate(msgspec.Struct, frozen=True, gc=False, rename="camel"):
     content: _Content | None = None
     finish_reason: str | None = None
+    grounding_metadata: msgspec.Raw = json_body.ABSENT
+    url_context_metadata: msgspec.Raw = json_body.ABSENT
 
 
 class _Feedback(msgspec.Struct, frozen=True, gc=False, rename="camel"):
@@ -57,14 +66,22 @@ class _Response(msgspec.Struct, frozen=True, gc=False, rename="camel"):
     prompt_feedback: _Feedback | None = None
     model_version: str | None = None
     usage_metadata: msgspec.Raw = json_body.ABSENT
+    service_tier: str | None = None
+    tier_in_snake_case: str | None = msgspec.field(default=None, name="service_tier")
     error: msgspec.Raw = json_body.ABSENT
 
 
+class _EventInfo(ResponseInfo, frozen=True, gc=False):
+    """The report of one or more events, with what its usage is made of."""
+
+    counts: gemini.Counts | dict[str, Any] | None = None
+    """The fields of a usage object that is not plain."""
+    grounding: Grounding = NO_GROUNDING
+
+
 _request_decoder = msgspec.json.Decoder(_Request)
-_limits_decoder = msgspec.json.Decoder(_Limits)
 _response_decoder = msgspec.json.Decoder(_Response)
 _array_decoder = msgspec.json.Decoder(list[_Response])
-_NO_LIMITS: Final = _Limits()
 
 
 class GeminiGenerate(gemini.GeminiDialect, StreamingDialect):
@@ -83,15 +100,15 @@ class GeminiGenerate(gemini.GeminiDialect, StreamingDialect):
         json_body.refuse_repeated(body, METERED_FIELDS)
         if not request.contents:
             raise InvalidRequest("'contents' is empty.", hint="Send at least one content with parts.")
-        limits = json_body.decode_field(_limits_decoder, request.generation_config, _NO_LIMITS)
         return RequestInfo(
             model=gemini.model_of(path, request.model),
             stream=path.stream,
             usage_requested=True,
             prompt_tokens_estimate=tokens.quick_estimate(body),
-            max_completion_tokens=tokens.max_completion_tokens(
-                limits.max_output_tokens, choices=limits.candidate_count
+            conditions=request_bounds.conditions(
+                request.service_tier if json_body.is_set(request.service_tier) else request.tier_in_snake_case
             ),
+            has_bounds=True,
         )
 
     def read_response(self, body: bytes) -> ResponseInfo:
@@ -99,11 +116,16 @@ class GeminiGenerate(gemini.GeminiDialect, StreamingDialect):
 
         Raises UnreadableResponse.
         """
-        responses = _decoded(body)
+        try:
+            responses = _decoded(body)
+        except UnreadableResponse:
+            responses = _odd_responses(json_body.value_of(body))
         if not any(map(_is_response, responses)):
             raise UnreadableResponse("no candidates")
-        info = ResponseInfo()
-        for response in responses:
+        if self._own:
+            responses = [self._renamed(response) for response in responses]
+        info = _info(responses[0])
+        for response in responses[1:]:
             info = self.merge(info, _info(response))
         is_empty = not (info.is_error or info.is_refusal or any(map(_has_content, responses)))
         usage = None if info.bad_usage else info.usage
@@ -112,17 +134,44 @@ class GeminiGenerate(gemini.GeminiDialect, StreamingDialect):
         return replace(info, usage=usage, is_empty=is_empty)
 
     def read_events(self, block: bytes) -> ResponseInfo | None:
-        """Usage, finish reason, blocked prompt or error of a block."""
-        if block.rfind(b'"usageMetadata"') < 0 and block.rfind(b'Reason"') < 0 and block.rfind(b'"error"') < 0:
+        """Usage, finish reason, blocked prompt, error or tools of a block."""
+        if (
+            block.rfind(b'"usageMetadata"') < 0
+            and block.rfind(b'Reason"') < 0
+            and block.rfind(b'"error"') < 0
+            and block.rfind(b'"groundingMetadata"') < 0
+            and block.rfind(b'"urlContextMetadata"') < 0
+            and block.rfind(b'"executableCode"') < 0
+        ):
             return None
-        return merge_all(map(_info, _events(block, b'"usageMetadata"', b'Reason"', b'"error"')), self.merge)
+        events = _events(block, *_READ_MARKS)
+        return merge_all(map(_info, map(self._renamed, events) if self._own else events), self.merge)
+
+    def _renamed(self, response: _Response) -> _Response:
+        return replace(response, usage_metadata=self.renamed_usage(response.usage_metadata))
 
     def merge(self, before: ResponseInfo, now: ResponseInfo) -> ResponseInfo:
-        """Combine two reports; the last usage counts, and is final after a finish reason."""
-        both = merge(before, now)
-        if now.usage is None or not before.finish_reason:
-            return both
-        return replace(both, usage=replace(now.usage, source="reported"))
+        """Combine two reports. No count falls; the last one is final after a finish reason."""
+        if not isinstance(before, _EventInfo) or not isinstance(now, _EventInfo):
+            return now if isinstance(now, _EventInfo) else merge(before, now)
+        usage, counts = now.usage or before.usage, now.counts
+        if usage is now.usage and usage is not None and before.finish_reason:
+            usage = replace(usage, source="reported")
+        if before.counts is not None:
+            counts = _combined(before.counts, now.counts)
+            if usage is not None and counts is not now.counts and counts is not before.counts:
+                usage = gemini.usage_of(counts, usage.source)
+        merged = _EventInfo(
+            usage=usage,
+            bad_usage=now.bad_usage or (before.bad_usage and now.usage is None),
+            model=now.model or before.model,
+            finish_reason=now.finish_reason or before.finish_reason,
+            is_error=now.is_error or before.is_error,
+            is_refusal=now.is_refusal or before.is_refusal,
+            counts=counts,
+        )
+        is_plain = before.grounding is now.grounding is NO_GROUNDING and before.conditions is now.conditions
+        return merged if is_plain else _regrounded(merged, before, now)
 
     def has_content(self, block: bytes) -> bool:
         """Whether a block holds text or a tool call; thoughts are neither."""
@@ -172,7 +221,7 @@ def _events(block: bytes, *marks: bytes) -> Iterator[_Response]:
     payloads = sse.payloads(block)
     if b'"error"' in block:
         # Google breaks a stream off with an error object that stands outside any event.
-        payloads += map(sse.lines_outside_events, sse.split_events(block))
+        payloads += (sse.lines_outside_events(event) for event in sse.split_events(block) if b'"error"' in event)
     for payload in payloads:
         if not any(mark in payload for mark in marks):
             continue
@@ -180,7 +229,43 @@ def _events(block: bytes, *marks: bytes) -> Iterator[_Response]:
             yield json_body.decode_response(_response_decoder, payload)
         except UnreadableResponse:
             # The bytes pass anyway; an unreadable event reports nothing, so the usage counts as missing.
-            continue
+            value = json_body.value_of(payload)
+            if isinstance(value, dict):
+                yield _odd_response(value)
+
+
+def _odd_responses(value: Any) -> list[_Response]:
+    """Responses with a field of another type than the documented one. Raises UnreadableResponse."""
+    responses = [
+        _odd_response(response)
+        for response in (value if isinstance(value, list) else [value])
+        if isinstance(response, dict)
+    ]
+    if not responses:
+        raise UnreadableResponse("no object")
+    return responses
+
+
+def _odd_response(value: dict[str, Any]) -> _Response:
+    candidates = value.get("candidates")
+    return _Response(
+        candidates=[*map(_odd_candidate, json_body.dicts_in(candidates))] if isinstance(candidates, list) else None,
+        prompt_feedback=_Feedback(json_body.name_in(json_body.under(value, "promptFeedback", "blockReason"))),
+        model_version=json_body.name_in(value.get("modelVersion")),
+        usage_metadata=json_body.raw(value.get("usageMetadata")),
+        service_tier=json_body.name_in(value.get("serviceTier") or value.get("service_tier")),
+        error=json_body.raw(value.get("error")),
+    )
+
+
+def _odd_candidate(value: dict[str, Any]) -> _Candidate:
+    parts = json_body.dicts_in(json_body.under(value, "content", "parts"))
+    return _Candidate(
+        content=_Content([{name: json_body.raw(inner) for name, inner in part.items()} for part in parts]),
+        finish_reason=json_body.name_in(value.get("finishReason")),
+        grounding_metadata=json_body.raw(value.get("groundingMetadata")),
+        url_context_metadata=json_body.raw(value.get("urlContextMetadata")),
+    )
 
 
 def _is_response(response: _Response) -> bool:
@@ -191,18 +276,83 @@ def _is_response(response: _Response) -> bool:
 
 def _info(response: _Response) -> ResponseInfo:
     blocked = _reason(response.prompt_feedback.block_reason) if response.prompt_feedback else ""
-    reason = blocked
+    reason, has_tools = blocked, False
     for candidate in response.candidates or ():
         reason = _reason(candidate.finish_reason) or reason
-    usage, bad = gemini.read_usage(response.usage_metadata, "reported" if reason else "partial")
-    return ResponseInfo(
-        usage=usage,
+        has_tools = has_tools or _has_tools(candidate)
+    counts, bad = gemini.counts_of(response.usage_metadata)
+    info = _EventInfo(
+        usage=gemini.usage_of(counts, "reported" if reason else "partial"),
         bad_usage=bad,
         model=json_body.cleaned(response.model_version),
         finish_reason=reason,
         is_error=json_body.is_error(response.error),
         is_refusal=bool(blocked) or reason in _FILTERED,
+        counts=counts,
     )
+    tier = response.service_tier or response.tier_in_snake_case
+    is_plain = not (has_tools or tier or isinstance(counts, dict))
+    return info if is_plain else _detailed(info, response.candidates or (), tier or "")
+
+
+def _detailed(info: _EventInfo, candidates: Sequence[_Candidate], tier: str) -> _EventInfo:
+    grounding = _grounding(candidates)
+    usage, items, unknown = _grounded(info.usage, info.counts, grounding, info.model)
+    conditions = gemini_usage.conditions_of(tier)
+    return replace(info, usage=usage, items=items, unknown=unknown, conditions=conditions, grounding=grounding)
+
+
+def _regrounded(merged: _EventInfo, before: _EventInfo, now: _EventInfo) -> _EventInfo:
+    grounding = before.grounding.joined(now.grounding)
+    usage, items, unknown = _grounded(merged.usage, merged.counts, grounding, merged.model)
+    conditions = before.conditions if now.conditions == STANDARD else now.conditions
+    return replace(merged, usage=usage, items=items, unknown=unknown, conditions=conditions, grounding=grounding)
+
+
+def _combined(
+    before: gemini.Counts | dict[str, Any], now: gemini.Counts | dict[str, Any] | None
+) -> gemini.Counts | dict[str, Any]:
+    if now is None:
+        return before
+    if isinstance(before, gemini.Counts) and isinstance(now, gemini.Counts) and now.covers(before):
+        return now
+    return greatest(gemini.fields_of(before), gemini.fields_of(now))
+
+
+def _has_tools(candidate: _Candidate) -> bool:
+    if candidate.grounding_metadata is not json_body.ABSENT or candidate.url_context_metadata is not json_body.ABSENT:
+        return True
+    return _has_code(candidate)
+
+
+def _has_code(candidate: _Candidate) -> bool:
+    """Whether it holds a tool whose results are billed as input."""
+    parts = candidate.content.parts if candidate.content is not None else None
+    # A loop is twice as fast here as `any` over one or two parts.
+    for part in parts or ():  # noqa: SIM110
+        if "executableCode" in part or "codeExecutionResult" in part:
+            return True
+    return False
+
+
+def _grounding(candidates: Sequence[_Candidate]) -> Grounding:
+    return grounding_of(
+        (candidate.grounding_metadata for candidate in candidates if json_body.is_set(candidate.grounding_metadata)),
+        has_other_tools=any(
+            json_body.is_set(candidate.url_context_metadata) or _has_code(candidate) for candidate in candidates
+        ),
+    )
+
+
+def _grounded(
+    usage: Usage | None, counts: gemini.Counts | dict[str, Any] | None, grounding: Grounding, model: str
+) -> tuple[Usage | None, tuple[UsageItem, ...], tuple[UsageItem, ...]]:
+    """(usage, what is billed beside it, what is unknown beside it)."""
+    fields = counts if isinstance(counts, dict) else {}
+    if usage is not None and fields:
+        are_billed = gemini_grounding.are_tools_billed(grounding, fields)
+        usage = gemini.usage_of(fields, usage.source, are_tools_billed=are_billed)
+    return usage, *gemini_grounding.billed_items(grounding, fields, model)
 
 
 def _reason(name: str | None) -> str:

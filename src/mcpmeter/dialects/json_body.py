@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, Final, TypeVar
 
@@ -25,6 +26,12 @@ MAX_BLANK_BYTES: Final = 4
 MAX_MODEL_NAME_LENGTH: Final = 256
 MAX_NAME_LENGTH: Final = 256
 """Characters kept of a provider's text, which ends up in a row of the ledger."""
+
+MAX_SHOWN_NUMBER: Final = 10**15
+"""Greater numbers are no counts, and a float holds them only roughly."""
+
+MAX_INT_LENGTH: Final = 40
+"""Characters of an integer in a response; a longer one is no count and is kept as text."""
 
 UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 """Raised by msgspec for bytes that do not fit the type."""
@@ -51,6 +58,15 @@ def decode_request(decoder: msgspec.json.Decoder[_T], body: bytes, *, kind: str,
         raise InvalidRequest(f"The request is not {kind}: {fault}.", hint=hint) from None
     except UNREADABLE as fault:
         raise _not_json(fault) from None
+
+
+def decode_if_it_fits(decoder: msgspec.json.Decoder[_T], body: bytes) -> _T | None:
+    """Decode a request's most frequent form; None for any other, valid or not. Raises InvalidRequest."""
+    _refuse_bad_text(body)
+    try:
+        return decoder.decode(body)
+    except UNREADABLE:
+        return None
 
 
 def parsed(body: bytes) -> Any:
@@ -102,18 +118,27 @@ def quoted(*names: str) -> tuple[bytes, ...]:
     return tuple(f'"{name}"'.encode() for name in names)
 
 
-def refuse_repeated(body: bytes, names: Sequence[bytes]) -> None:
+def refuse_repeated(body: bytes, names: Sequence[bytes]) -> bool:
     """Refuse an object that names one of these fields, as `quoted` gives them, twice. `body` is valid JSON.
 
     Parsers differ on which of the two counts, so a call could be metered as one model and served by another.
-    Raises InvalidRequest.
+    Returns whether names may stand in it in another spelling than ours. Raises InvalidRequest.
     """
     for name in names:
         if body.count(name) > 1:
             break
     else:
         if BACKSLASH not in body or _ESCAPED_LETTER.search(body) is None:
-            return
+            return False
+    if repeated := repeated_field(body, names):
+        raise InvalidRequest(f"The body names '{repeated}' twice.", hint="Name each field once.")
+    return True
+
+
+def repeated_field(body: bytes, names: Sequence[bytes]) -> str:
+    """The first of these fields, as `quoted` gives them, that an object names twice; empty if there is none."""
+    if all(body.count(name) <= 1 for name in names) and _ESCAPED_LETTER.search(body) is None:
+        return ""
     # The hook runs for each object, for the outermost last; only the outermost keys count.
     try:
         # Numbers stay text: Python refuses to parse more than 4300 digits, which JSON allows.
@@ -121,9 +146,29 @@ def refuse_repeated(body: bytes, names: Sequence[bytes]) -> None:
     except RecursionError as fault:
         raise _not_json(fault) from None  # at a depth that the other parser just takes
     keys = [key for key, _value in pairs]
-    for field in (name.strip(b'"').decode() for name in names):
-        if keys.count(field) > 1:
-            raise InvalidRequest(f"The body names '{field}' twice.", hint="Name each field once.")
+    fields = (name.strip(b'"').decode() for name in names)
+    return next((field for field in fields if keys.count(field) > 1), "")
+
+
+def repeated_anywhere(body: bytes, value: Any) -> str:
+    """The first field that an object at any depth names twice; empty if there is none. `value` is the parsed body.
+
+    A field that the parser dropped takes its quotes with it, so that most bodies need no second parsing.
+    """
+    if b"\\u0022" not in body and body.count(b'"') == msgspec.json.encode(value).count(b'"'):
+        return ""
+    found: list[str] = []
+
+    def note(pairs: list[tuple[str, Any]]) -> None:
+        names = [name for name, _value in pairs]
+        if len(set(names)) < len(names):
+            found.append(next(name for name, times in Counter(names).items() if times > 1))
+
+    try:
+        json.loads(body, object_pairs_hook=note, parse_int=str, parse_float=str)
+    except RecursionError as fault:
+        raise _not_json(fault) from None
+    return cleaned(found[0])[:64] if found else ""
 
 
 def check_model(name: str) -> None:
@@ -185,10 +230,20 @@ def strict_json(body: bytes) -> bytes:
     """
     try:
         # Fractions become text: NaN in usage then reads as invalid, and a cost keeps every digit.
-        value: Any = json.loads(body, parse_float=str, parse_constant=str)
+        value: Any = json.loads(body, parse_int=_int_or_text, parse_float=_whole_or_text, parse_constant=str)
         return json.dumps(value, ensure_ascii=False).encode("utf-8", "replace")
     except (ValueError, RecursionError) as fault:
         raise UnreadableResponse(str(fault)) from None
+
+
+def _int_or_text(written: str) -> int | str:
+    # Python refuses to parse more than 4300 digits, and takes quadratic time for fewer.
+    return int(written) if len(written) <= MAX_INT_LENGTH else written
+
+
+def _whole_or_text(written: str) -> int | str:
+    number = float(written)
+    return int(number) if abs(number) < MAX_SHOWN_NUMBER and number.is_integer() else written
 
 
 def value_of(response: bytes) -> Any:
@@ -230,8 +285,38 @@ def is_blank(raw: msgspec.Raw) -> bool:
 
 def cleaned(text: str | None) -> str:
     """A provider's text for a row: bounded, without control characters."""
-    short = (text or "")[:MAX_NAME_LENGTH]
+    if not text:
+        return ""
+    short = text[:MAX_NAME_LENGTH]
     return short if short.isprintable() else "".join(char if char.isprintable() else "?" for char in short)
+
+
+def name_in(value: Any) -> str | None:
+    """The name that an enum's field of another type holds: a text in it, or the number; None if it is empty."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)[:MAX_NAME_LENGTH]
+    return next((text for text in strings_in(value) if text), "other") if value else None
+
+
+def raw(value: Any) -> msgspec.Raw:
+    """A parsed value as a field's bytes; absent for None and for what JSON cannot hold."""
+    try:
+        return ABSENT if value is None else msgspec.Raw(msgspec.json.encode(value))
+    except (OverflowError, RecursionError):
+        return ABSENT
+
+
+def text_of(value: Any) -> str:
+    """A field for a row that a provider should send as text: of a number its digits, of an object its type."""
+    if isinstance(value, dict):
+        value = value.get("type") or value.get("reason") or "other"
+    if isinstance(value, str):
+        return cleaned(value)
+    if value is None:
+        return ""
+    return cleaned(str(value)) if isinstance(value, int | float) and abs(value) <= MAX_SHOWN_NUMBER else "other"
 
 
 def dicts_in(value: Any) -> Iterator[dict[str, Any]]:

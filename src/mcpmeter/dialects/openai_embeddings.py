@@ -5,15 +5,14 @@ The vectors of a response are skipped, whatever their encoding. Embeddings do no
 
 from __future__ import annotations
 
-from typing import Annotated, Final
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
 from mcpmeter.dialects import json_body, openai, tokens
 from mcpmeter.dialects.base import RequestInfo, ResponseInfo, UnreadableResponse
-from mcpmeter.dialects.tokens import Tokens
 from mcpmeter.errors import InvalidRequest
-from mcpmeter.records import NO_PATH_PARAMS, PathParams, Usage
+from mcpmeter.records import NO_PATH_PARAMS, STANDARD, PathParams, Usage
 
 METERED_FIELDS: Final = json_body.quoted("model", "input")
 """The fields of a request that are read; each may be named once."""
@@ -26,13 +25,12 @@ class _Request(msgspec.Struct, frozen=True, gc=False):
     model: str | None = None
 
 
-class _Usage(msgspec.Struct, frozen=True, gc=False):
-    prompt_tokens: Tokens | None = None
-    total_tokens: Tokens | None = None
+class _CommonUsage(openai.CommonUsage, frozen=True, gc=False, forbid_unknown_fields=True):
+    completion_tokens: Literal[0] = 0
 
 
 class _Response(msgspec.Struct, frozen=True, gc=False):
-    model: str | None = None
+    model: Any = None
     data: list[msgspec.Raw] | None = None
     usage: msgspec.Raw = json_body.ABSENT
     error: msgspec.Raw = json_body.ABSENT
@@ -40,7 +38,7 @@ class _Response(msgspec.Struct, frozen=True, gc=False):
 
 _request_decoder = msgspec.json.Decoder(_Request)
 _response_decoder = msgspec.json.Decoder(_Response)
-_usage_decoder = msgspec.json.Decoder(_Usage)
+_usage_decoder = msgspec.json.Decoder(_CommonUsage)
 _HINT: Final = 'The least is {"model": "…", "input": "…"}.'
 
 
@@ -74,14 +72,17 @@ class OpenAiEmbeddings(openai.OpenAiDialect):
         has_error = json_body.is_error(response.error)
         if response.data is None and not has_error:
             raise UnreadableResponse("no list of vectors")
-        usage, bad = _read_usage(response.usage)
+        usage, bad = self._read_usage(response.usage)
+        usd, is_part = openai.reported_cost(response.usage)
         return ResponseInfo(
             usage=usage,
             bad_usage=bad,
-            model=json_body.cleaned(response.model),
+            model=json_body.text_of(response.model),
             is_error=has_error,
             is_empty=response.data == [] and not has_error,
-            reported_usd=openai.reported_usd(response.usage),
+            reported_usd=usd,
+            reported_is_part=is_part,
+            conditions=usage.conditions if usage else STANDARD,
         )
 
     def prompt_tokens(self, body: bytes) -> int:
@@ -95,6 +96,13 @@ class OpenAiEmbeddings(openai.OpenAiDialect):
         """0: vectors are not tokens."""
         return 0
 
+    def _read_usage(self, usage: msgspec.Raw) -> tuple[Usage | None, bool]:
+        """Some providers report only the total, which is all prompt."""
+        if json_body.is_blank(usage):
+            return None, False
+        decode = None if self._has_own_names else _usage_decoder.decode
+        return openai.read_usage(usage, decode, self._table, has_completion=False)
+
 
 def _decoded(body: bytes) -> _Request:
     return json_body.decode_request(_request_decoder, body, kind="for embeddings", hint=_HINT)
@@ -105,15 +113,3 @@ def _prompt_tokens(request: _Request) -> int:
     texts = [text for text in inputs if isinstance(text, str)]
     counted = sum(len(item) if isinstance(item, list) else 1 for item in inputs if not isinstance(item, str))
     return sum(map(tokens.estimate_text, texts)) + counted
-
-
-def _read_usage(raw: msgspec.Raw) -> tuple[Usage | None, bool]:
-    """(usage, whether it is present and invalid). Some providers report only the total, which is all prompt."""
-    if json_body.is_blank(raw):
-        return None, False
-    try:
-        reported = _usage_decoder.decode(raw)
-    except json_body.UNREADABLE:
-        return None, True
-    prompt = reported.total_tokens if reported.prompt_tokens is None else reported.prompt_tokens
-    return (None, True) if prompt is None else (Usage(prompt_tokens=prompt, source="reported"), False)

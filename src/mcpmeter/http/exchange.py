@@ -126,13 +126,15 @@ class Exchange(Protocol):
 class CancelOnDisconnect:
     """Runs a block and cancels it if the caller disconnects or the service ends it: no more tokens are bought."""
 
-    __slots__ = ("_cut", "_task", "_watch")
+    __slots__ = ("_cut", "_task", "_watch", "outlives")
 
     def __init__(self, watch: Callable[[Callable[[], None] | None], None]) -> None:
         """`watch` takes the callback for a disconnect, and None at the end of the block."""
         self._watch = watch
         self._cut: MeterError | None = None
         self._task: asyncio.Task[Any] | None = None
+        self.outlives: Callable[[MeterError], bool] | None = None
+        """Whether the block runs on although the caller has disconnected; None: it does not."""
 
     def __enter__(self) -> CancelOnDisconnect:
         self._task = asyncio.current_task()
@@ -140,7 +142,9 @@ class CancelOnDisconnect:
         return self
 
     def _on_disconnect(self) -> None:
-        self.cut(ClientDisconnected("The client closed the connection before the response was complete."))
+        error = ClientDisconnected("The client closed the connection before the response was complete.")
+        if self.outlives is None or not self.outlives(error):
+            self.cut(error)
 
     def cut(self, error: MeterError) -> None:
         """End the block with `error`."""

@@ -12,7 +12,8 @@ from typing import Any, Final
 
 import msgspec
 
-from mcpmeter.ledger.rows import decode_reservations, taken_by_row
+from mcpmeter.ledger.charges import lines_of
+from mcpmeter.ledger.rows import FALLBACK_SQL, Taken, decode_reservations
 from mcpmeter.ledger.sums import MAX_INT64, halves, whole_of
 from mcpmeter.records import Balance, Reservation, TopUp, Unit
 
@@ -45,29 +46,54 @@ _SPENT: Final[dict[Unit, tuple[str, ...]]] = {
     "requests": ("CAST(1 AS bigint)",),  # PostgreSQL shifts a plain 1 as 32 bits
     "tokens": ("prompt_tokens", "completion_tokens"),
 }
+# CROSS JOIN keeps SQLite from reading every call of the period to look up the few that have such a row.
+_UNPRICED_ITEMS_SQL: Final = (
+    f"SELECT {halves('fallback_nanousd')} FROM charges CROSS JOIN calls WHERE call_id = calls.id"  # noqa: S608
+    f" AND call_started_at_ns >= ?1 AND (?2 = 0 OR call_started_at_ns < ?2) AND {_IN_SCOPE}"
+)
 _RESERVED: Final[dict[Unit, str]] = {
     "nanousd": "reserved_nanousd",
     "requests": "1",
     "tokens": "prompt_tokens_estimate",
 }
 _RESERVING_SQL: Final = (
-    "SELECT state, claims, cost_nanousd, fallback_cost_nanousd, prompt_tokens, completion_tokens"
+    f"SELECT state, claims, model, cost_nanousd, {FALLBACK_SQL}, prompt_tokens, completion_tokens"  # noqa: S608
     " FROM calls WHERE claims <> ''"
 )
+
+
+_OTHER_LINES: Final = (
+    "SELECT model, '', lines, 0 FROM charges CROSS JOIN calls WHERE call_id = calls.id AND other_models = 1"
+    " AND call_started_at_ns >= ?1 AND (?2 = 0 OR call_started_at_ns < ?2) AND ",
+    "SELECT model, line_model, '', line_nanousd FROM pruned_lines WHERE line_model <> '' AND ",
+)
+_IN_SCOPE_OF_ANY_MODEL: Final = _IN_SCOPE.replace("(?6 = '' OR model = ?6)", "?6 <> ''")
+OTHER_LINES_SQL: Final = " UNION ALL ".join(select + _IN_SCOPE_OF_ANY_MODEL for select in _OTHER_LINES)
+"""What other models than their own the calls of a scope with a model were billed for; the model is not compared."""
+
+
+def moved_by_lines(rows: Iterable[Sequence[Any]], model: str) -> int:
+    """What the rows of `OTHER_LINES_SQL` change of the sum of `spent_sql`, which counts calls by their own model."""
+    moved = 0
+    for own, line_model, lines, nanousd in rows:
+        parts = [(line_model, nanousd)] if line_model else [(line.model, line.nanousd or 0) for line in lines_of(lines)]
+        moved += sum(amount * ((other == model) - (own == model)) for other, amount in parts if other)
+    return moved
 
 
 def spent_sql(unit: Unit) -> str:
     """Rows of halves: what the settled calls of a scope spent, those that were pruned included."""
     pruned = ("calls",) if unit == "requests" else _SPENT[unit]
-    return (
+    sql = (
         f"SELECT {halves(*_SPENT[unit])} FROM calls WHERE state = 'settled' AND {_IN_SCOPE}"  # noqa: S608
         f" UNION ALL SELECT {halves(*pruned)} FROM pruned_calls WHERE {_IN_SCOPE}"
     )
+    return f"{sql} UNION ALL {_UNPRICED_ITEMS_SQL}" if unit == "nanousd" else sql
 
 
-def spent_of(rows: Iterable[Sequence[Any]]) -> int:
-    """The sum of the rows of `spent_sql`, as far as a column can hold it."""
-    return min(whole_of(rows), MAX_INT64)
+def spent_of(rows: Iterable[Sequence[Any]], other_lines: Iterable[Sequence[Any]] = (), model: str = "") -> int:
+    """The sum of the rows of `spent_sql`, with those of `OTHER_LINES_SQL`, as far as a column can hold it."""
+    return min(max(whole_of(rows) + moved_by_lines(other_lines, model), 0), MAX_INT64)
 
 
 def open_calls_sql(unit: Unit, calls: str = "calls") -> str:
@@ -115,12 +141,13 @@ def amounts_by_balance(
     """What all calls, pruned ones included, spent and reserve of each balance. `rows` runs a SELECT."""
     spent: Counter[BalanceKey] = Counter()
     reserved: Counter[BalanceKey] = Counter()
-    for state, claims, cost, fallback, prompt, completion in rows(_RESERVING_SQL):
-        for balance, start_ns, unit, amount in decode_reservations(claims):
+    for state, claims, model, cost, fallback, prompt, completion in rows(_RESERVING_SQL):
+        taken = Taken(model, cost + fallback, prompt + completion)
+        for kept in decode_reservations(claims):
             if state == "open":
-                reserved[balance, start_ns] += amount
+                reserved[kept.balance, kept.period_start_ns] += kept.amount
             else:
-                spent[balance, start_ns] += taken_by_row(unit, cost + fallback, prompt + completion)
+                spent[kept.balance, kept.period_start_ns] += taken.of(kept)
     for balance, start_ns, amount in rows("SELECT balance, period_start_ns, spent FROM pruned_claims"):
         spent[balance, start_ns] += amount
     return spent, reserved

@@ -53,6 +53,64 @@ PRUNED_CALLS_SQL: Final = """
   ) STRICT, WITHOUT ROWID;
 """
 
+CHARGES_SQL: Final = """
+  CREATE TABLE charges (
+    call_id TEXT NOT NULL PRIMARY KEY CHECK (call_id <> ''),
+    call_started_at_ns INTEGER NOT NULL CHECK (call_started_at_ns >= 0),
+    lines TEXT NOT NULL,
+    unknown TEXT NOT NULL,
+    conditions TEXT NOT NULL,
+    unpriced_items INTEGER NOT NULL CHECK (unpriced_items >= 0),
+    other_models INTEGER NOT NULL CHECK (other_models = 0 OR other_models = 1),
+    fallback_nanousd INTEGER NOT NULL CHECK (fallback_nanousd >= 0),
+    listed_nanousd INTEGER CHECK (listed_nanousd >= 0)
+  ) STRICT;
+  CREATE INDEX charges_by_start ON charges (call_started_at_ns);
+
+  ALTER TABLE pruned_calls ADD COLUMN unpriced_items INTEGER NOT NULL DEFAULT 0 CHECK (unpriced_items >= 0);
+  ALTER TABLE pruned_calls ADD COLUMN unpriced_item_calls INTEGER NOT NULL DEFAULT 0 CHECK (unpriced_item_calls >= 0);
+
+  CREATE TABLE pruned_lines (
+    started_at_ns INTEGER NOT NULL CHECK (started_at_ns >= 0),
+    team TEXT NOT NULL,
+    project TEXT NOT NULL,
+    key_id TEXT NOT NULL,
+    provider TEXT NOT NULL,
+    model TEXT NOT NULL,
+    outcome TEXT NOT NULL CHECK (outcome <> ''),
+    token_source TEXT NOT NULL,
+    cost_source TEXT NOT NULL,
+    item TEXT NOT NULL CHECK (item <> ''),
+    line_model TEXT NOT NULL,
+    lines INTEGER NOT NULL CHECK (lines > 0),
+    unpriced_lines INTEGER NOT NULL CHECK (unpriced_lines >= 0),
+    quantity INTEGER NOT NULL CHECK (quantity >= 0),
+    line_nanousd INTEGER NOT NULL CHECK (line_nanousd >= 0)
+  ) STRICT;
+  CREATE INDEX pruned_lines_by_start ON pruned_lines (started_at_ns);
+"""
+
+PROVIDER_OBJECTS_SQL: Final = """
+  CREATE TABLE provider_objects (
+    id TEXT NOT NULL CHECK (id <> ''),
+    provider TEXT NOT NULL CHECK (provider <> ''),
+    kind TEXT NOT NULL CHECK (kind = 'response' OR kind = 'batch' OR kind = 'file'),
+    call_id TEXT NOT NULL CHECK (call_id <> ''),
+    team TEXT NOT NULL,
+    project TEXT NOT NULL,
+    key_id TEXT NOT NULL,
+    credential_id TEXT NOT NULL,
+    model TEXT NOT NULL,
+    max_completion_tokens INTEGER NOT NULL CHECK (max_completion_tokens >= 0),
+    conditions TEXT NOT NULL,
+    created_at_ns INTEGER NOT NULL CHECK (created_at_ns >= 0),
+    state TEXT NOT NULL CHECK (state = 'pending' OR state = 'settled' OR state = 'lost'),
+    settled_at_ns INTEGER CHECK (settled_at_ns >= 0),
+    PRIMARY KEY (id, provider)
+  ) STRICT, WITHOUT ROWID;
+  CREATE INDEX provider_objects_pending ON provider_objects (call_id) WHERE state = 'pending';
+"""
+
 AUDIT_SQL: Final = """
   CREATE TABLE audit (
     id TEXT NOT NULL PRIMARY KEY CHECK (id <> ''),

@@ -7,7 +7,7 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
-from mcpmeter.records import Call, Charge, Key, LedgerRow, LlmTarget, Settlement, Unit, Usage
+from mcpmeter.records import STANDARD, Call, Charge, Key, LedgerRow, LlmTarget, Reservation, Settlement, Unit, Usage
 
 _Record = TypeVar("_Record", bound=msgspec.Struct)
 
@@ -60,16 +60,21 @@ SETTLED_COLUMNS: Final = (
 ROW_COLUMNS: Final = LedgerRow.__struct_fields__
 KEY_COLUMNS: Final = Key.__struct_fields__
 
+FALLBACK_SQL: Final = (
+    "fallback_cost_nanousd + coalesce((SELECT fallback_nanousd FROM charges WHERE call_id = calls.id), 0)"
+)
+"""What budgets count of a row of `calls` beside its cost: an unpriced call, or the unpriced items of a priced one."""
+
 # Only the constants above are ever joined into SQL; every value is a parameter.
 OPEN_SQL: Final = f"INSERT INTO calls ({', '.join(OPEN_COLUMNS)}) VALUES ({', '.join('?' * len(OPEN_COLUMNS))})"  # noqa: S608
 _SET_SETTLED: Final = ", ".join(f"{column} = ?{number}" for number, column in enumerate(SETTLED_COLUMNS, start=2))
 SETTLE_SQL: Final = f"UPDATE calls SET state = 'settled', {_SET_SETTLED} WHERE id = ?1 AND state = 'open'"  # noqa: S608
 REPLACE_RECOVERED_SQL: Final = f"UPDATE calls SET {_SET_SETTLED} WHERE id = ?1 AND outcome = 'recovered'"  # noqa: S608
 RECOVERED_SQL: Final = (
-    "SELECT claims, cost_nanousd + fallback_cost_nanousd, prompt_tokens + completion_tokens"
+    f"SELECT claims, model, cost_nanousd + {FALLBACK_SQL}, prompt_tokens + completion_tokens"  # noqa: S608
     " FROM calls WHERE id = ?1 AND outcome = 'recovered'"
 )
-"""What a recovered row reserved, and what it took of its balances: nano-dollars, tokens."""
+"""What a recovered row reserved, and what it took of its balances, as `Taken`."""
 SELECT_ROWS_SQL: Final = f"SELECT {', '.join(ROW_COLUMNS)} FROM calls"  # noqa: S608
 _SELECT_KEY: Final = f"SELECT {', '.join(KEY_COLUMNS)} FROM keys"  # noqa: S608
 SELECT_KEYS_SQL: Final = f"{_SELECT_KEY} ORDER BY created_at_ns, id"
@@ -134,7 +139,8 @@ def settled_values(settlement: Settlement) -> tuple[Any, ...]:
         charge.source if settlement.charge else "",
         charge.price_list,
         charge.reported_nanousd,
-        charge.fallback_nanousd,
+        # That of a priced call's unpriced items is in its row of `charges`.
+        charge.fallback_nanousd if charge.source == "unpriced" else 0,
         settlement.response_model,
         settlement.finish_reason,
         settlement.upstream_status,
@@ -142,6 +148,20 @@ def settled_values(settlement: Settlement) -> tuple[Any, ...]:
         settlement.time_to_first_chunk_ns,
         settlement.chunks,
     )
+
+
+def has_charge_row(settlement: Settlement) -> bool:
+    """Whether a call is billed by more than plain prompt and completion, so that it has a row in `charges`."""
+    usage, charge = settlement.usage, settlement.charge
+    if charge is not None:
+        # The row itself says that all of its cost was reported.
+        if charge.lines and (len(charge.lines) > 1 or charge.lines[0].item != "reported_cost"):
+            return True
+        if charge.fallback_nanousd and charge.source != "unpriced":
+            return True
+    if usage is None or (usage.conditions is STANDARD and not usage.items and not usage.unknown):
+        return False
+    return bool(usage.items or usage.unknown or usage.conditions != STANDARD)
 
 
 def row_of(row: Sequence[Any]) -> LedgerRow:
@@ -172,22 +192,51 @@ def _record(record: type[_Record], columns: tuple[str, ...], row: Sequence[Any])
 
 # Reservations. Their column and its JSON are called `claims`: the ledger's format is older than the word. -----------
 
-KeptReservation = tuple[str, int, Unit, int]
-"""A reservation in a row: balance, start of the period, unit, amount."""
+
+class KeptReservation(msgspec.Struct, frozen=True, gc=False, array_like=True):
+    """A reservation in a row. Rows hold the first four fields, and the others only if they say something."""
+
+    balance: str
+    period_start_ns: int
+    unit: Unit
+    amount: int
+    answered_by: str = ""
+    """The model that has to answer for the call to be posted; empty for any."""
+    posted: int | None = None
+    """What was posted, of a call that several models are billed for; None if that follows from the row."""
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """Its balance and period."""
+        return self.balance, self.period_start_ns
+
 
 _decoder = msgspec.json.Decoder(list[KeptReservation])
+_encoder = msgspec.json.Encoder()
 
 
 def encode_call_reservations(call: Call) -> str:
     """The reservations of a call as its row stores them: a JSON array, or empty."""
     if not call.reservations:
         return ""
-    return encode_reservations([(r.balance, r.period_start_ns, r.unit, r.amount) for r in call.reservations])
+    return _encoded(
+        [
+            (r.balance, r.period_start_ns, r.unit, r.amount, r.answered_by)
+            if r.answered_by
+            else (r.balance, r.period_start_ns, r.unit, r.amount)
+            for r in call.reservations
+        ]
+    )
+
+
+def _encoded(rows: list[Any]) -> str:
+    return _encoder.encode(rows).decode()
 
 
 def encode_reservations(reservations: Sequence[KeptReservation]) -> str:
     """Reservations as a row stores them."""
-    return msgspec.json.encode(reservations).decode()
+    kept = [(one, msgspec.structs.astuple(one)) for one in reservations]
+    return _encoded([row if one.posted is not None else row[: 5 if one.answered_by else 4] for one, row in kept])
 
 
 def decode_reservations(claims: str) -> list[KeptReservation]:
@@ -195,16 +244,62 @@ def decode_reservations(claims: str) -> list[KeptReservation]:
     return _decoder.decode(claims) if claims else []
 
 
-def amount_taken(unit: Unit, settlement: Settlement) -> int:
-    """What a settled call took of a limit that counts in `unit`."""
-    usage, charge = settlement.usage, settlement.charge
-    return taken_by_row(
-        unit,
+def with_added(claims: str, reservation: Reservation, amount: int) -> str:
+    """The column `claims` of an open row, with the amount that it reserves of one more balance."""
+    added = KeptReservation(
+        reservation.balance, reservation.period_start_ns, reservation.unit, amount, reservation.scope.model
+    )
+    return encode_reservations([*decode_reservations(claims), added])
+
+
+def with_postings(claims: str, settlement: Settlement) -> str:
+    """The column `claims` of a row that several models are billed for: what each balance of one of them gets.
+
+    A row that says so itself stays right for `verify` and `prune`, which cannot know which lines were whose.
+    """
+    kept = {one.key: one for one in decode_reservations(claims)}
+    for one in unreserved(settlement):
+        key = (one.balance, one.period_start_ns)
+        kept.setdefault(key, KeptReservation(*key, one.unit, 0, one.scope.model))
+    for one in settlement.postings:
+        key = (one.balance, one.period_start_ns)
+        if key in kept:
+            kept[key] = msgspec.structs.replace(kept[key], posted=one.amount)
+    return encode_reservations(list(kept.values()))
+
+
+def unreserved(settlement: Settlement) -> list[Reservation]:
+    """The postings to budgets of other models than the one that the row names, which its call need not have reserved.
+
+    A balance of the row's own model counts the row, without other models' lines, when it is made.
+    """
+    own = settlement.call.llm.model if settlement.call.llm else ""
+    return [one for one in settlement.postings if one.scope.model != own]
+
+
+class Taken(msgspec.Struct, frozen=True, gc=False):
+    """What a settled row took of limits."""
+
+    model: str
+    """The model that answered."""
+    nanousd: int
+    """Cost and fallback cost."""
+    tokens: int
+
+    def of(self, kept: KeptReservation) -> int:
+        """What it took of the balance of one of its reservations."""
+        if kept.posted is not None:
+            return kept.posted
+        if kept.answered_by and kept.answered_by != self.model:
+            return 0
+        return 1 if kept.unit == "requests" else self.tokens if kept.unit == "tokens" else self.nanousd
+
+
+def taken_by(settlement: Settlement) -> Taken:
+    """What a settled call took of limits."""
+    usage, charge, target = settlement.usage, settlement.charge, settlement.call.llm
+    return Taken(
+        target.model if target else "",
         charge.nanousd + charge.fallback_nanousd if charge else 0,
         usage.prompt_tokens + usage.completion_tokens if usage else 0,
     )
-
-
-def taken_by_row(unit: Unit, nanousd: int, tokens: int) -> int:
-    """The same from a settled row: its cost plus fallback cost, and its tokens."""
-    return 1 if unit == "requests" else tokens if unit == "tokens" else nanousd

@@ -15,6 +15,8 @@ from mcpmeter.records import (
     Call,
     Key,
     LedgerRow,
+    ObjectState,
+    ProviderObject,
     Reservation,
     Settlement,
     TopUp,
@@ -93,7 +95,25 @@ class Store(Protocol):
         """What tells this ledger from others, wherever its data is moved: at most 64 ASCII characters."""
 
     async def left_open(self) -> Sequence[LedgerRow]:
-        """Rows that a previous process opened and never settled."""
+        """Rows that a previous process opened and never settled, without those of pending objects."""
+
+    async def add_object(self, kept: ProviderObject) -> None:
+        """Store an object that a provider keeps. Its pending call no longer counts as open: it is followed.
+
+        `RowRefused` if the provider's id is taken.
+        """
+
+    async def find_object(self, object_id: str, team: str) -> ProviderObject | None:
+        """The latest object of this id that the team made."""
+
+    async def end_object(self, kept: ProviderObject, state: ObjectState, at_ns: int) -> None:
+        """Note that the call of a pending object is settled."""
+
+    async def pending_objects(self) -> Sequence[tuple[ProviderObject, LedgerRow]]:
+        """Pending objects with the rows of their calls, oldest first, without those of other replicas."""
+
+    async def row_of_call(self, call_id: str) -> LedgerRow | None:
+        """The row of one call."""
 
     async def keys(self) -> Sequence[Key]:
         """All keys, revoked ones too."""

@@ -106,8 +106,9 @@ class UsageGroup(BaseModel):
     completion_tokens: int
     usd: Annotated[str, Field(description="Cost of the priced calls in US dollars as exact decimal text.")]
     unpriced_calls: Annotated[int, Field(description="Calls without a known price; usd excludes them.")]
+    unpriced_items: Annotated[int, Field(description="Items without a known price, in calls with one and without.")]
     fallback_usd: Annotated[
-        str, Field(description="The amount that budgets count for unpriced calls; usd excludes it.")
+        str, Field(description="The amount that budgets count for unpriced calls and items; usd excludes it.")
     ]
     estimated_calls: Annotated[int, Field(description="Calls whose tokens the relay estimated.")]
     partial_calls: Annotated[int, Field(description="Interrupted calls; estimated from the delivered part.")]
@@ -126,6 +127,7 @@ class UsageGroup(BaseModel):
             completion_tokens=row.completion_tokens,
             usd=row.cost_usd,
             unpriced_calls=row.unpriced_calls,
+            unpriced_items=row.unpriced_items,
             fallback_usd=row.fallback_cost_usd,
             estimated_calls=row.estimated_calls,
             partial_calls=row.partial_calls,

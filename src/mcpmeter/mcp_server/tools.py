@@ -18,7 +18,7 @@ from pydantic import BaseModel, Field
 from mcpmeter.errors import InvalidRequest, MeterError, ServiceFault, SetupError
 from mcpmeter.http.exchange import secret_of
 from mcpmeter.instrument.operation import Operation, current_operation
-from mcpmeter.ledger.queries.totals import Grouping
+from mcpmeter.ledger.queries.selection import Grouping
 from mcpmeter.mcp_server.schemas import (
     ChatMessage,
     ChatResponse,

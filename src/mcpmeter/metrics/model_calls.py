@@ -8,8 +8,9 @@ from typing import NamedTuple, TypeVar
 
 from mcpmeter.catalog import OTHER, budget, labels, llm, money, quality
 from mcpmeter.catalog.spec import NANO, Label, Metric
+from mcpmeter.items import Component, component_of
 from mcpmeter.metrics.family import Cell, Family, HistogramCell
-from mcpmeter.records import Charge, Settlement, Usage
+from mcpmeter.records import Charge, Settlement, Usage, lines_that_add_up
 
 _Cells = TypeVar("_Cells")
 
@@ -79,8 +80,7 @@ class ModelCalls:
             if charge.source == "unpriced":
                 self._count_unpriced(charge)
             else:
-                cost = self._costs.get(charge.source) or self._cost_cell(charge.source)
-                cost.value += charge.nanousd
+                self._count_cost(charge)
 
     def _observe(self, settlement: Settlement, usage: Usage | None, at: float) -> None:
         duration_ns, trace_id = settlement.duration_ns, settlement.call.trace_id
@@ -160,6 +160,29 @@ class ModelCalls:
         source = self._clamp(labels.COST_SOURCE, reported)
         cell = self._cell(money.COST, **self._model_and_provider, team=self.labels.team, source=source)
         return _keep(self._costs, reported, cell, source)
+
+    def _count_cost(self, charge: Charge) -> None:
+        cost = self._costs.get(charge.source) or self._cost_cell(charge.source)
+        cost.value += charge.nanousd
+        if charge.lines or charge.source != "listed":
+            self._count_components(charge)
+        else:
+            prompt, completion = self._prompt_and_completion
+            prompt.value += charge.nanousd - charge.completion_nanousd
+            completion.value += charge.completion_nanousd
+
+    @cached_property
+    def _prompt_and_completion(self) -> tuple[Cell, Cell]:
+        return self._component_cell("prompt"), self._component_cell("completion")
+
+    def _count_components(self, charge: Charge) -> None:
+        if not charge.lines:
+            self._component_cell("other").value += charge.nanousd
+        for line in lines_that_add_up(charge):
+            self._component_cell(component_of(line.item)).value += line.nanousd or 0
+
+    def _component_cell(self, component: Component) -> Cell:
+        return self._cell(money.COMPONENT_COST, **self._model_and_provider, component=component)
 
     def _count_unpriced(self, charge: Charge) -> None:
         reason = self._clamp(money.UNPRICED_REASON, charge.unpriced_reason or "unknown_model")

@@ -16,16 +16,21 @@ from typing import Final
 
 from mcpmeter.catalog import ALL, OTHER, Metric, labels, mcp, money, service
 from mcpmeter.catalog.spec import NANO, Label
+from mcpmeter.items import ITEMS
 from mcpmeter.metrics.family import Cell, Family, FamilySnapshot, HistogramCell
-from mcpmeter.metrics.label_allowlist import LabelAllowlist
+from mcpmeter.metrics.label_allowlist import LabelAllowlist, printable
 from mcpmeter.metrics.model_calls import CallLabels, ModelCalls
-from mcpmeter.records import Charge, LlmTarget, McpTarget, Settlement
+from mcpmeter.records import Charge, LlmTarget, McpTarget, Settlement, unpriced_items
 
 MAX_CHILDREN_AT_START = 4096
 """Limit of zero children created per family at startup; a larger family's children are created as they occur."""
 
 MAX_CALL_LABELS: Final = 4096
 """Limit of cached combinations of a model call's label values."""
+
+
+MAX_INVENTED_ITEMS: Final = 64
+"""Names of unpriced items that no table of ours has and that get series of their own; later ones are `other`."""
 
 
 class _RequestCells:
@@ -52,6 +57,8 @@ class Recorder:
         self._labels = {row.name: {label.name: label for label in row.labels} for row in rows}
         label_names = {name for row_labels in self._labels.values() for name in row_labels}
         self.label_allowlist.register("label", label_names)
+        self.label_allowlist.register(money.ITEM.allowlist, ITEMS)
+        self._invented_items = 0
         self._sets = {label: self._set_of(label) for row in rows for label in row.labels}
         self._overflow = self.families[service.LABEL_OVERFLOW.name]
         self._request_cells: dict[tuple[str, str, str], _RequestCells] = {}
@@ -125,9 +132,12 @@ class Recorder:
         if call.llm is not None:
             calls = self._calls_of(settlement, call.llm)
             calls.count(settlement, at)
-            charge = settlement.charge
-            if charge is not None and charge.reported_nanousd is not None:
-                self._count_reported(settlement, charge, charge.reported_nanousd, calls.labels.provider)
+            charge, usage = settlement.charge, settlement.usage
+            if charge is not None and usage is not None:
+                if charge.reported_nanousd is not None:
+                    self._count_reported(settlement, charge, charge.reported_nanousd, calls.labels.provider)
+                if charge.lines or usage.unknown:
+                    self._count_unpriced_items(unpriced_items(usage, charge), calls.labels.provider)
 
     def _count_request(self, settlement: Settlement, at: float) -> None:
         call = settlement.call
@@ -209,6 +219,15 @@ class Recorder:
         # The list price of estimated tokens would measure our estimate, not the provider's billing.
         if charge.listed_nanousd is not None and usage is not None and usage.source == "reported":
             self._compare_cost(provider, reported_nanousd, charge.listed_nanousd)
+
+    def _count_unpriced_items(self, items: Sequence[str], provider: str) -> None:
+        known = self.label_allowlist.of(money.ITEM.allowlist)
+        for item in map(printable, items):
+            if item not in known and self._invented_items < MAX_INVENTED_ITEMS:
+                self._invented_items += 1
+                self.label_allowlist.register(money.ITEM.allowlist, [item])
+            cell = self.families[money.UNPRICED_ITEMS.name].cell(provider=provider, item=self.clamp(money.ITEM, item))
+            cell.value += 1
 
     def _compare_cost(self, provider: str, reported_nanousd: int, listed_nanousd: int) -> None:
         reported, listed = self._compared_costs.get(provider, (0, 0))

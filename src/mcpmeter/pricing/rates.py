@@ -1,38 +1,81 @@
 """A model's rates as integers, so that a charge is a handful of multiplications.
 
-A rate is in atto-dollars (1e-18 USD) per million tokens: some lists print eighteen decimals, and none is rounded.
+A rate is in atto-dollars (1e-18 USD) per million units: some lists print eighteen decimals, and none is rounded. Rates
+of milliseconds are per hour, as lists print them: a third of such a price is no integer.
 """
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from collections.abc import Mapping
 from decimal import Context, Decimal, Inexact
+from types import MappingProxyType
 from typing import Final
 
 import msgspec
+from msgspec.structs import force_setattr
 
+from mcpmeter.items import ITEMS
 from mcpmeter.money import plain_usd
 from mcpmeter.records import Usage
 
 AttousdPerMtok = int
-"""1e-18 USD per million tokens."""
+"""1e-18 USD per million tokens; of an item's other units see `rate_of`."""
 
-DAY_NS: Final = 86_400 * 10**9
-FIRST_NS: Final = -(2**63)
-LAST_NS: Final = 2**63
-"""Bounds of all instants in Unix nanoseconds."""
+PLAIN_ITEMS: Final = ("prompt", "completion", "cached_read", "cache_write", "reasoning")
+"""The items of a call that its five counts say all about."""
+
+SCALE: Final = 36
+"""Amounts of items are in 1/36 of 1e-18 USD per million, so that those per million and those per hour are integers."""
+
+_HOURLY_SCALE: Final = 10
 _ATTO_DIGITS: Final = 18
 _ATTOUSD_PER_MTOK_IN_NANOUSD: Final = 10**15
-_PROMPT_RATES: Final = ("prompt", "cached_read", "cache_write", "audio_prompt", "audio_cached_read")
-_COMPLETION_RATES: Final = ("completion", "reasoning", "audio_completion")
+SCALED_NANOUSD: Final = _ATTOUSD_PER_MTOK_IN_NANOUSD * SCALE
+"""A nano-dollar in the unit of items' amounts."""
 _EXACT: Final = Context(prec=60, traps=[Inexact])
+_UNIT_TEXTS: Final = {"token": "/Mtok", "character": "/Mchar", "millisecond": "/hour"}
+
+
+class Price(msgspec.Struct, frozen=True, gc=False):
+    """An item's rate, with what a reader of the charge needs to check it."""
+
+    rate: int
+    """After all factors."""
+    listed: int | None = None
+    """As the list prints it, if factors multiply it."""
+    factors: str = ""
+    """` x 0.5 (tier flex)`."""
+    origin: str = ""
+    """The list and its date, if it is not the one of the `Rates`."""
+
+    def times(self, factor: Decimal, name: str, origin: str) -> Price:
+        """The price multiplied. A rate that is then finer than 1e-18 USD is rounded to it."""
+        numerator, denominator = factor.as_integer_ratio()
+        return Price(
+            rate=half_even(self.rate * numerator, denominator),
+            listed=self.rate if self.listed is None else self.listed,
+            factors=f"{self.factors} x {factor.normalize():f}" + (f" ({name})" if name else ""),
+            origin=origin,
+        )
+
+    def text(self, item: str) -> str:
+        """`2.50/Mtok x 0.5 (tier flex)`."""
+        unit = ITEMS[item].unit
+        rate = self.rate if self.listed is None else self.listed
+        shown = rate if unit in _UNIT_TEXTS else Decimal(rate).scaleb(-3, _EXACT)
+        return (
+            f"{plain_usd(Decimal(shown).scaleb(-_ATTO_DIGITS, _EXACT))}{_UNIT_TEXTS.get(unit, '/1000')}{self.factors}"
+        )
+
+
+NO_PRICES: Final[Mapping[str, Price]] = MappingProxyType({})
 
 
 class RateBand(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """The rates of one tier. All of a call's tokens are billed by the highest band that its prompt exceeds (a cliff).
 
-    None for `prompt` or `completion`: the list cannot price such tokens. None for a detail: it is billed like the other
-    tokens of its side.
+    The five direct rates are those of plain calls. None for `prompt` or `completion`: the list cannot price such tokens
+    of a call that does not tell its items. None for a detail: it is billed like the other tokens of its side.
     """
 
     above_prompt_tokens: int = 0
@@ -42,9 +85,63 @@ class RateBand(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     cached_read: AttousdPerMtok | None = None
     cache_write: AttousdPerMtok | None = None
     reasoning: AttousdPerMtok | None = None
-    audio_prompt: AttousdPerMtok | None = None
-    audio_completion: AttousdPerMtok | None = None
-    audio_cached_read: AttousdPerMtok | None = None
+    items: Mapping[str, Price] = NO_PRICES
+    """The prices of all other items, and of a direct one if it has an origin or factors, or is None above."""
+    max_prompt: int | None = None
+    max_completion: int | None = None
+    """The highest rates of all items of a side; computed. None if the side has no price."""
+
+    def __post_init__(self) -> None:
+        """Compute the highest rates."""
+        table = self.table()
+        for side in ("prompt", "completion"):
+            rates = [price.rate for item, price in table.items() if ITEMS[item].side == side]
+            force_setattr(self, f"max_{side}", max(rates) if side in table else None)
+
+    def price(self, item: str) -> Price | None:
+        """An item's price, else that of the item it is like."""
+        while item:
+            if (found := self.own_price(item)) is not None:
+                return found
+            known = ITEMS.get(item)
+            item = known.like if known else ""
+        return None
+
+    def own_price(self, item: str) -> Price | None:
+        """The price that the list has for this very item."""
+        found = self.items.get(item)
+        if found is None and item in PLAIN_ITEMS and (rate := getattr(self, item)) is not None:
+            return Price(rate)
+        return found
+
+    def table(self) -> dict[str, Price]:
+        """All prices of the band."""
+        direct = {item: price for item in PLAIN_ITEMS if (price := self.own_price(item)) is not None}
+        return {**direct, **self.items}
+
+
+class Variant(msgspec.Struct, frozen=True, gc=False, kw_only=True):
+    """Prices under conditions: factors of the standard ones, or token prices of their own."""
+
+    when: frozenset[tuple[str, str]]
+    """`{("tier", "flex")}`."""
+    above_prompt_tokens: int = 0
+    factors: Mapping[str, Decimal] | Decimal | None = None
+    """Per item, or one for all tokens."""
+    prices: Mapping[str, Price] = NO_PRICES
+    has_all_tokens: bool = False
+    """The prices are all token prices under the conditions."""
+    origin: str = ""
+
+    @property
+    def name(self) -> str:
+        """`tier flex`."""
+        return ", ".join(key if value == "true" else f"{key} {value}" for key, value in sorted(self.when))
+
+    @property
+    def has_prices(self) -> bool:
+        """Whether its token prices stand for themselves, so that no other variant's go with them."""
+        return self.factors is None and any(ITEMS[item].unit == "token" for item in self.prices)
 
 
 class Rates(msgspec.Struct, frozen=True, gc=False, kw_only=True):
@@ -55,6 +152,8 @@ class Rates(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     bands: tuple[RateBand, ...]
     request: AttousdPerMtok = 0
     """Per request, in addition to its tokens, in 1e-18 USD per million requests."""
+    variants: tuple[Variant, ...] = ()
+    """Its prices under conditions; the later one counts."""
 
     def band(self, prompt_tokens: int) -> RateBand:
         """The band for a prompt of this size."""
@@ -63,16 +162,17 @@ class Rates(msgspec.Struct, frozen=True, gc=False, kw_only=True):
                 return band
         return self.bands[0]
 
-    def cost_nanousd(self, usage: Usage) -> int | None:
-        """The cost in nano-dollars, rounded half to even once. None if usage and rates do not determine it:
+    def cost_nanousd(self, usage: Usage) -> tuple[int, int] | None:
+        """The cost of a plain call in nano-dollars, rounded half to even once, and its completion's part, rounded down.
 
-        tokens without a rate, counts that contradict each other, or audio that the usage does not fully describe.
+        None if usage and rates do not determine it: tokens without a rate, counts that contradict each other, or audio
+        that has a price of its own and stands on no side.
         """
         prompt_tokens, completion_tokens = usage.prompt_tokens, usage.completion_tokens
         if contradictory(usage):
             return None
         band = self.bands[0] if len(self.bands) == 1 else self.band(prompt_tokens)
-        amount = self.request
+        amount, completion = self.request, 0
         if prompt_tokens:
             if band.prompt is None:
                 return None
@@ -84,105 +184,32 @@ class Rates(msgspec.Struct, frozen=True, gc=False, kw_only=True):
         if completion_tokens:
             if band.completion is None:
                 return None
-            amount += band.completion * completion_tokens
+            completion = band.completion * completion_tokens
             if usage.reasoning_tokens and band.reasoning is not None:
-                amount += (band.reasoning - band.completion) * usage.reasoning_tokens
-        if usage.audio_tokens:
-            surcharge = _audio_surcharge(band, usage)
-            if surcharge is None:
-                return None
-            amount += surcharge
-        return half_even(amount, _ATTOUSD_PER_MTOK_IN_NANOUSD)
+                completion += (band.reasoning - band.completion) * usage.reasoning_tokens
+        elif not prompt_tokens and band.prompt is None and band.completion is None and not amount:
+            return None  # billed by other units, of which the usage tells none
+        if usage.audio_tokens and not _costs_as_text(band):
+            return None
+        nanousd = half_even(amount + completion, _ATTOUSD_PER_MTOK_IN_NANOUSD)
+        return nanousd, completion // _ATTOUSD_PER_MTOK_IN_NANOUSD
 
     def max_cost_nanousd(self, prompt_tokens: int, completion_tokens: int) -> int | None:
-        """The most that at most so many tokens can cost, whatever their details. None if a rate is missing."""
-        amount = self.request
-        for tokens, names in ((prompt_tokens, _PROMPT_RATES), (completion_tokens, _COMPLETION_RATES)):
-            if tokens:
-                rate = self._highest(prompt_tokens, names)
-                if rate is None:
+        """The most that at most so many tokens can cost, whatever their items. None if a rate is missing."""
+        prompt = completion = 0
+        for band in self.bands:
+            if prompt_tokens > band.above_prompt_tokens or not band.above_prompt_tokens:
+                if (prompt_tokens and band.max_prompt is None) or (completion_tokens and band.max_completion is None):
                     return None
-                amount += rate * tokens
+                prompt, completion = max(prompt, band.max_prompt or 0), max(completion, band.max_completion or 0)
+        amount = self.request + prompt * prompt_tokens + completion * completion_tokens
         # Rounded up: a reservation is never less than the cost.
         return -(-amount // _ATTOUSD_PER_MTOK_IN_NANOUSD)
 
-    def _highest(self, prompt_tokens: int, names: tuple[str, ...]) -> AttousdPerMtok | None:
-        reached = [band for band in self.bands[1:] if prompt_tokens > band.above_prompt_tokens]
-        rates = [
-            rate for band in (self.bands[0], *reached) for name in names if (rate := getattr(band, name)) is not None
-        ]
-        return max(rates, default=None)
 
-
-class Dated(msgspec.Struct, frozen=True, gc=False, kw_only=True):
-    """Rates and their validity: from an instant on, and in a daily interval of UTC."""
-
-    rates: Rates | None
-    from_ns: int | None = None
-    """Unix nanoseconds, UTC; None for always."""
-    daily_from_ns: int = 0
-    daily_to_ns: int = DAY_NS
-    """Less than `daily_from_ns` if the interval passes midnight."""
-
-    def active(self, at_ns: int) -> bool:
-        """Whether these rates are valid at an instant in Unix nanoseconds."""
-        if self.from_ns is not None and at_ns < self.from_ns:
-            return False
-        of_day = at_ns % DAY_NS
-        if self.daily_to_ns < self.daily_from_ns:
-            return of_day >= self.daily_from_ns or of_day < self.daily_to_ns
-        return self.daily_from_ns <= of_day < self.daily_to_ns
-
-    def edges(self, at_ns: int) -> list[int]:
-        """The instants around this one at which these rates may begin or end."""
-        edges = [] if self.from_ns is None else [self.from_ns]
-        if self.daily_from_ns > 0 or self.daily_to_ns < DAY_NS:
-            midnight = at_ns - at_ns % DAY_NS
-            days = (midnight - DAY_NS, midnight, midnight + DAY_NS)
-            edges += [day + of_day for day in days for of_day in (self.daily_from_ns, self.daily_to_ns)]
-        return edges
-
-
-class Span(msgspec.Struct, frozen=True, gc=False):
-    """Rates, and the half-open interval of Unix nanoseconds in which they are valid."""
-
-    rates: Rates | None
-    from_ns: int
-    until_ns: int
-
-
-class Timeline(msgspec.Struct, frozen=True, gc=False, kw_only=True):
-    """All rates of one model. At an instant, the last valid entry applies."""
-
-    model: str
-    """The id under which the list knows the model."""
-    entries: tuple[Dated, ...]
-    otherwise: Rates | None = None
-    """The rates if no entry is valid."""
-
-    def at(self, at_ns: int) -> Rates | None:
-        """The rates at an instant in Unix nanoseconds, UTC."""
-        for entry in reversed(self.entries):
-            if entry.active(at_ns):
-                return entry.rates
-        return self.otherwise
-
-    def span(self, at_ns: int) -> Span:
-        """The rates at an instant, and an interval around it in which they are certainly valid."""
-        edges = [edge for entry in self.entries for edge in entry.edges(at_ns)]
-        return Span(
-            self.at(at_ns),
-            max([edge for edge in edges if edge <= at_ns], default=FIRST_NS),
-            min([edge for edge in edges if edge > at_ns], default=LAST_NS),
-        )
-
-
-def unix_ns(at: datetime) -> int:
-    """An aware instant in Unix nanoseconds, exactly. ValueError for a naive one."""
-    if at.tzinfo is None:
-        raise ValueError("A price depends on the instant; give a datetime with a time zone.")
-    since = at - datetime(1970, 1, 1, tzinfo=UTC)
-    return ((since.days * 86_400 + since.seconds) * 10**6 + since.microseconds) * 1000
+def amount_of(item: str, price: Price, quantity: int) -> int:
+    """What a quantity costs, in units of which `SCALED_NANOUSD` are a nano-dollar."""
+    return price.rate * quantity * (_HOURLY_SCALE if ITEMS[item].unit == "millisecond" else SCALE)
 
 
 def contradictory(usage: Usage) -> bool:
@@ -197,6 +224,15 @@ def contradictory(usage: Usage) -> bool:
         ):
             return True
     return usage.prompt_tokens < 0 or usage.completion_tokens < 0
+
+
+def rate_of(item: str, usd: Decimal) -> int:
+    """A list's price of an item as a rate: per million tokens or characters, per hour, or per thousand of the others.
+
+    ValueError: negative, or finer than 1e-18 USD.
+    """
+    rate = attousd_per_mtok(usd)
+    return rate if ITEMS[item].unit in _UNIT_TEXTS else rate * 1000
 
 
 def attousd_per_mtok(usd_per_mtok: Decimal) -> AttousdPerMtok:
@@ -219,40 +255,6 @@ def half_even(amount: int, divisor: int) -> int:
     return quotient + (twice > divisor or (twice == divisor and quotient & 1))
 
 
-def _audio_surcharge(band: RateBand, usage: Usage) -> int | None:
-    """What audio tokens cost beyond the ordinary tokens that they were counted as (may be negative).
-
-    The usage does not report whether audio was input or output, nor how much of it was cached. None if that does not
-    follow from the rates or from the other counts.
-    """
-    extra_in = _difference(band.audio_prompt, band.prompt)
-    extra_out = _difference(band.audio_completion, band.completion)
-    if not extra_in and not extra_out:
-        return 0
-    is_input = not usage.completion_tokens or (not extra_out and bool(usage.prompt_tokens))
-    is_output = not usage.prompt_tokens or (not extra_in and bool(usage.completion_tokens))
-    if is_input and usage.audio_tokens <= usage.prompt_tokens:
-        return None if _cached_audio_matters(band, usage) else extra_in * usage.audio_tokens
-    if is_output and usage.audio_tokens <= usage.completion_tokens and not _reasoned_audio_matters(band, usage):
-        return extra_out * usage.audio_tokens
-    return None
-
-
-def _cached_audio_matters(band: RateBand, usage: Usage) -> bool:
-    extra_audio = _difference(band.audio_prompt, band.prompt)
-    extra_read = _difference(band.cached_read, band.prompt)
-    cached_audio = band.audio_cached_read
-    if cached_audio is None:
-        cached_audio = band.audio_prompt if band.cached_read is None else band.cached_read
-    overlap = _difference(cached_audio, band.prompt) - extra_audio - extra_read
-    if usage.cached_read_tokens and overlap:
-        return True
-    return bool(usage.cache_write_tokens and extra_audio and _difference(band.cache_write, band.prompt))
-
-
-def _reasoned_audio_matters(band: RateBand, usage: Usage) -> bool:
-    return bool(usage.reasoning_tokens and _difference(band.reasoning, band.completion))
-
-
-def _difference(rate: AttousdPerMtok | None, ordinary: AttousdPerMtok | None) -> AttousdPerMtok:
-    return 0 if rate is None or ordinary is None else rate - ordinary
+def _costs_as_text(band: RateBand) -> bool:
+    audio = {item: price for item, price in band.items.items() if item.endswith("_audio")}
+    return all((text := band.price(item.removesuffix("_audio"))) and text.rate == audio[item].rate for item in audio)

@@ -21,6 +21,7 @@ from urllib.parse import quote, urlsplit
 import msgspec
 
 from mcpmeter.errors import ConfigInvalid
+from mcpmeter.items import is_alias_target
 
 GENERIC: Final = "generic"
 """Base of an upstream without a file of its own; it has neither address nor key variable."""
@@ -37,6 +38,21 @@ class Auth:
 
     header: HeaderName = "authorization"
     scheme: str = "Bearer"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ErrorMarks:
+    """How a provider's errors are read beyond their status. A mark is a code, or how the message begins, with `*` for
+    what varies."""
+
+    account: tuple[Text, ...] = ()
+    """The relay's own key or account is refused or exhausted, whatever the status."""
+    caller: tuple[Text, ...] = ()
+    """A 403 about the content of the request."""
+    configuration: tuple[Text, ...] = ()
+    """A 403 about a tool or model that is not enabled for the relay's account; its key is valid."""
+    rate_limit: tuple[Text, ...] = ()
+    """A 402 that passes by itself."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,12 +83,16 @@ class Provider:
     """Whether a stream reports usage only if `stream_options` requests it; False: always, or never."""
     quota: str = ""
     """Style of its rate-limit headers, a key of `quota.rate_limit_headers.STYLES`; "" to try all."""
-    refused_account_marks: tuple[Text, ...] = ()
-    """Text in an error's body, of any status, that says the relay's own key was refused."""
+    error_marks: ErrorMarks = ErrorMarks()
     passed_headers: tuple[HeaderFamily, ...] = ()
     """Beginnings of names of its own response headers that go to clients (`openai-`), beside those of all providers."""
-    cost_in_body: bool = False
-    """Whether `usage.cost` in its responses is US dollars: some relays report credits or cents."""
+    cost_in_body: bool = True
+    """Whether `usage.cost` in its responses is US dollars, as OpenRouter's is and LiteLLM's; False for a provider that
+    reports credits or cents."""
+    drains: bool = False
+    """Whether a response is read to its end after the client has disconnected, for the provider's own count."""
+    usage_aliases: Mapping[str, Text] = field(default_factory=dict)
+    """Its own names of counts: a field's path (`usage.my_cached`) to an item (`cached_read`), a total, or `free`."""
     cost_header: str = ""
     """The response header with the call's cost in USD, lower case; "" for none."""
 
@@ -90,11 +110,22 @@ class Provider:
         auth = self.path_auth.get(path_name, self.auth)
         return {auth.header: f"{auth.scheme} {api_key}".strip()} if api_key else {}
 
-    def renamed(self, name: str, *, base_url: str | None = None, price_list: str | None = None) -> Provider:
-        """This provider with the name, address and price list of configuration."""
-        moved = self if base_url is None else replace(self, base_url=base_url.rstrip("/"))
-        priced = moved if price_list is None else replace(moved, price_list=price_list)
-        return replace(priced, name=name, otel_name=self.otel_name or name)
+    def renamed(
+        self,
+        name: str,
+        *,
+        base_url: str | None = None,
+        usage_aliases: Mapping[str, str] | None = None,
+        **settings: Any,
+    ) -> Provider:
+        """This provider with the name, address, further aliases and other settings of configuration; None leaves its
+        own."""
+        aliases = {**self.usage_aliases, **(usage_aliases or {})}
+        moved = replace(self, usage_aliases=aliases)
+        if base_url is not None:
+            moved = replace(moved, base_url=base_url.rstrip("/"))
+        given = {field: value for field, value in settings.items() if value is not None}
+        return replace(moved, name=name, otel_name=self.otel_name or name, **given)
 
 
 def load_providers(folder: Traversable | None = None) -> Mapping[str, Provider]:
@@ -114,6 +145,7 @@ def load_provider(file: Traversable) -> Provider:
         _refuse_unknown_keys(raw, Provider)
         for auth in (raw.get("auth", {}), *_tables(raw.get("path_auth"))):
             _refuse_unknown_keys(auth, Auth)
+        _refuse_unknown_keys(raw.get("error_marks"), ErrorMarks)
         provider = msgspec.convert(raw, Provider)
         _refuse_contradictions(provider, file.name)
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, msgspec.ValidationError) as fault:
@@ -158,6 +190,9 @@ def _refuse_contradictions(provider: Provider, filename: str) -> None:
         )
     if not provider.paths or not all(path.startswith("/") for path in provider.paths.values()):
         raise msgspec.ValidationError("'paths' needs at least one dialect, and each path begins with '/'")
+    for path, name in provider.usage_aliases.items():
+        if not is_alias_target(name):
+            raise msgspec.ValidationError(f"'usage_aliases' gives '{path}' to '{name}', which is no billable item")
     if provider.name == GENERIC:
         return
     if unknown := provider.path_auth.keys() - provider.paths.keys():

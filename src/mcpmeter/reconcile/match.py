@@ -173,7 +173,9 @@ def _weakness(call: SettledCall) -> str:
     """Why the ledger's own figures may be wrong; empty for a call that was counted and priced."""
     if call.token_source in WEAK_COUNTS:
         return f"tokens {call.token_source}"
-    return "unpriced" if call.cost_source == "unpriced" else ""
+    if call.cost_source == "unpriced":
+        return "unpriced"
+    return f"{call.unpriced_items} unpriced items" if call.unpriced_items else ""
 
 
 def _is_within(call: SettledCall, rules: Rules) -> bool:

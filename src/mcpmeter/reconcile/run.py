@@ -291,6 +291,8 @@ def instant(ns: int) -> str:
 
 
 def _listed(call: SettledCall, book: PriceBook) -> int | None:
+    if call.unpriced_items is not None:  # it has lines, which its counts do not determine
+        return call.listed_nanousd
     usage = Usage(
         prompt_tokens=call.prompt_tokens,
         completion_tokens=call.completion_tokens,

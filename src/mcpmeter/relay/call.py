@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Final, ParamSpec, TypeVar
 
 from msgspec.structs import replace
 
 from mcpmeter.dialects.base import Dialect, RequestInfo, ResponseInfo, UnreadableResponse
 from mcpmeter.errors import (
-    ClientDisconnected,
     MeterError,
     ServiceFault,
-    UpstreamFault,
-    UpstreamResponseTooLarge,
 )
 from mcpmeter.http.client.interface import UpstreamResponse
 from mcpmeter.http.exchange import CancelOnDisconnect, Exchange
@@ -25,25 +20,21 @@ from mcpmeter.meter import OpenCall
 from mcpmeter.providers import Provider
 from mcpmeter.quota.tracker import QuotaTracker
 from mcpmeter.records import LlmTarget, Settlement
-from mcpmeter.relay import result, upstream_errors
+from mcpmeter.relay import error_bodies, failure, result, upstream_errors
+from mcpmeter.relay.body_kind import BOM, is_events, json_alone, kind_of, relabel
+from mcpmeter.relay.drains import Drain, Drains
+from mcpmeter.relay.error_bodies import SentRequest
 from mcpmeter.relay.headers import (
-    attempt_headers,
     cost_headers,
     passed_request_headers,
     response_headers,
-    send_error,
 )
-from mcpmeter.relay.runtime import EndpointConfig, Runtime
+from mcpmeter.relay.result import Exchanged
+from mcpmeter.relay.runtime import MAX_ON_LOOP_BYTES, EndpointConfig, Runtime, off_loop_if_large
 from mcpmeter.relay.stream import ForwardedStream, StreamTee
 from mcpmeter.relay.upstream_errors import Withholding
 from mcpmeter.routing.attempts import Attempts, Send, Wait
 from mcpmeter.routing.candidates import Candidate
-
-_Params = ParamSpec("_Params")
-_Result = TypeVar("_Result")
-
-MAX_ON_LOOP_BYTES: Final = 256 * 1024
-"""Larger bodies are read in a thread, so that one of them does not hold up every stream."""
 
 
 @dataclass(eq=False, kw_only=True, slots=True)
@@ -52,14 +43,15 @@ class RelayedCall:
 
     It may end at any await: the client disconnects, the service cuts it off, the provider fails. What the settlement
     then needs is kept as soon as it is known: `target` of the latest attempt; `response`, the one that is forwarded,
-    from its headers on; `stream`, what was delivered of it. `cancel` is the block that `cut` ends. Steps hand each
-    other values; only the way out of a failed call reads this state.
+    from its headers on; `stream`, what was delivered of it. `cancel` is the block that `cut` ends, `drain` what keeps
+    it running although the client has disconnected. Steps hand each other values; only the way out reads this state.
     """
 
     target: Candidate | None = field(default=None, init=False)
     response: UpstreamResponse | None = field(default=None, init=False)
     stream: ForwardedStream | None = field(default=None, init=False)
     cancel: CancelOnDisconnect | None = field(default=None, init=False)
+    drain: Drain | None = field(default=None, init=False)
 
     opened: OpenCall
     exchange: Exchange
@@ -67,12 +59,21 @@ class RelayedCall:
     runtime: Runtime
     attempts: Attempts
     quota: QuotaTracker
+    drains: Drains
     request: RequestInfo
     body: bytes
 
     @property
-    def _provider(self) -> Provider:
+    def provider(self) -> Provider:
+        """The provider of the latest attempt."""
         return self.target.upstream.provider if self.target else self.attempts.first
+
+    @property
+    def exchanged(self) -> Exchanged:
+        """What was sent, and what answered."""
+        target = self.target
+        provider = target.upstream.provider if target else self.attempts.first
+        return Exchanged(provider, self.request, self.response, self.endpoint.read_headers)
 
     def cut(self, error: MeterError) -> None:
         """End the call now, for a reason of the service's own."""
@@ -86,24 +87,26 @@ class RelayedCall:
                 target, response, body = await self._send()
                 received = body or await self._receive(target, response)
             if isinstance(received, ForwardedStream):
-                return await self._end_stream(target, response, received)
+                return await self._end_stream(response, received)
             if response.status >= 300:
                 return await self._forward_error(target, response, received)
             return await self._forward_response(target, response, received)
         except MeterError as error:
-            await self._report(await self._settle_failure(error))
+            await failure.report(self, await failure.settle(self, error))
             return self.opened.settled
         except BaseException:  # a fault of ours, or the event loop is closing
             was_settled = self.opened.is_settled
             # Shielded: a cancelled wait would not see that the ledger failed, and recovery would count the call again.
-            reported = await asyncio.shield(self._settle_failure(_fault_of_ours()))
+            reported = await asyncio.shield(failure.settle(self, _fault_of_ours()))
             if not was_settled and not self.exchange.started:
-                await self._report(reported)
+                await failure.report(self, reported)
             raise
         finally:
             self.attempts.close()
             if self.response is not None:
                 self.response.abort()
+            if self.drain is not None:
+                self.drains.end(self.drain)
 
     # Attempts ---------------------------------------------------------------------------------------------------------
 
@@ -111,23 +114,26 @@ class RelayedCall:
         """Send until a response is to be forwarded. Returns its target and the body, if that had to be read already."""
         attempts = self.attempts
         while True:
+            if self.drain is not None:
+                raise self.drain.error
             step = attempts.next()
             if isinstance(step, Send):
                 target = self.target = step.candidate
+                if self.cancel is not None:
+                    self.cancel.outlives = partial(failure.outlives, self) if target.upstream.provider.drains else None
                 self._update_row(target)
-                body, is_refused = b"", False
+                body = b""
                 try:
                     response = await self._post(target)
-                    if response.status == 400 and (marks := target.upstream.provider.refused_account_marks):
-                        # Google reports a bad key by a 400; another key may do then.
-                        body = await _read_or_abort(response, self.runtime.options.max_answer_bytes)
-                        is_refused = upstream_errors.refuses_account(body, marks)
+                    status = response.status
+                    if status >= 400:
+                        response, status, body = await error_bodies.read(self._sent(target), self.runtime, response)
                 except BaseException as fault:
                     if not attempts.failed(fault):
                         raise
                     continue
                 self._note_quota(target, response)
-                if not attempts.answered(response.status, response.headers, is_refused=is_refused):
+                if not attempts.answered(status, response.headers):
                     self.response = response
                     return target, response, body
                 response.finish()
@@ -142,13 +148,17 @@ class RelayedCall:
         if row is None or row.provider != provider.name or row.model != target.model:
             self.opened.goes_to(target_of(provider, target.model, self.endpoint.dialect, self.request))
 
-    async def _post(self, target: Candidate) -> UpstreamResponse:
+    def _sent(self, target: Candidate) -> SentRequest:
+        provider, post_unchanged = target.upstream.provider, partial(self._post, target, adds_usage=False)
+        return SentRequest(provider, self.endpoint.dialect, self.request, self.body, target.model, post_unchanged)
+
+    async def _post(self, target: Candidate, *, adds_usage: bool = True) -> UpstreamResponse:
         provider, dialect, request = target.upstream.provider, self.endpoint.dialect, self.request
         path_name = dialect.path_name(request)
         url, headers = self.runtime.request_headers.of(target, path_name, stream=request.stream)
         if passed := passed_request_headers(dialect.passed_headers, self.exchange.headers):
             headers = {**passed, **headers}  # in this order: the client cannot replace our headers, above all the key
-        if not provider.asks_stream_usage:
+        if request.stream and not request.usage_requested and not (adds_usage and self.runtime.asks_usage(provider)):
             request = replace(request, usage_requested=True)
         body = dialect.forwarded(self.body, request, target.model)
         timeouts, attempts = target.upstream.timeouts, self.attempts
@@ -167,36 +177,51 @@ class RelayedCall:
     async def _receive(self, target: Candidate, response: UpstreamResponse) -> bytes | ForwardedStream:
         """The whole body; or a stream, which has been forwarded but for its last event."""
         max_bytes, request, provider = self.runtime.options.max_answer_bytes, self.request, target.upstream.provider
-        if response.status >= 300 or not _is_stream(response):
+        if response.status >= 300 or not (_is_stream(response) or (request.stream and await _is_unlabelled(response))):
             return await response.read(max_bytes)
-        only_we_ask_usage = request.stream and not request.usage_requested and provider.asks_stream_usage
         errors = partial(withholding, self, target)
-        tee = StreamTee(self.endpoint.events, withhold_usage=only_we_ask_usage, errors=errors)
+        endpoint = self.endpoint.of(provider) if provider.usage_aliases else self.endpoint
+        only_we_ask_usage = self.runtime.only_relay_asks_usage(provider, request)
+        tee = StreamTee(endpoint.events, withhold_usage=only_we_ask_usage, errors=errors)
         headers = response_headers(self.opened.call.id, target, self.attempts.made, response)
         stream = self.stream = ForwardedStream(self.exchange, response, tee, headers, self.opened.elapsed_ns)
+        if self.drain is not None:
+            stream.read_on(self.drain)
         if not await stream.run(max_bytes):
+            if stream.other_body:
+                self.stream = None
+                relabel(response, "application/json")
+                return stream.other_body
             raise upstream_errors.incomplete_stream(provider.name, has_started=self.exchange.started)
         return stream
 
-    async def _end_stream(self, target: Candidate, response: UpstreamResponse, stream: ForwardedStream) -> Settlement:
+    async def _end_stream(self, response: UpstreamResponse, stream: ForwardedStream) -> Settlement:
         response.finish()
-        info, dialect, provider = stream.tee.read, self.endpoint.dialect, target.upstream.provider
+        info, dialect = stream.tee.read, self.endpoint.dialect
         size = 0 if info.usage else len(self.body)
         found = await off_loop_if_large(size, result.usage_of_stream, dialect, self.body, stream.tee)
-        settlement = await self.opened.settle(result.of_success(provider, response, info, found, stream))
+        ended = result.of_success(self.exchanged, info, found, stream, self.drain)
+        settlement = await self.opened.settle(ended)
         await self.exchange.end(stream.tee.end)
         return settlement
 
     async def _forward_response(self, target: Candidate, response: UpstreamResponse, body: bytes) -> Settlement:
-        provider, dialect, large = target.upstream.provider, self.endpoint.dialect, len(body) > MAX_ON_LOOP_BYTES
+        provider, large = target.upstream.provider, len(body) > MAX_ON_LOOP_BYTES
+        dialect = (self.endpoint.of(provider) if provider.usage_aliases else self.endpoint).dialect
         try:
             info = await asyncio.to_thread(dialect.read_response, body) if large else dialect.read_response(body)
         except UnreadableResponse:
-            raise upstream_errors.unreadable_response(provider.name, response.status, body) from None
+            body = await off_loop_if_large(len(body), json_alone, received := body)
+            if len(body) < len(received) and kind_of(body) == "json":
+                return await self._forward_response(target, response, body)
+            if kind_of(received) == "events":
+                return await _forward_events(self, target, response, received)
+            raise upstream_errors.unreadable_response(provider.name, response.status, received) from None
         response.finish()
         body = withholding(self, target).success(body) if info.is_error else body
         found = result.reported(info.usage) if info.usage else await _estimated_usage(self, body, info)
-        settlement = await self.opened.settle(result.of_success(provider, response, info, found))
+        ended = result.of_success(self.exchanged, info, found, None, self.drain)
+        settlement = await self.opened.settle(ended)
         headers = response_headers(self.opened.call.id, target, self.attempts.made, response)
         await self.exchange.respond(response.status, [*headers, *cost_headers(settlement)], body)
         return settlement
@@ -207,46 +232,11 @@ class RelayedCall:
         if not upstream_errors.passes_unchanged(error, response.status, maps_faults=self.endpoint.maps_upstream_faults):
             raise error
         response.finish()
-        settlement = await self.opened.settle(result.of_refusal(target.upstream.provider, response, error))
+        settlement = await self.opened.settle(result.of_refusal(self.exchanged, response.status, error))
         headers = response_headers(self.opened.call.id, target, self.attempts.made, response)
         headers, body = withholding(self, target).response(error, response.status, headers, body)
         await self.exchange.respond(response.status, headers, body)
         return settlement
-
-    # Failure ----------------------------------------------------------------------------------------------------------
-
-    async def _settle_failure(self, error: MeterError) -> MeterError:
-        """Settle what was delivered, unless the call is settled already. Returns the error to report to the client."""
-        if isinstance(error, UpstreamFault) and not isinstance(error, UpstreamResponseTooLarge):
-            self.attempts.broke()  # too large is by our own limit, which says nothing against the provider
-        if self.opened.is_settled:
-            return error
-        dialect, response, stream = self.endpoint.dialect, self.response, self.stream
-        reason = result.reason_missing(dialect, response, error)
-        found = result.unread_usage(self.request, reason)
-        try:
-            tee = stream.tee if stream else None
-            # Not in a thread if no body has to be read: a cancellation there would lose the provider's own count.
-            size = len(self.body) if reason and not (tee and tee.counted) else 0
-            found = await off_loop_if_large(size, result.usage_of_failure, dialect, self.body, tee, reason)
-        finally:  # even if the estimate was cancelled or failed
-            ended = result.of_failure(self._provider, response, found, stream, error, has_started=self.exchange.started)
-            try:
-                await self.opened.settle(ended)
-            except MeterError as fault:
-                error = fault
-        return error
-
-    async def _report(self, error: MeterError) -> None:
-        """Send an error in the way that is still open: as the response, or as a stream's last event."""
-        exchange, dialect, call_id = self.exchange, self.endpoint.dialect, self.opened.call.id
-        if isinstance(error, ClientDisconnected):
-            return
-        if exchange.started:
-            await exchange.end(dialect.error_event(error, call_id))
-            return
-        headers = attempt_headers(self._provider.name, self.attempts.made)
-        await send_error(exchange, error, dialect.error_body(error, call_id), call_id, headers)
 
 
 async def _estimated_usage(call: RelayedCall, body: bytes, info: ResponseInfo) -> result.CallUsage:
@@ -261,6 +251,24 @@ def withholding(call: RelayedCall, target: Candidate) -> Withholding:
     return Withholding(call.endpoint.dialect, name, secret, call.opened.call.id)
 
 
+async def _forward_events(call: RelayedCall, target: Candidate, response: UpstreamResponse, body: bytes) -> Settlement:
+    """Forward a stream that was not requested and did not say that it is one."""
+    provider = target.upstream.provider
+    errors, endpoint = partial(withholding, call, target), call.endpoint.of(provider)
+    only_we_ask_usage = call.runtime.only_relay_asks_usage(provider, call.request)
+    tee = StreamTee(endpoint.events, withhold_usage=only_we_ask_usage, errors=errors)
+    events = await off_loop_if_large(len(body), tee.feed_all, body.removeprefix(BOM))
+    if not tee.is_whole:
+        raise upstream_errors.unreadable_response(provider.name, response.status, body)
+    response.finish()
+    relabel(response, "text/event-stream")
+    found = await off_loop_if_large(len(call.body), result.usage_of_stream, call.endpoint.dialect, call.body, tee)
+    await call.opened.settle(result.of_success(call.exchanged, tee.read, found, None, call.drain))
+    headers = response_headers(call.opened.call.id, target, call.attempts.made, response)
+    await call.exchange.respond(response.status, [*headers, *cost_headers(call.opened.settled)], events)
+    return call.opened.settled
+
+
 def target_of(provider: Provider, model: str, dialect: Dialect, request: RequestInfo) -> LlmTarget:
     """The model call that goes to a provider."""
     return LlmTarget(
@@ -271,15 +279,6 @@ def target_of(provider: Provider, model: str, dialect: Dialect, request: Request
         prompt_tokens_estimate=request.prompt_tokens_estimate,
         otel_provider=provider.otel_name,
     )
-
-
-async def off_loop_if_large(
-    size: int, read: Callable[_Params, _Result], *args: _Params.args, **kwargs: _Params.kwargs
-) -> _Result:
-    """Call `read` here if the bytes it reads are few, else in a thread."""
-    if size > MAX_ON_LOOP_BYTES:
-        return await asyncio.to_thread(read, *args, **kwargs)
-    return read(*args, **kwargs)
 
 
 def _is_stream(response: UpstreamResponse) -> bool:
@@ -293,9 +292,9 @@ def _fault_of_ours() -> ServiceFault:
     return ServiceFault("The service failed while relaying.", hint="It is our fault; the service's log says where.")
 
 
-async def _read_or_abort(response: UpstreamResponse, limit_bytes: int) -> bytes:
-    try:
-        return await response.read(limit_bytes)
-    except BaseException:
-        response.abort()
-        raise
+async def _is_unlabelled(response: UpstreamResponse) -> bool:
+    """Whether the response to a request for a stream is one under another Content-Type."""
+    if not await is_events(response):
+        return False
+    relabel(response, "text/event-stream")
+    return True

@@ -12,7 +12,7 @@ from mcpmeter.http import content_encoding
 from mcpmeter.http.asgi import Header
 from mcpmeter.http.client.interface import UpstreamResponse
 from mcpmeter.http.exchange import Exchange
-from mcpmeter.records import Settlement
+from mcpmeter.records import Settlement, unpriced_items
 from mcpmeter.relay.passed_headers import NAMES_OUT, PASSED_PREFIXES
 from mcpmeter.routing.candidates import Candidate
 
@@ -101,14 +101,20 @@ def passed_response_headers(
 
 
 def cost_headers(settlement: Settlement) -> list[Header]:
-    """What the call cost, and where that figure comes from."""
+    """What the call cost, where that figure comes from, and how many items it lacks a price for, if any."""
     charge = settlement.charge
+    if settlement.is_pending:
+        return [(b"x-mcpmeter-cost-source", b"pending")]
     if charge is None or charge.source == "unpriced":
         return [(b"x-mcpmeter-cost-source", b"unpriced")]
-    return [
+    headers = [
         (b"x-mcpmeter-cost-usd", b"%d.%09d" % divmod(charge.nanousd, NANO)),
         (b"x-mcpmeter-cost-source", charge.source.encode()),
     ]
+    usage = settlement.usage
+    if usage is not None and (charge.lines or usage.unknown) and (unpriced := unpriced_items(usage, charge)):
+        headers.append((b"x-mcpmeter-unpriced-items", b"%d" % len(unpriced)))
+    return headers
 
 
 def request_id(headers: Mapping[str, str]) -> str:

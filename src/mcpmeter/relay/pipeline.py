@@ -5,14 +5,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 from msgspec.structs import replace
 
 from mcpmeter.access.callers import Attribution, Caller
 from mcpmeter.catalog.service import LIMIT_REACHED
 from mcpmeter.dialects.base import Dialect, RequestInfo
-from mcpmeter.dialects.tokens import max_prompt_tokens
 from mcpmeter.errors import (
     ClientDisconnected,
     Draining,
@@ -28,10 +28,12 @@ from mcpmeter.http.memory import MemoryBudget
 from mcpmeter.ledger.store import InsufficientBudget
 from mcpmeter.meter import CallResult, Meter, OpenCall
 from mcpmeter.quota.tracker import QuotaTracker
-from mcpmeter.records import Outcome, Reservation, Settlement
-from mcpmeter.relay.call import MAX_ON_LOOP_BYTES, RelayedCall, off_loop_if_large, target_of
+from mcpmeter.records import Call, Outcome, Reservation, Settlement
+from mcpmeter.relay.background import BackgroundCalls
+from mcpmeter.relay.call import RelayedCall, target_of
+from mcpmeter.relay.drains import Drains
 from mcpmeter.relay.headers import send_error
-from mcpmeter.relay.runtime import EndpointConfig, RelayOptions, Runtime
+from mcpmeter.relay.runtime import MAX_ON_LOOP_BYTES, EndpointConfig, RelayOptions, Runtime, off_loop_if_large
 from mcpmeter.routing.failover import Failover
 from mcpmeter.routing.routes import Plan
 
@@ -56,9 +58,12 @@ class Pipeline:
         self.meter = meter
         self.runtime = runtime
         self.draining = False
+        self.background: BackgroundCalls | None = None
+        """Follows responses that providers work on after they answered."""
         self.active_calls: set[RelayedCall] = set()
         self._failover = failover
         self._quota = quota
+        self._drains = Drains(meter.recorder)
         self._memory = memory or MemoryBudget()
         self._calls_by_key: dict[str, int] = {}
         """Calls in progress by key id, while `max_calls_per_key` is set."""
@@ -78,7 +83,7 @@ class Pipeline:
                 exchange.endpoint, exchange.method, trace_id=exchange.trace_id, parent_id=exchange.parent_id
             )
             try:
-                caller = self._identify(exchange, runtime)
+                caller = self.identify(exchange, runtime)
                 if runtime.options.max_calls_per_key is not None:
                     limited_key = self._enter(caller, runtime.options.max_calls_per_key)
                 call = await self._admit(opened, exchange, endpoint, runtime, caller)
@@ -88,6 +93,8 @@ class Pipeline:
                 cancelled = ClientDisconnected("The call was cancelled before it was sent.")
                 await asyncio.shield(opened.end(CallResult(status="499", outcome="partial", error=cancelled)))
                 raise
+            if call.request.background and self.background is not None:
+                self.background.attach(call)
             self.active_calls.add(call)
             try:
                 return await call.run()
@@ -98,7 +105,17 @@ class Pipeline:
                 self._leave(limited_key)
             self._release(client)
 
-    def _identify(self, exchange: Exchange, runtime: Runtime) -> Caller:
+    @contextmanager
+    def using_runtime(self) -> Iterator[Runtime]:
+        """The runtime of now, whose client stays open meanwhile."""
+        runtime = self.runtime
+        self._users[runtime.client] = self._users.get(runtime.client, 0) + 1
+        try:
+            yield runtime
+        finally:
+            self._release(runtime.client)
+
+    def identify(self, exchange: Exchange, runtime: Runtime) -> Caller:
         """The caller of a call that the service has room for. Raises Draining, NotAuthenticated, Overloaded."""
         if self.draining:
             raise _draining()
@@ -126,37 +143,22 @@ class Pipeline:
             request = await asyncio.to_thread(dialect.read_request, body, exchange.path_params)
         if self.draining:  # since a slow upload began
             raise _draining()
+        if request.background and self.background is not None:
+            self.background.admit()
 
         model = request.model or endpoint.default_model
         if not model:
             raise InvalidRequest("'model' is missing.", hint="Name a model of GET /v1/models.")
         plan = runtime.plan(model, dialect.path_name(request))
-        first = plan.first
         if caller.models:
-            caller.require_model(model, first.model)
+            caller.require_model(model, plan.first.model)
         if runtime.attribution is not None:
             caller = caller.refined(runtime.attribution, _attributed_to(exchange, runtime.attribution))
 
-        reservations: tuple[Reservation, ...] = ()
-        max_cost_nanousd = 0
         if runtime.limits.apply_to(caller):
-            reservations, max_cost_nanousd = await _worst_case(
-                runtime, caller, plan, request=request, body=body, at_ns=opened.call.started_at_ns
-            )
-        call = replace(
-            opened.call,
-            team=caller.team,
-            project=caller.project,
-            key_id=caller.key_id,
-            llm=target_of(first.upstream.provider, first.model, dialect, request),
-            reservations=reservations,
-            reserved_nanousd=max_cost_nanousd,
-        )
-        try:
-            await opened.write_down(call)
-        except InsufficientBudget as refused:
-            raise runtime.limits.refusal(refused, time.time_ns()) from None
-
+            plan = await self._reserve(opened, runtime, caller, plan, dialect=dialect, request=request, body=body)
+        else:
+            await opened.write_down(_row(opened.call, caller, plan, dialect, request))
         return RelayedCall(
             opened=opened,
             exchange=exchange,
@@ -164,9 +166,51 @@ class Pipeline:
             runtime=runtime,
             attempts=self._failover.begin(plan, plan.total_seconds),
             quota=self._quota,
+            drains=self._drains,
             request=request,
             body=body,
         )
+
+    async def _reserve(
+        self,
+        opened: OpenCall,
+        runtime: Runtime,
+        caller: Caller,
+        plan: Plan,
+        *,
+        dialect: Dialect,
+        request: RequestInfo,
+        body: bytes,
+    ) -> Plan:
+        """Write the row of a call that limits apply to. Returns the routes whose budgets have room for it.
+
+        A route to a model whose own budget is full is left out. Raises BudgetExhausted, RateLimited, InvalidRequest.
+        """
+        limits = runtime.limits
+        if _needs_bounds(request, plan):
+            models = [route.model for route in plan.routes]
+            request = await off_loop_if_large(len(body), dialect.bounded, body, request, models)
+        while True:
+            reservations, max_cost_nanousd = limits.reserve(
+                caller,
+                [(route.upstream.name, route.model) for route in plan.routes],
+                request,
+                size=len(body),
+                at_ns=opened.call.started_at_ns,
+            )
+            if request.limit_fault:
+                _refuse_boundless(request, reservations)
+            row = _row(opened.call, caller, plan, dialect, request)
+            try:
+                await opened.write_down(replace(row, reservations=reservations, reserved_nanousd=max_cost_nanousd))
+            except InsufficientBudget as refused:
+                model = refused.reservation.answered_by
+                others = plan.without(model) if model else None
+                if others is None:
+                    raise limits.refusal(refused, time.time_ns(), request) from None
+                plan = others
+            else:
+                return plan
 
     def end_streams(self, keeps: Callable[[str], bool]) -> int:
         """End the streams of keys that are no longer valid, by `keeps`; returns how many.
@@ -228,24 +272,34 @@ class Pipeline:
         await waiter
 
 
+def _row(call: Call, caller: Caller, plan: Plan, dialect: Dialect, request: RequestInfo) -> Call:
+    """A call as it is written down, without reservations."""
+    first = plan.first
+    return replace(
+        call,
+        team=caller.team,
+        project=caller.project,
+        key_id=caller.key_id,
+        llm=target_of(first.upstream.provider, first.model, dialect, request),
+    )
+
+
 def _draining() -> Draining:
     return Draining("The service is stopping and takes no new calls.", hint="Retry; another replica may answer.")
 
 
-async def _worst_case(
-    runtime: Runtime, caller: Caller, plan: Plan, *, request: RequestInfo, body: bytes, at_ns: int
-) -> tuple[tuple[Reservation, ...], int]:
-    """What a call reserves of the limits on its caller, and the most it can cost in nano-dollars on any route."""
-    prompt_tokens = request.max_prompt_tokens
-    if prompt_tokens is None:
-        prompt_tokens = await off_loop_if_large(len(body), max_prompt_tokens, body)
-    return runtime.limits.reserve(
-        caller,
-        [(route.upstream.name, route.model) for route in plan.routes],
-        max_prompt_tokens=prompt_tokens,
-        max_completion_tokens=request.max_completion_tokens,
-        at_ns=at_ns,
-    )
+def _needs_bounds(request: RequestInfo, plan: Plan) -> bool:
+    """Whether the body has to be read for what bounds its cost: for its fields, or for what an alias stands for."""
+    if request.has_bounds:
+        return True
+    return request.max_completion_tokens != 0 and any(route.model != request.model for route in plan.routes)
+
+
+def _refuse_boundless(request: RequestInfo, reservations: Sequence[Reservation]) -> None:
+    """Raises InvalidRequest if a limit that refuses calls would rest on a request's faulty limits."""
+    if any(one.refuses and one.unit != "requests" for one in reservations):
+        hint = "Send one whole number for it: a budget holds only if the request bounds its cost."
+        raise InvalidRequest(request.limit_fault, hint=hint)
 
 
 def _attributed_to(exchange: Exchange, attribution: Attribution) -> str | None:

@@ -21,6 +21,8 @@ from mcpmeter.http.client.interface import UpstreamResponse
 from mcpmeter.http.exchange import DirectResponse, Exchange
 from mcpmeter.http.memory import FREE_BYTES
 from mcpmeter.records import Usage
+from mcpmeter.relay.body_kind import BOM, ODD_STARTS, is_blank, kind_of
+from mcpmeter.relay.drains import Drain
 from mcpmeter.relay.event_template import EventTemplate, event_template
 from mcpmeter.relay.upstream_errors import Withholding
 
@@ -63,6 +65,7 @@ class StreamTee:
         self._content_seen = False
         self._info = ResponseInfo()
         self._usage_block = self._last_event = b""
+        self._usage_seen = False
         self._template: EventTemplate | None = None
         self._next_template_at = 0 if self._text_mark else sys.maxsize
         self._kept: list[bytes] = []
@@ -95,6 +98,11 @@ class StreamTee:
         elif block and self._counted_bytes:
             self._drop_event()
         return part
+
+    def feed_all(self, body: bytes) -> bytes:
+        """Take a whole stream; return all that goes on of it."""
+        sent = self.feed(body)
+        return sent + self.end if self.end else sent + self.finish()
 
     def _keep_event(self, held_bytes: int) -> bool:
         """Count what is held of an event, and what one more read can add. False if it is too much."""
@@ -189,7 +197,24 @@ class StreamTee:
         return next(filter(self._dialect.only_usage, events), b"")
 
     def _without_usage_event(self, block: bytes) -> bytes:
-        return b"".join(event for event in sse.split_events(block) if not self._dialect.only_usage(event))
+        """A block without the usage that only the relay requests: alone in an event, or beside the finish reason.
+
+        A running count is in events before these: such a server sends it unasked.
+        """
+        kept: list[bytes] = []
+        for event in sse.split_events(block):
+            if self._dialect.only_usage(event):
+                continue
+            if not self._usage_seen and self._reports_usage(event):
+                self._usage_seen = True
+                event = self._dialect.without_usage(event)  # noqa: PLW2901
+            kept.append(event)
+        return b"".join(kept)
+
+    def _reports_usage(self, event: bytes) -> bool:
+        # By itself, since it may have arrived in a block with others.
+        info = self._read_events(event)
+        return info is not None and (info.usage is not None or info.bad_usage)
 
     def _hold_back_end(self, block: bytes) -> bytes:
         events = sse.split_events(block)
@@ -227,6 +252,11 @@ class Pipe:
         self._response = response
         self._tee = tee
         self._on_first_byte: Callable[[], None] | None = None
+        self._drain: Drain | None = None
+        self._start = b""
+        """The first bytes while they are blank, which begin JSON as well as events."""
+        self.other_start = b""
+        """The first bytes of a body that is no stream, which ends the pipe."""
 
     async def run(self, limit_bytes: int, on_first_byte: Callable[[], None]) -> None:
         """Return when the last event is held back or the provider has ended. Raises as `UpstreamResponse.pipe`."""
@@ -237,17 +267,30 @@ class Pipe:
         finally:
             self._direct.on_pause = self._direct.on_drain = None
 
+    def read_on(self, drain: Drain) -> None:
+        """The client has disconnected: read the rest without writing it."""
+        self._drain = drain
+        self._direct.on_pause = None
+        self._response.resume()
+
     def _take(self, data: bytes) -> bool:
         direct, tee = self._direct, self._tee
-        if direct.disconnected:
+        if direct.disconnected and not self._is_drained():
             return True  # the task is about to be cancelled; these bytes were not delivered
         if self._on_first_byte is not None:
+            if self._start or data[0] in ODD_STARTS:
+                data = self._start = self._start + data
+                if is_blank(data):
+                    return True
+                if kind_of(data) == "json":
+                    self.other_start = data
+                    return False
             self._on_first_byte()
             self._on_first_byte = None
             direct.on_pause = self._response.pause
             if direct.is_backpressured:
                 self._response.pause()
-            direct.write(tee.feed(data))
+            direct.write(tee.feed(data.removeprefix(BOM)))
         elif part := tee.feed(data):
             direct.write(part)
         elif not tee.end:
@@ -255,6 +298,13 @@ class Pipe:
         if tee.end:
             direct.watch(None)
             return False
+        return True
+
+    def _is_drained(self) -> bool:
+        drain = self._drain
+        if drain is None:
+            return False
+        drain.note(self._tee.total_bytes)
         return True
 
 
@@ -275,6 +325,16 @@ class ForwardedStream:
         self._response = response
         self._headers = headers
         self._elapsed_ns = elapsed_ns
+        self._pipe: Pipe | None = None
+        self._drain: Drain | None = None
+        self.other_body = b""
+        """The body, if it is JSON and no stream."""
+
+    def read_on(self, drain: Drain) -> None:
+        """The client has disconnected: read the rest without sending it."""
+        self._drain = drain
+        if self._pipe is not None:
+            self._pipe.read_on(drain)
 
     async def run(self, limit_bytes: int) -> bool:
         """Forward all but the last event, which `tee.end` holds. False: the stream broke off before it was complete.
@@ -284,11 +344,18 @@ class ForwardedStream:
         exchange, tee, direct = self._exchange, self.tee, self._exchange.direct_response
         tee.memory = direct
         if direct is not None and self._response.is_plain:
-            await Pipe(direct, self._response, tee).run(limit_bytes, lambda: self._start_direct(direct))
+            pipe = self._pipe = Pipe(direct, self._response, tee)
+            if self._drain is not None:
+                pipe.read_on(self._drain)
+            await pipe.run(limit_bytes, lambda: self._start_direct(direct))
+            if pipe.other_start:
+                self.other_body = pipe.other_start + await self._response.read(limit_bytes)
         else:
             await self._copy(limit_bytes)
         if tee.end:
             return True
+        if self.other_body:
+            return False
         rest = tee.finish()
         if not tee.is_whole:
             return False
@@ -302,12 +369,27 @@ class ForwardedStream:
 
     async def _copy(self, limit_bytes: int) -> None:
         exchange, tee = self._exchange, self.tee
+        start, other = b"", list[bytes]()
         async with aclosing(self._response.chunks(limit_bytes)) as chunks:
-            async for data in chunks:
+            async for chunk in chunks:
+                data = chunk
+                if other:
+                    other.append(data)
+                    continue
                 if not exchange.started:
+                    data = start = start + data
+                    if is_blank(data):
+                        continue
+                    if kind_of(data) == "json":
+                        other.append(data)
+                        continue
+                    data = data.removeprefix(BOM)
                     self.first_chunk_ns = self._elapsed_ns()
                     await exchange.start(self._response.status, self._headers)
                 if part := tee.feed(data):
                     await exchange.send(part)
                 if tee.end:
                     return
+                if self._drain is not None:
+                    self._drain.note(tee.total_bytes)
+        self.other_body = b"".join(other)

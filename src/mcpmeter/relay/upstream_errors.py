@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, Final
 
 import msgspec
@@ -23,6 +23,7 @@ from mcpmeter.errors import (
 )
 from mcpmeter.http.asgi import Header
 from mcpmeter.providers import Provider
+from mcpmeter.relay.error_meaning import meaning_of
 from mcpmeter.relay.shown_credentials import MAX_BYTES, shows_credential
 
 log = logging.getLogger("mcpmeter")
@@ -40,12 +41,20 @@ def error_of_response(provider: Provider, status: int, headers: Mapping[str, str
         return InvalidUpstreamResponse(
             f"{name} answered {status}, a redirect, which is never followed.", hint="Correct its base_url."
         )
-    if status in (401, 402, 403) or refuses_account(body, provider.refused_account_marks):
+    meaning = meaning_of(provider, status, headers, body)
+    if meaning == "configuration":
+        return UpstreamRefusedAccount(
+            f"{name} does not allow this tool or model to the relay's account (HTTP {status}).",
+            hint="The operator has to enable it at the provider; the key is valid.",
+        )
+    if meaning == "edge":
+        return UpstreamFault(f"{name} answered {status} with a page of the proxy before it.", hint="Retry.")
+    if meaning == "account" or (meaning == "" and status in (401, 402, 403)):
         return UpstreamRefusedAccount(
             f"{name} refused the relay's own account (HTTP {status}).",
             hint="The operator has to check its key and credit; the caller's key was not sent.",
         )
-    if status == 429:
+    if meaning == "rate_limit" or status == 429:
         return UpstreamRateLimited(f"{name} is rate limiting.", retry_after=headers.get("retry-after"))
     if status in (408, 504):
         return UpstreamTimedOut(f"{name} answered {status}.", hint="Retry.")
@@ -57,16 +66,13 @@ def error_of_response(provider: Provider, status: int, headers: Mapping[str, str
 def passes_unchanged(error: MeterError, status: int, *, maps_faults: bool) -> bool:
     """Whether the provider's own error response goes to the client, rather than an error of ours.
 
-    A response about the relay's account is for the operator. `maps_faults` is the endpoint's setting.
+    A response about the relay's account is for the operator, and a proxy's page is no error of the dialect.
+    `maps_faults` is the endpoint's setting.
     """
-    if isinstance(error, UpstreamRefusedAccount):
+    is_misleading = isinstance(error, UpstreamFault) and status < 500 and error.http_status != status
+    if is_misleading and not isinstance(error, UpstreamTimedOut):
         return False
     return 400 <= status < (500 if maps_faults else 600)
-
-
-def refuses_account(body: bytes, marks: Iterable[str]) -> bool:
-    """Whether a body holds one of the provider's marks of a refused key."""
-    return any(mark.encode() in body for mark in marks)
 
 
 def unreadable_response(name: str, status: int, body: bytes) -> InvalidUpstreamResponse:

@@ -19,7 +19,7 @@ from mcpmeter.catalog.spec import NANO
 from mcpmeter.errors import UpstreamFault, UpstreamRateLimited, UpstreamRefusedAccount
 from mcpmeter.routing.candidates import Candidate, CredentialSlot, RouteTarget, Selector, drawn_by_weight
 from mcpmeter.routing.circuit_breaker import Permit
-from mcpmeter.routing.health import HEALTHY, CredentialBackoff, FailoverState
+from mcpmeter.routing.health import HEALTHY, CredentialBackoff, FailoverState, Pause
 from mcpmeter.routing.outcomes import Outcome, is_failure, is_retried, outcome_of_fault, outcome_of_status
 from mcpmeter.routing.retries import full_jitter, nanoseconds, retry_after_ns
 from mcpmeter.routing.routes import Plan
@@ -63,8 +63,8 @@ class Attempts:
 
     # fmt: off
     __slots__ = (
-        "_begun_ns", "_has_headers", "_is_over", "_last", "_lazy_selector", "_not_before_ns", "_permit", "_slot",
-        "_state", "_targets", "_total_seconds", "_turns", "first", "made",
+        "_begun_ns", "_has_headers", "_is_over", "_is_trial", "_last", "_lazy_selector", "_not_before_ns", "_permit",
+        "_slot", "_state", "_targets", "_total_seconds", "_turns", "first", "made",
     )
     # fmt: on
 
@@ -86,6 +86,8 @@ class Attempts:
         self._permit = NO_PERMIT
         self._has_headers = False
         self._is_over = False
+        self._is_trial = False
+        """Whether the attempt in flight tries a Retry-After that has not ended."""
         self._last: _Result | None = None
 
     @property
@@ -122,12 +124,14 @@ class Attempts:
         if slot is None:
             return self._wait_or_refuse(now_ns)
         self._count_sent(slot)
+        max_wait_ns = nanoseconds(self._state.retries.max_wait_seconds)
+        self._is_trial = slot.backoff.begin_trial(slot.candidate.model, now_ns, max_wait_ns)
         return self._send(slot, slot.state.breaker.send(now_ns))
 
     def _is_clear(self, slot: CredentialSlot) -> bool:
         """Whether nothing is known against the first slot: `Selector.ready` would return it, so it need not run."""
         backoff = slot.backoff
-        if backoff.waits and slot.until_ns > self._begun_ns:
+        if backoff.waits and not backoff.is_free(slot.candidate.model, self._begun_ns):
             return False
         return slot.state.breaker.is_clean and not backoff.doubtful_until_ns
 
@@ -179,14 +183,14 @@ class Attempts:
 
     # The result of an attempt -----------------------------------------------------------------------------------------
 
-    def answered(self, status: int, headers: Mapping[str, str], *, is_refused: bool = False) -> bool:
+    def answered(self, status: int, headers: Mapping[str, str]) -> bool:
         """Report response headers. True: drop the response and call `next`; False: hand it on.
 
-        `headers` have lower-case names. `is_refused`: the body says that the credential is not valid, whatever the
-        status. Call it before the first byte to the client; there is no retry afterwards.
+        `headers` have lower-case names. `status` is what the response amounts to: 402 if a body of another status says
+        that the account is exhausted. Call it before the first byte to the client; there is no retry afterwards.
         """
         slot = self._in_flight()
-        outcome: Outcome = "ok" if status == 200 else "refused" if is_refused else outcome_of_status(status)
+        outcome: Outcome = "ok" if status == 200 else outcome_of_status(status)
         if outcome == "ok":
             self._succeed(slot)
             return False
@@ -238,6 +242,8 @@ class Attempts:
             self._permit = state.breaker.headers_received(self._permit)
         if backoff.doubtful_until_ns or backoff.is_refused:
             backoff.trust()
+        if self._is_trial:
+            backoff.end_trial(slot.candidate.model)
         self._state.observer.attempted(state.name, "ok")
         if state.reported != HEALTHY or not state.breaker.is_clean:
             self._state.report_status(state)
@@ -271,13 +277,15 @@ class Attempts:
             case "forbidden":
                 slot.backoff.doubt(now_ns + DOUBT_AFTER_REFUSAL_NS)
 
-    @staticmethod
-    def _wait(backoffs: Iterable[CredentialBackoff], result: _Result, now_ns: int, after_ns: int | None) -> None:
+    def _wait(self, backoffs: Iterable[CredentialBackoff], result: _Result, now_ns: int, after_ns: int | None) -> None:
         if not after_ns:
             return
-        until_ns, model = now_ns + after_ns, result.slot.candidate.model
+        if self._is_trial:  # what the provider says now replaces what it said before
+            result.slot.backoff.end_trial(result.slot.candidate.model)
+        honoured_ns = min(after_ns, nanoseconds(self._state.retries.max_wait_seconds))
+        pause = Pause(now_ns + honoured_ns, now_ns + after_ns, result.outcome == "rate_limited")
         for backoff in backoffs:
-            backoff.wait_until(until_ns, now_ns, model, is_rate_limited=result.outcome == "rate_limited")
+            backoff.wait_until(result.slot.candidate.model, pause, now_ns)
 
     def _report(self, result: _Result) -> None:
         self._state.observer.attempted(result.slot.state.name, result.outcome)

@@ -104,6 +104,7 @@ class FailoverMetrics:
         attempts = self._recorder.families[rows.ATTEMPTS.name]
         for name in providers:
             self._recorder.register_children(rows.RETRIES, provider=[name])
+            self._recorder.register_children(rows.DISCONNECTS, provider=[name])
             is_new = (name, rows.OUTCOMES[0]) not in self._attempts
             for outcome in rows.OUTCOMES:
                 self._attempts[name, outcome] = attempts.cell(provider=name, outcome=outcome)

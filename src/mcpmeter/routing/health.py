@@ -6,13 +6,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
+import msgspec
+from msgspec.structs import replace
+
 from mcpmeter.routing.circuit_breaker import CircuitBreaker, CircuitOptions
 from mcpmeter.routing.outcomes import Outcome
 from mcpmeter.routing.retries import RetryBudget, RetryOptions
 from mcpmeter.routing.routes import Credential, Upstream
 
 MAX_WAITS: Final = 256
-NO_WAIT: Final = (0, False)
 HEALTHY: Final = (True, False)
 """Status of an upstream without known problems: up, circuit not open."""
 
@@ -30,13 +32,26 @@ class FailoverObserver(Protocol):
         """The present status of an upstream."""
 
 
+class Pause(msgspec.Struct, frozen=True, order=True, gc=False):
+    """A provider's Retry-After. Instants are monotonic nanoseconds."""
+
+    until_ns: int = 0
+    """Nothing is sent before: its end, or the latest instant up to which it is honoured."""
+    ends_ns: int = 0
+    """Its end as the provider gave it. Between the two, one call at a time tries whether the provider answers again."""
+    is_rate_limited: bool = False
+    """Whether a 429 sent it, not a 5xx."""
+
+
+NO_PAUSE: Final = Pause()
+
+
 @dataclass(slots=True, eq=False)
 class CredentialBackoff:
     """Why a credential is avoided. Instants are monotonic nanoseconds."""
 
-    waits: dict[str, tuple[int, bool]] = field(default_factory=dict)
-    """Per model: the end of the provider's Retry-After, and whether a 429 sent it. Providers limit models separately,
-    so an exhausted model must not stop the others."""
+    waits: dict[str, Pause] = field(default_factory=dict)
+    """Per model: providers limit models separately, so an exhausted model must not stop the others."""
     doubtful_until_ns: int = 0
     """Other credentials are preferred until then: it was limited or refused, without a Retry-After."""
     is_refused: bool = False
@@ -44,20 +59,39 @@ class CredentialBackoff:
 
     def until_ns(self, model: str) -> int:
         """Nothing is sent for this model before."""
-        return self.waits.get(model, NO_WAIT)[0]
+        return self.waits.get(model, NO_PAUSE).until_ns
 
     def is_rate_limited(self, model: str) -> bool:
         """Whether the wait comes from a 429, not from a 5xx."""
-        return self.waits.get(model, NO_WAIT)[1]
+        return self.waits.get(model, NO_PAUSE).is_rate_limited
 
-    def wait_until(self, instant_ns: int, now_ns: int, model: str, *, is_rate_limited: bool) -> None:
+    def is_free(self, model: str, now_ns: int) -> bool:
+        """Whether no Retry-After is left for this model."""
+        return self.waits.get(model, NO_PAUSE).ends_ns <= now_ns
+
+    def wait_until(self, model: str, pause: Pause, now_ns: int) -> None:
         """Record a Retry-After; the latest of several counts."""
         if len(self.waits) >= MAX_WAITS:
             # Callers choose model names, so the set is bounded: drop expired waits, then the one that ends first.
-            self.waits = {name: until for name, until in self.waits.items() if until[0] > now_ns}
+            self.waits = {name: kept for name, kept in self.waits.items() if kept.ends_ns > now_ns}
         if len(self.waits) >= MAX_WAITS and model not in self.waits:
             del self.waits[min(self.waits, key=self.waits.__getitem__)]
-        self.waits[model] = max((instant_ns, is_rate_limited), self.waits.get(model, NO_WAIT))
+        self.waits[model] = max(pause, self.waits.get(model, NO_PAUSE))
+
+    def begin_trial(self, model: str, now_ns: int, max_wait_ns: int) -> bool:
+        """Whether a call that is sent now is the trial of a Retry-After that has not ended.
+
+        Others then wait as long again, whatever becomes of the trial: no state has to be freed if it is abandoned.
+        """
+        pause = self.waits.get(model, NO_PAUSE)
+        if pause.ends_ns <= now_ns:
+            return False
+        self.waits[model] = replace(pause, until_ns=min(pause.ends_ns, now_ns + max_wait_ns))
+        return True
+
+    def end_trial(self, model: str) -> None:
+        """The provider answers again before its Retry-After has ended."""
+        self.waits.pop(model, None)
 
     def doubt(self, until_ns: int) -> None:
         """Prefer other credentials until then."""

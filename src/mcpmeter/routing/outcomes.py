@@ -26,12 +26,15 @@ Outcome = Literal[
 # ok            2xx                                  no                            no: closes it, clears failures
 # rate_limited  429                                  yes                           no: it works for other callers
 # refused       401, 402, or a body that says the    with another credential only  no
-#               credential is not valid
-# forbidden     403: possibly the prompt's fault     no: a prompt that one         no
-#                                                    provider's moderation refuses
+#               credential is not valid or its
+#               account exhausted
+# forbidden     403 without a known reason: possibly no: a prompt that one         no
+#               the prompt's fault                   provider's moderation refuses
 #                                                    is not offered to the next
-# caller_error  any other 4xx                        no                            no
-# server_error  5xx                                  500, 502, 503, 504, 529       all but 501 and 505
+# caller_error  any other 4xx; 403 for the prompt,   no                            no
+#               or for a tool or model that is not
+#               enabled
+# server_error  5xx, or an HTML page with 403        500, 502, 503, 504, 529       all but 501 and 505
 # unreachable   no connection; nothing was sent      yes                           yes
 # broken        closed before the headers: mostly a  yes                           yes
 #               race with an idle connection's end

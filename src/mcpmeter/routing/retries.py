@@ -20,7 +20,7 @@ FLOOR: Final = 10
 """Retries available before requests have earned any, and the most a quiet period can save: what 50 requests earn at
 the ratio of 0.2. Without it the first failures after a start could not fail over."""
 
-_NUMBER: Final = re.compile(r"[0-9]{1,12}(\.[0-9]{1,9})?")
+_NUMBER: Final = re.compile(r"[0-9]{1,30}(\.[0-9]{1,30})?")
 _NS_PER_MS: Final = 1_000_000
 _MILLI: Final = 1000
 
@@ -38,6 +38,8 @@ class RetryOptions:
     """Upper bound of every wait, including a Retry-After."""
     same_place: bool = True
     """Whether a call may retry a provider and key that failed, after a pause."""
+    max_wait_seconds: float = 300.0
+    """How long a Retry-After is honoured; then one call tries whether the provider answers again."""
     after_timeout: bool = False
     """Whether to retry when no response headers arrive in time. The provider may still be working on the first attempt
     and bill for both."""
@@ -108,6 +110,11 @@ def retry_after_ns(headers: Mapping[str, str], now_unix_ns: int) -> int | None:
     )
     known_ns = [ns for ns in waits_ns if ns is not None]
     return min(max(known_ns), MAX_RETRY_AFTER_NS) if known_ns else None
+
+
+def seconds_of(text: str) -> Decimal | None:
+    """A number of seconds of at most a day, None if it is malformed."""
+    return min(Decimal(text), Decimal(MAX_RETRY_AFTER_NS // NANO)) if _NUMBER.fullmatch(text) else None
 
 
 def _number_ns(text: str, unit_ns: int) -> int | None:

@@ -92,15 +92,25 @@ class Plan:
     """The first choice, unless weights are drawn or its upstream is avoided."""
     total_seconds: float = field(init=False, repr=False, compare=False)
     """Time limit of a whole call: the largest of its upstreams' limits."""
+    _narrower: dict[str, Plan | None] = field(init=False, repr=False, compare=False)
+    """What `without` made, by model: `Failover` keeps what it derives of a plan by the plan's identity."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "first", self.routes[0])
+        object.__setattr__(self, "_narrower", {})
         object.__setattr__(self, "total_seconds", max(r.upstream.timeouts.total_seconds for r in self.routes))
 
     def where(self, fits: Callable[[Upstream], bool]) -> Plan | None:
         """The plan with only the upstreams that fit (that speak a dialect); None if there are none."""
         routes = tuple(route for route in self.routes if fits(route.upstream))
         return Plan(routes=routes, mode=self.mode) if routes else None
+
+    def without(self, model: str) -> Plan | None:
+        """The plan without the routes to a model; None if no other is left."""
+        if model not in self._narrower:
+            routes = tuple(route for route in self.routes if route.model != model)
+            self._narrower[model] = Plan(routes=routes, mode=self.mode) if routes else None
+        return self._narrower[model]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -129,7 +129,8 @@ class PathTemplate:
     pattern: re.Pattern[str]
     label: str
     """The template as metrics show it: `/v1beta/models/{model}:generateContent`."""
-    endpoint: Callable[[re.Match[str], Scope], RelayEndpoint]
+    endpoint: Callable[[re.Match[str], Scope], Endpoint]
+    verbs: tuple[str, ...] = ("POST",)
 
 
 ErrorBody = Callable[[MeterError, str], bytes]
@@ -309,7 +310,7 @@ class App:
         if verbs is not None:
             return verbs
         found = self._template_of(scope)
-        return {"POST": found[0].endpoint(found[1], scope)} if found else {}
+        return dict.fromkeys(found[0].verbs, found[0].endpoint(found[1], scope)) if found else {}
 
     def _template_of(self, scope: Scope) -> tuple[PathTemplate, re.Match[str]] | None:
         for template in self._templates:

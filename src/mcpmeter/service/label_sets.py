@@ -84,6 +84,8 @@ class LabelSets:
         for row in (quality.REFUSALS, quality.TRUNCATIONS, quality.OUTPUT_RATE):
             recorder.register_children(row, model=models, provider=provider)
         recorder.register_children(money.COST, model=models, team=teams, provider=provider)
+        parts = ["prompt", "completion"]
+        recorder.register_children(money.COMPONENT_COST, model=models, provider=provider, component=parts)
 
     def register_routes(self, routes: Mapping[str, Mapping[str, Endpoint]], templates: Sequence[str]) -> None:
         """Register paths, verbs and statuses. `/mcp` is left out: its operations are MCP methods, not HTTP verbs."""

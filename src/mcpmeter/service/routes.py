@@ -24,7 +24,7 @@ from mcpmeter.records import Actor
 from mcpmeter.relay.pipeline import EndpointConfig, Pipeline
 from mcpmeter.service import pages
 from mcpmeter.service.admin import require_admin
-from mcpmeter.service.api.api import ApiPages, QueryUsage
+from mcpmeter.service.api.api import ApiPages, FindCall, QueryUsage
 from mcpmeter.service.api.keys import KeyPages
 from mcpmeter.service.app import HEALTH_PATHS, Endpoint, HostGuard, PageEndpoint, RelayEndpoint
 from mcpmeter.service.audit_trail import AuditTrail
@@ -79,6 +79,7 @@ def route_table(
     version: str,
     models: Callable[[], OfferedModels],
     usage: QueryUsage,
+    find_call: FindCall,
     audit: AuditTrail,
     reload_keys: Callable[[], Awaitable[None]],
     reload: Callable[[Actor], Awaitable[None]],
@@ -104,7 +105,7 @@ def route_table(
     def identify(secret: str | None) -> Caller:
         return pipeline.runtime.identify(secret)  # the runtime of now: a reload replaces it
 
-    api = ApiPages(quota, budgets, identify, version, query_usage=usage)
+    api = ApiPages(quota, budgets, identify, version, query_usage=usage, find_call=find_call)
     for path, handler in api.routes():
         routes[path] = {"GET": PageEndpoint(meter, path, handler)}
     admin = require_admin(lambda: pipeline.runtime.keys)

@@ -46,6 +46,9 @@ from mcpmeter.metrics.recorder import Recorder
 from mcpmeter.pricing import ModelPrice
 from mcpmeter.quota.tracker import QuotaTracker
 from mcpmeter.records import Actor, Settlement
+from mcpmeter.relay.background import BackgroundCalls
+from mcpmeter.relay.background_options import BackgroundOptions
+from mcpmeter.relay.object_requests import ObjectRequests
 from mcpmeter.relay.pipeline import Pipeline, RelayOptions, Runtime
 from mcpmeter.routing.failover import Failover, FailoverMetrics
 from mcpmeter.service import pages
@@ -55,6 +58,7 @@ from mcpmeter.service.capacity import Capacity, descriptor_limit, memory_limit
 from mcpmeter.service.gemini_routes import gemini_templates
 from mcpmeter.service.label_sets import DEFAULT_TEAM, LabelSets
 from mcpmeter.service.mcp import McpEndpoint
+from mcpmeter.service.response_routes import response_templates
 from mcpmeter.service.routes import (
     ADMIN_PREFIXES,
     SHAPES,
@@ -65,6 +69,7 @@ from mcpmeter.service.routes import (
     route_table,
 )
 from mcpmeter.usage import Currency, UsageQuery, UsageReport, usage_report
+from mcpmeter.usage.call_view import ShownCall, call_view
 
 log = logging.getLogger("mcpmeter")
 
@@ -153,6 +158,14 @@ class Service:
                 self.bounds.memory,
             )
             stack.push_async_callback(self._close_client)
+            self._background = self.pipeline.background = BackgroundCalls(
+                self.meter,
+                self._store,
+                lambda: self.pipeline.runtime,
+                self._background_options,
+            )
+            stack.push_async_callback(self._background.close)
+            self._object_requests = ObjectRequests(self.pipeline, self._background, self._store)
             self._configure(self.settings, keys)
             self._build_apps()
             # Before recovery: what these calls really cost is known.
@@ -162,6 +175,8 @@ class Service:
             self.recovered = await self.meter.recover()
             if self.recovered:
                 log.warning("%d calls that a previous process left open were settled as recovered", self.recovered)
+            if resumed := await self._background.resume():
+                log.info("%d background responses are followed on", resumed)
             await self._sessions.enter_async_context(self._mcp.running())
             await self.budgets.refresh()
             self._set_config_loaded(successful=True)
@@ -184,6 +199,7 @@ class Service:
         error = Draining("The service is stopping; this response was cut off.", hint="Retry.")
         for call in list(self.pipeline.active_calls):
             call.cut(error)
+        self._object_requests.cut()
         await self._sessions.aclose()
         with suppress(TimeoutError):
             await asyncio.wait_for(self.pipeline.until_idle(), CUT_SETTLE_SECONDS)
@@ -263,6 +279,7 @@ class Service:
                 max_answer_bytes=settings.relay.max_answer_bytes,
                 max_calls=_capacity(settings).concurrent_calls,
                 max_calls_per_key=settings.server.limits.concurrent_calls_per_key,
+                drains=settings.relay.disconnects.options(),
                 default_team=DEFAULT_TEAM,
                 keys_optional=self._keys_optional,
             ),
@@ -274,9 +291,15 @@ class Service:
                 budgets=budgets_of(settings),
                 max_cost_nanousd=self._book.max_cost_nanousd,
                 assumed_completion_tokens=settings.relay.assumed_completion_tokens,
+                assumed_prompt_tokens=settings.relay.assumed_prompt_tokens,
+                assumed_tool_uses=settings.relay.assumed_tool_uses,
+                context_window=self._book.context_window,
                 on_refusal=self.budgets.note_refusal,
             ),
         )
+
+    def _background_options(self) -> BackgroundOptions:
+        return self.settings.relay.background.options()
 
     def _count_late(self, settlement: Settlement) -> None:
         self.meter.count_late(settlement)
@@ -297,6 +320,7 @@ class Service:
             try:
                 if not self._store.healthy:
                     await self._store.probe()
+                    await self._background.resume()  # what could not be read or written meanwhile
                 await self._recover_for_others()
                 if self._keys_are_old or await self._store.keys_changed():
                     await self._reload_keys()
@@ -337,6 +361,7 @@ class Service:
         if not isinstance(self.ledger_path, PostgresUrl) or time.monotonic() < self._recovers_next:
             return
         recovered = await self.meter.recover()
+        await self._background.resume()
         self._recovers_next = time.monotonic() + self.settings.ledger.lease_seconds / 2
         if recovered:
             self.recovered += recovered
@@ -369,6 +394,7 @@ class Service:
         self._failover_metrics.register([upstream.name for upstream in self._upstreams])
         self._failover.configure(settings.relay.retries.options(), settings.relay.circuit.options(), self._upstreams)
         self.budgets.configure(self.pipeline.runtime.limits.budgets)
+        self.meter.postings = self.pipeline.runtime.limits.postings
 
     def _known_as(self, provider: str, model: str) -> str | None:
         return self._book.canonical(provider, model)
@@ -399,6 +425,7 @@ class Service:
             version=self.version,
             models=self.models,
             usage=self._usage,
+            find_call=self._find_call,
             audit=self._audit,
             reload_keys=self._reload_keys,
             reload=self.reload,
@@ -407,7 +434,7 @@ class Service:
         own, *others = listeners(self.settings)
         tables = self._split_routes(routes, metrics)
         add_index(self.meter, routes, self.version)
-        templates = gemini_templates(self.pipeline)
+        templates = [*gemini_templates(self.pipeline), *response_templates(self._object_requests)]
         paths = {path: verbs for table in tables.values() for path, verbs in table.items()}
         self._label_sets.register_routes(paths, [template.label for template in templates])
         self.app = App(self.meter, routes, host_guard(self.settings, own.host), templates, SHAPES)
@@ -448,6 +475,9 @@ class Service:
         return await asyncio.to_thread(
             usage_report, self.ledger_path, msgspec.structs.replace(query, currency=currency)
         )
+
+    async def _find_call(self, call_id: str) -> ShownCall | None:
+        return await asyncio.to_thread(call_view, self.ledger_path, call_id)
 
     # Own numbers -----------------------------------------------------------------------------------------------------
 

@@ -20,8 +20,10 @@ from mcpmeter.errors import (
     NotAuthenticated,
     RouteNotFound,
 )
+from mcpmeter.simulator.background import PREFIX, BackgroundResponses
 from mcpmeter.simulator.billing_log import BillingLog
 from mcpmeter.simulator.call import Pace, SimulatedCall
+from mcpmeter.simulator.dialects.openai_responses import ResponsesRequest
 from mcpmeter.simulator.faults import NO_FAULT, Fault, applies, choose
 from mcpmeter.simulator.generation import CREATED_UNIX_SECONDS, BilledTokens
 from mcpmeter.simulator.latency import Latency, Spread
@@ -36,6 +38,7 @@ from mcpmeter.simulator.vendors.base import JSON, PlainResponse, Vendor
 MAX_BODY_BYTES = 64 * 1024 * 1024
 MAX_LISTED_CALLS = 10_000
 TOKENS_PER_PRICE = 1_000_000
+NS_PER_S = 1_000_000_000
 MODELS = (
     "gpt-4.1",
     "claude-sonnet-4.5",
@@ -78,6 +81,8 @@ class Simulator:
         prices: Mapping[str, Price] | None = None,
         quota: Quota | None = None,
         keep_calls: int = 1_000_000,
+        background: Latency = Latency.fixed(500),  # noqa: B008 (frozen)
+        background_keep_seconds: float = 600.0,
     ) -> None:
         self.plan = Plan(
             faults=tuple(faults),
@@ -94,6 +99,8 @@ class Simulator:
         self._prices = dict(prices or {})
         self._quota = quota or Quota()
         self._rng = RequestRng(seed)
+        self._background_latency = background
+        self.background = BackgroundResponses(background_keep_seconds)
         self._server = AsgiServer(self._handle)
         self._closing = False
         self._routes = Routes(seed)
@@ -144,6 +151,10 @@ class Simulator:
                 self._authenticate(request, vendor)
                 await self._call(request, route)
                 return
+            if route is None and request.path.startswith(PREFIX):
+                self._authenticate(request, vendor)
+                await self.background.serve(request, vendor.headers(self._quota))
+                return
             handler = self._handler(request, route)
             self._authenticate(request, vendor)
             await respond(request, await handler(request), {})
@@ -181,6 +192,10 @@ class Simulator:
         self._quota.spend(response.billed.prompt, response.billed.completion)
         cost = self._cost(parsed.model, response.billed)
         headers = route.vendor.headers(self._quota, record.request_id)
+        if isinstance(parsed, ResponsesRequest) and parsed.background and fault == NO_FAULT:
+            seconds = self._background_latency.sample_ns(random) / NS_PER_S
+            await self.background.create(request, response, record, seconds, headers)
+            return
         if cost is not None and not stream:
             headers["X-Cost-USD"] = cost
         call = SimulatedCall(

@@ -37,7 +37,9 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     after_tokens: Tokens = 3
     """Tokens of a stream that are sent before its reset, stall or broken event."""
     body: Literal["malformed_json", "malformed_sse", "empty", "html", "error"] | None = None
-    usage: Literal["missing", "zero", "negative", "string", "nan", "overflow", "twice", "with_choices"] | None = None
+    usage: (
+        Literal["missing", "zero", "negative", "string", "nan", "overflow", "twice", "with_choices", "invented"] | None
+    ) = None
     done: Literal["missing"] | None = None
     drip_bytes_per_second: Annotated[int, Meta(ge=1)] | None = None
     content_length: Literal["short", "long"] | None = None

@@ -192,7 +192,9 @@ def number(value: int, fault: Fault) -> str:
 
 
 def with_usage(body: bytes, usage: bytes, fault: Fault, key: bytes = b"usage") -> bytes:
-    """Append the usage to a JSON object; the fault may omit or repeat it."""
+    """Append the usage to a JSON object; the fault may omit or repeat it, or add a field that no provider documents."""
+    if fault.usage == "invented":
+        usage = usage[:-1] + b',"invented_tokens":7}'
     times = {"missing": 0, "twice": 2}.get(fault.usage or "", 1)
     return body[:-1] + (b',"' + key + b'":' + usage) * times + b"}"
 

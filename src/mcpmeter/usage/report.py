@@ -12,8 +12,11 @@ import msgspec
 
 from mcpmeter.errors import InvalidRequest
 from mcpmeter.ledger.location import Location
-from mcpmeter.ledger.queries.totals import GROUPINGS, Grouping, Selection, Total, select
+from mcpmeter.ledger.queries.reader import open_reader
+from mcpmeter.ledger.queries.selection import GROUPINGS, Grouping, Selection
+from mcpmeter.ledger.queries.totals import Total, select_in
 from mcpmeter.money import nanousd_to_usd, plain_usd, usd_text
+from mcpmeter.usage.items import UnpricedItem, unpriced_in
 from mcpmeter.usage.periods import Span, time_zone, utc_text
 
 FIGURES: Final = tuple(name for name in Total.__struct_fields__ if name != "group")
@@ -77,6 +80,8 @@ class UsageRow(msgspec.Struct, frozen=True, kw_only=True):
     reported_cost_calls: Count
     fallback_calls: Count
     fallback_cost_nanousd: Count
+    unpriced_item_calls: Count
+    unpriced_items: Count
     cost_usd: Money
     reported_cost_usd: Money
     fallback_cost_usd: Money
@@ -99,6 +104,8 @@ class UsageReport(msgspec.Struct, frozen=True, kw_only=True):
     rows: list[UsageRow]
     total: UsageRow
     """Sums of all groups, including those on other pages."""
+    unpriced_items: list[UnpricedItem] = []
+    """Items without a price in all groups, the most frequent first; calls without a price are not among them."""
     left_out: Count = 0
     """Number of groups after the last row."""
     next_cursor: str | None = None
@@ -111,7 +118,11 @@ def usage_report(ledger: Location, query: UsageQuery) -> UsageReport:
     zone = time_zone(query.zone)
     after = _group_of(query.cursor, len(by))
     since_ns, until_ns = query.span
-    totals = select(ledger, Selection(by, since_ns or 0, until_ns, query.team, zone))
+    selection = Selection(by, since_ns or 0, until_ns, query.team, zone)
+    with open_reader(ledger) as reader:
+        totals = select_in(reader, selection)
+        total = summed(totals)
+        unpriced = unpriced_in(reader, selection) if total.unpriced_items else []
     rest = [total for total in totals if after is None or total.group > after]
     page = rest if query.limit is None else rest[: query.limit]
     return UsageReport(
@@ -123,7 +134,8 @@ def usage_report(ledger: Location, query: UsageQuery) -> UsageReport:
         currency=query.currency.code if query.currency else None,
         rate=f"{query.currency.rate:f}" if query.currency else None,
         rows=[usage_row(by, total, query.currency) for total in page],
-        total=usage_row((), summed(totals), query.currency),
+        total=usage_row((), total, query.currency),
+        unpriced_items=unpriced,
         left_out=len(rest) - len(page),
         next_cursor=_cursor_of(page[-1].group) if page and len(page) < len(rest) else None,
     )

@@ -14,8 +14,11 @@ from typing import Final
 import msgspec
 
 from mcpmeter.ledger.location import Location
-from mcpmeter.ledger.queries.totals import Selection, Total, select
+from mcpmeter.ledger.queries.reader import open_reader
+from mcpmeter.ledger.queries.selection import Selection
+from mcpmeter.ledger.queries.totals import Total, select_in
 from mcpmeter.money import nanousd_to_usd
+from mcpmeter.usage.items import UnpricedItem, unpriced_in
 from mcpmeter.usage.periods import Span, time_zone
 from mcpmeter.usage.report import Currency, summed
 
@@ -45,6 +48,8 @@ class Statement(msgspec.Struct, frozen=True, kw_only=True):
     lines: list[Line]
     total: Total
     total_amount: Decimal | None
+    unpriced: list[UnpricedItem]
+    """Items without a price; they are in no amount."""
 
     def by_team(self) -> list[tuple[str, list[Line]]]:
         """The lines of each team, in order."""
@@ -56,8 +61,11 @@ def statement_of(
 ) -> Statement:
     """Reads the ledger; blocks. Raises InvalidRequest, `LedgerNotUsable`."""
     time_zone(zone)
-    totals = select(ledger, Selection(("team", "project", "model"), span.since_ns or 0, span.until_ns, team))
-    total = summed(totals)
+    selection = Selection(("team", "project", "model"), span.since_ns or 0, span.until_ns, team)
+    with open_reader(ledger) as reader:
+        totals = select_in(reader, selection)
+        total = summed(totals)
+        unpriced = unpriced_in(reader, selection) if total.unpriced_items else []
     amounts: Sequence[Decimal | None] = [None] * len(totals)
     if currency is not None:
         amounts = shares([nanousd_to_usd(line.cost_nanousd) * currency.rate for line in totals])
@@ -70,6 +78,7 @@ def statement_of(
         lines=[_line(figures, amount) for figures, amount in zip(totals, amounts, strict=True)],
         total=total,
         total_amount=sum((amount for amount in amounts if amount is not None), Decimal(0)) if currency else None,
+        unpriced=unpriced,
     )
 
 

@@ -21,7 +21,8 @@ DOUBTS: Final = {
     "partial_calls": "interrupted calls; what was delivered is charged, by estimate",
     "missing_calls": "calls whose tokens are unknown; they cost nothing here",
     "unpriced_calls": "calls of models without a price; they are in no amount",
-    "fallback_calls": "of the unpriced calls are counted by budgets at the fallback price",
+    "unpriced_item_calls": "calls with an item without a price; only their other items are in the amounts",
+    "fallback_calls": "calls of which budgets count what has no price at the fallback price",
     "open_calls": "calls that are not settled; they are in no amount",
 }
 CSV_COLUMNS: Final = ("kind", "team", "project", "model", "calls", "prompt_tokens", "completion_tokens", "cost_nanousd")
@@ -124,13 +125,17 @@ def _row(statement: Statement, names: Sequence[str], total: Total, amount: Decim
 
 
 def in_doubt(total: Total) -> int:
-    """Settled calls with unreported tokens or an unknown price; a call with both counts twice."""
-    return total.estimated_calls + total.partial_calls + total.missing_calls + total.unpriced_calls
+    """Settled calls with unreported tokens or without a price of all they used; a call with both counts twice."""
+    tokens = total.estimated_calls + total.partial_calls + total.missing_calls
+    return tokens + total.unpriced_calls + total.unpriced_item_calls
 
 
 def _notes(statement: Statement) -> Iterator[str]:
     total = statement.total
     doubts = [f"{getattr(total, name):,} {text}." for name, text in DOUBTS.items() if getattr(total, name)]
+    doubts += [
+        f"Without a price: {item.item}, {item.quantity:,} in {item.occurrences:,} lines." for item in statement.unpriced
+    ]
     yield '<h2>Sources of the numbers</h2>\n<ul class="small">'
     yield from (f"<li>{escape(text)}</li>" for text in [*doubts, *_rules(statement)])
     yield "</ul>"

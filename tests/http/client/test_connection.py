@@ -392,3 +392,22 @@ async def test_a_closing_connection_is_not_kept():
     assert idle_connections(client) == []
     await client.close()
     assert_nothing_is_left(client, 1)
+
+
+@pytest.mark.parametrize("size", [1, 5, 48 * 1024, 1 << 20])
+async def test_a_peek_leaves_the_body(network, size):
+    body = b"x" * 100_000
+    provider = await network.provider(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n" + body)
+    response = await post(network.client(), provider)
+    start = await response.peek(size)
+    assert min(size, 64 * 1024) <= len(start) <= len(body)
+    assert await response.read(LIMIT) == body
+
+
+async def test_a_pipe_that_ends_early_leaves_the_rest(network):
+    provider = await network.provider(WHOLE["chunked"][0])
+    response = await post(network.client(), provider)
+    await response.peek(1 << 20)
+    parts: list[bytes] = []
+    await response.pipe(lambda part: bool(parts.append(part)), LIMIT)
+    assert parts[0] + await response.read(LIMIT) == WHOLE["chunked"][2]

@@ -13,7 +13,7 @@ import pytest
 from mcpmeter.errors import MissingDependency
 from mcpmeter.ledger.maintenance import export
 from mcpmeter.ledger.maintenance.export import COLUMNS, batches, write_csv, write_parquet
-from mcpmeter.ledger.queries.reader import open_reader
+from mcpmeter.ledger.queries.reader import open_reader, open_writer
 
 MINUTE_NS = 60 * 10**9
 START_NS = 1_793_534_400_000_000_000
@@ -55,6 +55,18 @@ def test_csv_has_the_same_rows(path, fill):
     assert [row["id"] for row in rows] == [call.id for call in calls]
     assert sum(int(row["cost_nanousd"]) for row in rows) == 20 * 1_890
     assert (rows[1]["started_at"], rows[-1]["ended_at"]) == ("2026-11-01T12:01:00.000000000Z", "")
+
+
+def test_a_charge_is_exported_as_json_beside_its_call(path, fill):
+    calls = fill(2)
+    lines = '[["web_search",2,7,"10/1000","list","listed"]]'
+    with open_writer(path) as writer:
+        insert = f"INSERT INTO charges VALUES ({', '.join('?' * 9)})"
+        writer.execute(insert, (calls[0].id, START_NS, lines, '[["usage.new",4]]', "{}", 1, 0, 0, None))
+    text = io.StringIO()
+    write_csv(read(path), text)
+    rows = csv.DictReader(io.StringIO(text.getvalue()))
+    assert [(row["lines"], row["unknown"]) for row in rows] == [(lines, '[["usage.new",4]]'), ("", "")]
 
 
 def test_a_period_includes_its_start_and_excludes_its_end(path, fill):

@@ -19,7 +19,8 @@ from mcpmeter.ledger.maintenance import prune as pruning
 from mcpmeter.ledger.maintenance.prune import KEPT_NS, QUARTER_NS, prunable, prune, sums
 from mcpmeter.ledger.maintenance.verify import verify
 from mcpmeter.ledger.queries.reader import open_reader
-from mcpmeter.ledger.queries.totals import GROUPINGS, Selection, find_call, select_in, totals
+from mcpmeter.ledger.queries.selection import GROUPINGS, Selection
+from mcpmeter.ledger.queries.totals import find_call, select_in, totals
 from mcpmeter.ledger.sqlite.connection import open_for_reading
 from mcpmeter.records import Reservation, Scope
 
@@ -157,7 +158,7 @@ def test_pruning_creates_no_ledger(tmp_path):
 
 
 def test_sums_beyond_64_bits_get_another_row():
-    row = ("", None, START_NS, *["x"] * 8, 1, 1, 0, 0, 0, 0, 2**62, 0)
+    row = ("", 0, None, START_NS, *["x"] * 8, 1, 1, 0, 0, 0, 0, 2**62, 0)
     found = list(sums([row] * 5))
     assert [(kept[9], kept[16]) for kept in found] == [(1, 2**62), (1, 2**62), (1, 2**62), (1, 2**62), (1, 2**62)]
     assert [kept[9] for kept in sums([(*row[:-2], 2**61, 0)] * 5)] == [3, 2]

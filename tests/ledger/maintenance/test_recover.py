@@ -178,6 +178,26 @@ def test_keys_are_recovered_without_their_tables_root(path, fill, tmp_path):
     assert list_keys(tmp_path / "new.db") == [key]
 
 
+@pytest.mark.parametrize("root", ["intact", "broken"])
+def test_charges_are_recovered_with_their_calls(path, fill, tmp_path, root):
+    call = fill(1)[0]
+    insert = f"INSERT INTO charges VALUES ({', '.join('?' * 9)})"
+    charge = (call.id, call.started_at_ns, '[["web_search",2,1890]]', '[["usage.new",4]]', "{}", 1, 0, 5, None)
+    with contextlib.closing(apsw.Connection(str(path))) as db:
+        db.execute(insert, charge)
+        db.execute(insert, ("call_lost", *charge[1:]))
+        db.execute(insert, ("call_unreadable", call.started_at_ns, "[[", *charge[3:]))
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        if root == "broken":
+            db.execute("PRAGMA writable_schema = on")
+            db.execute("UPDATE sqlite_schema SET rootpage = 4000 WHERE name = 'charges'")
+    found = kept_of(recover(path, tmp_path / "new.db"))
+    assert found["charges"][0] == 2
+    with contextlib.closing(open_for_reading(tmp_path / "new.db")) as db:
+        assert db.execute("SELECT * FROM charges").fetchall() == [charge]
+    assert [fault for fault in verify(tmp_path / "new.db").wrong if "charge" in fault] == []
+
+
 def test_nothing_is_overwritten_and_nothing_made_of_nothing(path, fill, tmp_path):
     fill(1)
     taken = tmp_path / "taken"

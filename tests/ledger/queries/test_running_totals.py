@@ -16,7 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mcpmeter.ledger.maintenance.prune import COLUMNS, QUARTER_NS, sums
-from mcpmeter.ledger.queries.totals import GROUPINGS, Selection, select_in
+from mcpmeter.ledger.queries.selection import GROUPINGS, Selection
+from mcpmeter.ledger.queries.totals import select_in
 from mcpmeter.ledger.sqlite.migrations import migrate
 from mcpmeter.ledger.sqlite.reader import SqliteReader
 
@@ -61,7 +62,7 @@ def write(db: apsw.Connection, calls: list[tuple[Any, ...]]) -> None:
     db.execute("DELETE FROM calls; DELETE FROM pruned_calls")
     for place, (*names, cost, tokens, reported, pruned) in enumerate(calls):
         if pruned:
-            kept = ("", reported, names[0], *names[1:], tokens, 0, 0, 0, 0, 0, cost, 0)
+            kept = ("", 0, reported, names[0], *names[1:], tokens, 0, 0, 0, 0, 0, cost, 0)
             db.executemany(INSERT_PRUNED, list(sums([kept])))
         else:
             db.execute(INSERT, (f"call_{place}", *names, cost, tokens, reported))

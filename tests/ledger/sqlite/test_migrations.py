@@ -39,9 +39,11 @@ def test_every_table_is_strict(tmp_path):
     tables = dict(
         db.execute("SELECT name, strict FROM pragma_table_list WHERE schema = 'main' AND name NOT LIKE 'sqlite_%'")
     )
-    assert tables == dict.fromkeys(
-        ("audit", "balances", "calls", "keys", "migrations", "probe", "pruned_calls", "pruned_claims", "top_ups"), 1
+    names = (
+        "audit balances calls charges keys migrations probe provider_objects pruned_calls pruned_claims pruned_lines"
+        " top_ups"
     )
+    assert tables == dict.fromkeys(names.split(), 1)
     db.close()
 
 

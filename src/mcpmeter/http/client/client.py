@@ -64,6 +64,10 @@ class Http1Response:
             parts.append(part)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
+    async def peek(self, size: int) -> bytes:
+        """Wait for `size` bytes of the body, or its end, and leave them. Raises as `read`."""
+        return await self._connection.peek(size, self._idle_seconds)
+
     async def chunks(self, limit_bytes: int) -> AsyncGenerator[bytes, None]:
         """Yield the body as it arrives. Only the upstream is timed, never a client that reads slowly."""
         encoding = self.headers.get("content-encoding")
@@ -141,14 +145,24 @@ class Http1Client:
         self._pool = Pool(max_connections)
 
     async def post(
-        self, provider: str, url: str, headers: Mapping[str, str], body: bytes, timeouts: Timeouts | None = None
+        self,
+        provider: str,
+        url: str,
+        headers: Mapping[str, str],
+        body: bytes,
+        timeouts: Timeouts | None = None,
+        *,
+        method: str = "POST",
     ) -> Http1Response:
-        """POST and wait for the response headers.
+        """POST, or send another method, and wait for the response headers.
 
         Raises UpstreamUnreachable, UpstreamTimedOut, UpstreamDisconnected, …
         """
         times = timeouts or self._timeouts
-        target = self._targets.get(url) or self._new_target(url)
+        if method == "POST":
+            target = self._targets.get(url) or self._new_target(url)
+        else:
+            target = Target.of(url, method)
         request_headers = target.request_headers(headers, len(body))
         origin = target.origin
         connection = self._pool.take_idle(origin) or await self._connect(provider, origin, times.connect_seconds)

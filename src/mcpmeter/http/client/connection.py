@@ -26,6 +26,7 @@ import httptools
 from mcpmeter.errors import InvalidUpstreamResponse, MeterError, UpstreamDisconnected, UpstreamUnreachable
 from mcpmeter.http.client.deadlines import Deadlines
 from mcpmeter.http.client.decompression import too_large
+from mcpmeter.http.client.interface import MAX_PEEK_BYTES
 from mcpmeter.http.client.target import Origin
 from mcpmeter.http.framing import FREE_BYTES_PER_PART, MAX_HEADER_BYTES
 
@@ -131,6 +132,14 @@ class Connection(Deadlines, asyncio.BufferedProtocol):
         self._drop_parts()
         return part
 
+    async def peek(self, size: int, idle_seconds: float) -> bytes:
+        """Wait for `size` bytes of the body, or its end; they stay. Raises as `wait`."""
+        while self._buffered_bytes < min(size, MAX_PEEK_BYTES) and not self.is_complete:
+            if self._is_paused:
+                self._read_again()
+            await self.wait(idle_seconds, STREAM_TIMEOUT_TEXT)
+        return b"".join(self._parts)
+
     def whole_body(self) -> bytes | None:
         """Return the body if all of it arrived with the headers, as small ones do."""
         return self._parts[0] if self.is_complete and len(self._parts) == 1 else None
@@ -189,9 +198,12 @@ class Connection(Deadlines, asyncio.BufferedProtocol):
         self._parts.clear()
         self._buffered_bytes = 0
         if self._is_paused:
-            self._is_paused = False
-            if self._transport is not None and not self._transport.is_closing():
-                self._transport.resume_reading()
+            self._read_again()
+
+    def _read_again(self) -> None:
+        self._is_paused = False
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.resume_reading()
 
     async def pipe(self, sink: Callable[[bytes], bool], limit_bytes: int, idle_seconds: float) -> None:
         """Call `sink` with each part, from inside the parser's callback, until it returns False or the body ends."""
@@ -200,13 +212,24 @@ class Connection(Deadlines, asyncio.BufferedProtocol):
         self._drop_parts()
         self._sink = sink
         try:
-            if all(self._pour(sink, part) for part in parts) and not self.is_complete:
+            for index, part in enumerate(parts):
+                if not self._pour(sink, part):
+                    self._keep(parts[index + 1 :])
+                    if self._fault is not None:
+                        raise self._fault
+                    return
+            if not self.is_complete:
                 await self.wait(idle_seconds, STREAM_TIMEOUT_TEXT)
             elif self._fault is not None:
                 raise self._fault
         finally:
             self._sink = None
             self._is_suspended = False
+
+    def _keep(self, parts: list[bytes]) -> None:
+        """Hold on to the parts behind the one that a sink ended with: they are read in another way, or dropped."""
+        self._parts = parts
+        self._buffered_bytes = sum(map(len, parts))
 
     def _pour(self, sink: Callable[[bytes], bool], part: bytes) -> bool:
         self._pipe_bytes_left -= len(part)

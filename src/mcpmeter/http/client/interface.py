@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Mapping
-from typing import Protocol
+from typing import Final, Protocol
 
 import msgspec
+
+MAX_PEEK_BYTES: Final = 64 * 1024
 
 
 class Timeouts(msgspec.Struct, frozen=True, gc=False, kw_only=True):
@@ -26,6 +28,12 @@ class UpstreamResponse(Protocol):
 
     async def read(self, limit_bytes: int) -> bytes:
         """Return the whole body. Raises UpstreamResponseTooLarge, UpstreamDisconnected, UpstreamTimedOut."""
+
+    async def peek(self, size: int) -> bytes:
+        """Wait until `size` bytes of the body have arrived, or all of it, and return what is there without taking it.
+
+        At most `MAX_PEEK_BYTES`, as the body arrives: of a compressed one, compressed bytes. Raises as `read`.
+        """
 
     def chunks(self, limit_bytes: int) -> AsyncGenerator[bytes, None]:
         """Yield the body as it arrives. Raises as `read`."""
@@ -60,9 +68,16 @@ class UpstreamClient(Protocol):
     """Sends calls to upstream servers."""
 
     async def post(
-        self, provider: str, url: str, headers: Mapping[str, str], body: bytes, timeouts: Timeouts | None = None
+        self,
+        provider: str,
+        url: str,
+        headers: Mapping[str, str],
+        body: bytes,
+        timeouts: Timeouts | None = None,
+        *,
+        method: str = "POST",
     ) -> UpstreamResponse:
-        """POST and wait for the response headers; `timeouts` replace the client's own.
+        """POST, or send another method, and wait for the response headers; `timeouts` replace the client's own.
 
         Raises UpstreamUnreachable, UpstreamTimedOut, UpstreamDisconnected, …
         """

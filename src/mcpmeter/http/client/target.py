@@ -32,7 +32,7 @@ class Target:
     _written: bytes = field(default=b"", repr=False)
 
     @classmethod
-    def of(cls, url: str) -> Target:
+    def of(cls, url: str, method: str = "POST") -> Target:
         """Parse an `http(s)://` address that configuration has checked. Raises ServiceFault for an ambiguous host."""
         parts = urlsplit(url)
         is_tls = parts.scheme == "https"
@@ -42,7 +42,7 @@ class Target:
         path = f"{parts.path or '/'}?{parts.query}" if parts.query else parts.path or "/"
         path = quote(path, safe="/?%:@!$&'()*+,;=~")
         origin = Origin(host, parts.port or (443 if is_tls else 80), is_tls)
-        return cls(origin, f"POST {path} HTTP/1.1\r\nhost: {authority}\r\n")
+        return cls(origin, f"{method} {path} HTTP/1.1\r\nhost: {authority}\r\n")
 
     def request_headers(self, headers: Mapping[str, str], body_bytes: int) -> bytes:
         """Everything before the body. Raises ServiceFault for a header that would be more than one."""

@@ -19,11 +19,18 @@ BATCH_ROWS: Final = 10_000
 
 _FORMULA_STARTS: Final = ("=", "+", "-", "@", "\t", "\r")
 _INSTANTS: Final = {"started_at_ns": "started_at", "ended_at_ns": "ended_at"}
-_TEXTS: Final = {name for name, kind in LedgerRow.__annotations__.items() if "int" not in kind and kind != "bool"}
-SOURCE_COLUMNS: Final = tuple(name for name in LedgerRow.__struct_fields__ if name != "claims")
+_OF_CALLS: Final = tuple(name for name in LedgerRow.__struct_fields__ if name != "claims")
+_OF_CHARGES: Final = ("lines", "unknown")
+"""JSON texts; empty for a call without lines."""
+
+_TEXTS: Final = {name for name, kind in LedgerRow.__annotations__.items() if "int" not in kind and kind != "bool"} | {
+    *_OF_CHARGES
+}
+SOURCE_COLUMNS: Final = _OF_CALLS + _OF_CHARGES
 COLUMNS: Final = tuple(_INSTANTS.get(name, name) for name in SOURCE_COLUMNS)
 _SQL: Final = (
-    f"SELECT {', '.join(SOURCE_COLUMNS)} FROM calls"  # noqa: S608 (constants only)
+    f"SELECT {', '.join(_OF_CALLS)}, coalesce(lines, ''), coalesce(unknown, '')"  # noqa: S608 (constants only)
+    " FROM calls LEFT JOIN charges ON call_id = calls.id"
     " WHERE started_at_ns >= ?1 AND started_at_ns <= ?2 ORDER BY started_at_ns, id"
 )
 
@@ -90,7 +97,7 @@ def write_parquet(rows: Iterator[list[Row]], path: Path) -> int:
 
 
 def _field(pa: Any, name: str) -> Any:
-    kind = LedgerRow.__annotations__[name]
+    kind = LedgerRow.__annotations__.get(name, "str")
     if name in _INSTANTS:
         return pa.field(_INSTANTS[name], pa.timestamp("ns", tz="UTC"), nullable=kind.endswith("None"))
     if kind == "bool":

@@ -16,6 +16,7 @@ import msgspec
 
 from mcpmeter.errors import LedgerNotUsable
 from mcpmeter.ledger.balances import amounts_by_balance
+from mcpmeter.ledger.charges import CHARGE_COLUMNS, charge_of
 from mcpmeter.ledger.maintenance.backup import sync
 from mcpmeter.ledger.maintenance.sqlite_pages import Value, free_pages, rows_of_page
 from mcpmeter.ledger.migrations import LEDGER_ID_SQL
@@ -24,8 +25,19 @@ from mcpmeter.ledger.sqlite.balances import read_balances
 from mcpmeter.ledger.sqlite.connection import explain, open_for_writing
 from mcpmeter.ledger.sqlite.migrations import transaction
 
-TABLES: Final = ("calls", "keys", "pruned_calls", "pruned_claims", "top_ups", "balances", "audit")
-MIN_COLUMNS: Final = {"calls": 37, "keys": 7, "audit": 8}
+TABLES: Final = (
+    "calls",
+    "charges",
+    "keys",
+    "pruned_calls",
+    "pruned_lines",
+    "pruned_claims",
+    "top_ups",
+    "balances",
+    "audit",
+    "provider_objects",
+)
+MIN_COLUMNS: Final = {"calls": 37, "charges": 9, "keys": 7, "audit": 8}
 """Of a row as the first migration made it. Rows of these tables are recognised by their content."""
 
 _STATES: Final = ("open", "settled")
@@ -131,7 +143,7 @@ class _TableWriter:
         return whole
 
     def _write_one(self, row: dict[str, Any]) -> None:
-        if not _has_readable_claims(row):
+        if not _has_readable_claims(row) or not _has_readable_charge(row):
             self.refused += 1
             return
         names = [name for name in self._known if name in row]
@@ -152,6 +164,17 @@ def _has_readable_claims(row: dict[str, Any]) -> bool:
     try:
         decode_reservations(row.get("claims", ""))
     except (msgspec.MsgspecError, UnicodeDecodeError, TypeError):
+        return False
+    return True
+
+
+def _has_readable_charge(row: dict[str, Any]) -> bool:
+    """Reports are computed from the lines, whose JSON no constraint checks."""
+    if "call_id" not in row:
+        return True
+    try:
+        charge_of([row[name] for name in CHARGE_COLUMNS])
+    except (LedgerNotUsable, TypeError, KeyError):
         return False
     return True
 
@@ -216,6 +239,8 @@ def _is_of(table: str, row: Sequence[Value], columns: Sequence[str]) -> bool:
         return False
     if table == "calls":
         return row[1] in _STATES
+    if table == "charges":
+        return str(row[2]).startswith("[") and str(row[4]).startswith("{")
     if table == "audit":
         return bool(_AUDIT_ID.fullmatch(str(row[0])))
     return bool(_SHA256.fullmatch(str(row[columns.index("sha256")])))
@@ -236,6 +261,7 @@ def _lost(copy: Path, table: str, kept: int) -> int | None:
 
 def _correct_balances(db: apsw.Connection) -> None:
     """Keep what lost calls had spent, as carried; void what they had reserved."""
+    db.execute("DELETE FROM charges WHERE call_id NOT IN (SELECT id FROM calls WHERE state = 'settled')")
     spent, reserved = amounts_by_balance(db.execute)
     with transaction(db):
         for kept in read_balances(db):

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
 from mcpmeter.errors import LedgerNotUsable
 from mcpmeter.ledger.audit import AUDIT_ACTIONS
 from mcpmeter.ledger.balances import SELECT_BALANCES_SQL, amounts_by_balance, balance_of
+from mcpmeter.ledger.charges import CHARGE_COLUMNS, charge_of
 from mcpmeter.ledger.location import Location
+from mcpmeter.ledger.objects import PENDING_IDS_SQL
 from mcpmeter.ledger.queries.reader import Reader, open_reader
-from mcpmeter.ledger.queries.totals import GROUPINGS, Selection, Total, select_in
+from mcpmeter.ledger.queries.selection import GROUPINGS, Selection
+from mcpmeter.ledger.queries.totals import Total, select_in
 from mcpmeter.ledger.sqlite.connection import lock_holder
 from mcpmeter.ledger.sums import MAX_INT64
 from mcpmeter.records import Balance
@@ -35,6 +38,12 @@ _ROW_FAULTS: Final = {
     ),
 }
 _TOPPED_UP_SQL: Final = "SELECT balance, sum(amount_nanousd) FROM top_ups GROUP BY balance"
+_CHARGES_SQL: Final = (
+    f"SELECT state, cost_source, cost_nanousd, {', '.join(CHARGE_COLUMNS)}"  # noqa: S608 (constants only)
+    " FROM charges LEFT JOIN calls ON call_id = calls.id"
+)
+_OPEN_SQL: Final = f"SELECT count(*) FROM calls WHERE state = 'open' AND id NOT IN ({PENDING_IDS_SQL})"  # noqa: S608
+"""Without the calls of background responses: those are followed on."""
 _AUDIT_SQL: Final = "SELECT id, action, change FROM audit"
 _FIGURES: Final = tuple(name for name in Total.__struct_fields__ if name != "group")
 _NO_CALLS: Final = Total(group=(), **dict.fromkeys(_FIGURES, 0))
@@ -63,7 +72,9 @@ def verify(ledger: Location) -> Verdict:
             return Verdict(service=service, wrong=wrong)
         total = next(iter(select_in(reader, Selection())), _NO_CALLS)
         balances = [balance_of(row) for row in reader.rows(SELECT_BALANCES_SQL)]
-        wrong += [*_row_faults(reader), *_sum_faults(reader, total), *_balance_faults(reader, balances)]
+        of_charges = list(_charge_faults(reader))
+        wrong += [*_row_faults(reader), *of_charges]
+        wrong += [*(() if of_charges else _sum_faults(reader, total)), *_balance_faults(reader, balances)]
         audited = [(str(row_id), str(action), str(change)) for row_id, action, change in reader.rows(_AUDIT_SQL)]
         wrong += _audit_faults(audited)
         wrong += _open_faults(reader, service, since_ns) if isinstance(ledger, Path) else _orphans(reader)
@@ -101,6 +112,34 @@ def _row_faults(reader: Reader) -> Iterator[str]:
         )
         if count:
             yield f"{count} rows of {table} have an unknown outcome."
+
+
+def _charge_faults(reader: Reader) -> Iterator[str]:
+    """Compare each row of `charges` with its call: the lines add up to the cost, and a call is counted once."""
+    faults: dict[str, list[str]] = {}
+    for state, cost_source, cost_nanousd, *row in reader.rows(_CHARGES_SQL):
+        for what in _faults_of_charge(state, cost_source, cost_nanousd, row):
+            faults.setdefault(what, []).append(str(row[0]))
+    for what, ids in faults.items():
+        yield f"{len(ids)} charges {what} (one is of {min(ids)})."
+
+
+def _faults_of_charge(state: str | None, cost_source: str, cost_nanousd: int, row: Sequence[Any]) -> Iterator[str]:
+    if state != "settled":
+        yield "are of calls that are not settled or do not exist"
+        return
+    try:
+        charge = charge_of(row)
+    except LedgerNotUsable:
+        yield "cannot be read"
+        return
+    if charge.lines and sum(line.nanousd or 0 for line in charge.lines) != cost_nanousd:
+        yield "have lines that do not add up to the cost of their call"
+    if charge.fallback_nanousd and cost_source == "unpriced":
+        yield "have a fallback price beside that of their call"
+    lines = () if cost_source == "unpriced" else charge.lines
+    if row[5] != sum(line.nanousd is None for line in lines) + len(charge.unknown):
+        yield "count other unpriced items than they have"
 
 
 def _sum_faults(reader: Reader, total: Total) -> Iterator[str]:
@@ -144,7 +183,7 @@ def _is_object(text: str) -> bool:
 
 def _open_faults(reader: Reader, service: str, since_ns: int) -> Iterator[str]:
     before = since_ns if service else 2**63 - 1
-    ((count,),) = reader.rows("SELECT count(*) FROM calls WHERE state = 'open' AND started_at_ns < ?", (before,))
+    ((count,),) = reader.rows(f"{_OPEN_SQL} AND started_at_ns < ?", (before,))
     if count and service:
         yield f"{count} calls are open that started before the service did (process {service})."
     elif count:
@@ -153,8 +192,6 @@ def _open_faults(reader: Reader, service: str, since_ns: int) -> Iterator[str]:
 
 def _orphans(reader: Reader) -> Iterator[str]:
     """Open calls of replicas that no longer exist; on PostgreSQL a call belongs to a replica."""
-    ((count,),) = reader.rows(
-        "SELECT count(*) FROM calls WHERE state = 'open' AND owner NOT IN (SELECT id FROM replicas)"
-    )
+    ((count,),) = reader.rows(f"{_OPEN_SQL} AND owner NOT IN (SELECT id FROM replicas)")  # noqa: S608
     if count:
         yield f"{count} calls are open whose replica has ended: the next start settles them as recovered."

@@ -7,6 +7,7 @@ other replicas are writing included, so it blocks all writers for a moment, in a
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, NamedTuple
 
@@ -16,6 +17,7 @@ from mcpmeter.ledger.balances import (
     CREDIT_SQL,
     INSERT_BALANCE_SQL,
     INSERT_TOP_UP_SQL,
+    OTHER_LINES_SQL,
     SELECT_BALANCES_SQL,
     SET_CREDIT_SQL,
     BalanceKey,
@@ -27,7 +29,7 @@ from mcpmeter.ledger.balances import (
     spent_sql,
 )
 from mcpmeter.ledger.postgres.sql import Db, execute, execute_portable
-from mcpmeter.ledger.rows import amount_taken, decode_reservations, encode_reservations, taken_by_row
+from mcpmeter.ledger.rows import Taken, decode_reservations, taken_by, with_added, with_postings
 from mcpmeter.ledger.store import InsufficientBudget, row_refused
 from mcpmeter.ledger.sums import MAX_INT64
 from mcpmeter.ledger.write_queue import Refusal
@@ -51,6 +53,9 @@ _WRITE_BACK_SQL: Final = (
 _FIND_SQL: Final = (
     f"{SELECT_BALANCES_SQL} WHERE (balance, period_start_ns)"  # noqa: S608 (constants only)
     " IN (SELECT * FROM unnest($1::text[], $2::bigint[]))"
+)
+_SET_CLAIMS_SQL: Final = (
+    "UPDATE calls SET claims = c.claims FROM unnest($1::text[], $2::text[]) AS c(id, claims) WHERE calls.id = c.id"
 )
 _FORGET_SQL: Final = (
     "DELETE FROM balances WHERE (balance, period_start_ns) IN (SELECT balance, period_start_ns FROM balances"
@@ -82,37 +87,50 @@ class Posting(NamedTuple):
 
 def postings_of(settlement: Settlement, claims: str) -> list[Posting]:
     """What a settlement changes: the reservations end, the true amounts are spent."""
+    taken = taken_by(settlement)
+    if settlement.postings:
+        claims = with_postings(claims, settlement)
     return [
-        Posting(balance, start, -amount, amount_taken(unit, settlement))
-        for balance, start, unit, amount in decode_reservations(claims)
+        Posting(kept.balance, kept.period_start_ns, -kept.amount, taken.of(kept))
+        for kept in decode_reservations(claims)
     ]
 
 
-def postings_of_row(claims: str, nanousd: int, tokens: int, settlement: Settlement | None = None) -> list[Posting]:
-    """What a settled row changes if `settlement` replaces it, or if it is deleted."""
+def postings_of_row(claims: str, before: Taken, settlement: Settlement) -> list[Posting]:
+    """What a settled row changes if `settlement` replaces it."""
+    changes = Counter({kept.key: -before.of(kept) for kept in decode_reservations(claims)})
+    for balance, start_ns, _, spent in postings_of(settlement, claims):
+        changes[balance, start_ns] += spent
+    return [Posting(*key, 0, change) for key, change in changes.items()]
+
+
+def voidings_of(state: str, claims: str, before: Taken) -> list[Posting]:
+    """What the deletion of a row changes: its reservations end, or nothing is spent any more."""
     return [
-        Posting(
-            balance,
-            start,
-            0,
-            (amount_taken(unit, settlement) if settlement else 0) - taken_by_row(unit, nanousd, tokens),
-        )
-        for balance, start, unit, _ in decode_reservations(claims)
+        Posting(kept.balance, kept.period_start_ns, -kept.amount, 0)
+        if state == "open"
+        else Posting(kept.balance, kept.period_start_ns, 0, -before.of(kept))
+        for kept in decode_reservations(claims)
     ]
 
 
-def voidings_of(claims: str) -> list[Posting]:
-    """What the deletion of an open row changes: its reservations end."""
-    return [Posting(balance, start, -amount, 0) for balance, start, _, amount in decode_reservations(claims)]
+async def rewrite_claims(db: Db, changed: Mapping[str, str]) -> None:
+    """Write the column `claims` of rows, by id."""
+    if changed:
+        await execute(db, _SET_CLAIMS_SQL, (list(changed), list(changed.values())))
 
 
-async def reserve_and_settle(db: Db, opens: Iterable[Call], postings: Sequence[Posting]) -> dict[str, Refusal]:
+async def reserve_and_settle(
+    db: Db, opens: Iterable[Call], postings: Sequence[Posting], unreserved: Iterable[Reservation] = ()
+) -> dict[str, Refusal]:
     """Post what settled calls took, then take the reservations of opened calls.
 
-    Returns the refusals by call id; a refused call has reserved nothing. Raises `BalanceMissing`.
+    `unreserved` have balances that postings need and that no call may have reserved. Returns the refusals by call id; a
+    refused call has reserved nothing. Raises `BalanceMissing`.
     """
     opening = [call for call in opens if call.reservations]
     needed = {(r.balance, r.period_start_ns) for call in opening for r in call.reservations}
+    needed |= {(r.balance, r.period_start_ns) for r in unreserved}
     slots = needed | {(posting.balance, posting.period_start_ns) for posting in postings}
     if not slots:
         return {}
@@ -182,7 +200,7 @@ async def make_balances(db: Db, reservations: Sequence[Reservation]) -> None:
 async def _make(db: Db, reservation: Reservation) -> None:
     balance = new_balance(
         reservation,
-        spent=spent_of(await execute_portable(db, spent_sql(reservation.unit), scope_values(reservation))),
+        spent=await _spent(db, reservation, scope_values(reservation)),
         reserved=await _reserve_for_open_calls(db, reservation),
         credit=await _credit(db, reservation.balance),
     )
@@ -192,23 +210,21 @@ async def _make(db: Db, reservation: Reservation) -> None:
 async def _reserve_for_open_calls(db: Db, reservation: Reservation) -> int:
     """Add the reservation to open calls of its scope, with what they reserved when opened; returns the sum."""
     rows = await execute_portable(db, open_calls_sql(reservation.unit), scope_values(reservation))
-    key = (reservation.balance, reservation.period_start_ns, reservation.unit)
-    claims = [encode_reservations([*decode_reservations(kept), (*key, amount)]) for _, kept, amount in rows]
-    if rows:
-        await execute(
-            db,
-            "UPDATE calls SET claims = c.claims FROM unnest($1::text[], $2::text[]) AS c(id, claims)"
-            " WHERE calls.id = c.id",
-            ([call_id for call_id, _, _ in rows], claims),
-        )
+    await rewrite_claims(db, {call_id: with_added(claims, reservation, amount) for call_id, claims, amount in rows})
     return min(sum(int(amount) for _, _, amount in rows), MAX_INT64)
 
 
 async def burn_nanousd(db: Db, reservation: Reservation, since_ns: int, until_ns: int) -> int:
     """The budgeted cost of settled calls in a reservation's scope that started in [since, until)."""
-    return spent_of(
-        await execute_portable(db, spent_sql("nanousd"), scope_values(reservation, since_ns, until_ns)),
+    return await _spent(
+        db, msgspec.structs.replace(reservation, unit="nanousd"), scope_values(reservation, since_ns, until_ns)
     )
+
+
+async def _spent(db: Db, reservation: Reservation, values: tuple[int | str, ...]) -> int:
+    other_lines = await execute_portable(db, OTHER_LINES_SQL, values) if reservation.unit == "nanousd" else ()
+    rows = await execute_portable(db, spent_sql(reservation.unit), values)
+    return spent_of(rows, other_lines, reservation.scope.model)
 
 
 async def forget_minutes(db: Db, before_ns: int) -> None:

@@ -25,6 +25,7 @@ from typing import Final
 import psycopg
 
 from mcpmeter.errors import MeterError
+from mcpmeter.ledger.objects import PENDING_IDS_SQL
 from mcpmeter.ledger.postgres.connecting import Connector
 from mcpmeter.ledger.postgres.reconnecting import ConnectionLost, ReconnectingConnection, unavailable
 from mcpmeter.ledger.postgres.sql import Db, execute
@@ -124,7 +125,8 @@ class Replica:
         self, connection: ReconnectingConnection, in_progress: Callable[[], Collection[str]]
     ) -> list[LedgerRow]:
         """Take over open rows of expired leases. Returns them and this replica's own, oldest first, without rows
-        that it is about to settle (`in_progress`, which changes while the database is queried)."""
+        that it is about to settle (`in_progress`, which changes while the database is queried) and those of pending
+        objects, which are followed."""
         before = set(in_progress())
         rows = [row_of(row) for row in await connection.run(self._take_over)]
         excluded = before | set(in_progress())
@@ -139,7 +141,9 @@ class Replica:
             if time.monotonic() - began > self._lease_s / 2:
                 raise ConnectionLost(TimeoutError())
         known = {row[0] for row in taken}
-        return [*taken, *(row for row in await execute(db, _OWN_SQL, (self.id,)) if row[0] not in known)]
+        rows = [*taken, *(row for row in await execute(db, _OWN_SQL, (self.id,)) if row[0] not in known)]
+        followed = {call_id for (call_id,) in await execute(db, PENDING_IDS_SQL)}
+        return [row for row in rows if row[0] not in followed]
 
     async def leave(self) -> None:
         """End the lease, so that other replicas may take over open calls at once."""

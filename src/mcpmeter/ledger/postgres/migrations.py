@@ -13,7 +13,15 @@ from typing import Any, Final
 import psycopg
 
 from mcpmeter.ledger.location import PostgresUrl
-from mcpmeter.ledger.migrations import AUDIT_SQL, PRUNED_CALLS_SQL, Migration, applied_names, outdated
+from mcpmeter.ledger.migrations import (
+    AUDIT_SQL,
+    CHARGES_SQL,
+    PROVIDER_OBJECTS_SQL,
+    PRUNED_CALLS_SQL,
+    Migration,
+    applied_names,
+    outdated,
+)
 from mcpmeter.ledger.postgres.sql import tables_for_postgres
 
 SCHEMA: Final = "mcpmeter"
@@ -152,6 +160,14 @@ POSTGRES_MIGRATIONS: Final = (
     Migration(
         "0003_audit",
         tables_for_postgres(AUDIT_SQL),
+    ),
+    Migration(
+        "0004_charges",
+        tables_for_postgres(CHARGES_SQL),
+    ),
+    Migration(
+        "0005_provider_objects",
+        tables_for_postgres(PROVIDER_OBJECTS_SQL),
     ),
 )
 

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
+from mcpmeter.ledger.charges import CHARGE_COLUMNS, charge_values
 from mcpmeter.ledger.postgres.balances import (
     Posting,
     postings_of,
     postings_of_row,
     reserve_and_settle,
+    rewrite_claims,
     voidings_of,
 )
 from mcpmeter.ledger.postgres.sql import Db, execute
 from mcpmeter.ledger.rows import (
+    FALLBACK_SQL,
     OPEN_COLUMNS,
     SETTLED_COLUMNS,
+    Taken,
+    has_charge_row,
     open_values,
     settled_values,
+    with_postings,
 )
 from mcpmeter.ledger.store import SettlementConflict, row_refused, settlement_conflict
 from mcpmeter.ledger.sums import MAX_INT64
@@ -25,8 +31,8 @@ from mcpmeter.records import Call, LedgerRow, Settlement
 
 _TEXTS: Final = frozenset(
     name for name, kind in LedgerRow.__annotations__.items() if "str" in str(kind) or "Literal" in str(kind)
-)
-_MAY_BE_NULL: Final = frozenset({"reported_cost_nanousd"})
+) | {"call_id", "lines", "unknown", "conditions"}
+_MAY_BE_NULL: Final = frozenset({"reported_cost_nanousd", "listed_nanousd"})
 
 
 def _arrays(columns: Sequence[str]) -> str:
@@ -54,7 +60,7 @@ _SETTLED_ALREADY_SQL: Final = (
     + " AND ".join(f"calls.{name} IS NOT DISTINCT FROM s.{name}" for name in SETTLED_COLUMNS)
     + f" FROM unnest({_arrays(_SETTLE_COLUMNS)}) AS s({', '.join(_SETTLE_COLUMNS)}) JOIN calls ON calls.id = s.id"
 ).encode()
-_TAKEN: Final = "claims, cost_nanousd + fallback_cost_nanousd, prompt_tokens + completion_tokens"
+_TAKEN: Final = f"claims, model, cost_nanousd + {FALLBACK_SQL}, prompt_tokens + completion_tokens"
 _LOCK_RECOVERED_SQL: Final = (
     f"SELECT id, {_TAKEN} FROM calls WHERE id = ANY($1::text[]) AND outcome = 'recovered' ORDER BY id FOR UPDATE"  # noqa: S608
 )
@@ -62,6 +68,12 @@ _WITHDRAW_SQL: Final = (
     "DELETE FROM calls WHERE id = ANY($1::text[]) AND (state = 'open' OR outcome = 'recovered')"  # noqa: S608
     f" RETURNING state, {_TAKEN}"
 )
+_INSERT_CHARGES_SQL: Final = (
+    f"INSERT INTO charges ({', '.join(CHARGE_COLUMNS)}) SELECT * FROM unnest({_arrays(CHARGE_COLUMNS)})"  # noqa: S608
+).encode()
+_CHARGES_SQL: Final = f"SELECT {', '.join(CHARGE_COLUMNS)} FROM charges WHERE call_id = ANY($1::text[])"  # noqa: S608
+_DELETE_CHARGES_SQL: Final = "DELETE FROM charges WHERE call_id = ANY($1::text[])"
+_DELETE_ORPHANS_SQL: Final = f"{_DELETE_CHARGES_SQL} AND NOT EXISTS (SELECT FROM calls WHERE id = call_id)"
 
 
 def checked_open(call: Call) -> tuple[Any, ...]:
@@ -72,6 +84,11 @@ def checked_open(call: Call) -> tuple[Any, ...]:
 def checked_settled(settlement: Settlement) -> tuple[Any, ...]:
     """The values of a settled row. Raises `RowRefused` if PostgreSQL cannot store one of them."""
     return _checked(_SETTLE_COLUMNS, settled_values(settlement))
+
+
+def checked_charge(settlement: Settlement) -> tuple[Any, ...]:
+    """The values of a row of `charges`. Raises `RowRefused` if PostgreSQL cannot store one of them."""
+    return _checked(CHARGE_COLUMNS, charge_values(settlement))
 
 
 def _checked(columns: Sequence[str], values: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -115,6 +132,8 @@ async def settle_rows(db: Db, settlements: Sequence[Settlement]) -> tuple[list[P
     rows = [checked_settled(settlement) for settlement in settlements]
     settled = await execute(db, SETTLE_SQL, _columns(rows))
     postings = [posting for call_id, claims in settled for posting in postings_of(by_id[call_id], claims)]
+    await _keep_postings(db, settled, by_id)
+    await _insert_charges(db, [by_id[call_id] for call_id, _ in settled])
     if len(settled) == len(rows):
         return postings, {}
     for call_id, _ in settled:
@@ -122,8 +141,25 @@ async def settle_rows(db: Db, settlements: Sequence[Settlement]) -> tuple[list[P
     postings += await _replace_recovered(db, by_id)
     rest = [row for row in rows if row[0] in by_id]
     found = dict(await execute(db, _SETTLED_ALREADY_SQL, _columns(rest)))
-    conflicts = [call_id for call_id in by_id if not found.get(call_id)]
+    charged_otherwise = await _charged_otherwise(db, by_id)
+    conflicts = [call_id for call_id in by_id if not found.get(call_id) or call_id in charged_otherwise]
     return postings, {call_id: settlement_conflict(opened=call_id in found) for call_id in conflicts}
+
+
+async def _insert_charges(db: Db, settlements: Sequence[Settlement]) -> None:
+    rows = [checked_charge(settlement) for settlement in settlements if has_charge_row(settlement)]
+    if rows:
+        await execute(db, _INSERT_CHARGES_SQL, _columns(rows))
+
+
+async def _charged_otherwise(db: Db, by_id: Mapping[str, Settlement]) -> set[str]:
+    """The calls whose row of `charges` is not the settlement's."""
+    kept = {row[0]: row for row in await execute(db, _CHARGES_SQL, (list(by_id),))}
+    return {
+        call_id
+        for call_id, settlement in by_id.items()
+        if (charge_values(settlement) if has_charge_row(settlement) else None) != kept.get(call_id)
+    }
 
 
 async def _replace_recovered(db: Db, by_id: Mapping[str, Settlement]) -> list[Posting]:
@@ -133,18 +169,28 @@ async def _replace_recovered(db: Db, by_id: Mapping[str, Settlement]) -> list[Po
         return []
     rows = [checked_settled(true[call_id]) for call_id, *_ in recovered]
     await execute(db, _REPLACE_SQL, _columns(rows))
+    await _keep_postings(db, [(call_id, claims) for call_id, claims, *_ in recovered], true)
+    await execute(db, _DELETE_CHARGES_SQL, ([row[0] for row in rows],))
+    await _insert_charges(db, [true[row[0]] for row in rows])
     return [
         posting
-        for call_id, claims, nanousd, tokens in recovered
-        for posting in postings_of_row(claims, nanousd, tokens, true[call_id])
+        for call_id, claims, *taken in recovered
+        for posting in postings_of_row(claims, Taken(*taken), true[call_id])
     ]
+
+
+async def _keep_postings(db: Db, rows: Iterable[tuple[Any, ...]], by_id: Mapping[str, Settlement]) -> None:
+    """Write what each balance gets of calls of several models into their rows."""
+    split = [(call_id, claims) for call_id, claims in rows if by_id[call_id].postings]
+    await rewrite_claims(db, {call_id: with_postings(claims, by_id[call_id]) for call_id, claims in split})
 
 
 async def withdraw_rows(db: Db, ids: Sequence[str]) -> None:
     """Delete rows of calls that were never made, whether open or recovered by another replica, and what they took."""
     postings: list[Posting] = []
-    for state, claims, nanousd, tokens in await execute(db, _WITHDRAW_SQL, (ids,)):
-        postings += voidings_of(claims) if state == "open" else postings_of_row(claims, nanousd, tokens)
+    for state, claims, *taken in await execute(db, _WITHDRAW_SQL, (ids,)):
+        postings += voidings_of(state, claims, Taken(*taken))
+    await execute(db, _DELETE_ORPHANS_SQL, (ids,))
     await reserve_and_settle(db, (), postings)
 
 

@@ -23,6 +23,17 @@ from mcpmeter.ledger.audit import INSERT_AUDIT_SQL, audit_values, key_changed, k
 from mcpmeter.ledger.balances import KEPT_MINUTES_NS
 from mcpmeter.ledger.location import PostgresUrl
 from mcpmeter.ledger.migrations import LEDGER_ID_SQL, ledger_id
+from mcpmeter.ledger.objects import (
+    END_OBJECT_SQL,
+    FIND_OBJECT_SQL,
+    INSERT_OBJECT_SQL,
+    PENDING_OBJECTS_SQL,
+    PENDING_ROWS_SQL,
+    ROW_SQL,
+    object_of,
+    object_values,
+    with_rows,
+)
 from mcpmeter.ledger.postgres.balances import add_top_up, burn_nanousd, find_balances, forget_minutes, make_balances
 from mcpmeter.ledger.postgres.connecting import Connector
 from mcpmeter.ledger.postgres.connection import CONNECT_S, cannot_be_reached, not_usable, prepare
@@ -44,10 +55,22 @@ from mcpmeter.ledger.rows import (
     changed_values,
     key_of,
     key_values,
+    row_of,
 )
 from mcpmeter.ledger.store import OnCommit
 from mcpmeter.ledger.write_queue import QueuedStore, RowEntry
-from mcpmeter.records import Actor, AuditAction, AuditEntry, Balance, Key, LedgerRow, Reservation, TopUp
+from mcpmeter.records import (
+    Actor,
+    AuditAction,
+    AuditEntry,
+    Balance,
+    Key,
+    LedgerRow,
+    ObjectState,
+    ProviderObject,
+    Reservation,
+    TopUp,
+)
 
 log = logging.getLogger("mcpmeter")
 
@@ -159,6 +182,39 @@ class PostgresStore(QueuedStore[PostgresWriter]):
         # An unsettled row that is no longer open was settled by a commit whose response was lost.
         writer.mark_settled(unsettled - {row.id for row in rows} - writer.queued)
         return rows
+
+    async def add_object(self, kept: ProviderObject) -> None:
+        """Store an object that a provider keeps. Raises `RowRefused` if its id is taken."""
+        await self._run(lambda db: execute_portable(db, INSERT_OBJECT_SQL, object_values(kept)))
+        self._accepting().open_ids.discard(kept.call_id)
+
+    async def find_object(self, object_id: str, team: str) -> ProviderObject | None:
+        """The latest object of this id that the team made."""
+        rows = await self._run(lambda db: execute_portable(db, FIND_OBJECT_SQL, (object_id, team)))
+        return object_of(rows[0]) if rows else None
+
+    async def end_object(self, kept: ProviderObject, state: ObjectState, at_ns: int) -> None:
+        """Note that the call of a pending object is settled."""
+        values = (kept.id, kept.provider, state, at_ns)
+        await self._run(lambda db: execute_portable(db, END_OBJECT_SQL, values))
+
+    async def pending_objects(self) -> Sequence[tuple[ProviderObject, LedgerRow]]:
+        """Pending objects with the rows of their calls, oldest first; of open calls only this replica's own.
+
+        `left_open` makes those of dead replicas its own.
+        """
+        own = f"{PENDING_ROWS_SQL} AND (owner = ?1 OR state <> 'open')"
+
+        async def read(db: Db) -> list[tuple[ProviderObject, LedgerRow]]:
+            rows = {row[0]: row_of(row) for row in await execute_portable(db, own, (self._replica.id,))}
+            return with_rows(map(object_of, await execute_portable(db, PENDING_OBJECTS_SQL)), rows)
+
+        return await self._run(read)
+
+    async def row_of_call(self, call_id: str) -> LedgerRow | None:
+        """The row of one call."""
+        rows = await self._run(lambda db: execute_portable(db, ROW_SQL, (call_id,)))
+        return row_of(rows[0]) if rows else None
 
     async def keys(self) -> Sequence[Key]:
         """All keys, revoked ones too, oldest first."""

@@ -20,7 +20,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from functools import partial
 from typing import Final, TypeVar
 
@@ -35,9 +35,17 @@ from mcpmeter.ledger.postgres.reconnecting import (
     refusal,
     unavailable,
 )
-from mcpmeter.ledger.postgres.rows import checked_open, checked_settled, insert_open, settle_rows, withdraw_rows
+from mcpmeter.ledger.postgres.rows import (
+    checked_charge,
+    checked_open,
+    checked_settled,
+    insert_open,
+    settle_rows,
+    withdraw_rows,
+)
 from mcpmeter.ledger.postgres.sql import Db, execute
 from mcpmeter.ledger.postgres.waiting import Wait, is_overdue
+from mcpmeter.ledger.rows import has_charge_row, unreserved
 from mcpmeter.ledger.write_queue import (
     BatchResult,
     OpenEntry,
@@ -303,13 +311,19 @@ class _Batch:
     def reservations(self) -> list[Reservation]:
         """One reservation per balance, in the order of names."""
         by_key = {(r.balance, r.period_start_ns): r for entry in self._opens for r in entry.call.reservations}
+        by_key |= {(r.balance, r.period_start_ns): r for r in self._unreserved()}
         return [by_key[key] for key in sorted(by_key)]
+
+    def _unreserved(self) -> Iterator[Reservation]:
+        """What settlements of calls of several models post to balances that they need not have reserved."""
+        return (posting for same in self._settles.values() for posting in unreserved(same[0].settlement))
 
     async def write(self, db: Db) -> Refused:
         """Settle before balances are locked: all replicas take locks in this order."""
         self.refused = []
         settled = await self._settle(db)
-        refusals = await reserve_and_settle(db, [entry.call for entry in self._opens], settled)
+        opens = [entry.call for entry in self._opens]
+        refusals = await reserve_and_settle(db, opens, settled, self._unreserved())
         self.refused += [(entry, refusals[entry.call_id]) for entry in self._opens if entry.call_id in refusals]
         admitted = [checked_open(entry.call) for entry in self._opens if entry.call_id not in refusals]
         if admitted:
@@ -348,6 +362,8 @@ def _split_storable(batch: Sequence[RowEntry]) -> tuple[list[RowEntry], Refused]
                 checked_open(entry.call)
             else:
                 checked_settled(entry.settlement)
+                if has_charge_row(entry.settlement):
+                    checked_charge(entry.settlement)
             storable.append(entry)
         except MeterError as error:
             refused.append((entry, error))

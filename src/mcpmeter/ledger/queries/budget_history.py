@@ -12,6 +12,7 @@ from mcpmeter.ledger.audit import INSERT_AUDIT_SQL, audit_values, topped_up
 from mcpmeter.ledger.balances import (
     CREDIT_SQL,
     INSERT_TOP_UP_SQL,
+    OTHER_LINES_SQL,
     SELECT_BALANCES_SQL,
     SET_CREDIT_SQL,
     TOP_UP_COLUMNS,
@@ -77,7 +78,9 @@ def _computed(reader: Reader, reservation: Reservation) -> Balance:
 
 
 def _spent(reader: Reader, reservation: Reservation, since_ns: int | None = None, until_ns: int | None = None) -> int:
-    return spent_of(reader.rows(spent_sql("nanousd"), scope_values(reservation, since_ns, until_ns)))
+    values = scope_values(reservation, since_ns, until_ns)
+    other_lines = reader.rows(OTHER_LINES_SQL, values)
+    return spent_of(reader.rows(spent_sql("nanousd"), values), other_lines, reservation.scope.model)
 
 
 def add_top_up(ledger: Location, top_up: TopUp, *, budget: str, by: Actor) -> int:

@@ -32,12 +32,15 @@ class SettledCall(msgspec.Struct, frozen=True, gc=False):
     cost_source: str
     reported_cost_nanousd: int | None
     upstream_request_id: str
+    listed_nanousd: int | None = None
+    """The cost by the price list of a call with lines; its counts alone do not say it."""
+    unpriced_items: int | None = None
 
 
 _COLUMNS: Final = ", ".join(SettledCall.__struct_fields__)
 # In byte order, in which the lines of a bill are sorted too; the call's own id makes the order unique.
 _SQL: Final = (
-    f"SELECT {_COLUMNS} FROM calls WHERE state = 'settled' "  # noqa: S608 (constants only)
+    f"SELECT {_COLUMNS} FROM calls LEFT JOIN charges ON call_id = calls.id WHERE state = 'settled' "  # noqa: S608
     "AND started_at_ns >= ?1 AND started_at_ns < ?2 AND (?3 IS NULL OR provider = ?3) AND provider <> '' "
     "AND (NOT ?4 OR reported_cost_nanousd IS NOT NULL) ORDER BY upstream_request_id, id"
 )

@@ -1,28 +1,24 @@
 """Sums for reports, read while a service may be writing. Every amount is an exact integer.
 
 Pruned calls are stored as sums (`pruned_calls`). One statement reads both tables, so that a call is counted exactly
-once even while it is being pruned.
+once even while it is being pruned. What a call used of other models than its own counts as theirs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from datetime import UTC, tzinfo
-from typing import Any, Final, Literal, NamedTuple, get_args
+from typing import Any, Final
 
 import msgspec
 
+from mcpmeter.ledger.charges import SELECT_CHARGE_SQL, KeptCharge, charge_of
 from mcpmeter.ledger.location import Location
-from mcpmeter.ledger.queries.days import DAY_S, Stretch, day_text, stretches
+from mcpmeter.ledger.queries.charge_lines import parts_of_other_models
 from mcpmeter.ledger.queries.reader import Reader, open_reader
+from mcpmeter.ledger.queries.selection import Grouping, Selection, group_of, statement
 from mcpmeter.ledger.rows import SELECT_ROWS_SQL, row_of
-from mcpmeter.ledger.sums import MAX_INT64, halves, whole
+from mcpmeter.ledger.sums import halves, whole
 from mcpmeter.records import LedgerRow
-
-Grouping = Literal["team", "project", "model", "provider", "key", "day", "outcome"]
-"""What totals may be grouped by; `day` is that of the call's start, in UTC unless a time zone is given."""
-
-GROUPINGS: Final[tuple[Grouping, ...]] = get_args(Grouping)
 
 
 class Total(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,33 +49,15 @@ class Total(msgspec.Struct, frozen=True, kw_only=True):
     """What providers reported, for the calls with a reported cost."""
     reported_cost_calls: int
     fallback_calls: int = 0
-    """Unpriced calls that budgets count at the configured fallback price."""
+    """Calls of which budgets count something at the configured fallback price: all, or their unpriced items."""
     fallback_cost_nanousd: int = 0
     """What budgets count for them; not a cost, and part of no sum of costs."""
+    unpriced_item_calls: int = 0
+    """Calls with at least one unpriced item; the cost of such a call is that of its other items."""
+    unpriced_items: int = 0
+    """Items without a price in calls with one, and items that no table knows in any call."""
 
 
-class Selection(NamedTuple):
-    """Which calls, and how they are grouped."""
-
-    by: tuple[Grouping, ...] = ()
-    since_ns: int = 0
-    until_ns: int | None = None
-    """Exclusive; None for no end."""
-    team: str | None = None
-    """Only this team's calls."""
-    zone: tzinfo = UTC
-    """The time zone of `day`."""
-
-
-_GROUP_SQL: Final[dict[Grouping, str]] = {
-    "team": "team",
-    "project": "project",
-    "model": "model",
-    "provider": "provider",
-    "key": "key_id",
-    "day": "(started_at_ns / 1000000000 + {offset}) / 86400",
-    "outcome": "CASE WHEN outcome = '' THEN 'open' ELSE outcome END",
-}
 _SETTLED: Final = "outcome <> ''"
 _COUNTED: Final = {
     "calls": _SETTLED,
@@ -93,6 +71,7 @@ _COUNTED: Final = {
 _COUNTED_BY_COLUMN: Final = {
     "reported_cost_calls": "reported_cost_nanousd IS NOT NULL",
     "fallback_calls": "fallback_cost_nanousd > 0",
+    "unpriced_item_calls": "1 = 0",  # in `charges`
 }
 """Counts that `pruned_calls` has a column for, because they are not part of its groups."""
 
@@ -107,6 +86,13 @@ _SUMMED: Final = {
     "listed_cost_nanousd": "CASE WHEN cost_source = 'listed' THEN cost_nanousd ELSE 0 END",
     "reported_cost_nanousd": "reported_cost_nanousd",
     "fallback_cost_nanousd": "fallback_cost_nanousd",
+    "unpriced_items": "0",  # in `charges`
+}
+_IN_CHARGES: Final = {
+    "fallback_calls": "count(*) FILTER (WHERE fallback_nanousd > 0)",
+    "unpriced_item_calls": "count(*) FILTER (WHERE unpriced_items > 0)",
+    "fallback_cost_nanousd": halves("fallback_nanousd"),
+    "unpriced_items": halves("unpriced_items"),
 }
 _NAMES: Final = (*_COUNTED, *_COUNTED_BY_COLUMN)
 _HALVES: Final = [halves(sql) for sql in _SUMMED.values()]
@@ -116,9 +102,18 @@ _FROM_CALLS: Final = ", ".join(
 _FROM_PRUNED: Final = ", ".join(
     [f"coalesce(sum(calls) FILTER (WHERE {condition}), 0)" for condition in _COUNTED.values()]
     + [f"coalesce(sum({name}), 0)" for name in _COUNTED_BY_COLUMN]
-    + _HALVES
+    + [halves(name if name == "unpriced_items" else sql) for name, sql in _SUMMED.items()]
 )
-_SOURCES: Final = {"calls": _FROM_CALLS, "pruned_calls": _FROM_PRUNED}
+_FROM_CHARGES: Final = ", ".join(
+    [_IN_CHARGES.get(name, "0") for name in _NAMES] + [_IN_CHARGES.get(name, "0, 0") for name in _SUMMED]
+)
+_SOURCES: Final = (
+    (_FROM_CALLS, "calls WHERE", "started_at_ns"),
+    (_FROM_PRUNED, "pruned_calls WHERE", "started_at_ns"),
+    # CROSS JOIN keeps SQLite from reading every call of the period to look up the few that have such a row.
+    (_FROM_CHARGES, "charges CROSS JOIN calls WHERE call_id = calls.id AND", "call_started_at_ns"),
+)
+_FIGURES: Final = (*_NAMES, *_SUMMED)
 
 
 def totals(
@@ -139,16 +134,13 @@ def select(ledger: Location, selection: Selection) -> list[Total]:
 
 def select_in(reader: Reader, selection: Selection) -> list[Total]:
     """The sums of a selection, from an open ledger."""
-    unknown = set(selection.by) - set(GROUPINGS)
-    if unknown:
-        raise ValueError(f"no grouping {sorted(unknown)}; there are {', '.join(GROUPINGS)}")
-    first_ns, last_ns = selection.since_ns, _last_ns(selection)
-    zone: tzinfo = UTC
-    if "day" in selection.by and selection.zone is not UTC:
-        first_ns, last_ns = _narrowed(reader, first_ns, last_ns)
-        zone = selection.zone
-    sql, values = _statement(selection, stretches(zone, first_ns, last_ns))
-    return _merged(selection, reader.rows(sql, values)) if sql else []
+    sql, values = statement(reader, selection, _selects)
+    if not sql:
+        return []
+    sums = _summed(selection, reader.rows(sql, values))
+    if "model" in selection.by:
+        _move_to_other_models(sums, reader, selection)
+    return [Total(group=group, **dict(zip(_FIGURES, figures, strict=True))) for group, figures in sorted(sums.items())]
 
 
 def find_call(ledger: Location, call_id: str) -> LedgerRow | None:
@@ -157,68 +149,41 @@ def find_call(ledger: Location, call_id: str) -> LedgerRow | None:
         return next((row_of(row) for row in reader.rows(f"{SELECT_ROWS_SQL} WHERE id = ?", (call_id,))), None)
 
 
-def _last_ns(selection: Selection) -> int:
-    return MAX_INT64 if selection.until_ns is None else min(selection.until_ns - 1, MAX_INT64)
+def find_charge(ledger: Location, call_id: str) -> KeptCharge | None:
+    """The charge of one call line by line; None for a call of plain prompt and completion. Raises `LedgerNotUsable`."""
+    with open_reader(ledger) as reader:
+        return next((charge_of(row) for row in reader.rows(SELECT_CHARGE_SQL, (call_id,))), None)
 
 
-def _narrowed(reader: Reader, first_ns: int, last_ns: int) -> tuple[int, int]:
-    """Limit a period to where there are calls, because a zone's changes are searched day by day."""
-    ends = [
-        int(ns)
-        for row in reader.rows(
-            "SELECT min(started_at_ns), max(started_at_ns) FROM calls"
-            " UNION ALL SELECT min(started_at_ns), max(started_at_ns) FROM pruned_calls"
-        )
-        for ns in row
-        if ns is not None
-    ]
-    return (max(first_ns, min(ends)), min(last_ns, max(ends))) if ends else (1, 0)
-
-
-def _statement(selection: Selection, cuts: Sequence[Stretch]) -> tuple[str, tuple[int | str, ...]]:
-    """One SELECT per source and stretch of one offset, in one statement, which sees one snapshot."""
-    values: list[int | str] = []
-    parts = []
-    for cut in cuts:
-        # A day is added so that the dividend is never negative; `_group` subtracts it.
-        values += [cut.first_ns, cut.last_ns, cut.offset_s + DAY_S]
-        number = len(values)
-        where = f"started_at_ns >= ?{number - 2} AND started_at_ns <= ?{number - 1}"
-        groups = [_GROUP_SQL[name].format(offset=f"?{number}") for name in selection.by]
-        if "day" not in selection.by:
-            values.pop()
-        if selection.team is not None:
-            values.append(selection.team)
-            where += f" AND team = ?{len(values)}"
-        parts += [_select(source, groups, where) for source in _SOURCES]
-    return " UNION ALL ".join(parts), tuple(values)
-
-
-def _select(source: str, groups: Sequence[str], where: str) -> str:
+def _selects(groups: Sequence[str], where: str) -> list[str]:
     columns = ", ".join(str(number) for number in range(1, len(groups) + 1))
-    return (
-        f"SELECT {', '.join([*groups, _SOURCES[source]])} FROM {source} WHERE {where}"  # noqa: S608 (constants only)
-        + (f" GROUP BY {columns}" if groups else " HAVING count(*) > 0")
-    )
+    end = f" GROUP BY {columns}" if groups else " HAVING count(*) > 0"
+    return [
+        f"SELECT {', '.join([*groups, figures])} FROM {source} {where.format(start=start)}{end}"  # noqa: S608 (constants only)
+        for figures, source, start in _SOURCES
+    ]
 
 
-def _merged(selection: Selection, rows: Iterable[Sequence[Any]]) -> list[Total]:
+def _summed(selection: Selection, rows: Iterable[Sequence[Any]]) -> dict[tuple[str, ...], list[int]]:
     width = len(selection.by)
     sums: dict[tuple[str, ...], list[int]] = {}
     for row in rows:
         figures = list(_figures(row[width:]))
-        group = tuple(_group(selection.by, row[:width]))
+        group = group_of(selection.by, row[:width])
         known = sums.get(group)
         sums[group] = figures if known is None else [a + b for a, b in zip(known, figures, strict=True)]
-    return [
-        Total(group=group, **dict(zip((*_NAMES, *_SUMMED), figures, strict=True)))
-        for group, figures in sorted(sums.items())
-    ]
+    return sums
 
 
-def _group(by: Sequence[Grouping], values: Sequence[Any]) -> Iterator[str]:
-    for name, value in zip(by, values, strict=True):
-        yield day_text(int(value) - 1) if name == "day" else str(value)
+def _move_to_other_models(sums: dict[tuple[str, ...], list[int]], reader: Reader, selection: Selection) -> None:
+    """Move what calls used of other models from the group of their own model to that of the other."""
+    model_at = selection.by.index("model")
+    for group, model, part in parts_of_other_models(reader, selection):
+        other = (*group[:model_at], model, *group[model_at + 1 :])
+        for name, amount in part.items():
+            index = _FIGURES.index(name)
+            sums[group][index] -= amount
+            sums.setdefault(other, [0] * len(_FIGURES))[index] += amount
 
 
 def _figures(row: Sequence[Any]) -> Iterator[int]:

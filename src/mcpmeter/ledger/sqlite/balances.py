@@ -16,6 +16,7 @@ from mcpmeter.ledger.balances import (
     CREDIT_SQL,
     INSERT_BALANCE_SQL,
     INSERT_TOP_UP_SQL,
+    OTHER_LINES_SQL,
     SELECT_BALANCES_SQL,
     SET_CREDIT_SQL,
     balance_of,
@@ -25,7 +26,7 @@ from mcpmeter.ledger.balances import (
     spent_of,
     spent_sql,
 )
-from mcpmeter.ledger.rows import amount_taken, decode_reservations, encode_reservations, taken_by_row
+from mcpmeter.ledger.rows import Taken, decode_reservations, taken_by, unreserved, with_added, with_postings
 from mcpmeter.ledger.store import InsufficientBudget
 from mcpmeter.records import Balance, Call, Reservation, Settlement, TopUp
 
@@ -39,6 +40,7 @@ _POST_SQL: Final = (
     "UPDATE balances SET reserved = max(reserved - ?3, 0), spent = min(spent + ?4, 9223372036854775807)"
     " WHERE balance = ?1 AND period_start_ns = ?2"
 )
+_SET_CLAIMS_SQL: Final = "UPDATE calls SET claims = ?1 WHERE id = ?2"
 _MOVE_SQL: Final = (
     "UPDATE balances SET spent = min(max(spent + ?3, 0), 9223372036854775807)"
     " WHERE balance = ?1 AND period_start_ns = ?2"
@@ -70,17 +72,40 @@ def _reserve_one(db: apsw.Connection, reservation: Reservation) -> bool:
     return bool(db.changes())
 
 
+def ensure_unreserved(db: apsw.Connection, settlement: Settlement) -> None:
+    """Make the balances that a call of several models needs and need not have reserved.
+
+    Before its lines are written: a balance counts those that it finds, and they are posted to it.
+    """
+    for posting in unreserved(settlement):
+        ensure(db, posting)
+
+
 def post(db: apsw.Connection, claims: str, settlement: Settlement) -> None:
     """Replace what a call's row had reserved by what the call took."""
-    for balance, period_start_ns, unit, amount in decode_reservations(claims):
-        db.execute(_POST_SQL, (balance, period_start_ns, amount, amount_taken(unit, settlement)))
+    if settlement.postings:
+        claims = _rewrite(db, claims, settlement)
+    taken = taken_by(settlement)
+    for kept in decode_reservations(claims):
+        db.execute(_POST_SQL, (kept.balance, kept.period_start_ns, kept.amount, taken.of(kept)))
 
 
-def post_difference(db: apsw.Connection, claims: str, settlement: Settlement, *, nanousd: int, tokens: int) -> None:
+def post_difference(db: apsw.Connection, claims: str, settlement: Settlement, estimated: Taken) -> None:
     """Replace what a settled row took by what its call really took."""
-    for balance, period_start_ns, unit, _ in decode_reservations(claims):
-        more = amount_taken(unit, settlement) - taken_by_row(unit, nanousd, tokens)
-        db.execute(_MOVE_SQL, (balance, period_start_ns, more))
+    before = {kept.key: estimated.of(kept) for kept in decode_reservations(claims)}
+    if settlement.postings:
+        claims = _rewrite(db, claims, settlement)
+    taken = taken_by(settlement)
+    for kept in decode_reservations(claims):
+        more = taken.of(kept) - before.get(kept.key, 0)
+        db.execute(_MOVE_SQL, (kept.balance, kept.period_start_ns, more))
+
+
+def _rewrite(db: apsw.Connection, claims: str, settlement: Settlement) -> str:
+    """Write what each balance gets of a call of several models into its row."""
+    more = with_postings(claims, settlement)
+    db.execute(_SET_CLAIMS_SQL, (more, settlement.call.id))
+    return more
 
 
 def ensure(db: apsw.Connection, reservation: Reservation) -> Balance:
@@ -90,7 +115,7 @@ def ensure(db: apsw.Connection, reservation: Reservation) -> Balance:
         return found
     balance = new_balance(
         reservation,
-        spent=spent_of(_rows(db, spent_sql(reservation.unit), scope_values(reservation))),
+        spent=_spent(db, reservation, scope_values(reservation)),
         reserved=_reserve_for_open_calls(db, reservation),
         credit=_credit(db, reservation.balance),
     )
@@ -110,15 +135,20 @@ def _reserve_for_open_calls(db: apsw.Connection, reservation: Reservation) -> in
     reserved = 0
     for call_id, claims, amount in list(_rows(db, sql, scope_values(reservation))):
         reserved += amount
-        added = (reservation.balance, reservation.period_start_ns, reservation.unit, amount)
-        more = encode_reservations([*decode_reservations(claims), added])
-        db.execute("UPDATE calls SET claims = ? WHERE id = ?", (more, call_id))
+        db.execute(_SET_CLAIMS_SQL, (with_added(claims, reservation, amount), call_id))
     return reserved
 
 
 def burn_nanousd(db: apsw.Connection, reservation: Reservation, since_ns: int, until_ns: int) -> int:
     """The budgeted cost of settled calls in a reservation's scope that started in [since, until)."""
-    return spent_of(_rows(db, spent_sql("nanousd"), scope_values(reservation, since_ns, until_ns)))
+    return _spent(
+        db, msgspec.structs.replace(reservation, unit="nanousd"), scope_values(reservation, since_ns, until_ns)
+    )
+
+
+def _spent(db: apsw.Connection, reservation: Reservation, values: tuple[int | str, ...]) -> int:
+    other_lines = _rows(db, OTHER_LINES_SQL, values) if reservation.unit == "nanousd" else ()
+    return spent_of(_rows(db, spent_sql(reservation.unit), values), other_lines, reservation.scope.model)
 
 
 def read_balances(db: apsw.Connection) -> list[Balance]:

@@ -16,7 +16,15 @@ from typing import Final
 import apsw
 
 from mcpmeter.errors import LedgerNotUsable
-from mcpmeter.ledger.migrations import AUDIT_SQL, PRUNED_CALLS_SQL, Migration, applied_names, outdated
+from mcpmeter.ledger.migrations import (
+    AUDIT_SQL,
+    CHARGES_SQL,
+    PROVIDER_OBJECTS_SQL,
+    PRUNED_CALLS_SQL,
+    Migration,
+    applied_names,
+    outdated,
+)
 
 MIGRATIONS: Final = (
     Migration(
@@ -139,6 +147,14 @@ MIGRATIONS: Final = (
     Migration(
         "0005_audit",
         AUDIT_SQL,
+    ),
+    Migration(
+        "0006_charges",
+        CHARGES_SQL,
+    ),
+    Migration(
+        "0007_provider_objects",
+        PROVIDER_OBJECTS_SQL,
     ),
 )
 

@@ -17,6 +17,18 @@ import apsw
 from mcpmeter.ledger.audit import INSERT_AUDIT_SQL, audit_values, key_changed, key_created, topped_up
 from mcpmeter.ledger.balances import KEPT_MINUTES_NS
 from mcpmeter.ledger.migrations import LEDGER_ID_SQL, ledger_id
+from mcpmeter.ledger.objects import (
+    END_OBJECT_SQL,
+    FIND_OBJECT_SQL,
+    INSERT_OBJECT_SQL,
+    PENDING_IDS_SQL,
+    PENDING_OBJECTS_SQL,
+    PENDING_ROWS_SQL,
+    ROW_SQL,
+    object_of,
+    object_values,
+    with_rows,
+)
 from mcpmeter.ledger.rows import (
     INSERT_KEY_SQL,
     SELECT_KEY_SQL,
@@ -34,12 +46,23 @@ from mcpmeter.ledger.sqlite.migrations import transaction
 from mcpmeter.ledger.sqlite.writer import Writer, WriterTask
 from mcpmeter.ledger.store import OnCommit
 from mcpmeter.ledger.write_queue import QueuedStore
-from mcpmeter.records import Actor, AuditAction, AuditEntry, Balance, Key, LedgerRow, Reservation, TopUp
+from mcpmeter.records import (
+    Actor,
+    AuditAction,
+    AuditEntry,
+    Balance,
+    Key,
+    LedgerRow,
+    ObjectState,
+    ProviderObject,
+    Reservation,
+    TopUp,
+)
 
 _Result = TypeVar("_Result")
 
 # The index is named because SQLite would read all rows to sort them, rather than sort the few that are open.
-OPEN_ROWS_SQL: Final = f"{SELECT_ROWS_SQL} INDEXED BY calls_open WHERE state = 'open'"
+OPEN_ROWS_SQL: Final = f"{SELECT_ROWS_SQL} INDEXED BY calls_open WHERE state = 'open' AND id NOT IN ({PENDING_IDS_SQL})"
 
 
 class SqliteStore(QueuedStore[Writer]):
@@ -79,10 +102,38 @@ class SqliteStore(QueuedStore[Writer]):
         return await self._run(lambda db: ledger_id(db.execute(LEDGER_ID_SQL)))
 
     async def left_open(self) -> Sequence[LedgerRow]:
-        """Rows that a previous process opened and never settled, oldest first."""
+        """Rows that a previous process opened and never settled, without those of pending objects, oldest first."""
         rows = await self._run(lambda db: [row_of(row) for row in db.execute(OPEN_ROWS_SQL)])
         own = self._accepting().open_ids
         return sorted((row for row in rows if row.id not in own), key=lambda row: (row.started_at_ns, row.id))
+
+    async def add_object(self, kept: ProviderObject) -> None:
+        """Store an object that a provider keeps. Raises `RowRefused` if its id is taken."""
+        await self._write(lambda db: db.execute(INSERT_OBJECT_SQL, object_values(kept)))
+        self._accepting().open_ids.discard(kept.call_id)
+
+    async def find_object(self, object_id: str, team: str) -> ProviderObject | None:
+        """The latest object of this id that the team made."""
+        row = await self._run(lambda db: db.execute(FIND_OBJECT_SQL, (object_id, team)).fetchone())
+        return object_of(row) if row else None
+
+    async def end_object(self, kept: ProviderObject, state: ObjectState, at_ns: int) -> None:
+        """Note that the call of a pending object is settled."""
+        await self._write(lambda db: db.execute(END_OBJECT_SQL, (kept.id, kept.provider, state, at_ns)))
+
+    async def pending_objects(self) -> Sequence[tuple[ProviderObject, LedgerRow]]:
+        """Pending objects with the rows of their calls, oldest first."""
+
+        def read(db: apsw.Connection) -> list[tuple[ProviderObject, LedgerRow]]:
+            rows = {row[0]: row_of(row) for row in db.execute(PENDING_ROWS_SQL)}
+            return with_rows(map(object_of, db.execute(PENDING_OBJECTS_SQL)), rows)
+
+        return await self._run(read)
+
+    async def row_of_call(self, call_id: str) -> LedgerRow | None:
+        """The row of one call."""
+        row = await self._run(lambda db: db.execute(ROW_SQL, (call_id,)).fetchone())
+        return row_of(row) if row else None
 
     async def keys(self) -> Sequence[Key]:
         """All keys, revoked ones too, oldest first."""

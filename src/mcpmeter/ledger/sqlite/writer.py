@@ -28,16 +28,24 @@ import apsw
 import msgspec
 
 from mcpmeter.errors import LedgerNotUsable, LedgerUnavailable, MeterError
+from mcpmeter.ledger.charges import (
+    DELETE_CHARGE_SQL,
+    INSERT_CHARGE_SQL,
+    SELECT_CHARGE_SQL,
+    charge_values,
+)
 from mcpmeter.ledger.rows import (
     OPEN_SQL,
     RECOVERED_SQL,
     REPLACE_RECOVERED_SQL,
     SETTLE_SQL,
     SETTLED_COLUMNS,
+    Taken,
+    has_charge_row,
     open_values,
     settled_values,
 )
-from mcpmeter.ledger.sqlite.balances import post, post_difference, reserve
+from mcpmeter.ledger.sqlite.balances import ensure_unreserved, post, post_difference, reserve
 from mcpmeter.ledger.sqlite.connection import FileLock, Synchronous, open_for_writing
 from mcpmeter.ledger.sqlite.migrations import transaction
 from mcpmeter.ledger.store import InsufficientBudget, RowRefused, SettlementConflict, row_refused, settlement_conflict
@@ -198,10 +206,14 @@ class Writer:
         entries: Sequence[RowEntry] = [*opens, *settles]
         try:
             self._require_same_file()
-            self._keeps_balances = self._keeps_balances or any(entry.call.reservations for entry in opens)
-            if len(entries) == 1 and not self._keeps_balances:
+            if len(entries) == 1 and not self._keeps_balances and _is_plain(opens, settles):
                 refused = _write_alone(db, entries[0])
             else:
+                self._keeps_balances = (
+                    self._keeps_balances
+                    or any(entry.call.reservations for entry in opens)
+                    or any(entry.settlement.postings for entry in settles)
+                )
                 refused = _write_together(db, opens, settles, keeps_balances=self._keeps_balances)
             if refused is None:
                 refused = _write_one_by_one(db, entries)
@@ -249,6 +261,13 @@ def _has_balances(db: apsw.Connection) -> bool:
 
 class _NotAllSettled(Exception):
     """Rolls the transaction back: a row is unknown or was settled before."""
+
+
+def _is_plain(opens: list[OpenEntry], settles: list[SettleEntry]) -> bool:
+    """Whether the only entry of a batch is one row, with neither balances nor a charge beside it."""
+    if opens:
+        return not opens[0].call.reservations
+    return not settles[0].settlement.postings and not has_charge_row(settles[0].settlement)
 
 
 def _write_alone(db: apsw.Connection, entry: RowEntry) -> Refused | None:
@@ -299,6 +318,12 @@ def _admitted(db: apsw.Connection, opens: list[OpenEntry], refused: Refused) -> 
 
 def _settle_together(db: apsw.Connection, settles: list[SettleEntry], *, keeps_balances: bool) -> None:
     values = [settled_values(entry.settlement) for entry in settles]
+    for entry in settles:
+        if entry.settlement.postings:
+            ensure_unreserved(db, entry.settlement)
+    charges = [charge_values(entry.settlement) for entry in settles if has_charge_row(entry.settlement)]
+    if charges:
+        db.executemany(INSERT_CHARGE_SQL, charges)
     if not keeps_balances:
         before = db.total_changes()
         db.executemany(SETTLE_SQL, values)
@@ -338,13 +363,23 @@ def _settle_one(db: apsw.Connection, settlement: Settlement) -> None:
     """Settle one row, also over an estimate of recovery. The same settlement again is fine; any other raises
     `SettlementConflict`."""
     values = settled_values(settlement)
+    ensure_unreserved(db, settlement)
     settled = db.execute(SETTLE_RETURNING_SQL, values).fetchall()
     if settled:
+        if has_charge_row(settlement):
+            db.execute(INSERT_CHARGE_SQL, charge_values(settlement))
         post(db, str(settled[0][0]), settlement)
         return
     same = db.execute(_SETTLED_ALREADY_SQL, values).fetchone()
-    if same is None or not (same[0] or _replace_recovered(db, settlement, values)):
+    if same is None or not (
+        (same[0] and _has_same_charge(db, settlement)) or _replace_recovered(db, settlement, values)
+    ):
         raise settlement_conflict(opened=same is not None)
+
+
+def _has_same_charge(db: apsw.Connection, settlement: Settlement) -> bool:
+    kept = db.execute(SELECT_CHARGE_SQL, (settlement.call.id,)).fetchone()
+    return kept == (charge_values(settlement) if has_charge_row(settlement) else None)
 
 
 def _replace_recovered(db: apsw.Connection, settlement: Settlement, values: tuple[Any, ...]) -> bool:
@@ -355,8 +390,11 @@ def _replace_recovered(db: apsw.Connection, settlement: Settlement, values: tupl
     if estimated is None:
         return False
     db.execute(REPLACE_RECOVERED_SQL, values)
-    claims, nanousd, tokens = estimated
-    post_difference(db, str(claims), settlement, nanousd=int(nanousd), tokens=int(tokens))
+    db.execute(DELETE_CHARGE_SQL, (settlement.call.id,))
+    if has_charge_row(settlement):
+        db.execute(INSERT_CHARGE_SQL, charge_values(settlement))
+    claims, *taken = estimated
+    post_difference(db, str(claims), settlement, Taken(*taken))
     return True
 
 

@@ -113,6 +113,7 @@ SPEND: Final = Row(
             (Query(f"{HOUR} * {q.rate(money.COST, 'team')}", "{{team}}"),),
             "currencyUSD",
             stacked=True,
+            width=6,
         ),
         Panel(
             "Cost by model",
@@ -120,6 +121,15 @@ SPEND: Final = Row(
             (Query(f"{HOUR} * {q.rate(money.COST, 'model')}", "{{model}}"),),
             "currencyUSD",
             stacked=True,
+            width=6,
+        ),
+        Panel(
+            "Cost by component",
+            "US dollars per hour: what prompts, completions, caches and fees of tools cost.",
+            (Query(f"{HOUR} * {q.rate(money.COMPONENT_COST, 'component')}", "{{component}}"),),
+            "currencyUSD",
+            stacked=True,
+            width=6,
         ),
         Panel(
             "Cost by provider",
@@ -127,6 +137,7 @@ SPEND: Final = Row(
             (Query(f"{HOUR} * {q.rate(money.COST, 'provider', 'source')}", "{{provider}}, {{source}}"),),
             "currencyUSD",
             stacked=True,
+            width=6,
         ),
         Panel(
             "Spending by team and model",
@@ -238,6 +249,7 @@ TRUST: Final = Row(
             least=0.9,
             greatest=1.1,
             decimals=3,
+            width=6,
         ),
         Panel(
             "Calls without a price, by reason",
@@ -245,6 +257,15 @@ TRUST: Final = Row(
             (Query(q.moving(money.UNPRICED, "provider", "reason"), "{{provider}}: {{reason}}"),),
             "reqps",
             stacked=True,
+            width=6,
+        ),
+        Panel(
+            "Items without a price",
+            "Unpriced items of calls per second, by provider and item. Their cost is missing in all figures here.",
+            (Query(q.moving(money.UNPRICED_ITEMS, "provider", "item"), "{{provider}}: {{item}}"),),
+            "reqps",
+            stacked=True,
+            width=6,
         ),
         Panel(
             "Calls without usage, by reason",
@@ -252,6 +273,7 @@ TRUST: Final = Row(
             (Query(q.moving(llm.USAGE_MISSING, "provider", "reason"), "{{provider}}: {{reason}}"),),
             "reqps",
             stacked=True,
+            width=6,
         ),
     ),
 )

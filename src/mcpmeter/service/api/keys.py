@@ -17,7 +17,7 @@ from mcpmeter.http.asgi import Header
 from mcpmeter.http.exchange import HttpExchange
 from mcpmeter.ledger.queries.keys import revoked
 from mcpmeter.ledger.store import Store
-from mcpmeter.pricing.rates import unix_ns
+from mcpmeter.pricing.calendars import unix_ns
 from mcpmeter.records import Actor, AuditAction, Key, Role
 from mcpmeter.service.admin import RequireAdmin
 from mcpmeter.service.app import Page

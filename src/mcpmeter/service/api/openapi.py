@@ -10,10 +10,11 @@ import msgspec
 
 from mcpmeter.access.key_view import ShownKey
 from mcpmeter.budgets.view import BudgetReport
-from mcpmeter.ledger.queries.totals import GROUPINGS
+from mcpmeter.ledger.queries.selection import GROUPINGS
 from mcpmeter.quota.tracker import QuotaReport
 from mcpmeter.service.api.keys import KeyList, KeyRevocation, KeyRotation, KeyWithSecret, NewKey
 from mcpmeter.usage import UsageReport
+from mcpmeter.usage.call_view import ShownCall
 
 ROWS: Final = 1_000
 MAX_ROWS: Final = 10_000
@@ -91,6 +92,13 @@ OPERATIONS: Final = (
             Parameter("limit", f"Rows per page, at most {MAX_ROWS}. Default: {ROWS}.", "100"),
             Parameter("cursor", "next_cursor of the previous page.", "WyJzZWFyY2giXQ"),
         ),
+    ),
+    Operation(
+        "/api/call",
+        "getCall",
+        "One call with its charge line by line. Callers see their own team's; an admin sees all.",
+        ShownCall,
+        (Parameter("id", "The call's id, of the header x-mcpmeter-call-id.", "call_019a2b3c4d5e"),),
     ),
     Operation("/api/keys", "listKeys", "All keys, also revoked ones, without secrets. For admins.", KeyList),
     Operation(

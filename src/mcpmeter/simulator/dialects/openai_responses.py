@@ -86,6 +86,7 @@ class ResponsesRequest(msgspec.Struct):
     reasoning: Reasoning | None = None
     metadata: dict[str, Any] | None = None
     previous_response_id: str | None = None
+    background: bool | None = None
 
     @property
     def items(self) -> list[Item]:
@@ -138,6 +139,7 @@ class ResponsesRequest(msgspec.Struct):
         schema = {} if format_.schema is None else {"name": format_.name, "schema": format_.schema, "strict": True}
         reasoning = self.reasoning or Reasoning()
         return {
+            "background": bool(self.background),
             "instructions": self.instructions,
             "max_output_tokens": self.max_output_tokens,
             "previous_response_id": self.previous_response_id,

@@ -81,7 +81,6 @@ class ResponseRendering(NamedTuple):
             "object": "response",
             "created_at": CREATED_UNIX_SECONDS,
             "status": status,
-            "background": False,
             "error": None,
             "incomplete_details": {"reason": "max_output_tokens"} if status == "incomplete" else None,
             "model": self.generation.model,
