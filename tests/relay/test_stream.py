@@ -134,8 +134,9 @@ def test_a_stream_in_any_pieces_keeps_bytes_and_usage(name, places, withhold):
                 b'"usage":{"prompt_tokens":4,"completion_tokens":2}}\n\n',
             ],
         ),
+        (OpenAiChat(), [b'data: {"id":1,"usage":null,"obfuscation":"\n\n', b'aB3"}\n\n']),
     ],
-    ids=["an error's name in an argument", "a usage's name in a line that is no data"],
+    ids=["an error's name in an argument", "a usage's name in a line that is no data", "padding over two events"],
 )
 def test_what_an_event_reports_does_not_depend_on_others_of_its_block(dialect, events):
     def outcome(pieces):

@@ -20,7 +20,7 @@ METERED_FIELDS: Final = json_body.quoted("model", "stream", "stream_options", "m
 """The fields of a request that are read; each may be named once."""
 
 _NULL_USAGE: Final = re.compile(
-    rb', ?"usage": ?null(?=(?:, ?"obfuscation": ?"[^"\\]*")?\}(?:\r\n(?!data:)|\n(?!data:)|\r(?!\n|data:)))'
+    rb', ?"usage": ?null(?=(?:, ?"obfuscation": ?"[^"\\\r\n]*")?\}(?:\r\n(?!data:)|\n(?!data:)|\r(?!\n|data:)))'
 )
 """At the end of an event's last data line, where OpenAI writes it: the brace after it closes the outermost object.
 Inside a text its quotes would be escaped."""
