@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import msgspec
 import pytest
 
 from mcpmeter.dialects.tokens import MAX_TOKENS
@@ -128,3 +129,11 @@ def test_an_alias_adds_a_name_to_a_table():
 def test_an_alias_must_name_an_item():
     with pytest.raises(ValueError, match="'cashed_read' is no billable item"):
         with_aliases(TABLE, {"mine": "cashed_read"})
+
+
+@pytest.mark.parametrize(
+    "number", ["1e99999999999999999999", "-1e9999999999", "1e-99999999999999999999", "1e-999999999", "0e99"]
+)
+def test_a_number_of_any_size_is_read_without_a_fault(number):
+    value = parsed(msgspec.Raw(f'{{"odd": {number}, "prompt_tokens": 3, "big": {10**30}}}'.encode()))
+    assert value["prompt_tokens"] == 3

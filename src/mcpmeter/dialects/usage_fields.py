@@ -11,7 +11,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from copy import copy
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 from itertools import islice
 from types import MappingProxyType
 from typing import Any, Final, Literal, NamedTuple, Self
@@ -32,6 +32,8 @@ MORE: Final = "more"
 MAX_PATH_LENGTH: Final = 64
 MAX_TEXT_LENGTH: Final = 64
 MAX_EXACT_DIGITS: Final = 40
+_TOO_LARGE: Final = Decimal("Infinity")
+_TOO_SMALL: Final = Decimal(1).scaleb(-MAX_EXACT_DIGITS)
 MAX_NAME_LENGTH: Final = 128
 """Characters of a field's name that a path keeps."""
 
@@ -277,4 +279,13 @@ def _quantity(value: Any) -> int:
 
 def _long_number(written: str) -> Decimal:
     """Decimal takes any number of digits in linear time, which int does not."""
-    return Decimal(written) if len(written) <= MAX_EXACT_DIGITS else Decimal("Infinity")
+    if len(written) > MAX_EXACT_DIGITS:
+        return _TOO_LARGE
+    try:
+        number = Decimal(written)
+    except InvalidOperation:  # the exponent has too many digits
+        return _TOO_LARGE
+    # Beyond a context's exponents even abs() raises.
+    if not number or abs(number.adjusted()) <= MAX_EXACT_DIGITS:
+        return number or Decimal(0)
+    return _TOO_LARGE if number.adjusted() > 0 else _TOO_SMALL
