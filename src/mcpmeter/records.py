@@ -143,6 +143,19 @@ class Charge(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """The cost line by line; empty if it is prompt and completion alone, at the standard price."""
 
 
+def plain_items(usage: Usage) -> tuple[UsageItem, ...]:
+    """The disjoint items of a usage whose counts say it all; without those of nothing."""
+    cached, written, reasoning = usage.cached_read_tokens, usage.cache_write_tokens, usage.reasoning_tokens
+    quantities = (
+        ("prompt", usage.prompt_tokens - cached - written),
+        ("cached_read", cached),
+        ("cache_write", written),
+        ("completion", usage.completion_tokens - reasoning),
+        ("reasoning", reasoning),
+    )
+    return tuple(UsageItem(name, quantity) for name, quantity in quantities if quantity > 0)
+
+
 def unknown_items(usage: Usage, charge: Charge) -> list[UsageItem]:
     """What no table knows: fields that the provider reports, and conditions that no price list has."""
     lines = (UsageItem(line.item, line.quantity, line.model) for line in charge.lines if _is_unknown(line))

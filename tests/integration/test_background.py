@@ -201,11 +201,14 @@ async def test_a_forgotten_response_is_settled_at_its_reservation(start):
     assert missing == 1
 
 
-async def test_a_response_that_does_not_end_in_time_is_given_up(start):
+@pytest.mark.parametrize("provider", ["works on", "is away"])
+async def test_a_response_that_does_not_end_in_time_is_given_up(start, provider):
     options = BackgroundSettings(first_poll_seconds=0.02, max_poll_seconds=0.05, give_up_seconds=0.3)
     relay = await start(milliseconds=60_000, relay={"background": options})
     async with client(relay) as sdk:
         await sdk.responses.create(**body())
+    if provider == "is away":
+        await relay.simulator.close()
     await until_settled(relay)
     (row,) = relay.rows()
     assert row.error_id == "background_lost"

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 from mcpmeter.items import ITEMS
-from mcpmeter.records import STANDARD, Usage, UsageItem
+from mcpmeter.records import STANDARD, Usage, UsageItem, plain_items
 
 
 def merged(before: Usage, now: Usage) -> Usage:
@@ -53,21 +53,7 @@ def _parts(usage: Usage, side: str) -> int:
 
 def items_of(usage: Usage) -> tuple[UsageItem, ...]:
     """The disjoint items of a usage, also of one whose counts say it all."""
-    return usage.items or tuple(_plain_items(usage))
-
-
-def _plain_items(usage: Usage) -> Iterator[UsageItem]:
-    """The items of a usage whose counts say it all."""
-    cached, written, reasoning = usage.cached_read_tokens, usage.cache_write_tokens, usage.reasoning_tokens
-    for name, quantity in (
-        ("prompt", usage.prompt_tokens - cached - written),
-        ("cached_read", cached),
-        ("cache_write", written),
-        ("completion", usage.completion_tokens - reasoning),
-        ("reasoning", reasoning),
-    ):
-        if quantity > 0:
-            yield UsageItem(name, quantity)
+    return usage.items or plain_items(usage)
 
 
 def _side(item: UsageItem) -> str:

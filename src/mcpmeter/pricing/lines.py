@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 from mcpmeter.items import ITEMS
 from mcpmeter.money import MAX_NANOUSD
 from mcpmeter.pricing.rates import SCALED_NANOUSD, Rates, amount_of, contradictory, half_even
-from mcpmeter.records import ChargeLine, Usage, UsageItem
+from mcpmeter.records import ChargeLine, Usage, UsageItem, plain_items
 
 MAX_QUANTITY: Final = 10**12
 _MAX_LISTS: Final = 4
@@ -70,14 +70,7 @@ def _items_of_counts(usage: Usage, rates: Rates | None) -> tuple[UsageItem, ...]
         band = rates.band(usage.prompt_tokens)
         if (usage.prompt_tokens and band.prompt is None) or (usage.completion_tokens and band.completion is None):
             return None
-    found = (
-        UsageItem("prompt", usage.prompt_tokens - usage.cached_read_tokens - usage.cache_write_tokens),
-        UsageItem("cached_read", usage.cached_read_tokens),
-        UsageItem("cache_write", usage.cache_write_tokens),
-        UsageItem("completion", usage.completion_tokens - usage.reasoning_tokens),
-        UsageItem("reasoning", usage.reasoning_tokens),
-    )
-    return tuple(item for item in found if item.quantity)
+    return plain_items(usage)
 
 
 def _entries(items: Sequence[UsageItem]) -> list[list[UsageItem]]:

@@ -32,6 +32,7 @@ from mcpmeter.relay.call import RelayedCall
 from mcpmeter.relay.runtime import EndpointConfig, Runtime, off_loop_if_large
 from mcpmeter.relay.usage_parts import joined
 from mcpmeter.routing.candidates import Candidate
+from mcpmeter.routing.retries import retry_after_ns
 
 log = logging.getLogger("mcpmeter")
 
@@ -170,19 +171,23 @@ class BackgroundCalls:
             retry_after = 0.0
             try:
                 async with self._polls:
-                    retry_after = await self._poll(followed, options)
+                    retry_after = await self._poll(followed)
             except MeterError as fault:
                 log.debug("a background response is not known yet: %s", fault.message)
             except Exception as fault:  # of one poll; the next one may see it
                 log.error("fault while following a background response: %s", type(fault).__name__)
+            # Whatever the provider answered, or if it cannot be reached at all.
+            if time.time_ns() - followed.kept.created_at_ns > options.give_up_seconds * 1e9:
+                with suppress(LedgerUnavailable):  # then after the next poll
+                    await self.lose(followed, "This background response did not end in time.")
             pause = max(min(pause * PAUSE_GROWTH, options.max_poll_seconds), retry_after)
 
     async def look(self, followed: Followed) -> None:
         """Ask the provider now. What it does not answer is tried again later."""
         with suppress(MeterError):
-            await self._poll(followed, self._options())
+            await self._poll(followed)
 
-    async def _poll(self, followed: Followed, options: BackgroundOptions) -> float:
+    async def _poll(self, followed: Followed) -> float:
         """Ask the provider once. Returns the seconds that it asks to wait."""
         kept = followed.kept
         statuses: list[int] = []
@@ -195,18 +200,12 @@ class BackgroundCalls:
                 break
             statuses.append(status)
             if status not in (401, 403, 404):
-                return await self._give_up_if_due(followed, options, retry_after)
+                return retry_after
         if statuses and all(status == 404 for status in statuses):
             followed.not_found += 1
             if followed.not_found >= POLLS_UNTIL_LOST:
                 await self.lose(followed, "The provider no longer knows this background response.")
-                return 0.0
-        return await self._give_up_if_due(followed, options, 0.0)
-
-    async def _give_up_if_due(self, followed: Followed, options: BackgroundOptions, retry_after: float) -> float:
-        if time.time_ns() - followed.kept.created_at_ns > options.give_up_seconds * 1e9:
-            await self.lose(followed, "This background response did not end in time.")
-        return retry_after
+        return 0.0
 
     async def _get(self, kept: ProviderObject, target: Candidate) -> tuple[int, float, bytes]:
         runtime, name = self._runtime(), target.upstream.provider.name
@@ -217,7 +216,8 @@ class BackgroundCalls:
             response.finish()
         finally:
             response.abort()
-        return response.status, _retry_after(response.headers.get("retry-after", "")), body
+        wait_ns = retry_after_ns(response.headers, time.time_ns()) or 0
+        return response.status, min(wait_ns / 1e9, MAX_RETRY_AFTER_SECONDS), body
 
     # Settling ---------------------------------------------------------------------------------------------------------
 
@@ -398,11 +398,6 @@ def _with_events(endpoint: EndpointConfig, events: EventReader) -> EndpointConfi
     made = dataclasses.replace(endpoint)
     object.__setattr__(made, "events", events)  # frozen, and the dialect's own reader by default
     return made
-
-
-def _retry_after(value: str) -> float:
-    """Seconds, if they are given as a number."""
-    return min(float(value), MAX_RETRY_AFTER_SECONDS) if value.isascii() and value[:8].isdigit() else 0.0
 
 
 def _result_of(followed: Followed, target: Candidate, info: ResponseInfo, completion_tokens: int) -> CallResult:
