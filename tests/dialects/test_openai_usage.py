@@ -604,7 +604,7 @@ def test_an_event_with_more_than_usage_is_forwarded(fields):
     [
         ({"choices": [{"message": {"content": "ok"}, "finish_reason": {"type": "stop", "x": 1}}]}, "stop"),
         ({"choices": [{"message": {"content": "ok"}, "finish_reason": 7}]}, "7"),
-        ({"choices": [{"message": {"content": "ok"}, "finish_reason": ["stop"]}]}, "other"),
+        ({"choices": [{"message": {"content": "ok"}, "finish_reason": ["stop"]}]}, "stop"),
         ({"model": 7}, "stop"),
         ({"model": {"name": "m"}}, "stop"),
         ({"choices": None}, ""),

@@ -229,9 +229,9 @@ def _odd_message(value: Any) -> _Message:
         raise UnreadableResponse("no object")
     content = value.get("content")
     return _Message(
-        model=json_body.name_in(value.get("model")),
+        model=json_body.text_of(value.get("model")) or None,
         content=[_odd_block(block) for block in content] if isinstance(content, list) else None,
-        stop_reason=json_body.name_in(value.get("stop_reason")),
+        stop_reason=json_body.text_of(value.get("stop_reason")) or None,
         usage=json_body.raw(value.get("usage")),
         error=json_body.raw(value.get("error")),
     )
@@ -249,7 +249,7 @@ def _odd_event(value: Any) -> _Event | None:
     return _Event(
         type=kind if isinstance(kind, str) else None,
         message=_odd_message(message) if isinstance(message, dict) else None,
-        delta=_Delta(json_body.name_in(delta.get("stop_reason")), delta.get("text"))
+        delta=_Delta(json_body.text_of(delta.get("stop_reason")) or None, delta.get("text"))
         if isinstance(delta, dict)
         else None,
         content_block=_odd_block(value["content_block"]) if isinstance(value.get("content_block"), dict) else None,

@@ -250,10 +250,10 @@ def _odd_response(value: dict[str, Any]) -> _Response:
     candidates = value.get("candidates")
     return _Response(
         candidates=[*map(_odd_candidate, json_body.dicts_in(candidates))] if isinstance(candidates, list) else None,
-        prompt_feedback=_Feedback(json_body.name_in(json_body.under(value, "promptFeedback", "blockReason"))),
-        model_version=json_body.name_in(value.get("modelVersion")),
+        prompt_feedback=_Feedback(json_body.text_of(json_body.under(value, "promptFeedback", "blockReason")) or None),
+        model_version=json_body.text_of(value.get("modelVersion")) or None,
         usage_metadata=json_body.raw(value.get("usageMetadata")),
-        service_tier=json_body.name_in(value.get("serviceTier") or value.get("service_tier")),
+        service_tier=json_body.text_of(value.get("serviceTier") or value.get("service_tier")) or None,
         error=json_body.raw(value.get("error")),
     )
 
@@ -262,7 +262,7 @@ def _odd_candidate(value: dict[str, Any]) -> _Candidate:
     parts = json_body.dicts_in(json_body.under(value, "content", "parts"))
     return _Candidate(
         content=_Content([{name: json_body.raw(inner) for name, inner in part.items()} for part in parts]),
-        finish_reason=json_body.name_in(value.get("finishReason")),
+        finish_reason=json_body.text_of(value.get("finishReason")) or None,
         grounding_metadata=json_body.raw(value.get("groundingMetadata")),
         url_context_metadata=json_body.raw(value.get("urlContextMetadata")),
     )

@@ -291,15 +291,6 @@ def cleaned(text: str | None) -> str:
     return short if short.isprintable() else "".join(char if char.isprintable() else "?" for char in short)
 
 
-def name_in(value: Any) -> str | None:
-    """The name that an enum's field of another type holds: a text in it, or the number; None if it is empty."""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return str(value)[:MAX_NAME_LENGTH]
-    return next((text for text in strings_in(value) if text), "other") if value else None
-
-
 def raw(value: Any) -> msgspec.Raw:
     """A parsed value as a field's bytes; absent for None and for what JSON cannot hold."""
     try:
@@ -309,14 +300,15 @@ def raw(value: Any) -> msgspec.Raw:
 
 
 def text_of(value: Any) -> str:
-    """A field for a row that a provider should send as text: of a number its digits, of an object its type."""
+    """A field that a provider should send as text, for a row: of a number its digits, of an object its type, or a text
+    in it; empty if it holds nothing."""
     if isinstance(value, dict):
-        value = value.get("type") or value.get("reason") or "other"
+        value = value.get("type") or value.get("reason") or value
     if isinstance(value, str):
         return cleaned(value)
-    if value is None:
-        return ""
-    return cleaned(str(value)) if isinstance(value, int | float) and abs(value) <= MAX_SHOWN_NUMBER else "other"
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return cleaned(str(value)) if abs(value) <= MAX_SHOWN_NUMBER else "other"
+    return cleaned(next((text for text in strings_in(value) if text), "other")) if value else ""
 
 
 def dicts_in(value: Any) -> Iterator[dict[str, Any]]:
