@@ -6,10 +6,10 @@ import csv
 import io
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -42,6 +42,7 @@ _TABLE_COLUMNS = {
     "fallback_calls": "fallback",
     "open_calls": "open",
 }
+_Command = TypeVar("_Command", bound=Callable[..., Any])
 _OUTPUT_FILE = click.Path(path_type=Path, dir_okay=False)
 _config_option = config_option_for(
     "The service's configuration, for its ledger and its pricing.currency. Without this option only the ledger is "
@@ -49,21 +50,37 @@ _config_option = config_option_for(
 )
 
 
+def _selection_options(*by: str) -> Callable[[_Command], _Command]:
+    """The options that choose and group calls; `by` are the groupings without an option."""
+    options = (
+        click.option(
+            "--by",
+            multiple=True,
+            default=by,
+            show_default=bool(by),
+            type=click.Choice(["team", "project", "model", "provider", "key", "day", "outcome"]),
+            help="Group by this; repeatable.",
+        ),
+        click.option("--since", default="", metavar="INSTANT", help="Calls started at or after this day or instant."),
+        click.option("--until", default="", metavar="INSTANT", help="Calls started before this day or instant."),
+        click.option("--month", default="", metavar="YYYY-MM", help="Calls of this month."),
+        click.option("--last", default="", metavar="TIME", help="Calls of the last hours, days or weeks: 24h, 7d, 4w."),
+        click.option(
+            "--time-zone", default="UTC", show_default=True, help="Time zone of days and months: Europe/Berlin."
+        ),
+        click.option("--team", help="Only this team's calls."),
+    )
+
+    def add(command: _Command) -> _Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add
+
+
 @click.group(name="report", invoke_without_command=True)
-@click.option(
-    "--by",
-    multiple=True,
-    default=("team", "model"),
-    show_default=True,
-    type=click.Choice(["team", "project", "model", "provider", "key", "day", "outcome"]),
-    help="Group by this; repeatable.",
-)
-@click.option("--since", default="", metavar="INSTANT", help="Calls started at or after this day or instant.")
-@click.option("--until", default="", metavar="INSTANT", help="Calls started before this day or instant.")
-@click.option("--month", default="", metavar="YYYY-MM", help="Calls of this month.")
-@click.option("--last", default="", metavar="TIME", help="Calls of the last hours, days or weeks: 24h, 7d, 4w.")
-@click.option("--time-zone", default="UTC", show_default=True, help="Time zone of days and months: Europe/Berlin.")
-@click.option("--team", help="Only this team's calls.")
+@_selection_options("team", "model")
 @_config_option
 @currency_options
 @ledger_option
@@ -151,18 +168,7 @@ def statement(
 
 
 @command.command()
-@click.option(
-    "--by",
-    multiple=True,
-    type=click.Choice(["team", "project", "model", "provider", "key", "day", "outcome"]),
-    help="Group by this; repeatable.",
-)
-@click.option("--since", default="", metavar="INSTANT", help="Calls started at or after this day or instant.")
-@click.option("--until", default="", metavar="INSTANT", help="Calls started before this day or instant.")
-@click.option("--month", default="", metavar="YYYY-MM", help="Calls of this month.")
-@click.option("--last", default="", metavar="TIME", help="Calls of the last hours, days or weeks: 24h, 7d, 4w.")
-@click.option("--time-zone", default="UTC", show_default=True, help="Time zone of days and months: Europe/Berlin.")
-@click.option("--team", help="Only this team's calls.")
+@_selection_options()
 @_config_option
 @ledger_option
 @json_option()

@@ -15,6 +15,7 @@ from mcpmeter.ledger.queries.reader import Reader, open_reader
 from mcpmeter.ledger.queries.selection import Grouping, Selection
 from mcpmeter.ledger.queries.totals import select_in
 from mcpmeter.money import usd_text
+from mcpmeter.usage.group_row import GroupRow
 from mcpmeter.usage.periods import Span, time_zone, utc_text
 
 MAX_UNPRICED: Final = 50
@@ -22,8 +23,6 @@ MAX_UNPRICED: Final = 50
 
 PLAIN: Final = "plain"
 """Stands for the prompt and completion of calls without lines."""
-
-Text = str | msgspec.UnsetType
 
 
 class UnpricedItem(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,16 +35,9 @@ class UnpricedItem(msgspec.Struct, frozen=True, kw_only=True):
     """In the item's unit."""
 
 
-class ItemRow(msgspec.Struct, frozen=True, kw_only=True):
+class ItemRow(GroupRow, frozen=True, kw_only=True):
     """Sums of one item in one group of calls."""
 
-    team: Text = msgspec.UNSET
-    project: Text = msgspec.UNSET
-    model: Text = msgspec.UNSET
-    provider: Text = msgspec.UNSET
-    key: Text = msgspec.UNSET
-    day: Text = msgspec.UNSET
-    outcome: Text = msgspec.UNSET
     item: str
     component: Component | None
     """None for `plain`, whose prompt and completion the ledger does not divide."""

@@ -16,6 +16,7 @@ from mcpmeter.ledger.queries.reader import open_reader
 from mcpmeter.ledger.queries.selection import GROUPINGS, Grouping, Selection
 from mcpmeter.ledger.queries.totals import Total, select_in
 from mcpmeter.money import nanousd_to_usd, plain_usd, usd_text
+from mcpmeter.usage.group_row import GroupRow
 from mcpmeter.usage.items import UnpricedItem, unpriced_in
 from mcpmeter.usage.periods import Span, time_zone, utc_text
 
@@ -25,7 +26,6 @@ _NANO: Final = Decimal("1e-9")
 
 Count = Annotated[int, msgspec.Meta(ge=0)]
 Money = Annotated[str, msgspec.Meta(pattern=r"^[0-9]+\.[0-9]{2,}$", description="Decimal text.")]
-Text = str | msgspec.UnsetType
 
 
 class Currency(msgspec.Struct, frozen=True):
@@ -48,19 +48,12 @@ class UsageQuery(msgspec.Struct, frozen=True, kw_only=True):
     cursor: str = ""
 
 
-class UsageRow(msgspec.Struct, frozen=True, kw_only=True):
+class UsageRow(GroupRow, frozen=True, kw_only=True):
     """Sums of one group of calls, with the requested groupings.
 
     Tokens and cost are those of settled calls. `cost_usd` is exact and excludes calls without a price.
     """
 
-    team: Text = msgspec.UNSET
-    project: Text = msgspec.UNSET
-    model: Text = msgspec.UNSET
-    provider: Text = msgspec.UNSET
-    key: Text = msgspec.UNSET
-    day: Text = msgspec.UNSET
-    outcome: Text = msgspec.UNSET
     calls: Count
     open_calls: Count
     prompt_tokens: Count
