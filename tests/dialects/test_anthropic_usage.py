@@ -53,6 +53,14 @@ def unknown(usage: Usage) -> dict[str, int]:
     return {item.item: item.quantity for item in usage.unknown}
 
 
+def test_a_mirror_of_the_cache_reads_counts_once():
+    # DashScope's form: https://github.com/jeremychone/rust-genai/pull/258
+    last = {"cache_read_input_tokens": 3604, "prompt_tokens_details": {"cached_tokens": 3604}, "output_tokens": 878}
+    usage = streamed({"input_tokens": 3602, "output_tokens": 0}, last)
+    assert (usage.prompt_tokens, usage.cached_read_tokens, usage.completion_tokens) == (7206, 3604, 878)
+    assert unknown(usage) == {}
+
+
 PLAIN = {"input_tokens": 10, "output_tokens": 5}
 
 

@@ -58,6 +58,8 @@ _COUNTS: Final = {
 }
 _TABLE: Final = MappingProxyType(
     {
+        # DashScope's mirror of the cache reads; first, so that `NAMES` has Anthropic's own paths.
+        "prompt_tokens_details.cached_tokens": count("cached_read"),
         **_COUNTS,
         "server_tool_use.web_search_requests": count("web_search"),
         "server_tool_use.code_execution_requests": count("code_execution"),

@@ -116,6 +116,8 @@ _TOP: Final = {
     "cost_details": MONEY,
     "is_byok": MONEY,
     "estimated_cost": MONEY,
+    "market_cost": MONEY,  # Vercel's gateway, which repeats the cost
+    "gateway_cost": MONEY,
     "currency": MONEY,
     "service_tier": text("tier"),
     "speed": text("speed"),
