@@ -226,11 +226,12 @@ class PostgresServer:
 
     def stop(self, number: signal.Signals = signal.SIGINT) -> None:
         """End it: at once but orderly by SIGINT, like a crash by SIGKILL; waits until its children are gone too."""
+        children = self._children()
         self.process.send_signal(number)
         self.process.wait(SECONDS_TO_END)
-        # Children notice by themselves that it is gone; a new one refuses to start while one of them lives.
+        # Children notice by themselves that it is gone, and answer until then. Each has a process group of its own.
         deadline = time.monotonic() + SECONDS_TO_END
-        while _group_lives(self.process.pid):
+        while any(map(_lives, children)):
             assert time.monotonic() < deadline, "children of PostgreSQL do not end"
             time.sleep(0.01)
 
@@ -242,12 +243,18 @@ class PostgresServer:
         """Let it go on."""
         self._signal_all(signal.SIGCONT)
 
-    def _signal_all(self, number: signal.Signals) -> None:
+    def _children(self) -> list[int]:
         pid = self.process.pid
-        os.kill(pid, number)
-        for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+        with contextlib.suppress(FileNotFoundError):  # it has ended
+            return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+        return []
+
+    def _signal_all(self, number: signal.Signals) -> None:
+        children = self._children()
+        os.kill(self.process.pid, number)
+        for child in children:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(int(child), number)
+                os.kill(child, number)
 
     def url(self, database: str) -> str:
         return f"postgresql://meter:{self.PASSWORD}@127.0.0.1:{self.port}/{database}"
@@ -287,12 +294,12 @@ def _postgres_program(name: str) -> str:
     return found
 
 
-def _group_lives(group: int) -> bool:
+def _lives(pid: int) -> bool:
     try:
-        os.killpg(group, 0)
-    except ProcessLookupError:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
         return False
-    return True
+    return state not in "ZX"  # dead, whether or not it was waited for
 
 
 @contextlib.contextmanager
