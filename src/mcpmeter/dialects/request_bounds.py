@@ -30,8 +30,8 @@ https://platform.claude.com/docs/en/agents-and-tools/tool-use/overview#pricing""
 
 _LARGE_IMAGES: Final = {"4o-mini": 40_000, "gpt-5.": 12_000, "qwen": 17_000, "qvq": 17_000}
 """The most tokens of an image, by a part of the model's name, where a small file can take more than
-`MIN_TOKENS_PER_MEDIUM`: https://platform.openai.com/docs/guides/images-vision (36,835; 10,000 patches with the detail
-`original`), https://help.aliyun.com/zh/model-studio/vision (16,384)."""
+`MIN_TOKENS_PER_MEDIUM`: https://platform.openai.com/docs/guides/images-vision (36,835 for gpt-4o-mini),
+https://help.aliyun.com/zh/model-studio/vision (16,384). The figure of gpt-5 is an assumption: no page gives one."""
 
 _STANDARD: Final = frozenset(("", "standard", "standard_only", "default", "auto", "on_demand", "global", "soonest"))
 _TIERS: Final = {"fast": "priority"}
