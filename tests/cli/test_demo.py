@@ -83,7 +83,7 @@ class TestDemo:
         finished = running.end(signal.SIGINT)
 
         assert finished.code == 0
-        assert finished.stderr == ""
+        assert finished.faults == ""
         assert re.search(r"Stopped\. \d+ calls were made, \d+ of them completed\.", finished.stdout)
         assert finished.stdout.count("Stop it with Ctrl-C.") == 1
         assert finished.stdout.count(f"{address}/v1\n") == 1
@@ -126,7 +126,7 @@ class TestDemo:
             holds=lambda result: bool(result) and int(result[0]["value"][1]) >= 3,
         )
         finished = running.end(signal.SIGINT)
-        assert (finished.code, finished.stderr) == (0, "")
+        assert (finished.code, finished.faults) == (0, "")
         assert psutil.wait_procs(children, timeout=120)[1] == []
 
     def test_without_prometheus_the_stack_says_how_to_install_it(self, run, tmp_path):

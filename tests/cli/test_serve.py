@@ -180,4 +180,4 @@ class TestZeroConfiguration:
                 assert json.load(answer)["data"]
         for service in services:
             finished = service.end()
-            assert (finished.code, finished.stderr) == (0, "")
+            assert (finished.code, finished.faults) == (0, "")

@@ -200,7 +200,7 @@ async def test_every_call_of_clients_that_leave_is_settled_once_and_cancelled_up
     check_outcomes(jobs, rows, books["calls"])
     check_counters(stand, jobs, rows)
     finished = stand.relay.end()
-    assert (finished.code, finished.stderr) == (0, "")
+    assert (finished.code, finished.faults) == (0, "")
 
 
 def left(job: Job) -> bool:

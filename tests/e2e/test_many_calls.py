@@ -362,7 +362,7 @@ async def test_the_ledger_is_the_providers_own_count_over_every_dialect_fault_an
     # A share of the calls ends while caches still fill: it shows only that the samples are taken.
     assert not trials.full or quarter(memory, 4) - quarter(memory, 2) <= MAX_GROWTH_MB
     finished = stand.relay.end()
-    assert (finished.code, finished.stderr) == (0, "")
+    assert (finished.code, finished.faults) == (0, "")
 
 
 WHOLE_MODELS = {model: form.dialect for form in FORMS for model in form.models}

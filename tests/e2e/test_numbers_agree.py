@@ -296,7 +296,7 @@ async def test_ledger_metrics_prometheus_and_the_provider_agree_to_the_token_and
 
         await check_counts(stand, ask, rows, log)
     finished = stand.relay.end()
-    assert (finished.code, finished.stderr) == (0, "")
+    assert (finished.code, finished.faults) == (0, "")
 
 
 def check_row_by_row(rows: list[dict[str, Any]], calls: list[dict[str, Any]], log: Log) -> None:

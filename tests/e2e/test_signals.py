@@ -69,7 +69,7 @@ def serving(stand):
 
 def ended_cleanly(finished: Any) -> None:
     assert finished.code == 0, finished
-    assert finished.stderr == ""
+    assert finished.faults == ""
 
 
 async def end(relay: Any, number: signal.Signals | None = None) -> Any:
